@@ -1,0 +1,399 @@
+"""Everything that can be configured, as frozen dataclasses: validated on construction, JSON in and out.
+
+Axis letters used all over s1jax: B batch, T query length, S key length, D model, F mlp, N query heads, K key/value
+heads, H head dimension, L layers, V vocabulary rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from typing import Any, Literal, Mapping, TypeVar
+
+_T = TypeVar("_T")
+
+
+class InputError(ValueError):
+    """Input a user can correct: one sentence that names the file, row, flag or tensor and the remedy.
+
+    Launchers print it without a traceback and exit with code 2.
+    """
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Returns a dataclass as nested dicts and lists that `json.dumps` accepts."""
+    return dataclasses.asdict(config)
+
+
+def from_dict(kind: type[_T], values: Mapping[str, Any], where: str = "config") -> _T:
+    """Builds dataclass `kind` from nested mappings, the inverse of `to_dict`.
+
+    Args:
+      kind: the dataclass to build.
+      values: its fields; absent ones take their default.
+      where: name of `values` in error messages, for example a file or a flag.
+
+    Raises:
+      InputError: on an unknown key, a missing required key or a value of the wrong type.
+    """
+    hints = typing.get_type_hints(kind)
+    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
+    unknown = sorted(set(values) - set(fields))
+    if unknown:
+        raise InputError(f"{where}.{unknown[0]} is not a setting; {where} has {', '.join(sorted(fields))}.")
+    built = {}
+    for name, field in fields.items():
+        if name in values:
+            built[name] = _convert(hints[name], values[name], f"{where}.{name}")
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise InputError(f"{where}.{name} is missing; give it a value.")
+    return kind(**built)
+
+
+def _convert(hint: Any, value: Any, where: str) -> Any:
+    """Checks `value` against a type hint and returns it in that type; ints pass for floats, lists for tuples."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        if value not in args:
+            raise InputError(f"{where} is {value!r}; choose one of {', '.join(map(repr, args))}.")
+        return value
+    if type(None) in args:
+        return None if value is None else _convert(args[0], value, where)
+    if dataclasses.is_dataclass(hint):
+        if isinstance(value, typing.cast(type, hint)):
+            return value
+        if not isinstance(value, Mapping):
+            raise InputError(f"{where} is {value!r}; it must be a group of settings.")
+        return from_dict(typing.cast(type, hint), value, where)
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise InputError(f"{where} is {value!r}; it must be a list.")
+        return tuple(_convert(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
+        raise InputError(f"{where} is {value!r}; it must be of type {hint.__name__}.")
+    return value
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise InputError(message)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Shape of one decoder of the Qwen2/2.5, Qwen3 or Llama family; every field changes the output or a shape.
+
+    Attributes:
+      vocab_size: V, rows of the embedding; may exceed the tokenizer's ids.
+      d_model: D.
+      mlp_dim: F, hidden width of SwiGLU.
+      num_layers: L.
+      num_heads: N, query heads.
+      num_kv_heads: K, key/value heads; divides N.
+      head_dim: H, even.
+      rope_theta: base of the rotary frequencies.
+      norm_eps: added to the mean square in RMSNorm.
+      qkv_bias: query, key and value projections have a bias (Qwen2).
+      qk_norm: RMSNorm over H of queries and keys before RoPE (Qwen3).
+      tied_embeddings: the output projection is the embedding.
+      context_length: longest sequence, in tokens, that the decoder accepts.
+    """
+
+    vocab_size: int
+    d_model: int
+    mlp_dim: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    rope_theta: float = 1e6
+    norm_eps: float = 1e-6
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    tied_embeddings: bool = False
+    context_length: int = 32768
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if not isinstance(value, bool):
+                _require(value > 0, f"model.{field.name} is {value}; it must be positive.")
+        _require(
+            self.num_heads % self.num_kv_heads == 0,
+            f"model.num_heads {self.num_heads} is no multiple of model.num_kv_heads {self.num_kv_heads}.",
+        )
+        _require(self.head_dim % 2 == 0, f"model.head_dim {self.head_dim} must be even for rotary embeddings.")
+
+    @property
+    def num_params(self) -> int:
+        """Number of weights, a tied embedding counted once."""
+        d, h, n, k = self.d_model, self.head_dim, self.num_heads, self.num_kv_heads
+        attention = 2 * d * n * h + 2 * d * k * h
+        attention += (n + 2 * k) * h * self.qkv_bias + 2 * h * self.qk_norm
+        layer = attention + 3 * d * self.mlp_dim + 2 * d
+        return self.num_layers * layer + d + self.vocab_size * d * (1 if self.tied_embeddings else 2)
+
+
+def _qwen2p5(d: int, layers: int, heads: int, kv: int, mlp: int, **more: Any) -> ModelConfig:
+    shape = dict(
+        vocab_size=152064, d_model=d, mlp_dim=mlp, num_layers=layers, num_heads=heads, num_kv_heads=kv,
+        head_dim=d // heads, qkv_bias=True,
+    )
+    return ModelConfig(**{**shape, **more})  # type: ignore[arg-type]
+
+
+def _qwen3(d: int, layers: int, heads: int, mlp: int, tied: bool = False) -> ModelConfig:
+    return ModelConfig(
+        vocab_size=151936, d_model=d, mlp_dim=mlp, num_layers=layers, num_heads=heads, num_kv_heads=8, head_dim=128,
+        qk_norm=True, tied_embeddings=tied, context_length=40960,
+    )
+
+
+def _smollm2(d: int, layers: int, heads: int, kv: int, mlp: int, theta: float = 1e5) -> ModelConfig:
+    return ModelConfig(
+        vocab_size=49152, d_model=d, mlp_dim=mlp, num_layers=layers, num_heads=heads, num_kv_heads=kv, head_dim=64,
+        rope_theta=theta, norm_eps=1e-5, tied_embeddings=True, context_length=8192,
+    )
+
+
+_R1: dict[str, Any] = dict(context_length=131072)
+
+# Sizes as in each model's published config.json; tests compare `num_params` with the published weight counts.
+PRESETS: dict[str, ModelConfig] = {
+    "qwen2p5_0p5b": _qwen2p5(896, 24, 14, 2, 4864, vocab_size=151936, tied_embeddings=True),
+    "qwen2p5_1p5b": _qwen2p5(1536, 28, 12, 2, 8960, vocab_size=151936, tied_embeddings=True),
+    "qwen2p5_3b": _qwen2p5(2048, 36, 16, 2, 11008, vocab_size=151936, tied_embeddings=True),
+    "qwen2p5_7b": _qwen2p5(3584, 28, 28, 4, 18944),
+    "qwen2p5_14b": _qwen2p5(5120, 48, 40, 8, 13824),
+    "qwen2p5_32b": _qwen2p5(5120, 64, 40, 8, 27648),
+    "qwen3_0p6b": _qwen3(1024, 28, 16, 3072, tied=True),
+    "qwen3_1p7b": _qwen3(2048, 28, 16, 6144, tied=True),
+    "qwen3_4b": _qwen3(2560, 36, 32, 9728, tied=True),
+    "qwen3_8b": _qwen3(4096, 36, 32, 12288),
+    "qwen3_14b": _qwen3(5120, 40, 40, 17408),
+    "qwen3_32b": _qwen3(5120, 64, 64, 25600),
+    "r1_distill_qwen_1p5b": _qwen2p5(1536, 28, 12, 2, 8960, vocab_size=151936, rope_theta=1e4, **_R1),
+    "r1_distill_qwen_7b": _qwen2p5(3584, 28, 28, 4, 18944, rope_theta=1e4, **_R1),
+    "r1_distill_qwen_14b": _qwen2p5(5120, 48, 40, 8, 13824, norm_eps=1e-5, **_R1),
+    "r1_distill_qwen_32b": _qwen2p5(5120, 64, 40, 8, 27648, norm_eps=1e-5, **_R1),
+    "smollm2_135m": _smollm2(576, 30, 9, 3, 1536),
+    "smollm2_360m": _smollm2(960, 32, 15, 5, 2560),
+    "smollm2_1p7b": _smollm2(2048, 24, 32, 32, 8192, theta=1.3e5),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What is trained on.
+
+    Attributes:
+      source: `countdown`, `countdown_corpus`, `s1k`, `s1k_1_1`, or the path of a JSONL/parquet file or folder of rows.
+      traces: whose thinking the `s1k_1_1` rows carry.
+      num_rows: use this many rows from the front of the source; 0 takes all.
+      block_size: T, ids in one row of a batch.
+      batching: `padded` puts one sequence in a row (the paper), `packed` as many as fit, told apart by segment ids.
+      weighting: `sequence` averages over each sequence's supervised ids, then over sequences (the paper);
+        `token` averages over all supervised ids.
+      too_long: what happens to a row of more than block_size + 1 ids.
+      seed: of the rows' order and, for generated sources, of the rows.
+    """
+
+    source: str = "countdown"
+    traces: Literal["gemini", "deepseek"] = "deepseek"
+    num_rows: int = 0
+    block_size: int = 32768
+    batching: Literal["padded", "packed"] = "padded"
+    weighting: Literal["sequence", "token"] = "sequence"
+    too_long: Literal["error", "drop", "truncate"] = "error"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _require(self.block_size > 1, f"data.block_size is {self.block_size}; it must be at least 2.")
+        _require(self.num_rows >= 0, f"data.num_rows is {self.num_rows}; give 0 for all rows.")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW as in the s1 recipe, or Muon for the matrices with AdamW for the rest.
+
+    Attributes:
+      name: `adamw` or `muon`.
+      learning_rate: peak of the schedule.
+      b1: decay of the first moment.
+      b2: decay of the second moment.
+      eps: added to the root of the second moment.
+      weight_decay: decoupled; applied to the matrices (embeddings, projections, MLP, head), never to biases or norms.
+      warmup_fraction: share of all steps in which the rate rises linearly from 0.
+      schedule: how the rate falls to 0 after the warm-up.
+      clip_norm: largest global gradient norm; 0 does not clip.
+    """
+
+    name: Literal["adamw", "muon"] = "adamw"
+    learning_rate: float = 1e-5
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 1e-4
+    warmup_fraction: float = 0.05
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    clip_norm: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How long and in which arithmetic.
+
+    Attributes:
+      batch_size: sequences per optimizer step over all devices.
+      epochs: passes over the rows; ignored where `steps` is given.
+      steps: optimizer steps; 0 derives them from `epochs`.
+      accumulation: micro-batches that one step's gradient is summed over; divides the rows of a batch.
+      param_dtype: of the master weights and the optimizer's moments.
+      compute_dtype: of activations and of the weights inside the forward pass.
+      remat: what the backward pass keeps of a layer: everything (`none`), only its input (`full`).
+      attention: kernel, see `s1jax.model.attention`.
+      loss_chunk: tokens whose logits exist at one time.
+    """
+
+    batch_size: int = 16
+    epochs: int = 5
+    steps: int = 0
+    accumulation: int = 1
+    param_dtype: Literal["float32", "bfloat16"] = "float32"
+    compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    remat: Literal["none", "full"] = "full"
+    attention: Literal["xla"] = "xla"
+    loss_chunk: int = 1024
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "accumulation", "loss_chunk"):
+            _require(getattr(self, name) > 0, f"train.{name} is {getattr(self, name)}; it must be positive.")
+        _require(self.steps > 0 or self.epochs > 0, "train.steps and train.epochs are both 0; give one of them.")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis; one of them may be -1: all devices that are left."""
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """Saves every `every` steps (0: only at the end) and keeps the newest `keep` of them."""
+
+    every: int = 100
+    keep: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class CostConfig:
+    """Price in US dollars of one device for one hour; 0 leaves dollars out."""
+
+    per_device_hour: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """One training run: what `launch.train` reads from a file of configs/.
+
+    Attributes:
+      init_from: checkpoint whose weights, model, tokenizer and chat format are fine-tuned; `package:countdown_base`
+        names the one that ships with s1jax. Empty: random weights of `model`.
+      model: shape of random weights; a name of `PRESETS` or None where `init_from` is given.
+      tokenizer: tokenizer folder or file for random weights; empty where `init_from` is given.
+      chat: name of the chat format (`s1jax.text.chat.FORMATS`); empty keeps the checkpoint's.
+      seed: of the random weights.
+    """
+
+    init_from: str = ""
+    model: ModelConfig | None = None
+    tokenizer: str = ""
+    chat: str = ""
+    seed: int = 0
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    mesh: MeshConfig = MeshConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    cost: CostConfig = CostConfig()
+
+    def __post_init__(self) -> None:
+        _require(
+            bool(self.init_from) != (self.model is not None),
+            "config.init_from and config.model: give exactly one, a checkpoint to start from or a shape to initialise.",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Controls:
+    """How one row is sampled; none of these causes a recompilation.
+
+    Attributes:
+      max_thinking_tokens: thinking is cut here; 0 means no thinking at all.
+      min_thinking_tokens: an earlier end of thinking is replaced by the wait string.
+      num_waits: ends of thinking beyond the minimum that are replaced by the wait string.
+      max_answer_tokens: sampled ids of the answer, its stop id included.
+      temperature: 0 is greedy.
+      top_p: smallest set of ids with at least this probability; 1 keeps all.
+      top_k: the k most probable ids; 0 keeps all.
+      min_p: ids at least this fraction as probable as the best; 0 keeps all.
+      seed: rows with the same seed, prompt and controls get the same ids in any batch.
+    """
+
+    max_thinking_tokens: int = 4096
+    min_thinking_tokens: int = 0
+    num_waits: int = 0
+    max_answer_tokens: int = 1024
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("max_thinking_tokens", "min_thinking_tokens", "num_waits", "temperature", "top_k", "min_p"):
+            _require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; it must not be negative.")
+        _require(self.max_answer_tokens > 0, f"max_answer_tokens is {self.max_answer_tokens}; it must be positive.")
+        _require(
+            self.min_thinking_tokens <= self.max_thinking_tokens,
+            f"min_thinking_tokens {self.min_thinking_tokens} exceeds max_thinking_tokens {self.max_thinking_tokens}.",
+        )
+        _require(0 < self.top_p <= 1, f"top_p is {self.top_p}; it must lie in (0, 1].")
+        _require(self.min_p <= 1, f"min_p is {self.min_p}; it must lie in [0, 1].")
+        _require(0 <= self.seed < 2**32, f"seed is {self.seed}; it must lie in [0, 2**32).")
+
+
+@dataclasses.dataclass(frozen=True)
+class Delimiters:
+    """The ids that budget forcing needs, encoded once from strings by `s1jax.text.chat`.
+
+    Attributes:
+      think_start: forced after the prompt.
+      think_end: forced when thinking ends.
+      newline: forced before think_end when thinking is cut and its last id's text does not end in a newline.
+      final_answer: forced after think_end when thinking is cut.
+      wait: forced in place of an end of thinking; empty masks the end ids for that step instead.
+      end: sampled ids that mean "I have finished thinking"; includes every id of `stop`.
+      stop: ids that end the answer.
+      ends_in_newline: all ids whose text ends in a newline.
+      num_ids: ids 0..num_ids-1 may be known to the tokenizer; see `illegal` for holes.
+      illegal: ids below num_ids that the tokenizer does not know.
+      pad: emitted by finished rows; never part of a result.
+    """
+
+    think_start: tuple[int, ...]
+    think_end: tuple[int, ...]
+    newline: tuple[int, ...]
+    final_answer: tuple[int, ...]
+    wait: tuple[int, ...]
+    end: tuple[int, ...]
+    stop: tuple[int, ...]
+    ends_in_newline: tuple[int, ...]
+    num_ids: int
+    illegal: tuple[int, ...] = ()
+    pad: int = 0

@@ -1,0 +1,49 @@
+"""Installs s1jax: `pip install -e .[test]`."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+HERE = pathlib.Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "s1jax/__init__.py").read_text()).group(1)
+
+setup(
+    name="s1jax",
+    version=VERSION,
+    description="s1: Simple test-time scaling, in JAX and Flax",
+    long_description=(HERE / "README.md").read_text() if (HERE / "README.md").exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["s1jax", "s1jax.*"]),
+    package_data={"s1jax": ["assets/**/*"]},
+    install_requires=[
+        "absl-py",
+        "array_record",
+        "flax>=0.12.8",
+        "gguf",
+        "grain>=0.2.18",
+        "huggingface_hub",
+        "importlib_resources",
+        "jax>=0.10.2",
+        "math-verify[antlr4_13_2]",
+        "matplotlib",
+        "ml_collections",
+        "numpy",
+        "optax>=0.2.8",
+        "orbax-checkpoint>=0.12.8",
+        "pyarrow",
+        "rich",
+        "safetensors",
+        "sentencepiece",
+        "tensorboardX",
+        "tensorflow-datasets>=4.9.10",
+        "tokenizers",
+    ],
+    extras_require={
+        "cuda": ["jax[cuda12]"],
+        "tpu": ["jax[tpu]"],
+        "test": ["mypy", "pytest", "pytest-xdist", "ruff"],
+    },
+)
