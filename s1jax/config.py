@@ -138,23 +138,46 @@ class ModelConfig:
 
 def _qwen2p5(d: int, layers: int, heads: int, kv: int, mlp: int, **more: Any) -> ModelConfig:
     shape = dict(
-        vocab_size=152064, d_model=d, mlp_dim=mlp, num_layers=layers, num_heads=heads, num_kv_heads=kv,
-        head_dim=d // heads, qkv_bias=True,
+        vocab_size=152064,
+        d_model=d,
+        mlp_dim=mlp,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=kv,
+        head_dim=d // heads,
+        qkv_bias=True,
     )
     return ModelConfig(**{**shape, **more})  # type: ignore[arg-type]
 
 
 def _qwen3(d: int, layers: int, heads: int, mlp: int, tied: bool = False) -> ModelConfig:
     return ModelConfig(
-        vocab_size=151936, d_model=d, mlp_dim=mlp, num_layers=layers, num_heads=heads, num_kv_heads=8, head_dim=128,
-        qk_norm=True, tied_embeddings=tied, context_length=40960,
+        vocab_size=151936,
+        d_model=d,
+        mlp_dim=mlp,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=8,
+        head_dim=128,
+        qk_norm=True,
+        tied_embeddings=tied,
+        context_length=40960,
     )
 
 
 def _smollm2(d: int, layers: int, heads: int, kv: int, mlp: int, theta: float = 1e5) -> ModelConfig:
     return ModelConfig(
-        vocab_size=49152, d_model=d, mlp_dim=mlp, num_layers=layers, num_heads=heads, num_kv_heads=kv, head_dim=64,
-        rope_theta=theta, norm_eps=1e-5, tied_embeddings=True, context_length=8192,
+        vocab_size=49152,
+        d_model=d,
+        mlp_dim=mlp,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=kv,
+        head_dim=64,
+        rope_theta=theta,
+        norm_eps=1e-5,
+        tied_embeddings=True,
+        context_length=8192,
     )
 
 

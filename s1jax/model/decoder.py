@@ -1,0 +1,257 @@
+"""The decoder of Qwen2/2.5, Qwen3 and Llama: one scanned stack of pre-norm blocks.
+
+The Flax modules are built and merged in here; everything outside sees a plain nested dict of arrays:
+
+    embed/embedding [V, D]
+    layers/attention_norm/scale [L, D]       layers/mlp_norm/scale [L, D]
+    layers/attention/query/kernel [L, D, N, H]  query/bias [L, N, H]     (bias: `qkv_bias`)
+    layers/attention/{key,value}/kernel [L, D, K, H]  bias [L, K, H]
+    layers/attention/out/kernel [L, N, H, D]
+    layers/attention/{query_norm,key_norm}/scale [L, H]                  (`qk_norm`)
+    layers/mlp/{gate,up}/kernel [L, D, F]    layers/mlp/down/kernel [L, F, D]
+    final_norm/scale [D]                     head/kernel [D, V]          (untied)
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from s1jax.config import InputError, ModelConfig
+from s1jax.model import attention as attention_lib
+from s1jax.model import cache as cache_lib
+from s1jax.model import layers
+
+Params = Mapping[str, Any]
+
+
+class Attention(nnx.Module):
+    """Grouped-query attention with rotary positions."""
+
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+        d, n, k, h = config.d_model, config.num_heads, config.num_kv_heads, config.head_dim
+        self.query = layers.Projection((d,), (n, h), dtype, rngs, config.qkv_bias)
+        self.key = layers.Projection((d,), (k, h), dtype, rngs, config.qkv_bias)
+        self.value = layers.Projection((d,), (k, h), dtype, rngs, config.qkv_bias)
+        self.out = layers.Projection((n, h), (d,), dtype, rngs)
+        self.query_norm = layers.RMSNorm(h, config.norm_eps, dtype) if config.qk_norm else None
+        self.key_norm = layers.RMSNorm(h, config.norm_eps, dtype) if config.qk_norm else None
+
+    def qkv(self, x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """[B, T, D] -> rotated queries [B, T, N, H], rotated keys and values [B, T, K, H]."""
+        q, k, v = self.query(x), self.key(x), self.value(x)
+        if self.query_norm is not None and self.key_norm is not None:
+            q, k = self.query_norm(q), self.key_norm(k)
+        return layers.rotate(q, angles), layers.rotate(k, angles), v
+
+
+class Block(nnx.Module):
+    """One pre-norm decoder layer."""
+
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.attention_norm = layers.RMSNorm(config.d_model, config.norm_eps, dtype)
+        self.attention = Attention(config, dtype, rngs)
+        self.mlp_norm = layers.RMSNorm(config.d_model, config.norm_eps, dtype)
+        self.mlp = layers.SwiGLU(config.d_model, config.mlp_dim, dtype, rngs)
+
+    def __call__(self, x: jax.Array, angles: Any, segment_ids: jax.Array, implementation: str) -> jax.Array:
+        """[B, T, D] -> [B, T, D], every token seeing its own segment up to itself."""
+        q, k, v = self.attention.qkv(self.attention_norm(x), angles)
+        x = x + self.attention.out(attention_lib.attend(q, k, v, segment_ids, implementation))
+        return x + self.mlp(self.mlp_norm(x))
+
+    def cached(
+        self, x: jax.Array, angles: Any, positions: jax.Array, layer: jax.Array, keys: jax.Array, values: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Appends the tokens of `x` [B, T, D] to layer `layer` of the stacked cache and attends to it."""
+        q, k, v = self.attention.qkv(self.attention_norm(x), angles)
+        keys = cache_lib.append(keys, layer, k, positions[:, 0])
+        values = cache_lib.append(values, layer, v, positions[:, 0])
+        x = x + self.attention.out(attention_lib.attend_cached(q, keys[layer], values[layer], positions))
+        return x + self.mlp(self.mlp_norm(x)), keys, values
+
+
+class Embed(nnx.Module):
+    """Token embedding [V, D]."""
+
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+        shape = (config.vocab_size, config.d_model)
+        self.embedding = nnx.Param(0.02 * jax.random.truncated_normal(rngs.params(), -3, 3, shape, dtype))
+
+
+class Decoder(nnx.Module):
+    """Embedding, L stacked blocks, final norm and, unless tied, the output projection."""
+
+    def __init__(self, config: ModelConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.embed = Embed(config, dtype, rngs)
+
+        @nnx.split_rngs(splits=config.num_layers)
+        @nnx.vmap(in_axes=0, out_axes=0)
+        def stack(rngs: nnx.Rngs) -> Block:
+            return Block(config, dtype, rngs)
+
+        self.layers = stack(rngs)
+        self.final_norm = layers.RMSNorm(config.d_model, config.norm_eps, dtype)
+        if not config.tied_embeddings:
+            self.head = layers.Projection((config.d_model,), (config.vocab_size,), dtype, rngs)
+
+
+def init_params(config: ModelConfig, key: jax.Array, dtype: jnp.dtype = jnp.float32) -> dict[str, Any]:
+    """Random weights: truncated normal of deviation 0.02, norms 1, biases 0; call it under `jax.jit` to shard it."""
+    return nnx.to_pure_dict(nnx.state(Decoder(config, dtype, nnx.Rngs(params=key)), nnx.Param))
+
+
+@functools.cache
+def abstract_params(config: ModelConfig, dtype: jnp.dtype = jnp.float32) -> dict[str, Any]:
+    """The tree of `init_params` as `jax.ShapeDtypeStruct`s; nothing is allocated."""
+    return jax.eval_shape(lambda key: init_params(config, key, dtype), jax.random.key(0))
+
+
+_AXES: dict[str, tuple[str, ...]] = {
+    "embed/embedding": ("vocab", "embed"),
+    "query/kernel": ("embed", "heads", "head_dim"),
+    "query/bias": ("heads", "head_dim"),
+    "key/kernel": ("embed", "kv_heads", "head_dim"),
+    "key/bias": ("kv_heads", "head_dim"),
+    "value/kernel": ("embed", "kv_heads", "head_dim"),
+    "value/bias": ("kv_heads", "head_dim"),
+    "out/kernel": ("heads", "head_dim", "embed"),
+    "gate/kernel": ("embed", "mlp"),
+    "up/kernel": ("embed", "mlp"),
+    "down/kernel": ("mlp", "embed"),
+    "query_norm/scale": ("head_dim",),
+    "key_norm/scale": ("head_dim",),
+    "attention_norm/scale": ("embed",),
+    "mlp_norm/scale": ("embed",),
+    "final_norm/scale": ("embed",),
+    "head/kernel": ("embed", "vocab"),
+}
+
+
+def logical_axes(config: ModelConfig) -> dict[str, Any]:
+    """The tree of `init_params` with a tuple of axis names for every array; `s1jax.parallel` maps names to the mesh."""
+
+    def names(path: tuple[Any, ...], _: Any) -> tuple[str, ...]:
+        keys = [entry.key for entry in path]
+        return ("layers",) * (keys[0] == "layers") + _AXES["/".join(keys[-2:])]
+
+    return jax.tree_util.tree_map_with_path(names, abstract_params(config))
+
+
+@functools.cache
+def _graph(config: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
+    """Structure of the module tree, without weights."""
+    model = nnx.eval_shape(lambda: Decoder(config, jnp.dtype(jnp.float32), nnx.Rngs(params=0)))
+    return nnx.split(model, nnx.Param)
+
+
+def _merge(config: ModelConfig, params: Params) -> Decoder:
+    graph, state = _graph(config)
+    state = jax.tree.map(lambda x: x, state)  # a copy: the cached one stays abstract
+    nnx.replace_by_pure_dict(state, dict(params))
+    return nnx.merge(graph, state)
+
+
+def forward(
+    params: Params,
+    config: ModelConfig,
+    tokens: jax.Array,
+    positions: jax.Array,
+    segment_ids: jax.Array,
+    *,
+    dtype: jnp.dtype = jnp.float32,
+    remat: str = "none",
+    attention: str = "xla",
+) -> jax.Array:
+    """Runs whole rows, as in training.
+
+    Args:
+      params: tree of this module's docstring.
+      config: shape of the decoder.
+      tokens: int32 [B, T].
+      positions: int32 [B, T], restarting at 0 in every segment.
+      segment_ids: int32 [B, T], 0 for padding.
+      dtype: of activations; weights are cast to it where they are used.
+      remat: `none` keeps every intermediate for the backward pass, `full` only each layer's input.
+      attention: implementation, see `s1jax.model.attention.attend`.
+
+    Returns:
+      Hidden states after the final norm, [B, T, D].
+
+    Raises:
+      InputError: if T exceeds `config.context_length`.
+    """
+    if tokens.shape[1] > config.context_length:
+        raise InputError(
+            f"a row of {tokens.shape[1]} tokens exceeds the model's context_length {config.context_length}; "
+            "shorten the rows or raise model.context_length."
+        )
+    model = _merge(config, params)
+    angles = layers.rotary_angles(positions, config.head_dim, config.rope_theta)
+
+    def block(x: jax.Array, layer: Block) -> tuple[jax.Array, None]:
+        return layer(x, angles, segment_ids, attention), None
+
+    if remat == "full":
+        block = jax.checkpoint(block, prevent_cse=False)
+    elif remat != "none":
+        raise ValueError(f"remat policy {remat!r} is unknown; use 'none' or 'full'")
+    x = model.embed.embedding[...].astype(dtype)[tokens]
+    x, _ = jax.lax.scan(block, x, model.layers)
+    return model.final_norm(x)
+
+
+def forward_cached(
+    params: Params,
+    config: ModelConfig,
+    tokens: jax.Array,
+    cache: cache_lib.Cache,
+    num_tokens: jax.Array,
+    *,
+    dtype: jnp.dtype = jnp.float32,
+) -> tuple[jax.Array, cache_lib.Cache]:
+    """Runs new tokens against the cache, as in prefill (T > 1) and decoding (T = 1).
+
+    Row b's first num_tokens[b] tokens take the slots from cache.lengths[b] on; what is right of them is padding, whose
+    outputs mean nothing and whose slots the next call writes over.
+
+    Args:
+      params: tree of this module's docstring.
+      config: shape of the decoder.
+      tokens: int32 [B, T].
+      cache: of the same batch; `lengths + T` must not exceed its number of slots.
+      num_tokens: int32 [B], 0..T.
+      dtype: of activations.
+
+    Returns:
+      Hidden states after the final norm [B, T, D], and the cache with the tokens appended.
+    """
+    model = _merge(config, params)
+    positions = cache.lengths[:, None] + jnp.arange(tokens.shape[1])
+    angles = layers.rotary_angles(positions, config.head_dim, config.rope_theta)
+
+    def block(carry: Any, layer: Block) -> tuple[Any, None]:
+        x, keys, values, index = carry
+        x, keys, values = layer.cached(x, angles, positions, index, keys, values)
+        return (x, keys, values, index + 1), None
+
+    x = model.embed.embedding[...].astype(dtype)[tokens]
+    carry = (x, cache.keys, cache.values, jnp.int32(0))
+    (x, keys, values, _), _ = jax.lax.scan(block, carry, model.layers)
+    return model.final_norm(x), cache_lib.Cache(keys, values, cache.lengths + num_tokens)
+
+
+def output_kernel(params: Params, config: ModelConfig) -> jax.Array:
+    """The output projection [D, V]; the transposed embedding where the two are tied."""
+    return params["embed"]["embedding"].T if config.tied_embeddings else params["head"]["kernel"]
+
+
+def logits(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
+    """[..., D] -> float32 [..., V]; for training use `s1jax.train.loss`, which never holds them all."""
+    kernel = output_kernel(params, config).astype(hidden.dtype)
+    return jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)

@@ -1,0 +1,82 @@
+"""Layers of the decoder: RMSNorm, bias-or-not projections, rotary embeddings and SwiGLU.
+
+Modules hold their weights in the dtype they were created with and compute in the dtype of their input; statistics and
+rotations are float32. Axis letters: B batch, T length, D model, F mlp, H head dimension.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+_INIT_STD = 0.02  # initializer_range of the Qwen and Llama configurations
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square normalisation over the last axis (Zhang & Sennrich 2019), learned scale, no bias."""
+
+    def __init__(self, size: int, eps: float, dtype: jnp.dtype):
+        self.scale = nnx.Param(jnp.ones((size,), dtype))
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., size] -> [..., size] in the dtype of `x`."""
+        wide = x.astype(jnp.float32)
+        wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
+        return self.scale[...].astype(x.dtype) * wide.astype(x.dtype)
+
+
+class Projection(nnx.Module):
+    """Linear map from the last `num_in` axes of the input to the axes `out`, with an optional bias over `out`."""
+
+    def __init__(
+        self, inputs: Sequence[int], out: Sequence[int], dtype: jnp.dtype, rngs: nnx.Rngs, use_bias: bool = False
+    ):
+        shape = (*inputs, *out)
+        self.kernel = nnx.Param(_INIT_STD * jax.random.truncated_normal(rngs.params(), -3, 3, shape, dtype))
+        self.bias = nnx.Param(jnp.zeros(tuple(out), dtype)) if use_bias else None
+        self.num_in = len(inputs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, T, *inputs] -> [B, T, *out] in the dtype of `x`."""
+        y = jnp.tensordot(x, self.kernel[...].astype(x.dtype), axes=self.num_in)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+class SwiGLU(nnx.Module):
+    """Gated feed-forward layer with SiLU (Shazeer 2020)."""
+
+    def __init__(self, d_model: int, mlp_dim: int, dtype: jnp.dtype, rngs: nnx.Rngs):
+        self.gate = Projection((d_model,), (mlp_dim,), dtype, rngs)
+        self.up = Projection((d_model,), (mlp_dim,), dtype, rngs)
+        self.down = Projection((mlp_dim,), (d_model,), dtype, rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[B, T, D] -> [B, T, D]."""
+        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+
+
+def rotary_angles(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines of the rotation of every position (RoFormer, Su et al. 2021).
+
+    Args:
+      positions: int32 [B, T].
+      head_dim: H, even.
+      theta: base; frequency i is theta ** (-2 i / H).
+
+    Returns:
+      Two float32 arrays [B, T, 1, H / 2].
+    """
+    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotates [B, T, heads, H] by `rotary_angles`; dimension i is paired with i + H / 2, as Hugging Face stores it."""
+    cos, sin = angles
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
