@@ -1,0 +1,157 @@
+"""The text that the Countdown base is trained on from scratch, made on the fly (no jax).
+
+Searches over the problems of the train split, without any chat symbol, and arithmetic facts. A batch is a pure function
+of (seed, step), so a run resumes exactly and nothing is stored. The searches teach what "Wait" calls upon later: to go
+on with the next branch, to check a hit again and again, and to take a wrong one back.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from s1jax.data import countdown
+from s1jax.data.countdown import Branch, Leaf, Problem
+
+# Shares and lengths of what the corpus holds; found by trying on the dev split.
+_UNSOLVABLE = 0.10  # searches for a target that the numbers can't make: every branch fails, and the round starts again
+_SHORT = 0.25  # searches that hit within their first three branches, where checks follow more often
+_SLIP = 0.06  # branches that claim a hit that is none, taken back by the check behind it
+_ANSWER = 0.5  # hits that are followed by the answer
+_MOST_BRANCHES = 12
+_MOST_CHECKS = 16
+_MISSES = 4  # searches that fit nowhere any more before facts fill what is left of the rows
+
+
+@dataclasses.dataclass
+class _Document:
+    """Ids of one search or list of facts, and for each whether it counts as a target."""
+
+    ids: list[int] = dataclasses.field(default_factory=list)
+    counts: list[bool] = dataclasses.field(default_factory=list)
+
+    def add(self, text: str, counts: bool = True) -> None:
+        ids = countdown.encode(text)
+        self.ids += ids
+        self.counts += [counts] * len(ids)
+
+
+def _draw_problem(rng: np.random.Generator) -> tuple[Problem, int]:
+    """A problem of the train split and the branch to start from."""
+    triples = countdown.triples("train")
+    triple = triples[rng.integers(len(triples))]
+    numbers = tuple(int(n) for n in rng.permutation(triple))
+    assert len(numbers) == 3
+    possible = countdown.targets(numbers)
+    kind = rng.random()
+    if kind < _UNSOLVABLE:
+        impossible = sorted(set(range(countdown.LARGEST_VALUE + 1)).difference(possible))
+        problem = Problem(numbers, impossible[rng.integers(len(impossible))])
+        return problem, int(rng.integers(len(problem.branches)))
+    problem = Problem(numbers, possible[rng.integers(len(possible))])
+    if kind < _UNSOLVABLE + _SHORT:
+        start = problem.solving[rng.integers(len(problem.solving))] - int(rng.integers(3))
+        return problem, start % len(problem.branches)
+    return problem, int(rng.integers(len(problem.branches)))
+
+
+def _slip(branch: Branch, target: int, rng: np.random.Generator) -> tuple[str, Leaf, int]:
+    """A line that takes one leaf's value for the target: the text up to the false value, that leaf, ids to discount."""
+    wrong = int(rng.integers(len(branch.leaves)))
+    words = [f"try {branch.text}={branch.value}:"]
+    words += [f"{leaf.text}={leaf.value} no" for leaf in branch.leaves[:wrong]]
+    leaf = branch.leaves[wrong]
+    return " ".join([*words, f"{leaf.text}="]), leaf, target
+
+
+def _search(rng: np.random.Generator) -> _Document:
+    """A question and its search, with checks and often the answer behind a hit."""
+    problem, start = _draw_problem(rng)
+    document = _Document()
+    document.add(problem.question, counts=False)
+    separator = "\n"
+    most = int(rng.integers(1, _MOST_BRANCHES + 1)) if rng.random() < 0.3 else _MOST_BRANCHES
+    for i in range(most):
+        branch = problem.branches[(start + i) % len(problem.branches)]
+        line, hit = countdown.try_text(branch, problem.target)
+        if hit is None and rng.random() < _SLIP:
+            text, leaf, value = _slip(branch, problem.target, rng)
+            document.add(separator + text)
+            document.add(str(value), counts=False)
+            document.add(f" yes so {leaf.expression}")
+            # A check may be the second or third: the first ones can repeat the slip.
+            check = countdown.check_text(branch, leaf, problem.target)
+            document.add(f"\nWait {check}")
+        else:
+            document.add(separator + line)
+        separator = "\nWait "
+        if hit is not None:
+            answer = rng.random() < _ANSWER
+            checks = 0
+            if rng.random() < 0.6:
+                checks = int(_MOST_CHECKS * rng.random() ** 2) + 1 if rng.random() < 0.7 else int(rng.integers(1, 4))
+            document.add(f"\nWait {countdown.check_text(branch, hit, problem.target)}" * checks)
+            if answer:
+                document.add(f"\n{countdown.FINAL_ANSWER} {hit.expression}{countdown.END_OF_TEXT}")
+            break
+    return document
+
+
+def _fact(rng: np.random.Generator) -> str:
+    """One sum, difference or product of 0..99, as the searches use them."""
+    while True:
+        x, y = int(rng.integers(countdown.LARGEST_VALUE + 1)), int(rng.integers(1, countdown.LARGEST_NUMBER + 1))
+        operation = countdown.OPERATIONS[rng.integers(3)]
+        if operation == "*":
+            x %= countdown.LARGEST_VALUE // y + 1
+        p, q, value = countdown.apply(operation, x, y)
+        if value <= countdown.LARGEST_VALUE:
+            return f"{p}{operation}{q}={value}\n"
+
+
+def corpus_batch(step: int, *, rows: int, block_size: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """The batch of one step: searches packed first-fit, each a segment of its own, facts in what is left.
+
+    Args:
+      step: 0 or more; every step has its own text.
+      rows: B.
+      block_size: T; searches that are longer are drawn anew.
+      seed: of all text.
+
+    Returns:
+      tokens, targets, segment_ids (0 is padding), positions int32 [B, T]; weights float32 [B, T], 1 where the target
+      counts: not for the question, nor for the false value of a slip.
+    """
+    rng = np.random.default_rng([seed, step])
+    batch = {name: np.zeros((rows, block_size), np.int32) for name in ("tokens", "targets", "segment_ids", "positions")}
+    batch["weights"] = np.zeros((rows, block_size), np.float32)
+    used, segments = [0] * rows, [0] * rows
+
+    def place(document: _Document, row: int) -> None:
+        n = len(document.ids) - 1
+        here = slice(used[row], used[row] + n)
+        batch["tokens"][row, here] = document.ids[:-1]
+        batch["targets"][row, here] = document.ids[1:]
+        batch["weights"][row, here] = document.counts[1:]
+        batch["positions"][row, here] = np.arange(n)
+        segments[row] += 1
+        batch["segment_ids"][row, here] = segments[row]
+        used[row] += n
+
+    misses = 0
+    while misses < _MISSES:
+        document = _search(rng)
+        row = next((r for r in range(rows) if used[r] + len(document.ids) - 1 <= block_size), None)
+        if row is None:
+            misses += 1
+        else:
+            place(document, row)
+    for row in range(rows):
+        document = _Document()
+        while len(document.ids) <= block_size - used[row]:
+            document.add(_fact(rng))
+        del document.ids[block_size - used[row] + 1 :], document.counts[block_size - used[row] + 1 :]
+        if len(document.ids) > 1:
+            place(document, row)
+    return batch
