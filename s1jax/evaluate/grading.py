@@ -1,0 +1,168 @@
+r"""Final answers: found in a model's text, and compared with the right one.
+
+An answer is marked by `\boxed{...}`, by "Final Answer:" or "Answer:", or by GSM8K's `####`. The last mark of a text
+wins, because a model that corrects itself does so further down. Equality is decided exactly for plain numbers and by
+math-verify (Hugging Face, Apache-2.0) for everything else: fractions, roots, intervals, sets, units.
+"""
+
+from __future__ import annotations
+
+import fractions
+import logging
+import re
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from s1jax.config import InputError
+
+# Seconds that one parse or one comparison of math-verify may take: "9^{9^{9}}" would otherwise never end.
+TIMEOUT = 3
+# Characters of an answer that are looked at; a model that never stops can write a very long one.
+LONGEST = 1000
+
+_BOXED = re.compile(r"\\f?boxed\s*(?=\{)|\\f?boxed\s+(?P<bare>[^\s{$]+)")
+# "Answer:" also stands inside "Final Answer:" and "**Answer:**"; a GSM8K mark begins its line.
+_MARK = re.compile(r"(?:final\s+)?\banswer\s*(?:\*\*)?\s*:(?:\*\*)?|^[ \t]*####", re.IGNORECASE | re.MULTILINE)
+# Two letters in a row that are no LaTeX command.
+_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
+_NUMBER = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?")
+
+
+def boxed(text: str) -> str | None:
+    r"""Returns what the last complete `\boxed{...}` of `text` holds; None where there is none.
+
+    Braces are matched, so `\boxed{\frac{1}{2}}` gives `\frac{1}{2}`; `\boxed 5` gives `5`; a box that holds nothing
+    but a box gives what is in the inner one. A box whose braces never close (a cut answer) does not count.
+    """
+    content, after = None, 0
+    for match in _BOXED.finditer(text):
+        if match.start() < after:
+            continue  # inside the box before it
+        if match["bare"]:
+            content, after = match["bare"], match.end()
+        elif end := _closing_brace(text, match.end()):
+            content, after = text[match.end() + 1 : end].strip(), end
+    inner = _BOXED.match(content) if content else None
+    if content and inner and _closing_brace(content, inner.end()) == len(content) - 1:
+        return boxed(content)
+    return content
+
+
+def _closing_brace(text: str, start: int) -> int:
+    """Returns where the brace at `start` is closed; 0 where it never is."""
+    depth = 0
+    position = start
+    while position < len(text):
+        letter = text[position]
+        if letter == "\\":
+            position += 1  # `\{` and `\}` are letters of the answer, not braces
+        elif letter == "{":
+            depth += 1
+        elif letter == "}":
+            depth -= 1
+            if depth == 0:
+                return position
+        position += 1
+    return 0
+
+
+def extract(text: str) -> str | None:
+    r"""Returns the answer that the last mark of `text` gives, or None where no mark is followed by anything.
+
+    A box after the last "Answer:" or `####` is the answer; without such a box it is the first line with anything in
+    it after the mark. Without any mark it is the last box of the text.
+    """
+    for mark in reversed(list(_MARK.finditer(text))):
+        tail = text[mark.end() :]
+        line = next((line.strip(" \t*") for line in tail.splitlines() if line.strip(" \t*")), "")
+        answer = boxed(tail) or line
+        if answer:
+            return answer
+    return boxed(text)
+
+
+def reference(row: Mapping[str, Any], where: str) -> str:
+    r"""Returns the right answer of a row of a task file: its `answer`, or else its `solution`.
+
+    Args:
+      row: a JSON object. The field may hold the bare answer (text or number) or a worked solution that ends in
+        GSM8K's `#### x` or contains `\boxed{x}` or "Answer: x".
+      where: name of the row in errors, for example `gsm8k.jsonl:3`.
+
+    Raises:
+      InputError: neither field is there, or it holds several lines and no marked answer.
+    """
+    for field in ("answer", "solution"):
+        value = row.get(field)
+        if value is None or isinstance(value, (bool, list, dict)) or not str(value).strip():
+            continue
+        text = str(value).strip()
+        answer = extract(text) or text
+        if "\n" in answer:
+            raise InputError(
+                f"{where}: `{field}` has several lines and no final answer; end it in a line `#### ANSWER` or give "
+                "the bare answer."
+            )
+        return answer
+    raise InputError(f"{where}: no answer to grade against; give the row a field `answer` or `solution`.")
+
+
+def correct(text: str, right: str) -> bool:
+    """Whether the answer in a model's `text` equals `right`.
+
+    Where `text` carries no mark its last line with anything in it is taken for the answer. Comparisons that
+    take longer than `TIMEOUT` count as wrong. The timeouts use signals, which Python allows in the main thread only:
+    in other threads there are none, so grade what a model wrote in the main thread.
+    """
+    answer = extract(text)
+    if answer is None:
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        answer = lines[-1] if lines else ""
+    return equal(answer[-LONGEST:], right)
+
+
+def equal(answer: str, right: str) -> bool:
+    """Whether two bare answers mean the same: as text, as exact numbers, or to math-verify; see `correct`."""
+    answer, right = _clean(answer), _clean(right)
+    if not answer or not right:
+        return False
+    if answer.casefold() == right.casefold():
+        return True
+    numbers = _number(answer), _number(right)
+    if None not in numbers:
+        return numbers[0] == numbers[1]
+    return _math_equal(answer, right)
+
+
+def _clean(answer: str) -> str:
+    r"""Takes off what surrounds an answer: dollar signs (of mathematics and of money), closing full stop, spaces."""
+    answer = answer.replace("\\$", "").replace("$", "").replace("\u2212", "-").replace("{,}", ",")
+    answer = answer.strip().strip("*").strip()
+    answer = re.sub(r"^\\[(\[](.*)\\[)\]]$", r"\1", answer)
+    return answer.rstrip(".").strip()
+
+
+def _number(text: str) -> fractions.Fraction | None:
+    """Returns a plain number such as `-1,234.50` exactly; None for anything else, `1/2` and `12 apples` included."""
+    if not re.search(r"\d", text) or not _NUMBER.fullmatch(text):
+        return None
+    return fractions.Fraction(text.replace(",", ""))
+
+
+def _math_equal(answer: str, right: str) -> bool:
+    """Asks math-verify, which is imported here because it takes seconds and only mathematics needs it."""
+    import math_verify
+
+    timeout = TIMEOUT if threading.current_thread() is threading.main_thread() else None
+    # math-verify logs a warning for each timeout; the verdict says all there is to say.
+    logging.getLogger("math_verify").setLevel(logging.ERROR)
+
+    def readings(text: str) -> list[Any]:
+        # A sentence ("12 apples") is read for the number in it, too. Mathematics is not: "5x" and "7!" are no 5 and 7.
+        forms = [f"${text}$", text] if _WORD.search(text) else [f"${text}$"]
+        return [math_verify.parse(form, parsing_timeout=timeout) for form in forms]
+
+    targets = [reading for reading in readings(right) if reading]
+    guesses = [reading for reading in readings(answer) if reading]
+    return any(math_verify.verify(a, b, timeout_seconds=timeout) for a in targets for b in guesses)

@@ -1,0 +1,171 @@
+"""The paper's three figures of test-time scaling, Control, Scaling and Performance, and the curve they describe.
+
+A *run* is one setting of the controls (thinking cut at 32 tokens, say, or "Wait" twice) over the same problems. Scales:
+accuracies are percentages, Control is a percentage of rows, Scaling is percentage points of accuracy gained per
+1,000 thinking tokens. Source: "s1: Simple test-time scaling" (arXiv 2501.19393), section 3.2.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import pathlib
+from collections.abc import Sequence
+
+from s1jax.config import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One setting of the controls over all problems.
+
+    Attributes:
+      name: as in tables and next to points of the plot, for example `cut at 32` or `Wait x2`.
+      budgets: belongs to the curve of thinking cut at growing budgets.
+      waits: belongs to the curve of a growing number of waits. The run without cut or wait belongs to both.
+      problems: number of rows.
+      accuracy: percentage of rows answered correctly.
+      error: one binomial standard error of `accuracy`, in percentage points.
+      thinking_tokens: mean over rows.
+      answer_tokens: mean over rows.
+      control: percentage of rows whose thinking tokens lie in the range asked for.
+      cut: percentage of rows whose thinking was cut, rather than ended by the model.
+      seconds: wall-clock time that sampling took.
+    """
+
+    name: str
+    budgets: bool
+    waits: bool
+    problems: int
+    accuracy: float
+    error: float
+    thinking_tokens: float
+    answer_tokens: float
+    control: float
+    cut: float
+    seconds: float
+
+
+def accuracy(right: Sequence[bool]) -> tuple[float, float]:
+    """Returns the percentage of True and its binomial standard error, 100 sqrt(p (1 - p) / n).
+
+    The error describes the choice of problems; it is 0 where all answers are alike, which says nothing about how sure
+    the accuracy is.
+
+    Raises:
+      InputError: there are no answers.
+    """
+    if not right:
+        raise InputError("There are no answers to grade; give at least one problem.")
+    share = sum(map(bool, right)) / len(right)
+    return 100 * share, 100 * math.sqrt(share * (1 - share) / len(right))
+
+
+def control(thinking_tokens: Sequence[int], least: int | Sequence[int], most: int | Sequence[int]) -> float:
+    """Returns Control: the percentage of rows whose thinking tokens lie in [least, most], both ends included.
+
+    Args:
+      thinking_tokens: one count a row.
+      least: fewest tokens asked for, one number for all rows or one a row.
+      most: as `least`, the most tokens asked for.
+
+    Raises:
+      InputError: there are no rows.
+    """
+    if not thinking_tokens:
+        raise InputError("There are no rows to take Control over; give at least one problem.")
+    lows = [least] * len(thinking_tokens) if isinstance(least, int) else least
+    highs = [most] * len(thinking_tokens) if isinstance(most, int) else most
+    inside = [low <= count <= high for low, count, high in zip(lows, thinking_tokens, highs, strict=True)]
+    return 100 * sum(inside) / len(inside)
+
+
+def scaling(tokens: Sequence[float], accuracies: Sequence[float]) -> float | None:
+    """Returns Scaling: the mean slope over all pairs of runs, in percentage points per 1,000 thinking tokens.
+
+    Each pair counts alike, however close its runs are. A pair with equal tokens has no slope and is left out.
+
+    Args:
+      tokens: x of each run, its average thinking tokens, in any order.
+      accuracies: f of each run, in percent.
+
+    Returns:
+      the mean slope, or None where no pair has one: fewer than two runs, or all with equal tokens.
+    """
+    runs = sorted(zip(tokens, accuracies, strict=True))
+    slopes = [(fb - fa) / (xb - xa) for (xa, fa), (xb, fb) in itertools.combinations(runs, 2) if xb > xa]
+    return 1000 * sum(slopes) / len(slopes) if slopes else None
+
+
+def performance(accuracies: Sequence[float]) -> float | None:
+    """Returns Performance: the best accuracy of any run; None where there is no run."""
+    return max(accuracies, default=None)
+
+
+def metrics(runs: Sequence[Run]) -> dict[str, float | None]:
+    """Returns `control` (%), `scaling` (percentage points per 1,000 tokens) and `performance` (%) of `runs`.
+
+    Control is over the rows of all runs. Each is None where it is not defined.
+    """
+    rows = sum(run.problems for run in runs)
+    return {
+        "control": sum(run.control * run.problems for run in runs) / rows if rows else None,
+        "scaling": scaling([run.thinking_tokens for run in runs], [run.accuracy for run in runs]),
+        "performance": performance([run.accuracy for run in runs]),
+    }
+
+
+def plot(runs: Sequence[Run], path: pathlib.Path, title: str, wait: str = "Wait") -> None:
+    """Draws accuracy against average thinking tokens as a PNG: one line for budgets, one for waits.
+
+    Bars are one standard error. Points are labelled by what was asked for; a family of one point is a marker.
+
+    Args:
+      runs: at least one.
+      path: file to write.
+      title: says which model, task and number of problems.
+      wait: the extension string, for the legend.
+    """
+    # Imported here, without pyplot: no display, no global state, and nobody who only wants numbers waits for it.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.patheffects import withStroke
+
+    figure = Figure(figsize=(7.2, 4.8), dpi=160, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    waits = sorted((run for run in runs if run.waits), key=lambda run: run.thinking_tokens)
+    budgets = sorted((run for run in runs if run.budgets), key=lambda run: run.thinking_tokens)
+    for family, colour, marker, label in (
+        (waits, "#1f6feb", "o", f'thinking extended with "{wait}"' if wait else "end of thinking suppressed"),
+        (budgets, "#d9480f", "s", "thinking cut at a budget"),
+    ):
+        if not family:
+            continue
+        axes.errorbar(
+            [run.thinking_tokens for run in family], [run.accuracy for run in family],
+            yerr=[run.error for run in family], color=colour, marker=marker, markersize=6, linewidth=1.8, capsize=3,
+            elinewidth=1.1, label=label, zorder=3,
+        )  # fmt: skip
+    for run in runs:
+        natural = run.budgets and run.waits
+        below = -11 if run.accuracy > 5 else 5
+        if natural:
+            axes.plot(run.thinking_tokens, run.accuracy, "D", color="#222222", markersize=6.5, zorder=5)
+        # The curves rise: below and to the right of a point there is room, above and to the left for the common one.
+        axes.annotate(
+            run.name, (run.thinking_tokens, run.accuracy), xytext=(-7, 6) if natural else (7, below),
+            ha="right" if natural else "left", textcoords="offset points", fontsize=8.5, color="#444444", zorder=6,
+            path_effects=[withStroke(linewidth=2.5, foreground="white")],
+        )  # fmt: skip
+    axes.set_xlabel("average thinking tokens")
+    axes.set_ylabel("accuracy (%)")
+    axes.set_title(title, fontsize=11)
+    axes.grid(color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.set_ylim(0, max(axes.get_ylim()[1], 1))
+    axes.margins(x=0.1)
+    axes.legend(frameon=False, loc="best", fontsize=9.5)
+    figure.savefig(path)
