@@ -1,0 +1,417 @@
+"""Self-contained checkpoints: a folder that holds all that is needed to sample from a model or to go on training it.
+
+    CKPT/s1jax.json     format, model configuration, chat format, provenance
+    CKPT/tokenizer/     the tokenizer's own files
+    CKPT/params/        the weights (Orbax); sampling reads nothing else
+    CKPT/optimizer/     step and optimizer state (Orbax); only where training goes on from here
+    CKPT/digests.json   size and SHA-256 of every other file; written last, so a folder without it was never finished
+
+Orbax does not notice flipped bits in its data files, hence the digests, which are verified before anything is loaded.
+A training run keeps such folders as WORKDIR/checkpoints/STEP.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import importlib.resources
+import json
+import os
+import pathlib
+import shutil
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from s1jax import config as config_lib
+from s1jax.config import InputError, ModelConfig
+from s1jax.text.chat import ChatFormat
+from s1jax.text.tokenizer import Tokenizer
+
+FORMAT = 1
+PACKAGE = "package:"  # prefix of the checkpoints that ship in s1jax/assets
+
+
+@dataclasses.dataclass(frozen=True)
+class Metadata:
+    """What a checkpoint says of itself without its weights."""
+
+    config: ModelConfig
+    tokenizer: Tokenizer
+    chat: ChatFormat
+    provenance: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """Weights (tree of `s1jax.model.decoder`) with all that is needed to use them."""
+
+    params: Any
+    config: ModelConfig
+    tokenizer: Tokenizer
+    chat: ChatFormat
+    provenance: dict[str, Any]
+
+
+def save_model(
+    path: str | os.PathLike[str],
+    params: Any,
+    config: ModelConfig,
+    tokenizer: Tokenizer,
+    chat: ChatFormat,
+    provenance: dict[str, Any],
+) -> None:
+    """Writes a checkpoint without optimizer state.
+
+    Args:
+      path: folder to make; an unfinished one left by an earlier attempt is replaced.
+      params: tree of arrays in the layout of `s1jax.model.decoder`.
+      config: their shape.
+      tokenizer: saved beside them.
+      chat: saved beside them.
+      provenance: JSON values that say how the weights came about.
+
+    Raises:
+      InputError: where the folder already holds something else, or the disk is full.
+    """
+    from orbax.checkpoint import v1 as ocp
+
+    folder = pathlib.Path(path).absolute()
+    with _disk_errors(folder):
+        _make_room(folder)
+        _write_descriptions(folder, config, tokenizer, chat, provenance)
+        ocp.save(folder / "params", params)
+        _write_digests(folder)
+
+
+def load_metadata(path: str | os.PathLike[str]) -> Metadata:
+    """Reads configuration, tokenizer, chat format and provenance; imports neither jax nor Orbax.
+
+    Raises:
+      InputError: where `path` is no finished checkpoint or one of these files is damaged.
+    """
+    folder = resolve(path)
+    _verify(folder, lambda name: "/" not in name or name.startswith("tokenizer/"))
+    return _read_descriptions(folder)
+
+
+def load_model(path: str | os.PathLike[str], *, mesh: Any = None, dtype: Any = None) -> Model:
+    """Loads a checkpoint's weights and descriptions, never its optimizer state.
+
+    Args:
+      path: a checkpoint, a training workdir (its newest step) or `package:NAME`.
+      mesh: `jax.sharding.Mesh` onto which the weights are sharded by `s1jax.parallel`; None: the first device.
+      dtype: floating type of the returned weights; None keeps the stored one.
+
+    Raises:
+      InputError: where the checkpoint is missing, unfinished, damaged or does not fit its own configuration.
+    """
+    folder = resolve(path)
+    _verify(folder, lambda name: not name.startswith("optimizer/"))
+    about = _read_descriptions(folder)
+    params = load_params(folder / "params", about.config, mesh=mesh, dtype=dtype)
+    return Model(params, about.config, about.tokenizer, about.chat, about.provenance)
+
+
+def load_params(folder: pathlib.Path, config: ModelConfig, *, mesh: Any = None, dtype: Any = None) -> Any:
+    """Loads the Orbax tree in `folder` after comparing its names and shapes with `config`."""
+    import jax
+    from orbax.checkpoint import v1 as ocp
+
+    from s1jax import parallel
+    from s1jax.model import decoder
+
+    wanted = decoder.abstract_params(config)
+    stored = ocp.metadata(folder).metadata
+    _compare(_flatten(stored), _flatten(wanted), folder)
+    if mesh is None:
+        one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        shardings = jax.tree.map(lambda _: one, wanted)
+    else:
+        shardings = parallel.param_shardings(config, mesh)
+    abstract = jax.tree.map(
+        lambda leaf, old, sharding: jax.ShapeDtypeStruct(leaf.shape, dtype or old.dtype, sharding=sharding),
+        wanted,
+        stored,
+        shardings,
+    )
+    return ocp.load(folder, abstract)
+
+
+def _compare(stored: dict[str, Any], wanted: dict[str, Any], folder: pathlib.Path) -> None:
+    for name in sorted(set(stored) ^ set(wanted)):
+        fault = "is missing" if name in wanted else "is not part of that model"
+        raise InputError(f"{folder}: {name} {fault}; the weights do not belong to the model in s1jax.json.")
+    for name, leaf in wanted.items():
+        if tuple(stored[name].shape) != tuple(leaf.shape):
+            raise InputError(
+                f"{folder}: {name} has shape {tuple(stored[name].shape)}, the model in s1jax.json wants {leaf.shape}."
+            )
+
+
+def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as {"a/b/c": leaf}."""
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    found: dict[str, Any] = {}
+    for name, child in tree.items():
+        found.update(_flatten(child, f"{prefix}/{name}" if prefix else name))
+    return found
+
+
+def resolve(path: str | os.PathLike[str]) -> pathlib.Path:
+    """Returns the folder of a finished checkpoint: `path` itself, a workdir's newest step, or one from the package.
+
+    Raises:
+      InputError: where there is none, with what was found instead.
+    """
+    text = os.fspath(path)
+    if text.startswith(PACKAGE):
+        assets = pathlib.Path(str(importlib.resources.files("s1jax") / "assets"))
+        folder = assets / text.removeprefix(PACKAGE)
+        if not is_finished(folder):
+            have = ", ".join(sorted(PACKAGE + item.name for item in assets.iterdir())) if assets.is_dir() else "none"
+            raise InputError(f"{text} is not in the package; it has {have or 'none'}.")
+        return folder
+    folder = pathlib.Path(text).absolute()
+    if not folder.is_dir():
+        raise InputError(f"{text} is not a folder; give a checkpoint, a training workdir or package:NAME.")
+    if is_finished(folder):
+        return folder
+    steps = finished_steps(folder)
+    if steps:
+        return step_folder(folder, steps[-1])
+    if (folder / "s1jax.json").exists():
+        raise InputError(f"{text} is a checkpoint that was never finished (no digests.json); make it again.")
+    if (folder / "checkpoints").is_dir():
+        raise InputError(f"{text} is a training workdir without a finished checkpoint; let the run save one first.")
+    if any(folder.glob("*.safetensors")):
+        raise InputError(f"{text} is a Hugging Face folder; turn it into a checkpoint with launch.convert --from_hf.")
+    raise InputError(f"{text} holds no checkpoint (no s1jax.json); give the folder that launch.train or convert wrote.")
+
+
+def is_finished(folder: pathlib.Path) -> bool:
+    return (folder / "digests.json").is_file()
+
+
+def step_folder(workdir: pathlib.Path, step: int) -> pathlib.Path:
+    return workdir / "checkpoints" / str(step)
+
+
+def finished_steps(workdir: pathlib.Path) -> list[int]:
+    """Steps of the finished checkpoints of a run, ascending."""
+    root = workdir / "checkpoints"
+    if not root.is_dir():
+        return []
+    return sorted(int(item.name) for item in root.iterdir() if item.name.isdigit() and is_finished(item))
+
+
+class Checkpointer:
+    """Saves a run's state in the background, keeps the newest few, and gives back the newest.
+
+    Use it as a context manager: leaving it waits for the last save, without which nothing would be on the disk.
+    """
+
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        keep: int,
+        config: ModelConfig,
+        tokenizer: Tokenizer,
+        chat: ChatFormat,
+        provenance: dict[str, Any],
+    ):
+        self._workdir, self._keep = workdir.absolute(), keep
+        self._about = (config, tokenizer, chat, provenance)
+        self._pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: concurrent.futures.Future[None] | None = None
+
+    def __enter__(self) -> Checkpointer:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        try:
+            self.wait()
+        finally:
+            self._pool.shutdown()
+
+    def save(self, step: int, params: Any, optimizer: Any, progress: dict[str, Any]) -> None:
+        """Copies the state to the host and writes it in the background; waits for an earlier save first.
+
+        Args:
+          step: optimizer steps taken so far; names the folder. A finished checkpoint of that step is left alone.
+          params: the weights.
+          optimizer: tree of arrays that training needs besides them.
+          progress: JSON values joined to the provenance, such as the step and the loss.
+
+        Raises:
+          InputError: where the disk is full, for this save or the one before.
+        """
+        import jax
+        from orbax.checkpoint import v1 as ocp
+
+        self.wait()
+        folder = step_folder(self._workdir, step)
+        if is_finished(folder):
+            return
+        first = jax.process_index() == 0
+        with _disk_errors(folder):
+            if first:
+                _make_room(folder)
+                config, tokenizer, chat, provenance = self._about
+                _write_descriptions(folder, config, tokenizer, chat, {**provenance, **progress})
+            if jax.process_count() > 1:
+                from jax.experimental import multihost_utils
+
+                multihost_utils.sync_global_devices(f"checkpoint {step}")
+            parts = [
+                ocp.save_async(folder / "params", params),
+                ocp.save_async(folder / "optimizer", optimizer),
+            ]
+        self._pending = self._pool.submit(self._finish, folder, parts, first)
+
+    def wait(self) -> None:
+        """Returns when everything saved so far is on the disk.
+
+        Raises:
+          InputError: where the disk is full.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def newest_step(self) -> int | None:
+        steps = finished_steps(self._workdir)
+        return steps[-1] if steps else None
+
+    def restore(self, step: int, params: Any, optimizer: Any) -> tuple[Any, Any]:
+        """Returns (params, optimizer) of a step, placed and typed like the abstract trees that are given.
+
+        Raises:
+          InputError: where a file is damaged or the trees differ.
+        """
+        from orbax.checkpoint import v1 as ocp
+
+        folder = step_folder(self._workdir, step)
+        _verify(folder, lambda _: True)
+        _compare(_flatten(ocp.metadata(folder / "params").metadata), _flatten(params), folder / "params")
+        return ocp.load(folder / "params", params), ocp.load(folder / "optimizer", optimizer)
+
+    def _finish(self, folder: pathlib.Path, parts: list[Any], first: bool) -> None:
+        with _disk_errors(folder):
+            for part in parts:
+                part.result()
+            if not first:
+                return
+            _write_digests(folder)
+            for step in finished_steps(self._workdir)[: -self._keep]:
+                # The marker goes first: what is left of an interrupted removal is no checkpoint any more.
+                (step_folder(self._workdir, step) / "digests.json").unlink()
+                shutil.rmtree(step_folder(self._workdir, step))
+
+
+@contextlib.contextmanager
+def _disk_errors(folder: pathlib.Path) -> Iterator[None]:
+    """Turns whatever a full disk raises, in Orbax or here, into an InputError."""
+    try:
+        yield
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None:
+            if getattr(cause, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(cause):
+                raise InputError(
+                    f"no space left on the device while writing {folder}; free some space and run the same command "
+                    "again: it goes on from the last finished checkpoint."
+                ) from error
+            cause = cause.__cause__ or cause.__context__
+        raise
+
+
+def _make_room(folder: pathlib.Path) -> None:
+    """Makes `folder`, replacing an unfinished checkpoint; refuses anything else that is in the way."""
+    if folder.is_dir() and any(folder.iterdir()):
+        if is_finished(folder) or not (folder / "s1jax.json").exists():
+            raise InputError(f"{folder} exists and is not empty; remove it or choose another folder.")
+        shutil.rmtree(folder)
+    elif folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; choose another folder.")
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _write_descriptions(
+    folder: pathlib.Path, config: ModelConfig, tokenizer: Tokenizer, chat: ChatFormat, provenance: dict[str, Any]
+) -> None:
+    about = {
+        "format": FORMAT,
+        "model": config_lib.to_dict(config),
+        "chat": config_lib.to_dict(chat),
+        "provenance": provenance,
+    }
+    (folder / "s1jax.json").write_text(json.dumps(about, indent=2) + "\n")
+    (folder / "tokenizer").mkdir(exist_ok=True)
+    tokenizer.save(folder / "tokenizer")
+
+
+def _read_descriptions(folder: pathlib.Path) -> Metadata:
+    file = folder / "s1jax.json"
+    about = json.loads(file.read_text())
+    if about.get("format") != FORMAT:
+        raise InputError(f"{file} has format {about.get('format')}; this version of s1jax reads format {FORMAT}.")
+    return Metadata(
+        config_lib.from_dict(ModelConfig, about["model"], f"{file}: model"),
+        Tokenizer.load(folder / "tokenizer"),
+        config_lib.from_dict(ChatFormat, about["chat"], f"{file}: chat"),
+        about["provenance"],
+    )
+
+
+def _files(folder: pathlib.Path) -> list[str]:
+    names = (item.relative_to(folder).as_posix() for item in folder.rglob("*") if item.is_file())
+    return sorted(name for name in names if name != "digests.json")
+
+
+def _digest(file: pathlib.Path) -> dict[str, Any]:
+    with file.open("rb") as stream:
+        return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+
+
+def _write_digests(folder: pathlib.Path) -> None:
+    """Finishes a checkpoint: the rename of digests.json is the moment from which it counts."""
+    names = _files(folder)
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        digests = dict(zip(names, pool.map(lambda name: _digest(folder / name), names), strict=True))
+    partial = folder / "digests.json.partial"
+    with partial.open("w") as stream:
+        json.dump(digests, stream, indent=1)
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.rename(folder / "digests.json")
+
+
+def _verify(folder: pathlib.Path, wanted: Callable[[str], bool]) -> None:
+    """Compares the files whose names `wanted` accepts with digests.json.
+
+    Raises:
+      InputError: names the first file that is missing, truncated or altered.
+    """
+    try:
+        digests = json.loads((folder / "digests.json").read_text())
+        expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in digests.items() if wanted(name)}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{folder / 'digests.json'} is damaged; use another checkpoint or copy it again.") from error
+
+    def fault(name: str) -> str:
+        file = folder / name
+        if not file.is_file():
+            return f"{file} is missing"
+        size, sha256 = expected[name]
+        if file.stat().st_size != size:
+            return f"{file} has {file.stat().st_size} bytes instead of {size}"
+        return "" if _digest(file)["sha256"] == sha256 else f"{file} was altered since it was written (its digest differs)"
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        for sentence in pool.map(fault, expected):
+            if sentence:
+                raise InputError(f"{sentence}; the checkpoint is damaged: use another one or copy it again.")

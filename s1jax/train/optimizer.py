@@ -1,0 +1,93 @@
+"""The learning rate and the optimizer: AdamW as torch and the s1 recipe have it, or Muon for the matrices."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from s1jax.config import ModelConfig, OptimizerConfig
+from s1jax.model import decoder
+
+
+def schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
+    """Learning rate of optimizer step 0, 1, ...: linear from 0 over ceil(fraction * steps), then down to 0.
+
+    The same numbers as transformers' `get_cosine_schedule_with_warmup` and its linear and constant siblings.
+    """
+    warmup = math.ceil(config.warmup_fraction * num_steps)
+
+    def rate(step: jax.Array) -> jax.Array:
+        rising = step / max(1, warmup)
+        done = (step - warmup) / max(1, num_steps - warmup)
+        if config.schedule == "cosine":
+            falling = 0.5 * (1 + jnp.cos(jnp.pi * done))
+        elif config.schedule == "linear":
+            falling = 1 - done
+        else:
+            falling = jnp.ones_like(done)
+        return config.learning_rate * jnp.where(step < warmup, rising, jnp.clip(falling, 0, 1))
+
+    return rate
+
+
+def make(config: OptimizerConfig, model: ModelConfig, num_steps: int) -> optax.GradientTransformation:
+    """The optimizer of a run of `num_steps` steps; gradients are clipped before it, see `clip`.
+
+    AdamW: u = m_hat / (sqrt(v_hat) + eps); p <- p - rate * (u + decay * p), decay on matrices only. Muon replaces u by
+    the orthogonalised momentum for the layers' kernels (optax's coefficients, 5 iterations, scaled by
+    sqrt(max(1, outputs / inputs))); embeddings, norms, biases and the head keep Adam's u, with Nesterov momentum.
+    """
+    if config.name == "adamw":
+        direction = optax.scale_by_adam(config.b1, config.b2, config.eps)
+    else:
+        # With rate 1 and no decay this is optax's update with the sign of a descent; the decay below wants it ascending.
+        direction = optax.chain(
+            optax.contrib.muon(
+                1.0,
+                adam_b1=config.b1,
+                adam_b2=config.b2,
+                eps=config.eps,
+                muon_weight_dimension_numbers=_muon_dimensions(model),
+            ),
+            optax.scale(-1.0),
+        )
+    return optax.chain(
+        direction,
+        optax.add_decayed_weights(config.weight_decay, is_matrix(model)),
+        optax.scale_by_learning_rate(schedule(config, num_steps)),
+    )
+
+
+def is_matrix(model: ModelConfig) -> dict[str, Any]:
+    """True for embeddings, projections, MLP and head, False for biases and norms, in the parameters' tree."""
+
+    def last(path: tuple[Any, ...], _: Any) -> bool:
+        return path[-1].key in ("kernel", "embedding")
+
+    return jax.tree_util.tree_map_with_path(last, decoder.abstract_params(model))
+
+
+def clip(grads: Any, norm: jax.Array, largest: float) -> Any:
+    """Scales gradients of global norm `norm` down to `largest` as `torch.nn.utils.clip_grad_norm_` does; 0: not."""
+    if not largest:
+        return grads
+    scale = jnp.minimum(1.0, largest / (norm + 1e-6))
+    return jax.tree.map(lambda g: g * scale.astype(g.dtype), grads)
+
+
+def _muon_dimensions(model: ModelConfig) -> dict[str, Any]:
+    """Which axes of a layer's kernels [L, ...] are its input and output; None where AdamW is used."""
+    outputs = {"query": (2, 3), "key": (2, 3), "value": (2, 3), "out": (3,), "gate": (2,), "up": (2,), "down": (2,)}
+    inputs = {"out": (1, 2)}
+
+    def numbers(path: tuple[Any, ...], _: Any) -> Any:
+        keys = [entry.key for entry in path]
+        if keys[0] != "layers" or keys[-1] != "kernel":
+            return None
+        return optax.contrib.MuonDimensionNumbers(inputs.get(keys[-2], (1,)), outputs[keys[-2]])
+
+    return jax.tree_util.tree_map_with_path(numbers, decoder.abstract_params(model))

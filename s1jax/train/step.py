@@ -1,0 +1,155 @@
+"""The state of a training run and the jitted step that advances it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from s1jax import parallel
+from s1jax.config import InputError, ModelConfig, TrainConfig
+from s1jax.model import decoder
+from s1jax.train import loss as loss_lib
+from s1jax.train import optimizer as optimizer_lib
+
+Batch = dict[str, jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """All that changes from step to step.
+
+    Attributes:
+      step: int32 scalar, optimizer steps taken.
+      params: master weights, the tree of `decoder.init_params`.
+      opt_state: of the optimizer.
+    """
+
+    step: jax.Array
+    params: Any
+    opt_state: Any
+
+
+def abstract_state(config: ModelConfig, tx: optax.GradientTransformation, mesh: Mesh, dtype: Any) -> TrainState:
+    """The state's shapes, types and shardings; the optimizer's moments lie where their weights lie."""
+    shapes = decoder.abstract_params(config, jnp.dtype(dtype))
+    shardings = parallel.param_shardings(config, mesh)
+    one = parallel.replicated(mesh)
+
+    def with_sharding(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    opt_state = optax.tree.map_params(
+        tx,
+        with_sharding,
+        jax.eval_shape(tx.init, shapes),
+        shardings,
+        transform_non_params=lambda leaf: with_sharding(leaf, one),
+    )
+    return TrainState(
+        jax.ShapeDtypeStruct((), jnp.int32, sharding=one), jax.tree.map(with_sharding, shapes, shardings), opt_state
+    )
+
+
+def init_state(params: Any, tx: optax.GradientTransformation, abstract: TrainState) -> TrainState:
+    """State at step 0 with `params`, cast and placed like `abstract`."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    params = jax.tree.map(lambda x, leaf: jax.device_put(x.astype(leaf.dtype), leaf.sharding), params, abstract.params)
+    opt_state = jax.jit(tx.init, out_shardings=shardings.opt_state)(params)
+    return TrainState(jax.device_put(jnp.int32(0), shardings.step), params, opt_state)
+
+
+def make_step(
+    config: ModelConfig,
+    train: TrainConfig,
+    clip_norm: float,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    abstract: TrainState,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """Compiles nothing yet; returns the jitted `(state, batch) -> (state, metrics)`, which donates the state.
+
+    The batch's arrays are [B, T] with rows over the mesh's `data` and `fsdp` axes; `train.accumulation` micro-batches
+    of B / accumulation rows run one after the other. Loss and gradient are of sum(weights * nll) / sum(weights) over the whole
+    batch. Where loss or gradient is not finite the weights and moments come back as they were, and `finite` is False.
+
+    Metrics, all scalars: loss, grad_norm (before clipping), supervised (ids with weight > 0), tokens (ids that are no
+    padding), finite.
+    """
+    dtype = jnp.dtype(train.compute_dtype)
+    matrices = optimizer_lib.is_matrix(config)
+
+    def micro_loss(params: Any, batch: Batch) -> jax.Array:
+        hidden = decoder.forward(
+            params,
+            config,
+            batch["tokens"],
+            batch["positions"],
+            batch["segment_ids"],
+            dtype=dtype,
+            remat=train.remat,
+            attention=train.attention,
+        )
+        rows_per_device = max(1, hidden.shape[0] // parallel.row_shards(mesh))
+        chunk = max(1, train.loss_chunk // rows_per_device)
+        kernel = decoder.output_kernel(params, config)
+        return loss_lib.cross_entropy(hidden, kernel, batch["targets"], batch["weights"], chunk)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        weights = batch["weights"]
+        normed = batch | {"weights": weights / jnp.maximum(weights.sum(), jnp.finfo(jnp.float32).tiny)}
+        # Matrices are cast once, before any device gathers them; the gradients of the casts add up in float32.
+        compute = jax.tree.map(lambda p, m: p.astype(dtype) if m else p, state.params, matrices)
+        loss, grads = _accumulate(micro_loss, compute, normed, train.accumulation)
+        norm = optax.global_norm(grads)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        grads = optimizer_lib.clip(grads, norm, clip_norm)
+        grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, state.params)
+        updates, opt_state = tx.update(grads, state.opt_state, state.params)
+        new = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
+        new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, state)
+        metrics = {
+            "loss": loss,
+            "grad_norm": norm,
+            "supervised": jnp.sum(weights > 0),
+            "tokens": jnp.sum(batch["segment_ids"] > 0),
+            "finite": finite,
+        }
+        return new, metrics
+
+    state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    return jax.jit(
+        step,
+        in_shardings=(state_shardings, parallel.row_sharding(mesh)),
+        out_shardings=(state_shardings, parallel.replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def _accumulate(
+    loss: Callable[[Any, Batch], jax.Array], params: Any, batch: Batch, count: int
+) -> tuple[jax.Array, Any]:
+    """Sum of the losses and float32 sum of the gradients of `count` micro-batches."""
+    value_and_grad = jax.value_and_grad(loss)
+    to_float32 = lambda tree: jax.tree.map(lambda g: g.astype(jnp.float32), tree)  # noqa: E731
+    rows = batch["tokens"].shape[0]
+    if rows % count:
+        raise InputError(f"train.accumulation={count} does not divide the {rows} rows of a batch; choose a divisor.")
+    if count == 1:
+        value, grads = value_and_grad(params, batch)
+        return value, to_float32(grads)
+
+    def body(carry: tuple[jax.Array, Any], micro: Batch) -> tuple[tuple[jax.Array, Any], None]:
+        value, grads = value_and_grad(params, micro)
+        return jax.tree.map(jnp.add, carry, (value, to_float32(grads))), None
+
+    # Every count-th row goes to the same micro-batch, so that each of them has rows on every device.
+    micros = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(rows // count, count, *x.shape[1:]), 0, 1), batch)
+    zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
+    return jax.lax.scan(body, (jnp.float32(0), zeros), micros)[0]
