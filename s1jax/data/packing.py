@@ -1,0 +1,154 @@
+"""Encoded rows to fixed-size arrays: one sequence in a row (`padded`), or as many as fit, told apart by segment ids.
+
+A batch is a dict of numpy arrays, all [rows, T] with T = block_size:
+  tokens int32       ids that are fed.
+  targets int32      the id after each.
+  weights float32    share of each target in the loss, sum(weights * nll) / sum(weights); 0 where nothing is supervised.
+  segment_ids int32  1, 2, ... for the sequences of a row, 0 for padding.
+  positions int32    index in its own sequence.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+
+from s1jax.config import InputError
+
+Weighting = Literal["sequence", "token"]
+TooLong = Literal["error", "drop", "truncate"]
+Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """One encoded row.
+
+    Attributes:
+      ids: int32 [n], n >= 2.
+      supervised: bool [n], the ids that carry loss.
+      name: where the row came from, for messages.
+    """
+
+    ids: np.ndarray
+    supervised: np.ndarray
+    name: str
+
+    @property
+    def length(self) -> int:
+        """Number of places it takes in a block: every id but the last is fed."""
+        return len(self.ids) - 1
+
+    @property
+    def num_targets(self) -> int:
+        """Number of supervised targets."""
+        return int(np.count_nonzero(self.supervised[1:]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """Rows that fit the block, and what became of the others.
+
+    Attributes:
+      examples: in their old order, each of at most block_size + 1 ids and with a supervised target.
+      dropped: names of rows left out.
+      truncated: names of rows cut to block_size + 1 ids.
+    """
+
+    examples: list[Example]
+    dropped: list[str]
+    truncated: list[str]
+
+
+def fit(examples: Sequence[Example], block_size: int, too_long: TooLong) -> Fitted:
+    """Applies `too_long` to rows of more than `block_size` + 1 ids.
+
+    A row whose supervised ids all lie beyond the cut is dropped, not truncated: nothing would be learned from it.
+
+    Raises:
+      InputError: on a long row where `too_long` is `error`, and where no row is left.
+    """
+    kept, dropped, truncated = [], [], []
+    longest = max((len(example.ids) for example in examples), default=0)
+    for example in examples:
+        if example.length <= block_size:
+            kept.append(example)
+            continue
+        if too_long == "error":
+            over = sum(other.length > block_size for other in examples)
+            raise InputError(
+                f"{example.name} has {len(example.ids)} ids, more than data.block_size + 1 = {block_size + 1} (as"
+                f" have {over} of {len(examples)} rows); set data.block_size to at least {longest - 1}, or"
+                " data.too_long to drop or truncate."
+            )
+        cut = dataclasses.replace(
+            example, ids=example.ids[: block_size + 1], supervised=example.supervised[: block_size + 1]
+        )
+        if too_long == "truncate" and cut.num_targets:
+            kept.append(cut)
+            truncated.append(example.name)
+        else:
+            dropped.append(example.name)
+    if not kept:
+        raise InputError(
+            f"no row is left of {len(examples)}: {len(dropped)} are longer than data.block_size + 1 ="
+            f" {block_size + 1} ids; give more rows or a larger block."
+        )
+    return Fitted(kept, dropped, truncated)
+
+
+def first_fit(lengths: Sequence[int], block_size: int) -> list[list[int]]:
+    """Packs items into bins of `block_size`: first fit, longest first.
+
+    Args:
+      lengths: of the items, each at most `block_size`.
+      block_size: capacity of a bin.
+
+    Returns:
+      for each bin the indices of its items, in increasing order. A function of the arguments alone: equal lengths keep
+      their order.
+    """
+    room: list[int] = []
+    bins: list[list[int]] = []
+    for item in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        if lengths[item] > block_size:
+            raise ValueError(f"item {item} of length {lengths[item]} does not fit into {block_size}")
+        at = next((b for b, left in enumerate(room) if left >= lengths[item]), len(bins))
+        if at == len(bins):
+            bins.append([])
+            room.append(block_size)
+        bins[at].append(item)
+        room[at] -= lengths[item]
+    return [sorted(items) for items in bins]
+
+
+def arrays(rows: Sequence[Sequence[Example]], num_rows: int, block_size: int, weighting: Weighting) -> Batch:
+    """Lays out sequences.
+
+    Args:
+      rows: for each row of the batch the sequences that stand in it, one after the other.
+      num_rows: rows of the result; those beyond `rows` are all zero (segment 0, weight 0).
+      block_size: T; each row's sequences fit into it.
+      weighting: `token` weighs every supervised target 1, `sequence` 1 / (supervised targets of its sequence).
+
+    Returns:
+      the batch, see the module's text.
+    """
+    shape = (num_rows, block_size)
+    batch: Batch = {name: np.zeros(shape, np.int32) for name in ("tokens", "targets", "segment_ids", "positions")}
+    batch["weights"] = np.zeros(shape, np.float32)
+    for r, sequences in enumerate(rows):
+        start = 0
+        for segment, example in enumerate(sequences, start=1):
+            place = slice(start, start + example.length)
+            batch["tokens"][r, place] = example.ids[:-1]
+            batch["targets"][r, place] = example.ids[1:]
+            batch["segment_ids"][r, place] = segment
+            batch["positions"][r, place] = np.arange(example.length)
+            weight = 1.0 / max(example.num_targets, 1) if weighting == "sequence" else 1.0
+            batch["weights"][r, place] = example.supervised[1:] * np.float32(weight)
+            start += example.length
+    return batch

@@ -1,0 +1,225 @@
+"""Rows of text to ids: the only place with template strings.
+
+A row reads, in every format,
+
+    before_question QUESTION after_question think_start after_think_start TRACE before_think_end think_end
+    after_think_end ANSWER turn_end after_turn
+
+and is encoded in the parts that sampling forces or samples apart: the prompt (up to and including the assistant header),
+think_start, the trace with its newlines, think_end, the answer, turn_end. So what training shows is, id for id, what the
+sampler produces, and the supervised part begins at an id of its own. With delimiters that are special tokens, as in the
+formats below, the parts together give the same ids as the whole text (tests/text/test_chat.py).
+
+Supervised are the ids after the assistant header up to and including turn_end. The newline after the last turn_end stays
+in the ids, as in the paper's text, and carries no loss: the sampler stops before it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from s1jax.config import Delimiters, InputError
+from s1jax.text.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class ChatFormat:
+    """The strings around a question, a trace and an answer.
+
+    Attributes:
+      before_question: from the start of the text to the question.
+      after_question: from the question to the end of the assistant header.
+      think_start: delimiter before the trace; forced when sampling. May be several ids.
+      think_end: delimiter between trace and answer; its first id, when sampled, means that thinking is over.
+      turn_end: one id that ends the answer.
+      special: what the tokenizer must know as one id each; otherwise the format is refused.
+      after_think_start: between think_start and the trace.
+      before_think_end: between the trace and think_end.
+      after_think_end: between think_end and the answer.
+      after_turn: after turn_end, unsupervised.
+      answer_prefix: put before an answer that does not contain it.
+      final_answer: forced after think_end when thinking is cut.
+      stop: further ids that end an answer, where the tokenizer knows them.
+    """
+
+    before_question: str
+    after_question: str
+    think_start: str
+    think_end: str
+    turn_end: str
+    special: tuple[str, ...]
+    after_think_start: str = "\n"
+    before_think_end: str = "\n"
+    after_think_end: str = "\n"
+    after_turn: str = "\n"
+    answer_prefix: str = ""
+    final_answer: str = "\nFinal Answer:"
+    stop: tuple[str, ...] = ("<|endoftext|>",)
+
+
+_CHATML = ChatFormat(
+    before_question="<|im_start|>user\n",
+    after_question="<|im_end|>\n<|im_start|>assistant\n",
+    think_start="<|im_start|>think",
+    think_end="<|im_start|>answer",
+    turn_end="<|im_end|>",
+    special=("<|im_start|>", "<|im_end|>"),
+    answer_prefix="Answer: ",
+)
+_QWEN_SYSTEM = "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
+
+FORMATS: dict[str, ChatFormat] = {
+    # The paper's: ChatML with the system turn that Qwen2.5's template adds by default.
+    "s1": dataclasses.replace(_CHATML, before_question=_QWEN_SYSTEM + _CHATML.before_question),
+    # The same without a system turn: Countdown, SmolLM2.
+    "s1_plain": _CHATML,
+    # Qwen3: ChatML with <think>...</think>.
+    "think": dataclasses.replace(
+        _CHATML,
+        think_start="<think>",
+        think_end="</think>",
+        special=("<|im_start|>", "<|im_end|>", "<think>", "</think>"),
+        after_think_end="\n\n",
+        answer_prefix="",
+    ),
+    # DeepSeek-R1 and its distillations.
+    "think_r1": ChatFormat(
+        before_question="<｜begin▁of▁sentence｜><｜User｜>",
+        after_question="<｜Assistant｜>",
+        think_start="<think>",
+        think_end="</think>",
+        turn_end="<｜end▁of▁sentence｜>",
+        special=(
+            "<｜begin▁of▁sentence｜>",
+            "<｜User｜>",
+            "<｜Assistant｜>",
+            "<｜end▁of▁sentence｜>",
+            "<think>",
+            "</think>",
+        ),
+        after_think_end="\n\n",
+        after_turn="",
+    ),
+}
+
+
+def check(tokenizer: Tokenizer, fmt: ChatFormat) -> None:
+    """Raises InputError unless the tokenizer has one id for every special token of the format."""
+    for token in (*fmt.special, fmt.turn_end):
+        if not tokenizer.knows(token):
+            raise InputError(
+                f"delimiter {token!r} is not in the tokenizer; choose a chat format whose delimiters it has, or a"
+                " tokenizer with this one added."
+            )
+
+
+def encode_prompt(tokenizer: Tokenizer, fmt: ChatFormat, question: str) -> list[int]:
+    """Returns the ids from the start of the text up to and including the assistant header."""
+    return tokenizer.encode(fmt.before_question + question + fmt.after_question)
+
+
+def encode_row(
+    tokenizer: Tokenizer, fmt: ChatFormat, question: str, trace: str, answer: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Encodes one training row.
+
+    Args:
+      tokenizer: has the format's special tokens, see `check`.
+      fmt: the strings around the three parts.
+      question: as it is.
+      trace: the thinking; stripped of white space at both ends.
+      answer: stripped likewise; `fmt.answer_prefix` is put before it unless it contains that.
+
+    Returns:
+      ids int32 [n], and bool [n]: the ids that carry loss (see the module's text).
+    """
+    trace, answer = trace.strip(), answer.strip()
+    if fmt.answer_prefix.strip() not in answer:
+        answer = fmt.answer_prefix + answer
+    prompt = encode_prompt(tokenizer, fmt, question)
+    response: list[int] = []
+    for part in (
+        fmt.think_start,
+        fmt.after_think_start + trace + fmt.before_think_end,
+        fmt.think_end,
+        fmt.after_think_end + answer,
+        fmt.turn_end,
+    ):
+        response += tokenizer.encode(part)
+    rest = tokenizer.encode(fmt.after_turn)
+    ids = np.array(prompt + response + rest, np.int32)
+    supervised = np.zeros(len(ids), bool)
+    supervised[len(prompt) : len(prompt) + len(response)] = True
+    return ids, supervised
+
+
+def delimiters(tokenizer: Tokenizer, fmt: ChatFormat, wait: str = "Wait") -> Delimiters:
+    """Encodes, once, all that budget forcing needs.
+
+    Args:
+      tokenizer: the model's.
+      fmt: the chat format the model was trained with.
+      wait: the extension string; may be several ids or empty.
+
+    Raises:
+      InputError: if the tokenizer lacks a delimiter or cannot write a newline.
+    """
+    check(tokenizer, fmt)
+    legal = tokenizer.legal_ids(tokenizer.num_ids)
+    newline = tokenizer.encode("\n")
+    ends_in_newline = tokenizer.ends_in_newline()
+    if not newline or newline[-1] not in ends_in_newline:
+        raise InputError("the tokenizer has no id for a newline, which the delimiters need; give another tokenizer.")
+    think_end = tokenizer.encode(fmt.think_end)
+    stop = [tokenizer.id_of(fmt.turn_end)]
+    stop += [tokenizer.id_of(token) for token in fmt.stop if tokenizer.knows(token)]
+    if tokenizer.eos_id is not None:
+        stop.append(tokenizer.eos_id)
+    return Delimiters(
+        think_start=tuple(tokenizer.encode(fmt.think_start)),
+        think_end=tuple(think_end),
+        newline=tuple(newline),
+        final_answer=tuple(tokenizer.encode(fmt.final_answer)),
+        wait=tuple(tokenizer.encode(wait)),
+        end=tuple(sorted({think_end[0], *stop})),
+        stop=tuple(sorted(set(stop))),
+        ends_in_newline=tuple(ends_in_newline),
+        num_ids=tokenizer.num_ids,
+        illegal=tuple(int(i) for i in np.flatnonzero(~legal)),
+        pad=tokenizer.pad_id if tokenizer.pad_id is not None else stop[0],
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What a sampled or trained response says."""
+
+    thinking: str
+    answer: str
+
+
+def split(tokenizer: Tokenizer, fmt: ChatFormat, ids: Sequence[int]) -> Parts:
+    """Splits the ids after the prompt into the text of the thinking and of the answer.
+
+    Args:
+      tokenizer: the model's.
+      fmt: the chat format that the ids follow.
+      ids: from think_start on; a missing think_end means that all of it is thinking.
+
+    Returns:
+      both texts without delimiters and stop id, white space at the ends stripped.
+    """
+    ids = [int(i) for i in ids]
+    start, end = tokenizer.encode(fmt.think_start), tokenizer.encode(fmt.think_end)
+    if ids[: len(start)] == start:
+        ids = ids[len(start) :]
+    at = next((i for i in range(len(ids)) if ids[i : i + len(end)] == end), len(ids))
+    thinking, answer = ids[:at], ids[at + len(end) :]
+    stop = {tokenizer.id_of(token) for token in (fmt.turn_end, *fmt.stop) if tokenizer.knows(token)} | {
+        tokenizer.eos_id
+    }
+    cut = next((i for i, id_ in enumerate(answer) if id_ in stop), len(answer))
+    return Parts(tokenizer.decode(thinking).strip(), tokenizer.decode(answer[:cut]).strip())
