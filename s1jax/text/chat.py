@@ -5,13 +5,14 @@ A row reads, in every format,
     before_question QUESTION after_question think_start after_think_start TRACE before_think_end think_end
     after_think_end ANSWER turn_end after_turn
 
-and is encoded in the parts that sampling forces or samples apart: the prompt (up to and including the assistant header),
-think_start, the trace with its newlines, think_end, the answer, turn_end. So what training shows is, id for id, what the
-sampler produces, and the supervised part begins at an id of its own. With delimiters that are special tokens, as in the
-formats below, the parts together give the same ids as the whole text (tests/text/test_chat.py).
+and is encoded in the parts that sampling forces or samples apart: the prompt (up to and including the assistant
+header), think_start, the trace with its newlines, think_end, the answer, turn_end. So what training shows is, id for
+id, what the sampler produces, and the supervised part begins at an id of its own. With delimiters that are special
+tokens, as in the formats below, the parts together give the same ids as the whole text (tests/text/test_chat.py).
 
-Supervised are the ids after the assistant header up to and including turn_end. The newline after the last turn_end stays
-in the ids, as in the paper's text, and carries no loss: the sampler stops before it.
+Supervised are the ids after the assistant header up to and including turn_end. The newline after the last turn_end
+stays in the ids, as in the paper's text, but carries no loss: a sampled answer ends before it. (The paper's collator
+supervises that one id, too.)
 """
 
 from __future__ import annotations
@@ -174,10 +175,7 @@ def delimiters(tokenizer: Tokenizer, fmt: ChatFormat, wait: str = "Wait") -> Del
     if not newline or newline[-1] not in ends_in_newline:
         raise InputError("the tokenizer has no id for a newline, which the delimiters need; give another tokenizer.")
     think_end = tokenizer.encode(fmt.think_end)
-    stop = [tokenizer.id_of(fmt.turn_end)]
-    stop += [tokenizer.id_of(token) for token in fmt.stop if tokenizer.knows(token)]
-    if tokenizer.eos_id is not None:
-        stop.append(tokenizer.eos_id)
+    stop = _stop_ids(tokenizer, fmt)
     return Delimiters(
         think_start=tuple(tokenizer.encode(fmt.think_start)),
         think_end=tuple(think_end),
@@ -185,12 +183,20 @@ def delimiters(tokenizer: Tokenizer, fmt: ChatFormat, wait: str = "Wait") -> Del
         final_answer=tuple(tokenizer.encode(fmt.final_answer)),
         wait=tuple(tokenizer.encode(wait)),
         end=tuple(sorted({think_end[0], *stop})),
-        stop=tuple(sorted(set(stop))),
+        stop=tuple(sorted(stop)),
         ends_in_newline=tuple(ends_in_newline),
         num_ids=tokenizer.num_ids,
         illegal=tuple(int(i) for i in np.flatnonzero(~legal)),
-        pad=tokenizer.pad_id if tokenizer.pad_id is not None else stop[0],
+        pad=tokenizer.pad_id if tokenizer.pad_id is not None else tokenizer.id_of(fmt.turn_end),
     )
+
+
+def _stop_ids(tokenizer: Tokenizer, fmt: ChatFormat) -> set[int]:
+    """Returns the ids that end an answer: turn_end, the format's other stops and the tokenizer's own end of sequence."""
+    stop = {tokenizer.id_of(token) for token in fmt.stop if tokenizer.knows(token)}
+    if tokenizer.eos_id is not None:
+        stop.add(tokenizer.eos_id)
+    return stop | {tokenizer.id_of(fmt.turn_end)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,8 +224,6 @@ def split(tokenizer: Tokenizer, fmt: ChatFormat, ids: Sequence[int]) -> Parts:
         ids = ids[len(start) :]
     at = next((i for i in range(len(ids)) if ids[i : i + len(end)] == end), len(ids))
     thinking, answer = ids[:at], ids[at + len(end) :]
-    stop = {tokenizer.id_of(token) for token in (fmt.turn_end, *fmt.stop) if tokenizer.knows(token)} | {
-        tokenizer.eos_id
-    }
+    stop = _stop_ids(tokenizer, fmt)
     cut = next((i for i, id_ in enumerate(answer) if id_ in stop), len(answer))
     return Parts(tokenizer.decode(thinking).strip(), tokenizer.decode(answer[:cut]).strip())
