@@ -144,17 +144,34 @@ def logical_axes(config: ModelConfig) -> dict[str, Any]:
 
 
 @functools.cache
-def _graph(config: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
-    """Structure of the module tree, without weights."""
-    model = nnx.eval_shape(lambda: Decoder(config, jnp.dtype(jnp.float32), nnx.Rngs(params=0)))
-    return nnx.split(model, nnx.Param)
+def _block_structure(config: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
+    """One layer without weights."""
+    return nnx.split(nnx.eval_shape(lambda: Block(config, jnp.dtype(jnp.float32), nnx.Rngs(params=0))), nnx.Param)
 
 
-def _merge(config: ModelConfig, params: Params) -> Decoder:
-    graph, state = _graph(config)
+def _block(config: ModelConfig, weights: Params) -> Block:
+    """One layer over the arrays of `weights`, a slice of params["layers"]."""
+    graph, state = _block_structure(config)
     state = jax.tree.map(lambda x: x, state)  # a copy: the cached one stays abstract
-    nnx.replace_by_pure_dict(state, dict(params))
+    nnx.replace_by_pure_dict(state, dict(weights))
     return nnx.merge(graph, state)
+
+
+def _final_norm(params: Params, config: ModelConfig, x: jax.Array) -> jax.Array:
+    return layers.rms_norm(x, params["final_norm"]["scale"], config.norm_eps)
+
+
+def unstack(params: Params) -> dict[str, Any]:
+    """The same weights with `layers` as a tuple of one tree per layer, for `forward_cached` in a decoding loop.
+
+    Call it inside the jitted function, before the loop. A scan copies each layer's slice out of the stacked arrays
+    at every step, which on a CPU costs as much as reading the weights (benchmarks/decode.py); unstacked, the copy is
+    made once, at the price of holding the layers twice and of compiling L of them.
+    """
+    count = jax.tree.leaves(params["layers"])[0].shape[0]
+    layers_ = tuple(jax.tree.map(lambda a, i=i: a[i], params["layers"]) for i in range(count))
+    # Without the barrier XLA moves the slices back into the loop.
+    return {**params, "layers": jax.lax.optimization_barrier(layers_)}
 
 
 def forward(
@@ -191,19 +208,18 @@ def forward(
             f"a row of {tokens.shape[1]} tokens exceeds the model's context_length {config.context_length}; "
             "shorten the rows or raise model.context_length."
         )
-    model = _merge(config, params)
     angles = layers.rotary_angles(positions, config.head_dim, config.rope_theta)
 
-    def block(x: jax.Array, layer: Block) -> tuple[jax.Array, None]:
-        return layer(x, angles, segment_ids, attention), None
+    def block(x: jax.Array, weights: Params) -> tuple[jax.Array, None]:
+        return _block(config, weights)(x, angles, segment_ids, attention), None
 
     if remat == "full":
         block = jax.checkpoint(block, prevent_cse=False)
     elif remat != "none":
         raise ValueError(f"remat policy {remat!r} is unknown; use 'none' or 'full'")
-    x = model.embed.embedding[...].astype(dtype)[tokens]
-    x, _ = jax.lax.scan(block, x, model.layers)
-    return model.final_norm(x)
+    x = params["embed"]["embedding"][tokens].astype(dtype)
+    x, _ = jax.lax.scan(block, x, params["layers"])
+    return _final_norm(params, config, x)
 
 
 def forward_cached(
@@ -221,7 +237,7 @@ def forward_cached(
     outputs mean nothing and whose slots the next call writes over.
 
     Args:
-      params: tree of this module's docstring.
+      params: tree of this module's docstring, or what `unstack` makes of it.
       config: shape of the decoder.
       tokens: int32 [B, T].
       cache: of the same batch; `lengths + T` must not exceed its number of slots.
@@ -231,19 +247,24 @@ def forward_cached(
     Returns:
       Hidden states after the final norm [B, T, D], and the cache with the tokens appended.
     """
-    model = _merge(config, params)
     positions = cache.lengths[:, None] + jnp.arange(tokens.shape[1])
     angles = layers.rotary_angles(positions, config.head_dim, config.rope_theta)
+    x = params["embed"]["embedding"][tokens].astype(dtype)
 
-    def block(carry: Any, layer: Block) -> tuple[Any, None]:
+    def block(carry: Any, weights: Params) -> tuple[Any, None]:
         x, keys, values, index = carry
-        x, keys, values = layer.cached(x, angles, positions, index, keys, values)
+        x, keys, values = _block(config, weights).cached(x, angles, positions, index, keys, values)
         return (x, keys, values, index + 1), None
 
-    x = model.embed.embedding[...].astype(dtype)[tokens]
-    carry = (x, cache.keys, cache.values, jnp.int32(0))
-    (x, keys, values, _), _ = jax.lax.scan(block, carry, model.layers)
-    return model.final_norm(x), cache_lib.Cache(keys, values, cache.lengths + num_tokens)
+    carry = (x, cache.keys, cache.values, 0)
+    if isinstance(params["layers"], tuple):
+        for weights in params["layers"]:
+            carry, _ = block(carry, weights)
+    else:
+        carry, _ = jax.lax.scan(block, carry, params["layers"])
+    x, keys, values, _ = carry
+    hidden = _final_norm(params, config, x)
+    return hidden, cache_lib.Cache(keys, values, cache.lengths + num_tokens)
 
 
 def output_kernel(params: Params, config: ModelConfig) -> jax.Array:
@@ -253,5 +274,9 @@ def output_kernel(params: Params, config: ModelConfig) -> jax.Array:
 
 def logits(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
     """[..., D] -> float32 [..., V]; for training use `s1jax.train.loss`, which never holds them all."""
-    kernel = output_kernel(params, config).astype(hidden.dtype)
-    return jnp.matmul(hidden, kernel, preferred_element_type=jnp.float32)
+    if config.tied_embeddings:  # contracted as it lies: a transposed copy would be made at every decoding step
+        kernel, axis = params["embed"]["embedding"], 1
+    else:
+        kernel, axis = params["head"]["kernel"], 0
+    contract = (((hidden.ndim - 1,), (axis,)), ((), ()))
+    return jax.lax.dot_general(hidden, kernel.astype(hidden.dtype), contract, preferred_element_type=jnp.float32)

@@ -15,8 +15,24 @@ from flax import nnx
 _INIT_STD = 0.02  # initializer_range of the Qwen and Llama configurations
 
 
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+    """Root-mean-square normalisation over the last axis (Zhang & Sennrich 2019); statistics in float32.
+
+    Args:
+      x: [..., D].
+      scale: [D].
+      eps: added to the mean square.
+
+    Returns:
+      [..., D] in the dtype of `x`.
+    """
+    wide = x.astype(jnp.float32)
+    wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
+    return scale.astype(x.dtype) * wide.astype(x.dtype)
+
+
 class RMSNorm(nnx.Module):
-    """Root-mean-square normalisation over the last axis (Zhang & Sennrich 2019), learned scale, no bias."""
+    """`rms_norm` with its learned scale."""
 
     def __init__(self, size: int, eps: float, dtype: jnp.dtype):
         self.scale = nnx.Param(jnp.ones((size,), dtype))
@@ -24,9 +40,7 @@ class RMSNorm(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[..., size] -> [..., size] in the dtype of `x`."""
-        wide = x.astype(jnp.float32)
-        wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.eps)
-        return self.scale[...].astype(x.dtype) * wide.astype(x.dtype)
+        return rms_norm(x, self.scale[...], self.eps)
 
 
 class Projection(nnx.Module):
