@@ -19,9 +19,9 @@ from s1jax.config import InputError
 # Seconds that one parse or one comparison of math-verify may take: "9^{9^{9}}" would otherwise never end.
 TIMEOUT = 3
 # Characters of an answer that are looked at; a model that never stops can write a very long one.
-LONGEST = 1000
+LONGEST = 400
 
-_BOXED = re.compile(r"\\f?boxed\s*(?=\{)|\\f?boxed\s+(?P<bare>[^\s{$]+)")
+_BOXED = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)|\\boxed\s+(?P<bare>[^\s{$]+)")
 # "Answer:" also stands inside "Final Answer:" and "**Answer:**"; a GSM8K mark begins its line.
 _MARK = re.compile(r"(?:final\s+)?\banswer\s*(?:\*\*)?\s*:(?:\*\*)?|^[ \t]*####", re.IGNORECASE | re.MULTILINE)
 # Two letters in a row that are no LaTeX command.
