@@ -1,0 +1,154 @@
+"""From logits to one id per row: temperature, then top-k, then top-p, then min-p, every setting an array with one entry per row.
+
+The order and the meaning are those of transformers and vLLM. No filter sorts: the border of a filter is a value of the
+row itself, found by building its 32 bits one by one, each with one pass over the row. On a CPU that is about 20 times
+faster than a sort at any size tried (16 rows of 32,000: 20 ms against 220 ms), and it is exact.
+
+Axis letters: B batch, V vocabulary rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from s1jax.config import Controls
+
+_KEY_TYPE = "threefry2x32"  # named, so that ids do not depend on JAX's default
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """How each row is sampled; see `s1jax.config.Controls` for the meaning.
+
+    Attributes:
+      temperature: float32 [B]; 0 is greedy, whatever the filters.
+      top_k: int32 [B].
+      top_p: float32 [B].
+      min_p: float32 [B].
+      seed: uint32 [B].
+    """
+
+    temperature: jax.Array
+    top_k: jax.Array
+    top_p: jax.Array
+    min_p: jax.Array
+    seed: jax.Array
+
+    @classmethod
+    def of(cls, controls: Sequence[Controls]) -> Sampling:
+        """Takes one row's settings from each of `controls`."""
+        types = {"temperature": np.float32, "top_k": np.int32, "top_p": np.float32, "min_p": np.float32}
+        columns = {name: np.array([getattr(c, name) for c in controls], kind) for name, kind in types.items()}
+        return cls(**columns, seed=np.array([c.seed for c in controls], np.uint32))  # type: ignore[arg-type]
+
+
+def best(scores: jax.Array) -> jax.Array:
+    """Returns the position of the largest of each row of `scores` [B, V] as int32 [B]; of equals the first.
+
+    Two plain reductions are what XLA makes vector code of on a CPU: 3 times faster than its argmax.
+    """
+    size = scores.shape[-1]
+    top = jnp.max(scores, axis=-1, keepdims=True)
+    index = lax.broadcasted_iota(jnp.int32, scores.shape, 1)
+    first = jnp.min(jnp.where(scores == top, index, size), axis=-1)
+    return jnp.minimum(first, size - 1)  # a row of NaN equals nothing, not even itself
+
+
+def log_probability(logits: jax.Array, ids: jax.Array) -> jax.Array:
+    """Returns log softmax(logits)[ids], float32 [B], of raw float32 logits [B, V] and int32 ids [B]."""
+    chosen = jnp.take_along_axis(logits, ids[:, None], axis=-1)[:, 0]
+    return chosen - jax.nn.logsumexp(logits, axis=-1)
+
+
+def pick(logits: jax.Array, allowed: jax.Array, sampling: Sampling, count: jax.Array) -> jax.Array:
+    """Chooses one id for each row.
+
+    The noise of a row depends on its seed and `count` alone, so neither the batch size nor the row's place in the batch
+    changes what it gets. Ids that are not allowed have no part in the distribution: filters see the renormalised rest.
+
+    Args:
+      logits: float32 [B, V], raw.
+      allowed: bool [B, V], ids that may be chosen; at least one in each row.
+      sampling: settings of each row.
+      count: int32 [B], number of ids that the row has so far.
+
+    Returns:
+      int32 [B]. The most probable allowed id where the temperature is 0.
+    """
+    logits = jnp.where(allowed, logits, -jnp.inf)
+
+    def sampled() -> jax.Array:
+        noise = jax.vmap(_noise, (0, 0, None))(sampling.seed, count, logits.shape[-1])
+        is_greedy = sampling.temperature[:, None] == 0
+        return best(jnp.where(is_greedy, logits, filtered(logits, sampling) + noise))
+
+    return lax.cond(jnp.any(sampling.temperature > 0), sampled, lambda: best(logits))
+
+
+def filtered(logits: jax.Array, sampling: Sampling) -> jax.Array:
+    """Applies temperature, top-k, top-p and min-p, in this order.
+
+    - top-k keeps the k largest, and whatever equals the k-th.
+    - top-p keeps the smallest set of largest ids with probability >= top_p after top-k, and whatever equals its least.
+    - min-p keeps the ids with probability >= min_p times that of the best.
+
+    Args:
+      logits: [B, V] float32; -inf for ids that can't be chosen.
+      sampling: settings of each row. A row of temperature 0 is treated as temperature 1: `pick` does not use it.
+
+    Returns:
+      float32 [B, V]: log-probabilities up to a constant of the row, -inf for what is filtered out. The best id is never
+      filtered out.
+    """
+    temperature = jnp.where(sampling.temperature > 0, sampling.temperature, 1)[:, None]
+    # The maximum is taken off first: a tiny temperature then divides numbers <= 0 and no infinity minus itself arises.
+    scores = (logits - jnp.max(logits, axis=-1, keepdims=True)) / temperature
+    rank = _ordered_bits(scores)
+
+    def top_k() -> jax.Array:
+        wanted = jnp.where(sampling.top_k > 0, sampling.top_k, scores.shape[-1])
+        return _largest_border(lambda border: jnp.sum(rank >= border[:, None], axis=-1) >= wanted, rank)
+
+    def top_p() -> jax.Array:
+        weights = jnp.where(rank >= border[:, None], jnp.exp(scores), 0)
+        # Both sides are sums over whole rows in the same order, so top_p = 1 reaches its goal exactly at the last id.
+        wanted = sampling.top_p * jnp.sum(weights, axis=-1)
+        enough = _largest_border(
+            lambda b: jnp.sum(jnp.where(rank >= b[:, None], weights, 0), axis=-1) >= wanted, rank
+        )
+        return jnp.maximum(border, enough)
+
+    border = jnp.zeros(scores.shape[0], jnp.uint32)
+    border = lax.cond(jnp.any(sampling.top_k > 0), top_k, lambda: border)
+    border = lax.cond(jnp.any(sampling.top_p < 1), top_p, lambda: border)
+    keep = (rank >= border[:, None]) & (scores >= jnp.log(sampling.min_p)[:, None])
+    return jnp.where(keep, scores, -jnp.inf)
+
+
+def _noise(seed: jax.Array, count: jax.Array, size: int) -> jax.Array:
+    """Gumbel noise [size]: the largest of scores plus noise is a draw from softmax(scores)."""
+    return jax.random.gumbel(jax.random.fold_in(jax.random.key(seed, impl=_KEY_TYPE), count), (size,), jnp.float32)
+
+
+def _ordered_bits(values: jax.Array) -> jax.Array:
+    """Maps float32 to uint32 so that comparing the results compares the values; -0 is taken for 0."""
+    bits = lax.bitcast_convert_type(values + 0.0, jnp.uint32)
+    sign = jnp.uint32(1 << 31)
+    return jnp.where(bits & sign, ~bits, bits | sign)
+
+
+def _largest_border(enough: Callable[[jax.Array], jax.Array], rank: jax.Array) -> jax.Array:
+    """Finds for each row the largest uint32 border for which `enough(border)` holds; it must hold at 0 and, once false, stay so."""
+
+    def set_bit(step: jax.Array, border: jax.Array) -> jax.Array:
+        higher = border | (jnp.uint32(1) << (31 - step).astype(jnp.uint32))
+        return jnp.where(enough(higher), higher, border)
+
+    return lax.fori_loop(0, 32, set_bit, jnp.zeros(rank.shape[0], jnp.uint32))
