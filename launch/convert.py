@@ -1,0 +1,165 @@
+"""Converts models from Hugging Face folders and GGUF files to s1jax checkpoints, and checkpoints back.
+
+    python -m launch.convert --from_hf=DIR_OR_HUB_ID --to=CKPT [--chat=s1] [--dtype=float32] [--tokenizer=DIR]
+    python -m launch.convert --from_gguf=FILE --to=CKPT [--chat=s1] [--dtype=float32] [--tokenizer=DIR]
+    python -m launch.convert --from=CKPT --to_hf=DIR [--dtype=bfloat16] [--max_shard_gb=5]
+
+The target must not exist or be empty; it appears when it is complete, under a name of its own until then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import pathlib
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from absl import flags
+
+import s1jax
+from launch import cli
+from s1jax.checkpoint import gguf, huggingface, store
+from s1jax.config import InputError, ModelConfig
+from s1jax.text import chat as chat_lib
+from s1jax.text.tokenizer import Tokenizer
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string("from_hf", "", "Hugging Face model folder, or a hub id such as Qwen/Qwen2.5-0.5B-Instruct.")
+flags.DEFINE_string("from_gguf", "", "GGUF file.")
+flags.DEFINE_string("from", "", "s1jax checkpoint or training workdir.")
+flags.DEFINE_string("to", "", "Checkpoint folder to write.")
+flags.DEFINE_string("to_hf", "", "Hugging Face folder to write.")
+flags.DEFINE_string("tokenizer", "", "Tokenizer folder or file to use instead of the source's own.")
+flags.DEFINE_enum(
+    "chat", "s1", sorted(chat_lib.FORMATS), "Chat format that the checkpoint is trained and sampled with."
+)
+flags.DEFINE_enum(
+    "dtype",
+    "",
+    ["", "float32", "bfloat16"],
+    "Type of the written weights; by default that of the source (bfloat16 stays, all else becomes float32).",
+)
+flags.DEFINE_float("max_shard_gb", huggingface.MAX_SHARD_BYTES / 1e9, "Largest safetensors file, in 10^9 bytes.")
+
+_DTYPES: dict[str, Any] = {"": None, "float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
+
+
+def main() -> None:
+    source, target = _one("from_hf", "from_gguf", "from"), _one("to", "to_hf")
+    if (source == "from") != (target == "to_hf"):
+        raise InputError("convert goes --from_hf or --from_gguf with --to, or --from with --to_hf.")
+    if FLAGS.max_shard_gb <= 0:
+        raise InputError(f"--max_shard_gb is {FLAGS.max_shard_gb}; it must be positive.")
+    # An accelerator has nothing to do here, and its memory may be too small for the whole model.
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+
+    start = time.monotonic()
+    path, dtype = FLAGS[target].value, _DTYPES[FLAGS.dtype]
+    with _new_folder(path, f"--{target}") as folder:
+        if source == "from":
+            config = _export(FLAGS["from"].value, folder, dtype)
+        else:
+            read = _read_huggingface if source == "from_hf" else _read_gguf
+            params, config, tokenizer, origin = read(FLAGS[source].value, dtype)
+            if tokenizer.num_ids > config.vocab_size:
+                raise InputError(
+                    f"the tokenizer has {tokenizer.num_ids} ids but the model's vocabulary {config.vocab_size} rows; "
+                    "give the model's own tokenizer with --tokenizer=DIR."
+                )
+            chat = chat_lib.FORMATS[FLAGS.chat]
+            chat_lib.check(tokenizer, chat)
+            provenance = {**origin, "chat": FLAGS.chat, "command": "launch.convert", "s1jax": s1jax.__version__}
+            store.save_model(folder, params, config, tokenizer, chat, provenance)
+    print(f"wrote {path}: {config.num_params / 1e6:.1f} M weights in {time.monotonic() - start:.0f} s")
+
+
+def _one(*names: str) -> str:
+    """The one flag of `names` that was given."""
+    given = [name for name in names if FLAGS[name].value]
+    if len(given) != 1:
+        raise InputError(f"give exactly one of {', '.join('--' + name for name in names)}; --help explains them.")
+    return given[0]
+
+
+@contextlib.contextmanager
+def _new_folder(path: str, flag: str) -> Iterator[pathlib.Path]:
+    """Yields an empty folder that becomes `path` on success and vanishes on failure."""
+    final = pathlib.Path(path).absolute()
+    if final.exists() and (not final.is_dir() or any(final.iterdir())):
+        raise InputError(f"{flag}: {path} exists and is not empty; remove it or choose another folder.")
+    partial = final.with_name(f".{final.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)  # of an attempt that was killed
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        if final.exists():
+            final.rmdir()
+        partial.rename(final)
+    except PermissionError as error:
+        raise InputError(f"{flag}: cannot write {error.filename}; choose a folder you may write to.") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _read_huggingface(name: str, dtype: Any) -> tuple[Any, ModelConfig, Tokenizer, dict[str, Any]]:
+    folder = _local_folder(name)
+    config = huggingface.config_from_json(huggingface.read_json(folder / "config.json"), str(folder / "config.json"))
+    tokenizer = Tokenizer.load(FLAGS.tokenizer or folder)
+    params = huggingface.read_params(folder, config, dtype)
+    return params, config, tokenizer, {"source": name, "format": "huggingface"}
+
+
+def _local_folder(name: str) -> pathlib.Path:
+    """`name` itself where it is a folder, else what the hub has under it."""
+    folder = pathlib.Path(name)
+    if folder.is_dir():
+        return folder
+    if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise InputError(f"--from_hf: {name} is neither a folder nor a hub id (owner/name).")
+    import huggingface_hub
+
+    try:
+        patterns = ["*.json", "*.safetensors", "*.model", "*.jinja"]
+        return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+    except Exception as error:  # the hub's client raises errors of several libraries
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"--from_hf: {name} is no folder here and could not be fetched from the hub ({type(error).__name__}: "
+            f"{reason}); download it where there is a network and give its folder."
+        ) from None
+
+
+def _read_gguf(path: str, dtype: Any) -> tuple[Any, ModelConfig, Tokenizer, dict[str, Any]]:
+    reader = gguf.open_file(path)
+    config = gguf.read_config(reader, path)
+    if FLAGS.tokenizer:
+        tokenizer = Tokenizer.load(FLAGS.tokenizer)
+    else:
+        rebuilt = zip(("tokenizer.json", "tokenizer_config.json"), gguf.read_tokenizer(reader, path), strict=True)
+        tokenizer = Tokenizer({name: json.dumps(part, ensure_ascii=False).encode() for name, part in rebuilt}, path)
+    params = gguf.read_params(reader, config, path, dtype or np.float32)
+    return params, config, tokenizer, {"source": path, "format": "gguf"}
+
+
+def _export(path: str, folder: pathlib.Path, dtype: Any) -> ModelConfig:
+    model = store.load_model(path)
+    eos = chat_lib.delimiters(model.tokenizer, model.chat).stop
+    huggingface.write_model(
+        folder, model.params, model.config, dtype=dtype, eos=eos, max_shard_bytes=int(FLAGS.max_shard_gb * 1e9)
+    )
+    model.tokenizer.save(folder)
+    huggingface.complete_tokenizer(folder, model.chat.turn_end)
+    return model.config
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,247 @@
+"""Import of GGUF files: weights dequantised, configuration and tokenizer rebuilt from the metadata.
+
+Names and layouts come from `s1jax.checkpoint.names`. One thing is special to llama.cpp: files of the `llama`
+architecture keep the rows of query and key heads interleaved (pairs of a rotation side by side) where our rotation
+pairs row i with row i + H/2; `read_params` undoes it. `qwen2` and `qwen3` files are stored as we compute.
+Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import gguf
+import numpy as np
+
+from s1jax.checkpoint import names as names_lib
+from s1jax.config import InputError, ModelConfig
+
+_QUANTIZED = ("BF16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K")
+READABLE = ("F32", "F16", *_QUANTIZED)
+
+_ARCHITECTURES = ("llama", "qwen2", "qwen3")
+
+# Values dequantised at a time: bounds the copy of a large embedding to 64 MB in float32.
+_CHUNK = 1 << 24
+
+# How text is cut into words before byte-level BPE, by `tokenizer.ggml.pre`. Patterns are those of the models' published
+# tokenizer.json files.
+_QWEN_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_LLAMA3_WORDS = _QWEN_WORDS.replace(r"\p{N}| ?", r"\p{N}{1,3}| ?")
+
+
+def open_file(path: str | os.PathLike[str]) -> gguf.GGUFReader:
+    """Opens a GGUF file and parses its metadata; tensors stay on disk until they are read.
+
+    Raises:
+      InputError: no such file, not a (complete) GGUF file, or one part of a split file.
+    """
+    try:
+        reader = gguf.GGUFReader(path)
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; give the path of a .gguf file.") from None
+    except (ValueError, KeyError, IndexError, OSError) as error:
+        raise InputError(f"{path} is no complete GGUF file ({error}); get it again.") from None
+    if _get(reader, "split.count", 1) > 1:
+        raise InputError(
+            f"{path} is one part of a split GGUF file; join the parts with llama.cpp's gguf-split --merge."
+        )
+    return reader
+
+
+def _get(reader: gguf.GGUFReader, key: str, default: Any = None) -> Any:
+    field = reader.get_field(key)
+    return default if field is None else field.contents()
+
+
+def read_config(reader: gguf.GGUFReader, where: str) -> ModelConfig:
+    """Translates the metadata of a file.
+
+    Args:
+      reader: from `open_file`.
+      where: name of the file in errors.
+
+    Raises:
+      InputError: unknown architecture, a setting the decoder cannot represent, or a missing one.
+    """
+    family = _get(reader, "general.architecture")
+    if family not in _ARCHITECTURES:
+        raise InputError(f"{where}: architecture {family!r} is unknown; s1jax reads {', '.join(_ARCHITECTURES)}.")
+
+    def get(key: str, default: Any = None) -> Any:
+        value = _get(reader, f"{family}.{key}", default)
+        if value is None:
+            raise InputError(f"{where} lacks the metadata {family}.{key}; get a complete file.")
+        if isinstance(value, list):
+            raise InputError(f"{where}: {family}.{key} differs between layers, which this decoder does not compute.")
+        return value
+
+    scaling = get("rope.scaling.type", "none")
+    if scaling != "none" or get("rope.scaling.factor", 1.0) != 1.0:
+        raise InputError(f"{where}: rotary scaling of type {scaling!r} is not supported; get the unscaled model.")
+    if get("expert_count", 0):
+        raise InputError(f"{where}: a mixture of experts is not supported; s1jax reads dense decoders.")
+    d_model, num_heads = get("embedding_length"), get("attention.head_count")
+    head_dim = get("attention.key_length", get("rope.dimension_count", d_model // max(num_heads, 1)))
+    for key in ("attention.value_length", "rope.dimension_count"):
+        if get(key, head_dim) != head_dim:
+            raise InputError(
+                f"{where}: {family}.{key} is {get(key)}, the head dimension {head_dim}; they must be equal."
+            )
+    shapes = {tensor.name: tensor.shape for tensor in reader.tensors}
+    if "token_embd.weight" not in shapes:
+        raise InputError(f"{where} lacks tensor token_embd.weight; get a complete file.")
+    return ModelConfig(
+        vocab_size=int(shapes["token_embd.weight"][-1]),
+        d_model=d_model,
+        mlp_dim=get("feed_forward_length"),
+        num_layers=get("block_count"),
+        num_heads=num_heads,
+        num_kv_heads=get("attention.head_count_kv", num_heads),
+        head_dim=head_dim,
+        rope_theta=_decimal(get("rope.freq_base", 1e4)),
+        norm_eps=_decimal(get("attention.layer_norm_rms_epsilon")),
+        qkv_bias=family == "qwen2",
+        qk_norm=family == "qwen3",
+        tied_embeddings="output.weight" not in shapes,
+        context_length=get("context_length"),
+    )
+
+
+def _decimal(value: float) -> float:
+    """Shortest decimal of a value stored as float32: 1e-5 rather than 9.99999974e-06."""
+    return float(str(np.float32(value)))
+
+
+def read_params(reader: gguf.GGUFReader, config: ModelConfig, where: str, dtype: Any = np.float32) -> names_lib.Params:
+    """Reads and dequantises the weights into our tree.
+
+    Args:
+      reader: from `open_file`.
+      config: from `read_config`.
+      where: name of the file in errors.
+      dtype: of the result; float32 holds every dequantised value exactly.
+
+    Returns:
+      numpy arrays, layers stacked, every one filled.
+
+    Raises:
+      InputError: names missing, extra or misshaped tensors and unreadable types.
+    """
+    params = names_lib.allocate(config, dtype)
+    targets = names_lib.views(config, params, "gguf")
+    names_lib.check_names([tensor.name for tensor in reader.tensors], targets, where)
+    for tensor in reader.tensors:
+        if tensor.tensor_type.name not in READABLE:
+            raise InputError(
+                f"{where}: tensor {tensor.name} has type {tensor.tensor_type.name}; s1jax reads {', '.join(READABLE)}, "
+                "so get another quantisation of the model."
+            )
+        names_lib.check_shape(
+            tensor.name, tuple(int(size) for size in reversed(tensor.shape)), targets[tensor.name].shape, where
+        )
+    interleaved = _get(reader, "general.architecture") == "llama"
+    for tensor in reader.tensors:
+        target = targets[tensor.name]
+        if interleaved and tensor.name.endswith(("attn_q.weight", "attn_k.weight")):
+            # Rows of a head: stored (H/2, 2), ours (2, H/2).
+            h = config.head_dim
+            halves = np.reshape(target, (-1, 2, h // 2, target.shape[-1]), copy=False)
+            halves.swapaxes(1, 2)[...] = dequantize(tensor.data, tensor.tensor_type).reshape(
+                -1, h // 2, 2, halves.shape[-1]
+            )
+            continue
+        step = max(1, _CHUNK // target.shape[-1])
+        for start in range(0, len(target), step):
+            rows = slice(start, start + step)
+            target[rows] = dequantize(tensor.data[rows], tensor.tensor_type).astype(dtype, copy=False)
+    return params
+
+
+def dequantize(data: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarray:
+    """Returns stored values as float32 (F16 and F32 as they are); rows of quantised `data` are bytes."""
+    return gguf.dequantize(data, kind) if kind.name in _QUANTIZED else data
+
+
+def read_tokenizer(reader: gguf.GGUFReader, where: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Rebuilds a tokenizer from the metadata.
+
+    Control tokens become special added tokens, user-defined ones plain added tokens; unused ids (padding of the
+    vocabulary) are left out, so that they are never sampled.
+
+    Returns:
+      the contents of tokenizer.json and of tokenizer_config.json (which tokens end and pad a text).
+
+    Raises:
+      InputError: the file has no tokenizer, no byte-level BPE, or cuts words in a way not known here.
+    """
+    kind, pre = _get(reader, "tokenizer.ggml.model"), _get(reader, "tokenizer.ggml.pre")
+    remedy = "pass --tokenizer=DIR with the model's Hugging Face tokenizer"
+    if kind != "gpt2":
+        raise InputError(f"{where} has a tokenizer of type {kind!r}, not byte-level BPE (gpt2); {remedy}.")
+    normalizer, ignore_merges = None, False
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    if pre in ("qwen2", "deepseek-r1-qwen", "llama-bpe", "llama3"):
+        llama3 = pre.startswith("llama")
+        pattern = {"Regex": _LLAMA3_WORDS if llama3 else _QWEN_WORDS}
+        split = {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
+        pre_tokenizers = [split, byte_level]
+        normalizer = {"type": "NFC"} if pre == "qwen2" else None
+        ignore_merges = llama3
+    elif pre == "smollm":
+        pre_tokenizers = [{"type": "Digits", "individual_digits": True}, {**byte_level, "use_regex": True}]
+    elif pre == "gpt-2":
+        pre_tokenizers = [{**byte_level, "use_regex": True}]
+    else:
+        raise InputError(f"{where}: tokenizer.ggml.pre is {pre!r}, a way of cutting words unknown here; {remedy}.")
+
+    tokens, merges = _get(reader, "tokenizer.ggml.tokens", []), _get(reader, "tokenizer.ggml.merges", [])
+    types = _get(reader, "tokenizer.ggml.token_type", [])
+    if not tokens or len(types) != len(tokens):
+        raise InputError(f"{where} has {len(tokens)} tokens and {len(types)} token types; {remedy}.")
+    known = gguf.TokenType
+    vocab, added = {}, []
+    for index, (token, token_type) in enumerate(zip(tokens, types, strict=True)):
+        if token_type == known.UNUSED:
+            continue
+        if token_type == known.NORMAL:
+            vocab[token] = index
+            continue
+        flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+        added.append({"id": index, "content": token, **flags, "special": token_type != known.USER_DEFINED})
+    for merge in merges:
+        left, _, right = merge.partition(" ")
+        if not {left, right, left + right} <= vocab.keys():
+            raise InputError(f"{where}: merge {merge!r} names tokens that are not in the vocabulary; {remedy}.")
+    named = {"eos_token": "eos_token_id", "pad_token": "padding_token_id"}
+    about: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    for name, key in named.items():
+        index = _get(reader, f"tokenizer.ggml.{key}")
+        if index is not None and index < len(tokens):
+            about[name] = tokens[index]
+    model = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "normalizer": normalizer,
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": pre_tokenizers},
+        "post_processor": byte_level,
+        "decoder": byte_level,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": ignore_merges,
+            "vocab": vocab,
+            "merges": [merge.split(" ", 1) for merge in merges],
+        },
+    }
+    return model, about

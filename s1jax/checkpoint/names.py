@@ -1,0 +1,148 @@
+"""The one table between other formats' tensor names and our parameter tree; it is read in both directions.
+
+A row says how one tensor of ours is called and laid out elsewhere. Hugging Face and GGUF store matrices as
+[outputs, inputs] and merge heads with head dimension, so a row is two strings of axis letters: ours without the layer
+axis ("DNH") and the stored order with spaces between the stored axes ("NH D": N and H merged, then D). Reading and
+writing both go through `views`: numpy views of our arrays in the stored layout, to be filled or to be copied out.
+
+Axis letters: D model, F mlp, N query heads, K key/value heads, H head dimension, L layers, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from s1jax.config import InputError, ModelConfig
+
+Params = dict[str, Any]
+
+
+class Row(NamedTuple):
+    """One line of the table; `{}` stands for the layer number, which makes `path`'s array [L, ...]."""
+
+    huggingface: str
+    gguf: str
+    path: str
+    axes: str
+    stored: str
+
+
+_QKV = "model.layers.{}.self_attn."
+_MLP = "model.layers.{}.mlp."
+
+TABLE = (
+    Row("model.embed_tokens.weight", "token_embd.weight", "embed/embedding", "VD", "V D"),
+    Row("model.layers.{}.input_layernorm.weight", "blk.{}.attn_norm.weight", "layers/attention_norm/scale", "D", "D"),
+    Row(_QKV + "q_proj.weight", "blk.{}.attn_q.weight", "layers/attention/query/kernel", "DNH", "NH D"),
+    Row(_QKV + "q_proj.bias", "blk.{}.attn_q.bias", "layers/attention/query/bias", "NH", "NH"),
+    Row(_QKV + "k_proj.weight", "blk.{}.attn_k.weight", "layers/attention/key/kernel", "DKH", "KH D"),
+    Row(_QKV + "k_proj.bias", "blk.{}.attn_k.bias", "layers/attention/key/bias", "KH", "KH"),
+    Row(_QKV + "v_proj.weight", "blk.{}.attn_v.weight", "layers/attention/value/kernel", "DKH", "KH D"),
+    Row(_QKV + "v_proj.bias", "blk.{}.attn_v.bias", "layers/attention/value/bias", "KH", "KH"),
+    Row(_QKV + "q_norm.weight", "blk.{}.attn_q_norm.weight", "layers/attention/query_norm/scale", "H", "H"),
+    Row(_QKV + "k_norm.weight", "blk.{}.attn_k_norm.weight", "layers/attention/key_norm/scale", "H", "H"),
+    Row(_QKV + "o_proj.weight", "blk.{}.attn_output.weight", "layers/attention/out/kernel", "NHD", "D NH"),
+    Row("model.layers.{}.post_attention_layernorm.weight", "blk.{}.ffn_norm.weight", "layers/mlp_norm/scale", "D", "D"),
+    Row(_MLP + "gate_proj.weight", "blk.{}.ffn_gate.weight", "layers/mlp/gate/kernel", "DF", "F D"),
+    Row(_MLP + "up_proj.weight", "blk.{}.ffn_up.weight", "layers/mlp/up/kernel", "DF", "F D"),
+    Row(_MLP + "down_proj.weight", "blk.{}.ffn_down.weight", "layers/mlp/down/kernel", "FD", "D F"),
+    Row("model.norm.weight", "output_norm.weight", "final_norm/scale", "D", "D"),
+    Row("lm_head.weight", "output.weight", "head/kernel", "DV", "V D"),
+)
+
+
+def rows(config: ModelConfig) -> list[Row]:
+    """Rows of the table whose tensors a model of `config` has."""
+    absent = set()
+    if not config.qkv_bias:
+        absent.add("bias")
+    if not config.qk_norm:
+        absent |= {"query_norm", "key_norm"}
+    if config.tied_embeddings:
+        absent.add("head")
+    return [row for row in TABLE if not absent & set(row.path.split("/"))]
+
+
+def _sizes(config: ModelConfig) -> dict[str, int]:
+    return {
+        "V": config.vocab_size, "D": config.d_model, "F": config.mlp_dim, "L": config.num_layers,
+        "N": config.num_heads, "K": config.num_kv_heads, "H": config.head_dim,
+    }  # fmt: skip
+
+
+def allocate(config: ModelConfig, dtype: Any) -> Params:
+    """Returns the parameter tree of `config` with uninitialised numpy arrays of `dtype`, layers stacked."""
+    sizes = _sizes(config)
+    params: Params = {}
+    for row in rows(config):
+        axes = ("L" if "{}" in row.huggingface else "") + row.axes
+        *folders, leaf = row.path.split("/")
+        node = params
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[leaf] = np.empty([sizes[axis] for axis in axes], dtype)
+    return params
+
+
+def views(
+    config: ModelConfig, params: Mapping[str, Any], names: Literal["huggingface", "gguf"]
+) -> dict[str, np.ndarray]:
+    """Stored name -> view of our array (one layer of it) in the stored layout; no memory is copied.
+
+    Args:
+      config: of the model.
+      params: the parameter tree; numpy arrays, or anything that `np.asarray` turns into one.
+      names: which of the table's two columns names the result.
+
+    Returns:
+      every tensor of the model in the table's order, layer by layer; writing to a view writes to `params`.
+    """
+    found: dict[str, np.ndarray] = {}
+    for row in rows(config):
+        array: Any = params
+        for part in row.path.split("/"):
+            array = array[part]
+        array = np.asarray(array)
+        name = getattr(row, names)
+        if "{}" in name:
+            found.update((name.format(layer), _stored(array[layer], row)) for layer in range(config.num_layers))
+        else:
+            found[name] = _stored(array, row)
+    return found
+
+
+def _stored(array: np.ndarray, row: Row) -> np.ndarray:
+    """View of `array`, whose axes are row.axes, transposed and merged to row.stored."""
+    order = row.stored.replace(" ", "")
+    turned = array.transpose([row.axes.index(axis) for axis in order])
+    sizes = dict(zip(order, turned.shape, strict=True))
+    merged = [int(np.prod([sizes[axis] for axis in group])) for group in row.stored.split(" ")]
+    return np.reshape(turned, merged, copy=False)
+
+
+def check_names(found: Iterable[str], expected: Iterable[str], where: str) -> None:
+    """Compares tensor names, before any data is read.
+
+    Raises:
+      InputError: names tensors that are missing from or extra in `where`.
+    """
+    found, expected = set(found), set(expected)
+    for problem, names in (("lacks", expected - found), ("has the unexpected", found - expected)):
+        if names:
+            listed = ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            raise InputError(
+                f"{where} {problem} tensor{'s' * (len(names) > 1)} {listed}; its configuration does not describe "
+                "these weights, so get a complete copy or correct the configuration."
+            )
+
+
+def check_shape(name: str, found: tuple[int, ...], expected: tuple[int, ...], where: str) -> None:
+    """Raises InputError, naming the tensor, when its shape in `where` is not what the configuration says."""
+    if tuple(found) != tuple(expected):
+        raise InputError(
+            f"{where}: tensor {name} has shape {list(found)} where the configuration says {list(expected)}; "
+            "get the configuration that belongs to these weights."
+        )
