@@ -18,6 +18,7 @@ supervises that one id, too.)
 from __future__ import annotations
 
 import dataclasses
+import unicodedata
 from collections.abc import Sequence
 
 import numpy as np
@@ -166,7 +167,7 @@ def delimiters(tokenizer: Tokenizer, fmt: ChatFormat, wait: str = "Wait") -> Del
       wait: the extension string; may be several ids or empty.
 
     Raises:
-      InputError: if the tokenizer lacks a delimiter or cannot write a newline.
+      InputError: if the tokenizer lacks a delimiter, or cannot write a newline or one of the strings.
     """
     check(tokenizer, fmt)
     legal = tokenizer.legal_ids(tokenizer.num_ids)
@@ -174,14 +175,14 @@ def delimiters(tokenizer: Tokenizer, fmt: ChatFormat, wait: str = "Wait") -> Del
     ends_in_newline = tokenizer.ends_in_newline()
     if not newline or newline[-1] not in ends_in_newline:
         raise InputError("the tokenizer has no id for a newline, which the delimiters need; give another tokenizer.")
-    think_end = tokenizer.encode(fmt.think_end)
+    think_end = _encode_whole(tokenizer, fmt.think_end, "think_end")
     stop = _stop_ids(tokenizer, fmt)
     return Delimiters(
-        think_start=tuple(tokenizer.encode(fmt.think_start)),
-        think_end=tuple(think_end),
+        think_start=_encode_whole(tokenizer, fmt.think_start, "think_start"),
+        think_end=think_end,
         newline=tuple(newline),
-        final_answer=tuple(tokenizer.encode(fmt.final_answer)),
-        wait=tuple(tokenizer.encode(wait)),
+        final_answer=_encode_whole(tokenizer, fmt.final_answer, "final_answer"),
+        wait=_encode_whole(tokenizer, wait, "wait") if wait else (),
         end=tuple(sorted({think_end[0], *stop})),
         stop=tuple(sorted(stop)),
         ends_in_newline=tuple(ends_in_newline),
@@ -191,8 +192,17 @@ def delimiters(tokenizer: Tokenizer, fmt: ChatFormat, wait: str = "Wait") -> Del
     )
 
 
+def _encode_whole(tokenizer: Tokenizer, text: str, what: str) -> tuple[int, ...]:
+    """Returns the ids of a forced string, and refuses one that the vocabulary cannot write (white space aside)."""
+    ids = tokenizer.encode(text)
+    want, got = ("".join(unicodedata.normalize("NFKC", part).split()) for part in (text, tokenizer.decode(ids)))
+    if not ids or got != want:
+        raise InputError(f"{what} {text!r} cannot be written in the tokenizer's ids (they say {got!r}); change it.")
+    return tuple(ids)
+
+
 def _stop_ids(tokenizer: Tokenizer, fmt: ChatFormat) -> set[int]:
-    """Returns the ids that end an answer: turn_end, the format's other stops and the tokenizer's own end of sequence."""
+    """Returns the ids that end an answer: turn_end, the format's other stops and the tokenizer's end of sequence."""
     stop = {tokenizer.id_of(token) for token in fmt.stop if tokenizer.knows(token)}
     if tokenizer.eos_id is not None:
         stop.add(tokenizer.eos_id)

@@ -78,22 +78,23 @@ class Tokenizer:
     def load(cls, path: str | pathlib.Path) -> Tokenizer:
         """Reads a tokenizer folder, a `tokenizer.json` or a SentencePiece `.model` file.
 
-        A folder's `tokenizer.json` wins over its `.model`. Companion files (`tokenizer_config.json` and the like) are
-        kept for `save`.
+        A folder's `tokenizer.json` wins over its `.model`. Companion files beside it (`tokenizer_config.json` and the
+        like) tell added tokens, end of sequence and padding, and are kept for `save`.
 
         Raises:
           InputError: if the path does not exist, holds no tokenizer, or its tokenizer does not parse.
         """
         path = pathlib.Path(path)
-        if path.is_dir():
-            names = [name for name in sorted(p.name for p in path.iterdir()) if _is_model(name) or name in _COMPANIONS]
-            folder = path
-        elif path.is_file():
-            names = [path.name if path.suffix == ".model" else "tokenizer.json"]
-            return cls({names[0]: path.read_bytes()}, str(path.parent))
-        else:
+        if not path.exists():
             raise InputError(f"tokenizer {path} does not exist; give a folder with a tokenizer.json or .model file.")
-        return cls({name: (folder / name).read_bytes() for name in names}, str(path))
+        folder = path if path.is_dir() else path.parent
+        beside = {p.name: p for p in sorted(folder.iterdir()) if p.is_file()}
+        files = {name: beside[name].read_bytes() for name in _COMPANIONS if name in beside}
+        if path.is_file():
+            files[path.name if path.suffix == ".model" else "tokenizer.json"] = path.read_bytes()
+        else:
+            files |= {name: p.read_bytes() for name, p in beside.items() if _is_model(name)}
+        return cls(files, str(folder))
 
     def save(self, folder: str | pathlib.Path) -> None:
         """Writes the files it was loaded from, byte for byte, into `folder` (made if needed)."""
@@ -165,9 +166,12 @@ class Tokenizer:
         if name not in self.files:
             return {}
         try:
-            return json.loads(self.files[name])
+            values = json.loads(self.files[name])
         except ValueError as error:
             raise InputError(f"{self._where}/{name} is not JSON ({error}); repair or remove it.") from None
+        if not isinstance(values, dict):
+            raise InputError(f"{self._where}/{name} is no JSON object; repair or remove it.")
+        return values
 
 
 def _is_model(name: str) -> bool:
@@ -181,9 +185,12 @@ class _HuggingFace:
         import tokenizers  # here, so that SentencePiece users do not need it
 
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_str(content.decode())
+            text = _without_dummy_space(content.decode())
+            self._tokenizer = tokenizers.Tokenizer.from_str(text)
         except Exception as error:  # the library raises bare Exception
-            raise InputError(f"{where} is no tokenizer that the tokenizers library reads ({error}).") from None
+            raise InputError(
+                f"{where} is no tokenizer that the tokenizers library reads ({error}); get the file again."
+            ) from None
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         self.vocab = self._tokenizer.get_vocab(with_added_tokens=True)
@@ -191,13 +198,42 @@ class _HuggingFace:
             raise InputError(f"{where} has an empty vocabulary.")
 
     def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # a word-level vocabulary without an unknown token refuses what it does not hold
+            raise InputError(f"the tokenizer cannot encode {text[:80]!r} ({error}); change the text.") from None
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=False)
 
     def texts(self, ids: Sequence[int]) -> list[str]:
         return self._tokenizer.decode_batch([[i] for i in ids], skip_special_tokens=False)
+
+
+def _without_dummy_space(text: str) -> str:
+    """Returns a `tokenizer.json` that puts no space before a text and takes none away when decoding."""
+    spec = json.loads(text)
+    parts = [spec.get("normalizer"), spec.get("pre_tokenizer"), spec.get("decoder")]
+    changed = False
+    while parts:
+        part = parts.pop()
+        if not isinstance(part, dict):
+            continue
+        for inner in ("normalizers", "pretokenizers", "decoders"):  # the members of a Sequence
+            if inner in part:
+                dropped = "Strip" if inner == "decoders" else "Prepend"  # a normalizer's Strip means something else
+                kept = [p for p in part[inner] if p["type"] != dropped]
+                changed |= len(kept) < len(part[inner])
+                part[inner] = kept
+                parts += kept
+        if part.get("prepend_scheme", "never") != "never":  # Metaspace
+            part["prepend_scheme"] = "never"
+            part.pop("add_prefix_space", None)
+            changed = True
+        if part.get("add_prefix_space"):  # ByteLevel
+            part["add_prefix_space"] = False
+            changed = True
+    return json.dumps(spec) if changed else text
 
 
 class _SentencePiece:
@@ -210,9 +246,9 @@ class _SentencePiece:
         try:
             loaded = processor.LoadFromSerializedProto(content + _NO_DUMMY_PREFIX)
         except (RuntimeError, ValueError) as error:
-            raise InputError(f"{where} is no SentencePiece model ({error}).") from None
+            raise InputError(f"{where} is no SentencePiece model ({error}); get the file again.") from None
         if not loaded or not processor.vocab_size():
-            raise InputError(f"{where} is no SentencePiece model.")
+            raise InputError(f"{where} is no SentencePiece model; get the file again.")
         self._processor = processor
         self.vocab: dict[str, int] = {}
         self._bytes: dict[int, bytes] = {}  # the text of an id; a character may be spread over several

@@ -1,0 +1,157 @@
+"""TFDS builder of s1K, s1K-1.1 and other rows in their form, written as array_record and read without TensorFlow."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterator
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from s1jax.config import InputError
+from s1jax.data import s1k
+
+_S1K = ("question", "thinking_trajectories", "attempt")
+_S1K_1_1 = (
+    "question",
+    *(f"{whose}_{what}" for whose in ("gemini", "deepseek") for what in ("thinking_trajectory", "attempt")),
+)
+_ABOUT = ("solution", "cot_type", "source_type", "metadata")
+
+
+@dataclasses.dataclass(eq=False)
+class Config(tfds.core.BuilderConfig):
+    """One variant.
+
+    Attributes:
+      repository: dataset repository of the hub.
+      columns: what a row must have; empty for `rows`, where the first row tells.
+      about: what a row may have besides; the empty string where it has not.
+    """
+
+    repository: str = ""
+    columns: tuple[str, ...] = ()
+    about: tuple[str, ...] = ()
+
+
+class S1k(tfds.core.GeneratorBasedBuilder):
+    """1,000 questions with thinking traces (arXiv 2501.19393); one split, `train`, in the order of the source."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    BUILDER_CONFIGS = [  # noqa: RUF012 (TFDS's own name and form)
+        Config(name="s1k", repository="simplescaling/s1K", columns=_S1K, about=_ABOUT),
+        Config(name="s1k_1_1", repository="simplescaling/s1K-1.1", columns=_S1K_1_1, about=_ABOUT),
+        Config(name="rows"),
+    ]
+
+    def __init__(self, *, source: str = "", **kwargs: Any):
+        """Args: source, a local file or folder of rows (see `s1k.records`), empty for the hub; the rest is TFDS's."""
+        self._source = source
+        super().__init__(**kwargs)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        config = self.builder_config
+        columns = config.columns or _columns_of(self._source)
+        features: dict[str, Any] = {name: tfds.features.Text() for name in (*columns, *config.about, "name")}
+        if "thinking_trajectories" in features:
+            features["thinking_trajectories"] = tfds.features.Sequence(tfds.features.Text())
+        return self.dataset_info_from_configs(
+            features=tfds.features.FeaturesDict(features),
+            homepage="https://github.com/simplescaling/s1",
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Any]:
+        return {"train": self._generate_examples(self._source or download(self.builder_config.repository))}
+
+    def _generate_examples(self, source: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        columns = [name for name in self.info.features if name != "name"]
+        for number, (name, record) in enumerate(s1k.records(source)):
+            missing = [column for column in columns if column not in record and column not in _ABOUT]
+            if missing:
+                raise InputError(
+                    f"{name} has no column {missing[0]}, but {', '.join(sorted(record)) or 'none'}; add it."
+                )
+            for whose in ("gemini", "deepseek"):  # broken rows are refused here, not when the copy is read
+                if "thinking_trajectories" in columns or f"{whose}_thinking_trajectory" in columns:
+                    s1k.row_of(record, whose, name)
+            example: dict[str, Any] = {column: _as_text(record.get(column)) for column in columns}
+            if "thinking_trajectories" in columns:
+                parts = record["thinking_trajectories"]
+                example["thinking_trajectories"] = [parts] if isinstance(parts, str) else list(parts)
+            yield number, {**example, "name": name}
+
+
+def prepare(config: str, source: str = "", data_dir: str | None = None) -> pathlib.Path:
+    """Writes the array_record copy of a config, unless it is there, and returns its folder.
+
+    Args:
+      config: `s1k`, `s1k_1_1` or `rows`.
+      source: local file or folder of rows; empty downloads the config's repository from the hub.
+      data_dir: where prepared datasets live; None is TFDS's own default.
+
+    Raises:
+      InputError: if a row is broken, the hub cannot be reached, or `rows` would overwrite an earlier copy.
+    """
+    if config == "rows" and not source:
+        raise InputError("config rows needs a source; give a JSONL or parquet file, or a folder of them.")
+    builder = S1k(source=str(source), config=config, data_dir=data_dir, file_format="array_record")
+    folder = pathlib.Path(builder.data_dir)
+    if not folder.exists():
+        builder.download_and_prepare()
+    elif source:
+        raise InputError(f"{folder} holds a prepared dataset already; remove it or give another data_dir.")
+    return folder
+
+
+def read(folder: str | pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields (name, columns) of the records that `prepare` wrote into a folder, in the order of their source."""
+    try:
+        found = tfds.builder_from_directory(str(folder)).as_data_source(split="train")
+    except Exception as error:  # what TFDS raises differs with what is damaged
+        raise InputError(f"{folder} is no prepared dataset that can be read ({error}); prepare it again.") from error
+    for record in found:
+        columns = {key: _plain(value) for key, value in record.items()}
+        yield columns.pop("name"), columns
+
+
+def download(repository: str) -> str:
+    """Downloads the rows of a dataset repository of the hub (or finds them in its cache) and returns their folder.
+
+    Raises:
+      InputError: if there is no network or no such repository.
+    """
+    import huggingface_hub
+
+    try:
+        return huggingface_hub.snapshot_download(
+            repository, repo_type="dataset", allow_patterns=["*.parquet", "*.jsonl"]
+        )
+    except Exception as error:  # requests, httpx, OSError and the library's own, by version
+        raise InputError(
+            f"{repository} cannot be downloaded from the hub ({type(error).__name__}); download it elsewhere and give"
+            " its folder as data.source."
+        ) from error
+
+
+def _columns_of(source: str) -> tuple[str, ...]:
+    """Returns the columns of a source's first row that matter here."""
+    name, record = next(iter(s1k.records(source)), ("", {}))
+    columns = tuple(column for column in dict.fromkeys((*_S1K, *_S1K_1_1)) if column in record)
+    if not columns:
+        raise InputError(f"{name or source} has none of the columns {', '.join(_S1K)}; rename its columns.")
+    return columns
+
+
+def _as_text(value: Any) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, bytes):
+        return value.decode()
+    return [item.decode() for item in value] if hasattr(value, "__iter__") and not isinstance(value, str) else value
