@@ -6,11 +6,13 @@ import errno
 import sys
 from collections.abc import Callable, Sequence
 
-from absl import app, flags
+from absl import app, flags, logging
 
 from s1jax.config import InputError
 
 BAD_INPUT = 2  # exit code
+
+_CONFIG_FILE = "Error whilst parsing config file"  # how config_flags introduces what a config file raised
 
 
 def run(main: Callable[[], int | None], config_flag: str = "") -> None:
@@ -41,30 +43,32 @@ def _guarded(main: Callable[[], int | None]) -> int | None:
 def _parse(argv: Sequence[str], config_flag: str) -> list[str]:
     try:
         rest = flags.FLAGS(list(argv))
-    except flags.Error as error:
-        sys.exit(_fail(f"{' '.join(str(error).split())}; --help lists the flags."))
     except Exception as error:
-        # config_flags raises whatever the config file raised, and KeyError or AttributeError for an unknown key.
-        if not config_flag or not any(part.startswith(f"--{config_flag}") for part in argv):
+        # config_flags raises whatever the config file raised, and KeyError or AttributeError for an unknown setting.
+        if _CONFIG_FILE in str(error):
+            sys.exit(_fail(f"the file of --{config_flag} does not load: {_last_line(error)}"))
+        elif isinstance(error, flags.Error):
+            sys.exit(_fail(f"{' '.join(str(error).split())} (--help lists the flags)"))
+        elif not config_flag or not isinstance(error, (AttributeError, KeyError)):
             raise
-        sys.exit(_fail(_config_sentence(error, argv, config_flag)))
+        overrides = [part for part in argv if part.startswith(f"--{config_flag}.")]
+        named = [part for part in overrides if part.split("=")[0].split(".")[-1] in str(error)] or overrides
+        sys.exit(_fail(f"{named[0]} is not a setting of the configuration; see s1jax/config.py for those there are."))
+    if config_flag and flags.FLAGS[config_flag].value is not None:
+        try:
+            flags.FLAGS[config_flag].value.keys()
+        except OSError:  # config_flags reports a file it could not read at the first use only
+            name = flags.FLAGS[config_flag].config_filename
+            sys.exit(_fail(f"--{config_flag}={name} cannot be read; give the path of a Python file with get_config()."))
+    if flags.FLAGS["verbosity"].using_default_value:
+        logging.set_verbosity(logging.WARNING)  # Orbax tells every file it writes at the level below
     if len(rest) > 1:
         sys.exit(_fail(f"{rest[1]!r} is no flag; every argument is --name=value, --help lists them."))
     return rest
 
 
-def _config_sentence(error: Exception, argv: Sequence[str], config_flag: str) -> str:
-    """Says which override or which line of the config file is at fault."""
-    last = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-    if isinstance(error, (AttributeError, KeyError)) and "Error whilst parsing config file" not in str(error):
-        overrides = [part for part in argv if part.startswith(f"--{config_flag}.")]
-        named = [part for part in overrides if _leaf(part) in str(error)] or overrides
-        return f"{named[0] if named else last} is not a setting of the configuration ({last.strip(chr(34))})."
-    return f"the file of --{config_flag} does not load: {' '.join(last.split())}."
-
-
-def _leaf(override: str) -> str:
-    return override.split("=")[0].split(".")[-1]
+def _last_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[-1]
 
 
 def _fail(sentence: str) -> int:

@@ -353,6 +353,29 @@ class Experiment:
         )
 
 
+def defaults(model: str | Mapping[str, Any] = "") -> dict[str, Any]:
+    """Every setting of an `Experiment` at its default, for files of configs/ to start from; `model` as below."""
+    settings = {
+        field.name: to_dict(field.default) if dataclasses.is_dataclass(field.default) else field.default
+        for field in dataclasses.fields(Experiment)
+    }
+    return settings | {"model": model}
+
+
+def experiment(settings: Mapping[str, Any]) -> Experiment:
+    """Builds the experiment that a file of configs/ describes: `model` is "", a name of PRESETS or a group of fields.
+
+    Raises:
+      InputError: names the setting that is unknown, missing or out of range.
+    """
+    model = settings.get("model") or None
+    if isinstance(model, str):
+        if model not in PRESETS:
+            raise InputError(f"config.model {model!r} is no preset; choose one of {', '.join(PRESETS)}.")
+        model = PRESETS[model]
+    return from_dict(Experiment, {**settings, "model": model})
+
+
 @dataclasses.dataclass(frozen=True)
 class Controls:
     """How one row is sampled; none of these causes a recompilation.

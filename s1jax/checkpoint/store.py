@@ -79,9 +79,9 @@ def save_model(
     from orbax.checkpoint import v1 as ocp
 
     folder = pathlib.Path(path).absolute()
-    with _disk_errors(folder):
+    with disk_errors(folder):
         _make_room(folder)
-        _write_descriptions(folder, config, tokenizer, chat, provenance)
+        _write_descriptions(folder, Metadata(config, tokenizer, chat, provenance))
         ocp.save(folder / "params", params)
         _write_digests(folder)
 
@@ -214,17 +214,9 @@ class Checkpointer:
     Use it as a context manager: leaving it waits for the last save, without which nothing would be on the disk.
     """
 
-    def __init__(
-        self,
-        workdir: pathlib.Path,
-        keep: int,
-        config: ModelConfig,
-        tokenizer: Tokenizer,
-        chat: ChatFormat,
-        provenance: dict[str, Any],
-    ):
-        self._workdir, self._keep = workdir.absolute(), keep
-        self._about = (config, tokenizer, chat, provenance)
+    def __init__(self, workdir: pathlib.Path, keep: int, about: Metadata):
+        """Makes nothing yet; `about` goes into every checkpoint."""
+        self._workdir, self._keep, self._about = workdir.absolute(), keep, about
         self._pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: concurrent.futures.Future[None] | None = None
 
@@ -257,11 +249,11 @@ class Checkpointer:
         if is_finished(folder):
             return
         first = jax.process_index() == 0
-        with _disk_errors(folder):
+        with disk_errors(folder):
             if first:
                 _make_room(folder)
-                config, tokenizer, chat, provenance = self._about
-                _write_descriptions(folder, config, tokenizer, chat, {**provenance, **progress})
+                provenance = self._about.provenance | progress
+                _write_descriptions(folder, dataclasses.replace(self._about, provenance=provenance))
             if jax.process_count() > 1:
                 from jax.experimental import multihost_utils
 
@@ -300,7 +292,7 @@ class Checkpointer:
         return ocp.load(folder / "params", params), ocp.load(folder / "optimizer", optimizer)
 
     def _finish(self, folder: pathlib.Path, parts: list[Any], first: bool) -> None:
-        with _disk_errors(folder):
+        with disk_errors(folder):
             for part in parts:
                 part.result()
             if not first:
@@ -313,7 +305,7 @@ class Checkpointer:
 
 
 @contextlib.contextmanager
-def _disk_errors(folder: pathlib.Path) -> Iterator[None]:
+def disk_errors(folder: pathlib.Path) -> Iterator[None]:
     """Turns whatever a full disk raises, in Orbax or here, into an InputError."""
     try:
         yield
@@ -340,18 +332,15 @@ def _make_room(folder: pathlib.Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
-def _write_descriptions(
-    folder: pathlib.Path, config: ModelConfig, tokenizer: Tokenizer, chat: ChatFormat, provenance: dict[str, Any]
-) -> None:
-    about = {
+def _write_descriptions(folder: pathlib.Path, about: Metadata) -> None:
+    text = {
         "format": FORMAT,
-        "model": config_lib.to_dict(config),
-        "chat": config_lib.to_dict(chat),
-        "provenance": provenance,
+        "model": config_lib.to_dict(about.config),
+        "chat": config_lib.to_dict(about.chat),
+        "provenance": about.provenance,
     }
-    (folder / "s1jax.json").write_text(json.dumps(about, indent=2) + "\n")
-    (folder / "tokenizer").mkdir(exist_ok=True)
-    tokenizer.save(folder / "tokenizer")
+    (folder / "s1jax.json").write_text(json.dumps(text, indent=2) + "\n")
+    about.tokenizer.save(folder / "tokenizer")
 
 
 def _read_descriptions(folder: pathlib.Path) -> Metadata:
@@ -409,7 +398,7 @@ def _verify(folder: pathlib.Path, wanted: Callable[[str], bool]) -> None:
         size, sha256 = expected[name]
         if file.stat().st_size != size:
             return f"{file} has {file.stat().st_size} bytes instead of {size}"
-        return "" if _digest(file)["sha256"] == sha256 else f"{file} was altered since it was written (its digest differs)"
+        return "" if _digest(file)["sha256"] == sha256 else f"{file} was altered after it was written"
 
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         for sentence in pool.map(fault, expected):

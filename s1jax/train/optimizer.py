@@ -44,7 +44,7 @@ def make(config: OptimizerConfig, model: ModelConfig, num_steps: int) -> optax.G
     if config.name == "adamw":
         direction = optax.scale_by_adam(config.b1, config.b2, config.eps)
     else:
-        # With rate 1 and no decay this is optax's update with the sign of a descent; the decay below wants it ascending.
+        # optax's muon is a whole optimizer; at rate 1 its update is -u.
         direction = optax.chain(
             optax.contrib.muon(
                 1.0,

@@ -12,7 +12,7 @@ import optax
 from jax.sharding import Mesh
 
 from s1jax import parallel
-from s1jax.config import InputError, ModelConfig, TrainConfig
+from s1jax.config import InputError, ModelConfig, OptimizerConfig, TrainConfig
 from s1jax.model import decoder
 from s1jax.train import loss as loss_lib
 from s1jax.train import optimizer as optimizer_lib
@@ -42,19 +42,28 @@ def abstract_state(config: ModelConfig, tx: optax.GradientTransformation, mesh: 
     shardings = parallel.param_shardings(config, mesh)
     one = parallel.replicated(mesh)
 
+    by_name = {_dict_keys(path): sharding for path, sharding in jax.tree_util.tree_leaves_with_path(shardings)}
+
     def with_sharding(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    opt_state = optax.tree.map_params(
-        tx,
-        with_sharding,
-        jax.eval_shape(tx.init, shapes),
-        shardings,
-        transform_non_params=lambda leaf: with_sharding(leaf, one),
+    # `optax.tree.map_params` would do this but for Muon, whose masks it cannot look through.
+    opt_state = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: with_sharding(leaf, by_name.get(_dict_keys(path), one)), jax.eval_shape(tx.init, shapes)
     )
     return TrainState(
         jax.ShapeDtypeStruct((), jnp.int32, sharding=one), jax.tree.map(with_sharding, shapes, shardings), opt_state
     )
+
+
+def _dict_keys(path: tuple[Any, ...]) -> tuple[str, ...]:
+    """The dict keys at the end of a path: the name of a weight, for the weight itself and for its moments."""
+    names: list[str] = []
+    for entry in reversed(path):
+        if not isinstance(entry, jax.tree_util.DictKey):
+            break
+        names.insert(0, entry.key)
+    return tuple(names)
 
 
 def init_state(params: Any, tx: optax.GradientTransformation, abstract: TrainState) -> TrainState:
@@ -68,7 +77,8 @@ def init_state(params: Any, tx: optax.GradientTransformation, abstract: TrainSta
 def make_step(
     config: ModelConfig,
     train: TrainConfig,
-    clip_norm: float,
+    optimizer: OptimizerConfig,
+    num_steps: int,
     tx: optax.GradientTransformation,
     mesh: Mesh,
     abstract: TrainState,
@@ -76,13 +86,15 @@ def make_step(
     """Compiles nothing yet; returns the jitted `(state, batch) -> (state, metrics)`, which donates the state.
 
     The batch's arrays are [B, T] with rows over the mesh's `data` and `fsdp` axes; `train.accumulation` micro-batches
-    of B / accumulation rows run one after the other. Loss and gradient are of sum(weights * nll) / sum(weights) over the whole
-    batch. Where loss or gradient is not finite the weights and moments come back as they were, and `finite` is False.
+    of B / accumulation rows run one after the other. Loss and gradient are those of
+    sum(weights * nll) / sum(weights) over the whole batch. Where loss or gradient is not finite the state comes back
+    as it was, and `finite` is False.
 
-    Metrics, all scalars: loss, grad_norm (before clipping), supervised (ids with weight > 0), tokens (ids that are no
-    padding), finite.
+    Metrics, all scalars: loss, learning_rate, grad_norm (before clipping), supervised (ids with weight > 0), tokens
+    (ids that are no padding), finite.
     """
     dtype = jnp.dtype(train.compute_dtype)
+    rate = optimizer_lib.schedule(optimizer, num_steps)
     matrices = optimizer_lib.is_matrix(config)
 
     def micro_loss(params: Any, batch: Batch) -> jax.Array:
@@ -109,13 +121,14 @@ def make_step(
         loss, grads = _accumulate(micro_loss, compute, normed, train.accumulation)
         norm = optax.global_norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        grads = optimizer_lib.clip(grads, norm, clip_norm)
+        grads = optimizer_lib.clip(grads, norm, optimizer.clip_norm)
         grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, state.params)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         new = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
         new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, state)
         metrics = {
             "loss": loss,
+            "learning_rate": rate(state.step),
             "grad_norm": norm,
             "supervised": jnp.sum(weights > 0),
             "tokens": jnp.sum(batch["segment_ids"] > 0),

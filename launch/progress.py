@@ -1,0 +1,80 @@
+"""Progress on the terminal: what is happening, how far it is and how long it still takes."""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+_LINE_EVERY = 30.0  # seconds between lines where the output is no terminal
+
+
+class Bar:
+    """A progress bar on stderr; plain lines, seldom, where stderr is no terminal; silent where it is not shown."""
+
+    def __init__(self, what: str, total: int, done: int = 0, *, shown: bool = True):
+        """Draws nothing before `with`.
+
+        Args:
+          what: is being done.
+          total: number of units.
+          done: units that were done before.
+          shown: False on all processes but the first.
+        """
+        self._what, self._total, self._done, self._first = what, total, done, done
+        self._detail = ""
+        self._lines = shown and not sys.stderr.isatty()
+        self._begun = self._written = time.monotonic()
+        self._bar: Progress | None = None
+        if shown and not self._lines:
+            self._bar = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[detail]}"),
+                console=Console(stderr=True),
+            )
+            self._task = self._bar.add_task(what, total=total, completed=done, detail="")
+
+    def __enter__(self) -> Bar:
+        if self._bar is not None:
+            self._bar.start()
+        elif self._lines:
+            self._line()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+        elif self._lines and kind is None:
+            self._line()
+
+    def phase(self, what: str) -> None:
+        """Says what is being done from now on."""
+        self._what = what
+        if self._bar is not None:
+            self._bar.update(self._task, description=what)
+        elif self._lines:
+            self._line()
+
+    def update(self, done: int, detail: str = "") -> None:
+        """Says how many units are done, with a few words or figures about the newest."""
+        self._done, self._detail = done, detail
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done, detail=detail)
+        elif self._lines and time.monotonic() - self._written > _LINE_EVERY:
+            self._line()
+
+    def _line(self) -> None:
+        self._written = time.monotonic()
+        new = self._done - self._first
+        left = (self._written - self._begun) / new * (self._total - self._done) if new else None
+        time_left = "" if left is None or self._done >= self._total else f", {left:.0f} s left"
+        detail = f", {self._detail}" if self._detail else ""
+        print(f"{self._what}: {self._done} of {self._total}{time_left}{detail}", file=sys.stderr, flush=True)

@@ -1,0 +1,112 @@
+"""Trains a model: `python -m launch.train --config=configs/NAME.py --workdir=DIR [--config.a.b=v ...]`.
+
+The same command run again goes on from the newest checkpoint in DIR. DIR gets config.json, metrics.jsonl, tensorboard/
+and checkpoints/STEP, and is itself a checkpoint to every other launcher. On SIGTERM the run saves a checkpoint and exits
+with code 143.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import signal
+import threading
+from typing import Any
+
+from absl import flags
+from ml_collections import config_flags
+
+from launch import cli
+from s1jax import config as config_lib
+from s1jax.config import Experiment, InputError
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "File of configs/; single settings as --config.a.b=v.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; the same folder and settings resume it.")
+
+STOPPED = 128 + signal.SIGTERM  # exit code
+
+
+def main() -> int:
+    if _CONFIG.value is None:
+        raise InputError("--config is missing; give a file of configs/, for example --config=configs/countdown_sft.py.")
+    if not _WORKDIR.value:
+        raise InputError("--workdir is missing; name the folder that shall hold the run.")
+    experiment = config_lib.experiment(_CONFIG.value.to_dict())
+    workdir = pathlib.Path(_WORKDIR.value)
+    # Only now, so that a mistyped setting is answered at once.
+    import jax
+
+    from launch import progress
+    from s1jax import parallel
+    from s1jax.checkpoint import store
+    from s1jax.data import sources
+    from s1jax.train import loop
+
+    mesh = parallel.make_mesh(experiment.mesh)
+    about = _about(experiment)
+    first = jax.process_index() == 0
+    batches, notes = sources.make(
+        experiment, about.tokenizer, about.chat, parallel.row_shards(mesh), jax.process_index(), jax.process_count()
+    )
+    for note in notes if first else []:
+        print(f"note: {note}")
+    loop.claim_workdir(workdir, experiment)
+
+    def make_params() -> Any:
+        from s1jax.model import decoder
+
+        if experiment.init_from:
+            return store.load_model(experiment.init_from, mesh=mesh).params
+        shardings = parallel.param_shardings(about.config, mesh)
+        init = jax.jit(decoder.init_params, static_argnums=(0, 2), out_shardings=shardings)
+        return init(about.config, jax.random.key(experiment.seed), experiment.train.param_dtype)
+
+    stop = threading.Event()
+    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    with progress.Bar("starting", batches.num_steps, shown=first) as bar:
+
+        def on_step(record: dict[str, Any]) -> None:
+            bar.update(record["step"], f"loss {record['loss']:.4f}  {record['tokens_per_second']:,.0f} tokens/s")
+
+        summary = loop.train(
+            experiment, about, make_params, batches, workdir, mesh, loop.Watcher(bar.phase, on_step, stop.is_set)
+        )
+    if first:
+        _print_summary(summary, workdir)
+    return STOPPED if summary["stopped"] else 0
+
+
+def _about(experiment: Experiment) -> Any:
+    """Model, tokenizer and chat format of the run, and where its weights come from."""
+    from s1jax.checkpoint import store
+    from s1jax.text import chat
+    from s1jax.text.tokenizer import Tokenizer
+
+    if experiment.chat and experiment.chat not in chat.FORMATS:
+        raise InputError(f"config.chat {experiment.chat!r} is no chat format; choose {', '.join(chat.FORMATS)}.")
+    provenance = {"experiment": config_lib.to_dict(experiment)}
+    if experiment.init_from:
+        start = store.load_metadata(experiment.init_from)
+        fmt = chat.FORMATS[experiment.chat] if experiment.chat else start.chat
+        provenance["init_from"] = start.provenance
+        return store.Metadata(start.config, start.tokenizer, fmt, provenance)
+    assert experiment.model is not None
+    if not experiment.tokenizer or not experiment.chat:
+        raise InputError("config.tokenizer and config.chat are needed where config.init_from is not given.")
+    tokenizer = Tokenizer.load(experiment.tokenizer)
+    return store.Metadata(experiment.model, tokenizer, chat.FORMATS[experiment.chat], provenance)
+
+
+def _print_summary(summary: dict[str, Any], workdir: pathlib.Path) -> None:
+    verb = "stopped at" if summary["stopped"] else "finished"
+    print(f"{verb} step {summary['steps']} in {summary['seconds']:.0f} s; the checkpoint is {workdir}")
+    print(f"  loss              {summary['first_loss']:.4f} -> {summary['last_loss']:.4f}")
+    print(f"  tokens            {summary['tokens']:,}, of them supervised {summary['supervised_tokens']:,}")
+    print(f"  tokens per second {summary['tokens_per_second']:,.0f}")
+    if summary["median_mfu"] is not None:
+        print(f"  MFU (median)      {summary['median_mfu']:.1%}")
+    if summary["dollars"]:
+        print(f"  cost              {summary['dollars']:.2f} USD")
+
+
+if __name__ == "__main__":
+    cli.run(main, "config")

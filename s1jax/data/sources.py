@@ -1,0 +1,112 @@
+"""From the settings of a run to its batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from s1jax.config import DataConfig, Experiment, InputError
+from s1jax.data import batches, countdown, countdown_corpus, packing, s1k
+from s1jax.data.packing import Batch
+from s1jax.data.s1k import Row
+from s1jax.text.chat import ChatFormat
+from s1jax.text.tokenizer import Tokenizer
+
+CORPUS = "countdown_corpus"
+
+
+class CorpusBatches:
+    """The endless text of the Countdown base model, cut off after `num_steps` batches."""
+
+    def __init__(self, data: DataConfig, num_steps: int, num_rows: int, process_index: int = 0, process_count: int = 1):
+        """Draws nothing yet.
+
+        Args:
+          data: block size and seed.
+          num_steps: steps of the run.
+          num_rows: B over all processes, each of which gets a contiguous share.
+          process_index: this process.
+          process_count: processes that share a batch.
+        """
+        self.num_steps, self.num_rows, self.block_size = num_steps, num_rows, data.block_size
+        self._seed = data.seed
+        share = num_rows // process_count
+        self._rows = slice(process_index * share, (process_index + 1) * share)
+
+    def names(self, step: int) -> list[str]:
+        """Where a step's text came from."""
+        return [f"{CORPUS} (seed {self._seed}, step {step + 1})"]
+
+    def batch(self, step: int) -> Batch:
+        """This process's rows of a step's batch."""
+        batch = countdown_corpus.corpus_batch(step, rows=self.num_rows, block_size=self.block_size, seed=self._seed)
+        return {name: array[self._rows] for name, array in batch.items()}
+
+    def iterate(self, start: int = 0) -> Iterator[Batch]:
+        """Batches of steps start, start + 1, ..., num_steps - 1."""
+        return map(self.batch, range(start, self.num_steps))
+
+
+def make(
+    experiment: Experiment,
+    tokenizer: Tokenizer,
+    fmt: ChatFormat,
+    row_shards: int,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> tuple[batches.Batches | CorpusBatches, list[str]]:
+    """Loads, encodes and fits the rows of `experiment.data.source`.
+
+    Args:
+      experiment: data and train settings.
+      tokenizer: of the model.
+      fmt: chat format.
+      row_shards: parts that the rows of a micro-batch are split into on the devices.
+      process_index: this process.
+      process_count: processes that share a batch.
+
+    Returns:
+      the batches, and sentences on rows that were dropped or truncated.
+
+    Raises:
+      InputError: on whatever is wrong with the source or its rows.
+    """
+    data, train = experiment.data, experiment.train
+    multiple = row_shards * train.accumulation
+    if data.source == CORPUS:
+        if not train.steps:
+            raise InputError(f"data.source {CORPUS} has no end; give train.steps.")
+        if train.batch_size % multiple:
+            raise InputError(
+                f"train.batch_size {train.batch_size} does not divide by mesh.data * mesh.fsdp * train.accumulation ="
+                f" {multiple}; choose a multiple of it."
+            )
+        return CorpusBatches(data, train.steps, train.batch_size, process_index, process_count), []
+    if data.source == "countdown":
+        rows = [
+            Row(example.question, example.trace, example.answer, f"countdown row {i}")
+            for i, example in enumerate(countdown.sft_examples(data.num_rows or 1000, data.seed))
+        ]
+    else:
+        rows = s1k.load_rows(data.source, data.traces, data.num_rows)
+    fitted = packing.fit(batches.encode_rows(tokenizer, fmt, rows), data.block_size, data.too_long)
+    notes = [
+        f"{len(names)} of {len(rows)} rows are longer than data.block_size {data.block_size} and were {verb}: "
+        + ", ".join(names[:3])
+        + (", ..." if len(names) > 3 else "")
+        for names, verb in ((fitted.dropped, "dropped"), (fitted.truncated, "truncated"))
+        if names
+    ]
+    made = batches.Batches(
+        fitted.examples,
+        batch_size=train.batch_size,
+        block_size=data.block_size,
+        batching=data.batching,
+        weighting=data.weighting,
+        seed=data.seed,
+        epochs=train.epochs,
+        steps=train.steps,
+        row_multiple=multiple,
+        process_index=process_index,
+        process_count=process_count,
+    )
+    return made, notes

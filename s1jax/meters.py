@@ -1,0 +1,76 @@
+"""How fast, how well used and how expensive a run is: tokens/s, MFU, device memory, dollars."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from s1jax.config import ModelConfig
+
+# Dense bf16 peak in FLOP/s of one device, by what `jax.Device.device_kind` contains; the first match counts.
+# Sources: the makers' data sheets (NVIDIA H100 SXM/PCIe/NVL, H200, A100, L4; Google Cloud's TPU pages). A v2 or v3 chip
+# shows as two devices, hence half a chip's figure.
+PEAK_FLOPS: tuple[tuple[str, float], ...] = (
+    ("H100 PCIe", 756e12),
+    ("H100 NVL", 835e12),
+    ("H100", 989e12),
+    ("H200", 989e12),
+    ("A100", 312e12),
+    ("L4", 121e12),
+    ("TPU v2", 22.5e12),
+    ("TPU v3", 61.5e12),
+    ("TPU v4", 275e12),
+    ("TPU v5 lite", 197e12),
+    ("TPU v5e", 197e12),
+    ("TPU v5p", 459e12),
+    ("TPU v5", 459e12),
+    ("TPU v6 lite", 918e12),
+    ("TPU v6e", 918e12),
+)
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Peak bf16 FLOP/s of a device, or None where it is not known (a CPU, for example)."""
+    return next((peak for name, peak in PEAK_FLOPS if name.lower() in device_kind.lower()), None)
+
+
+def attended_pairs(batch: dict[str, np.ndarray]) -> int:
+    """Number of (query, key) pairs within the batch's causal segments, padding left out; n (n + 1) / 2 for length n."""
+    return int(np.sum((batch["positions"].astype(np.int64) + 1) * (batch["segment_ids"] > 0)))
+
+
+def train_flops(config: ModelConfig, tokens: int, pairs: int) -> float:
+    """Floating-point operations of one training step that the model itself needs; nothing for recomputation.
+
+    6 * weights * tokens + 12 * L * N * H * pairs. Weights are those that tokens are multiplied with: all but the rows
+    of the input embedding (the output projection counts, tied or not); 2 operations a weight forward and 4 backward.
+    A pair costs 2 H for its score and 2 H for its value in each of N heads, and twice that backward; causal attention
+    is counted once, that is only pairs whose key is not behind the query.
+
+    Args:
+      config: shape of the model.
+      tokens: ids fed to it, without padding.
+      pairs: of `attended_pairs`.
+    """
+    weights = config.num_params - (0 if config.tied_embeddings else config.vocab_size * config.d_model)
+    attention = 12 * config.num_layers * config.num_heads * config.head_dim * pairs
+    return 6.0 * weights * tokens + attention
+
+
+def mfu(flops: float, seconds: float, device_kind: str, devices: int) -> float | None:
+    """Share of the devices' peak that `flops` in `seconds` make; None where the peak is not known."""
+    peak = peak_flops(device_kind)
+    return None if peak is None or seconds <= 0 else flops / seconds / (peak * devices)
+
+
+def dollars(seconds: float, devices: int, per_device_hour: float) -> float:
+    """US dollars for `devices` devices held `seconds` seconds."""
+    return seconds / 3600 * devices * per_device_hour
+
+
+def device_memory(device: Any) -> dict[str, int]:
+    """Bytes `in_use` and at the `peak` on a `jax.Device`; empty where the backend does not tell (CPU)."""
+    stats = device.memory_stats() or {}
+    names = {"in_use": "bytes_in_use", "peak": "peak_bytes_in_use", "limit": "bytes_limit"}
+    return {name: int(stats[key]) for name, key in names.items() if key in stats}

@@ -1,0 +1,300 @@
+"""The loop over a given source of batches: meters, checkpoints, resumption, preemption."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from s1jax import config as config_lib
+from s1jax import meters, parallel
+from s1jax.checkpoint import store
+from s1jax.config import Experiment, InputError
+from s1jax.train import optimizer as optimizer_lib
+from s1jax.train import step as step_lib
+
+# Settings that may differ when a run is resumed: they change neither its numbers nor its order.
+_FREE = ("mesh", "checkpoint", "cost")
+
+
+class Source(Protocol):
+    """Where batches come from; step s always gives the same batch."""
+
+    num_steps: int
+
+    def iterate(self, start: int = 0) -> Iterator[dict[str, np.ndarray]]:
+        """Yields this process's rows of the batches of steps start, start + 1, ..., num_steps - 1."""
+        ...
+
+    def names(self, step: int) -> list[str]:
+        """Where the sequences of a step came from."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Watcher:
+    """What a run tells and asks while it goes.
+
+    Attributes:
+      on_phase: called with what happens next, in words.
+      on_step: called with a step's record, the line of metrics.jsonl, one step late.
+      should_stop: True ends the run after the current step with a checkpoint.
+    """
+
+    on_phase: Callable[[str], None] = lambda words: None
+    on_step: Callable[[dict[str, Any]], None] = lambda record: None
+    should_stop: Callable[[], bool] = lambda: False
+
+
+def claim_workdir(workdir: pathlib.Path, experiment: Experiment) -> None:
+    """Makes the folder of a run with its config.json, or checks that the run in it is this one.
+
+    Raises:
+      InputError: where the folder holds a run of other settings (says which) or is a file.
+    """
+    file = workdir / "config.json"
+    here = config_lib.to_dict(experiment)
+    if file.exists():
+        try:
+            there = json.loads(file.read_text())
+        except ValueError as error:
+            raise InputError(f"{file} is no JSON; remove it if the run in {workdir} is not needed.") from error
+        differ = [
+            f"{name} is {_show(_leaves(there).get(name))} there and {_show(_leaves(here).get(name))} here"
+            for name in sorted(set(_leaves(there)) | set(_leaves(here)))
+            if name.split(".")[0] not in _FREE and _leaves(there).get(name) != _leaves(here).get(name)
+        ]
+        if differ:
+            more = f" (and {len(differ) - 3} more)" if len(differ) > 3 else ""
+            raise InputError(
+                f"{workdir} holds another run: {'; '.join(differ[:3])}{more}. Choose another --workdir or its settings."
+            )
+        return
+    if workdir.exists() and not workdir.is_dir():
+        raise InputError(f"{workdir} is a file; choose another --workdir.")
+    if store.finished_steps(workdir) or (workdir / "metrics.jsonl").exists():
+        raise InputError(f"{workdir} holds a run without its config.json; choose another --workdir.")
+    with store.disk_errors(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(here, indent=2) + "\n")
+
+
+def train(
+    experiment: Experiment,
+    about: store.Metadata,
+    make_params: Callable[[], Any],
+    batches: Source,
+    workdir: pathlib.Path,
+    mesh: Mesh,
+    watcher: Watcher,
+) -> dict[str, Any]:
+    """Trains from step 0, or from the newest checkpoint in `workdir`, to the end of `batches`.
+
+    Args:
+      experiment: the settings; `claim_workdir` has accepted them for `workdir`.
+      about: what is saved beside the weights.
+      make_params: gives the weights to start from; not called when the run is resumed.
+      batches: the data.
+      workdir: gets metrics.jsonl, TensorBoard events and checkpoints/.
+      mesh: of `parallel.make_mesh`.
+      watcher: told what happens.
+
+    Returns:
+      the summary: JSON values.
+
+    Raises:
+      InputError: a loss that is not finite (names the step and its rows; the last checkpoint stays), a full disk, a
+        damaged checkpoint, sizes that do not divide.
+    """
+    num_steps = batches.num_steps
+    tx = optimizer_lib.make(experiment.optimizer, about.config, num_steps)
+    abstract = step_lib.abstract_state(about.config, tx, mesh, experiment.train.param_dtype)
+    step_fn = step_lib.make_step(about.config, experiment.train, experiment.optimizer, num_steps, tx, mesh, abstract)
+    settings = experiment.checkpoint
+    with (
+        store.Checkpointer(workdir, settings.keep, about) as checkpointer,
+        _Log(workdir, experiment, about.config, mesh) as log,
+    ):
+        start = checkpointer.newest_step() or 0
+        if start:
+            watcher.on_phase(f"loading the checkpoint of step {start}")
+            params, rest = checkpointer.restore(
+                start, abstract.params, {"step": abstract.step, "opt_state": abstract.opt_state}
+            )
+            state = step_lib.TrainState(rest["step"], params, rest["opt_state"])
+        else:
+            watcher.on_phase("placing the weights")
+            state = step_lib.init_state(make_params(), tx, abstract)
+        log.begin(start)
+
+        def save(state: step_lib.TrainState, step: int) -> None:
+            progress = {"step": step, "num_steps": num_steps, "loss": log.last.get("loss")}
+            checkpointer.save(step, state.params, {"step": state.step, "opt_state": state.opt_state}, progress)
+
+        def settle(step: int, metrics: dict[str, jax.Array], pairs: int) -> None:
+            values = {name: array.item() for name, array in jax.device_get(metrics).items()}
+            if not values["finite"]:
+                names = batches.names(step)
+                shown = ", ".join(names[:16]) + (f" and {len(names) - 16} more" if len(names) > 16 else "")
+                checkpointer.wait()
+                saved = checkpointer.newest_step()
+                kept = f"the checkpoint of step {saved} is kept" if saved else "nothing had been saved yet"
+                raise InputError(
+                    f"step {step + 1}: loss {values['loss']} or gradient norm {values['grad_norm']} is not finite on "
+                    f"the rows {shown}; {kept}. Lower optimizer.learning_rate or look at these rows."
+                )
+            watcher.on_step(log.write(step + 1, values, pairs))
+
+        if start < num_steps:
+            watcher.on_phase("reading the first batch and compiling the step")
+        pending: tuple[int, dict[str, jax.Array], int] | None = None
+        compiled = None
+        stopped = False
+        step = start
+        for step, batch in zip(range(start, num_steps), batches.iterate(start), strict=False):
+            arrays = parallel.put_rows(batch, mesh)
+            if compiled is None:
+                compiled = step_fn.lower(state, arrays).compile()
+                watcher.on_phase("training")
+                log.start_clock()
+            state, metrics = compiled(state, arrays)
+            # The host waits for the step before this one, so the devices always have one step queued.
+            if pending is not None:
+                settle(*pending)
+            pending = (step, metrics, meters.attended_pairs(batch) * jax.process_count())
+            stopped = watcher.should_stop() and step + 1 < num_steps
+            due = settings.every and (step + 1) % settings.every == 0
+            if due or stopped or step + 1 == num_steps:
+                settle(*pending)
+                pending = None
+                save(state, step + 1)
+                log.start_clock()
+            if stopped:
+                break
+        watcher.on_phase("finishing the checkpoint")
+        checkpointer.wait()
+        return log.summary(stopped)
+
+
+class _Log:
+    """metrics.jsonl and TensorBoard events of a run, written by process 0."""
+
+    def __init__(self, workdir: pathlib.Path, experiment: Experiment, config: Any, mesh: Mesh):
+        self._workdir, self._config = workdir, config
+        self._price = experiment.cost.per_device_hour
+        self._devices = mesh.size
+        self._kind = mesh.devices.flat[0].device_kind
+        self._first = jax.process_index() == 0
+        self._records: list[dict[str, Any]] = []
+        self._start = 0
+        self._file: Any = None
+        self._events: Any = None
+        self._clock = time.monotonic()
+
+    def __enter__(self) -> _Log:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for writer in (self._file, self._events):
+            if writer is not None:
+                writer.close()
+
+    def begin(self, start: int) -> None:
+        """Opens the files; lines of steps after `start`, which a killed run wrote and which come again, are removed."""
+        self._start = start
+        if not self._first:
+            return
+        path = self._workdir / "metrics.jsonl"
+        if path.exists():
+            for line in path.read_text().splitlines():
+                try:
+                    record = json.loads(line)
+                except ValueError:  # the last line of a killed run
+                    break
+                if record["step"] <= start:
+                    self._records.append(record)
+        with store.disk_errors(path):
+            partial = path.with_suffix(".partial")
+            partial.write_text("".join(json.dumps(record) + "\n" for record in self._records))
+            partial.rename(path)
+            self._file = path.open("a", buffering=1)
+            try:
+                from tensorboardX import SummaryWriter
+            except ImportError:  # metrics.jsonl has the same numbers
+                return
+            self._events = SummaryWriter(str(self._workdir / "tensorboard"), purge_step=start + 1)
+
+    @property
+    def last(self) -> dict[str, Any]:
+        return self._records[-1] if self._records else {}
+
+    def start_clock(self) -> None:
+        self._clock = time.monotonic()
+
+    def write(self, step: int, values: dict[str, Any], pairs: int) -> dict[str, Any]:
+        """Adds the line of a step that has just ended and returns it."""
+        now = time.monotonic()
+        seconds, self._clock = now - self._clock, now
+        flops = meters.train_flops(self._config, values["tokens"], pairs)
+        record = {
+            "step": step,
+            "loss": values["loss"],
+            "learning_rate": values["learning_rate"],
+            "grad_norm": values["grad_norm"],
+            "supervised_tokens": values["supervised"],
+            "tokens": values["tokens"],
+            "tokens_per_second": values["tokens"] / seconds,
+            "mfu": meters.mfu(flops, seconds, self._kind, self._devices),
+            "seconds": seconds,
+            "dollars": self.last.get("dollars", 0.0) + meters.dollars(seconds, self._devices, self._price),
+        }
+        self._records.append(record)
+        if self._first:
+            with store.disk_errors(self._workdir / "metrics.jsonl"):
+                self._file.write(json.dumps(record) + "\n")
+                if self._events is not None:
+                    for name, value in record.items():
+                        if name != "step" and value is not None:
+                            self._events.add_scalar(f"train/{name}", value, step)
+        return record
+
+    def summary(self, stopped: bool) -> dict[str, Any]:
+        """Figures of the whole run, resumed parts included."""
+        if not self._records:
+            return {"steps": self._start, "stopped": stopped}
+        seconds = sum(record["seconds"] for record in self._records)
+        tokens = sum(record["tokens"] for record in self._records)
+        shares = [record["mfu"] for record in self._records if record["mfu"] is not None]
+        return {
+            "steps": self.last["step"],
+            "stopped": stopped,
+            "first_loss": self._records[0]["loss"],
+            "last_loss": self.last["loss"],
+            "tokens": tokens,
+            "supervised_tokens": sum(record["supervised_tokens"] for record in self._records),
+            "seconds": seconds,
+            "tokens_per_second": tokens / seconds,
+            "median_mfu": float(np.median(shares)) if shares else None,
+            "dollars": self.last["dollars"],
+        }
+
+
+def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Nested dicts as {"a.b.c": leaf}."""
+    if not isinstance(tree, dict):
+        return {prefix: tree}
+    found: dict[str, Any] = {}
+    for name, child in tree.items():
+        found.update(_leaves(child, f"{prefix}.{name}" if prefix else name))
+    return found
+
+
+def _show(value: Any) -> str:
+    return "unset" if value is None else repr(value)
