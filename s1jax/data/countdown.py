@@ -11,12 +11,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import random
 import re
 import zlib
 from collections.abc import Mapping
 from typing import Any, Literal
-
-import numpy as np
 
 from s1jax.config import InputError
 
@@ -150,13 +149,16 @@ def problems(split: str, seed: int = 0) -> list[Problem]:
       split: `train`, `dev` or `test`.
       seed: of both orders; the same problems in every seed.
     """
-    rng = np.random.default_rng([seed, SPLITS.index(split)] if split in SPLITS else seed)
-    found = [
-        Problem(tuple(int(n) for n in rng.permutation(triple)), target)  # type: ignore[arg-type]
-        for triple in triples(split)
-        for target in targets(triple)
-    ]
-    return [found[i] for i in rng.permutation(len(found))]
+    found = [(triple, target) for triple in triples(split) for target in targets(triple)]
+    rng = random.Random(f"countdown problems {seed}")
+    rng.shuffle(found)
+    return [Problem(shuffled(triple, rng), target) for triple, target in found]
+
+
+def shuffled(triple: tuple[int, int, int], rng: random.Random) -> tuple[int, int, int]:
+    """Three numbers in another order."""
+    first, second, third = rng.sample(triple, 3)
+    return first, second, third
 
 
 def prompt_rows(split: str, num_rows: int = 0, seed: int = 0, hard: bool = False) -> list[dict[str, Any]]:
@@ -331,11 +333,13 @@ def sft_examples(num_rows: int = 1000, seed: int = 0) -> list[Example]:
     found = problems("train", seed)
     if num_rows > len(found):
         raise InputError(f"data.num_rows is {num_rows}, but Countdown has {len(found)} training problems.")
-    rng = np.random.default_rng([seed, 1000])
+    rng = random.Random(f"countdown traces {seed}")
     examples = []
     for problem in found[:num_rows]:
-        start, most = int(rng.integers(len(problem.branches))), int(rng.integers(1, 4))
-        checks = int(np.argmin(np.append(rng.random(3) < 0.25, False)))
+        start, most = rng.randrange(len(problem.branches)), rng.randint(1, 3)
+        checks = 0
+        while checks < 3 and rng.random() < 0.25:
+            checks += 1
         trace, expression = search_text(problem, start, most, checks)
         solved = solves(expression, problem.numbers, problem.target)
         examples.append(Example(problem.question, trace, f"{FINAL_ANSWER} {expression}", solved))

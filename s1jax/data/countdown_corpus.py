@@ -8,6 +8,7 @@ on with the next branch, to check a hit again and again, and to take a wrong one
 from __future__ import annotations
 
 import dataclasses
+import random
 
 import numpy as np
 
@@ -37,41 +38,40 @@ class _Document:
         self.counts += [counts] * len(ids)
 
 
-def _draw_problem(rng: np.random.Generator) -> tuple[Problem, int]:
+def _draw_problem(rng: random.Random) -> tuple[Problem, int]:
     """A problem of the train split and the branch to start from."""
     triples = countdown.triples("train")
-    triple = triples[rng.integers(len(triples))]
-    numbers = tuple(int(n) for n in rng.permutation(triple))
-    assert len(numbers) == 3
+    triple = rng.choice(triples)
+    numbers = countdown.shuffled(triple, rng)
     possible = countdown.targets(numbers)
     kind = rng.random()
     if kind < _UNSOLVABLE:
         impossible = sorted(set(range(countdown.LARGEST_VALUE + 1)).difference(possible))
-        problem = Problem(numbers, impossible[rng.integers(len(impossible))])
-        return problem, int(rng.integers(len(problem.branches)))
-    problem = Problem(numbers, possible[rng.integers(len(possible))])
+        problem = Problem(numbers, rng.choice(impossible))
+        return problem, rng.randrange(len(problem.branches))
+    problem = Problem(numbers, rng.choice(possible))
     if kind < _UNSOLVABLE + _SHORT:
-        start = problem.solving[rng.integers(len(problem.solving))] - int(rng.integers(3))
+        start = rng.choice(problem.solving) - rng.randrange(3)
         return problem, start % len(problem.branches)
-    return problem, int(rng.integers(len(problem.branches)))
+    return problem, rng.randrange(len(problem.branches))
 
 
-def _slip(branch: Branch, target: int, rng: np.random.Generator) -> tuple[str, Leaf, int]:
+def _slip(branch: Branch, target: int, rng: random.Random) -> tuple[str, Leaf, int]:
     """A line that takes one leaf's value for the target: the text up to the false value, that leaf, ids to discount."""
-    wrong = int(rng.integers(len(branch.leaves)))
+    wrong = rng.randrange(len(branch.leaves))
     words = [f"try {branch.text}={branch.value}:"]
     words += [f"{leaf.text}={leaf.value} no" for leaf in branch.leaves[:wrong]]
     leaf = branch.leaves[wrong]
     return " ".join([*words, f"{leaf.text}="]), leaf, target
 
 
-def _search(rng: np.random.Generator) -> _Document:
+def _search(rng: random.Random) -> _Document:
     """A question and its search, with checks and often the answer behind a hit."""
     problem, start = _draw_problem(rng)
     document = _Document()
     document.add(problem.question, counts=False)
     separator = "\n"
-    most = int(rng.integers(1, _MOST_BRANCHES + 1)) if rng.random() < 0.3 else _MOST_BRANCHES
+    most = rng.randint(1, _MOST_BRANCHES) if rng.random() < 0.3 else _MOST_BRANCHES
     for i in range(most):
         branch = problem.branches[(start + i) % len(problem.branches)]
         line, hit = countdown.try_text(branch, problem.target)
@@ -90,7 +90,7 @@ def _search(rng: np.random.Generator) -> _Document:
             answer = rng.random() < _ANSWER
             checks = 0
             if rng.random() < 0.6:
-                checks = int(_MOST_CHECKS * rng.random() ** 2) + 1 if rng.random() < 0.7 else int(rng.integers(1, 4))
+                checks = int(_MOST_CHECKS * rng.random() ** 2) + 1 if rng.random() < 0.7 else rng.randint(1, 3)
             document.add(f"\nWait {countdown.check_text(branch, hit, problem.target)}" * checks)
             if answer:
                 document.add(f"\n{countdown.FINAL_ANSWER} {hit.expression}{countdown.END_OF_TEXT}")
@@ -98,11 +98,11 @@ def _search(rng: np.random.Generator) -> _Document:
     return document
 
 
-def _fact(rng: np.random.Generator) -> str:
+def _fact(rng: random.Random) -> str:
     """One sum, difference or product of 0..99, as the searches use them."""
     while True:
-        x, y = int(rng.integers(countdown.LARGEST_VALUE + 1)), int(rng.integers(1, countdown.LARGEST_NUMBER + 1))
-        operation = countdown.OPERATIONS[rng.integers(3)]
+        x, y = rng.randint(0, countdown.LARGEST_VALUE), rng.randint(1, countdown.LARGEST_NUMBER)
+        operation = rng.choice(countdown.OPERATIONS)
         if operation == "*":
             x %= countdown.LARGEST_VALUE // y + 1
         p, q, value = countdown.apply(operation, x, y)
@@ -123,7 +123,7 @@ def corpus_batch(step: int, *, rows: int, block_size: int, seed: int = 0) -> dic
       tokens, targets, segment_ids (0 is padding), positions int32 [B, T]; weights float32 [B, T], 1 where the target
       counts: not for the question, nor for the false value of a slip.
     """
-    rng = np.random.default_rng([seed, step])
+    rng = random.Random(f"countdown corpus {seed} {step}")
     batch = {name: np.zeros((rows, block_size), np.int32) for name in ("tokens", "targets", "segment_ids", "positions")}
     batch["weights"] = np.zeros((rows, block_size), np.float32)
     used, segments = [0] * rows, [0] * rows

@@ -1,0 +1,33 @@
+"""The base model of the embedded task, from scratch: a 0.8 M-parameter decoder that searches, checks and never chats.
+
+    python -m launch.train --config=configs/countdown_base.py --workdir=runs/countdown_base
+
+What ships as `package:countdown_base` is this run; its figures stand in s1jax/assets/countdown_base/README.md.
+"""
+
+import ml_collections
+
+from s1jax import config as config_lib
+
+
+def get_config() -> ml_collections.ConfigDict:
+    shape = config_lib.ModelConfig(
+        vocab_size=126, d_model=128, mlp_dim=384, num_layers=4, num_heads=4, num_kv_heads=2, head_dim=32,
+        rope_theta=1e4, qkv_bias=True, tied_embeddings=True, context_length=1024,
+    )  # fmt: skip
+    config = ml_collections.ConfigDict(config_lib.defaults(config_lib.to_dict(shape)))
+    config.tokenizer = "s1jax/assets/countdown_tokenizer"
+    config.chat = "s1_plain"
+    config.data.source = "countdown_corpus"
+    config.data.block_size = 384
+    config.data.weighting = "token"
+    config.train.steps = 1200
+    config.train.batch_size = 8
+    config.train.compute_dtype = "float32"
+    config.train.remat = "none"
+    config.optimizer.name = "muon"
+    config.optimizer.learning_rate = 4e-3
+    config.optimizer.weight_decay = 0.0
+    config.optimizer.schedule = "linear"
+    config.checkpoint.every = 200
+    return config
