@@ -107,7 +107,7 @@ def generate(
     depends on the batch size: that can only show where two ids are as good as equally probable).
 
     Args:
-      params: weights; those of another dtype than `dtype` are cast at every step, so cast them beforehand.
+      params: weights; cast once if their dtype is not `dtype`. On a CPU the layers are held twice (`decoder.unstack`).
       config: shape of the model.
       prompts: ids of each row, think_start not included.
       controls: one per prompt.
@@ -131,6 +131,7 @@ def generate(
     names = [f"row {i}" for i in range(len(prompts))] if names is None else names
     slots = _slots(config, prompts, controls, delimiters, names, cache_length)
     batch_size = batch_size or len(prompts)
+    params, loop_params = _prepare(params, dtype)
     # Rows of like length run together, so that few wait for a long one.
     limits = [_longest(p, c, delimiters) for p, c in zip(prompts, controls, strict=True)]
     order = sorted(range(len(prompts)), key=lambda i: limits[i])
@@ -144,9 +145,9 @@ def generate(
         )  # fmt: skip
         run = batch.run
         if progress is None:
-            run = _decode(params, run, *batch.settings, _TO_THE_END, config=config, dtype=dtype)
+            run = _decode(loop_params, run, *batch.settings, _TO_THE_END, config=config, dtype=dtype)
         while progress is not None:
-            run = _decode(params, run, *batch.settings, _STEPS_BETWEEN_REPORTS, config=config, dtype=dtype)
+            run = _decode(loop_params, run, *batch.settings, _STEPS_BETWEEN_REPORTS, config=config, dtype=dtype)
             phase, count = jax.device_get((run.state.phase, run.state.count))
             finished = int((phase[: len(rows)] == budget_lib.FINISHED).sum())
             progress(start + finished, num_ids + int(count[: len(rows)].sum()))
@@ -175,14 +176,31 @@ def stream(
     Arguments and errors are those of `generate`, for one row. The host only reads between the pieces.
     """
     slots = _slots(config, [prompt], [controls], delimiters, [name], cache_length)
+    params, loop_params = _prepare(params, dtype)
     batch = _start(params, config, [prompt], [controls], delimiters, [delimiters.wait], 1, slots, dtype)
     run = batch.run
     while True:
-        run = _decode(params, run, *batch.settings, np.int32(steps), config=config, dtype=dtype)
+        run = _decode(loop_params, run, *batch.settings, np.int32(steps), config=config, dtype=dtype)
         (sample,) = _collect(run, 1)
         yield sample
         if sample.answer_end:
             return
+
+
+def _prepare(params: Mapping[str, Any], dtype: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """Returns the weights in `dtype`, for the prefill and for the loop."""
+    if any(leaf.dtype != jnp.dtype(dtype) for leaf in jax.tree.leaves(params)):
+        params = _cast(params, dtype)
+    on_cpu = all(device.platform == "cpu" for device in jax.tree.leaves(params)[0].devices())
+    return params, _unstack(params) if on_cpu else params
+
+
+@functools.partial(jax.jit, static_argnames=("dtype",))
+def _cast(params: Mapping[str, Any], dtype: str) -> Mapping[str, Any]:
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+
+
+_unstack = jax.jit(decoder.unstack)
 
 
 def _longest(prompt: Sequence[int], controls: Controls, delimiters: Delimiters) -> int:

@@ -1,0 +1,174 @@
+"""Samples a checkpoint under a thinking budget.
+
+    python -m launch.sample --checkpoint=CKPT --prompts=FILE.jsonl --out=FILE.jsonl --max_thinking_tokens=N
+        [--min_thinking_tokens=N] [--num_waits=N] [--wait=Wait] [--max_answer_tokens=N] [--temperature=T] [--top_p=P]
+        [--top_k=K] [--min_p=P] [--seed=N] [--batch_size=B] [--cache_length=S] [--dtype=float32]
+    python -m launch.sample --checkpoint=CKPT --prompt="..."          one question, streamed to the terminal
+
+A line of the prompts file is {"question": "..."} or {"prompt_ids": [...]}, and may carry controls of its own, such as
+"max_thinking_tokens" or "wait". The output has one line per prompt, in order; it appears when it is complete.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import sys
+import time
+from typing import Any
+
+from absl import flags
+from rich.console import Console
+
+from launch import cli, progress
+from s1jax.config import Controls, InputError
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string("checkpoint", "", "s1jax checkpoint, training workdir or package:NAME.")
+flags.DEFINE_string("prompts", "", "JSONL file of prompt rows.")
+flags.DEFINE_string("out", "", "JSONL file to write.")
+flags.DEFINE_string("prompt", None, "One question, answered on the terminal; instead of --prompts and --out.")
+flags.DEFINE_string("wait", "Wait", "Put in place of an end of thinking; empty: the end is masked instead.")
+flags.DEFINE_integer("batch_size", 16, "Rows that run at one time.", lower_bound=1)
+flags.DEFINE_integer("cache_length", 0, "Cache slots per row; 0: as many as the longest row can need.", lower_bound=0)
+flags.DEFINE_enum(
+    "dtype", "", ["", "float32", "bfloat16"], "Of weights and cache; by default float32 on a CPU, bfloat16 elsewhere."
+)
+_HELP = {
+    "max_thinking_tokens": "Thinking is cut here; 0: no thinking.",
+    "min_thinking_tokens": "An earlier end of thinking is replaced by the wait string.",
+    "num_waits": "Ends of thinking beyond the minimum that are replaced by the wait string.",
+    "max_answer_tokens": "Sampled ids of the answer, its stop id included.",
+    "temperature": "0 is greedy.",
+    "top_p": "Smallest set of ids with at least this probability.",
+    "top_k": "The k most probable ids; 0: all.",
+    "min_p": "Ids at least this fraction as probable as the best; 0: all.",
+    "seed": "The same seed, prompt and controls give the same ids.",
+}
+for _field in dataclasses.fields(Controls):
+    _define = flags.DEFINE_float if isinstance(_field.default, float) else flags.DEFINE_integer
+    _define(_field.name, _field.default, _HELP[_field.name])
+
+
+def main() -> None:
+    one = FLAGS.prompt is not None
+    if not FLAGS.checkpoint:
+        raise InputError("--checkpoint is missing; give a checkpoint, a training workdir or package:NAME.")
+    if one == bool(FLAGS.prompts):
+        raise InputError("give exactly one of --prompts=FILE.jsonl and --prompt='...'.")
+    if one == bool(FLAGS.out):
+        raise InputError("--out=FILE.jsonl goes with --prompts; --prompt writes to the terminal.")
+    controls = Controls(**{field.name: getattr(FLAGS, field.name) for field in dataclasses.fields(Controls)})
+    if one:
+        _answer(controls)
+    else:
+        _answer_file(controls)
+
+
+def _load() -> tuple[Any, str]:
+    """Loads the checkpoint in the dtype of the flag; imports JAX only now, so that --help and bad flags are quick."""
+    import jax
+
+    from s1jax.checkpoint import store
+
+    dtype = FLAGS.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    return store.load_model(FLAGS.checkpoint, dtype=dtype), dtype
+
+
+def _answer_file(controls: Controls) -> None:
+    from s1jax.sample import rows as rows_lib
+
+    out = pathlib.Path(FLAGS.out)
+    if out.is_dir() or not out.parent.is_dir():
+        raise InputError(f"--out={out} cannot be written: {'it' if out.is_dir() else out.parent} is"
+                         f" {'a folder' if out.is_dir() else 'no folder'}; give the path of a file.")  # fmt: skip
+    rows, names = rows_lib.read_rows(FLAGS.prompts)
+    model, dtype = _load()
+    begun = time.monotonic()
+    with progress.Bar("sampling", len(rows)) as bar:
+
+        def report(done: int, num_ids: int) -> None:
+            bar.update(done, f"{num_ids / (time.monotonic() - begun):.0f} tok/s")
+
+        outputs = rows_lib.sample_rows(
+            model,
+            rows,
+            controls,
+            wait=FLAGS.wait,
+            batch_size=FLAGS.batch_size,
+            cache_length=FLAGS.cache_length,
+            dtype=dtype,
+            names=names,
+            progress=report,
+        )
+    part = out.with_name(f".{out.name}.part")
+    try:
+        with part.open("w", encoding="utf-8") as file:
+            for output in outputs:
+                file.write(json.dumps(output, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, out)
+    finally:
+        part.unlink(missing_ok=True)
+    seconds = time.monotonic() - begun
+    thinking = sum(output["thinking_tokens"] for output in outputs)
+    ids = sum(len(output["ids"]) for output in outputs)
+    cut = sum(output["thinking_end"] == "cut" for output in outputs)
+    print(
+        f"{len(outputs)} rows to {out}: {thinking / len(outputs):.1f} thinking tokens a row, {cut} cut,"
+        f" {ids} ids in {seconds:.1f} s ({ids / seconds:.0f} tok/s, compilation included)"
+    )
+
+
+def _answer(controls: Controls) -> None:
+    """Streams one answer: thinking dimmed, forced waits marked, then the answer."""
+    from s1jax.sample import generate, rows
+    from s1jax.text import chat
+
+    model, dtype = _load()
+    prompt = rows.prompt_ids(model, {"question": FLAGS.prompt}, "--prompt")
+    delimiters = chat.delimiters(model.tokenizer, model.chat, FLAGS.wait)
+    console = Console(highlight=False, soft_wrap=True)
+    begun = time.monotonic()
+    thinking, answer = _Part(console, "thinking", "dim"), _Part(console, "answer", "bold")
+    for sample in generate.stream(
+        model.params, model.config, prompt, controls, delimiters,
+        cache_length=FLAGS.cache_length, dtype=dtype, name="--prompt",
+    ):  # fmt: skip
+        texts = rows.texts(model, sample, delimiters)
+        thinking.show(texts[0], bool(sample.thinking_end))
+        answer.show(texts[1], bool(sample.answer_end))
+    seconds = time.monotonic() - begun
+    print(
+        f"{sample.thinking_tokens} thinking tokens ({sample.thinking_end}, {sample.waits} waits),"
+        f" {sample.answer_tokens} of answer ({sample.answer_end}), {seconds:.1f} s",
+        file=sys.stderr,
+    )
+
+
+class _Part:
+    """One part of the text, printed as it grows, under a heading of its own."""
+
+    def __init__(self, console: Console, name: str, style: str):
+        self._console, self._name, self._style = console, name, style
+        self._shown: str | None = None
+        self._over = False
+
+    def show(self, text: str, over: bool) -> None:
+        """Prints what is new in `text`; holds back a character of which only some bytes are there."""
+        if self._over or not (text or over):
+            return
+        if self._shown is None:
+            self._console.rule(self._name, align="left", style=self._style)
+            self._shown = ""
+        stable = text if over else text.rstrip("\ufffd")
+        self._console.print(stable[len(self._shown) :], style=self._style, end="\n" if over else "", markup=False)
+        self._shown, self._over = stable, over
+
+
+if __name__ == "__main__":
+    cli.run(main)
