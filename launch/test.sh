@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# All checks: `bash launch/test.sh`. Makes .venv with the test tools, then runs ruff, mypy and pytest; exits with 1 if any of
+# them finds something. Arguments go to pytest and leave the other checks out: `bash launch/test.sh tests/sample -k budget`.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source launch/environment.sh
+
+environment test
+export TF_CPP_MIN_LOG_LEVEL=${TF_CPP_MIN_LOG_LEVEL:-2}
+if (($# > 0)); then
+  exec .venv/bin/python -m pytest "$@"
+fi
+
+failed=()
+check() {
+  local begun=$SECONDS
+  printf '\n== %s\n' "$*"
+  "$@" || failed+=("${*##*/}")
+  printf '== %d s\n' $((SECONDS - begun))
+}
+
+check .venv/bin/python -m ruff check .
+check .venv/bin/python -m ruff format --check .
+check .venv/bin/python -m mypy
+# Files of one module stay together, because their tests share compiled programs.
+check .venv/bin/python -m pytest -n "$(nproc)" --maxprocesses=8 --dist=loadfile --durations=10
+
+if ((${#failed[@]} > 0)); then
+  printf '\nFAILED after %d s:\n' "$SECONDS"
+  printf '  %s\n' "${failed[@]}"
+  exit 1
+fi
+printf '\nAll checks passed in %d s.\n' "$SECONDS"
