@@ -1,4 +1,4 @@
-"""The paper's recipe on the embedded task: 1,000 examples, 5 epochs, batch 16, 315 steps; all but the rate as published.
+"""The paper's recipe on the embedded task: 1,000 examples, 5 epochs, batch 16, 315 steps; only the rate differs.
 
     python -m launch.train --config=configs/countdown_s1.py --workdir=runs/countdown_s1
 

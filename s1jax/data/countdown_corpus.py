@@ -13,7 +13,7 @@ import random
 import numpy as np
 
 from s1jax.data import countdown
-from s1jax.data.countdown import Branch, Leaf, Problem
+from s1jax.data.countdown import Problem
 
 # Shares and lengths of what the corpus holds; found by trying on the dev split.
 _UNSOLVABLE = 0.10  # searches for a target that the numbers can't make: every branch fails, and the round starts again
@@ -56,15 +56,6 @@ def _draw_problem(rng: random.Random) -> tuple[Problem, int]:
     return problem, rng.randrange(len(problem.branches))
 
 
-def _slip(branch: Branch, target: int, rng: random.Random) -> tuple[str, Leaf, int]:
-    """A line that takes one leaf's value for the target: the text up to the false value, that leaf, ids to discount."""
-    wrong = rng.randrange(len(branch.leaves))
-    words = [f"try {branch.text}={branch.value}:"]
-    words += [f"{leaf.text}={leaf.value} no" for leaf in branch.leaves[:wrong]]
-    leaf = branch.leaves[wrong]
-    return " ".join([*words, f"{leaf.text}="]), leaf, target
-
-
 def _search(rng: random.Random) -> _Document:
     """A question and its search, with checks and often the answer behind a hit."""
     problem, start = _draw_problem(rng)
@@ -76,26 +67,28 @@ def _search(rng: random.Random) -> _Document:
         branch = problem.branches[(start + i) % len(problem.branches)]
         line, hit = countdown.try_text(branch, problem.target)
         if hit is None and rng.random() < _SLIP:
-            text, leaf, value = _slip(branch, problem.target, rng)
-            document.add(separator + text)
-            document.add(str(value), counts=False)
-            document.add(f" yes so {leaf.expression}")
-            # A check may be the second or third: the first ones can repeat the slip.
-            check = countdown.check_text(branch, leaf, problem.target)
-            document.add(f"\nWait {check}")
+            leaf = rng.choice(branch.leaves)
+            before, _, _ = line.partition(f" {leaf.text}=")
+            document.add(f"{separator}{before} {leaf.text}=")
+            document.add(str(problem.target), counts=False)
+            document.add(f" yes so {leaf.expression}\nWait {countdown.check_text(branch, leaf, problem.target)}")
         else:
             document.add(separator + line)
         separator = "\nWait "
         if hit is not None:
-            answer = rng.random() < _ANSWER
-            checks = 0
-            if rng.random() < 0.6:
-                checks = int(_MOST_CHECKS * rng.random() ** 2) + 1 if rng.random() < 0.7 else rng.randint(1, 3)
-            document.add(f"\nWait {countdown.check_text(branch, hit, problem.target)}" * checks)
-            if answer:
+            check = countdown.check_text(branch, hit, problem.target)
+            document.add(f"\nWait {check}" * _draw_checks(rng))
+            if rng.random() < _ANSWER:
                 document.add(f"\n{countdown.FINAL_ANSWER} {hit.expression}{countdown.END_OF_TEXT}")
             break
     return document
+
+
+def _draw_checks(rng: random.Random) -> int:
+    """How many checks follow a hit: none (40 %), 1 to 3 (18 %) or up to 16, few more often than many."""
+    if rng.random() < 0.4:
+        return 0
+    return rng.randint(1, 3) if rng.random() < 0.3 else 1 + int(_MOST_CHECKS * rng.random() ** 2)
 
 
 def _fact(rng: random.Random) -> str:
