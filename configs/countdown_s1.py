@@ -17,6 +17,7 @@ def get_config() -> ml_collections.ConfigDict:
     config.data.source = "countdown"
     config.data.num_rows = 1000
     config.data.block_size = 192
+    config.data.batching = "packed"  # the same loss and gradients as `padded`, in 9 rows a step instead of 16
     config.train.batch_size = 16
     config.train.epochs = 5
     config.train.compute_dtype = "float32"

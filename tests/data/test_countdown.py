@@ -302,8 +302,8 @@ def test_configurations(tokenizer):
     for seed in range(3):
         tune = _experiment("countdown_s1", seed=seed)
         batches, notes = sources.make(tune, tokenizer, chat.FORMATS[tune.chat], 1)
-        assert batches.num_steps == 315 and batches.num_rows == 16 and not notes
+        assert batches.num_steps == 315 and batches.num_rows == 9 and not notes
     optimizer = tune.optimizer
     assert (optimizer.name, optimizer.learning_rate, optimizer.b1, optimizer.b2) == ("adamw", 1e-3, 0.9, 0.95)
     assert (optimizer.weight_decay, optimizer.warmup_fraction, optimizer.schedule) == (1e-4, 0.05, "cosine")
-    assert tune.data.weighting == "sequence" and tune.data.batching == "padded"
+    assert (tune.data.weighting, tune.train.batch_size, tune.train.epochs) == ("sequence", 16, 5)

@@ -1,0 +1,51 @@
+"""Makes the base checkpoint that ships in the package anew: `python -m benchmarks.ship_countdown_base`.
+
+Trains it with the command of configs/countdown_base.py (a run that was stopped goes on), then replaces
+s1jax/assets/countdown_base by its weights, with command, commit, seed, loss, time and versions in their provenance.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+from absl import app, flags
+
+from benchmarks import record
+from s1jax.checkpoint import store
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string("workdir", "runs/countdown_base", "Folder of the training run.")
+
+ASSET = pathlib.Path("s1jax/assets/countdown_base")
+LAST_STEPS = 50  # the loss of one batch says little
+
+
+def main(_: list[str]) -> None:
+    command = ["-m", "launch.train", "--config=configs/countdown_base.py", f"--workdir={FLAGS.workdir}"]
+    environment = record.environment()
+    subprocess.run([sys.executable, *command], check=True)
+    metrics = [json.loads(line) for line in (pathlib.Path(FLAGS.workdir) / "metrics.jsonl").read_text().splitlines()]
+    model = store.load_model(FLAGS.workdir)
+    training = model.provenance["experiment"]
+    provenance = {
+        "command": " ".join(["python", *command]),
+        "seed": training["seed"],
+        "corpus_seed": training["data"]["seed"],
+        "steps": len(metrics),
+        f"mean_loss_of_last_{LAST_STEPS}_steps": round(sum(m["loss"] for m in metrics[-LAST_STEPS:]) / LAST_STEPS, 4),
+        "training_seconds": round(sum(m["seconds"] for m in metrics), 1),
+        "environment": environment,
+        **model.provenance,
+    }
+    if ASSET.exists():
+        shutil.rmtree(ASSET)
+    store.save_model(ASSET, model.params, model.config, model.tokenizer, model.chat, provenance)
+    print(json.dumps({name: value for name, value in provenance.items() if name != "experiment"}, indent=1))
+
+
+if __name__ == "__main__":
+    app.run(main)
