@@ -13,6 +13,8 @@ from s1jax.data.s1k import Row
 from s1jax.text import chat
 from s1jax.text.tokenizer import Tokenizer
 
+_AHEAD = 4  # batches made before they are asked for
+
 
 def encode_rows(tokenizer: Tokenizer, fmt: chat.ChatFormat, rows: Sequence[Row]) -> list[Example]:
     """Encodes rows of text in a chat format.
@@ -94,6 +96,7 @@ class Batches:
         self.block_size = block_size
         self.steps_per_epoch = -(-len(self._examples) // batch_size)
         self.num_steps = steps or epochs * self.steps_per_epoch
+        self._latest = -1, np.array([], np.int64)  # an epoch and its order; saves sorting anew at every step
         rows = batch_size
         if self._packed:
             rows = max(len(self._bins(self._members(step))) for step in range(self.num_steps))
@@ -126,13 +129,8 @@ class Batches:
         rows = [[self._examples[i] for i in row] for row in bins]
         return packing.arrays(rows, self._rows.stop - self._rows.start, self.block_size, self._weighting)
 
-    def iterate(self, start: int = 0, buffer: int = 4) -> Iterator[Batch]:
-        """Yields the batches of steps start, start + 1, ..., num_steps - 1, made ahead by grain where it is installed.
-
-        Args:
-          start: first step, 0 for a new run.
-          buffer: batches made ahead.
-        """
+    def iterate(self, start: int = 0) -> Iterator[Batch]:
+        """Yields the batches of steps start, start + 1, ..., num_steps - 1, made ahead by grain where it is installed."""
         steps = range(start, self.num_steps)
         try:
             import grain
@@ -141,7 +139,7 @@ class Batches:
         if not steps:
             return iter(())
         dataset = grain.MapDataset.range(start, self.num_steps).map(self.batch)
-        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=buffer)
+        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_AHEAD)
         return iter(dataset.to_iter_dataset(read_options=options))
 
     def _members(self, step: int) -> list[int]:
@@ -149,7 +147,10 @@ class Batches:
         if not 0 <= step < self.num_steps:
             raise IndexError(f"step {step} of {self.num_steps}")
         epoch, at = divmod(step, self.steps_per_epoch)
-        permutation = order(self._seed, epoch, len(self._examples))
+        known, permutation = self._latest  # read once: grain's threads may replace it meanwhile
+        if known != epoch:
+            permutation = order(self._seed, epoch, len(self._examples))
+            self._latest = epoch, permutation
         return permutation[at * self._batch_size : (at + 1) * self._batch_size].tolist()
 
     def _bins(self, members: list[int]) -> list[list[int]]:

@@ -139,10 +139,13 @@ def download(repository: str) -> str:
 def _columns_of(source: str) -> tuple[str, ...]:
     """Returns the columns of a source's first row that matter here."""
     name, record = next(iter(s1k.records(source)), ("", {}))
-    columns = tuple(column for column in dict.fromkeys((*_S1K, *_S1K_1_1)) if column in record)
-    if not columns:
-        raise InputError(f"{name or source} has none of the columns {', '.join(_S1K)}; rename its columns.")
-    return columns
+    known = dict.fromkeys((*_S1K, *_S1K_1_1))
+    traces = [column for column in known if "thinking" in column]
+    if not any(column in record for column in traces):
+        raise InputError(
+            f"{name or source} has none of the columns {', '.join(traces)}; rename the one with the trace."
+        )
+    return tuple(column for column in known if column in record)
 
 
 def _as_text(value: Any) -> str:
