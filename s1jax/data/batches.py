@@ -113,15 +113,6 @@ class Batches:
         """Returns where the sequences of a step came from, over all processes."""
         return [self._examples[i].name for i in self._members(step)]
 
-    def counts(self, step: int) -> dict[str, int]:
-        """Returns the global numbers of a step: `sequences`, `tokens` (fed, no padding), `supervised` (targets)."""
-        members = [self._examples[i] for i in self._members(step)]
-        return {
-            "sequences": len(members),
-            "tokens": sum(example.length for example in members),
-            "supervised": sum(example.num_targets for example in members),
-        }
-
     def batch(self, step: int) -> Batch:
         """Returns this process's rows of the batch of a step, 0 <= step < num_steps; see `packing`."""
         members = self._members(step)
@@ -130,7 +121,7 @@ class Batches:
         return packing.arrays(rows, self._rows.stop - self._rows.start, self.block_size, self._weighting)
 
     def iterate(self, start: int = 0) -> Iterator[Batch]:
-        """Yields the batches of steps start, start + 1, ..., num_steps - 1, made ahead by grain where it is installed."""
+        """Yields the batches of steps start, ..., num_steps - 1, made ahead by grain where it is installed."""
         steps = range(start, self.num_steps)
         try:
             import grain
