@@ -118,12 +118,12 @@ def filtered(logits: jax.Array, sampling: Sampling) -> jax.Array:
 
     def top_p() -> jax.Array:
         weights = jnp.where(rank >= border[:, None], jnp.exp(scores), 0)
-        # Both sides are sums over whole rows in the same order, so top_p = 1 reaches its goal exactly at the last id.
         wanted = sampling.top_p * jnp.sum(weights, axis=-1)
         enough = _largest_border(
             lambda b: jnp.sum(jnp.where(rank >= b[:, None], weights, 0), axis=-1) >= wanted, rank
         )
-        return jnp.maximum(border, enough)
+        # Sums in float32 reach the whole before the least probable ids are in; top_p = 1 keeps those, too.
+        return jnp.where(sampling.top_p < 1, jnp.maximum(border, enough), border)
 
     border = jnp.zeros(scores.shape[0], jnp.uint32)
     border = lax.cond(jnp.any(sampling.top_k > 0), top_k, lambda: border)
