@@ -34,10 +34,10 @@ _SPLIT = flags.DEFINE_enum(
 )
 _HARD = flags.DEFINE_bool("hard", False, "Only countdown problems that one first move solves.")
 _LIMIT = flags.DEFINE_integer(
-    "max_thinking_tokens", None, "Limit of the runs without a budget; by default 400 for countdown, 4096 for a file.", 0
+    "max_thinking_tokens", None, "Limit of the runs without a budget; by default 384 for countdown, 4096 for a file.", 0
 )
 _ANSWER = flags.DEFINE_integer(
-    "max_answer_tokens", None, "Limit of an answer; by default 32 for countdown, 1024 for a file.", 1
+    "max_answer_tokens", None, "Limit of an answer; by default 24 for countdown, 1024 for a file.", 1
 )
 _WAIT = flags.DEFINE_string("wait", "Wait", "What takes the place of an end of thinking; empty: the end is masked.")
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 is greedy.")
@@ -46,7 +46,12 @@ _TOP_K = flags.DEFINE_integer("top_k", 0, "The k most probable ids; 0 keeps all.
 _MIN_P = flags.DEFINE_float("min_p", 0.0, "Ids at least this fraction as probable as the best; 0 keeps all.")
 _SEED = flags.DEFINE_integer("seed", 0, "Problem i is sampled with seed + i; equal for all runs.")
 _BATCH = flags.DEFINE_integer("batch_size", 64, "Problems that are sampled at one time.", 1)
-_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of weights, activations and cache.")
+_DTYPE = flags.DEFINE_enum(
+    "dtype", "", ["", "float32", "bfloat16"], "Of weights and cache; by default float32 on a CPU, bfloat16 elsewhere."
+)
+
+# Up to this many cache slots all runs share one compiled program: for short rows compiling takes longer than sampling.
+_SHARED_SLOTS = 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,11 +80,11 @@ class Setting:
     budget: int | None
     waits: int
 
-    @property
-    def name(self) -> str:
+    def name(self, wait: str) -> str:
+        """What the run is called in tables, in samples.jsonl and in the plot."""
         if self.budget is not None:
             return f"cut at {self.budget}"
-        return f"Wait x{self.waits}" if self.waits else "no limit"
+        return f"{wait or 'masked end'} x{self.waits}" if self.waits else "no limit"
 
 
 def main() -> None:
@@ -109,8 +114,9 @@ def main() -> None:
     store.resolve(_CHECKPOINT.value)
     claim(out, asked)
     begun = time.monotonic()
-    model = store.load_model(_CHECKPOINT.value, dtype=_DTYPE.value)
-    runs = sample_all(model, task, settings, controls, out)
+    dtype = _DTYPE.value or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    model = store.load_model(_CHECKPOINT.value, dtype=dtype)
+    runs = sample_all(model, task, settings, controls, out, dtype)
     metrics = {
         "all": scaling.metrics(runs),
         "budgets": scaling.metrics([run for run in runs if run.budgets]),
@@ -123,6 +129,7 @@ def main() -> None:
         "metrics": metrics,
         "scales": "accuracy, error, control, cut, performance: %; scaling: percentage points per 1,000 thinking tokens",
         "seconds": round(time.monotonic() - begun, 1),
+        "dtype": dtype,
         "checkpoint": model.provenance,
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "numpy", "math-verify")},
@@ -168,7 +175,7 @@ def countdown_task() -> Task:
 
     rows = countdown.prompt_rows(_SPLIT.value, _PROBLEMS.value, hard=_HARD.value)
     kind = f"{'hard ' if _HARD.value else ''}countdown ({_SPLIT.value})"
-    return Task(f"{kind}, {len(rows)} held-out problems", rows, countdown.grade, 400, 32)
+    return Task(f"{kind}, {len(rows)} held-out problems", rows, countdown.grade, 384, 24)
 
 
 def file_task(path: pathlib.Path) -> Task:
@@ -214,7 +221,7 @@ def _asked(controls: Controls) -> dict[str, Any]:
 
 
 def sample_all(
-    model: Any, task: Task, settings: list[Setting], controls: Controls, out: pathlib.Path
+    model: Any, task: Task, settings: list[Setting], controls: Controls, out: pathlib.Path, dtype: str
 ) -> list[scaling.Run]:
     """Makes every run, writes its rows to samples.jsonl, and returns what came of each."""
     from launch import progress
@@ -223,11 +230,13 @@ def sample_all(
     count = len(task.rows)
     names = [f"problem {i} of {task.title}" for i in range(count)]
     prompts = [{**row, "seed": (controls.seed + i) % 2**32} for i, row in enumerate(task.rows)]
+    slots = _shared_slots(model, prompts, controls)
     runs = []
     bar = progress.Bar("evaluating", len(settings) * count)
     with bar, (out / "samples.jsonl").open("w", encoding="utf-8") as stream:
         for number, setting in enumerate(settings):
-            bar.phase(f"run {number + 1} of {len(settings)}: {setting.name}")
+            name = setting.name(_WAIT.value)
+            bar.phase(f"run {number + 1} of {len(settings)}: {name}")
             limit = controls.max_thinking_tokens if setting.budget is None else setting.budget
             begun = time.monotonic()
             samples = rows_lib.sample_rows(
@@ -236,28 +245,41 @@ def sample_all(
                 dataclasses.replace(controls, max_thinking_tokens=limit, num_waits=setting.waits),
                 wait=_WAIT.value,
                 batch_size=_BATCH.value,
-                dtype=_DTYPE.value,
+                cache_length=slots,
+                dtype=dtype,
                 names=names,
                 progress=lambda done, ids, before=number * count: bar.update(before + done),  # type: ignore[misc]
             )
             seconds = time.monotonic() - begun
             right = [task.grade(sample["answer"], row) for sample, row in zip(samples, task.rows, strict=True)]
             for i, (sample, verdict) in enumerate(zip(samples, right, strict=True)):
-                record = {"run": setting.name, "problem": i, "correct": verdict, **sample}
+                record = {"run": name, "problem": i, "correct": verdict, **sample}
                 stream.write(json.dumps(record, ensure_ascii=False) + "\n")
             stream.flush()
             bar.update((number + 1) * count)
-            runs.append(_summarise(setting, limit, samples, right, seconds))
+            runs.append(_summarise(name, setting, limit, samples, right, seconds))
     return runs
 
 
+def _shared_slots(model: Any, prompts: list[dict[str, Any]], controls: Controls) -> int:
+    """Cache slots that hold the longest row of any run, or 0 (each run for itself) where those are many."""
+    from s1jax.sample import rows as rows_lib
+    from s1jax.text import chat
+
+    longest = max(len(rows_lib.prompt_ids(model, prompt, "a problem")) for prompt in prompts)
+    parts = chat.delimiters(model.tokenizer, model.chat, _WAIT.value)
+    forced = len(parts.think_start) + len(parts.newline) + len(parts.think_end) + len(parts.final_answer)
+    slots = -(-(longest + forced + controls.max_thinking_tokens + controls.max_answer_tokens) // 64) * 64
+    return slots if slots <= min(_SHARED_SLOTS, model.config.context_length) else 0
+
+
 def _summarise(
-    setting: Setting, limit: int, samples: list[dict[str, Any]], right: list[bool], seconds: float
+    name: str, setting: Setting, limit: int, samples: list[dict[str, Any]], right: list[bool], seconds: float
 ) -> scaling.Run:
     thinking = [sample["thinking_tokens"] for sample in samples]
     accuracy, error = scaling.accuracy(right)
     return scaling.Run(
-        name=setting.name,
+        name=name,
         budgets=setting.waits == 0,
         waits=setting.budget is None,
         problems=len(samples),
