@@ -1,89 +1,143 @@
 """Cross-entropy of next-token prediction without logits of all tokens: at no time do more than one chunk's exist.
 
-B rows, T length, C chunk length, D model, V vocabulary.
+B rows, T length, C chunk length, D model, V vocabulary; b and v are one device's share of B and V.
 """
 
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from s1jax import parallel
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def cross_entropy(
-    hidden: jax.Array, kernel: jax.Array, targets: jax.Array, weights: jax.Array, chunk: int
+    hidden: jax.Array, kernel: jax.Array, targets: jax.Array, weights: jax.Array, chunk: int, mesh: Mesh | None = None
 ) -> jax.Array:
     """Weighted sum of negative log-likelihoods.
 
     The softmax is in float32, the matrix products in the type of `hidden`. Under differentiation the forward pass
     computes the gradients of `hidden` and `kernel` along with each chunk's logits, so that a chunk costs three
-    matrix products and the logits are never computed again.
+    matrix products and no logits are computed again.
 
     Args:
       hidden: [B, T, D], the decoder's output after its final norm.
       kernel: [D, V], the output projection.
       targets: [B, T] int32, the ids to predict.
       weights: [B, T] float32; 0 where nothing is learned.
-      chunk: C; logits of [B, C, V] exist at one time.
+      chunk: C; logits of [b, C, v] exist at one time on a device.
+      mesh: of `parallel.make_mesh`; each device then takes its rows and its slice of the vocabulary, and kernel
+        gradients are summed over devices once, after the last chunk. None: everything is on one device.
 
     Returns:
       float32 scalar, sum over all positions of weights * -log softmax(hidden @ kernel)[targets]. It has no gradient
       with respect to `weights`.
     """
-    return _scan(hidden, kernel, targets, weights, chunk, False)[0]
+    return _run(hidden, kernel, targets, weights, chunk, mesh, False)[0]
 
 
-def _scan(
-    hidden: jax.Array, kernel: jax.Array, targets: jax.Array, weights: jax.Array, chunk: int, gradients: bool
-) -> tuple[jax.Array, jax.Array | None, jax.Array | None]:
+def _forward(hidden, kernel, targets, weights, chunk, mesh):
+    total, d_hidden, d_kernel = _run(hidden, kernel, targets, weights, chunk, mesh, True)
+    return total, (d_hidden, d_kernel.astype(kernel.dtype))
+
+
+def _backward(chunk, mesh, residuals, cotangent):
+    d_hidden, d_kernel = ((cotangent * x.astype(jnp.float32)).astype(x.dtype) for x in residuals)
+    return d_hidden, d_kernel, None, None
+
+
+cross_entropy.defvjp(_forward, _backward)
+
+
+def _run(
+    hidden: jax.Array,
+    kernel: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    chunk: int,
+    mesh: Mesh | None,
+    gradients: bool,
+) -> tuple[jax.Array, Any, Any]:
     """Returns (loss, d_hidden [B, T, D], d_kernel [D, V] float32), the latter two None without `gradients`."""
+    kernel = kernel.astype(hidden.dtype)
+    if mesh is None or mesh.size == 1:
+        return _one_device(hidden, kernel, targets, weights, chunk, gradients)
+    vocab, width = parallel.TABLE["vocab"], parallel.TABLE["embed"]
+    rows = P(parallel.ROWS)
+
+    def device(*args: jax.Array) -> tuple[jax.Array, Any, Any]:
+        total, d_hidden, d_kernel = _one_device(*args, chunk, gradients, vocab)
+        total = jax.lax.psum(total, parallel.ROWS)
+        if gradients:
+            d_hidden = jax.lax.psum(d_hidden, vocab)
+            d_kernel = jax.lax.psum_scatter(d_kernel, width, scatter_dimension=0, tiled=True)
+            d_kernel = jax.lax.psum(d_kernel, [axis for axis in parallel.ROWS if axis != width])
+        return total, d_hidden, d_kernel
+
+    # Replication is checked by the tests: the checker would want every zero in the loop marked by hand.
+    return jax.shard_map(
+        device,
+        mesh=mesh,
+        in_specs=(rows, P(None, vocab), rows, rows),
+        out_specs=(P(), rows, P(width, vocab)) if gradients else (P(), None, None),
+        check_vma=False,
+    )(hidden, kernel, targets, weights)
+
+
+def _one_device(
+    hidden: jax.Array,
+    kernel: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    chunk: int,
+    gradients: bool,
+    vocab_axis: str | None = None,
+) -> tuple[jax.Array, Any, Any]:
+    """`_run` on one device's rows [b, T] and slice of the vocabulary [D, v], lying along mesh axis `vocab_axis`."""
     rows, length, width = hidden.shape
     chunk = min(chunk, length)
     count = -(-length // chunk)
+    over_slices = functools.partial(jax.lax.psum, axis_name=vocab_axis) if vocab_axis else lambda x: x
+    if vocab_axis:
+        targets = targets - jax.lax.axis_index(vocab_axis) * kernel.shape[1]  # now relative to the slice
 
-    def split(x: jax.Array) -> jax.Array:  # [B, T, ...] -> [count, B, C, ...], filled up with zeros
+    def split(x: jax.Array) -> jax.Array:  # [b, T, ...] -> [count, b, C, ...], filled up with zeros
         x = jnp.pad(x, [(0, 0), (0, count * chunk - length)] + [(0, 0)] * (x.ndim - 2))
         return jnp.moveaxis(x.reshape(rows, count, chunk, *x.shape[2:]), 1, 0)
 
-    kernel = kernel.astype(hidden.dtype)
-
-    def body(carry, xs):
+    def body(carry: tuple[jax.Array, Any], xs: tuple[jax.Array, ...]) -> tuple[tuple[jax.Array, Any], Any]:
         total, d_kernel = carry
-        h, t, w = xs  # [B, C, D], [B, C], [B, C]
+        h, t, w = xs  # [b, C, D], [b, C], [b, C]
         logits = jnp.einsum("bcd,dv->bcv", h, kernel, preferred_element_type=jnp.float32)
+        hit = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2) == t[..., None]
         top = logits.max(-1, keepdims=True)
+        if vocab_axis:
+            top = jax.lax.pmax(top, vocab_axis)
         exponentials = jnp.exp(logits - top)
-        norm = exponentials.sum(-1, keepdims=True)
-        picked = jnp.take_along_axis(logits, t[..., None], -1)
+        norm, picked = over_slices((exponentials.sum(-1, keepdims=True), _pick(logits, t, hit, vocab_axis)))
         total += jnp.sum(w * (jnp.log(norm) + top - picked)[..., 0])
         if not gradients:
-            return (total, d_kernel), None
-        hit = jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2) == t[..., None]
+            return (total, None), None
         d_logits = (w[..., None] * (exponentials / norm - hit)).astype(h.dtype)
         d_hidden = jnp.einsum("bcv,dv->bcd", d_logits, kernel)
         d_kernel += jnp.einsum("bcd,bcv->dv", h, d_logits, preferred_element_type=jnp.float32)
         return (total, d_kernel), d_hidden
 
-    d_kernel = jnp.zeros(kernel.shape, jnp.float32) if gradients else None
-    (total, d_kernel), d_hidden = jax.lax.scan(
-        body, (jnp.float32(0), d_kernel), (split(hidden), split(targets), split(weights))
-    )
+    start = (jnp.float32(0), jnp.zeros(kernel.shape, jnp.float32) if gradients else None)
+    (total, d_kernel), d_hidden = jax.lax.scan(body, start, (split(hidden), split(targets), split(weights)))
     if gradients:
         d_hidden = jnp.moveaxis(d_hidden, 0, 1).reshape(rows, count * chunk, width)[:, :length]
     return total, d_hidden, d_kernel
 
 
-def _forward(hidden, kernel, targets, weights, chunk):
-    total, d_hidden, d_kernel = _scan(hidden, kernel, targets, weights, chunk, True)
-    return total, (d_hidden, d_kernel.astype(kernel.dtype))
-
-
-def _backward(chunk, residuals, cotangent):
-    d_hidden, d_kernel = residuals
-    scale = lambda x: (cotangent * x.astype(jnp.float32)).astype(x.dtype)  # noqa: E731
-    return scale(d_hidden), scale(d_kernel), None, None
-
-
-cross_entropy.defvjp(_forward, _backward)
+def _pick(logits: jax.Array, targets: jax.Array, hit: jax.Array, vocab_axis: str | None) -> jax.Array:
+    """The targets' logits [b, C, 1]; 0 where the target is in another device's slice."""
+    if vocab_axis is None:
+        return jnp.take_along_axis(logits, targets[..., None], -1)
+    return jnp.sum(jnp.where(hit, logits, 0.0), -1, keepdims=True)

@@ -111,7 +111,7 @@ def make_step(
         rows_per_device = max(1, hidden.shape[0] // parallel.row_shards(mesh))
         chunk = max(1, train.loss_chunk // rows_per_device)
         kernel = decoder.output_kernel(params, config)
-        return loss_lib.cross_entropy(hidden, kernel, batch["targets"], batch["weights"], chunk)
+        return loss_lib.cross_entropy(hidden, kernel, batch["targets"], batch["weights"], chunk, mesh)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         weights = batch["weights"]

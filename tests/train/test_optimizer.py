@@ -1,0 +1,144 @@
+"""Schedule and optimizer against transformers and torch."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from s1jax.config import ModelConfig, OptimizerConfig
+from s1jax.model import decoder
+from s1jax.train import optimizer
+
+MODEL = ModelConfig(
+    vocab_size=11,
+    d_model=8,
+    mlp_dim=12,
+    num_layers=2,
+    num_heads=2,
+    num_kv_heads=1,
+    head_dim=4,
+    qkv_bias=True,
+    qk_norm=True,
+)
+
+
+@pytest.mark.parametrize(("steps", "fraction"), [(315, 0.05), (63, 0.0), (20, 0.13)])
+@pytest.mark.parametrize("kind", ["cosine", "linear", "constant"])
+def test_schedule_equals_transformers(steps, fraction, kind):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    tx = torch.optim.SGD([parameter], lr=1e-3)
+    warmup = int(np.ceil(fraction * steps))
+    if kind == "constant":
+        theirs = transformers.get_constant_schedule_with_warmup(tx, warmup)
+    else:
+        make = getattr(transformers, f"get_{kind}_schedule_with_warmup")
+        theirs = make(tx, warmup, steps)
+    ours = optimizer.schedule(OptimizerConfig(learning_rate=1e-3, warmup_fraction=fraction, schedule=kind), steps)
+    rates = []
+    for _ in range(steps):
+        rates += theirs.get_last_lr()
+        tx.step()
+        theirs.step()
+    np.testing.assert_allclose(jax.vmap(ours)(jnp.arange(steps)), rates, rtol=1e-5, atol=1e-10)
+
+
+def test_schedule_of_the_paper():
+    """315 steps: 16 of them rise from 0 to 1e-5, the last is all but 0."""
+    rates = np.asarray(jax.vmap(optimizer.schedule(OptimizerConfig(), 315))(jnp.arange(316)))
+    assert rates[0] == 0 and rates.argmax() == 16 and rates[315] == 0
+    np.testing.assert_allclose(rates[16], 1e-5, rtol=1e-6)
+    np.testing.assert_allclose(rates[8], 5e-6, rtol=1e-6)
+
+
+def test_adamw_equals_torch():
+    """Large eps and decay, so that neither could stand elsewhere unnoticed; gradients above and below the clip norm."""
+    torch = pytest.importorskip("torch")
+    config = OptimizerConfig(learning_rate=0.05, eps=0.1, weight_decay=0.3, warmup_fraction=0.2, clip_norm=1.0)
+    steps = 10
+    params = decoder.init_params(MODEL, jax.random.key(0))
+    matrices = optimizer.is_matrix(MODEL)
+    theirs = jax.tree.map(lambda p: torch.nn.Parameter(torch.tensor(np.asarray(p))), params)
+    groups = [
+        {"params": [t for t, m in zip(*map(jax.tree.leaves, (theirs, matrices)), strict=True) if m == which],
+         "weight_decay": config.weight_decay if which else 0.0}
+        for which in (True, False)
+    ]  # fmt: skip
+    torch_tx = torch.optim.AdamW(groups, lr=1.0, betas=(config.b1, config.b2), eps=config.eps)
+    rate = optimizer.schedule(config, steps)
+    tx = optimizer.make(config, MODEL, steps)
+    state = tx.init(params)
+    rng = np.random.default_rng(0)
+    for step in range(steps):
+        size = 0.02 if step % 2 else 1.0
+        grads = jax.tree.map(lambda p, s=size: jnp.asarray(s * rng.normal(size=p.shape), jnp.float32), params)
+        for t, g in zip(jax.tree.leaves(theirs), jax.tree.leaves(grads), strict=True):
+            t.grad = torch.tensor(np.asarray(g))
+        torch.nn.utils.clip_grad_norm_(jax.tree.leaves(theirs), config.clip_norm)
+        for group in torch_tx.param_groups:
+            group["lr"] = float(rate(jnp.int32(step)))
+        torch_tx.step()
+        clipped = optimizer.clip(grads, optax.global_norm(grads), config.clip_norm)
+        updates, state = tx.update(clipped, state, params)
+        params = optax.apply_updates(params, updates)
+    for ours, t in zip(jax.tree.leaves(params), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(ours, t.detach().numpy(), rtol=2e-5, atol=2e-6)
+
+
+def test_decay_is_on_matrices_only():
+    flags = {
+        jax.tree_util.keystr(path): m for path, m in jax.tree_util.tree_leaves_with_path(optimizer.is_matrix(MODEL))
+    }
+    for name, decayed in flags.items():
+        assert decayed == (not ("norm" in name or "bias" in name)), name
+    assert sum(flags.values()) == 9  # embedding, head, 4 projections, 3 of the MLP
+
+
+def test_clip_leaves_small_gradients_and_zero_switches_it_off():
+    grads = {"a": jnp.array([3.0, 4.0])}
+    np.testing.assert_allclose(optimizer.clip(grads, jnp.float32(5), 1.0)["a"], [0.6, 0.8], rtol=1e-6)
+    np.testing.assert_array_equal(optimizer.clip(grads, jnp.float32(5), 10.0)["a"], grads["a"])
+    np.testing.assert_array_equal(optimizer.clip(grads, jnp.float32(5), 0.0)["a"], grads["a"])
+
+
+def test_muon_orthogonalises_each_layer_of_each_kernel():
+    """At rate 1 a kernel moves by a matrix whose singular values are near sqrt(max(1, outputs / inputs))."""
+    config = OptimizerConfig(name="muon", learning_rate=1.0, warmup_fraction=0.0, schedule="constant", weight_decay=0.0)
+    params = decoder.init_params(MODEL, jax.random.key(0))
+    tx = optimizer.make(config, MODEL, 1)
+    rng = np.random.default_rng(1)
+    grads = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), jnp.float32), params)
+    updates, _ = jax.jit(tx.update)(grads, tx.init(params), params)
+    d, f, n, h = MODEL.d_model, MODEL.mlp_dim, MODEL.num_heads, MODEL.head_dim
+    layers = updates["layers"]
+    for kernel, inputs, outputs in (
+        (layers["mlp"]["gate"]["kernel"], d, f),
+        (layers["mlp"]["down"]["kernel"], f, d),
+        (layers["attention"]["query"]["kernel"], d, n * h),
+        (layers["attention"]["out"]["kernel"], n * h, d),
+    ):
+        for layer in np.asarray(kernel):
+            singular = np.linalg.svd(layer.reshape(inputs, outputs), compute_uv=False)
+            singular /= np.sqrt(max(1, outputs / inputs))
+            assert np.all((singular > 0.3) & (singular < 1.3)), singular  # 5 iterations do not bring small ones to 1
+    # The first Adam step moves everything else by the sign of its gradient.
+    embedding = np.asarray(updates["embed"]["embedding"])
+    np.testing.assert_array_equal(np.sign(embedding), -np.sign(grads["embed"]["embedding"]))
+
+
+def test_muon_decays_matrices_only():
+    base = OptimizerConfig(name="muon", learning_rate=0.1, warmup_fraction=0.0, schedule="constant", weight_decay=0.0)
+    params = jax.tree.map(lambda p: p + 1, decoder.init_params(MODEL, jax.random.key(0)))
+    grads = jax.tree.map(jnp.ones_like, params)
+    moved = []
+    for decay in (0.0, 0.5):
+        tx = optimizer.make(dataclasses.replace(base, weight_decay=decay), MODEL, 1)
+        moved.append(tx.update(grads, tx.init(params), params)[0])
+    for without, decayed, p, matrix in zip(
+        *map(jax.tree.leaves, (*moved, params, optimizer.is_matrix(MODEL))), strict=True
+    ):
+        np.testing.assert_allclose(decayed - without, -0.1 * 0.5 * p if matrix else 0 * p, atol=1e-6)
