@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import dataclasses
 import unicodedata
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -104,6 +103,20 @@ FORMATS: dict[str, ChatFormat] = {
         ),
         after_think_end="\n\n",
         after_turn="",
+    ),
+    # The plain text that the Countdown base model was trained on: it has never seen a chat symbol.
+    "countdown_base": ChatFormat(
+        before_question="",
+        after_question="",
+        think_start="\n",
+        think_end="Final",
+        turn_end="<|endoftext|>",
+        special=("<|endoftext|>",),
+        after_think_start="",
+        after_think_end=" ",
+        after_turn="",
+        answer_prefix="Answer: ",
+        final_answer=" Answer:",
     ),
 }
 
@@ -207,33 +220,3 @@ def _stop_ids(tokenizer: Tokenizer, fmt: ChatFormat) -> set[int]:
     if tokenizer.eos_id is not None:
         stop.add(tokenizer.eos_id)
     return stop | {tokenizer.id_of(fmt.turn_end)}
-
-
-@dataclasses.dataclass(frozen=True)
-class Parts:
-    """What a sampled or trained response says."""
-
-    thinking: str
-    answer: str
-
-
-def split(tokenizer: Tokenizer, fmt: ChatFormat, ids: Sequence[int]) -> Parts:
-    """Splits the ids after the prompt into the text of the thinking and of the answer.
-
-    Args:
-      tokenizer: the model's.
-      fmt: the chat format that the ids follow.
-      ids: from think_start on; a missing think_end means that all of it is thinking.
-
-    Returns:
-      both texts without delimiters and stop id, white space at the ends stripped.
-    """
-    ids = [int(i) for i in ids]
-    start, end = tokenizer.encode(fmt.think_start), tokenizer.encode(fmt.think_end)
-    if ids[: len(start)] == start:
-        ids = ids[len(start) :]
-    at = next((i for i in range(len(ids)) if ids[i : i + len(end)] == end), len(ids))
-    thinking, answer = ids[:at], ids[at + len(end) :]
-    stop = _stop_ids(tokenizer, fmt)
-    cut = next((i for i, id_ in enumerate(answer) if id_ in stop), len(answer))
-    return Parts(tokenizer.decode(thinking).strip(), tokenizer.decode(answer[:cut]).strip())
