@@ -17,11 +17,11 @@ def get_config() -> ml_collections.ConfigDict:
     )  # fmt: skip
     config = ml_collections.ConfigDict(config_lib.defaults(config_lib.to_dict(shape)))
     config.tokenizer = "s1jax/assets/countdown_tokenizer"
-    config.chat = "s1_plain"
+    config.chat = "countdown_base"
     config.data.source = "countdown_corpus"
     config.data.block_size = 384
     config.data.weighting = "token"
-    config.train.steps = 1200
+    config.train.steps = 1000
     config.train.batch_size = 8
     config.train.compute_dtype = "float32"
     config.train.remat = "none"

@@ -240,8 +240,11 @@ def solves(expression: str, numbers: tuple[int, ...] | list[int], target: int) -
 
 
 def final_expression(answer: str) -> str:
-    """What stands behind the last "Final Answer:" on its line, up to a special symbol; empty where there is none."""
-    _, marker, rest = answer.rpartition(FINAL_ANSWER)
+    """What stands behind the last "Answer:" on its line, up to a special symbol; empty where there is none.
+
+    In the base model's own format "Final" ends the thinking, so that an answer begins with "Answer:".
+    """
+    _, marker, rest = answer.rpartition("Answer:")
     return re.split(r"<\||\n", rest.strip(), maxsplit=1)[0].strip() if marker else ""
 
 

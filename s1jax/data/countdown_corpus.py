@@ -91,8 +91,8 @@ def _draw_checks(rng: random.Random) -> int:
     return rng.randint(1, 3) if rng.random() < 0.3 else 1 + int(_MOST_CHECKS * rng.random() ** 2)
 
 
-def _fact(rng: random.Random) -> str:
-    """One sum, difference or product of 0..99, as the searches use them."""
+def _fact(rng: random.Random) -> tuple[str, str]:
+    """One sum, difference or product of 0..99, as the searches use them, and its value."""
     while True:
         x, y = rng.randint(0, countdown.LARGEST_VALUE), rng.randint(1, countdown.LARGEST_NUMBER)
         operation = rng.choice(countdown.OPERATIONS)
@@ -100,7 +100,7 @@ def _fact(rng: random.Random) -> str:
             x %= countdown.LARGEST_VALUE // y + 1
         p, q, value = countdown.apply(operation, x, y)
         if value <= countdown.LARGEST_VALUE:
-            return f"{p}{operation}{q}={value}\n"
+            return f"{p}{operation}{q}", str(value)
 
 
 def corpus_batch(step: int, *, rows: int, block_size: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -114,7 +114,7 @@ def corpus_batch(step: int, *, rows: int, block_size: int, seed: int = 0) -> dic
 
     Returns:
       tokens, targets, segment_ids (0 is padding), positions int32 [B, T]; weights float32 [B, T], 1 where the target
-      counts: not for the question, nor for the false value of a slip.
+      counts: not for the question, nor for what is drawn at random in a fact, nor for the false value of a slip.
     """
     rng = random.Random(f"countdown corpus {seed} {step}")
     batch = {name: np.zeros((rows, block_size), np.int32) for name in ("tokens", "targets", "segment_ids", "positions")}
@@ -143,7 +143,10 @@ def corpus_batch(step: int, *, rows: int, block_size: int, seed: int = 0) -> dic
     for row in range(rows):
         document = _Document()
         while len(document.ids) <= block_size - used[row]:
-            document.add(_fact(rng))
+            move, value = _fact(rng)
+            document.add(f"{move}=", counts=False)
+            document.add(value)
+            document.add("\n", counts=False)
         del document.ids[block_size - used[row] + 1 :], document.counts[block_size - used[row] + 1 :]
         if len(document.ids) > 1:
             place(document, row)

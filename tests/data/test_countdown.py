@@ -77,6 +77,7 @@ def test_grade_takes_what_stands_behind_the_last_final_answer():
     assert countdown.grade("Final Answer: (7*1)*3", row)
     assert countdown.grade("\nFinal Answer: (7*1)*3<|im_end|>\n", row)
     assert countdown.grade("Final Answer: 7+3\nFinal Answer: ( 7 * 1 ) * 3\nmore", row)
+    assert countdown.grade("Answer: (7*1)*3", row)
     assert not countdown.grade("(7*1)*3", row)
     assert not countdown.grade("Final Answer: (7*1)*3=21", row)
     assert not countdown.grade("Final Answer: (7*1)*3\nFinal Answer:", row)
@@ -288,6 +289,22 @@ def test_text_comes_back_as_it_was(tokenizer):
     for _ in range(50):  # symbols in any order come back as ids, if not as the same spacing
         ids = [rng.randrange(126) for _ in range(40)]
         assert tokenizer.encode(tokenizer.decode(ids)) == ids
+
+
+def test_base_format_writes_what_the_corpus_holds(searches, tokenizer):
+    fmt = chat.FORMATS["countdown_base"]
+    for text, ids, _ in searches:
+        if "Final" not in text:
+            continue
+        question, _, rest = text.partition("\n")
+        trace, _, answer = rest.partition("\nFinal ")
+        answer = answer.removesuffix("<|endoftext|>")
+        assert chat.encode_row(tokenizer, fmt, question, trace, answer)[0].tolist() == list(ids)
+        prompt = chat.encode_prompt(tokenizer, fmt, question)
+        assert chat.split(tokenizer, fmt, ids[len(prompt) :]) == chat.Parts(trace, answer)
+    delimiters = chat.delimiters(tokenizer, fmt)
+    symbols = [countdown.SYMBOLS[i] for i in (*delimiters.newline, *delimiters.think_end, *delimiters.final_answer)]
+    assert symbols == ["\n", "Final", "Answer", ":"]
 
 
 def _experiment(name, **data):
