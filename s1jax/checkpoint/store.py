@@ -31,7 +31,7 @@ from s1jax.text.chat import ChatFormat
 from s1jax.text.tokenizer import Tokenizer
 
 FORMAT = 1
-_CHUNK_BYTES = 1 << 26  # of an array, in one file
+_CHUNK_BYTES = 1 << 25  # of an array, in one file
 PACKAGE = "package:"  # prefix of the checkpoints that ship in s1jax/assets
 
 
@@ -84,7 +84,7 @@ def save_model(
         _make_room(folder)
         _write_descriptions(folder, Metadata(config, tokenizer, chat, provenance))
         # One file a chunk: with Orbax's default everything compressed stays in memory until the last array is done,
-        # and host arrays are copied first. So a save adds about 0.1 GB to the weights, whatever their size.
+        # and host arrays are copied first. So a save adds less than 0.1 GB to the weights, whatever their size.
         saving = ocp.options.ArrayOptions.Saving
         chunks = saving(use_ocdbt=False, storage_options=saving.StorageOptions(chunk_byte_size=_CHUNK_BYTES))
         with ocp.Context(
