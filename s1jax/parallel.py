@@ -74,6 +74,7 @@ def param_shardings(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
+    """For arrays that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 

@@ -202,10 +202,12 @@ def resolve(path: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def is_finished(folder: pathlib.Path) -> bool:
+    """Whether a checkpoint's last file is there."""
     return (folder / "digests.json").is_file()
 
 
 def step_folder(workdir: pathlib.Path, step: int) -> pathlib.Path:
+    """Where a run keeps the checkpoint of a step."""
     return workdir / "checkpoints" / str(step)
 
 
