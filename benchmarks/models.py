@@ -1,0 +1,57 @@
+"""The decoder of the CPU benchmarks, in s1jax and in transformers with the same weights.
+
+8 layers, D 512, F 2048, 8/2 heads of 64, vocabulary 32,000, tied, with QKV bias: 46.8 M parameters.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+
+from s1jax.config import ModelConfig
+from s1jax.model import decoder
+
+CONFIG = ModelConfig(
+    vocab_size=32000,
+    d_model=512,
+    mlp_dim=2048,
+    num_layers=8,
+    num_heads=8,
+    num_kv_heads=2,
+    head_dim=64,
+    qkv_bias=True,
+    tied_embeddings=True,
+)
+
+
+def random_params(seed: int = 0) -> dict[str, Any]:
+    """float32 weights of standard deviation 0.02, norms 1."""
+    rng = np.random.default_rng(seed)
+
+    def draw(path: Any, leaf: Any) -> np.ndarray:
+        if path[-1].key == "scale":
+            return np.ones(leaf.shape, np.float32)
+        return rng.normal(scale=0.02, size=leaf.shape).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, decoder.abstract_params(CONFIG))
+
+
+def transformers_model() -> Any:
+    """A Qwen2ForCausalLM of the same shape (its own random weights: speed does not depend on them)."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.Qwen2Config(
+        vocab_size=CONFIG.vocab_size,
+        hidden_size=CONFIG.d_model,
+        intermediate_size=CONFIG.mlp_dim,
+        num_hidden_layers=CONFIG.num_layers,
+        num_attention_heads=CONFIG.num_heads,
+        num_key_value_heads=CONFIG.num_kv_heads,
+        tie_word_embeddings=True,
+        max_position_embeddings=CONFIG.context_length,
+    )
+    return transformers.Qwen2ForCausalLM(config).to(torch.float32)

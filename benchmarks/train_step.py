@@ -1,0 +1,100 @@
+"""Train step of s1jax against transformers + torch AdamW: same shapes, same run, alternating.
+
+    python -m benchmarks.train_step [--rounds 5] [--rows 4] [--length 512]
+
+fp32 on a CPU, no rematerialisation on either side, whole rows supervised. Needs torch and transformers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks import models, record
+from s1jax import parallel
+from s1jax.config import MeshConfig, OptimizerConfig, TrainConfig
+from s1jax.train import optimizer as optimizer_lib
+from s1jax.train import step as step_lib
+
+
+def ours(tokens: np.ndarray) -> Callable[[], Any]:
+    """A function that takes one s1jax step on tokens [B, T + 1] and returns its loss."""
+    mesh = parallel.make_mesh(MeshConfig())
+    train = TrainConfig(batch_size=tokens.shape[0], compute_dtype="float32", remat="none", loss_chunk=2048)
+    optimizer = OptimizerConfig()
+    tx = optimizer_lib.make(optimizer, models.CONFIG, 100)
+    abstract = step_lib.abstract_state(models.CONFIG, tx, mesh, "float32")
+    state = step_lib.init_state(jax.tree.map(jax.numpy.asarray, models.random_params()), tx, abstract)
+    step = step_lib.make_step(models.CONFIG, train, optimizer, 100, tx, mesh, abstract)
+    rows, length = tokens.shape[0], tokens.shape[1] - 1
+    batch = {
+        "tokens": tokens[:, :-1],
+        "targets": tokens[:, 1:],
+        "positions": np.broadcast_to(np.arange(length, dtype=np.int32), (rows, length)),
+        "segment_ids": np.ones((rows, length), np.int32),
+        "weights": np.ones((rows, length), np.float32),
+    }
+    batch = {name: jax.numpy.asarray(array) for name, array in batch.items()}
+
+    def run() -> float:
+        nonlocal state
+        state, metrics = step(state, batch)
+        return float(metrics["loss"])
+
+    return run
+
+
+def theirs(tokens: np.ndarray) -> Callable[[], Any]:
+    """The same with transformers and torch.optim.AdamW."""
+    import torch
+
+    model = models.transformers_model()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, betas=(0.9, 0.95), weight_decay=1e-4)
+    inputs = torch.from_numpy(tokens[:, :-1]).long()
+    targets = torch.from_numpy(tokens[:, 1:]).long()
+
+    def run() -> float:
+        optimizer.zero_grad(set_to_none=True)
+        logits = model(input_ids=inputs, use_cache=False).logits
+        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        return float(loss)
+
+    return run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rows", type=int, default=4)
+    parser.add_argument("--length", type=int, default=512)
+    args = parser.parse_args()
+    shape = (args.rows, args.length + 1)
+    tokens = np.random.default_rng(0).integers(0, models.CONFIG.vocab_size, shape, dtype=np.int32)
+    seconds = record.alternate({"s1jax": ours(tokens), "transformers": theirs(tokens)}, args.rounds)
+    count = args.rows * args.length
+    record.write(
+        "train_step",
+        {
+            "shape": {
+                "rows": args.rows,
+                "length": args.length,
+                "dtype": "float32",
+                "parameters": models.CONFIG.num_params,
+            },
+            "tokens_per_second": {name: count / statistics.median(times) for name, times in seconds.items()},
+            "times_faster_than_transformers": record.ratios(seconds, "s1jax", "transformers"),
+            "seconds": seconds,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
