@@ -74,27 +74,16 @@ def init_state(params: Any, tx: optax.GradientTransformation, abstract: TrainSta
     return TrainState(jax.device_put(jnp.int32(0), shardings.step), params, opt_state)
 
 
-def make_step(
-    config: ModelConfig,
-    train: TrainConfig,
-    optimizer: OptimizerConfig,
-    num_steps: int,
-    tx: optax.GradientTransformation,
-    mesh: Mesh,
-    abstract: TrainState,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
-    """Compiles nothing yet; returns the jitted `(state, batch) -> (state, metrics)`, which donates the state.
+def make_gradients(
+    config: ModelConfig, train: TrainConfig, mesh: Mesh
+) -> Callable[[Any, Batch], tuple[jax.Array, Any]]:
+    """Returns `(params, batch) -> (loss, gradients)`, to be used under jit.
 
     The batch's arrays are [B, T] with rows over the mesh's `data` and `fsdp` axes; `train.accumulation` micro-batches
-    of B / accumulation rows run one after the other. Loss and gradient are those of
-    sum(weights * nll) / sum(weights) over the whole batch. Where loss or gradient is not finite the state comes back
-    as it was, and `finite` is False.
-
-    Metrics, all scalars: loss, learning_rate, grad_norm (before clipping), supervised (ids with weight > 0), tokens
-    (ids that are no padding), finite.
+    of B / accumulation rows run one after the other. Loss and gradients are those of
+    sum(weights * nll) / sum(weights) over the whole batch, float32 both.
     """
     dtype = jnp.dtype(train.compute_dtype)
-    rate = optimizer_lib.schedule(optimizer, num_steps)
     matrices = optimizer_lib.is_matrix(config)
 
     def micro_loss(params: Any, batch: Batch) -> jax.Array:
@@ -113,12 +102,38 @@ def make_step(
         kernel = decoder.output_kernel(params, config)
         return loss_lib.cross_entropy(hidden, kernel, batch["targets"], batch["weights"], chunk, mesh)
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        weights = batch["weights"]
-        normed = batch | {"weights": weights / jnp.maximum(weights.sum(), jnp.finfo(jnp.float32).tiny)}
+    def gradients(params: Any, batch: Batch) -> tuple[jax.Array, Any]:
+        total = jnp.maximum(batch["weights"].sum(), jnp.finfo(jnp.float32).tiny)  # no weight at all: loss 0, not NaN
+        batch = batch | {"weights": batch["weights"] / total}
         # Matrices are cast once, before any device gathers them; the gradients of the casts add up in float32.
-        compute = jax.tree.map(lambda p, m: p.astype(dtype) if m else p, state.params, matrices)
-        loss, grads = _accumulate(micro_loss, compute, normed, train.accumulation)
+        compute = jax.tree.map(lambda p, m: p.astype(dtype) if m else p, params, matrices)
+        return _accumulate(micro_loss, compute, batch, train.accumulation)
+
+    return gradients
+
+
+def make_step(
+    config: ModelConfig,
+    train: TrainConfig,
+    optimizer: OptimizerConfig,
+    num_steps: int,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    abstract: TrainState,
+) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+    """Compiles nothing yet; returns the jitted `(state, batch) -> (state, metrics)`, which donates the state.
+
+    The gradients are those of `make_gradients`. Where loss or gradients are not finite the state comes back as it was,
+    and `finite` is False.
+
+    Metrics, all scalars: loss, learning_rate, grad_norm (before clipping), supervised (ids with weight > 0), tokens
+    (ids that are no padding), finite.
+    """
+    rate = optimizer_lib.schedule(optimizer, num_steps)
+    gradients = make_gradients(config, train, mesh)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        loss, grads = gradients(state.params, batch)
         norm = optax.global_norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         grads = optimizer_lib.clip(grads, norm, optimizer.clip_norm)
@@ -130,7 +145,7 @@ def make_step(
             "loss": loss,
             "learning_rate": rate(state.step),
             "grad_norm": norm,
-            "supervised": jnp.sum(weights > 0),
+            "supervised": jnp.sum(batch["weights"] > 0),
             "tokens": jnp.sum(batch["segment_ids"] > 0),
             "finite": finite,
         }

@@ -72,6 +72,13 @@ def test_adamw_equals_torch():
     rate = optimizer.schedule(config, steps)
     tx = optimizer.make(config, MODEL, steps)
     state = tx.init(params)
+
+    @jax.jit
+    def ours_step(params, state, grads):
+        grads = optimizer.clip(grads, optax.global_norm(grads), config.clip_norm)
+        updates, state = tx.update(grads, state, params)
+        return optax.apply_updates(params, updates), state
+
     rng = np.random.default_rng(0)
     for step in range(steps):
         size = 0.02 if step % 2 else 1.0
@@ -82,9 +89,7 @@ def test_adamw_equals_torch():
         for group in torch_tx.param_groups:
             group["lr"] = float(rate(jnp.int32(step)))
         torch_tx.step()
-        clipped = optimizer.clip(grads, optax.global_norm(grads), config.clip_norm)
-        updates, state = tx.update(clipped, state, params)
-        params = optax.apply_updates(params, updates)
+        params, state = ours_step(params, state, grads)
     for ours, t in zip(jax.tree.leaves(params), jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(ours, t.detach().numpy(), rtol=2e-5, atol=2e-6)
 
@@ -137,7 +142,7 @@ def test_muon_decays_matrices_only():
     moved = []
     for decay in (0.0, 0.5):
         tx = optimizer.make(dataclasses.replace(base, weight_decay=decay), MODEL, 1)
-        moved.append(tx.update(grads, tx.init(params), params)[0])
+        moved.append(jax.jit(tx.update)(grads, tx.init(params), params)[0])
     for without, decayed, p, matrix in zip(
         *map(jax.tree.leaves, (*moved, params, optimizer.is_matrix(MODEL))), strict=True
     ):

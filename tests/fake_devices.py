@@ -1,0 +1,137 @@
+"""Loss, gradients and checkpoints on meshes of 8 fake devices; run by tests/test_parallel.py in a process of its own.
+
+Usage: fake_devices.py FOLDER. Prints one JSON object.
+"""
+
+import json
+import pathlib
+import sys
+
+import jax
+
+jax.config.update("jax_num_cpu_devices", 8)
+
+import jax.numpy as jnp  # noqa: E402
+import numpy as np  # noqa: E402
+
+from s1jax import parallel  # noqa: E402
+from s1jax.checkpoint import store  # noqa: E402
+from s1jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig  # noqa: E402
+from s1jax.model import decoder  # noqa: E402
+from s1jax.text import chat  # noqa: E402
+from s1jax.text.tokenizer import Tokenizer  # noqa: E402
+from s1jax.train import optimizer as optimizer_lib  # noqa: E402
+from s1jax.train import step as step_lib  # noqa: E402
+
+SHAPE = dict(
+    vocab_size=64, d_model=16, mlp_dim=24, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4, qkv_bias=True
+)
+MODELS = {"tied": ModelConfig(**SHAPE, tied_embeddings=True), "untied": ModelConfig(**SHAPE, qk_norm=True)}
+CASES = [
+    ("tied", (2, 2, 2), 1),
+    ("tied", (8, 1, 1), 1),
+    ("untied", (1, 8, 1), 1),
+    ("untied", (2, 2, 2), 2),
+    ("untied", (1, 4, 2), 1),
+]
+TRAIN = dict(batch_size=16, compute_dtype="float32", remat="full", loss_chunk=8)
+
+
+def make_batch(packed: bool) -> dict[str, np.ndarray]:
+    """16 rows of 10, padded (one segment of varying length) or packed (two)."""
+    rng = np.random.default_rng(0)
+    rows, length = 16, 10
+    ends = rng.integers(1, length, size=(rows, 1))
+    place = np.broadcast_to(np.arange(length), (rows, length))
+    first = place < ends
+    segments = np.where(first, 1, 2 if packed else 0)
+    positions = np.where(first, place, (place - ends) if packed else 0)
+    weights = rng.random((rows, length)) * (segments > 0)
+    ids = rng.integers(64, size=(2, rows, length))
+    return {
+        "tokens": ids[0].astype(np.int32),
+        "targets": ids[1].astype(np.int32),
+        "segment_ids": segments.astype(np.int32),
+        "positions": positions.astype(np.int32),
+        "weights": weights.astype(np.float32),
+    }
+
+
+def gradients(
+    name: str, mesh: jax.sharding.Mesh, accumulation: int, packed: bool
+) -> tuple[float, dict[str, np.ndarray]]:
+    model = MODELS[name]
+    params = decoder.init_params(model, jax.random.key(0))
+    params = jax.tree.map(lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape), params)
+    params = jax.device_put(params, parallel.param_shardings(model, mesh))
+    train = TrainConfig(**TRAIN, accumulation=accumulation)
+    batch = parallel.put_rows(make_batch(packed), mesh)
+    loss, grads = jax.jit(step_lib.make_gradients(model, train, mesh))(params, batch)
+    return float(loss), jax.tree.map(np.asarray, grads)
+
+
+def compare() -> list[dict[str, object]]:
+    one = parallel.make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
+    expected = {}
+    found = []
+    for i, (name, shape, accumulation) in enumerate(CASES):
+        packed = i % 2 == 0
+        if (name, packed) not in expected:
+            expected[name, packed] = gradients(name, one, 1, packed)
+        loss, grads = gradients(name, parallel.make_mesh(MeshConfig(*shape)), accumulation, packed)
+        pairs = zip(jax.tree.leaves(grads), jax.tree.leaves(expected[name, packed][1]), strict=True)
+        worst = max(float(np.abs(a - b).max()) for a, b in pairs)
+        size = max(float(np.abs(b).max()) for b in jax.tree.leaves(expected[name, packed][1]))
+        found.append(
+            {
+                "model": name,
+                "mesh": shape,
+                "loss": abs(loss - expected[name, packed][0]),
+                "gradients": worst,
+                "size": size,
+            }
+        )
+    return found
+
+
+def shards() -> dict[str, object]:
+    """Shares of weights and moments that one device holds after a step on (2, 2, 2)."""
+    model = MODELS["untied"]
+    mesh = parallel.make_mesh(MeshConfig(2, 2, 2))
+    shares = {}
+    for optimizer in (OptimizerConfig(), OptimizerConfig(name="muon")):
+        tx = optimizer_lib.make(optimizer, model, 10)
+        abstract = step_lib.abstract_state(model, tx, mesh, "float32")
+        state = step_lib.init_state(decoder.init_params(model, jax.random.key(0)), tx, abstract)
+        step = step_lib.make_step(model, TrainConfig(**TRAIN), optimizer, 10, tx, mesh, abstract)
+        state, _ = step(state, parallel.put_rows(make_batch(True), mesh))
+        for part in ("params", "opt_state"):
+            leaves = [leaf for leaf in jax.tree.leaves(getattr(state, part)) if leaf.ndim]
+            held = sum(leaf.addressable_shards[0].data.size for leaf in leaves)
+            shares[f"{optimizer.name} {part}"] = held / sum(leaf.size for leaf in leaves)
+    return shares
+
+
+def checkpoints(folder: pathlib.Path) -> list[bool]:
+    """Whether weights written from one mesh are read back onto others as they were."""
+    model = MODELS["tied"]
+    tokenizer = Tokenizer.load(pathlib.Path(store.__file__).parent.parent / "assets" / "countdown_tokenizer")
+    params = decoder.init_params(model, jax.random.key(0))
+    placed = jax.device_put(params, parallel.param_shardings(model, parallel.make_mesh(MeshConfig(2, 2, 2))))
+    store.save_model(folder / "ckpt", placed, model, tokenizer, chat.FORMATS["s1_plain"], {})
+    same = []
+    for mesh in (
+        None,
+        parallel.make_mesh(MeshConfig(1, 4, 2)),
+        parallel.make_mesh(MeshConfig(1, 4, 1), jax.devices()[:4]),
+    ):
+        loaded = store.load_model(folder / "ckpt", mesh=mesh).params
+        pairs = zip(jax.tree.leaves(loaded), jax.tree.leaves(params), strict=True)
+        same.append(all(bool(jnp.array_equal(np.asarray(a), np.asarray(b))) for a, b in pairs))
+        wanted = 8 if mesh is not None and mesh.size == 8 else 1 if mesh is None else 4
+        same.append(len(loaded["embed"]["embedding"].sharding.device_set) == wanted)
+    return same
+
+
+if __name__ == "__main__":
+    print(json.dumps({"compare": compare(), "shards": shards(), "checkpoints": checkpoints(pathlib.Path(sys.argv[1]))}))

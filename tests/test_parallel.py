@@ -1,0 +1,83 @@
+"""Mesh and sharding: 8 fake devices give what one device gives; sizes that do not divide are told."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from s1jax import parallel
+from s1jax.config import InputError, MeshConfig, ModelConfig
+from s1jax.model import decoder
+
+ROOT = pathlib.Path(__file__).parent.parent
+MODEL = ModelConfig(vocab_size=30, d_model=12, mlp_dim=20, num_layers=1, num_heads=6, num_kv_heads=3, head_dim=4)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    command = [sys.executable, "tests/fake_devices.py", str(tmp_path_factory.mktemp("fake"))]
+    env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_meshes_give_the_single_device_loss_and_gradients(results):
+    assert len(results["compare"]) == 5
+    for case in results["compare"]:
+        assert case["loss"] < 1e-5 and case["gradients"] < 1e-5, case
+        assert case["size"] > 0.01, case
+
+
+def test_weights_and_moments_are_sharded(results):
+    """On (2, 2, 2) a device holds a quarter of the matrices; norms and biases are small."""
+    for name, share in results["shards"].items():
+        assert share < 0.3, name
+
+
+def test_checkpoints_move_between_meshes(results):
+    assert results["checkpoints"] == [True] * 6
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (MeshConfig(3, 1, 1), "mesh.data=3, mesh.fsdp=1, mesh.tensor=1 does not divide the 1 devices"),
+        (MeshConfig(2, -1, 1), "does not divide the 1 devices"),
+        (MeshConfig(-1, -1, 1), "at most one is -1"),
+        (MeshConfig(1, 1, 0), "axes are positive"),
+    ],
+)
+def test_mesh_that_does_not_divide_the_devices(asked, message):
+    with pytest.raises(InputError, match=message):
+        parallel.make_mesh(asked, jax.devices()[:1])
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ((1, 8, 1), "mesh.fsdp=8 does not divide .* embed axis of 12"),
+        ((1, 1, 2), "mesh.tensor=2 does not divide .*key/.* kv_heads axis of 3"),
+        ((1, 1, 4), "mesh.tensor=4 does not divide"),
+    ],
+)
+def test_model_that_does_not_divide_the_mesh(shape, message):
+    mesh = jax.sharding.AbstractMesh(shape, parallel.AXES)
+    with pytest.raises(InputError, match=message):
+        parallel.param_shardings(MODEL, mesh)
+
+
+def test_rows_that_do_not_divide_the_mesh():
+    mesh = jax.sharding.AbstractMesh((2, 2, 1), parallel.AXES)
+    with pytest.raises(InputError, match=r"6 rows, which mesh.data \* mesh.fsdp = 4 does not divide"):
+        parallel.put_rows({"tokens": np.zeros((6, 3), np.int32)}, mesh)
+
+
+def test_every_logical_axis_is_in_the_table():
+    names = {name for axes in jax.tree.leaves(decoder.logical_axes(MODEL)) for name in axes}
+    assert names | set() <= set(parallel.TABLE) and set(parallel.TABLE.values()) <= {*parallel.AXES, None}

@@ -1,0 +1,165 @@
+"""The jitted step: accumulation, precision, donation, and what a loss that is not finite does."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from s1jax import parallel
+from s1jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
+from s1jax.model import decoder
+from s1jax.train import optimizer as optimizer_lib
+from s1jax.train import step as step_lib
+
+MODEL = ModelConfig(
+    vocab_size=29, d_model=16, mlp_dim=24, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8, qkv_bias=True
+)
+TRAIN = TrainConfig(batch_size=4, compute_dtype="float32", remat="none", loss_chunk=16)
+OPTIMIZER = OptimizerConfig(learning_rate=1e-2, warmup_fraction=0.0)
+STEPS = 10
+
+
+def make_batch(seed: int = 0) -> dict[str, np.ndarray]:
+    """4 rows of 12: two segments, one segment and padding, ..., an all-zero row as in an epoch's short last step."""
+    rng = np.random.default_rng(seed)
+    segments = np.array([[1] * 5 + [2] * 7, [1] * 8 + [0] * 4, [1] * 12, [0] * 12], np.int32)
+    starts = np.where(np.diff(segments, axis=1, prepend=-1) != 0, np.arange(12), 0)
+    positions = np.arange(12) - np.maximum.accumulate(starts, axis=1)
+    return {
+        "tokens": rng.integers(29, size=(4, 12)).astype(np.int32) * (segments > 0),
+        "targets": rng.integers(29, size=(4, 12)).astype(np.int32) * (segments > 0),
+        "segment_ids": segments,
+        "positions": (positions * (segments > 0)).astype(np.int32),
+        "weights": (rng.random((4, 12)) * (segments > 0)).astype(np.float32),
+    }
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return parallel.make_mesh(MeshConfig(), jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def params():
+    return jax.jit(functools.partial(decoder.init_params, MODEL))(jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def gradients(mesh, params):
+    """Loss and gradients of `make_batch` under variations of TRAIN, each compiled once."""
+
+    @functools.cache
+    def compute(**changes):
+        train = dataclasses.replace(TRAIN, **changes)
+        return jax.jit(step_lib.make_gradients(MODEL, train, mesh))(params, make_batch())
+
+    return compute
+
+
+@functools.cache
+def make_step(mesh, train, dtype):
+    tx = optimizer_lib.make(OPTIMIZER, MODEL, STEPS)
+    abstract = step_lib.abstract_state(MODEL, tx, mesh, dtype)
+    return tx, abstract, step_lib.make_step(MODEL, train, OPTIMIZER, STEPS, tx, mesh, abstract)
+
+
+def make_run(mesh, params, train=TRAIN, dtype="float32"):
+    tx, abstract, step = make_step(mesh, train, dtype)
+    copy = jax.tree.map(jnp.array, params)  # the step donates what it is given
+    return step_lib.init_state(copy, tx, abstract), step
+
+
+def assert_close(ours, theirs, **tolerance):
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_allclose(np.float32(one), np.float32(other), **tolerance)
+
+
+@pytest.mark.parametrize("changes", [{"accumulation": 4}, {"remat": "full", "loss_chunk": 3}])
+def test_same_loss_and_gradients(gradients, changes):
+    """Micro-batches have different weights and one of them is empty, so that a mean of means would differ."""
+    loss, grads = gradients(**changes)
+    expected, expected_grads = gradients()
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    assert_close(grads, expected_grads, rtol=1e-4, atol=1e-6)
+
+
+def test_gradients_equal_autodiff_of_the_formula(gradients, params):
+    batch = make_batch()
+
+    def formula(params):
+        hidden = decoder.forward(params, MODEL, batch["tokens"], batch["positions"], batch["segment_ids"])
+        logs = jax.nn.log_softmax(decoder.logits(params, MODEL, hidden))
+        picked = jnp.take_along_axis(logs, batch["targets"][..., None], -1)[..., 0]
+        return -(batch["weights"] * picked).sum() / batch["weights"].sum()
+
+    expected, expected_grads = jax.jit(jax.value_and_grad(formula))(params)
+    loss, grads = gradients()
+    np.testing.assert_allclose(loss, expected, rtol=1e-6)
+    assert_close(grads, expected_grads, rtol=1e-4, atol=1e-6)
+
+
+def test_bfloat16_compute_is_near_and_gradients_are_float32(gradients):
+    loss, grads = gradients(compute_dtype="bfloat16")
+    np.testing.assert_allclose(loss, gradients()[0], rtol=0.01)
+    norm = optimizer_norm(gradients()[1])
+    difference = jax.tree.map(jnp.subtract, grads, gradients()[1])
+    assert optimizer_norm(difference) < 0.05 * norm
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(grads))
+
+
+def optimizer_norm(tree):
+    return float(jnp.sqrt(sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree))))
+
+
+def test_step_learns_donates_and_counts(mesh, params):
+    state, step = make_run(mesh, params)
+    losses = []
+    for _ in range(4):
+        old = state
+        state, metrics = step(state, make_batch())
+        losses.append(float(metrics["loss"]))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old.params))
+    assert losses == sorted(losses, reverse=True)
+    assert int(state.step) == 4
+    assert int(metrics["tokens"]) == 32 and int(metrics["supervised"]) == 32
+    np.testing.assert_allclose(metrics["learning_rate"], 1e-2 * 0.5 * (1 + np.cos(np.pi * 3 / 10)), rtol=1e-6)
+
+
+@pytest.mark.parametrize("where", ["weights", "params"])
+def test_a_loss_that_is_not_finite_leaves_the_state_as_it_was(mesh, params, where):
+    state, step = make_run(mesh, params)
+    state, _ = step(state, make_batch())
+    batch = make_batch(1)
+    if where == "weights":
+        batch["weights"][0, 0] = np.inf
+    else:  # finite weights whose products overflow
+        broken = jax.tree.map(jnp.array, state.params)
+        broken["layers"]["mlp"]["up"]["kernel"] *= 1e30
+        broken["layers"]["mlp"]["down"]["kernel"] *= 1e30
+        state = dataclasses.replace(state, params=broken)
+    before = jax.tree.map(np.array, state)
+    state, metrics = step(state, batch)
+    assert not metrics["finite"]
+    for after, old in zip(jax.tree.leaves(state), jax.tree.leaves(before), strict=True):
+        np.testing.assert_array_equal(after, old)
+
+
+def test_a_batch_without_any_weight_has_loss_zero(mesh, params):
+    state, step = make_run(mesh, params)
+    batch = make_batch()
+    batch["weights"] = np.zeros_like(batch["weights"])
+    _, metrics = step(state, batch)
+    assert metrics["finite"] and float(metrics["loss"]) == 0
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_types_at_rest(mesh, params, dtype):
+    state, step = make_run(mesh, params, dataclasses.replace(TRAIN, compute_dtype="bfloat16"), dtype)
+    after, _ = jax.eval_shape(step, state, make_batch())
+    assert jax.tree.map(lambda x: x.dtype, after) == jax.tree.map(lambda x: x.dtype, state)
+    floats = [leaf for leaf in jax.tree.leaves(after) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    assert {str(leaf.dtype) for leaf in floats} == {dtype}
