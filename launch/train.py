@@ -17,6 +17,7 @@ from ml_collections import config_flags
 
 from launch import cli
 from s1jax import config as config_lib
+from s1jax import presets
 from s1jax.config import Experiment, InputError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File of configs/; single settings as --config.a.b=v.")
@@ -30,7 +31,7 @@ def main() -> int:
         raise InputError("--config is missing; give a file of configs/, for example --config=configs/countdown_sft.py.")
     if not _WORKDIR.value:
         raise InputError("--workdir is missing; name the folder that shall hold the run.")
-    experiment = config_lib.experiment(_CONFIG.value.to_dict())
+    experiment = presets.experiment(_CONFIG.value.to_dict())
     workdir = pathlib.Path(_WORKDIR.value)
     # Only now, so that a mistyped setting is answered at once.
     import jax

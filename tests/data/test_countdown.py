@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 import pytest
 
-from s1jax import config as config_lib
+from s1jax import presets
 from s1jax.config import InputError
 from s1jax.data import countdown, countdown_corpus, sources
 from s1jax.text import chat
@@ -309,7 +309,7 @@ def test_base_format_writes_what_the_corpus_holds(searches, tokenizer):
 def _experiment(name, **data):
     settings = importlib.import_module(f"configs.{name}").get_config().to_dict()
     settings["data"] |= data
-    return config_lib.experiment(settings)
+    return presets.experiment(settings)
 
 
 def test_configurations(tokenizer):

@@ -1,0 +1,36 @@
+"""GSM8K rows in the form of s1K: the worked solution without its calculator marks is the trace, the final number the answer.
+
+    python -m benchmarks.gsm8k_rows --train=gsm8k_train.jsonl --rows=1000 --out=runs/gsm8k_rows.jsonl
+
+Reads GSM8K as released (`question`, `answer` ending in `#### final`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import re
+
+
+def row(record: dict[str, str]) -> dict[str, object]:
+    """One GSM8K record as an s1K row."""
+    solution, final = record["answer"].rsplit("####", 1)
+    trace = re.sub(r"<<.*?>>", "", solution).strip()
+    return {"question": record["question"], "thinking_trajectories": [trace], "attempt": final.strip()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--train", type=pathlib.Path, required=True)
+    parser.add_argument("--rows", type=int, default=1000)
+    parser.add_argument("--out", type=pathlib.Path, required=True)
+    args = parser.parse_args()
+    lines = args.train.read_text().splitlines()[: args.rows]
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text("".join(json.dumps(row(json.loads(line))) + "\n" for line in lines))
+    print(f"wrote {len(lines)} rows to {args.out}")
+
+
+if __name__ == "__main__":
+    main()
