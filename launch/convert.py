@@ -151,7 +151,7 @@ def _read_gguf(path: str, dtype: Any) -> tuple[Any, ModelConfig, Tokenizer, dict
 
 
 def _export(path: str, folder: pathlib.Path, dtype: Any) -> ModelConfig:
-    model = store.load_model(path)
+    model = store.load_model(path, host=True)
     eos = chat_lib.delimiters(model.tokenizer, model.chat).stop
     huggingface.write_model(
         folder, model.params, model.config, dtype=dtype, eos=eos, max_shard_bytes=int(FLAGS.max_shard_gb * 1e9)

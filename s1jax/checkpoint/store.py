@@ -25,6 +25,8 @@ import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
+
 from s1jax import config as config_lib
 from s1jax.config import InputError, ModelConfig
 from s1jax.text.chat import ChatFormat
@@ -85,12 +87,11 @@ def save_model(
         _write_descriptions(folder, Metadata(config, tokenizer, chat, provenance))
         # One file a chunk: with Orbax's default everything compressed stays in memory until the last array is done,
         # and host arrays are copied first. So a save adds less than 0.1 GB to the weights, whatever their size.
-        saving = ocp.options.ArrayOptions.Saving
-        chunks = saving(use_ocdbt=False, storage_options=saving.StorageOptions(chunk_byte_size=_CHUNK_BYTES))
-        with ocp.Context(
-            array_options=ocp.options.ArrayOptions(saving=chunks),
-            memory_options=ocp.options.MemoryOptions(deepcopy_host_arrays=False),
-        ):
+        streamed = ocp.Context()
+        streamed.array.saving.use_ocdbt = False
+        streamed.array.saving.storage_options.chunk_byte_size = _CHUNK_BYTES
+        streamed.memory.deepcopy_host_arrays = False
+        with streamed:
             ocp.save(folder / "params", params)
         _write_digests(folder)
 
@@ -106,13 +107,14 @@ def load_metadata(path: str | os.PathLike[str]) -> Metadata:
     return _read_descriptions(folder)
 
 
-def load_model(path: str | os.PathLike[str], *, mesh: Any = None, dtype: Any = None) -> Model:
+def load_model(path: str | os.PathLike[str], *, mesh: Any = None, dtype: Any = None, host: bool = False) -> Model:
     """Loads a checkpoint's weights and descriptions, never its optimizer state.
 
     Args:
       path: a checkpoint, a training workdir (its newest step) or `package:NAME`.
       mesh: `jax.sharding.Mesh` onto which the weights are sharded by `s1jax.parallel`; None: the first device.
       dtype: floating type of the returned weights; None keeps the stored one.
+      host: return numpy arrays, which no device has held: half the memory where the device is the host.
 
     Raises:
       InputError: where the checkpoint is missing, unfinished, damaged or does not fit its own configuration.
@@ -120,11 +122,13 @@ def load_model(path: str | os.PathLike[str], *, mesh: Any = None, dtype: Any = N
     folder = resolve(path)
     _verify(folder, lambda name: not name.startswith("optimizer/"))
     about = _read_descriptions(folder)
-    params = load_params(folder / "params", about.config, mesh=mesh, dtype=dtype)
+    params = load_params(folder / "params", about.config, mesh=mesh, dtype=dtype, host=host)
     return Model(params, about.config, about.tokenizer, about.chat, about.provenance)
 
 
-def load_params(folder: pathlib.Path, config: ModelConfig, *, mesh: Any = None, dtype: Any = None) -> Any:
+def load_params(
+    folder: pathlib.Path, config: ModelConfig, *, mesh: Any = None, dtype: Any = None, host: bool = False
+) -> Any:
     """Loads the Orbax tree in `folder` after comparing its names and shapes with `config`."""
     import jax
     from orbax.checkpoint import v1 as ocp
@@ -135,6 +139,10 @@ def load_params(folder: pathlib.Path, config: ModelConfig, *, mesh: Any = None, 
     wanted = decoder.abstract_params(config)
     stored = ocp.metadata(folder).metadata
     _compare(_flatten(stored), _flatten(wanted), folder)
+    if host:
+        # Orbax returns numpy for numpy; only shape and dtype of these read-only stand-ins count, they have no memory.
+        like = jax.tree.map(lambda old: np.broadcast_to(np.zeros((), dtype or old.dtype), old.shape), stored)
+        return ocp.load(folder, like)
     if mesh is None:
         one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         shardings = jax.tree.map(lambda _: one, wanted)
