@@ -28,7 +28,7 @@ def results(tmp_path_factory):
 
 
 def test_meshes_give_the_single_device_loss_and_gradients(results):
-    assert len(results["compare"]) == 5
+    assert len(results["compare"]) == 4
     for case in results["compare"]:
         assert case["loss"] < 1e-5 and case["gradients"] < 1e-5, case
         assert case["size"] > 0.01, case
@@ -79,5 +79,6 @@ def test_rows_that_do_not_divide_the_mesh():
 
 
 def test_every_logical_axis_is_in_the_table():
-    names = {name for axes in jax.tree.leaves(decoder.logical_axes(MODEL)) for name in axes}
-    assert names | set() <= set(parallel.TABLE) and set(parallel.TABLE.values()) <= {*parallel.AXES, None}
+    axes = jax.tree.leaves(decoder.logical_axes(MODEL), is_leaf=lambda value: isinstance(value, tuple))
+    assert {name for names in axes for name in names} <= set(parallel.TABLE)
+    assert set(parallel.TABLE.values()) <= {*parallel.AXES, None}

@@ -1,0 +1,252 @@
+"""Checkpoints: complete, verified, and clear about what is wrong with them."""
+
+import dataclasses
+import errno
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import s1jax
+from s1jax.checkpoint import store
+from s1jax.config import InputError, ModelConfig
+from s1jax.model import decoder
+from s1jax.text import chat
+from s1jax.text.tokenizer import Tokenizer
+
+MODEL = ModelConfig(
+    vocab_size=128, d_model=16, mlp_dim=24, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8, tied_embeddings=True
+)
+CHAT = chat.FORMATS["s1_plain"]
+TOKENIZER = pathlib.Path(s1jax.__file__).parent / "assets" / "countdown_tokenizer"
+
+
+@pytest.fixture(scope="module")
+def params():
+    return jax.jit(lambda key: decoder.init_params(MODEL, key))(jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory, params):
+    path = tmp_path_factory.mktemp("store") / "ckpt"
+    store.save_model(path, params, MODEL, Tokenizer.load(TOKENIZER), CHAT, {"made by": "a test"})
+    return path
+
+
+@pytest.fixture
+def checkpoint(original, tmp_path):
+    """A copy that a test may damage."""
+    return pathlib.Path(shutil.copytree(original, tmp_path / "ckpt"))
+
+
+def assert_same(ours, theirs):
+    assert jax.tree.structure(ours) == jax.tree.structure(theirs)
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(other))
+
+
+def test_round_trip(original, params):
+    model = store.load_model(original)
+    assert_same(model.params, params)
+    assert model.config == MODEL and model.chat == CHAT and model.provenance == {"made by": "a test"}
+    text = "Make 21 from 3 7 1"
+    assert model.tokenizer.encode(text) == Tokenizer.load(TOKENIZER).encode(text)
+
+
+def test_loads_in_another_type(original, params):
+    model = store.load_model(original, dtype=jnp.bfloat16)
+    assert_same(model.params, jax.tree.map(lambda p: p.astype(jnp.bfloat16), params))
+
+
+def test_metadata_needs_no_jax(original):
+    code = (
+        "import sys; from s1jax.checkpoint import store; about = store.load_metadata(sys.argv[1]);"
+        "assert about.config.d_model == 16 and about.tokenizer.num_ids > 100; assert 'jax' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, str(original)], check=True, cwd=TOKENIZER.parents[2])
+
+
+def test_every_flipped_bit_is_found(checkpoint):
+    """One bit in the middle of every file, one file after the other."""
+    files = [file for file in checkpoint.rglob("*") if file.is_file() and file.stat().st_size]
+    assert len(files) > 6
+    for file in files:
+        content = file.read_bytes()
+        damaged = bytearray(content)
+        damaged[len(content) // 2] ^= 4
+        file.write_bytes(damaged)
+        with pytest.raises(InputError, match=r"altered|damaged|missing"):
+            store.load_model(checkpoint)
+        file.write_bytes(content)
+    store.load_model(checkpoint)
+
+
+def test_damage_names_the_file(checkpoint):
+    data = max(checkpoint.glob("params/**/*"), key=lambda file: file.stat().st_size)
+    content = data.read_bytes()
+    data.write_bytes(content[:-7])
+    with pytest.raises(InputError, match=f"{data.name} has {len(content) - 7} bytes instead of {len(content)}"):
+        store.load_model(checkpoint)
+    data.unlink()
+    with pytest.raises(InputError, match=f"{data.name} is missing"):
+        store.load_model(checkpoint)
+    (checkpoint / "digests.json").write_text("{")
+    with pytest.raises(InputError, match=r"digests\.json is damaged"):
+        store.load_model(checkpoint)
+
+
+def test_a_checkpoint_without_digests_was_never_finished(checkpoint):
+    (checkpoint / "digests.json").unlink()
+    with pytest.raises(InputError, match="never finished"):
+        store.load_model(checkpoint)
+
+
+def test_paths_that_are_no_checkpoint(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "model.safetensors").touch()
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    for name, message in [
+        ("nothing", "is not a folder"),
+        ("empty", "holds no checkpoint"),
+        ("hf", "launch.convert --from_hf"),
+        ("run", "workdir without a finished checkpoint"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            store.load_model(tmp_path / name)
+    with pytest.raises(InputError, match="package:nothing is not in the package"):
+        store.load_model("package:nothing")
+
+
+def rewrite(checkpoint, **changes):
+    """Changes the model in s1jax.json as somebody might who mixes up two checkpoints, digests included."""
+    file = checkpoint / "s1jax.json"
+    about = json.loads(file.read_text())
+    about["model"] |= changes
+    file.write_text(json.dumps(about))
+    store._write_digests(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"mlp_dim": 32}, r"layers/mlp/down/kernel has shape \(2, 24, 16\), the model .* wants \(2, 32, 16\)"),
+        ({"tied_embeddings": False}, "head/kernel is missing"),
+        ({"qkv_bias": True}, "attention/key/bias is missing"),
+        ({"d_modle": 3}, "d_modle is not a setting"),
+    ],
+)
+def test_weights_of_another_configuration(checkpoint, changes, message):
+    rewrite(checkpoint, **changes)
+    with pytest.raises(InputError, match=message):
+        store.load_model(checkpoint)
+
+
+def test_another_format(checkpoint):
+    file = checkpoint / "s1jax.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 99}))
+    store._write_digests(checkpoint)
+    with pytest.raises(InputError, match="format 99"):
+        store.load_metadata(checkpoint)
+
+
+def test_what_is_there_is_not_overwritten(original, params, tmp_path):
+    before = (original / "digests.json").read_bytes()
+    with pytest.raises(InputError, match="not empty"):
+        store.save_model(original, params, MODEL, Tokenizer.load(TOKENIZER), CHAT, {})
+    assert (original / "digests.json").read_bytes() == before
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match="not empty"):
+        store.save_model(tmp_path, params, MODEL, Tokenizer.load(TOKENIZER), CHAT, {})
+
+
+def about():
+    return store.Metadata(MODEL, Tokenizer.load(TOKENIZER), CHAT, {"experiment": "x"})
+
+
+def abstract(tree):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
+def test_a_run_keeps_the_newest_and_gives_them_back(tmp_path, params):
+    optimizer = {"step": jnp.int32(0), "moments": jax.tree.map(jnp.zeros_like, params)}
+    with store.Checkpointer(tmp_path, 2, about()) as checkpointer:
+        assert checkpointer.newest_step() is None
+        for step in (1, 2, 3):
+            # Donated right after the save, as by a training step: what is written must be a copy.
+            mine = jax.tree.map(lambda p, s=step: p + s, params)
+            checkpointer.save(step, mine, optimizer | {"step": jnp.int32(step)}, {"step": step})
+            jax.jit(lambda tree: jax.tree.map(lambda p: p * 0, tree), donate_argnums=0)(mine)
+    assert store.finished_steps(tmp_path) == [2, 3]
+    assert sorted(item.name for item in (tmp_path / "checkpoints").iterdir()) == ["2", "3"]
+    with store.Checkpointer(tmp_path, 2, about()) as checkpointer:
+        restored, rest = checkpointer.restore(3, abstract(params), abstract(optimizer))
+    assert_same(restored, jax.tree.map(lambda p: p + 3, params))
+    assert int(rest["step"]) == 3
+    model = store.load_model(tmp_path)  # a workdir is its newest checkpoint
+    assert_same(model.params, restored)
+    assert model.provenance == {"experiment": "x", "step": 3}
+
+
+def test_a_half_written_checkpoint_is_never_picked_and_made_again(tmp_path, params):
+    optimizer = {"step": jnp.int32(0)}
+    with store.Checkpointer(tmp_path, 5, about()) as checkpointer:
+        checkpointer.save(1, params, optimizer, {})
+        checkpointer.save(2, params, optimizer, {})
+        checkpointer.wait()
+        (tmp_path / "checkpoints" / "2" / "digests.json").unlink()
+        assert checkpointer.newest_step() == 1
+        assert store.resolve(tmp_path).name == "1"
+        checkpointer.save(2, params, optimizer, {})
+        checkpointer.wait()
+        assert checkpointer.newest_step() == 2
+
+
+def test_a_damaged_optimizer_state_is_found_at_resumption_only(tmp_path, params):
+    optimizer = {"step": jnp.int32(7), "moments": params}
+    with store.Checkpointer(tmp_path, 1, about()) as checkpointer:
+        checkpointer.save(7, params, optimizer, {})
+        checkpointer.wait()
+        file = max((tmp_path / "checkpoints/7/optimizer").rglob("*"), key=lambda file: file.stat().st_size)
+        content = bytearray(file.read_bytes())
+        content[100] ^= 1
+        file.write_bytes(content)
+        with pytest.raises(InputError, match=f"{file.name} was altered"):
+            checkpointer.restore(7, abstract(params), abstract(optimizer))
+    store.load_model(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["here", "in Orbax"])
+def test_a_full_disk_is_one_sentence(tmp_path, params, monkeypatch, kind):
+    from orbax.checkpoint import v1 as ocp
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device", "somewhere")
+
+    def full_in_orbax(*_):
+        try:
+            full()
+        except OSError as error:
+            raise ValueError("write failed: RESOURCE_EXHAUSTED") from error
+
+    if kind == "here":
+        monkeypatch.setattr(store, "_write_digests", full)
+    else:
+        monkeypatch.setattr(ocp, "save", full_in_orbax)
+    with pytest.raises(InputError, match=r"no space left on the device while writing .*ckpt"):
+        store.save_model(tmp_path / "ckpt", params, MODEL, Tokenizer.load(TOKENIZER), CHAT, {})
+    assert not store.is_finished(tmp_path / "ckpt")
+
+
+def test_a_chat_format_of_ones_own_comes_back(tmp_path, params):
+    mine = dataclasses.replace(
+        CHAT, **{dataclasses.fields(CHAT)[0].name: getattr(CHAT, dataclasses.fields(CHAT)[0].name)}
+    )
+    store.save_model(tmp_path / "ckpt", params, MODEL, Tokenizer.load(TOKENIZER), mine, {})
+    assert store.load_metadata(tmp_path / "ckpt").chat == mine

@@ -1,0 +1,58 @@
+"""Figures of speed and cost against counts done by hand."""
+
+import numpy as np
+import pytest
+
+from s1jax import meters
+from s1jax.config import ModelConfig
+from s1jax.presets import PRESETS
+
+
+@pytest.mark.parametrize(
+    ("kind", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H100 PCIe", 756e12),
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("TPU v4", 275e12),
+        ("TPU v5 lite", 197e12),
+        ("TPU v5", 459e12),
+        ("TPU v5p", 459e12),
+        ("TPU v6 lite", 918e12),
+        ("cpu", None),
+        ("NVIDIA B200", None),
+    ],
+)
+def test_peak_flops(kind, peak):
+    assert meters.peak_flops(kind) == peak
+
+
+def test_attended_pairs_are_those_of_the_causal_mask():
+    segments = np.array([[1, 1, 1, 2, 2, 0], [1, 1, 1, 1, 1, 1]])
+    positions = np.array([[0, 1, 2, 0, 1, 0], [0, 1, 2, 3, 4, 5]])
+    mask = (segments[:, :, None] == segments[:, None, :]) & (segments[:, :, None] > 0)
+    mask &= np.tril(np.ones((6, 6), bool))
+    assert meters.attended_pairs({"positions": positions, "segment_ids": segments}) == mask.sum() == 3 * 2 + 3 + 21
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_train_flops_count_every_matrix_product(tied):
+    """Matrix products of the forward pass counted one by one for one sequence of 10, 2 per multiply-add, times 3."""
+    d, f, n, k, h, v, t = 8, 12, 4, 2, 2, 50, 10
+    model = ModelConfig(v, d, f, 3, n, k, h, tied_embeddings=tied)
+    products = 3 * (2 * d * n * h + 2 * d * k * h + 3 * d * f) + d * v
+    pairs = t * (t + 1) // 2
+    attention = 3 * pairs * n * (h + h)
+    norms = 3 * 2 * d + d  # their scales are weights that a token is multiplied with, elementwise
+    assert meters.train_flops(model, t, pairs) == 3 * 2 * (t * (products + norms) + attention)
+
+
+def test_the_papers_run():
+    """s1-32B: 6 x 32.5e9 x 23.6e6 tokens and attention are 4.9e18 operations; 16 H100 at 20 % take 26 minutes."""
+    model = PRESETS["qwen2p5_32b"]
+    flops = meters.train_flops(model, 23_600_000, 5000 * 4720 * 4721 // 2)
+    assert 4.6e18 < flops < 5.0e18
+    assert 0.17 < meters.mfu(flops, 26 * 60, "NVIDIA H100 80GB HBM3", 16) < 0.21
+    assert meters.mfu(flops, 26 * 60, "cpu", 16) is None
+    np.testing.assert_allclose(meters.dollars(26 * 60, 16, 2.5), 17.33, atol=0.01)
