@@ -7,6 +7,7 @@ answer; results.json, the table with all settings; scaling.png, accuracy against
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -116,7 +117,8 @@ def main() -> None:
     begun = time.monotonic()
     dtype = _DTYPE.value or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
     model = store.load_model(_CHECKPOINT.value, dtype=dtype)
-    runs = sample_all(model, task, settings, controls, out, dtype)
+    samples = out / "samples.jsonl.partial"
+    runs = sample_all(model, task, settings, controls, samples, dtype)
     metrics = {
         "all": scaling.metrics(runs),
         "budgets": scaling.metrics([run for run in runs if run.budgets]),
@@ -131,8 +133,7 @@ def main() -> None:
         "seconds": round(time.monotonic() - begun, 1),
         "dtype": dtype,
         "checkpoint": model.provenance,
-        "versions": {"python": platform.python_version()}
-        | {name: importlib.metadata.version(name) for name in ("jax", "jaxlib", "flax", "numpy", "math-verify")},
+        "versions": _versions(),
         "machine": {
             "platform": platform.platform(),
             "cpus": os.cpu_count(),
@@ -143,6 +144,7 @@ def main() -> None:
     scaling.plot(runs, out / "scaling.png", f"{name} on {task.title}", _WAIT.value)
     partial = out / "results.json.partial"
     partial.write_text(json.dumps(results, indent=2) + "\n")
+    samples.rename(out / "samples.jsonl")
     partial.rename(out / "results.json")
     print_table(runs, metrics, f"{name} on {task.title}")
     print(f"wrote results.json, samples.jsonl and scaling.png to {out}")
@@ -220,10 +222,19 @@ def _asked(controls: Controls) -> dict[str, Any]:
     return {flag.name: flag.value for flag in flag_values} | {"controls": dataclasses.asdict(controls)}
 
 
+def _versions() -> dict[str, str]:
+    """Of Python and of the libraries that have a say in the results, as far as they are installed."""
+    found = {"python": platform.python_version()}
+    for name in ("s1jax", "jax", "jaxlib", "flax", "numpy", "math-verify"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
 def sample_all(
-    model: Any, task: Task, settings: list[Setting], controls: Controls, out: pathlib.Path, dtype: str
+    model: Any, task: Task, settings: list[Setting], controls: Controls, file: pathlib.Path, dtype: str
 ) -> list[scaling.Run]:
-    """Makes every run, writes its rows to samples.jsonl, and returns what came of each."""
+    """Makes every run, writes its rows to `file`, and returns what came of each."""
     from launch import progress
     from s1jax.sample import rows as rows_lib
 
@@ -233,7 +244,7 @@ def sample_all(
     slots = _shared_slots(model, prompts, controls)
     runs = []
     bar = progress.Bar("evaluating", len(settings) * count)
-    with bar, (out / "samples.jsonl").open("w", encoding="utf-8") as stream:
+    with bar, file.open("w", encoding="utf-8") as stream:
         for number, setting in enumerate(settings):
             name = setting.name(_WAIT.value)
             bar.phase(f"run {number + 1} of {len(settings)}: {name}")
