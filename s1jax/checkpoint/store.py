@@ -16,18 +16,18 @@ import concurrent.futures
 import contextlib
 import dataclasses
 import errno
-import hashlib
 import importlib.resources
 import json
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from s1jax import config as config_lib
+from s1jax.checkpoint import digests
 from s1jax.config import InputError, ModelConfig
 from s1jax.text.chat import ChatFormat
 from s1jax.text.tokenizer import Tokenizer
@@ -89,11 +89,12 @@ def save_model(
         # and host arrays are copied first. So a save adds less than 0.1 GB to the weights, whatever their size.
         streamed = ocp.Context()
         streamed.array.saving.use_ocdbt = False
+        streamed.array.saving.use_zarr3 = False
         streamed.array.saving.storage_options.chunk_byte_size = _CHUNK_BYTES
         streamed.memory.deepcopy_host_arrays = False
         with streamed:
             ocp.save(folder / "params", params)
-        _write_digests(folder)
+        digests.write(folder)
 
 
 def load_metadata(path: str | os.PathLike[str]) -> Metadata:
@@ -103,7 +104,7 @@ def load_metadata(path: str | os.PathLike[str]) -> Metadata:
       InputError: where `path` is no finished checkpoint or one of these files is damaged.
     """
     folder = resolve(path)
-    _verify(folder, lambda name: "/" not in name or name.startswith("tokenizer/"))
+    digests.verify(folder, lambda name: "/" not in name or name.startswith("tokenizer/"))
     return _read_descriptions(folder)
 
 
@@ -120,7 +121,7 @@ def load_model(path: str | os.PathLike[str], *, mesh: Any = None, dtype: Any = N
       InputError: where the checkpoint is missing, unfinished, damaged or does not fit its own configuration.
     """
     folder = resolve(path)
-    _verify(folder, lambda name: not name.startswith("optimizer/"))
+    digests.verify(folder, lambda name: not name.startswith("optimizer/"))
     about = _read_descriptions(folder)
     params = load_params(folder / "params", about.config, mesh=mesh, dtype=dtype, host=host)
     return Model(params, about.config, about.tokenizer, about.chat, about.provenance)
@@ -188,14 +189,14 @@ def resolve(path: str | os.PathLike[str]) -> pathlib.Path:
     if text.startswith(PACKAGE):
         assets = pathlib.Path(str(importlib.resources.files("s1jax") / "assets"))
         folder = assets / text.removeprefix(PACKAGE)
-        if not is_finished(folder):
+        if not digests.is_there(folder):
             have = ", ".join(sorted(PACKAGE + item.name for item in assets.iterdir())) if assets.is_dir() else "none"
             raise InputError(f"{text} is not in the package; it has {have or 'none'}.")
         return folder
     folder = pathlib.Path(text).absolute()
     if not folder.is_dir():
         raise InputError(f"{text} is not a folder; give a checkpoint, a training workdir or package:NAME.")
-    if is_finished(folder):
+    if digests.is_there(folder):
         return folder
     steps = finished_steps(folder)
     if steps:
@@ -209,11 +210,6 @@ def resolve(path: str | os.PathLike[str]) -> pathlib.Path:
     raise InputError(f"{text} holds no checkpoint (no s1jax.json); give the folder that launch.train or convert wrote.")
 
 
-def is_finished(folder: pathlib.Path) -> bool:
-    """Whether a checkpoint's last file is there."""
-    return (folder / "digests.json").is_file()
-
-
 def step_folder(workdir: pathlib.Path, step: int) -> pathlib.Path:
     """Where a run keeps the checkpoint of a step."""
     return workdir / "checkpoints" / str(step)
@@ -224,7 +220,7 @@ def finished_steps(workdir: pathlib.Path) -> list[int]:
     root = workdir / "checkpoints"
     if not root.is_dir():
         return []
-    return sorted(int(item.name) for item in root.iterdir() if item.name.isdigit() and is_finished(item))
+    return sorted(int(item.name) for item in root.iterdir() if item.name.isdigit() and digests.is_there(item))
 
 
 class Checkpointer:
@@ -265,7 +261,7 @@ class Checkpointer:
 
         self.wait()
         folder = step_folder(self._workdir, step)
-        if is_finished(folder):
+        if digests.is_there(folder):
             return
         first = jax.process_index() == 0
         with disk_errors(folder):
@@ -306,7 +302,7 @@ class Checkpointer:
         from orbax.checkpoint import v1 as ocp
 
         folder = step_folder(self._workdir, step)
-        _verify(folder, lambda _: True)
+        digests.verify(folder, lambda _: True)
         _compare(_flatten(ocp.metadata(folder / "params").metadata), _flatten(params), folder / "params")
         return ocp.load(folder / "params", params), ocp.load(folder / "optimizer", optimizer)
 
@@ -316,7 +312,7 @@ class Checkpointer:
                 part.result()
             if not first:
                 return
-            _write_digests(folder)
+            digests.write(folder)
             for step in finished_steps(self._workdir)[: -self._keep]:
                 # The marker goes first: what is left of an interrupted removal is no checkpoint any more.
                 (step_folder(self._workdir, step) / "digests.json").unlink()
@@ -343,7 +339,7 @@ def disk_errors(folder: pathlib.Path) -> Iterator[None]:
 def _make_room(folder: pathlib.Path) -> None:
     """Makes `folder`, replacing an unfinished checkpoint; refuses anything else that is in the way."""
     if folder.is_dir() and any(folder.iterdir()):
-        if is_finished(folder) or not (folder / "s1jax.json").exists():
+        if digests.is_there(folder) or not (folder / "s1jax.json").exists():
             raise InputError(f"{folder} exists and is not empty; remove it or choose another folder.")
         shutil.rmtree(folder)
     elif folder.exists() and not folder.is_dir():
@@ -373,53 +369,3 @@ def _read_descriptions(folder: pathlib.Path) -> Metadata:
         config_lib.from_dict(ChatFormat, about["chat"], f"{file}: chat"),
         about["provenance"],
     )
-
-
-def _files(folder: pathlib.Path) -> list[str]:
-    names = (item.relative_to(folder).as_posix() for item in folder.rglob("*") if item.is_file())
-    return sorted(name for name in names if name != "digests.json")
-
-
-def _digest(file: pathlib.Path) -> dict[str, Any]:
-    with file.open("rb") as stream:
-        return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
-
-
-def _write_digests(folder: pathlib.Path) -> None:
-    """Finishes a checkpoint: the rename of digests.json is the moment from which it counts."""
-    names = _files(folder)
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        digests = dict(zip(names, pool.map(lambda name: _digest(folder / name), names), strict=True))
-    partial = folder / "digests.json.partial"
-    with partial.open("w") as stream:
-        json.dump(digests, stream, indent=1)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.rename(folder / "digests.json")
-
-
-def _verify(folder: pathlib.Path, wanted: Callable[[str], bool]) -> None:
-    """Compares the files whose names `wanted` accepts with digests.json.
-
-    Raises:
-      InputError: names the first file that is missing, truncated or altered.
-    """
-    try:
-        digests = json.loads((folder / "digests.json").read_text())
-        expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in digests.items() if wanted(name)}
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{folder / 'digests.json'} is damaged; use another checkpoint or copy it again.") from error
-
-    def fault(name: str) -> str:
-        file = folder / name
-        if not file.is_file():
-            return f"{file} is missing"
-        size, sha256 = expected[name]
-        if file.stat().st_size != size:
-            return f"{file} has {file.stat().st_size} bytes instead of {size}"
-        return "" if _digest(file)["sha256"] == sha256 else f"{file} was altered after it was written"
-
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        for sentence in pool.map(fault, expected):
-            if sentence:
-                raise InputError(f"{sentence}; the checkpoint is damaged: use another one or copy it again.")

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import s1jax
-from s1jax.checkpoint import store
+from s1jax.checkpoint import digests, store
 from s1jax.config import InputError, ModelConfig
 from s1jax.model import decoder
 from s1jax.text import chat
@@ -130,7 +130,7 @@ def rewrite(checkpoint, **changes):
     about = json.loads(file.read_text())
     about["model"] |= changes
     file.write_text(json.dumps(about))
-    store._write_digests(checkpoint)
+    digests.write(checkpoint)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,7 @@ def test_weights_of_another_configuration(checkpoint, changes, message):
 def test_another_format(checkpoint):
     file = checkpoint / "s1jax.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 99}))
-    store._write_digests(checkpoint)
+    digests.write(checkpoint)
     with pytest.raises(InputError, match="format 99"):
         store.load_metadata(checkpoint)
 
@@ -236,12 +236,12 @@ def test_a_full_disk_is_one_sentence(tmp_path, params, monkeypatch, kind):
             raise ValueError("write failed: RESOURCE_EXHAUSTED") from error
 
     if kind == "here":
-        monkeypatch.setattr(store, "_write_digests", full)
+        monkeypatch.setattr(digests, "write", full)
     else:
         monkeypatch.setattr(ocp, "save", full_in_orbax)
     with pytest.raises(InputError, match=r"no space left on the device while writing .*ckpt"):
         store.save_model(tmp_path / "ckpt", params, MODEL, Tokenizer.load(TOKENIZER), CHAT, {})
-    assert not store.is_finished(tmp_path / "ckpt")
+    assert not digests.is_there(tmp_path / "ckpt")
 
 
 def test_a_chat_format_of_ones_own_comes_back(tmp_path, params):

@@ -1,0 +1,72 @@
+"""Size and SHA-256 of every file of a checkpoint, in its digests.json.
+
+Orbax does not notice flipped bits in its data files. The file is written last, so that it tells a finished checkpoint
+from one whose writing was interrupted as well.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+from s1jax.config import InputError
+
+
+def is_there(folder: pathlib.Path) -> bool:
+    """Whether `folder` is a checkpoint whose writing came to its end."""
+    return (folder / "digests.json").is_file()
+
+
+def _files(folder: pathlib.Path) -> list[str]:
+    names = (item.relative_to(folder).as_posix() for item in folder.rglob("*") if item.is_file())
+    return sorted(name for name in names if name != "digests.json")
+
+
+def _digest(file: pathlib.Path) -> dict[str, Any]:
+    with file.open("rb") as stream:
+        return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
+
+
+def write(folder: pathlib.Path) -> None:
+    """Finishes a checkpoint: the rename of digests.json is the moment from which it counts."""
+    names = _files(folder)
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        digests = dict(zip(names, pool.map(lambda name: _digest(folder / name), names), strict=True))
+    partial = folder / "digests.json.partial"
+    with partial.open("w") as stream:
+        json.dump(digests, stream, indent=1)
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.rename(folder / "digests.json")
+
+
+def verify(folder: pathlib.Path, wanted: Callable[[str], bool]) -> None:
+    """Compares the files whose names `wanted` accepts with digests.json.
+
+    Raises:
+      InputError: names the first file that is missing, truncated or altered.
+    """
+    try:
+        digests = json.loads((folder / "digests.json").read_text())
+        expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in digests.items() if wanted(name)}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{folder / 'digests.json'} is damaged; use another checkpoint or copy it again.") from error
+
+    def fault(name: str) -> str:
+        file = folder / name
+        if not file.is_file():
+            return f"{file} is missing"
+        size, sha256 = expected[name]
+        if file.stat().st_size != size:
+            return f"{file} has {file.stat().st_size} bytes instead of {size}"
+        return "" if _digest(file)["sha256"] == sha256 else f"{file} was altered after it was written"
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        for sentence in pool.map(fault, expected):
+            if sentence:
+                raise InputError(f"{sentence}; the checkpoint is damaged: use another one or copy it again.")
