@@ -48,9 +48,9 @@ _HELP = {
     "min_p": "Ids at least this fraction as probable as the best; 0: all.",
     "seed": "The same seed, prompt and controls give the same ids.",
 }
-for _field in dataclasses.fields(Controls):
-    _define = flags.DEFINE_float if isinstance(_field.default, float) else flags.DEFINE_integer
-    _define(_field.name, _field.default, _HELP[_field.name])
+for _name, _default in dataclasses.asdict(Controls()).items():
+    _define = flags.DEFINE_float if isinstance(_default, float) else flags.DEFINE_integer
+    _define(_name, _default, _HELP[_name])
 
 
 def main() -> None:

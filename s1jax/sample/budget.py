@@ -2,8 +2,8 @@
 
 A row thinks until it samples an end id by itself, or until its thinking tokens reach the maximum. Ids that it does not
 sample but is given - the wait string, the sequence that closes thinking - come from a small table, one id per step, so
-they cost what sampled ids cost: no second prefill and nothing that the compiler has to know. All delimiters, budgets and
-waits are arrays. Only ids occur here, never strings.
+they cost what sampled ids cost: no second prefill and nothing that the compiler has to know. All delimiters, budgets
+and waits are arrays. Only ids occur here, never strings.
 
 Source: "s1: Simple test-time scaling" (arXiv 2501.19393), section 3. Where the paper leaves room, this is what happens:
 
@@ -106,9 +106,7 @@ class Rules:
           InputError: if the delimiters hold an id beyond V, nothing closes thinking, or no id is left to sample.
         """
         closing = (*delimiters.think_end, *delimiters.final_answer)
-        table = [
-            [tuple(wait), delimiters.think_end, (*delimiters.newline, *closing), closing] for wait in waits
-        ]
+        table = [[tuple(wait), delimiters.think_end, (*delimiters.newline, *closing), closing] for wait in waits]
         end = {*delimiters.end, *delimiters.stop}
         ids = {i for row in table for sequence in row for i in sequence} | end | set(delimiters.think_start)
         beyond = sorted(i for i in ids if not 0 <= i < vocab_size)
@@ -129,7 +127,9 @@ class Rules:
         legal = np.arange(vocab_size) < delimiters.num_ids
         legal[[i for i in delimiters.illegal if i < vocab_size]] = False
         if not (legal & ~_members(end, vocab_size)).any():
-            raise InputError("every id of the tokenizer ends thinking, so none is left to sample; check the delimiters.")
+            raise InputError(
+                "every id of the tokenizer ends thinking, so none is left to sample; check the delimiters."
+            )
         return cls(
             forced=forced,  # type: ignore[arg-type]
             forced_length=np.array([[len(s) for s in row] for row in table], np.int32),  # type: ignore[arg-type]

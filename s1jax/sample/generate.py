@@ -1,7 +1,8 @@
 """Generation under a thinking budget: one prefill, then one jitted loop until the last row of the batch has ended.
 
-The loop's body is: run the model on each row's last id, sample, let `s1jax.sample.budget` replace or queue ids, store. The
-host gives orders twice per batch, whatever happens in it: a wait, a cut or an answer is an array update on the device.
+The loop's body is: run the model on each row's last id, sample, let `s1jax.sample.budget` replace or queue ids, store.
+The host gives orders twice per batch, whatever happens in it: a wait, a cut or an answer is an array update on the
+device.
 `_decode` takes its number of steps as an argument, so streaming to a terminal runs the same program in short pieces.
 
 Compilation depends on the model, the batch size and two lengths, the prompts' and the cache's, both rounded up to a
@@ -103,8 +104,9 @@ def generate(
 ) -> list[Sample]:
     """Samples one continuation of every prompt.
 
-    A row's result does not depend on the rows beside it (up to the rounding of the matrix products, which for some sizes
-    depends on the batch size: that can only show where two ids are as good as equally probable).
+    A row's result does not depend on the rows beside it, up to the rounding of the matrix products, which for some
+    sizes depends on the batch size: that can only show where two ids are as good as equally probable, and oftener in
+    bfloat16 than in float32.
 
     Args:
       params: weights; cast once if their dtype is not `dtype`. On a CPU the layers are held twice (`decoder.unstack`).
@@ -229,14 +231,16 @@ def _slots(
             raise InputError(f"{name}: the prompt is empty; give at least one id.")
         bad = [i for i in prompt if not 0 <= i < config.vocab_size]
         if bad:
-            raise InputError(f"{name}: prompt id {bad[0]} lies outside the model's vocabulary of {config.vocab_size} ids.")
+            raise InputError(
+                f"{name}: prompt id {bad[0]} lies outside the model's vocabulary of {config.vocab_size} ids."
+            )
         ids = _longest(prompt, control, delimiters)
         if ids > limit:
             what = "cache length" if cache_length else "model's context length"
             raise InputError(
                 f"{name}: a prompt of {len(prompt)} ids, {control.max_thinking_tokens} of thinking,"
-                f" {control.max_answer_tokens} of answer and the delimiters come to {ids} ids, but the {what} is {limit};"
-                " lower max_thinking_tokens or max_answer_tokens, or shorten the prompt."
+                f" {control.max_answer_tokens} of answer and the delimiters come to {ids} ids,"
+                f" but the {what} is {limit}; lower max_thinking_tokens or max_answer_tokens, or shorten the prompt."
             )
         longest = max(longest, ids)
     return cache_length or min(_bucket(longest), config.context_length)
@@ -346,13 +350,16 @@ def _decode(
             params, config, old.last[:, None], run.cache, active.astype(jnp.int32), dtype=jnp.dtype(dtype)
         )
         logits = decoder.logits(params, config, hidden[:, 0])  # [B, V]
-        sampled = logits_lib.pick(logits, budget_lib.allowed(old.fresh, rules), sampling, old.count)
-        again = budget_lib.lacks_wait(old, sampled, budgets, rules)
-        sampled = lax.cond(
-            jnp.any(again),
-            lambda: logits_lib.pick(logits, budget_lib.allowed(old.fresh | again, rules), sampling, old.count),
-            lambda: sampled,
-        )
+
+        # An empty wait makes a row sample twice. A loop, so that the program holds the sampler once.
+        def draw(carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+            _, without_end, _ = carry
+            sampled = logits_lib.pick(logits, budget_lib.allowed(old.fresh | without_end, rules), sampling, old.count)
+            lacking = budget_lib.lacks_wait(old, sampled, budgets, rules)
+            return sampled, without_end | lacking, jnp.any(lacking)
+
+        no = jnp.zeros_like(active)
+        sampled, again, _ = lax.while_loop(lambda carry: carry[2], draw, (old.last, no, jnp.array(True)))
         state, emitted, forced = budget_lib.step(old, sampled, again, budgets, rules)
         place = jnp.where(active, old.count, run.ids.shape[1])  # past the end: dropped
         logprob = jnp.where(active & ~forced, logits_lib.log_probability(logits, sampled), 0)

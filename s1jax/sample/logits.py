@@ -1,4 +1,4 @@
-"""From logits to one id per row: temperature, then top-k, then top-p, then min-p, every setting an array with one entry per row.
+"""From logits to one id per row: temperature, then top-k, top-p and min-p, each an array with one entry per row.
 
 The order and the meaning are those of transformers and vLLM. No filter sorts: the border of a filter is a value of the
 row itself, found by building its 32 bits one by one, each with one pass over the row. On a CPU that is about 20 times
@@ -119,9 +119,7 @@ def filtered(logits: jax.Array, sampling: Sampling) -> jax.Array:
     def top_p() -> jax.Array:
         weights = jnp.where(rank >= border[:, None], jnp.exp(scores), 0)
         wanted = sampling.top_p * jnp.sum(weights, axis=-1)
-        enough = _largest_border(
-            lambda b: jnp.sum(jnp.where(rank >= b[:, None], weights, 0), axis=-1) >= wanted, rank
-        )
+        enough = _largest_border(lambda b: jnp.sum(jnp.where(rank >= b[:, None], weights, 0), axis=-1) >= wanted, rank)
         # Sums in float32 reach the whole before the least probable ids are in; top_p = 1 keeps those, too.
         return jnp.where(sampling.top_p < 1, jnp.maximum(border, enough), border)
 
@@ -145,7 +143,10 @@ def _ordered_bits(values: jax.Array) -> jax.Array:
 
 
 def _largest_border(enough: Callable[[jax.Array], jax.Array], rank: jax.Array) -> jax.Array:
-    """Finds for each row the largest uint32 border for which `enough(border)` holds; it must hold at 0 and, once false, stay so."""
+    """Finds for each row the largest uint32 border for which `enough(border)` holds.
+
+    It must hold at 0 and, once it fails, fail for all higher borders.
+    """
 
     def set_bit(step: jax.Array, border: jax.Array) -> jax.Array:
         higher = border | (jnp.uint32(1) << (31 - step).astype(jnp.uint32))

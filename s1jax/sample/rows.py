@@ -152,11 +152,11 @@ def row_controls(row: Mapping[str, Any], defaults: Controls, name: str) -> Contr
 def texts(model: Model, sample: generate_lib.Sample, delimiters: Delimiters) -> tuple[str, str]:
     """Returns the text of thinking and of the answer so far, without delimiters, stop id and outer white space."""
     start = len(delimiters.think_start)
-    thinking = model.tokenizer.decode(sample.ids[start : start + sample.thinking_tokens]).strip()
+    thinking = model.tokenizer.decode(sample.ids[start : start + sample.thinking_tokens].tolist()).strip()
     if not sample.answer_tokens:
         return thinking, ""
     # Counted from the end: whether a newline was forced before think_end differs from row to row.
     begin = len(sample.ids) - sample.answer_tokens
     begin -= len(delimiters.final_answer) if sample.thinking_end == "cut" else 0
     end = len(sample.ids) - (sample.answer_end == "stop")
-    return thinking, model.tokenizer.decode(sample.ids[begin:end]).strip()
+    return thinking, model.tokenizer.decode(sample.ids[begin:end].tolist()).strip()

@@ -1,4 +1,4 @@
-"""Budget forcing once more, for one row, in plain Python and float64, written from the rules and sharing no code with s1jax.
+"""Budget forcing once more: one row, plain Python, float64, written from the rules and sharing no code with s1jax.
 
 Slow and simple on purpose: the list of ids is the only state that the model sees, and it is run from the start for
 every id.

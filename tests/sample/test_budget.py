@@ -1,6 +1,4 @@
-"""Budget forcing against the one-row reference, id for id, with a scripted model: a table of logits per row and step."""
-
-import functools
+"""Budget forcing against the one-row reference, id for id; the model is a table of logits for each row and step."""
 
 import dataclasses
 
@@ -26,7 +24,7 @@ D = Delimiters(
 
 @jax.jit
 def _run(table, budgets, rules, sampling, last, count):
-    """Takes STEPS steps of the rules with logits from `table` [B, STEPS + some, V]; emitted ids and forced flags [STEPS, B]."""
+    """Takes STEPS steps with logits from `table` [B, STEPS + some, V]; emitted, forced and logprob are [STEPS, B]."""
 
     def body(state, _):
         logits = jnp.take_along_axis(table, state.count[:, None, None], axis=1)[:, 0]
@@ -246,5 +244,10 @@ def test_one_program_for_all_controls_and_waits():
     before = _run._cache_size()
     for seed in range(5):
         rng = np.random.default_rng(seed)
-        run(script(batch=3), [cases.random_controls(rng) for _ in range(3)], D, [cases.random_wait(rng) for _ in range(3)])
+        run(
+            script(batch=3),
+            [cases.random_controls(rng) for _ in range(3)],
+            D,
+            [cases.random_wait(rng) for _ in range(3)],
+        )
     assert _run._cache_size() <= before + 1

@@ -90,10 +90,10 @@ def test_every_rule_came_into_play(params):
 def test_batch_equals_its_rows_alone_in_any_order(params):
     delimiters, prompts, controls, waits = batch = random_batch(20)
     together = run(params, batch)
-    same(run(params, batch, batch_size=1), together)
     order = np.random.default_rng(0).permutation(len(prompts))
     shuffled = (delimiters, *([column[i] for i in order] for column in (prompts, controls, waits)))
-    same(run(params, shuffled, batch_size=5), [together[i] for i in order])
+    same(run(params, shuffled), [together[i] for i in order])
+    same(run(params, shuffled, batch_size=1), [together[i] for i in order])
 
 
 def test_bfloat16_runs_and_keeps_the_promises(params):
@@ -115,30 +115,13 @@ def test_no_recompilation_and_two_orders_a_batch(params, monkeypatch):
     assert len(calls) == 3, "one loop from the prefill to the last row's end"
 
 
-def test_the_loop_is_one_program_without_callbacks(params):
-    text = str(
-        jax.make_jaxpr(functools.partial(generate_lib._decode, config=CONFIG, dtype="float32"))(
-            params, *_decode_arguments(params)
-        )
-    )
-    assert "callback" not in text and "infeed" not in text
-    assert text.count("while[") >= 1
-
-
-def _decode_arguments(params):
-    batch = generate_lib._start(
-        params, CONFIG, [[1]], [Controls()], cases.random_delimiters(np.random.default_rng(0)), [()], 1, 32, "float32"
-    )
-    return batch.run, *batch.settings, np.int32(1)
-
-
 def test_progress_reports_do_not_change_the_result(params):
     batch = random_batch(22)
     seen = []
-    reported = run(params, batch, batch_size=4, progress=lambda done, ids: seen.append((done, ids)))
+    reported = run(params, batch, batch_size=1, progress=lambda done, ids: seen.append((done, ids)))
     same(reported, run(params, batch))
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
-    assert seen[-1] == (16, sum(len(s.ids) for s in reported))
+    assert seen[-1] == (len(batch[1]), sum(len(s.ids) for s in reported))
 
 
 def test_stream_grows_to_the_same_sample(params):
@@ -146,7 +129,7 @@ def test_stream_grows_to_the_same_sample(params):
     index = max(range(16), key=lambda i: controls[i].max_thinking_tokens)
     delimiters = dataclasses.replace(delimiters, wait=waits[index])
     parts = list(generate_lib.stream(params, CONFIG, prompts[index], controls[index], delimiters, cache_length=LENGTH))
-    whole = generate_lib.generate(params, CONFIG, [prompts[index]], [controls[index]], delimiters)
+    whole = generate_lib.generate(params, CONFIG, [prompts[index]], [controls[index]], delimiters, cache_length=LENGTH)
     same(parts[-1:], whole)
     assert len(parts) > 2 and not parts[0].answer_end
     for part in parts:
@@ -161,7 +144,7 @@ def test_a_row_that_could_outgrow_the_cache_is_refused_before_anything_runs(para
     prompts = [[1], [1] * (LENGTH - 50 - forced + 1)]
     with pytest.raises(InputError, match=rf"file:7: a prompt of {len(prompts[1])} ids.* {LENGTH + 1} ids.* {LENGTH};"):
         generate_lib.generate(params, CONFIG, prompts, [fits] * 2, delimiters, names=["file:6", "file:7"])
-    with pytest.raises(InputError, match="row 0: .* cache length is 40"):
+    with pytest.raises(InputError, match=r"row 0: .* cache length is 40"):
         generate_lib.generate(params, CONFIG, prompts, [fits] * 2, delimiters, cache_length=40)
     with pytest.raises(InputError, match="cache_length 97 exceeds"):
         generate_lib.generate(params, CONFIG, prompts, [fits] * 2, delimiters, cache_length=97)

@@ -1,0 +1,178 @@
+"""`python -m launch.sample` from the outside: what it writes and shows, and what it says to wrong input."""
+
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from s1jax.checkpoint import store
+from s1jax.config import ModelConfig
+from s1jax.model import decoder
+from s1jax.text import chat
+from s1jax.text.tokenizer import Tokenizer
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+CONTEXT = 160
+ROWS = [
+    {"question": "Make 21 from 3 7 1", "answer": 21, "name": "kept"},
+    {"question": "Make 5 from 2 3", "max_thinking_tokens": 0},
+    {"prompt_ids": [5, 6, 7], "temperature": 1.0, "seed": 3, "wait": "", "num_waits": 2},
+]
+# Flags, and words of the one sentence they end in; {f0}, {f1}, ... are the files of WRONG_ROWS.
+WRONG = [
+    (["--checkpoint="], "--checkpoint is missing"),
+    (["--prompts="], "exactly one of --prompts"),
+    (["--prompt=Make 5"], "exactly one of --prompts"),
+    (["--out="], "--out=FILE.jsonl goes with --prompts"),
+    (["--out={folder}"], "is a folder"),
+    (["--out={folder}/no/where.jsonl"], "is no folder"),
+    (["--checkpoint={folder}/none"], "none is not a folder"),
+    (["--checkpoint={folder}/think"], "delimiter '<think>'"),
+    (["--prompts={folder}/none.jsonl"], "none.jsonl does not exist"),
+    (["--temperature=-1"], "temperature is -1.0"),
+    (["--top_p=0"], "top_p is 0.0"),
+    (["--min_thinking_tokens=50"], "min_thinking_tokens 50 exceeds max_thinking_tokens 20"),
+    (["--max_thinking_tokens=many"], "many"),
+    (["--max_thinking=3"], "max_thinking"),
+    (["--batch_size=0"], "batch_size"),
+    (["--max_answer_tokens=500"], f"prompts.jsonl:1: a prompt of .* context length is {CONTEXT}"),
+    (["--cache_length=40", "--max_thinking_tokens=30"], "prompts.jsonl:1: a prompt of .* cache length is 40"),
+    (["--prompts={f0}"], "f0.jsonl holds no rows"),
+    (["--prompts={f1}"], "f1.jsonl:3 is not JSON"),
+    (["--prompts={f2}"], "f2.jsonl:1 must have exactly one of the fields question and prompt_ids"),
+    (["--prompts={f3}"], "f3.jsonl:1: max_thinking_tokens is -4"),
+    (["--prompts={f4}"], "f4.jsonl:1.*num_waits is 'two'"),
+    (["--prompts={f5}"], "f5.jsonl:1: prompt_ids must be a list of whole numbers"),
+    (["--prompts={f6}"], "f6.jsonl:1: prompt id 500 lies outside"),
+    (["--prompts={f7}"], "f7.jsonl:1 is no JSON object"),
+    (["--prompts={f8}"], "f8.jsonl:1: question is ' '"),
+    (["--prompts={f9}"], "f9.jsonl:1: wait is 3"),
+]
+WRONG_ROWS = [
+    "\n\n",
+    '{"question": "Make 5"}\n\n{"question": ',
+    '{"text": "Make 5"}',
+    '{"question": "Make 5", "max_thinking_tokens": -4}',
+    '{"question": "Make 5", "num_waits": "two"}',
+    '{"prompt_ids": [1, 2.5]}',
+    '{"prompt_ids": [500]}',
+    "[1, 2]",
+    '{"question": " "}',
+    '{"question": "Make 5", "wait": 3}',
+]
+# Runs the launcher once for each list of flags, in one process: importing and compiling take nearly all the time.
+DRIVER = """
+import contextlib, io, json, sys
+from absl.testing import flagsaver
+from launch import cli, sample
+outcomes = []
+for flags in json.loads(sys.argv.pop()):
+    out, err = io.StringIO(), io.StringIO()
+    with flagsaver.flagsaver(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        sys.argv[1:] = flags
+        try:
+            cli.run(sample.main)
+        except SystemExit as end:
+            outcomes.append({"code": end.code or 0, "out": out.getvalue(), "err": err.getvalue()})
+print(json.dumps(outcomes))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A random model with Countdown's tokenizer, the prompts, and the files of WRONG_ROWS."""
+    folder = tmp_path_factory.mktemp("sample")
+    config = ModelConfig(
+        vocab_size=160, d_model=32, mlp_dim=64, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=16,
+        tied_embeddings=True, context_length=CONTEXT,
+    )  # fmt: skip
+    params = decoder.init_params(config, jax.random.key(0))
+    params = jax.tree.map(lambda a: a * 8 if a.ndim > 2 else a, params)
+    tokenizer = Tokenizer.load(ROOT / "s1jax/assets/countdown_tokenizer")
+    store.save_model(folder / "model", params, config, tokenizer, chat.FORMATS["s1_plain"], {})
+    store.save_model(folder / "think", params, config, tokenizer, chat.FORMATS["think"], {})
+    (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
+    for i, text in enumerate(WRONG_ROWS):
+        (folder / f"f{i}.jsonl").write_text(text)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def outcomes(folder):
+    """Outcomes of: the file, the file again in batches of one and other order, one prompt, and everything in WRONG."""
+    names = {"folder": str(folder), **{f"f{i}": str(folder / f"f{i}.jsonl") for i in range(len(WRONG_ROWS))}}
+    base = [f"--checkpoint={folder}/model", "--max_thinking_tokens=20", "--max_answer_tokens=6"]
+    file = [*base, f"--prompts={folder}/prompts.jsonl", f"--out={folder}/out.jsonl"]
+    (folder / "reversed.jsonl").write_text("\n".join(map(json.dumps, ROWS[::-1])))
+    runs = [
+        file,
+        [*base, f"--prompts={folder}/reversed.jsonl", f"--out={folder}/reversed_out.jsonl", "--batch_size=1"],
+        [*base, "--prompt=Make 5 from 2 3 1", "--num_waits=1"],
+    ]
+    runs += [[*file, *(flag.format(**names) for flag in flags)] for flags, _ in WRONG]
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, json.dumps(runs)],
+        cwd=ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu"}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_one_complete_line_per_prompt_in_order(folder, outcomes):
+    assert outcomes[0]["code"] == 0, outcomes[0]["err"]
+    assert "3 rows to" in outcomes[0]["out"] and "sampling: 3 of 3" in outcomes[0]["err"]
+    rows = lines(folder / "out.jsonl")
+    assert [row.get("question") for row in rows] == [row.get("question") for row in ROWS]
+    fmt, tokenizer = chat.FORMATS["s1_plain"], Tokenizer.load(ROOT / "s1jax/assets/countdown_tokenizer")
+    start = tokenizer.encode(fmt.think_start)
+    for row in rows:
+        assert row["ids"][: len(start)] == start and len(row["forced"]) == len(row["ids"])
+        assert row["thinking_end"] in ("natural", "cut") and row["answer_end"] in ("stop", "length")
+        assert row["logprob"] < 0 and isinstance(row["waits"], int)
+        assert row["thinking_tokens"] <= row["controls"]["max_thinking_tokens"]
+        thinking = row["ids"][len(start) : len(start) + row["thinking_tokens"]]
+        assert row["thinking"] == tokenizer.decode(thinking).strip()
+        assert not row["answer"].startswith(fmt.think_end) and fmt.turn_end not in row["answer"]
+        if row["thinking_end"] == "cut":
+            assert row["answer"].startswith("Final Answer:")
+    assert rows[0]["name"] == "kept" and rows[0]["input_answer"] == 21
+    assert rows[1]["thinking_tokens"] == 0 and rows[1]["thinking"] == ""
+    assert rows[2]["controls"]["wait"] == "" and rows[2]["controls"]["seed"] == 3
+
+
+def test_rows_do_not_depend_on_order_and_batch(folder, outcomes):
+    assert outcomes[1]["code"] == 0, outcomes[1]["err"]
+    for a, b in zip(lines(folder / "out.jsonl"), lines(folder / "reversed_out.jsonl")[::-1], strict=True):
+        assert abs(a.pop("logprob") - b.pop("logprob")) < 1e-3
+        assert a == b
+
+
+def test_one_prompt_is_streamed_with_thinking_and_answer_told_apart(outcomes):
+    assert outcomes[2]["code"] == 0, outcomes[2]["err"]
+    shown = outcomes[2]["out"]
+    assert shown.startswith("thinking ─") and "\nanswer ─" in shown
+    assert "thinking tokens (" in outcomes[2]["err"]
+
+
+@pytest.mark.parametrize("index", range(len(WRONG)), ids=lambda i: WRONG[i][1][:40])
+def test_wrong_input_ends_in_one_sentence(outcomes, index):
+    outcome = outcomes[3 + index]
+    assert outcome["code"] == 2
+    last = outcome["err"].strip().splitlines()[-1]
+    assert last.startswith("error: ") and re.search(WRONG[index][1], last), outcome["err"]
+    assert "Traceback" not in outcome["err"]
+
+
+def test_nothing_is_lost_and_nothing_half_written(folder, outcomes):
+    """All the failures above were given the same --out."""
+    assert len(lines(folder / "out.jsonl")) == 3
+    assert not list(folder.glob(".*"))
