@@ -250,6 +250,10 @@ def sample_all(
             bar.phase(f"run {number + 1} of {len(settings)}: {name}")
             limit = controls.max_thinking_tokens if setting.budget is None else setting.budget
             begun = time.monotonic()
+
+            def report(done: int, ids: int, before: int = number * count, begun: float = begun) -> None:
+                bar.update(before + done, f"{ids / (time.monotonic() - begun):,.0f} tokens/s")
+
             samples = rows_lib.sample_rows(
                 model,
                 prompts,
@@ -259,7 +263,7 @@ def sample_all(
                 cache_length=slots,
                 dtype=dtype,
                 names=names,
-                progress=lambda done, ids, before=number * count: bar.update(before + done),  # type: ignore[misc]
+                progress=report,
             )
             seconds = time.monotonic() - begun
             right = [task.grade(sample["answer"], row) for sample, row in zip(samples, task.rows, strict=True)]
@@ -267,8 +271,8 @@ def sample_all(
                 record = {"run": name, "problem": i, "correct": verdict, **sample}
                 stream.write(json.dumps(record, ensure_ascii=False) + "\n")
             stream.flush()
-            bar.update((number + 1) * count)
             runs.append(_summarise(name, setting, limit, samples, right, seconds))
+            bar.update((number + 1) * count, f"{name}: {runs[-1].accuracy:.1f} % right")
     return runs
 
 
