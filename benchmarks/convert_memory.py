@@ -63,8 +63,8 @@ def main(_: list[str]) -> None:
             bound = target + 1.3 * largest
             verdict = "holds" if peak - before <= bound else "EXCEEDED"
             print(
-                f"{label}: peak {peak - before:.0f} MB over the {before:.0f} MB of the imports; bound {target:.0f} + 1.3 x "
-                f"{largest:.0f} = {bound:.0f} MB {verdict}; {sentence.split(' in ')[-1]}"
+                f"{label}: peak {peak - before:.0f} MB over the {before:.0f} MB of the imports; bound {target:.0f} + "
+                f"1.3 x {largest:.0f} = {bound:.0f} MB {verdict}; {sentence.split(' in ')[-1]}"
             )
 
 

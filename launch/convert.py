@@ -20,7 +20,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from absl import flags
+from absl import flags, logging
 
 import s1jax
 from launch import cli
@@ -60,6 +60,7 @@ def main() -> None:
     # An accelerator has nothing to do here, and its memory may be too small for the whole model.
     import jax
 
+    logging.set_verbosity(logging.ERROR)  # Orbax warns of the layout that the store chooses on purpose
     jax.config.update("jax_platforms", "cpu")
 
     start = time.monotonic()

@@ -157,7 +157,7 @@ def read_params(reader: gguf.GGUFReader, config: ModelConfig, where: str, dtype:
         step = max(1, _CHUNK // target.shape[-1])
         for start in range(0, len(target), step):
             rows = slice(start, start + step)
-            target[rows] = dequantize(tensor.data[rows], tensor.tensor_type).astype(dtype, copy=False)
+            names_lib.copy(target[rows], dequantize(tensor.data[rows], tensor.tensor_type))
     return params
 
 

@@ -1,13 +1,12 @@
 """Hugging Face model folders: config.json and safetensors, single or sharded, read and written without torch.
 
 Reading fills arrays that are allocated once, tensor by tensor, so the peak of host memory is the target plus one
-tensor; writing copies out one shard at a time. Names and layouts come from `s1jax.checkpoint.names`.
+tensor; writing copies out one tensor at a time. Names and layouts come from `s1jax.checkpoint.names`.
 File format: https://huggingface.co/docs/safetensors; configuration keys as in transformers' Qwen2, Qwen3 and Llama.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,6 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import safetensors
-import safetensors.numpy
 
 from s1jax.checkpoint import names as names_lib
 from s1jax.config import InputError, ModelConfig
@@ -71,13 +69,13 @@ def config_from_json(values: Mapping[str, Any], where: str = "config.json") -> M
     architectures = values.get("architectures") or [_FAMILIES.get(str(family), ("",))[0]]
     if family not in _FAMILIES or list(architectures) != [_FAMILIES[family][0]]:
         raise InputError(
-            f"{where}: architecture {', '.join(map(str, architectures)) or family!r} (model_type {family!r}) is unknown; "
-            f"s1jax reads {', '.join(name for name, _ in _FAMILIES.values())}."
+            f"{where}: architecture {', '.join(map(str, architectures)) or family!r} (model_type {family!r}) is "
+            f"unknown; s1jax reads {', '.join(name for name, _ in _FAMILIES.values())}."
         )
     for key, accepted in _FIXED.items():
         if values.get(key, accepted) not in (accepted, None):
             raise InputError(
-                f"{where}: {key} is {values[key]!r}, which this decoder does not compute; only {accepted!r} is supported."
+                f"{where}: {key} is {values[key]!r}, which this decoder does not compute; only {accepted!r} is."
             )
     if set(values.get("layer_types") or ()) - {"full_attention"}:
         raise InputError(f"{where}: layer_types names other layers than full_attention, which this decoder lacks.")
@@ -132,8 +130,8 @@ def _rope_theta(values: Mapping[str, Any], default: Any, where: str) -> Any:
         more = set(rope) - {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
         if kind != "default" or more or rope.get("partial_rotary_factor", 1.0) != 1.0:
             raise InputError(
-                f"{where}: {key} asks for rotary scaling of type {kind!r} ({', '.join(sorted(rope))}), which s1jax does "
-                "not compute; remove it to use the model within its unscaled context."
+                f"{where}: {key} asks for rotary scaling of type {kind!r} ({', '.join(sorted(rope))}), which s1jax "
+                "does not compute; remove it to use the model within its unscaled context."
             )
         found = rope.get("rope_theta", theta)
         if values.get("rope_theta") is not None and found != values["rope_theta"]:
@@ -160,8 +158,8 @@ def config_to_json(config: ModelConfig, eos: Sequence[int] = (), dtype: Any = np
     family = "qwen2" if config.qkv_bias else "qwen3" if config.qk_norm else "llama"
     if family == "llama" and config.d_model % config.num_heads:
         raise InputError(
-            f"d_model {config.d_model} is no multiple of num_heads {config.num_heads}; transformers' Llama requires it, "
-            "so the model cannot be exported."
+            f"d_model {config.d_model} is no multiple of num_heads {config.num_heads}, as transformers' Llama requires; the "
+            "model cannot be exported."
         )
     return {
         "architectures": [_FAMILIES[family][0]],
@@ -274,7 +272,7 @@ def read_params(folder: pathlib.Path, config: ModelConfig, dtype: Any = None) ->
         stored = handles[files[name]].get_slice(name)
         names_lib.check_shape(name, tuple(stored.get_shape()), targets[name].shape, str(files[name]))
     for name in sorted(targets, key=lambda name: files[name]):
-        targets[name][...] = handles[files[name]].get_tensor(name).astype(dtype, copy=False)
+        names_lib.copy(targets[name], handles[files[name]].get_tensor(name))
     if config.tied_embeddings and head in files:
         one, other = (handles[files[name]].get_tensor(name) for name in (embedding, head))
         if one.dtype != other.dtype or not np.array_equal(_bits(one), _bits(other)):
@@ -318,7 +316,7 @@ def write_model(
 
     Args:
       folder: exists and is empty.
-      params: our tree; host arrays are read in place, one shard is copied at a time.
+      params: our tree; host arrays are read in place, one tensor is copied at a time.
       config: of the model.
       dtype: of the stored weights; None keeps that of `params`.
       eos: ids that end a text.
@@ -338,21 +336,32 @@ def write_model(
     weight_map = {}
     for number, shard in enumerate(shards, 1):
         file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        # Contiguous copies: save_file writes the memory behind an array, whatever its strides say.
-        tensors = {name: np.ascontiguousarray(sources[name], dtype) for name in shard}
-        try:
-            safetensors.numpy.save_file(tensors, folder / file, metadata={"format": "pt"})
-        except safetensors.SafetensorError as error:
-            if "No space left" in str(error):
-                raise OSError(errno.ENOSPC, "No space left on device", str(folder / file)) from None
-            raise
+        _write_shard(folder / file, {name: sources[name] for name in shard}, dtype)
         weight_map.update(dict.fromkeys(shard, file))
-        del tensors
     if len(shards) > 1:
         total = sum(view.size for view in sources.values()) * dtype.itemsize
         _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
     _write_json(folder / "config.json", config_to_json(config, eos, dtype))
     _write_json(folder / "generation_config.json", {"eos_token_id": _one_or_list(eos), "do_sample": False})
+
+
+def _write_shard(path: pathlib.Path, tensors: Mapping[str, np.ndarray], dtype: np.dtype) -> None:
+    """Writes one safetensors file tensor by tensor; the library's writer wants all of them contiguous at once."""
+    kind = next(name for name, known in _DTYPES.items() if known == dtype)
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, tensor in tensors.items():
+        end = offset + tensor.size * dtype.itemsize
+        header[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # the data starts at a multiple of 8 bytes
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in tensors.values():
+            contiguous = np.empty(tensor.shape, dtype)
+            names_lib.copy(contiguous, tensor)
+            contiguous.view(np.uint8).tofile(file)
 
 
 def complete_tokenizer(folder: pathlib.Path, eos: str) -> None:
