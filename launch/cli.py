@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import sys
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import app, flags, logging
 
@@ -54,14 +55,14 @@ def _parse(argv: Sequence[str], config_flag: str) -> list[str]:
         overrides = [part for part in argv if part.startswith(f"--{config_flag}.")]
         named = [part for part in overrides if part.split("=")[0].split(".")[-1] in str(error)] or overrides
         sys.exit(_fail(f"{named[0]} is not a setting of the configuration; see s1jax/config.py for those there are."))
-    if config_flag and flags.FLAGS[config_flag].value is not None:
+    if config_flag:
+        flag: Any = flags.FLAGS[config_flag]
         try:
-            flags.FLAGS[config_flag].value.keys()
+            _ = flag.value and flag.value.keys()
         except OSError:  # config_flags reports a file it could not read at the first use only
-            name = flags.FLAGS[config_flag].config_filename
-            sys.exit(_fail(f"--{config_flag}={name} cannot be read; give the path of a Python file with get_config()."))
+            sys.exit(_fail(f"--{config_flag}={flag.config_filename} is no readable Python file; give one of configs/."))
     if flags.FLAGS["verbosity"].using_default_value:
-        logging.set_verbosity(logging.WARNING)  # Orbax tells every file it writes at the level below
+        logging.set_verbosity(logging.FATAL)  # Orbax logs every file it writes, and errors that it raises as well
     if len(rest) > 1:
         sys.exit(_fail(f"{rest[1]!r} is no flag; every argument is --name=value, --help lists them."))
     return rest

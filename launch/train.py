@@ -1,8 +1,8 @@
 """Trains a model: `python -m launch.train --config=configs/NAME.py --workdir=DIR [--config.a.b=v ...]`.
 
 The same command run again goes on from the newest checkpoint in DIR. DIR gets config.json, metrics.jsonl, tensorboard/
-and checkpoints/STEP, and is itself a checkpoint to every other launcher. On SIGTERM the run saves a checkpoint and exits
-with code 143.
+and checkpoints/STEP, and is itself a checkpoint to every other launcher. On SIGTERM the run saves a checkpoint and
+exits with code 143.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ STOPPED = 128 + signal.SIGTERM  # exit code
 
 def main() -> int:
     if _CONFIG.value is None:
-        raise InputError("--config is missing; give a file of configs/, for example --config=configs/countdown_sft.py.")
+        raise InputError("--config is missing; give a file of configs/, for example --config=configs/countdown_s1.py.")
     if not _WORKDIR.value:
         raise InputError("--workdir is missing; name the folder that shall hold the run.")
     experiment = presets.experiment(_CONFIG.value.to_dict())
@@ -44,6 +44,12 @@ def main() -> int:
 
     mesh = parallel.make_mesh(experiment.mesh)
     about = _about(experiment)
+    about.tokenizer.legal_ids(about.config.vocab_size)  # raises where it has ids that the embedding lacks
+    if experiment.data.block_size > about.config.context_length:
+        raise InputError(
+            f"config.data.block_size {experiment.data.block_size} exceeds the model's context_length "
+            f"{about.config.context_length}; choose a smaller one."
+        )
     first = jax.process_index() == 0
     batches, notes = sources.make(
         experiment, about.tokenizer, about.chat, parallel.row_shards(mesh), jax.process_index(), jax.process_count()
@@ -90,7 +96,7 @@ def _about(experiment: Experiment) -> Any:
         fmt = chat.FORMATS[experiment.chat] if experiment.chat else start.chat
         provenance["init_from"] = start.provenance
         return store.Metadata(start.config, start.tokenizer, fmt, provenance)
-    assert experiment.model is not None
+    assert experiment.model is not None  # Experiment has either
     if not experiment.tokenizer or not experiment.chat:
         raise InputError("config.tokenizer and config.chat are needed where config.init_from is not given.")
     tokenizer = Tokenizer.load(experiment.tokenizer)

@@ -330,7 +330,7 @@ def disk_errors(folder: pathlib.Path) -> Iterator[None]:
             if getattr(cause, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(cause):
                 raise InputError(
                     f"no space left on the device while writing {folder}; free some space and run the same command "
-                    "again: it goes on from the last finished checkpoint."
+                    "again (finished checkpoints are kept)."
                 ) from error
             cause = cause.__cause__ or cause.__context__
         raise

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -18,6 +17,7 @@ from s1jax import meters, parallel
 from s1jax.checkpoint import store
 from s1jax.config import Experiment, InputError
 from s1jax.train import optimizer as optimizer_lib
+from s1jax.train import record as record_lib
 from s1jax.train import step as step_lib
 
 # Settings that may differ when a run is resumed: they change neither its numbers nor its order.
@@ -120,7 +120,7 @@ def train(
     settings = experiment.checkpoint
     with (
         store.Checkpointer(workdir, settings.keep, about) as checkpointer,
-        _Log(workdir, experiment, about.config, mesh) as log,
+        record_lib.RunLog(workdir, experiment, about.config, mesh) as log,
     ):
         start = checkpointer.newest_step() or 0
         if start:
@@ -181,109 +181,6 @@ def train(
         watcher.on_phase("finishing the checkpoint")
         checkpointer.wait()
         return log.summary(stopped)
-
-
-class _Log:
-    """metrics.jsonl and TensorBoard events of a run, written by process 0."""
-
-    def __init__(self, workdir: pathlib.Path, experiment: Experiment, config: Any, mesh: Mesh):
-        self._workdir, self._config = workdir, config
-        self._price = experiment.cost.per_device_hour
-        self._devices = mesh.size
-        self._kind = mesh.devices.flat[0].device_kind
-        self._first = jax.process_index() == 0
-        self._records: list[dict[str, Any]] = []
-        self._start = 0
-        self._file: Any = None
-        self._events: Any = None
-        self._clock = time.monotonic()
-
-    def __enter__(self) -> _Log:
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        for writer in (self._file, self._events):
-            if writer is not None:
-                writer.close()
-
-    def begin(self, start: int) -> None:
-        """Opens the files; lines of steps after `start`, which a killed run wrote and which come again, are removed."""
-        self._start = start
-        if not self._first:
-            return
-        path = self._workdir / "metrics.jsonl"
-        if path.exists():
-            for line in path.read_text().splitlines():
-                try:
-                    record = json.loads(line)
-                except ValueError:  # the last line of a killed run
-                    break
-                if record["step"] <= start:
-                    self._records.append(record)
-        with store.disk_errors(path):
-            partial = path.with_suffix(".partial")
-            partial.write_text("".join(json.dumps(record) + "\n" for record in self._records))
-            partial.rename(path)
-            self._file = path.open("a", buffering=1)
-            try:
-                from tensorboardX import SummaryWriter
-            except ImportError:  # metrics.jsonl has the same numbers
-                return
-            self._events = SummaryWriter(str(self._workdir / "tensorboard"), purge_step=start + 1)
-
-    @property
-    def last(self) -> dict[str, Any]:
-        return self._records[-1] if self._records else {}
-
-    def start_clock(self) -> None:
-        self._clock = time.monotonic()
-
-    def write(self, step: int, values: dict[str, Any], pairs: int) -> dict[str, Any]:
-        """Adds the line of a step that has just ended and returns it."""
-        now = time.monotonic()
-        seconds, self._clock = now - self._clock, now
-        flops = meters.train_flops(self._config, values["tokens"], pairs)
-        record = {
-            "step": step,
-            "loss": values["loss"],
-            "learning_rate": values["learning_rate"],
-            "grad_norm": values["grad_norm"],
-            "supervised_tokens": values["supervised"],
-            "tokens": values["tokens"],
-            "tokens_per_second": values["tokens"] / seconds,
-            "mfu": meters.mfu(flops, seconds, self._kind, self._devices),
-            "seconds": seconds,
-            "dollars": self.last.get("dollars", 0.0) + meters.dollars(seconds, self._devices, self._price),
-        }
-        self._records.append(record)
-        if self._first:
-            with store.disk_errors(self._workdir / "metrics.jsonl"):
-                self._file.write(json.dumps(record) + "\n")
-                if self._events is not None:
-                    for name, value in record.items():
-                        if name != "step" and value is not None:
-                            self._events.add_scalar(f"train/{name}", value, step)
-        return record
-
-    def summary(self, stopped: bool) -> dict[str, Any]:
-        """Figures of the whole run, resumed parts included."""
-        if not self._records:
-            return {"steps": self._start, "stopped": stopped}
-        seconds = sum(record["seconds"] for record in self._records)
-        tokens = sum(record["tokens"] for record in self._records)
-        shares = [record["mfu"] for record in self._records if record["mfu"] is not None]
-        return {
-            "steps": self.last["step"],
-            "stopped": stopped,
-            "first_loss": self._records[0]["loss"],
-            "last_loss": self.last["loss"],
-            "tokens": tokens,
-            "supervised_tokens": sum(record["supervised_tokens"] for record in self._records),
-            "seconds": seconds,
-            "tokens_per_second": tokens / seconds,
-            "median_mfu": float(np.median(shares)) if shares else None,
-            "dollars": self.last["dollars"],
-        }
 
 
 def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -71,8 +71,8 @@ def _run(
     vocab, width = parallel.TABLE["vocab"], parallel.TABLE["embed"]
     rows = P(parallel.ROWS)
 
-    def device(*args: jax.Array) -> tuple[jax.Array, Any, Any]:
-        total, d_hidden, d_kernel = _one_device(*args, chunk, gradients, vocab)
+    def device(h: jax.Array, k: jax.Array, t: jax.Array, w: jax.Array) -> tuple[jax.Array, Any, Any]:
+        total, d_hidden, d_kernel = _one_device(h, k, t, w, chunk, gradients, vocab)
         total = jax.lax.psum(total, parallel.ROWS)
         if gradients:
             d_hidden = jax.lax.psum(d_hidden, vocab)

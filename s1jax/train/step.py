@@ -31,7 +31,7 @@ class TrainState:
       opt_state: of the optimizer.
     """
 
-    step: jax.Array
+    step: Any
     params: Any
     opt_state: Any
 
@@ -120,7 +120,7 @@ def make_step(
     tx: optax.GradientTransformation,
     mesh: Mesh,
     abstract: TrainState,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+) -> jax.stages.Wrapped:
     """Compiles nothing yet; returns the jitted `(state, batch) -> (state, metrics)`, which donates the state.
 
     The gradients are those of `make_gradients`. Where loss or gradients are not finite the state comes back as it was,

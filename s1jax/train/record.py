@@ -1,0 +1,153 @@
+"""What a run writes down of its steps: metrics.jsonl and TensorBoard events, with the meters' figures."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import time
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from s1jax import meters
+from s1jax.checkpoint import store
+from s1jax.config import Experiment, ModelConfig
+
+_FLUSH_EVERY = 10.0  # seconds between writes of the TensorBoard events
+
+
+class RunLog:
+    """metrics.jsonl and TensorBoard events of a run, written by process 0."""
+
+    def __init__(self, workdir: pathlib.Path, experiment: Experiment, config: ModelConfig, mesh: Mesh):
+        self._workdir, self._config = workdir, config
+        self._price = experiment.cost.per_device_hour
+        self._devices = mesh.size
+        self._kind = mesh.devices.flat[0].device_kind
+        self._first = jax.process_index() == 0
+        self._records: list[dict[str, Any]] = []
+        self._start = 0
+        self._file: Any = None
+        self._events: Any = None
+        self._clock = time.monotonic()
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        for writer in (self._file, self._events):
+            if writer is not None:
+                writer.close()
+
+    def begin(self, start: int) -> None:
+        """Opens the files; lines of steps after `start`, which a killed run wrote and which come again, are removed."""
+        self._start = start
+        if not self._first:
+            return
+        path = self._workdir / "metrics.jsonl"
+        if path.exists():
+            for line in path.read_text().splitlines():
+                try:
+                    record = json.loads(line)
+                except ValueError:  # the last line of a killed run
+                    break
+                if record["step"] <= start:
+                    self._records.append(record)
+        with store.disk_errors(path):
+            partial = path.with_suffix(".partial")
+            partial.write_text("".join(json.dumps(record) + "\n" for record in self._records))
+            partial.rename(path)
+            self._file = path.open("a", buffering=1)
+            try:
+                self._events = _Events(self._workdir / "tensorboard", start)
+            except ImportError:  # metrics.jsonl has the same numbers
+                return
+
+    @property
+    def last(self) -> dict[str, Any]:
+        return self._records[-1] if self._records else {}
+
+    def start_clock(self) -> None:
+        self._clock = time.monotonic()
+
+    def write(self, step: int, values: dict[str, Any], pairs: int) -> dict[str, Any]:
+        """Adds the line of a step that has just ended and returns it."""
+        now = time.monotonic()
+        seconds, self._clock = now - self._clock, now
+        flops = meters.train_flops(self._config, values["tokens"], pairs)
+        record = {
+            "step": step,
+            "loss": values["loss"],
+            "learning_rate": values["learning_rate"],
+            "grad_norm": values["grad_norm"],
+            "supervised_tokens": values["supervised"],
+            "tokens": values["tokens"],
+            "tokens_per_second": values["tokens"] / seconds,
+            "mfu": meters.mfu(flops, seconds, self._kind, self._devices),
+            "seconds": seconds,
+            "dollars": self.last.get("dollars", 0.0) + meters.dollars(seconds, self._devices, self._price),
+        }
+        self._records.append(record)
+        if self._first:
+            with store.disk_errors(self._workdir / "metrics.jsonl"):
+                self._file.write(json.dumps(record) + "\n")
+                if self._events is not None:
+                    self._events.add(record)
+        return record
+
+    def summary(self, stopped: bool) -> dict[str, Any]:
+        """Figures of the whole run, resumed parts included."""
+        if not self._records:
+            return {"steps": self._start, "stopped": stopped}
+        seconds = sum(record["seconds"] for record in self._records)
+        tokens = sum(record["tokens"] for record in self._records)
+        shares = [record["mfu"] for record in self._records if record["mfu"] is not None]
+        return {
+            "steps": self.last["step"],
+            "stopped": stopped,
+            "first_loss": self._records[0]["loss"],
+            "last_loss": self.last["loss"],
+            "tokens": tokens,
+            "supervised_tokens": sum(record["supervised_tokens"] for record in self._records),
+            "seconds": seconds,
+            "tokens_per_second": tokens / seconds,
+            "median_mfu": float(np.median(shares)) if shares else None,
+            "dollars": self.last["dollars"],
+        }
+
+
+class _Events:
+    """A TensorBoard event file, written in this thread so that a full disk is noticed.
+
+    tensorboardX's own SummaryWriter hands events to a thread, and waits for ever where that thread has died.
+    """
+
+    def __init__(self, folder: pathlib.Path, start: int):
+        """Opens a new file; TensorBoard drops what earlier files have of steps after `start`."""
+        from tensorboardX import event_file_writer
+        from tensorboardX.proto import event_pb2, summary_pb2
+
+        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
+        folder.mkdir(exist_ok=True)
+        self._writer = event_file_writer.EventsWriter(str(folder / "events"), f".{start}")
+        session = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+        self._writer.write_event(event_pb2.Event(wall_time=time.time(), step=start + 1, session_log=session))
+        self._flushed = time.monotonic()
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Adds every number of a line of metrics.jsonl under train/NAME."""
+        values = [
+            self._summary.Value(tag=f"train/{name}", simple_value=value)
+            for name, value in record.items()
+            if name != "step" and value is not None
+        ]
+        event = self._event(wall_time=time.time(), step=record["step"], summary=self._summary(value=values))
+        self._writer.write_event(event)
+        if time.monotonic() - self._flushed > _FLUSH_EVERY:
+            self._writer.flush()
+            self._flushed = time.monotonic()
+
+    def close(self) -> None:
+        self._writer.close()

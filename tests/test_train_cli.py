@@ -1,0 +1,91 @@
+"""`launch.train` from the outside: one sentence and exit code 2 for wrong input; SIGTERM saves, the same command goes on."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+COMMAND = [sys.executable, "-m", "launch.train"]
+BASE = "--config=configs/countdown_base.py"
+TINY = [
+    "--config.model.num_layers=1", "--config.model.d_model=16", "--config.model.mlp_dim=16",
+    "--config.data.block_size=64", "--config.train.batch_size=2", "--config.optimizer.name=adamw",
+]  # fmt: skip
+
+
+def run(*flags, **kwargs):
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    return subprocess.Popen(
+        [*COMMAND, *map(str, flags)],
+        cwd=ROOT,
+        env=env,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **kwargs,
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--wurst=1"], "Unknown command line flag 'wurst'"),
+        ([BASE, "surplus"], "'surplus' is no flag"),
+        ([], "--config is missing"),
+        ([BASE], "--workdir is missing"),
+        ([BASE, "--config.data.sauce=x"], "--config.data.sauce=x is not a setting"),
+        ([BASE, "--config.train.steps=many"], "--config.train.steps=many: invalid literal"),
+        ([BASE, "--config.model=qwen9", "--workdir=w"], "config.model"),
+        (
+            [BASE, "--config.train.remat=half", "--workdir=w"],
+            "config.train.remat is 'half'; choose one of 'none', 'full'",
+        ),
+        ([BASE, "--config.init_from=x", "--workdir=w"], "give exactly one"),
+        (["--config=configs/nothing.py"], "configs/nothing.py is no readable Python file"),
+        (["--config=README.md"], "does not load: SyntaxError"),
+    ],
+)
+def test_wrong_flags(flags, message):
+    """Answered before jax is imported."""
+    process = run(*flags)
+    out, err = process.communicate()
+    assert process.returncode == 2
+    assert out == "" and err.startswith("error: ") and len(err.splitlines()) == 1, err
+    assert message in err
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(tmp_path):
+    flags = [BASE, *TINY, f"--workdir={tmp_path}/w", "--config.train.steps=100000", "--config.checkpoint.every=0"]
+    process = run(*flags)
+    metrics = tmp_path / "w" / "metrics.jsonl"
+    while not (metrics.exists() and metrics.read_text().count("\n") > 2):
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate()
+    assert process.returncode == 143, err
+    assert "stopped at step" in out and "training" in err
+    (saved,) = (int(folder.name) for folder in (tmp_path / "w" / "checkpoints").iterdir())
+    assert json.loads(metrics.read_text().splitlines()[-1])["step"] == saved
+
+    process = run(*flags)
+    while metrics.read_text().count("\n") < saved + 2:
+        assert process.poll() is None, process.stderr.read()
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 143
+    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+    assert steps == list(range(1, len(steps) + 1)) and len(steps) > saved
+
+
+def test_a_workdir_of_another_run_is_refused(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"seed": 5}))
+    process = run(BASE, f"--workdir={tmp_path}")
+    _, err = process.communicate()
+    assert process.returncode == 2 and "holds another run" in err

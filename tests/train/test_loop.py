@@ -1,0 +1,235 @@
+"""The loop: what it writes, resumption at the exact step, and runs that go wrong."""
+
+import dataclasses
+import errno
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+import s1jax
+from s1jax import config as config_lib
+from s1jax import parallel
+from s1jax.checkpoint import store
+from s1jax.config import (
+    CheckpointConfig,
+    CostConfig,
+    DataConfig,
+    Experiment,
+    InputError,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
+from s1jax.model import decoder
+from s1jax.text import chat
+from s1jax.text.tokenizer import Tokenizer
+from s1jax.train import loop
+
+MODEL = ModelConfig(
+    vocab_size=128, d_model=8, mlp_dim=8, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=8, tied_embeddings=True
+)
+STEPS = 6
+EXPERIMENT = Experiment(
+    model=MODEL,
+    data=DataConfig(block_size=8),
+    train=TrainConfig(batch_size=2, steps=STEPS, compute_dtype="float32", remat="none", loss_chunk=8),
+    optimizer=OptimizerConfig(learning_rate=1e-2),
+    checkpoint=CheckpointConfig(every=2, keep=2),
+    cost=CostConfig(per_device_hour=3600.0),
+)
+
+
+class Rows:
+    """Batches that are a function of the step; the one of step `bad` has a loss that is infinite."""
+
+    num_steps = STEPS
+
+    def __init__(self, bad: int | None = None):
+        self.bad = bad
+
+    def batch(self, step):
+        ids = np.random.default_rng(step).integers(128, size=(2, 2, 8)).astype(np.int32)
+        weights = np.ones((2, 8), np.float32)
+        if step == self.bad:
+            weights[1, 3] = np.inf
+        return {
+            "tokens": ids[0],
+            "targets": ids[1],
+            "positions": np.broadcast_to(np.arange(8, dtype=np.int32), (2, 8)),
+            "segment_ids": np.ones((2, 8), np.int32),
+            "weights": weights,
+        }
+
+    def names(self, step):
+        return [f"rows.jsonl:{2 * step + 1}", f"rows.jsonl:{2 * step + 2}"]
+
+    def iterate(self, start=0):
+        return map(self.batch, range(start, self.num_steps))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_once(tmp_path_factory):
+    """All runs here compile the same step."""
+    names = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": 0,
+    }
+    before = {name: getattr(jax.config, name) for name in names}
+    for name, value in names.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+@pytest.fixture(scope="module")
+def about():
+    tokenizer = Tokenizer.load(pathlib.Path(s1jax.__file__).parent / "assets" / "countdown_tokenizer")
+    return store.Metadata(MODEL, tokenizer, chat.FORMATS["s1_plain"], {"experiment": "test"})
+
+
+@pytest.fixture(scope="module")
+def run(about):
+    def run(workdir, batches=None, make_params=None, experiment=EXPERIMENT, **watcher):
+        loop.claim_workdir(workdir, experiment)
+        mesh = parallel.make_mesh(MeshConfig(), jax.devices()[:1])
+        make_params = make_params or jax.jit(lambda: decoder.init_params(MODEL, jax.random.key(0)))
+        return loop.train(experiment, about, make_params, batches or Rows(), workdir, mesh, loop.Watcher(**watcher))
+
+    return run
+
+
+def records(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def whole(run, tmp_path_factory):
+    """Workdir, summary and what the watcher was told of a run that nothing interrupts."""
+    workdir = tmp_path_factory.mktemp("loop") / "whole"
+    told: list = []
+    summary = run(workdir, on_step=lambda record: told.append(record["step"]), on_phase=told.append)
+    return workdir, summary, told
+
+
+def test_one_line_a_step(whole):
+    workdir, _, told = whole
+    lines = records(workdir)
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    assert [word for word in told if isinstance(word, int)] == list(range(1, STEPS + 1))
+    assert any("compiling" in word for word in told if isinstance(word, str))
+    for line in lines:
+        assert line["tokens"] == line["supervised_tokens"] == 16
+        assert line["seconds"] > 0 and line["mfu"] is None and np.isfinite(line["grad_norm"])
+        np.testing.assert_allclose(line["tokens_per_second"], 16 / line["seconds"])
+    assert lines[0]["learning_rate"] == 0 and lines[1]["learning_rate"] == pytest.approx(1e-2)
+    np.testing.assert_allclose(lines[-1]["dollars"], sum(line["seconds"] for line in lines))
+
+
+def test_tensorboard_has_the_same_numbers(whole):
+    loader = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    accumulator = loader.EventAccumulator(str(whole[0] / "tensorboard"))
+    accumulator.Reload()
+    for name in ("loss", "learning_rate", "grad_norm", "supervised_tokens", "tokens_per_second", "seconds", "dollars"):
+        events = accumulator.Scalars(f"train/{name}")
+        assert [event.step for event in events] == list(range(1, STEPS + 1))
+        np.testing.assert_allclose(
+            [event.value for event in events], [line[name] for line in records(whole[0])], rtol=1e-6
+        )
+
+
+def test_summary(whole):
+    workdir, summary, _ = whole
+    lines = records(workdir)
+    assert summary["steps"] == STEPS and not summary["stopped"] and summary["tokens"] == 16 * STEPS
+    assert (summary["first_loss"], summary["last_loss"]) == (lines[0]["loss"], lines[-1]["loss"])
+
+
+def test_checkpoints_are_kept_and_self_contained(whole):
+    workdir = whole[0]
+    assert store.finished_steps(workdir) == [4, 6]
+    provenance = store.load_metadata(workdir).provenance
+    assert provenance["step"] == 6 and provenance["loss"] == records(workdir)[-1]["loss"]
+    assert config_lib.from_dict(Experiment, json.loads((workdir / "config.json").read_text())) == EXPERIMENT
+
+
+def never():
+    raise AssertionError("a run that is resumed does not start from new weights")
+
+
+def test_resumes_at_the_exact_step(run, whole, tmp_path):
+    """Stopped after step 3, and killed later: lines of steps whose state is lost, the last of them cut off."""
+    steps: list[int] = []
+    summary = run(tmp_path / "w", on_step=lambda r: steps.append(r["step"]), should_stop=lambda: len(steps) >= 2)
+    assert summary["stopped"] and summary["steps"] == 3 and store.finished_steps(tmp_path / "w") == [2, 3]
+    with (tmp_path / "w" / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(records(tmp_path / "w")[-1] | {"step": 4, "loss": -1.0}) + '\n{"step": 5, "lo')
+    summary = run(tmp_path / "w", make_params=never)
+    assert summary["steps"] == STEPS and not summary["stopped"]
+    assert [line["step"] for line in records(tmp_path / "w")] == list(range(1, STEPS + 1))
+    assert [line["loss"] for line in records(tmp_path / "w")] == [line["loss"] for line in records(whole[0])]
+    ours, theirs = (store.load_model(workdir).params for workdir in (tmp_path / "w", whole[0]))
+    for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(theirs), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_finished_run_is_left_as_it_is(run, whole):
+    before = (whole[0] / "metrics.jsonl").read_bytes()
+    summary = run(whole[0], make_params=never)
+    assert summary["steps"] == STEPS and summary["tokens"] == 16 * STEPS
+    assert (whole[0] / "metrics.jsonl").read_bytes() == before
+
+
+def test_a_loss_that_is_not_finite_names_step_and_rows_and_keeps_the_checkpoint(run, tmp_path):
+    message = (
+        r"step 4: loss (inf|nan) .* not finite on the rows rows.jsonl:7, rows.jsonl:8; the checkpoint of step 2 is"
+    )
+    with pytest.raises(InputError, match=message):
+        run(tmp_path / "w", Rows(bad=3))
+    assert store.finished_steps(tmp_path / "w") == [2]
+    assert [line["step"] for line in records(tmp_path / "w")] == [1, 2, 3]
+    assert run(tmp_path / "w", Rows(), make_params=never)["steps"] == STEPS, "goes on when the rows were mended"
+
+
+def test_a_full_disk_is_one_sentence(run, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("s1jax.checkpoint.digests.write", full)
+    with pytest.raises(InputError, match=r"no space left on the device while writing .*/checkpoints/2; free some"):
+        run(tmp_path / "w")
+
+
+def test_a_workdir_of_another_run(tmp_path):
+    loop.claim_workdir(tmp_path / "w", EXPERIMENT)
+    free = dataclasses.replace(
+        EXPERIMENT, mesh=MeshConfig(data=2), cost=CostConfig(2.0), checkpoint=CheckpointConfig(every=7)
+    )
+    loop.claim_workdir(tmp_path / "w", free)
+    other = dataclasses.replace(EXPERIMENT, optimizer=OptimizerConfig(learning_rate=3.0), seed=4)
+    message = (
+        "holds another run: optimizer.learning_rate is 0.01 there and 3.0 here; seed is 0 there and 4 here. Choose"
+    )
+    with pytest.raises(InputError, match=message):
+        loop.claim_workdir(tmp_path / "w", other)
+    pretrained = dataclasses.replace(EXPERIMENT, model=None, init_from="package:countdown_base")
+    with pytest.raises(InputError, match=r"init_from is '' there and 'package:countdown_base' here; model.* more"):
+        loop.claim_workdir(tmp_path / "w", pretrained)
+
+
+def test_a_workdir_that_cannot_be_used(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="is a file"):
+        loop.claim_workdir(tmp_path / "file", EXPERIMENT)
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w" / "metrics.jsonl").touch()
+    with pytest.raises(InputError, match=r"without its config\.json"):
+        loop.claim_workdir(tmp_path / "w", EXPERIMENT)
+    (tmp_path / "w" / "config.json").write_text("{")
+    with pytest.raises(InputError, match="is no JSON"):
+        loop.claim_workdir(tmp_path / "w", EXPERIMENT)
