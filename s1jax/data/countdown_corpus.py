@@ -13,29 +13,40 @@ import random
 import numpy as np
 
 from s1jax.data import countdown
-from s1jax.data.countdown import Problem
+from s1jax.data.countdown import Branch, Leaf, Problem
 
 # Shares and lengths of what the corpus holds; found by trying on the dev split.
 _UNSOLVABLE = 0.10  # searches for a target that the numbers can't make: every branch fails, and the round starts again
-_SHORT = 0.25  # searches that hit within their first three branches, where checks follow more often
-_SLIP = 0.06  # branches that claim a hit that is none, taken back by the check behind it
-_ANSWER = 0.5  # hits that are followed by the answer
+_SHORT = 0.25  # searches that hit within their first three branches
+_SLIP = 0.05  # branches that claim a hit that is none, taken back by the check behind it
+_CHECK = 0.3  # probability of a check behind a hit, and of every further one
+_LONG = 0.1  # hits with a long chain of checks instead, in which nothing is learned of when to stop
+_ANSWER = 0.9  # hits that are followed by the answer
 _MOST_BRANCHES = 12
 _MOST_CHECKS = 16
 _MISSES = 4  # searches that fit nowhere any more before facts fill what is left of the rows
 
+# Weights of targets in the loss. Most ids are copied or follow from the grammar and are soon certain; what takes long is
+# to compare a value with the target, and what can't be known (where a search starts) is mostly noise in the gradient.
+_VERDICT = 4.0
+_MOVE = 2.0
+_CHANCE = 0.1
+
 
 @dataclasses.dataclass
 class _Document:
-    """Ids of one search or list of facts, and for each whether it counts as a target."""
+    """Ids of one search or list of facts, and the weight of each as a target."""
 
     ids: list[int] = dataclasses.field(default_factory=list)
-    counts: list[bool] = dataclasses.field(default_factory=list)
+    weights: list[float] = dataclasses.field(default_factory=list)
 
-    def add(self, text: str, counts: bool = True) -> None:
-        ids = countdown.encode(text)
-        self.ids += ids
-        self.counts += [counts] * len(ids)
+    def add(self, text: str, weight: float = 1.0) -> None:
+        for symbol in countdown.encode(text):
+            self.ids.append(symbol)
+            self.weights.append(weight * (_VERDICT if symbol in _VERDICTS else 1.0))
+
+
+_VERDICTS = frozenset(countdown.encode("yes no"))
 
 
 def _draw_problem(rng: random.Random) -> tuple[Problem, int]:
@@ -57,38 +68,44 @@ def _draw_problem(rng: random.Random) -> tuple[Problem, int]:
 
 
 def _search(rng: random.Random) -> _Document:
-    """A question and its search, with checks and often the answer behind a hit."""
+    """A question and its search, with checks and mostly the answer behind a hit."""
     problem, start = _draw_problem(rng)
     document = _Document()
-    document.add(problem.question, counts=False)
-    separator = "\n"
+    document.add(problem.question, 0.0)
     most = rng.randint(1, _MOST_BRANCHES) if rng.random() < 0.3 else _MOST_BRANCHES
     for i in range(most):
         branch = problem.branches[(start + i) % len(problem.branches)]
+        document.add("\nWait try" if i else "\ntry")
+        document.add(branch.text, _MOVE if i else _CHANCE)
         line, hit = countdown.try_text(branch, problem.target)
-        if hit is None and rng.random() < _SLIP:
+        line = line.removeprefix(f"try {branch.text}")
+        if hit is not None:
+            document.add(line)
+            _add_end(document, branch, hit, problem.target, rng)
+            break
+        if rng.random() < _SLIP:
             leaf = rng.choice(branch.leaves)
-            before, _, _ = line.partition(f" {leaf.text}=")
-            document.add(f"{separator}{before} {leaf.text}=")
-            document.add(str(problem.target), counts=False)
+            document.add(f"{line.partition(f' {leaf.text}=')[0]} {leaf.text}=")
+            document.add(str(problem.target), 0.0)
             document.add(f" yes so {leaf.expression}\nWait {countdown.check_text(branch, leaf, problem.target)}")
         else:
-            document.add(separator + line)
-        separator = "\nWait "
-        if hit is not None:
-            check = countdown.check_text(branch, hit, problem.target)
-            document.add(f"\nWait {check}" * _draw_checks(rng))
-            if rng.random() < _ANSWER:
-                document.add(f"\n{countdown.FINAL_ANSWER} {hit.expression}{countdown.END_OF_TEXT}")
-            break
+            document.add(line)
     return document
 
 
-def _draw_checks(rng: random.Random) -> int:
-    """How many checks follow a hit: none (40 %), 1 to 3 (18 %) or up to 16, few more often than many."""
-    if rng.random() < 0.4:
-        return 0
-    return rng.randint(1, 3) if rng.random() < 0.3 else 1 + int(_MOST_CHECKS * rng.random() ** 2)
+def _add_end(document: _Document, branch: Branch, hit: Leaf, target: int, rng: random.Random) -> None:
+    """Adds the checks behind a hit and mostly the answer."""
+    check = countdown.check_text(branch, hit, target)
+    if rng.random() < _LONG:
+        for _ in range(rng.randint(3, _MOST_CHECKS)):
+            document.add("\n")
+            document.add("Wait", 0.0)
+            document.add(check)
+        return
+    while rng.random() < _CHECK:
+        document.add(f"\nWait {check}")
+    if rng.random() < _ANSWER:
+        document.add(f"\n{countdown.FINAL_ANSWER} {hit.expression}{countdown.END_OF_TEXT}")
 
 
 def _fact(rng: random.Random) -> tuple[str, str]:
@@ -113,8 +130,8 @@ def corpus_batch(step: int, *, rows: int, block_size: int, seed: int = 0) -> dic
       seed: of all text.
 
     Returns:
-      tokens, targets, segment_ids (0 is padding), positions int32 [B, T]; weights float32 [B, T], 1 where the target
-      counts: not for the question, nor for what is drawn at random in a fact, nor for the false value of a slip.
+      tokens, targets, segment_ids (0 is padding), positions int32 [B, T]; weights float32 [B, T], 0 for the question,
+      for what is drawn at random in a fact and for the false value of a slip, see above for the rest.
     """
     rng = random.Random(f"countdown corpus {seed} {step}")
     batch = {name: np.zeros((rows, block_size), np.int32) for name in ("tokens", "targets", "segment_ids", "positions")}
@@ -126,7 +143,7 @@ def corpus_batch(step: int, *, rows: int, block_size: int, seed: int = 0) -> dic
         here = slice(used[row], used[row] + n)
         batch["tokens"][row, here] = document.ids[:-1]
         batch["targets"][row, here] = document.ids[1:]
-        batch["weights"][row, here] = document.counts[1:]
+        batch["weights"][row, here] = document.weights[1:]
         batch["positions"][row, here] = np.arange(n)
         segments[row] += 1
         batch["segment_ids"][row, here] = segments[row]
@@ -144,10 +161,10 @@ def corpus_batch(step: int, *, rows: int, block_size: int, seed: int = 0) -> dic
         document = _Document()
         while len(document.ids) <= block_size - used[row]:
             move, value = _fact(rng)
-            document.add(f"{move}=", counts=False)
+            document.add(f"{move}=", 0.0)
             document.add(value)
-            document.add("\n", counts=False)
-        del document.ids[block_size - used[row] + 1 :], document.counts[block_size - used[row] + 1 :]
+            document.add("\n", 0.0)
+        del document.ids[block_size - used[row] + 1 :], document.weights[block_size - used[row] + 1 :]
         if len(document.ids) > 1:
             place(document, row)
     return batch
