@@ -26,11 +26,12 @@ _MOST_BRANCHES = 12
 _MOST_CHECKS = 16
 _MISSES = 4  # searches that fit nowhere any more before facts fill what is left of the rows
 
-# Weights of targets in the loss. Most ids are copied or follow from the grammar and are soon certain; what takes long
-# is to compare a value with the target, and what can't be known (where a search starts) is mostly noise in the gradient.
+# Weights of targets in the loss. Most ids are copied or follow from the grammar and are soon certain. What takes time
+# is to compare a value with the target; what can't be known, where a search starts, is mostly noise in the gradient.
 _VERDICT = 4.0
 _MOVE = 2.0
 _CHANCE = 0.1
+_VERDICTS = frozenset(countdown.encode("yes no"))
 
 
 @dataclasses.dataclass
@@ -44,9 +45,6 @@ class _Document:
         for symbol in countdown.encode(text):
             self.ids.append(symbol)
             self.weights.append(weight * (_VERDICT if symbol in _VERDICTS else 1.0))
-
-
-_VERDICTS = frozenset(countdown.encode("yes no"))
 
 
 def _draw_problem(rng: random.Random) -> tuple[Problem, int]:
