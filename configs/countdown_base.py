@@ -2,7 +2,10 @@
 
     python -m launch.train --config=configs/countdown_base.py --workdir=runs/countdown_base
 
-What ships as `package:countdown_base` is this run; its figures stand in s1jax/assets/countdown_base/README.md.
+What ships as `package:countdown_base` is this run, made by `python -m benchmarks.ship_countdown_base`; its command,
+commit, seed, loss and time stand in s1jax/assets/countdown_base/s1jax.json. How it does by itself, in its own format:
+
+    python -m launch.evaluate --checkpoint=package:countdown_base --budgets=none --out=DIR
 """
 
 import ml_collections
