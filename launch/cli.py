@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -46,7 +47,8 @@ def _parse(argv: Sequence[str], config_flag: str) -> list[str]:
         rest = flags.FLAGS(list(argv))
     except Exception as error:
         # config_flags raises whatever the config file raised, and KeyError or AttributeError for an unknown setting.
-        if _CONFIG_FILE in str(error):
+        loading = any(frame.name == "_LoadConfigModule" for frame in traceback.extract_tb(error.__traceback__))
+        if loading or _CONFIG_FILE in str(error):
             sys.exit(_fail(f"the file of --{config_flag} does not load: {_last_line(error)}"))
         elif isinstance(error, flags.Error):
             sys.exit(_fail(f"{' '.join(str(error).split())} (--help lists the flags)"))
@@ -69,7 +71,9 @@ def _parse(argv: Sequence[str], config_flag: str) -> list[str]:
 
 
 def _last_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[-1]
+    if isinstance(error, flags.Error):  # its text ends in the traceback of what the file raised
+        return str(error).strip().splitlines()[-1]
+    return traceback.format_exception_only(error)[-1].strip()
 
 
 def _fail(sentence: str) -> int:

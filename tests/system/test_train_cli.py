@@ -1,4 +1,4 @@
-"""`launch.train` from the outside: one sentence and exit code 2 for wrong input; SIGTERM saves, the same command goes on."""
+"""`launch.train` from the outside: one sentence and exit code 2 for wrong input; SIGTERM saves, the run goes on."""
 
 import json
 import os
@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-m", "launch.train"]
 BASE = "--config=configs/countdown_base.py"
 TINY = [
@@ -19,17 +19,25 @@ TINY = [
 ]  # fmt: skip
 
 
-def run(*flags, **kwargs):
+def start(*flags):
     env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
-    return subprocess.Popen(
-        [*COMMAND, *map(str, flags)],
-        cwd=ROOT,
-        env=env,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        **kwargs,
-    )
+    command = [*COMMAND, *map(str, flags)]
+    return subprocess.Popen(command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+@pytest.fixture
+def run():
+    """Starts the launcher; what a failed test leaves running is killed."""
+    started = []
+
+    def run(*flags):
+        started.append(start(*flags))
+        return started[-1]
+
+    yield run
+    for process in started:
+        process.kill()
+        process.communicate()
 
 
 @pytest.mark.parametrize(
@@ -51,7 +59,7 @@ def run(*flags, **kwargs):
         (["--config=README.md"], "does not load: SyntaxError"),
     ],
 )
-def test_wrong_flags(flags, message):
+def test_wrong_flags(run, flags, message):
     """Answered before jax is imported."""
     process = run(*flags)
     out, err = process.communicate()
@@ -60,7 +68,7 @@ def test_wrong_flags(flags, message):
     assert message in err
 
 
-def test_sigterm_saves_and_the_same_command_goes_on(tmp_path):
+def test_sigterm_saves_and_the_same_command_goes_on(run, tmp_path):
     flags = [BASE, *TINY, f"--workdir={tmp_path}/w", "--config.train.steps=100000", "--config.checkpoint.every=0"]
     process = run(*flags)
     metrics = tmp_path / "w" / "metrics.jsonl"
@@ -84,7 +92,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path):
     assert steps == list(range(1, len(steps) + 1)) and len(steps) > saved
 
 
-def test_a_workdir_of_another_run_is_refused(tmp_path):
+def test_a_workdir_of_another_run_is_refused(run, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"seed": 5}))
     process = run(BASE, f"--workdir={tmp_path}")
     _, err = process.communicate()
