@@ -66,11 +66,11 @@ def config_from_json(values: Mapping[str, Any], where: str = "config.json") -> M
       InputError: unknown architecture, a setting that the decoder cannot represent, a missing or mistyped key.
     """
     family = values.get("model_type")
-    architectures = values.get("architectures") or [_FAMILIES.get(str(family), ("",))[0]]
+    architectures = values.get("architectures") or [_FAMILIES.get(str(family), ("",))[0] or "unnamed"]
     if family not in _FAMILIES or list(architectures) != [_FAMILIES[family][0]]:
         raise InputError(
-            f"{where}: architecture {', '.join(map(str, architectures)) or family!r} (model_type {family!r}) is "
-            f"unknown; s1jax reads {', '.join(name for name, _ in _FAMILIES.values())}."
+            f"{where}: architecture {', '.join(map(str, architectures))} (model_type {family!r}) is unknown; "
+            f"s1jax reads {', '.join(name for name, _ in _FAMILIES.values())}."
         )
     for key, accepted in _FIXED.items():
         if values.get(key, accepted) not in (accepted, None):
@@ -158,8 +158,8 @@ def config_to_json(config: ModelConfig, eos: Sequence[int] = (), dtype: Any = np
     family = "qwen2" if config.qkv_bias else "qwen3" if config.qk_norm else "llama"
     if family == "llama" and config.d_model % config.num_heads:
         raise InputError(
-            f"d_model {config.d_model} is no multiple of num_heads {config.num_heads}, as transformers' Llama requires; the "
-            "model cannot be exported."
+            f"d_model {config.d_model} is no multiple of num_heads {config.num_heads}, which transformers "
+            "requires of a Llama; the model cannot be exported."
         )
     return {
         "architectures": [_FAMILIES[family][0]],

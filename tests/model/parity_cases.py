@@ -1,0 +1,77 @@
+"""Small models of every family with all their weights, from seeds alone, for parity tests and goldens."""
+
+from typing import Any
+
+import numpy as np
+
+from s1jax.checkpoint import names
+from s1jax.config import ModelConfig
+
+
+def _config(**changes: Any) -> ModelConfig:
+    shape: dict[str, Any] = dict(
+        vocab_size=61, d_model=48, mlp_dim=80, num_layers=2, num_heads=6, num_kv_heads=2, head_dim=8, rope_theta=1e4
+    )
+    return ModelConfig(**{**shape, **changes})
+
+
+# Theta, eps, tied, bias, head_dim and the number of query heads a key head serves, all varied.
+CASES = {
+    "qwen2": _config(qkv_bias=True, rope_theta=1e6, norm_eps=1e-6),
+    "qwen2_tied_mha": _config(qkv_bias=True, tied_embeddings=True, num_kv_heads=6, norm_eps=1e-5, vocab_size=97),
+    "qwen3_wide_heads": _config(qk_norm=True, head_dim=32, num_kv_heads=3, rope_theta=5e5, num_layers=3),
+    "qwen3_tied_one_head": _config(qk_norm=True, head_dim=16, num_kv_heads=1, tied_embeddings=True, norm_eps=1e-3),
+    "llama": _config(num_heads=4, head_dim=12, num_kv_heads=2, rope_theta=1.3e5, norm_eps=1e-5),
+    "llama_tied": _config(num_heads=12, head_dim=4, num_kv_heads=3, tied_embeddings=True, mlp_dim=33),
+}
+GOLDEN = ("qwen2", "qwen3_tied_one_head", "llama")
+
+
+def weights(config: ModelConfig, seed: int = 0) -> names.Params:
+    """Random float32 weights in our tree; norms and biases are far from 1 and 0, so that every tensor counts."""
+    rng = np.random.default_rng(seed)
+    params = names.allocate(config, np.float32)
+    for name, view in names.views(config, params, "huggingface").items():
+        noise = rng.standard_normal(view.shape)
+        if "norm" in name:
+            view[...] = 1 + 0.3 * noise
+        elif name.endswith("bias"):
+            view[...] = 0.5 * noise
+        else:
+            # A tied embedding is the output projection as well: small enough for logits of the usual size.
+            scale = 1.5 / np.sqrt(view.shape[-1]) if "embed" not in name else 0.2 if config.tied_embeddings else 0.7
+            view[...] = scale * noise
+    return params
+
+
+def tokens(config: ModelConfig, shape: tuple[int, ...], seed: int = 1) -> np.ndarray:
+    """int32 ids of the given shape."""
+    return np.random.default_rng(seed).integers(config.vocab_size, size=shape).astype(np.int32)
+
+
+def transformers_model(config: ModelConfig, params: names.Params) -> Any:
+    """transformers' own model with these weights, float32, in evaluation mode."""
+    import torch
+    import transformers
+
+    from s1jax.checkpoint import huggingface
+
+    values = huggingface.config_to_json(config)
+    kind = getattr(transformers, values["architectures"][0])
+    model = kind(kind.config_class(**values))
+    state = {
+        name: torch.from_numpy(np.array(view)) for name, view in names.views(config, params, "huggingface").items()
+    }
+    if config.tied_embeddings:
+        state["lm_head.weight"] = state["model.embed_tokens.weight"]
+    model.load_state_dict(state, strict=True)
+    return model.to(torch.float32).eval()
+
+
+def transformers_logits(model: Any, ids: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
+    """float32 logits [B, T, V] of ids [B, T]; mask [B, T] is 0 where a row is padded."""
+    import torch
+
+    with torch.no_grad():
+        attention = None if mask is None else torch.from_numpy(mask.astype(np.int64))
+        return model(torch.from_numpy(ids.astype(np.int64)), attention_mask=attention).logits.float().numpy()

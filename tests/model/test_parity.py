@@ -1,0 +1,134 @@
+"""Logits of our decoder against transformers' Qwen2, Qwen3 and Llama, through the conversion table; float32, CPU."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from s1jax.checkpoint import names
+from s1jax.config import InputError, ModelConfig
+from s1jax.model import decoder
+from tests.model import make_golden, parity_cases
+
+CASES = parity_cases.CASES
+TOLERANCE = 1e-4  # absolute, on logits of standard deviation about 2
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _logits(params, config, tokens, positions, segment_ids):
+    with jax.default_matmul_precision("highest"):
+        return decoder.logits(params, config, decoder.forward(params, config, tokens, positions, segment_ids))
+
+
+def _ours(config, params, tokens, lengths=None):
+    """Logits [B, T, V] of rows of ids [B, T], the first lengths[b] of which are not padding."""
+    batch, length = tokens.shape
+    place = np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape)
+    lengths = np.full(batch, length) if lengths is None else np.array(lengths)
+    return np.asarray(_logits(params, config, tokens, place, (place < lengths[:, None]).astype(np.int32)))
+
+
+@pytest.fixture(scope="module", params=CASES)
+def both(request):
+    """Config, our weights and transformers' model with the same weights."""
+    pytest.importorskip("torch", reason="live parity needs torch; the golden logits are compared regardless")
+    pytest.importorskip(
+        "transformers", reason="live parity needs transformers; the golden logits are compared regardless"
+    )
+    config = CASES[request.param]
+    params = parity_cases.weights(config)
+    return config, params, parity_cases.transformers_model(config, params)
+
+
+@pytest.mark.parametrize("length", [1, 300])
+def test_logits_equal_transformers(both, length):
+    config, params, model = both
+    ids = parity_cases.tokens(config, (2, length), seed=length)
+    expected = parity_cases.transformers_logits(model, ids)
+    np.testing.assert_allclose(_ours(config, params, ids), expected, rtol=0, atol=TOLERANCE)
+    assert expected.std() > 0.5  # the weights are not so small that everything is equal
+
+
+def test_padded_rows_equal_transformers(both):
+    config, params, model = both
+    lengths = np.array([300, 173, 1])
+    ids = parity_cases.tokens(config, (3, 300), seed=7)
+    real = np.arange(300) < lengths[:, None]
+    expected = parity_cases.transformers_logits(model, ids, real)
+    np.testing.assert_allclose(_ours(config, params, ids, lengths)[real], expected[real], rtol=0, atol=TOLERANCE)
+
+
+def test_packed_rows_equal_transformers_one_by_one(both):
+    config, params, model = both
+    lengths = [120, 37, 1, 130]  # and 12 of padding
+    ids = parity_cases.tokens(config, (1, 300), seed=8)
+    segment_ids, positions = np.zeros((1, 300), np.int32), np.zeros((1, 300), np.int32)
+    start = 0
+    for number, length in enumerate(lengths, 1):
+        segment_ids[0, start : start + length] = number
+        positions[0, start : start + length] = np.arange(length)
+        start += length
+    packed = np.asarray(_logits(params, config, ids, positions, segment_ids))
+    start = 0
+    for length in lengths:
+        part = slice(start, start + length)
+        expected = parity_cases.transformers_logits(model, ids[:, part])
+        np.testing.assert_allclose(packed[:, part], expected, rtol=0, atol=TOLERANCE)
+        start += length
+
+
+@pytest.mark.parametrize("name", parity_cases.GOLDEN)
+def test_logits_equal_the_recorded_ones(name):
+    config = CASES[name]
+    with np.load(make_golden.PATH) as golden:
+        expected = golden[name]
+    ours = _ours(config, parity_cases.weights(config), parity_cases.tokens(config, make_golden.SHAPE))
+    np.testing.assert_allclose(ours, expected, rtol=0, atol=TOLERANCE)
+
+
+BASE = CASES["llama"]
+CHANGED = {
+    "vocab_size": 60,
+    "d_model": 40,
+    "mlp_dim": 64,
+    "num_layers": 1,
+    "num_heads": 6,
+    "num_kv_heads": 4,
+    "head_dim": 8,
+    "rope_theta": 1e3,
+    "norm_eps": 1e-2,
+    "qkv_bias": True,
+    "qk_norm": True,
+    "tied_embeddings": True,
+    "context_length": 4,
+}
+
+
+@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(ModelConfig)])
+def test_every_config_field_is_live(field):
+    """Changing a field changes a shape, the set of tensors or the logits, or has the input rejected."""
+    changed = dataclasses.replace(BASE, **{field: CHANGED[field]})
+    params = parity_cases.weights(BASE)
+    ids = parity_cases.tokens(BASE, (1, 9))
+
+    def shapes(config):
+        return jax.tree.map(lambda leaf: leaf.shape, decoder.abstract_params(config, jnp.float32))
+
+    if shapes(changed) != shapes(BASE):
+        assert names.allocate(changed, np.float32).keys() == decoder.abstract_params(changed, jnp.float32).keys()
+        return
+    if field == "context_length":
+        with pytest.raises(InputError, match="context_length"):
+            _ours(changed, params, ids)
+        return
+    assert np.abs(_ours(changed, params, ids) - _ours(BASE, params, ids)).max() > 1e-2
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_table_has_exactly_the_decoders_tensors(name):
+    config = CASES[name]
+    table = jax.tree.map(lambda leaf: leaf.shape, names.allocate(config, np.float32))
+    assert table == jax.tree.map(lambda leaf: leaf.shape, dict(decoder.abstract_params(config, jnp.float32)))
