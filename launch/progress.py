@@ -15,19 +15,18 @@ _LINE_EVERY = 30.0  # seconds between lines where the output is no terminal
 class Bar:
     """A progress bar on stderr; plain lines, seldom, where stderr is no terminal; silent where it is not shown."""
 
-    def __init__(self, what: str, total: int, done: int = 0, *, shown: bool = True):
+    def __init__(self, what: str, total: int, *, shown: bool = True):
         """Draws nothing before `with`.
 
         Args:
           what: is being done.
           total: number of units.
-          done: units that were done before.
           shown: False on all processes but the first.
         """
-        self._what, self._total, self._done, self._first = what, total, done, done
-        self._detail = ""
+        self._what, self._total, self._done, self._detail = what, total, 0, ""
+        self._first: int | None = None  # units done at the first update
         self._lines = shown and not sys.stderr.isatty()
-        self._begun = self._written = time.monotonic()
+        self._begun = self._written = 0.0
         self._bar: Progress | None = None
         if shown and not self._lines:
             self._bar = Progress(
@@ -40,7 +39,7 @@ class Bar:
                 TextColumn("{task.fields[detail]}"),
                 console=Console(stderr=True),
             )
-            self._task = self._bar.add_task(what, total=total, completed=done, detail="")
+            self._task = self._bar.add_task(what, total=total, detail="")
 
     def __enter__(self) -> Bar:
         if self._bar is not None:
@@ -65,6 +64,8 @@ class Bar:
 
     def update(self, done: int, detail: str = "") -> None:
         """Says how many units are done, with a few words or figures about the newest."""
+        if self._first is None:  # what was done before a resumption says nothing about the time left
+            self._first, self._begun = done, time.monotonic()
         self._done, self._detail = done, detail
         if self._bar is not None:
             self._bar.update(self._task, completed=done, detail=detail)
@@ -73,8 +74,12 @@ class Bar:
 
     def _line(self) -> None:
         self._written = time.monotonic()
-        new = self._done - self._first
-        left = (self._written - self._begun) / new * (self._total - self._done) if new else None
+        new = self._done - (self._first or 0)
+        left = (
+            (self._written - self._begun) / new * (self._total - self._done)
+            if self._first is not None and new
+            else None
+        )
         time_left = "" if left is None or self._done >= self._total else f", {left:.0f} s left"
         detail = f", {self._detail}" if self._detail else ""
         print(f"{self._what}: {self._done} of {self._total}{time_left}{detail}", file=sys.stderr, flush=True)

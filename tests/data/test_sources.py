@@ -1,0 +1,91 @@
+"""From settings to batches."""
+
+import dataclasses
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+import s1jax
+from s1jax.config import DataConfig, Experiment, InputError, ModelConfig, TrainConfig
+from s1jax.data import sources
+from s1jax.text import chat
+from s1jax.text.tokenizer import Tokenizer
+
+MODEL = ModelConfig(128, 16, 16, 1, 2, 1, 8)
+CHAT = chat.FORMATS["s1_plain"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.load(pathlib.Path(s1jax.__file__).parent / "assets" / "countdown_tokenizer")
+
+
+def experiment(data: dict, **train) -> Experiment:
+    return Experiment(model=MODEL, data=DataConfig(**data), train=TrainConfig(**train))
+
+
+def test_countdown_makes_the_steps_of_the_paper(tokenizer):
+    """1,000 rows, batch 16, 5 epochs: 315 steps; both batchings hold the same sequences."""
+    padded, notes = sources.make(experiment({"block_size": 192}), tokenizer, CHAT, 1)
+    packed, _ = sources.make(experiment({"block_size": 192, "batching": "packed"}), tokenizer, CHAT, 1)
+    assert padded.num_steps == packed.num_steps == 315 and notes == []
+    assert padded.num_rows == 16 > packed.num_rows
+    assert padded.names(7) == packed.names(7) and len(padded.names(7)) == 16
+    assert padded.names(62) == packed.names(62) and len(padded.names(62)) == 1000 - 62 * 16
+    np.testing.assert_allclose(padded.batch(7)["weights"].sum(), 16, rtol=1e-6)
+
+
+def test_rows_are_a_multiple_of_shards_and_accumulation(tokenizer):
+    data = {"block_size": 192, "batching": "packed", "num_rows": 40}
+    made, _ = sources.make(experiment(data, accumulation=3), tokenizer, CHAT, row_shards=4)
+    assert made.num_rows % 12 == 0
+
+
+def test_the_corpus_is_a_function_of_seed_and_step(tokenizer):
+    settings = experiment({"source": "countdown_corpus", "block_size": 96, "seed": 3}, steps=5, batch_size=4)
+    made, _ = sources.make(settings, tokenizer, CHAT, 2)
+    assert made.num_steps == 5 and made.names(2) == ["countdown_corpus (seed 3, step 3)"]
+    late = list(made.iterate(3))
+    assert len(late) == 2
+    for name, array in made.batch(4).items():
+        assert array.shape == (4, 96)
+        np.testing.assert_array_equal(late[1][name], array)
+    halves = [sources.make(settings, tokenizer, CHAT, 2, i, 2)[0].batch(4) for i in range(2)]
+    np.testing.assert_array_equal(np.concatenate([half["tokens"] for half in halves]), made.batch(4)["tokens"])
+    other = dataclasses.replace(settings, data=dataclasses.replace(settings.data, seed=4))
+    assert not np.array_equal(sources.make(other, tokenizer, CHAT, 2)[0].batch(4)["tokens"], made.batch(4)["tokens"])
+
+
+@pytest.mark.parametrize(
+    ("data", "train", "message"),
+    [
+        ({"source": "countdown_corpus"}, {}, r"no end; give train\.steps"),
+        (
+            {"source": "countdown_corpus"},
+            {"steps": 2, "batch_size": 6, "accumulation": 2},
+            "train.batch_size 6 .* = 4;",
+        ),
+        ({"source": "countdown", "num_rows": 10**6}, {}, "num_rows is 1000000"),
+        ({"source": "countdown", "block_size": 20}, {}, "countdown row .*block"),
+        ({"source": "nowhere.jsonl"}, {}, "nowhere.jsonl"),
+    ],
+)
+def test_settings_that_cannot_be_met(tokenizer, data, train, message):
+    with pytest.raises(InputError, match=message):
+        sources.make(experiment(data, **train), tokenizer, CHAT, 2)
+
+
+def test_long_rows_are_counted(tokenizer, tmp_path):
+    rows = [
+        {"question": "Make 5 from 2 3 1", "thinking_trajectories": ["2+3=5"] * n, "attempt": "(2+3)*1"} for n in (1, 9)
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row | {"solution": ""}) + "\n" for row in rows))
+    for too_long, verb in (("drop", "dropped"), ("truncate", "truncated")):
+        settings = experiment({"source": str(file), "block_size": 48, "too_long": too_long}, batch_size=2)
+        made, notes = sources.make(settings, tokenizer, CHAT, 1)
+        assert len(notes) == 1 and f"1 of 2 rows are longer than data.block_size 48 and were {verb}: " in notes[0]
+        assert "rows.jsonl:2" in notes[0]
+        assert made.steps_per_epoch == 1
