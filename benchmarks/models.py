@@ -54,4 +54,4 @@ def transformers_model() -> Any:
         tie_word_embeddings=True,
         max_position_embeddings=CONFIG.context_length,
     )
-    return transformers.Qwen2ForCausalLM(config).to(torch.float32)
+    return transformers.Qwen2ForCausalLM(config)  # float32, torch's default

@@ -32,14 +32,14 @@ def ours(tokens: np.ndarray) -> Callable[[], Any]:
     state = step_lib.init_state(jax.tree.map(jax.numpy.asarray, models.random_params()), tx, abstract)
     step = step_lib.make_step(models.CONFIG, train, optimizer, 100, tx, mesh, abstract)
     rows, length = tokens.shape[0], tokens.shape[1] - 1
-    batch = {
+    arrays = {
         "tokens": tokens[:, :-1],
         "targets": tokens[:, 1:],
         "positions": np.broadcast_to(np.arange(length, dtype=np.int32), (rows, length)),
         "segment_ids": np.ones((rows, length), np.int32),
         "weights": np.ones((rows, length), np.float32),
     }
-    batch = {name: jax.numpy.asarray(array) for name, array in batch.items()}
+    batch = {name: jax.numpy.asarray(array) for name, array in arrays.items()}
 
     def run() -> float:
         nonlocal state

@@ -64,13 +64,14 @@ def main() -> None:
     jax.config.update("jax_platforms", "cpu")
 
     start = time.monotonic()
-    path, dtype = FLAGS[target].value, _DTYPES[FLAGS.dtype]
+    path, origin_path = str(FLAGS[target].value), str(FLAGS[source].value)
+    dtype = _DTYPES[FLAGS.dtype]
     with _new_folder(path, f"--{target}") as folder:
         if source == "from":
-            config = _export(FLAGS["from"].value, folder, dtype)
+            config = _export(origin_path, folder, dtype)
         else:
             read = _read_huggingface if source == "from_hf" else _read_gguf
-            params, config, tokenizer, origin = read(FLAGS[source].value, dtype)
+            params, config, tokenizer, origin = read(origin_path, dtype)
             if tokenizer.num_ids > config.vocab_size:
                 raise InputError(
                     f"the tokenizer has {tokenizer.num_ids} ids but the model's vocabulary {config.vocab_size} rows; "
