@@ -1,4 +1,4 @@
-"""GSM8K rows in the form of s1K: the worked solution without calculator marks is the trace, the final number the answer.
+"""GSM8K rows in the form of s1K: the worked solution is the trace, the final number the answer.
 
     python -m benchmarks.gsm8k_rows --train=gsm8k_train.jsonl --rows=1000 --out=runs/gsm8k_rows.jsonl
 
