@@ -207,8 +207,8 @@ def read_tokenizer(reader: gguf.GGUFReader, where: str) -> tuple[dict[str, Any],
     for index, (token, token_type) in enumerate(zip(tokens, types, strict=True)):
         if token_type == known.UNUSED:
             continue
+        vocab[token] = index  # added ones as well: the tokenizers library numbers anew what it does not find here
         if token_type == known.NORMAL:
-            vocab[token] = index
             continue
         flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
         added.append({"id": index, "content": token, **flags, "special": token_type != known.USER_DEFINED})

