@@ -172,6 +172,13 @@ def test_ties_go_to_the_first_and_stay_together():
     assert 0 <= int(logits_lib.best(jnp.full((1, 4), jnp.nan))[0]) < 4
 
 
+@pytest.mark.parametrize("size", [1, 7, 40, 96, 384, 1000])
+def test_best_is_argmax(size):
+    scores = np.random.default_rng(size).integers(0, 9, (50, size)).astype(np.float32)  # full of ties
+    scores[:, ::3] = -np.inf
+    np.testing.assert_array_equal(logits_lib.best(jnp.asarray(scores)), scores.argmax(axis=1))
+
+
 def test_log_probability_is_that_of_the_raw_logits():
     rng = np.random.default_rng(3)
     logits, ids = random_logits(rng), rng.integers(V, size=B).astype(np.int32)

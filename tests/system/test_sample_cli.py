@@ -117,8 +117,12 @@ def outcomes(folder):
     runs += [[*file, *(flag.format(**names) for flag in flags)] for flags, _ in WRONG]
     done = subprocess.run(
         [sys.executable, "-c", DRIVER, json.dumps(runs)],
-        cwd=ROOT, env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        cwd=ROOT,
+        env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
