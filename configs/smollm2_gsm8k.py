@@ -1,8 +1,8 @@
 """A real pretrained model on real text: SmolLM2-135M-Instruct fine-tuned on 1,000 GSM8K rows in s1K form.
 
-    python -m launch.convert --from_gguf=SmolLM2-135M-Instruct.Q4_1.gguf --to=runs/smollm2 --chat=s1_plain
-    python -m benchmarks.gsm8k_rows --train=gsm8k_train.jsonl --rows=1000 --out=runs/gsm8k_rows.jsonl
-    python -m launch.train --config=configs/smollm2_gsm8k.py --workdir=runs/smollm2_gsm8k
+python -m launch.convert --from_gguf=SmolLM2-135M-Instruct.Q4_1.gguf --to=runs/smollm2 --chat=s1_plain
+python -m benchmarks.gsm8k_rows --train=gsm8k_train.jsonl --rows=1000 --out=runs/gsm8k_rows.jsonl
+python -m launch.train --config=configs/smollm2_gsm8k.py --workdir=runs/smollm2_gsm8k
 """
 
 import ml_collections

@@ -6,6 +6,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from s1jax.config import ModelConfig
 
@@ -26,7 +27,7 @@ class Cache:
     lengths: jax.Array
 
 
-def init_cache(config: ModelConfig, batch: int, length: int, dtype: jnp.dtype = jnp.float32) -> Cache:
+def init_cache(config: ModelConfig, batch: int, length: int, dtype: DTypeLike = jnp.float32) -> Cache:
     """An empty cache for `batch` rows of at most `length` tokens.
 
     The memory is 2 * L * B * K * length * H * itemsize bytes.

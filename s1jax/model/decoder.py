@@ -21,6 +21,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 from s1jax.config import InputError, ModelConfig
 from s1jax.model import attention as attention_lib
@@ -33,7 +34,7 @@ Params = Mapping[str, Any]
 class Attention(nnx.Module):
     """Grouped-query attention with rotary positions."""
 
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, dtype: DTypeLike, rngs: nnx.Rngs):
         d, n, k, h = config.d_model, config.num_heads, config.num_kv_heads, config.head_dim
         self.query = layers.Projection((d,), (n, h), dtype, rngs, config.qkv_bias)
         self.key = layers.Projection((d,), (k, h), dtype, rngs, config.qkv_bias)
@@ -53,7 +54,7 @@ class Attention(nnx.Module):
 class Block(nnx.Module):
     """One pre-norm decoder layer."""
 
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, dtype: DTypeLike, rngs: nnx.Rngs):
         self.attention_norm = layers.RMSNorm(config.d_model, config.norm_eps, dtype)
         self.attention = Attention(config, dtype, rngs)
         self.mlp_norm = layers.RMSNorm(config.d_model, config.norm_eps, dtype)
@@ -79,7 +80,7 @@ class Block(nnx.Module):
 class Embed(nnx.Module):
     """Token embedding [V, D]."""
 
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, dtype: DTypeLike, rngs: nnx.Rngs):
         shape = (config.vocab_size, config.d_model)
         self.embedding = nnx.Param(0.02 * jax.random.truncated_normal(rngs.params(), -3, 3, shape, dtype))
 
@@ -87,7 +88,7 @@ class Embed(nnx.Module):
 class Decoder(nnx.Module):
     """Embedding, L stacked blocks, final norm and, unless tied, the output projection."""
 
-    def __init__(self, config: ModelConfig, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, dtype: DTypeLike, rngs: nnx.Rngs):
         self.embed = Embed(config, dtype, rngs)
 
         @nnx.split_rngs(splits=config.num_layers)
@@ -101,13 +102,13 @@ class Decoder(nnx.Module):
             self.head = layers.Projection((config.d_model,), (config.vocab_size,), dtype, rngs)
 
 
-def init_params(config: ModelConfig, key: jax.Array, dtype: jnp.dtype = jnp.float32) -> dict[str, Any]:
+def init_params(config: ModelConfig, key: jax.Array, dtype: DTypeLike = jnp.float32) -> dict[str, Any]:
     """Random weights: truncated normal of deviation 0.02, norms 1, biases 0; call it under `jax.jit` to shard it."""
     return nnx.to_pure_dict(nnx.state(Decoder(config, dtype, nnx.Rngs(params=key)), nnx.Param))
 
 
 @functools.cache
-def abstract_params(config: ModelConfig, dtype: jnp.dtype = jnp.float32) -> dict[str, Any]:
+def abstract_params(config: ModelConfig, dtype: DTypeLike = jnp.float32) -> dict[str, Any]:
     """The tree of `init_params` as `jax.ShapeDtypeStruct`s; nothing is allocated."""
     return jax.eval_shape(lambda key: init_params(config, key, dtype), jax.random.key(0))
 
@@ -181,7 +182,7 @@ def forward(
     positions: jax.Array,
     segment_ids: jax.Array,
     *,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
     remat: str = "none",
     attention: str = "xla",
 ) -> jax.Array:
@@ -229,7 +230,7 @@ def forward_cached(
     cache: cache_lib.Cache,
     num_tokens: jax.Array,
     *,
-    dtype: jnp.dtype = jnp.float32,
+    dtype: DTypeLike = jnp.float32,
 ) -> tuple[jax.Array, cache_lib.Cache]:
     """Runs new tokens against the cache, as in prefill (T > 1) and decoding (T = 1).
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.typing import DTypeLike
 
 _INIT_STD = 0.02  # initializer_range of the Qwen and Llama configurations
 
@@ -35,7 +36,7 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
 class RMSNorm(nnx.Module):
     """`rms_norm` with its learned scale."""
 
-    def __init__(self, size: int, eps: float, dtype: jnp.dtype):
+    def __init__(self, size: int, eps: float, dtype: DTypeLike):
         self.scale = nnx.Param(jnp.ones((size,), dtype))
         self.eps = eps
 
@@ -48,7 +49,7 @@ class Projection(nnx.Module):
     """Linear map from the last `num_in` axes of the input to the axes `out`, with an optional bias over `out`."""
 
     def __init__(
-        self, inputs: Sequence[int], out: Sequence[int], dtype: jnp.dtype, rngs: nnx.Rngs, use_bias: bool = False
+        self, inputs: Sequence[int], out: Sequence[int], dtype: DTypeLike, rngs: nnx.Rngs, use_bias: bool = False
     ):
         shape = (*inputs, *out)
         self.kernel = nnx.Param(_INIT_STD * jax.random.truncated_normal(rngs.params(), -3, 3, shape, dtype))
@@ -69,7 +70,7 @@ class Projection(nnx.Module):
 class SwiGLU(nnx.Module):
     """Gated feed-forward layer with SiLU (Shazeer 2020)."""
 
-    def __init__(self, d_model: int, mlp_dim: int, dtype: jnp.dtype, rngs: nnx.Rngs):
+    def __init__(self, d_model: int, mlp_dim: int, dtype: DTypeLike, rngs: nnx.Rngs):
         self.gate = Projection((d_model,), (mlp_dim,), dtype, rngs)
         self.up = Projection((d_model,), (mlp_dim,), dtype, rngs)
         self.down = Projection((mlp_dim,), (d_model,), dtype, rngs)

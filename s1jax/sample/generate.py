@@ -269,7 +269,7 @@ def _start(
     missing = batch_size - len(prompts)
     controls = [*controls, *[Controls()] * missing]
     lengths = np.array([len(p) + len(delimiters.think_start) for p in prompts] + [1] * missing, np.int32)
-    tokens = np.zeros((batch_size, min(_bucket(int(lengths.max())), slots)), np.int32)
+    tokens = np.zeros((batch_size, min(_bucket(max(lengths.tolist())), slots)), np.int32)
     for b, prompt in enumerate(prompts):
         tokens[b, : lengths[b]] = [*prompt, *delimiters.think_start]
     ids = np.zeros((batch_size, slots), np.int32)
