@@ -29,6 +29,7 @@ _DELIMITERS = Delimiters((), (0,), (), (), (), (), (), (), num_ids=models.CONFIG
 
 
 def ours(prompts: np.ndarray, new: int) -> Callable[[], Any]:
+    """A function that samples `new` ids after every prompt [B, T] with s1jax."""
     params = jax.tree.map(jnp.asarray, models.random_params())
     controls = [Controls(max_thinking_tokens=0, max_answer_tokens=new - 1)] * len(prompts)
 
@@ -40,6 +41,7 @@ def ours(prompts: np.ndarray, new: int) -> Callable[[], Any]:
 
 
 def theirs(prompts: np.ndarray, new: int) -> Callable[[], Any]:
+    """The same with transformers' generate and its default cache."""
     import torch
 
     model = models.transformers_model().eval()

@@ -15,80 +15,15 @@ from s1jax.checkpoint import gguf, names
 from s1jax.config import InputError
 from s1jax.presets import PRESETS
 from s1jax.text.tokenizer import Tokenizer
+from tests.checkpoint.gguf_blocks import DECODERS, Kind, random_blocks
 from tests.model.parity_cases import CASES, weights
 
-Kind = library.GGMLQuantizationType
 SHARED = pathlib.Path(__file__).parents[3] / "shared"
-
-# Independent decoders: one block of bytes -> floats, element by element as ggml's C code stores them.
-
-
-def _half(block, at):
-    return float(block[at : at + 2].view(np.float16)[0])
-
-
-def _q8_0(block):
-    return [_half(block, 0) * int(q) for q in block[2:].view(np.int8)]
-
-
-def _q4_0(block):
-    d, packed = _half(block, 0), [int(byte) for byte in block[2:]]
-    return [d * ((byte & 15) - 8) for byte in packed] + [d * ((byte >> 4) - 8) for byte in packed]
-
-
-def _q4_1(block):
-    d, m, packed = _half(block, 0), _half(block, 2), [int(byte) for byte in block[4:]]
-    return [d * (byte & 15) + m for byte in packed] + [d * (byte >> 4) + m for byte in packed]
-
-
-def _q4_k(block):
-    d, dmin = _half(block, 0), _half(block, 2)
-    s, packed = [int(byte) for byte in block[4:16]], [int(byte) for byte in block[16:]]
-    values = []
-    for j in range(8):
-        if j < 4:
-            scale, low = s[j] & 63, s[j + 4] & 63
-        else:
-            scale, low = s[j + 4] & 15 | s[j - 4] >> 6 << 4, s[j + 4] >> 4 | s[j] >> 6 << 4
-        group = packed[32 * (j // 2) : 32 * (j // 2) + 32]
-        values += [d * scale * (byte >> 4 if j % 2 else byte & 15) - dmin * low for byte in group]
-    return values
-
-
-def _q6_k(block):
-    low, high = [int(byte) for byte in block[:128]], [int(byte) for byte in block[128:192]]
-    scales, d = block[192:208].view(np.int8), _half(block, 208)
-    values = [0.0] * 256
-    for half in range(2):
-        for i in range(32):
-            bits = high[32 * half + i]
-            for part in range(4):
-                byte = low[64 * half + i + 32 * (part % 2)]
-                q = (byte & 15 if part < 2 else byte >> 4) | (bits >> 2 * part & 3) << 4
-                values[128 * half + 32 * part + i] = d * int(scales[8 * half + 2 * part + i // 16]) * (q - 32)
-    return values
-
-
-DECODERS = {Kind.Q8_0: _q8_0, Kind.Q4_0: _q4_0, Kind.Q4_1: _q4_1, Kind.Q4_K: _q4_k, Kind.Q6_K: _q6_k}
-
-
-def _blocks(kind, rows, columns, seed=0):
-    """Random bytes [rows, bytes of columns] with finite scales."""
-    size, num_bytes = library.GGML_QUANT_SIZES[kind]
-    rng = np.random.default_rng(seed)
-    blocks = rng.integers(256, size=(rows, columns // size, num_bytes), dtype=np.uint8)
-    scales = rng.normal(0, 0.02, size=(rows, columns // size, 2)).astype(np.float16)
-    if kind is Kind.Q6_K:
-        blocks[..., 208:] = scales[..., :1].view(np.uint8)
-    else:
-        count = 2 if kind in (Kind.Q4_1, Kind.Q4_K) else 1
-        blocks[..., : 2 * count] = scales[..., :count].view(np.uint8)
-    return blocks.reshape(rows, -1)
 
 
 @pytest.mark.parametrize("kind", DECODERS, ids=lambda kind: kind.name)
 def test_decoders_equal_scalar_ones(kind):
-    data = _blocks(kind, 3, 512)
+    data = random_blocks(kind, 3, 512)
     _, num_bytes = library.GGML_QUANT_SIZES[kind]
     blocks = data.reshape(-1, num_bytes)
     expected = np.array([DECODERS[kind](block) for block in blocks]).reshape(3, 512)
@@ -196,7 +131,7 @@ def test_every_readable_type_in_one_file(tmp_path):
     }
     kinds = {f"blk.0.{name}.weight": kind for name, kind in kinds.items()}
     by_hand = {"blk.0.ffn_up.weight": Kind.Q4_K, "token_embd.weight": Kind.Q6_K}
-    blocks = {name: _blocks(kind, 256 if "ffn" in name else 70, 256) for name, kind in by_hand.items()}
+    blocks = {name: random_blocks(kind, 256 if "ffn" in name else 70, 256) for name, kind in by_hand.items()}
     given = {name: (blocks[name], kind) for name, kind in by_hand.items()}
     _write(tmp_path / "m.gguf", config, params, "llama", kinds=kinds, tensors=given, skip=tuple(by_hand))
     reader = gguf.open_file(tmp_path / "m.gguf")

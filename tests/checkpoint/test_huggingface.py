@@ -169,7 +169,7 @@ def test_silence_means_what_transformers_assumes():
         ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_scaling asks for rotary scaling of type 'yarn'"),
         ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "type 'llama3'"),
         ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e6, "factor": 2.0}}, "rope_parameters .* 'linear'"),
-        ({"rope_parameters": {"full_attention": {"rope_theta": 1e6}}}, "rope_parameters asks .* full_attention"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1e6}}}, r"rope_parameters asks .* \(full_attention\)"),
         ({"rope_parameters": {"rope_theta": 1e4}}, "rope_theta is 1000000.0 but rope_parameters says 10000.0"),
         ({"rope_scaling": "yarn"}, "rope_scaling is 'yarn'; it must be a JSON object"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
