@@ -7,16 +7,18 @@ math-verify (Hugging Face, Apache-2.0) for everything else: fractions, roots, in
 
 from __future__ import annotations
 
+import contextlib
 import fractions
 import logging
 import re
+import signal
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from s1jax.config import InputError
 
-# Seconds that one parse or one comparison of math-verify may take: "9^{9^{9}}" would otherwise never end.
+# Seconds that one comparison by math-verify may take: "9^{9^{9}}" would otherwise never end.
 TIMEOUT = 3
 # Characters of an answer that are looked at; a model that never stops can write a very long one.
 LONGEST = 400
@@ -154,15 +156,46 @@ def _math_equal(answer: str, right: str) -> bool:
     """Asks math-verify, which is imported here because it takes seconds and only mathematics needs it."""
     import math_verify
 
-    timeout = TIMEOUT if threading.current_thread() is threading.main_thread() else None
-    # math-verify logs a warning for each timeout; the verdict says all there is to say.
+    # It warns that its own timeouts are off: these raise once, and an exception in a callback is lost, see _time_limit.
     logging.getLogger("math_verify").setLevel(logging.ERROR)
 
     def readings(text: str) -> list[Any]:
         # A sentence ("12 apples") is read for the number in it, too. Mathematics is not: "5x" and "7!" are no 5 and 7.
         forms = [f"${text}$", text] if _WORD.search(text) else [f"${text}$"]
-        return [math_verify.parse(form, parsing_timeout=timeout) for form in forms]
+        return [found for form in forms if (found := math_verify.parse(form, parsing_timeout=None))]
 
-    targets = [reading for reading in readings(right) if reading]
-    guesses = [reading for reading in readings(answer) if reading]
-    return any(math_verify.verify(a, b, timeout_seconds=timeout) for a in targets for b in guesses)
+    try:
+        with _time_limit(TIMEOUT):
+            targets, guesses = readings(right), readings(answer)
+            return any(math_verify.verify(a, b, timeout_seconds=None) for a in targets for b in guesses)
+    except _TooLongError:
+        return False
+
+
+class _TooLongError(BaseException):
+    """Time is up. No Exception, because math-verify and sympy catch those and go on."""
+
+
+@contextlib.contextmanager
+def _time_limit(seconds: float) -> Iterator[None]:
+    """Raises _TooLongError in what runs inside after so many seconds, in the main thread only.
+
+    And again every tenth of a second: Python drops an exception that a signal raises in a destructor or callback.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    running = True
+
+    def stop(*_: Any) -> None:
+        if running:
+            raise _TooLongError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 0.1)
+    try:
+        yield
+    finally:
+        running = False
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

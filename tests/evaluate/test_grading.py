@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import signal
 import subprocess
 import sys
 import threading
@@ -131,11 +132,29 @@ def test_different_answers(text, right):
     assert not grading.correct(text, right)
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_answer_that_explodes_is_wrong_after_the_timeout(monkeypatch):
     monkeypatch.setattr(grading, "TIMEOUT", 1)
     start = time.monotonic()
     assert not grading.correct("Answer: 9^{9^{9}}", "\\frac{1}{7}")
     assert time.monotonic() - start < 10
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_timeout_that_is_lost_in_a_callback_comes_again():
+    class Careless:
+        def __del__(self):
+            end = time.monotonic() + 0.3
+            while time.monotonic() < end:
+                pass
+
+    start = time.monotonic()
+    with pytest.raises(grading._TooLongError), grading._time_limit(0.1):
+        careless = Careless()
+        del careless
+        time.sleep(10)
+    assert time.monotonic() - start < 5
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0) and signal.getsignal(signal.SIGALRM) is signal.SIG_DFL
 
 
 def test_an_endless_answer_is_looked_at_from_its_end():
