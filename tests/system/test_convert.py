@@ -1,0 +1,201 @@
+"""`python -m launch.convert` from the outside: whole ways in and out, and what it says to wrong input."""
+
+import dataclasses
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import ml_dtypes
+import numpy as np
+import pytest
+import tokenizers
+
+from s1jax.checkpoint import huggingface, names, store
+from s1jax.text import chat
+from s1jax.text.tokenizer import Tokenizer
+from tests.checkpoint import test_gguf
+from tests.model.parity_cases import CASES, weights
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+CONFIG = dataclasses.replace(CASES["qwen2"], vocab_size=300)
+TEXT = "<|im_start|>user\nSchr\u00f6der's 12 + 34?<|im_end|>\n<|im_start|>think\n"
+
+# Runs one conversion after the other in one process, which saves the imports; prints [null or sentence, ...].
+DRIVER = """
+import json, sys
+from absl import flags
+from launch import convert
+from s1jax.config import InputError
+results = []
+for arguments in json.loads(sys.argv[1]):
+    for name in flags.FLAGS:
+        flags.FLAGS[name].unparse()
+    flags.FLAGS(["convert", *arguments])
+    try:
+        convert.main()
+        results.append(None)
+    except InputError as error:
+        results.append(str(error))
+print(json.dumps(results))
+"""
+
+# Flags ({0} is the folder with everything) and words of the sentence.
+WRONG = [
+    ([], "give exactly one of --from_hf, --from_gguf, --from"),
+    (["--from_hf={0}/hf", "--from={0}/hf", "--to={0}/new"], "give exactly one of --from_hf"),
+    (["--from_hf={0}/hf"], "give exactly one of --to, --to_hf"),
+    (["--from_hf={0}/hf", "--to_hf={0}/new"], "or --from with --to_hf"),
+    (["--from={0}/ckpt", "--to={0}/new"], "or --from with --to_hf"),
+    (["--from={0}/ckpt", "--to_hf={0}/new", "--max_shard_gb=0"], "--max_shard_gb is 0.0"),
+    (["--from_hf={0}/hf", "--to={0}/hf"], "exists and is not empty; remove it or choose another"),
+    (["--from_hf={0}/none", "--to={0}/new"], "none is neither a folder nor a hub id"),
+    (["--from_hf=owner/model", "--to={0}/new"], "could not be fetched from the hub"),
+    (["--from_hf={0}/empty", "--to={0}/new"], "config.json does not exist"),
+    (["--from_hf={0}/hf", "--to={0}/new", "--tokenizer={0}/empty"], "no tokenizer"),
+    (["--from_hf={0}/small", "--to={0}/new"], "the tokenizer has 258 ids but the model's vocabulary 61 rows"),
+    (["--from_hf={0}/hf", "--to={0}/new", "--chat=think"], "delimiter '<think>' is not in the tokenizer"),
+    (["--from_hf={0}/cut", "--to={0}/new"], "model.safetensors is damaged"),
+    (["--from_gguf={0}/none.gguf", "--to={0}/new"], "none.gguf does not exist"),
+    (["--from_gguf={0}/hf/config.json", "--to={0}/new"], "no complete GGUF file"),
+    (["--from_gguf={0}/bare.gguf", "--to={0}/new"], "pass --tokenizer=DIR"),
+    (["--from={0}/hf", "--to_hf={0}/new"], "is a Hugging Face folder"),
+    (["--from={0}/none", "--to_hf={0}/new"], "is not a folder"),
+    (["--from={0}/both", "--to_hf={0}/new"], "qkv_bias with qk_norm"),
+]
+RIGHT = [
+    ["--from_hf={0}/hf", "--to={0}/ckpt"],
+    ["--from_hf={0}/hf", "--to={0}/ckpt16", "--dtype=bfloat16", "--chat=s1_plain"],
+    ["--from={0}/ckpt", "--to_hf={0}/back", "--max_shard_gb=0.00003"],
+    ["--from={0}/ckpt16", "--to_hf={0}/back16"],
+    ["--from_gguf={0}/bare.gguf", "--to={0}/from_gguf", "--tokenizer={0}/hf"],
+    ["--from_gguf={0}/full.gguf", "--to={0}/from_gguf_alone", "--chat=s1_plain", "--dtype=bfloat16"],
+]
+
+
+def _tokenizer(folder):
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    model = tokenizers.models.BPE({char: i for i, char in enumerate(alphabet)}, [])
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+
+
+def _hf_folder(folder, config):
+    folder.mkdir()
+    huggingface.write_model(folder, weights(config), config)
+    _tokenizer(folder)
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    """The folder in which all of RIGHT and WRONG were run, and the sentences of WRONG."""
+    folder = tmp_path_factory.mktemp("convert")
+    _hf_folder(folder / "hf", CONFIG)
+    _hf_folder(folder / "small", CASES["qwen2"])
+    _hf_folder(folder / "cut", CONFIG)
+    (folder / "cut" / "model.safetensors").write_bytes((folder / "hf" / "model.safetensors").read_bytes()[:-50])
+    (folder / "empty").mkdir()
+    llama = dataclasses.replace(CASES["llama"], vocab_size=300)
+    test_gguf._write(folder / "bare.gguf", llama, weights(llama), "llama", metadata={"tokenizer.ggml.model": "llama"})
+    metadata = test_gguf._small("smollm")
+    for key in ("tokens", "token_type"):  # <think> becomes <|im_start|>, so that a chat format fits
+        values = metadata[f"tokenizer.ggml.{key}"]
+        metadata[f"tokenizer.ggml.{key}"] = [
+            "<|im_start|>" if value == "<think>" else 3 if value == 4 else value for value in values
+        ]
+    test_gguf._write(folder / "full.gguf", llama, weights(llama), "llama", metadata=metadata)
+    both = dataclasses.replace(CONFIG, qk_norm=True)
+    store.save_model(folder / "both", weights(both), both, Tokenizer.load(folder / "hf"), chat.FORMATS["s1"], {})
+    runs = [[part.format(folder) for part in arguments] for arguments in [*RIGHT, *(flags for flags, _ in WRONG)]]
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, json.dumps(runs)],
+        cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1"}, text=True, capture_output=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    sentences = json.loads(done.stdout.splitlines()[-1])
+    assert sentences[: len(RIGHT)] == [None] * len(RIGHT)
+    return folder, sentences[len(RIGHT) :]
+
+
+def _equal(left, right):
+    expected = names.views(right[1], right[0], "huggingface")
+    for name, view in names.views(left[1], left[0], "huggingface").items():
+        np.testing.assert_array_equal(view, expected[name], err_msg=name)
+
+
+def test_checkpoint_from_hugging_face_holds_everything(converted):
+    folder, _ = converted
+    model = store.load_model(folder / "ckpt")
+    assert model.config == CONFIG and model.chat == chat.FORMATS["s1"]
+    assert model.tokenizer.encode(TEXT) == Tokenizer.load(folder / "hf").encode(TEXT)
+    assert model.provenance["source"] == str(folder / "hf") and model.provenance["format"] == "huggingface"
+    _equal((model.params, CONFIG), (weights(CONFIG), CONFIG))
+
+
+def test_type_and_chat_format_are_as_asked(converted):
+    folder, _ = converted
+    model = store.load_model(folder / "ckpt16")
+    assert model.params["embed"]["embedding"].dtype == ml_dtypes.bfloat16 and model.chat == chat.FORMATS["s1_plain"]
+    with_exact = weights(CONFIG)["layers"]["mlp"]["up"]["kernel"].astype(ml_dtypes.bfloat16)
+    np.testing.assert_array_equal(np.asarray(model.params["layers"]["mlp"]["up"]["kernel"]), with_exact)
+
+
+def test_back_to_hugging_face(converted):
+    folder, _ = converted
+    assert huggingface.config_from_json(huggingface.read_json(folder / "back" / "config.json")) == CONFIG
+    assert len(list((folder / "back").glob("*.safetensors"))) > 2
+    _equal((huggingface.read_params(folder / "back", CONFIG), CONFIG), (weights(CONFIG), CONFIG))
+    ids = Tokenizer.load(folder / "back")
+    assert huggingface.read_eos(folder / "back") == (ids.id_of("<|im_end|>"),)
+    assert huggingface.read_params(folder / "back16", CONFIG)["final_norm"]["scale"].dtype == ml_dtypes.bfloat16
+
+
+def test_transformers_loads_the_export_with_its_tokenizer(converted):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    from tests.model.parity_cases import tokens, transformers_logits, transformers_model
+
+    folder, _ = converted
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder / "back", dtype=torch.float32).eval()
+    ids = tokens(CONFIG, (1, 20))
+    expected = transformers_logits(transformers_model(CONFIG, weights(CONFIG)), ids)
+    np.testing.assert_array_equal(transformers_logits(model, ids), expected)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "back")
+    assert tokenizer(TEXT)["input_ids"] == Tokenizer.load(folder / "ckpt" / "tokenizer").encode(TEXT)
+    assert tokenizer.eos_token == "<|im_end|>"
+
+
+def test_gguf_with_a_tokenizer_beside_it_and_alone(converted):
+    folder, _ = converted
+    config = dataclasses.replace(CASES["llama"], vocab_size=300)
+    model = store.load_model(folder / "from_gguf")
+    assert model.config == config and model.tokenizer.num_ids == 258
+    _equal((model.params, config), (weights(config), config))
+    alone = store.load_model(folder / "from_gguf_alone")
+    assert alone.params["embed"]["embedding"].dtype == ml_dtypes.bfloat16
+    assert alone.tokenizer.id_of("<|im_end|>") == 0 and alone.tokenizer.eos_id == 0
+
+
+@pytest.mark.parametrize("number", range(len(WRONG)), ids=lambda number: WRONG[number][1][:40])
+def test_wrong_input_gets_one_sentence(converted, number):
+    _, sentences = converted
+    sentence = sentences[number]
+    assert sentence is not None and WRONG[number][1] in sentence
+    assert "\n" not in sentence and sentence.endswith(".")
+
+
+def test_nothing_is_left_of_a_failure(converted):
+    folder, _ = converted
+    assert not (folder / "new").exists()
+    assert not [path.name for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_the_command_exits_with_the_sentence_and_without_a_traceback(tmp_path):
+    command = [sys.executable, "-m", "launch.convert", f"--from_gguf={tmp_path}/no.gguf", f"--to={tmp_path}/new"]
+    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True, check=False)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
