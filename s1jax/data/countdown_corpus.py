@@ -20,7 +20,7 @@ _UNSOLVABLE = 0.10  # searches for a target that the numbers can't make: every b
 _SHORT = 0.25  # searches that hit within their first three branches
 _SLIP = 0.05  # branches that claim a hit that is none, taken back by the check behind it
 _CHECK = 0.3  # probability of a check behind a hit, and of every further one
-_LONG = 0.12  # hits with 3 to _MOST_CHECKS checks instead, in which nothing is learned of when to stop
+_LONG = 0.1  # hits with a long chain of checks instead, in which nothing is learned of when to stop
 _ANSWER = 0.9  # hits that are followed by the answer
 _MOST_BRANCHES = 12
 _MOST_CHECKS = 16
@@ -94,21 +94,16 @@ def _search(rng: random.Random) -> _Document:
 def _add_end(document: _Document, branch: Branch, hit: Leaf, target: int, rng: random.Random) -> None:
     """Adds the checks behind a hit and mostly the answer."""
     check = countdown.check_text(branch, hit, target)
-    long = rng.random() < _LONG
-    # Few searches go on checking for long, but the model must know how to when it is made to; so there the text counts
-    # and the choice between another check and the answer does not.
-    choice = 0.0 if long else 1.0
-    checks = rng.randint(3, _MOST_CHECKS) if long else 0
-    while not long and rng.random() < _CHECK:
-        checks += 1
-    for _ in range(checks):
-        document.add("\n")
-        document.add("Wait", choice)
-        document.add(check)
+    if rng.random() < _LONG:
+        for _ in range(rng.randint(3, _MOST_CHECKS)):
+            document.add("\n")
+            document.add("Wait", 0.0)
+            document.add(check)
+        return
+    while rng.random() < _CHECK:
+        document.add(f"\nWait {check}")
     if rng.random() < _ANSWER:
-        document.add("\n")
-        document.add("Final", choice)
-        document.add(f"Answer: {hit.expression}{countdown.END_OF_TEXT}")
+        document.add(f"\n{countdown.FINAL_ANSWER} {hit.expression}{countdown.END_OF_TEXT}")
 
 
 def _fact(rng: random.Random) -> tuple[str, str]:
