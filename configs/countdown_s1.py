@@ -2,7 +2,8 @@
 
     python -m launch.train --config=configs/countdown_s1.py --workdir=runs/countdown_s1
 
-The rate is 1e-3 where the paper has 1e-5 for 32 billion weights: this model has 0.8 million.
+The rate is 4e-4 where the paper has 1e-5 for 32 billion weights: this model has 0.8 million. Chosen on 200 problems of the
+dev split: 1e-3 makes the model forget how to compare a value with the target, which long forced thinking shows.
 """
 
 import ml_collections
@@ -22,5 +23,5 @@ def get_config() -> ml_collections.ConfigDict:
     config.train.epochs = 5
     config.train.compute_dtype = "float32"
     config.train.remat = "none"
-    config.optimizer.learning_rate = 1e-3
+    config.optimizer.learning_rate = 4e-4
     return config
