@@ -2,8 +2,8 @@
 
     python -m launch.train --config=configs/countdown_s1.py --workdir=runs/countdown_s1
 
-The rate is 4e-4 where the paper has 1e-5 for 32 billion weights: this model has 0.8 million. Chosen on 200 problems of the
-dev split: 1e-3 makes the model forget how to compare a value with the target, which long forced thinking shows.
+The rate is 4e-4 where the paper has 1e-5 for 32 billion weights: this model has 0.8 million. Chosen on 200 problems of
+the dev split: 1e-3 makes the model forget how to compare a value with the target, which long forced thinking shows.
 """
 
 import ml_collections

@@ -322,6 +322,6 @@ def test_configurations(tokenizer):
         batches, notes = sources.make(tune, tokenizer, chat.FORMATS[tune.chat], 1)
         assert batches.num_steps == 315 and batches.num_rows == 9 and not notes
     optimizer = tune.optimizer
-    assert (optimizer.name, optimizer.learning_rate, optimizer.b1, optimizer.b2) == ("adamw", 1e-3, 0.9, 0.95)
+    assert (optimizer.name, optimizer.learning_rate, optimizer.b1, optimizer.b2) == ("adamw", 4e-4, 0.9, 0.95)
     assert (optimizer.weight_decay, optimizer.warmup_fraction, optimizer.schedule) == (1e-4, 0.05, "cosine")
     assert (tune.data.weighting, tune.train.batch_size, tune.train.epochs) == ("sequence", 16, 5)
