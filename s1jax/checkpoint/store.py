@@ -141,9 +141,7 @@ def load_params(
     stored = ocp.metadata(folder).metadata
     _compare(_flatten(stored), _flatten(wanted), folder)
     if host:
-        # Orbax returns numpy for numpy; only shape and dtype of these read-only stand-ins count, they have no memory.
-        like = jax.tree.map(lambda old: np.broadcast_to(np.zeros((), dtype or old.dtype), old.shape), stored)
-        return ocp.load(folder, like)
+        return _load_host(folder, _flatten(stored), dtype)
     if mesh is None:
         one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         shardings = jax.tree.map(lambda _: one, wanted)
@@ -156,6 +154,29 @@ def load_params(
         shardings,
     )
     return ocp.load(folder, abstract)
+
+
+def _load_host(folder: pathlib.Path, stored: dict[str, Any], dtype: Any) -> Any:
+    """Loads array by array, the largest first, so that what Orbax reads ahead adds little to all that is there."""
+    from orbax.checkpoint import v1 as ocp
+
+    context = ocp.Context()
+    context.pytree.loading.partial_load = True
+    params: dict[str, Any] = {}
+    for name, leaf in sorted(stored.items(), key=lambda item: -int(np.prod(item[1].shape))):
+        *folders, last = name.split("/")
+        wanted: dict[str, Any] = {}
+        node, at = params, wanted
+        for part in folders:
+            node, at = node.setdefault(part, {}), at.setdefault(part, {})
+        # Orbax returns numpy for numpy; only shape and type of this stand-in count, it has no memory of its own.
+        at[last] = np.broadcast_to(np.zeros((), dtype or leaf.dtype), leaf.shape)
+        with context:
+            loaded: Any = ocp.load(folder, wanted)
+        for part in name.split("/"):
+            loaded = loaded[part]
+        node[last] = loaded
+    return params
 
 
 def _compare(stored: dict[str, Any], wanted: dict[str, Any], folder: pathlib.Path) -> None:
