@@ -90,9 +90,10 @@ def _return_freed_memory() -> None:
 
     Orbax decodes in many threads, each with an arena of its own; a conversion would keep a third of the model in them.
     """
-    mmap_threshold = -3  # M_MMAP_THRESHOLD of malloc.h
+    mmap_threshold, arena_max = -3, -8  # M_MMAP_THRESHOLD and M_ARENA_MAX of malloc.h
     with contextlib.suppress(AttributeError, OSError):  # another C library
-        ctypes.CDLL(None).mallopt(mmap_threshold, 1 << 20)
+        ctypes.CDLL(None).mallopt(mmap_threshold, 1 << 16)
+        ctypes.CDLL(None).mallopt(arena_max, 1)
 
 
 def _one(*names: str) -> str:

@@ -15,6 +15,7 @@ The Flax modules are built and merged in here; everything outside sees a plain n
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -34,12 +35,12 @@ Params = Mapping[str, Any]
 class Attention(nnx.Module):
     """Grouped-query attention with rotary positions."""
 
-    def __init__(self, config: ModelConfig, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, dtype: DTypeLike, rngs: nnx.Rngs, weight_first: bool = False):
         d, n, k, h = config.d_model, config.num_heads, config.num_kv_heads, config.head_dim
-        self.query = layers.Projection((d,), (n, h), dtype, rngs, config.qkv_bias)
-        self.key = layers.Projection((d,), (k, h), dtype, rngs, config.qkv_bias)
-        self.value = layers.Projection((d,), (k, h), dtype, rngs, config.qkv_bias)
-        self.out = layers.Projection((n, h), (d,), dtype, rngs)
+        self.query = layers.Projection((d,), (n, h), dtype, rngs, config.qkv_bias, weight_first)
+        self.key = layers.Projection((d,), (k, h), dtype, rngs, config.qkv_bias, weight_first)
+        self.value = layers.Projection((d,), (k, h), dtype, rngs, config.qkv_bias, weight_first)
+        self.out = layers.Projection((n, h), (d,), dtype, rngs, weight_first=weight_first)
         self.query_norm = layers.RMSNorm(h, config.norm_eps, dtype) if config.qk_norm else None
         self.key_norm = layers.RMSNorm(h, config.norm_eps, dtype) if config.qk_norm else None
 
@@ -54,11 +55,11 @@ class Attention(nnx.Module):
 class Block(nnx.Module):
     """One pre-norm decoder layer."""
 
-    def __init__(self, config: ModelConfig, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, dtype: DTypeLike, rngs: nnx.Rngs, weight_first: bool = False):
         self.attention_norm = layers.RMSNorm(config.d_model, config.norm_eps, dtype)
-        self.attention = Attention(config, dtype, rngs)
+        self.attention = Attention(config, dtype, rngs, weight_first)
         self.mlp_norm = layers.RMSNorm(config.d_model, config.norm_eps, dtype)
-        self.mlp = layers.SwiGLU(config.d_model, config.mlp_dim, dtype, rngs)
+        self.mlp = layers.SwiGLU(config.d_model, config.mlp_dim, dtype, rngs, weight_first)
 
     def __call__(self, x: jax.Array, angles: Any, segment_ids: jax.Array, implementation: str) -> jax.Array:
         """[B, T, D] -> [B, T, D], every token seeing its own segment up to itself."""
@@ -67,13 +68,20 @@ class Block(nnx.Module):
         return x + self.mlp(self.mlp_norm(x))
 
     def cached(
-        self, x: jax.Array, angles: Any, positions: jax.Array, layer: jax.Array, keys: jax.Array, values: jax.Array
+        self,
+        x: jax.Array,
+        angles: Any,
+        positions: jax.Array,
+        layer: jax.Array | None,
+        keys: jax.Array,
+        values: jax.Array,
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Appends the tokens of `x` [B, T, D] to layer `layer` of the stacked cache and attends to it."""
+        """Appends the tokens of `x` [B, T, D] to layer `layer` of the stacked cache, or to its own, and attends."""
         q, k, v = self.attention.qkv(self.attention_norm(x), angles)
         keys = cache_lib.append(keys, layer, k, positions[:, 0])
         values = cache_lib.append(values, layer, v, positions[:, 0])
-        x = x + self.attention.out(attention_lib.attend_cached(q, keys[layer], values[layer], positions))
+        own = (keys, values) if layer is None else (keys[layer], values[layer])
+        x = x + self.attention.out(attention_lib.attend_cached(q, *own, positions))
         return x + self.mlp(self.mlp_norm(x)), keys, values
 
 
@@ -145,14 +153,15 @@ def logical_axes(config: ModelConfig) -> dict[str, Any]:
 
 
 @functools.cache
-def _block_structure(config: ModelConfig) -> tuple[nnx.GraphDef, nnx.State]:
+def _block_structure(config: ModelConfig, weight_first: bool) -> tuple[nnx.GraphDef, nnx.State]:
     """One layer without weights."""
-    return nnx.split(nnx.eval_shape(lambda: Block(config, jnp.dtype(jnp.float32), nnx.Rngs(params=0))), nnx.Param)
+    build = lambda: Block(config, jnp.dtype(jnp.float32), nnx.Rngs(params=0), weight_first)  # noqa: E731
+    return nnx.split(nnx.eval_shape(build), nnx.Param)
 
 
-def _block(config: ModelConfig, weights: Params) -> Block:
+def _block(config: ModelConfig, weights: Params, weight_first: bool = False) -> Block:
     """One layer over the arrays of `weights`, a slice of params["layers"]."""
-    graph, state = _block_structure(config)
+    graph, state = _block_structure(config, weight_first)
     state = jax.tree.map(lambda x: x, state)  # a copy: the cached one stays abstract
     nnx.replace_by_pure_dict(state, dict(weights))
     return nnx.merge(graph, state)
@@ -163,16 +172,29 @@ def _final_norm(params: Params, config: ModelConfig, x: jax.Array) -> jax.Array:
 
 
 def unstack(params: Params) -> dict[str, Any]:
-    """The same weights with `layers` as a tuple of one tree per layer, for `forward_cached` in a decoding loop.
+    """The same weights as a decoding loop on a CPU wants them, for `forward_cached` and `logits`.
 
-    Call it inside the jitted function, before the loop. A scan copies each layer's slice out of the stacked arrays
-    at every step, which on a CPU costs as much as reading the weights (benchmarks/decode.py); unstacked, the copy is
-    made once, at the price of holding the layers twice and of compiling L of them.
+    `layers` becomes a tuple of one tree per layer, and every kernel a matrix [outputs, inputs], see `layers.columns`.
+    A scan copies each layer's slice out of the stacked arrays at every step, which on a CPU costs as much as reading
+    the weights (benchmarks/decode.py); unstacked, the copy is made once, at the price of holding the weights twice and
+    of compiling L layers. Call it under jit.
     """
     count = jax.tree.leaves(params["layers"])[0].shape[0]
-    layers_ = tuple(jax.tree.map(lambda a, i=i: a[i], params["layers"]) for i in range(count))
-    # Without the barrier XLA moves the slices back into the loop.
-    return {**params, "layers": jax.lax.optimization_barrier(layers_)}
+
+    def weight_first(path: tuple[Any, ...], weight: jax.Array) -> jax.Array:
+        *_, projection, name = (entry.key for entry in path)
+        if name != "kernel":
+            return weight
+        inputs = math.prod(weight.shape[: 2 if projection == "out" else 1])
+        return weight.reshape(inputs, -1).T
+
+    rest = jax.tree_util.tree_map_with_path(weight_first, {k: v for k, v in params.items() if k != "layers"})
+    layers_ = (jax.tree.map(lambda a, i=i: a[i], params["layers"]) for i in range(count))
+    return {**rest, "layers": tuple(jax.tree_util.tree_map_with_path(weight_first, one) for one in layers_)}
+
+
+def _is_unstacked(params: Params) -> bool:
+    return isinstance(params["layers"], tuple)
 
 
 def forward(
@@ -241,7 +263,7 @@ def forward_cached(
       params: tree of this module's docstring, or what `unstack` makes of it.
       config: shape of the decoder.
       tokens: int32 [B, T].
-      cache: of the same batch; `lengths + T` must not exceed its number of slots.
+      cache: of the same batch; `lengths + T` must not exceed its number of slots. Unstacked where `params` are.
       num_tokens: int32 [B], 0..T.
       dtype: of activations.
 
@@ -257,13 +279,14 @@ def forward_cached(
         x, keys, values = _block(config, weights).cached(x, angles, positions, index, keys, values)
         return (x, keys, values, index + 1), None
 
-    carry = (x, cache.keys, cache.values, 0)
-    if isinstance(params["layers"], tuple):
-        for weights in params["layers"]:
-            carry, _ = block(carry, weights)
+    if _is_unstacked(params):
+        pairs = []
+        for weights, keys, values in zip(params["layers"], cache.keys, cache.values, strict=True):
+            x, *pair = _block(config, weights, weight_first=True).cached(x, angles, positions, None, keys, values)
+            pairs.append(pair)
+        keys, values = zip(*pairs, strict=True)
     else:
-        carry, _ = jax.lax.scan(block, carry, params["layers"])
-    x, keys, values, _ = carry
+        (x, keys, values, _), _ = jax.lax.scan(block, (x, cache.keys, cache.values, 0), params["layers"])
     hidden = _final_norm(params, config, x)
     return hidden, cache_lib.Cache(keys, values, cache.lengths + num_tokens)
 
@@ -275,6 +298,11 @@ def output_kernel(params: Params, config: ModelConfig) -> jax.Array:
 
 def logits(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
     """[..., D] -> float32 [..., V]; for training use `s1jax.train.loss`, which never holds them all."""
+    if _is_unstacked(params):
+        kernel = params["embed"]["embedding"] if config.tied_embeddings else params["head"]["kernel"]
+        turned = layers.columns(hidden.reshape(-1, hidden.shape[-1]))
+        product = jnp.matmul(kernel.astype(hidden.dtype), turned, preferred_element_type=jnp.float32)
+        return layers.rows(product).reshape(*hidden.shape[:-1], -1)
     if config.tied_embeddings:  # contracted as it lies: a transposed copy would be made at every decoding step
         kernel, axis = params["embed"]["embedding"], 1
     else:

@@ -80,12 +80,7 @@ class _Run:
     logprob: jax.Array
 
 
-@dataclasses.dataclass(frozen=True)
-class _Batch:
-    """A batch as it is on the device, and how many steps its longest row can take."""
-
-    run: _Run
-    settings: tuple[logits_lib.Sampling, budget_lib.Budgets, budget_lib.Rules]
+_Settings = tuple[logits_lib.Sampling, budget_lib.Budgets, budget_lib.Rules]
 
 
 def generate(
@@ -141,15 +136,14 @@ def generate(
     num_ids = 0
     for start in range(0, len(order), batch_size):
         rows = order[start : start + batch_size]
-        batch = _start(
+        run, settings = _start(
             params, config, [prompts[i] for i in rows], [controls[i] for i in rows], delimiters,
             [waits[i] for i in rows], batch_size, slots, dtype,
         )  # fmt: skip
-        run = batch.run
         if progress is None:
-            run = _decode(loop_params, run, *batch.settings, _TO_THE_END, config=config, dtype=dtype)
+            run = _decode(loop_params, run, *settings, _TO_THE_END, config=config, dtype=dtype)
         while progress is not None:
-            run = _decode(loop_params, run, *batch.settings, _STEPS_BETWEEN_REPORTS, config=config, dtype=dtype)
+            run = _decode(loop_params, run, *settings, _STEPS_BETWEEN_REPORTS, config=config, dtype=dtype)
             phase, count = jax.device_get((run.state.phase, run.state.count))
             finished = int((phase[: len(rows)] == budget_lib.FINISHED).sum())
             progress(start + finished, num_ids + int(count[: len(rows)].sum()))
@@ -179,10 +173,9 @@ def stream(
     """
     slots = _slots(config, [prompt], [controls], delimiters, [name], cache_length)
     params, loop_params = _prepare(params, dtype)
-    batch = _start(params, config, [prompt], [controls], delimiters, [delimiters.wait], 1, slots, dtype)
-    run = batch.run
+    run, settings = _start(params, config, [prompt], [controls], delimiters, [delimiters.wait], 1, slots, dtype)
     while True:
-        run = _decode(loop_params, run, *batch.settings, np.int32(steps), config=config, dtype=dtype)
+        run = _decode(loop_params, run, *settings, np.int32(steps), config=config, dtype=dtype)
         (sample,) = _collect(run, 1)
         yield sample
         if sample.answer_end:
@@ -193,8 +186,11 @@ def _prepare(params: Mapping[str, Any], dtype: str) -> tuple[Mapping[str, Any], 
     """Returns the weights in `dtype`, for the prefill and for the loop."""
     if any(leaf.dtype != jnp.dtype(dtype) for leaf in jax.tree.leaves(params)):
         params = _cast(params, dtype)
-    on_cpu = all(device.platform == "cpu" for device in jax.tree.leaves(params)[0].devices())
-    return params, _unstack(params) if on_cpu else params
+    return params, _unstack(params) if _on_cpu(params) else params
+
+
+def _on_cpu(params: Mapping[str, Any]) -> bool:
+    return all(device.platform == "cpu" for device in jax.tree.leaves(params)[0].devices())
 
 
 @functools.partial(jax.jit, static_argnames=("dtype",))
@@ -264,7 +260,7 @@ def _start(
     batch_size: int,
     slots: int,
     dtype: str,
-) -> _Batch:
+) -> tuple[_Run, _Settings]:
     """Lays out a batch and prefills it; rows beyond the prompts are finished from the beginning."""
     missing = batch_size - len(prompts)
     controls = [*controls, *[Controls()] * missing]
@@ -279,12 +275,12 @@ def _start(
     settings = jax.device_put(settings)
     run = _prefill(
         params, tokens, lengths, ids, np.int32(len(delimiters.think_start)), np.int32(len(prompts)), *settings[1:],
-        config=config, dtype=dtype,
+        config=config, dtype=dtype, unstack=_on_cpu(params),
     )  # fmt: skip
-    return _Batch(run, settings)
+    return run, settings
 
 
-@functools.partial(jax.jit, static_argnames=("config", "dtype"))
+@functools.partial(jax.jit, static_argnames=("config", "dtype", "unstack"))
 def _prefill(
     params: Mapping[str, Any],
     tokens: jax.Array,
@@ -297,6 +293,7 @@ def _prefill(
     *,
     config: ModelConfig,
     dtype: str,
+    unstack: bool,
 ) -> _Run:
     """Fills the cache with all but each row's last id, which the loop feeds first.
 
@@ -311,6 +308,7 @@ def _prefill(
       rules: of the rows.
       config: shape of the model.
       dtype: of activations and cache.
+      unstack: whether the loop wants its cache unstacked, as it does with unstacked weights.
     """
     batch, slots = ids.shape
     kind = jnp.dtype(dtype)
@@ -320,6 +318,7 @@ def _prefill(
     count = jnp.full((batch,), num_forced)
     state = budget_lib.init(rules, budgets, last, count, jnp.arange(batch) < num_rows)
     forced = jnp.broadcast_to(jnp.arange(slots) < num_forced, ids.shape)
+    cache = cache_lib.unstack(cache) if unstack else cache
     return _Run(cache, state, ids, forced, jnp.zeros(batch, jnp.float32))
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from s1jax.checkpoint import names
 from s1jax.config import InputError, ModelConfig
+from s1jax.model import cache as cache_lib
 from s1jax.model import decoder
 from tests.model import make_golden, parity_cases
 
@@ -87,6 +88,28 @@ def test_logits_equal_the_recorded_ones(name):
         expected = golden[name]
     ours = _ours(config, parity_cases.weights(config), parity_cases.tokens(config, make_golden.SHAPE))
     np.testing.assert_allclose(ours, expected, rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.parametrize("unstacked", [False, True])
+@pytest.mark.parametrize("name", CASES)
+def test_cached_steps_give_the_logits_of_whole_rows(name, unstacked):
+    """Rows of unlike lengths: a prefill, then id by id, as `s1jax.sample` runs them, stacked and unstacked."""
+    config = CASES[name]
+    params = parity_cases.weights(config)
+    ids, prompt = parity_cases.tokens(config, (3, 20), seed=9), np.array([1, 7, 12], np.int32)
+    expected = _ours(config, params, ids)
+    empty = cache_lib.init_cache(config, 3, 24)
+    prefill = np.where(np.arange(12) < prompt[:, None], ids[:, :12], 0)
+    with jax.default_matmul_precision("highest"):
+        _, cache = decoder.forward_cached(params, config, prefill, empty, prompt)
+        if unstacked:
+            params, cache = jax.jit(decoder.unstack)(params), cache_lib.unstack(cache)
+        for step in range(8):
+            place = prompt + step
+            token = np.take_along_axis(ids, place[:, None], axis=1)
+            hidden, cache = decoder.forward_cached(params, config, token, cache, np.ones(3, np.int32))
+            logits = decoder.logits(params, config, hidden)[:, 0]
+            np.testing.assert_allclose(logits, expected[np.arange(3), place], rtol=0, atol=TOLERANCE)
 
 
 BASE = CASES["llama"]
