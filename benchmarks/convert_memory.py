@@ -3,7 +3,8 @@
     python -m benchmarks.convert_memory [--megabytes=1500] [--shard_mb=300]
 
 Writes a random bfloat16 Qwen2.5-shaped model as sharded safetensors, then converts it in and out, each direction in a
-process of its own whose high-water mark of resident memory is reset after the imports (Linux only).
+process of its own whose high-water mark of resident memory is reset after the imports (Linux only). Records
+benchmarks/results/convert_memory.json.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 import tokenizers
 from absl import app, flags
 
+from benchmarks import record
 from s1jax.checkpoint import huggingface, names
 from s1jax.config import ModelConfig
 
@@ -50,6 +52,7 @@ def main(_: list[str]) -> None:
         model = _write_model(root / "hf", megabytes, shard)
         largest = max(path.stat().st_size for path in (root / "hf").glob("*.safetensors")) / 1e6
         print(f"model {model:.0f} MB in bfloat16, largest shard {largest:.0f} MB")
+        results: dict[str, dict[str, float]] = {}
         for label, target, arguments in (
             ("hf -> checkpoint, bfloat16", model, ["--from_hf=hf", "--to=a"]),
             ("hf -> checkpoint, float32", 2 * model, ["--from_hf=hf", "--to=b", "--dtype=float32"]),
@@ -61,11 +64,13 @@ def main(_: list[str]) -> None:
             sentence, figures = done.stdout.strip().splitlines()[-2:]
             before, peak = (int(part) / 1e3 for part in figures.split())
             bound = target + 1.3 * largest
+            results[label] = {"peak_mb": peak - before, "bound_mb": bound, "imports_mb": before}
             verdict = "holds" if peak - before <= bound else "EXCEEDED"
             print(
                 f"{label}: peak {peak - before:.0f} MB over the {before:.0f} MB of the imports; bound {target:.0f} + "
                 f"1.3 x {largest:.0f} = {bound:.0f} MB {verdict}; {sentence.split(' in ')[-1]}"
             )
+    record.write("convert_memory", {"model_mb": model, "largest_shard_mb": largest, "conversions": results})
 
 
 def _write_model(folder: pathlib.Path, megabytes: int, shard_mb: int) -> float:

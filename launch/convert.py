@@ -64,6 +64,7 @@ def main() -> None:
     logging.set_verbosity(logging.ERROR)  # Orbax warns of the layout that the store chooses on purpose
     jax.config.update("jax_platforms", "cpu")
 
+    _return_freed_memory()
     start = time.monotonic()
     path, origin_path = str(FLAGS[target].value), str(FLAGS[source].value)
     dtype = _DTYPES[FLAGS.dtype]
@@ -86,9 +87,10 @@ def main() -> None:
 
 
 def _return_freed_memory() -> None:
-    """Keeps freed buffers from adding up: glibc gives blocks above 1 MB back at once instead of learning to hoard them.
+    """Keeps freed buffers from adding up: one arena for all threads, blocks above 64 kB given back at once.
 
-    Orbax decodes in many threads, each with an arena of its own; a conversion would keep a third of the model in them.
+    Orbax decodes in many threads, each with an arena of its own; an export would keep a third of the model in them
+    (benchmarks/convert_memory.py).
     """
     mmap_threshold, arena_max = -3, -8  # M_MMAP_THRESHOLD and M_ARENA_MAX of malloc.h
     with contextlib.suppress(AttributeError, OSError):  # another C library
