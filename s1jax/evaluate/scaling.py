@@ -148,14 +148,21 @@ def plot(runs: Sequence[Run], path: pathlib.Path, title: str, wait: str = "Wait"
             yerr=[run.error for run in family], color=colour, marker=marker, markersize=6, linewidth=1.8, capsize=3,
             elinewidth=1.1, label=label, zorder=3,
         )  # fmt: skip
+    wide = max(run.thinking_tokens for run in runs) * 0.15  # about the width of a label
+    high = max(run.accuracy for run in runs) * 0.08
     for run in runs:
         natural = run.budgets and run.waits
-        below = -11 if run.accuracy > 5 else 5
+        crowded = any(
+            0 < other.thinking_tokens - run.thinking_tokens < wide and abs(other.accuracy - run.accuracy) < high
+            for other in runs
+            if not (other.budgets and other.waits)
+        )
+        below = 7 if crowded or run.accuracy <= 5 else -11
         if natural:
             axes.plot(run.thinking_tokens, run.accuracy, "D", color="#222222", markersize=6.5, zorder=5)
         # The curves rise: below and to the right of a point there is room, above and to the left for the common one.
         axes.annotate(
-            run.name, (run.thinking_tokens, run.accuracy), xytext=(-7, 6) if natural else (7, below),
+            run.name, (run.thinking_tokens, run.accuracy), xytext=(-7, 6) if natural else (-6 if crowded else 7, below),
             ha="right" if natural else "left", textcoords="offset points", fontsize=8.5, color="#444444", zorder=6,
             path_effects=[withStroke(linewidth=2.5, foreground="white")],
         )  # fmt: skip
