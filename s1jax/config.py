@@ -205,7 +205,7 @@ class TrainConfig:
       accumulation: micro-batches that one step's gradient is summed over; divides the rows of a batch.
       param_dtype: of the master weights and the optimizer's moments.
       compute_dtype: of activations and of the weights inside the forward pass.
-      remat: what the backward pass keeps of a layer: everything (`none`), only its input (`full`).
+      remat: what the backward pass keeps of a layer, see `s1jax.model.decoder.REMAT`.
       attention: kernel, see `s1jax.model.attention`.
       loss_chunk: tokens whose logits exist at one time.
     """
@@ -216,8 +216,8 @@ class TrainConfig:
     accumulation: int = 1
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    remat: Literal["none", "full"] = "full"
-    attention: Literal["xla"] = "xla"
+    remat: Literal["none", "full", "save_attention", "save_dots"] = "full"
+    attention: Literal["xla", "chunked"] = "xla"
     loss_chunk: int = 1024
 
     def __post_init__(self) -> None:

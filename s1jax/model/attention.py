@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from s1jax.model import chunked
 
 _MASKED = -1e30  # finite, so that a row without any visible key gives a uniform mean and no NaN
+_BLOCK = 512
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, implementation: str) -> jax.Array:
@@ -19,7 +23,8 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, imp
       k: [B, T, K, H]; query head n uses key head n // G.
       v: [B, T, K, H].
       segment_ids: int32 [B, T]; a token sees earlier tokens of its own segment and itself.
-      implementation: `xla`, einsums that materialise [B, N, T, T] scores.
+      implementation: `xla`, einsums that materialise [B, N, T, T] scores; `chunked`, memory linear in T on any
+        backend (`s1jax.model.chunked`).
 
     Returns:
       [B, T, N, H] in the dtype of `q`; softmax in float32.
@@ -27,12 +32,15 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, imp
     Raises:
       ValueError: for an unknown implementation.
     """
+    batch, length, _, head_dim = q.shape
+    if implementation == "chunked":
+        grouped = (q * head_dim**-0.5).reshape(batch, length, k.shape[2], -1, head_dim)
+        return chunked.attend(grouped, k, v, segment_ids, min(_BLOCK, length)).reshape(q.shape)
     if implementation != "xla":
-        raise ValueError(f"attention implementation {implementation!r} is unknown; use 'xla'")
-    length = q.shape[1]
+        raise ValueError(f"attention implementation {implementation!r} is unknown; use 'xla' or 'chunked'")
     causal = jnp.tril(jnp.ones((length, length), bool))
     visible = causal & (segment_ids[:, :, None] == segment_ids[:, None, :])  # [B, T, S]
-    return _softmax_mean(q, k.swapaxes(1, 2), v.swapaxes(1, 2), visible)
+    return checkpoint_name(_softmax_mean(q, k.swapaxes(1, 2), v.swapaxes(1, 2), visible), "attention")
 
 
 def attend_cached(q: jax.Array, keys: jax.Array, values: jax.Array, positions: jax.Array) -> jax.Array:

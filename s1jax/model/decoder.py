@@ -31,6 +31,18 @@ from s1jax.model import layers
 
 Params = Mapping[str, Any]
 
+# What a layer keeps for the backward pass beside its input; the rest is computed again. `save_dots` leaves out products
+# with a batch axis, the attention scores; `none` keeps everything.
+REMAT: dict[str, Any] = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "save_attention": jax.checkpoint_policies.save_only_these_names("attention"),
+    "save_dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names("attention"),
+    ),
+}
+
 
 class Attention(nnx.Module):
     """Grouped-query attention with rotary positions."""
@@ -217,7 +229,7 @@ def forward(
       positions: int32 [B, T], restarting at 0 in every segment.
       segment_ids: int32 [B, T], 0 for padding.
       dtype: of activations; weights are cast to it where they are used.
-      remat: `none` keeps every intermediate for the backward pass, `full` only each layer's input.
+      remat: what is kept of a layer for the backward pass, see `REMAT`.
       attention: implementation, see `s1jax.model.attention.attend`.
 
     Returns:
@@ -236,10 +248,10 @@ def forward(
     def block(x: jax.Array, weights: Params) -> tuple[jax.Array, None]:
         return _block(config, weights)(x, angles, segment_ids, attention), None
 
-    if remat == "full":
-        block = jax.checkpoint(block, prevent_cse=False)
-    elif remat != "none":
-        raise ValueError(f"remat policy {remat!r} is unknown; use 'none' or 'full'")
+    if remat not in REMAT:
+        raise ValueError(f"remat policy {remat!r} is unknown; use one of {', '.join(REMAT)}")
+    if remat != "none":
+        block = jax.checkpoint(block, prevent_cse=False, policy=REMAT[remat])
     x = params["embed"]["embedding"][tokens].astype(dtype)
     x, _ = jax.lax.scan(block, x, params["layers"])
     return _final_norm(params, config, x)
