@@ -51,7 +51,9 @@ def _forward(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, b
             higher = jnp.maximum(top, scores.max(-1))
             weights = jnp.exp(scores - higher[..., None])
             shrink = jnp.exp(top - higher)
-            product = jnp.einsum("bkgcd,bdkh->bkgch", weights.astype(q.dtype), vs[j], preferred_element_type=jnp.float32)
+            product = jnp.einsum(
+                "bkgcd,bdkh->bkgch", weights.astype(q.dtype), vs[j], preferred_element_type=jnp.float32
+            )
             return higher, total * shrink + weights.sum(-1), mean * shrink[..., None] + product
 
         shape = (q.shape[0], *q.shape[2:4], block)

@@ -100,7 +100,9 @@ def test_remat_changes_no_gradient(remat, kernel):
 
         return jax.jit(jax.grad(loss))(params)
 
-    for ours, reference in zip(*map(jax.tree.leaves, (gradients(remat, kernel), gradients("none", "xla"))), strict=True):
+    for ours, reference in zip(
+        *map(jax.tree.leaves, (gradients(remat, kernel), gradients("none", "xla"))), strict=True
+    ):
         np.testing.assert_allclose(ours, reference, rtol=0, atol=2e-5 * max(1, np.abs(reference).max()))
 
 
