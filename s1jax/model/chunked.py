@@ -1,8 +1,8 @@
 """Causal attention in memory linear in the row length, on any backend: nothing of size [T, T], forward or backward.
 
-Blocks of queries meet blocks of keys one at a time, with the running maximum and sum of the softmax (Rabe & Staats
-2021; FlashAttention, Dao et al. 2022); blocks above the diagonal are never computed. The backward pass computes the
-scores again from the log-sum-exp of each row (FlashAttention-2, Dao 2023).
+Blocks of queries meet blocks of keys one pair at a time, with the running maximum and sum of the softmax (Rabe & Staats
+2021; FlashAttention, Dao et al. 2022); pairs above the diagonal are left out. The backward pass computes the scores
+again from the log-sum-exp of each row (FlashAttention-2, Dao 2023).
 
 Axis letters: B batch, T length, C block, K key/value heads, G query heads per key/value head, H head dimension.
 """
@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
@@ -41,27 +42,26 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, blo
 def _forward(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, block: int) -> tuple[jax.Array, Any]:
     length = q.shape[1]
     qs, ks, vs, segments = _blocks(q, block), _blocks(k, block), _blocks(v, block), _blocks(segment_ids, block)
+    shape = (q.shape[0], *q.shape[2:4], block)  # [B, K, G, C]
+    fresh = (jnp.full(shape, _MASKED), jnp.zeros(shape), jnp.zeros((*shape, q.shape[-1])))
+    i, j = np.tril_indices(len(qs))  # query block by query block, its key blocks from the first on
 
-    def row(_: None, i: jax.Array) -> tuple[None, tuple[jax.Array, jax.Array]]:
-        queries = qs[i]
+    def add(carry: Any, pair: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
+        running, out, log_sum = carry
+        i, j = pair
+        top, total, mean = (jnp.where(j == 0, first, old) for first, old in zip(fresh, running, strict=True))
+        scores = _scores(qs[i], ks[j], segments[i], segments[j], i, j)
+        higher = jnp.maximum(top, scores.max(-1))
+        weights, shrink = jnp.exp(scores - higher[..., None]), jnp.exp(top - higher)
+        total = total * shrink + weights.sum(-1)
+        product = jnp.einsum("bkgcd,bdkh->bkgch", weights.astype(q.dtype), vs[j], preferred_element_type=jnp.float32)
+        mean = mean * shrink[..., None] + product
+        # Written at every pair, right at the last one of a query block: a condition would cost more than the write.
+        out = out.at[i].set((mean / total[..., None]).astype(q.dtype))
+        return ((higher, total, mean), out, log_sum.at[i].set(higher + jnp.log(total))), None
 
-        def add(j: jax.Array, carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
-            top, total, mean = carry
-            scores = _scores(queries, ks[j], segments[i], segments[j], i, j)
-            higher = jnp.maximum(top, scores.max(-1))
-            weights = jnp.exp(scores - higher[..., None])
-            shrink = jnp.exp(top - higher)
-            product = jnp.einsum(
-                "bkgcd,bdkh->bkgch", weights.astype(q.dtype), vs[j], preferred_element_type=jnp.float32
-            )
-            return higher, total * shrink + weights.sum(-1), mean * shrink[..., None] + product
-
-        shape = (q.shape[0], *q.shape[2:4], block)
-        start = (jnp.full(shape, _MASKED), jnp.zeros(shape), jnp.zeros((*shape, q.shape[-1])))
-        top, total, mean = lax.fori_loop(0, i + 1, add, start)
-        return None, ((mean / total[..., None]).astype(q.dtype), top + jnp.log(total))
-
-    _, (out, log_sum) = lax.scan(row, None, jnp.arange(len(qs)))  # [T / C, B, K, G, C, H], [T / C, B, K, G, C]
+    start = (fresh, jnp.zeros((len(qs), *shape, q.shape[-1]), q.dtype), jnp.zeros((len(qs), *shape)))
+    (_, out, log_sum), _ = lax.scan(add, start, (jnp.asarray(i), jnp.asarray(j)))
     out = checkpoint_name(_whole(jnp.moveaxis(out, 4, 2), length), "attention")
     log_sum = checkpoint_name(log_sum, "attention")
     return out, (q, k, v, segment_ids, out, log_sum)
@@ -73,26 +73,24 @@ def _backward(block: int, residuals: Any, cotangent: jax.Array) -> tuple[jax.Arr
     d_outs = _blocks(cotangent, block)
     delta = jnp.sum(out.astype(jnp.float32) * cotangent.astype(jnp.float32), axis=-1)  # [B, T, K, G]
     deltas = jnp.moveaxis(_blocks(delta, block), 2, 4)  # [T / C, B, K, G, C]
+    i, j = np.tril_indices(len(qs))
+    wide: dict[str, Any] = {"preferred_element_type": jnp.float32}
 
-    def column(d_qs: jax.Array, j: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        def add(i: jax.Array, carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
-            d_qs, d_k, d_v = carry
-            wide: dict[str, Any] = {"preferred_element_type": jnp.float32}
-            weights = jnp.exp(_scores(qs[i], ks[j], segments[i], segments[j], i, j) - log_sum[i][..., None])
-            d_v += jnp.einsum("bkgcd,bckgh->bdkh", weights.astype(q.dtype), d_outs[i], **wide)
-            d_weights = jnp.einsum("bckgh,bdkh->bkgcd", d_outs[i], vs[j], **wide)
-            d_scores = (weights * (d_weights - deltas[i][..., None])).astype(q.dtype)
-            d_k += jnp.einsum("bkgcd,bckgh->bdkh", d_scores, qs[i], **wide)
-            d_q = jnp.einsum("bkgcd,bdkh->bckgh", d_scores, ks[j], **wide)
-            return d_qs.at[i].add(d_q), d_k, d_v
+    def add(carry: tuple[jax.Array, ...], pair: tuple[jax.Array, jax.Array]) -> tuple[tuple[jax.Array, ...], None]:
+        d_qs, d_ks, d_vs = carry
+        i, j = pair
+        weights = jnp.exp(_scores(qs[i], ks[j], segments[i], segments[j], i, j) - log_sum[i][..., None])
+        d_v = jnp.einsum("bkgcd,bckgh->bdkh", weights.astype(q.dtype), d_outs[i], **wide)
+        d_weights = jnp.einsum("bckgh,bdkh->bkgcd", d_outs[i], vs[j], **wide)
+        d_scores = (weights * (d_weights - deltas[i][..., None])).astype(q.dtype)
+        d_k = jnp.einsum("bkgcd,bckgh->bdkh", d_scores, qs[i], **wide)
+        d_q = jnp.einsum("bkgcd,bdkh->bckgh", d_scores, ks[j], **wide)
+        return (d_qs.at[i].add(d_q), d_ks.at[j].add(d_k), d_vs.at[j].add(d_v)), None
 
-        zeros = jnp.zeros(ks.shape[1:])
-        d_qs, d_k, d_v = lax.fori_loop(j, len(qs), add, (d_qs, zeros, zeros))
-        return d_qs, (d_k.astype(k.dtype), d_v.astype(v.dtype))
-
-    d_qs, (d_ks, d_vs) = lax.scan(column, jnp.zeros(qs.shape), jnp.arange(len(qs)))
-    length = q.shape[1]
-    return _whole(d_qs, length).astype(q.dtype), _whole(d_ks, length), _whole(d_vs, length), None
+    start = tuple(jnp.zeros(blocks.shape) for blocks in (qs, ks, vs))
+    gradients, _ = lax.scan(add, start, (jnp.asarray(i), jnp.asarray(j)))
+    d_q, d_k, d_v = (_whole(blocks, q.shape[1]).astype(q.dtype) for blocks in gradients)
+    return d_q, d_k, d_v, None
 
 
 attend.defvjp(_forward, _backward)
