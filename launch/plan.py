@@ -1,0 +1,139 @@
+"""Says what a run takes before it is paid for: `python -m launch.plan --config=configs/NAME.py --target=h100:16`.
+
+Compiles the config's train step for machines that need not be here: TPU slices (pip install 's1jax[tpu-aot]'), NVIDIA
+GPUs ('s1jax[gpu-aot]'), or fake CPU devices. --search tries meshes, remat policies and micro-batches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import os
+import pathlib
+from typing import TYPE_CHECKING, Any, Literal
+
+from absl import flags
+from ml_collections import config_flags
+
+from launch import cli
+from s1jax import presets
+from s1jax.config import Experiment, InputError
+
+if TYPE_CHECKING:  # it imports jax, which must see the flags first
+    from s1jax.plan.planner import Plan
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "File of configs/; single settings as --config.a.b=v.")
+_TARGET = flags.DEFINE_string("target", None, "CHIP:ARRANGEMENT, for example v5p:4x4x4, v6e:4x4, h100:16, cpu:8.")
+_ROWS = flags.DEFINE_integer("num_rows", 1000, "Rows that the recipe trains on.", 1)
+_MFU = flags.DEFINE_float(
+    "mfu", 0.0, "Share of peak that the machine is seen to reach; minutes and dollars then follow it, not the roofline."
+)
+_OUT = flags.DEFINE_string("out", "", "JSON file to write the plan to.")
+_SEARCH = flags.DEFINE_bool("search", False, "Try meshes, remat policies and accumulation; print those that fit.")
+
+_SMALLEST_SLICE = {"v5p": "v5p-8", "v6e": "v6e-4", "v5e": "v5litepod-4"}  # libtpu wants to hear of one; any does
+
+
+def main() -> int:
+    if _CONFIG.value is None or _TARGET.value is None:
+        raise InputError("give --config=configs/NAME.py and --target=CHIP:ARRANGEMENT, for example --target=h100:16.")
+    experiment = presets.experiment(_CONFIG.value.to_dict())
+    kind, _, shape = _TARGET.value.partition(":")
+    # A topology is not a machine: nothing but the CPU is started, and nothing is asked of a cloud.
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", _SMALLEST_SLICE.get(kind, ""))
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    if kind == "cpu" and shape.isdigit():
+        jax.config.update("jax_num_cpu_devices", int(shape))
+    from s1jax.checkpoint import store
+    from s1jax.plan import planner, targets
+
+    target = targets.parse(_TARGET.value)
+    model = experiment.model or store.load_metadata(experiment.init_from).config
+    results = []
+    for candidate in _candidates(experiment, target.devices) if _SEARCH.value else [experiment]:
+        try:
+            results.append((planner.plan(candidate, model, target), candidate))
+        except InputError as error:
+            if not _SEARCH.value:
+                raise
+            print(f"{_name(candidate)}: {error}")
+            continue
+        if _SEARCH.value:
+            print(f"{_name(candidate)}: {_line(results[-1][0])}", flush=True)
+    fitting = [pair for pair in results if pair[0].fits] or results
+    if not fitting:
+        raise InputError(f"nothing that was tried fits {target.name}; use more devices or shorter rows.")
+    best, chosen = min(fitting, key=lambda pair: (pair[0].seconds["step"], pair[0].memory["peak"]))
+    record = _record(best, chosen, planner.num_steps(chosen, _ROWS.value))
+    print("\n".join(_table(best, record)))
+    if not best.fits:
+        print("It does not fit. " + "; ".join(planner.remedies(best, chosen)) + ".")
+    if _OUT.value:
+        pathlib.Path(_OUT.value).write_text(json.dumps(record, indent=1) + "\n")
+    return 0 if best.fits else 1
+
+
+def _candidates(experiment: Experiment, devices: int) -> list[Experiment]:
+    """Meshes of up to 8-way tensor parallelism x remat policies x micro-batches."""
+    found = []
+    rows = experiment.train.batch_size
+    policies: tuple[Literal["save_dots", "save_attention", "full"], ...] = ("save_dots", "save_attention", "full")
+    for tensor, remat in itertools.product((1, 2, 4, 8), policies):
+        if devices % tensor or rows % (devices // tensor):
+            continue
+        mesh = dataclasses.replace(experiment.mesh, data=1, fsdp=devices // tensor, tensor=tensor)
+        for accumulation in {1, rows * tensor // devices}:
+            train = dataclasses.replace(experiment.train, remat=remat, accumulation=accumulation)
+            found.append(dataclasses.replace(experiment, mesh=mesh, train=train))
+    return found
+
+
+def _name(experiment: Experiment) -> str:
+    mesh, train = experiment.mesh, experiment.train
+    return f"fsdp={mesh.fsdp} tensor={mesh.tensor} remat={train.remat} accumulation={train.accumulation}"
+
+
+def _line(plan: Plan) -> str:
+    verdict = "" if plan.fits else ", does not fit"
+    return f"{plan.memory['peak'] / 1e9:.1f} GB, step {plan.seconds['step']:.2f} s{verdict}"
+
+
+def _record(plan: Plan, experiment: Experiment, steps: int) -> dict[str, Any]:
+    """The plan as JSON, with what the whole recipe takes."""
+    values = dataclasses.asdict(plan)
+    seconds = plan.seconds["step"]
+    if _MFU.value:
+        seconds = plan.mfu * seconds / _MFU.value
+    price = experiment.cost.per_device_hour
+    recipe = {"steps": steps, "step_seconds": seconds, "minutes": steps * seconds / 60, "assumed_mfu": _MFU.value}
+    recipe["dollars"] = steps * seconds / 3600 * plan.devices * price
+    return values | {"fits": plan.fits, "mfu": plan.mfu, "recipe": recipe, "settings": _name(experiment)}
+
+
+def _table(plan: Plan, record: dict[str, Any]) -> list[str]:
+    p, recipe = plan, record["recipe"]
+    lines = [f"{p.target}: {p.devices} devices, {record['settings']}, {p.rows} rows of {p.block_size} ids"]
+    executed = f"TFLOP ({p.executed_flops / p.model_flops:.2f} x)"
+    for kind, size in p.memory.items():
+        lines.append(f"  {kind:<26}{size / 1e9:9.2f} GB")
+    lines.append(f"  {'model FLOPs':<26}{p.model_flops / 1e12:9.2f} TFLOP a device and step")
+    lines.append(f"  {'executed FLOPs':<26}{p.executed_flops / 1e12:9.2f} {executed}")
+    for kind, size in sorted(p.collectives.items()):
+        waiting = p.synchronous.get(kind, 0.0)
+        lines.append(f"  {kind:<26}{size / 1e9:9.2f} GB, {waiting / 1e9:.2f} of them synchronous")
+    for kind, seconds in p.seconds.items():
+        lines.append(f"  {'roofline: ' + kind:<26}{seconds:9.3f} s")
+    lines.append(f"  {'MFU at the roofline':<26}{100 * p.mfu:9.1f} %")
+    how = f"at {100 * _MFU.value:.0f} % MFU" if _MFU.value else "at the roofline, which no machine reaches"
+    cost = f", ${recipe['dollars']:,.2f}" if recipe["dollars"] else ""
+    lines.append(f"  the recipe: {recipe['steps']} steps, {recipe['minutes']:.1f} minutes{cost} {how}")
+    return lines
+
+
+if __name__ == "__main__":
+    cli.run(main, "config")

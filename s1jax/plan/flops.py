@@ -1,0 +1,56 @@
+"""Floating-point operations of the matrix products that a program asks for, counted in its jaxpr.
+
+The compilers' own figures count a loop's body once, and custom calls not at all; a jaxpr has the length of every scan.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from jax.extend import core
+
+
+def count(jaxpr: core.Jaxpr) -> float:
+    """Operations of all `dot_general`s: 2 for a multiplication with its addition, loops times their length.
+
+    Both sides of a condition cost what the dearer one does; the body of `shard_map` counts once per device.
+
+    Raises:
+      ValueError: for a loop of unknown length around a product.
+    """
+    total = 0.0
+    for equation in jaxpr.eqns:
+        inner = [count(body) for body in _bodies(equation.params)]
+        name = equation.primitive.name
+        if name == "dot_general":
+            (contract, _), _ = equation.params["dimension_numbers"]
+            left, out = _shape(equation.invars[0]), _shape(equation.outvars[0])
+            total += 2.0 * math.prod(out) * math.prod(left[axis] for axis in contract)
+        elif name == "scan":
+            total += equation.params["length"] * sum(inner)
+        elif name == "while" and any(inner):
+            raise ValueError("a matrix product stands in a loop whose length is not known beforehand")
+        elif name == "cond":
+            total += max(inner)
+        elif name == "shard_map":
+            total += equation.params["mesh"].size * sum(inner)
+        else:
+            total += sum(inner)
+    return total
+
+
+def _shape(variable: Any) -> tuple[int, ...]:
+    return variable.aval.shape
+
+
+def _bodies(params: dict[str, Any]) -> list[core.Jaxpr]:
+    """The jaxprs among an equation's parameters; the functions of a custom derivative are not called as they stand."""
+    found = []
+    for value in params.values():
+        for item in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(item, core.ClosedJaxpr):
+                found.append(item.jaxpr)
+            elif isinstance(item, core.Jaxpr):
+                found.append(item)
+    return found

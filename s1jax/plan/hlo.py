@@ -1,0 +1,193 @@
+"""Traffic of an optimised program, read from its HLO text: what collectives move, and what goes through memory.
+
+Loop bodies count as often as they run. https://openxla.org/xla/operation_semantics describes the instructions.
+"""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import functools
+import math
+import re
+
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s64": 8, "u64": 8, "f64": 8}
+_SHAPE = re.compile(r"\b(pred|bf16|[suf]\d+\w*)\[([\d,]*)\]")
+_COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+# Instructions that touch no memory of their own, or whose bodies are counted instead.
+_FREE = {
+    *("parameter", "constant", "iota", "tuple", "get-tuple-element", "bitcast", "opt-barrier", "after-all"),
+    *("while", "conditional", "call", "async-start", "async-update", "async-done", "copy-start", "copy-done"),
+    *("partition-id", "replica-id"),
+}
+_IN_PLACE = ("dynamic-slice", "dynamic-update-slice")
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line of HLO: its name, type as text, operation, names of operands, and all that stands behind its bracket."""
+
+    name: str
+    type: str
+    operation: str
+    operands: tuple[str, ...]
+    attributes: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """Bytes that one device moves in one run of the program.
+
+    Attributes:
+      collectives: by operation, bytes of the larger side of each: what a gather makes, what a reduction takes.
+      synchronous: the same for those collectives that nothing can run beside.
+      in_loops: number of synchronous all-gathers that stand in a loop.
+      memory: read and written by all instructions outside of fusions; an upper bound, caches aside.
+    """
+
+    collectives: dict[str, float]
+    synchronous: dict[str, float]
+    in_loops: int
+    memory: float
+
+
+def traffic(text: str) -> Traffic:
+    """Adds up an optimised module, as `compiled.as_text()` gives it.
+
+    Raises:
+      ValueError: for a loop whose number of runs can't be read off.
+    """
+    computations, entry = _parse(text)
+    collectives: dict[str, float] = collections.defaultdict(float)
+    synchronous: dict[str, float] = collections.defaultdict(float)
+    memory, in_loops = 0.0, 0
+
+    def visit(name: str, times: float, in_loop: bool) -> None:
+        nonlocal memory, in_loops
+        body = computations[name]
+        types = {instruction.name: instruction.type for instruction in body}
+        for instruction in body:
+            operation = instruction.operation
+            if operation == "while":
+                runs = _trip_count(instruction, computations)
+                visit(_called(instruction, "body"), times * runs, True)
+            elif operation in ("call", "async-start"):
+                visit(_called(instruction, "to_apply" if operation == "call" else "calls"), times, in_loop)
+            elif operation == "conditional":
+                for branch in re.findall(r"%([\w.\-]+)", instruction.attributes.split("metadata=")[0]):
+                    if branch in computations:
+                        visit(branch, times, in_loop)
+            kind = operation.removesuffix("-start")
+            if kind in _COLLECTIVES:
+                size = max(_size(instruction.type.removeprefix("("), largest=operation.endswith("-start")), 0)
+                size = max(size, sum(_size(types.get(operand, "")) for operand in instruction.operands))
+                collectives[kind] += times * size
+                if not operation.endswith("-start") and "async" not in name:
+                    synchronous[kind] += times * size
+                    in_loops += in_loop and kind == "all-gather"
+            elif operation not in _FREE and not operation.endswith("-done"):
+                memory += times * _moved(instruction, types, computations)
+
+    visit(entry, 1.0, False)
+    return Traffic(dict(collectives), dict(synchronous), in_loops, memory)
+
+
+def _parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
+    """Returns the instructions of every computation, and the name of the one that runs."""
+    computations: dict[str, list[Instruction]] = {}
+    current, entry = "", ""
+    for line in text.splitlines():
+        head = re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line)
+        if head:
+            current = head[2]
+            computations[current] = []
+            entry = current if head[1] else entry
+            continue
+        found = re.match(r"\s+(?:ROOT )?%?([\w.\-]+) = (.*)$", line)
+        if found and current:
+            type_, rest = _split_type(found[2])
+            operation, _, rest = rest.partition("(")
+            inside = _until_closed("(" + rest)
+            operands = tuple(re.findall(r"%([\w.\-]+)", inside))
+            computations[current].append(Instruction(found[1], type_, operation.strip(), operands, rest))
+    return computations, entry
+
+
+def _split_type(text: str) -> tuple[str, str]:
+    """Cuts `f32[2]{0} add(...)` or `(f32[2], s32[]) while(...)` behind its type."""
+    end = len(_until_closed(text)) if text.startswith("(") else text.index(" ")
+    return text[:end], text[end:].lstrip()
+
+
+def _until_closed(text: str) -> str:
+    """The front of `text` up to the bracket that closes its first one."""
+    depth = 0
+    for place, letter in enumerate(text):
+        depth += (letter == "(") - (letter == ")")
+        if depth == 0:
+            return text[: place + 1]
+    return text
+
+
+@functools.cache
+def _size(type_: str, largest: bool = False) -> int:
+    """Bytes of a type; of its largest half for `largest`: an asynchronous start holds operands beside results."""
+    sizes = []
+    for kind, shape in _SHAPE.findall(type_):
+        width = _BYTES.get(kind) or (1 if kind.startswith("f8") else 4)
+        sizes.append(width * math.prod(int(n) for n in shape.split(",") if n))
+    half = len(sizes) // 2
+    return max(sum(sizes[:half]), sum(sizes[half:])) if largest and half else sum(sizes)
+
+
+def _called(instruction: Instruction, key: str) -> str:
+    found = re.search(rf"\b{key}=%?([\w.\-]+)", instruction.attributes)
+    if not found:
+        raise ValueError(f"{instruction.operation} {instruction.name} names no {key}")
+    return found[1]
+
+
+def _trip_count(instruction: Instruction, computations: dict[str, list[Instruction]]) -> int:
+    """Runs of a loop: as the compiler notes them, or the constant that its condition compares with."""
+    noted = re.search(r'known_trip_count":\{"n":"(\d+)"', instruction.attributes)
+    if noted:
+        return int(noted[1])
+    condition = computations[_called(instruction, "condition")]
+    limits = [
+        int(found[1])
+        for line in condition
+        if line.operation == "constant" and (found := re.match(r"(\d+)\)", line.attributes))
+    ]
+    if not limits:
+        raise ValueError(f"loop {instruction.name}: its condition compares with no constant")
+    return max(limits)
+
+
+def _moved(instruction: Instruction, types: dict[str, str], computations: dict[str, list[Instruction]]) -> float:
+    """Bytes that an instruction reads and writes; slices are read, and updates written, as what they are."""
+    operation, operands = instruction.operation, instruction.operands
+    if operation in ("dynamic-slice", "slice", "gather"):
+        return 2.0 * _size(instruction.type)
+    if operation in ("dynamic-update-slice", "scatter"):
+        return 2.0 * _size(types.get(operands[1], ""))
+    written = float(_size(instruction.type))
+    if operation != "fusion":
+        return written + sum(_size(types.get(operand, "")) for operand in operands)
+    body = computations[_called(instruction, "calls")]
+    inner = {line.name: line.type for line in body}
+    users: dict[str, list[tuple[Instruction, bool]]] = collections.defaultdict(list)  # and whether as first operand
+    for line in reversed(body):  # users before what they use: a bitcast's own users are known when it is met
+        for place, operand in enumerate(line.operands):
+            users[operand] += users[line.name] if line.operation == "bitcast" else [(line, place == 0)]
+    read = 0.0
+    for line in body:
+        if line.operation == "parameter":
+            uses = users[line.name]
+            if not uses or any(use.operation not in _IN_PLACE or not first for use, first in uses):
+                read += _size(line.type)
+                continue
+            updates = [use for use, _ in uses if use.operation == "dynamic-update-slice"]
+            read += sum(_size(use.type) for use, _ in uses if use.operation == "dynamic-slice")
+            if updates:
+                written -= _size(line.type) - sum(_size(inner.get(use.operands[1], "")) for use in updates)
+    return read + max(written, 0.0)

@@ -1,0 +1,182 @@
+"""Compiles the real train step for a target and says what a run of it takes.
+
+Memory is the compiler's own account, FLOPs are counted in the jaxpr (`flops`), traffic in the optimised HLO (`hlo`).
+The time of a step is a roofline: the largest of compute at peak, memory at full bandwidth and interconnect at full
+bandwidth, as if the three ran beside each other without a gap. No machine reaches it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from s1jax import meters, parallel
+from s1jax.config import Experiment, InputError, ModelConfig
+from s1jax.plan import flops, hlo, targets
+from s1jax.train import optimizer as optimizer_lib
+from s1jax.train import step as step_lib
+
+# Otherwise the TPU compiler splits gathers and products into loops that compute weight gradients twice.
+_TPU_OPTIONS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What one step takes; bytes and FLOPs are of one device.
+
+    Attributes:
+      target: name of the machine.
+      devices: how many.
+      mesh: sizes by axis.
+      rows: sequences per step over all devices.
+      block_size: ids per row.
+      memory: bytes by kind; `peak` is the compiler's figure of all together, `limit` what a program may use.
+      model_flops: what the model needs, causal attention counted once, nothing for recomputation.
+      executed_flops: matrix products of the program, recomputation included.
+      collectives: bytes by operation.
+      synchronous: those of them that nothing runs beside.
+      memory_bytes: read and written.
+      seconds: roofline by resource, and `step`, the largest.
+      compile_seconds: of the compiler, on the machine at hand.
+    """
+
+    target: str
+    devices: int
+    mesh: dict[str, int]
+    rows: int
+    block_size: int
+    memory: dict[str, float]
+    model_flops: float
+    executed_flops: float
+    collectives: dict[str, float]
+    synchronous: dict[str, float]
+    memory_bytes: float
+    seconds: dict[str, float]
+    compile_seconds: float
+
+    @property
+    def fits(self) -> bool:
+        return self.memory["peak"] <= self.memory["limit"]
+
+    @property
+    def mfu(self) -> float:
+        """Share of peak at the roofline's step time: an upper bound."""
+        return self.model_flops / targets.parse(self.target).chip.flops / self.seconds["step"]
+
+
+def plan(experiment: Experiment, model: ModelConfig, target: targets.Target) -> Plan:
+    """Compiles the step of `experiment` on a `model` for `target`; rows of a batch are padded to their full length.
+
+    Raises:
+      InputError: where the mesh does not divide the devices, the batch or the model, or the compiler gives up.
+    """
+    mesh = parallel.make_mesh(experiment.mesh, targets.devices(target))
+    train, block = experiment.train, experiment.data.block_size
+    if train.batch_size % parallel.row_shards(mesh):
+        raise InputError(
+            f"train.batch_size={train.batch_size} rows don't divide over the {parallel.row_shards(mesh)} devices along "
+            "mesh.data and mesh.fsdp; change it, or move devices to mesh.tensor."
+        )
+    tx = optimizer_lib.make(experiment.optimizer, model, 100)
+    state = step_lib.abstract_state(model, tx, mesh, train.param_dtype)
+    step = step_lib.make_step(model, train, experiment.optimizer, 100, tx, mesh, state)
+    kinds = dict.fromkeys(("tokens", "targets", "positions", "segment_ids"), jnp.int32) | {"weights": jnp.float32}
+    shape, rows = (train.batch_size, block), parallel.row_sharding(mesh)
+    batch = {name: jax.ShapeDtypeStruct(shape, kind, sharding=rows) for name, kind in kinds.items()}
+    start = time.monotonic()
+    traced = step.trace(state, batch)
+    options = _TPU_OPTIONS if target.kind.startswith("v") else None
+    try:
+        compiled = traced.lower(lowering_platforms=_platforms(target)).compile(compiler_options=options)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise InputError(
+            f"{target.name}: the step does not fit ({_first_line(error)}); use more devices, remat='full' or a "
+            "smaller data.block_size."
+        ) from None
+    seconds_compiling = time.monotonic() - start
+    traffic = hlo.traffic(compiled.as_text())
+    needed = meters.train_flops(model, math.prod(shape), train.batch_size * block * (block + 1) // 2)
+    executed = flops.count(traced.jaxpr.jaxpr) / mesh.size
+    moved = sum(2 * size if kind == "all-reduce" else size for kind, size in traffic.collectives.items())
+    seconds = {
+        "compute": executed / target.chip.flops,
+        "memory": traffic.memory / target.chip.bandwidth,
+        "interconnect": moved * (mesh.size - 1) / mesh.size / target.chip.interconnect,
+    }
+    return Plan(
+        target=target.name,
+        devices=mesh.size,
+        mesh=dict(mesh.shape),
+        rows=train.batch_size,
+        block_size=block,
+        memory=_memory(experiment, model, state, mesh, compiled.memory_analysis(), target),
+        model_flops=needed / mesh.size,
+        executed_flops=executed,
+        collectives=traffic.collectives,
+        synchronous=traffic.synchronous,
+        memory_bytes=traffic.memory,
+        seconds=seconds | {"step": max(seconds.values())},
+        compile_seconds=seconds_compiling,
+    )
+
+
+def num_steps(experiment: Experiment, num_rows: int) -> int:
+    """Optimizer steps of the whole recipe on `num_rows` rows."""
+    return experiment.train.steps or math.ceil(num_rows / experiment.train.batch_size) * experiment.train.epochs
+
+
+def remedies(result: Plan, experiment: Experiment) -> list[str]:
+    """What to change where the step doesn't fit, the cheapest first."""
+    train, advice = experiment.train, []
+    if train.attention == "xla":
+        advice.append("--config.train.attention=chunked: no scores of whole rows")
+    if train.remat != "full":
+        advice.append("--config.train.remat=full: only each layer's input is kept")
+    if result.rows > result.devices and train.accumulation < result.rows // result.devices:
+        advice.append(f"--config.train.accumulation={result.rows // result.devices}: one row a device at a time")
+    advice.append(f"a shorter data.block_size (now {result.block_size}), mesh.tensor=2, or more devices")
+    return advice
+
+
+def _memory(
+    experiment: Experiment, model: ModelConfig, state: Any, mesh: Any, analysis: Any, target: targets.Target
+) -> dict[str, float]:
+    """Bytes of one device: `parameters`, `moments` and `peak` exact, the rest from shapes, `other` what is left."""
+    held = lambda tree: float(sum(_shard_bytes(leaf) for leaf in jax.tree.leaves(tree)))  # noqa: E731
+    train, tokens = experiment.train, experiment.train.batch_size * experiment.data.block_size
+    width = np.dtype(train.compute_dtype).itemsize if train.compute_dtype == "float32" else 2
+    local = tokens / parallel.row_shards(mesh) / train.accumulation
+    weights = held(state.params) / jnp.dtype(train.param_dtype).itemsize
+    peak = getattr(analysis, "peak_memory_in_bytes", 0)
+    if not peak:
+        peak = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
+    chunk = min(train.loss_chunk, local) * model.vocab_size / mesh.shape[str(parallel.TABLE["vocab"])]
+    kinds = {
+        "parameters": held(state.params),
+        "moments": held(state.opt_state),
+        "weights in compute type": weights * width if train.compute_dtype != train.param_dtype else 0.0,
+        "gradients": weights * (4 if train.accumulation > 1 else width),
+        "layer inputs": model.num_layers * local * model.d_model * width,
+        "logits of a chunk": chunk * 4,
+    }
+    return kinds | {"other": max(0.0, peak - sum(kinds.values())), "peak": float(peak), "limit": target.chip.memory}
+
+
+def _shard_bytes(leaf: Any) -> int:
+    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+
+def _platforms(target: targets.Target) -> tuple[str, ...]:
+    return ("cpu",) if target.kind == "cpu" else ("tpu",) if target.kind.startswith("v") else ("cuda",)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:200]

@@ -1,0 +1,115 @@
+"""Machines that a step can be compiled for without having one: `v5p:4x4x4`, `v6e:4x4`, `h100:16`, `cpu:8`.
+
+Figures are the makers': Google Cloud's pages "TPU v5p", "TPU v6e" and "TPU v5e" (bf16 FLOP/s, HBM size and bandwidth,
+interconnect per chip), NVIDIA's data sheets of H100 SXM and H200 (NVLink 4: 450 GB/s each way; InfiniBand NDR: eight
+400 Gb/s ports a host).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from typing import Any
+
+import jax
+
+from s1jax.config import InputError
+from s1jax.plan import gpu_descriptions
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One device.
+
+    Attributes:
+      flops: dense bf16 FLOP/s.
+      memory: bytes a program may use.
+      bandwidth: of that memory, bytes/s.
+      interconnect: bytes/s that a device takes part with in a gather over all of them.
+    """
+
+    flops: float
+    memory: float
+    bandwidth: float
+    interconnect: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """A machine: `name` as asked for, the chip, how many, and the compiler's name of the arrangement."""
+
+    name: str
+    kind: str
+    chip: Chip
+    devices: int
+    topology: str
+
+
+_GIB = 2.0**30
+CHIPS: dict[str, Chip] = {
+    "v5p": Chip(459e12, 95.74 * _GIB, 2765e9, 600e9),
+    "v6e": Chip(918e12, 31.25 * _GIB, 1638e9, 448e9),
+    "v5e": Chip(197e12, 15.75 * _GIB, 819e9, 200e9),
+    "h100": Chip(989e12, 80e9, 3352e9, 450e9),
+    "h200": Chip(989e12, 141e9, 4800e9, 450e9),
+    "cpu": Chip(1e11, 16e9, 2e10, 1e10),  # no claim: for tests
+}
+_GPUS_PER_HOST = 8
+_BETWEEN_HOSTS = 400e9  # bytes/s of a host's eight ports, shared by rings through its eight GPUs
+
+
+def parse(text: str) -> Target:
+    """Reads a target's name.
+
+    Raises:
+      InputError: for a chip or an arrangement that nobody knows.
+    """
+    kind, _, shape = text.partition(":")
+    if kind not in CHIPS or not re.fullmatch(r"\d+(x\d+){0,2}", shape):
+        raise InputError(
+            f"--target={text} is no target; give CHIP:ARRANGEMENT, for example v5p:4x4x4, v6e:4x4, h100:16 or cpu:8 "
+            f"(chips: {', '.join(CHIPS)})."
+        )
+    devices = math.prod(int(n) for n in shape.split("x"))
+    chip, topology = CHIPS[kind], f"{kind}:{shape}"
+    if kind in ("h100", "h200"):
+        hosts = max(1, devices // _GPUS_PER_HOST)
+        if not devices or (devices > _GPUS_PER_HOST and devices % _GPUS_PER_HOST):
+            raise InputError(f"--target={text}: hosts have {_GPUS_PER_HOST} GPUs; give 1 to 8, or a multiple of 8.")
+        topology = f"1x{hosts}x{devices // hosts}"
+        if hosts > 1:
+            chip = dataclasses.replace(chip, interconnect=_BETWEEN_HOSTS)
+    return Target(text, kind, chip, devices, topology)
+
+
+def devices(target: Target) -> list[Any]:
+    """The target's devices, to build a mesh of; nothing can run on them but for `cpu`.
+
+    Raises:
+      InputError: where the compiler is not installed, is in use, or does not know the arrangement.
+    """
+    from jax.experimental import topologies
+
+    if target.kind == "cpu":
+        return jax.devices()[: target.devices]
+    extra = "gpu-aot" if target.kind in gpu_descriptions.TEXT else "tpu-aot"
+    try:
+        if target.kind in gpu_descriptions.TEXT:
+            description = topologies.get_topology_desc(
+                platform="cuda",
+                topology_name=target.kind,
+                target_config=gpu_descriptions.TEXT[target.kind],
+                topology=target.topology,
+            )
+        else:
+            description = topologies.get_topology_desc(platform="tpu", topology_name=target.topology)
+    except Exception as error:  # the plugins raise what they like
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if "in use" in reason or "lockfile" in reason:
+            raise InputError(f"--target={target.name}: another process holds libtpu; wait for it to end.") from None
+        raise InputError(
+            f"--target={target.name}: its compiler gives no such machine ({reason}); "
+            f"install it with pip install 's1jax[{extra}]', or choose another arrangement."
+        ) from None
+    return list(description.devices)

@@ -1,0 +1,66 @@
+"""The FLOP counter against counts made by hand."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from s1jax.config import ModelConfig
+from s1jax.model import decoder
+from s1jax.plan import flops
+
+A, B, C = jnp.ones((3, 5)), jnp.ones((5, 7)), jnp.ones((4, 6, 8))
+
+
+def _count(function, *args):
+    return flops.count(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def test_products():
+    assert _count(jnp.matmul, A, B) == 2 * 3 * 5 * 7
+    assert _count(lambda x: jnp.einsum("bij,bkj->bik", x, x), C) == 2 * 4 * 6 * 8 * 6
+    assert _count(lambda x: jnp.sin(x) + 1, A) == 0
+
+
+def test_loops_count_by_their_length_and_conditions_by_the_dearer_side():
+    loop = lambda x: jax.lax.scan(lambda carry, _: (carry @ jnp.ones((5, 5)), None), x, None, length=11)[0]  # noqa: E731
+    assert _count(loop, A) == 11 * 2 * 3 * 5 * 5
+    assert _count(jax.jit(loop), A) == 11 * 2 * 3 * 5 * 5
+    two_sides = lambda x: jax.lax.cond(x[0, 0] > 0, lambda: x @ B, lambda: (x @ A.T) @ A @ B)  # noqa: E731
+    assert _count(two_sides, A) == 2 * (3 * 5 * 3 + 3 * 3 * 5 + 3 * 5 * 7)
+
+
+def test_a_product_in_a_loop_of_unknown_length_is_refused():
+    square = jnp.ones((5, 5))
+    with pytest.raises(ValueError, match="length is not known"):
+        _count(lambda x: jax.lax.while_loop(lambda y: y.sum() < 9, lambda y: y @ square, x), A)
+
+
+@pytest.mark.parametrize("remat", ["none", "full", "save_attention", "save_dots"])
+@pytest.mark.parametrize("kernel", ["xla", "chunked"])
+def test_a_gradient_costs_what_its_remat_policy_says(kernel, remat):
+    """Projections: 2 operations a weight and token forward, 4 backward; pairs: 4 H a head forward, 8 backward."""
+    config = ModelConfig(
+        vocab_size=32, d_model=16, mlp_dim=24, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8
+    )  # fmt: skip
+    params = decoder.abstract_params(config, jnp.dtype(jnp.float32))
+    rows, length = 2, 40
+    ids = np.ones((rows, length), np.int32)
+
+    def loss(params):
+        return decoder.forward(params, config, ids, ids, ids, remat=remat, attention=kernel).sum()
+
+    tokens = rows * length
+    weights = 3 * (16 * 8 * (4 + 2 + 2 + 4) + 3 * 16 * 24)
+    pairs = 3 * 4 * rows * length * length  # one block: above the diagonal as well
+    forward_pairs = 4 * 8 * pairs
+    again = {"none": (0, 0), "full": (2, 1), "save_attention": (2, 0), "save_dots": (0, 0)}[remat]
+    counted = _count(jax.grad(loss), params)
+    backward_pairs = 8 * 8 * pairs if kernel == "xla" else 10 * 8 * pairs  # the chunked kernel makes scores again
+    if kernel == "xla" and remat != "none":
+        # Saved, the outcome spares the second product; the scores are needed for the gradient in any case.
+        again = again[0], {"full": 1.0, "save_attention": 0.5, "save_dots": 0.5}[remat]
+    most = weights * tokens * (6 + again[0]) + forward_pairs * (1 + again[1]) + backward_pairs
+    # The output of the layer's last product is no input of any gradient: with `full` it is not made again.
+    spared = 3 * 2 * 24 * 16 * tokens if remat in ("full", "save_attention") else 0
+    assert counted == most - spared

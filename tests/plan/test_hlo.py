@@ -1,0 +1,97 @@
+"""What is read from optimised HLO: snippets as the TPU and the GPU compiler write it, and a program compiled here."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from s1jax.plan import hlo
+
+TPU = """HloModule jit_step, is_scheduled=true
+
+%body.1 (p.1: (s32[], bf16[8,4])) -> (s32[], bf16[8,4]) {
+  %p.1 = (s32[]{:T(128)}, bf16[8,4]{1,0:T(8,128)(2,1)}) parameter(0)
+  %i = s32[]{:T(128)} get-tuple-element(%p.1), index=0
+  %x = bf16[8,4]{1,0:T(8,128)(2,1)} get-tuple-element(%p.1), index=1
+  %gather = bf16[32,4]{1,0:T(8,128)(2,1)} all-gather(%x), channel_id=1, dimensions={0}, use_global_device_ids=true
+  %reduced = bf16[32,4]{1,0} all-reduce(%gather), channel_id=2, to_apply=%add
+  ROOT %t = (s32[], bf16[8,4]) tuple(%i, %x)
+}
+
+%condition.1 (p.2: (s32[], bf16[8,4])) -> pred[] {
+  %p.2 = (s32[], bf16[8,4]) parameter(0)
+  %i.2 = s32[]{:T(128)} get-tuple-element(%p.2), index=0
+  %limit = s32[]{:T(128)} constant(28), metadata={op_name="x"}
+  ROOT %less = pred[]{:T(512)} compare(%i.2, %limit), direction=LT
+}
+
+ENTRY %main.1 (a: bf16[8,4]) -> bf16[8,4] {
+  %a = bf16[8,4]{1,0} parameter(0)
+  %zero = s32[] constant(0)
+  %start = (s32[], bf16[8,4]) tuple(%zero, %a)
+  %loop = (s32[], bf16[8,4]) while(%start), condition=%condition.1, body=%body.1
+  ROOT %out = bf16[8,4]{1,0} get-tuple-element(%loop), index=1
+}
+"""
+GPU = """HloModule jit_step, is_scheduled=true
+
+%fused (q.1: f32[28,3], q.2: s32[]) -> f32[1,3] {
+  %q.1 = f32[28,3]{1,0} parameter(0)
+  %q.2 = s32[] parameter(1)
+  %zero.9 = s32[] constant(0)
+  ROOT %ds = f32[1,3]{1,0} dynamic-slice(%q.1, %q.2, %zero.9), dynamic_slice_sizes={1,3}
+}
+
+%body.2 (p.1: (s32[], f32[28,3], bf16[16])) -> (s32[], f32[28,3], bf16[16]) {
+  %p.1 = (s32[], f32[28,3]{1,0}, bf16[16]{0}) parameter(0)
+  %i = s32[] get-tuple-element(%p.1), index=0
+  %w = f32[28,3]{1,0} get-tuple-element(%p.1), index=1
+  %x = bf16[16]{0} get-tuple-element(%p.1), index=2
+  %slice = f32[1,3]{1,0} fusion(%w, %i), kind=kLoop, calls=%fused
+  %start = ((bf16[16]{0}), bf16[2]{0}) reduce-scatter-start(%x), channel_id=3, dimensions={0}, to_apply=%add
+  %done = bf16[2]{0} reduce-scatter-done(%start)
+  %gather = ((bf16[2]{0}, f32[3]{0}), (bf16[16]{0}, /*index=1*/f32[24]{0})) all-gather-start(%done, %slice), channel_id=4
+  %both = (bf16[16]{0}, f32[24]{0}) all-gather-done(%gather)
+  ROOT %t = (s32[], f32[28,3]{1,0}, bf16[16]{0}) tuple(%i, %w, %x)
+}
+
+%condition.2 (p.2: (s32[], f32[28,3], bf16[16])) -> pred[] {
+  %p.2 = (s32[], f32[28,3]{1,0}, bf16[16]{0}) parameter(0)
+  ROOT %less = pred[] custom-call(%p.2), custom_call_target="x"
+}
+
+ENTRY %main.2 (a: (s32[], f32[28,3], bf16[16])) -> (s32[], f32[28,3], bf16[16]) {
+  %a = (s32[], f32[28,3]{1,0}, bf16[16]{0}) parameter(0)
+  ROOT %loop = (s32[], f32[28,3]{1,0}, bf16[16]{0}) while(%a), condition=%condition.2, body=%body.2, backend_config={"known_trip_count":{"n":"28"}}
+}
+"""  # noqa: E501
+
+
+def test_synchronous_collectives_in_a_loop():
+    found = hlo.traffic(TPU)
+    assert found.collectives == {"all-gather": 28 * 32 * 4 * 2, "all-reduce": 28 * 32 * 4 * 2}
+    assert found.synchronous == found.collectives
+    assert found.in_loops == 1
+
+
+def test_asynchronous_collectives_and_slices_of_stacked_weights():
+    found = hlo.traffic(GPU)
+    assert found.collectives == {"reduce-scatter": 28 * 16 * 2, "all-gather": 28 * (16 * 2 + 24 * 4)}
+    assert found.synchronous == {} and found.in_loops == 0
+    assert found.memory == 28 * (2 * 3 * 4 + 4)  # a slice is read, not the stack; the index; a slice is written
+
+
+def test_a_loop_of_unknown_length_is_refused():
+    with pytest.raises(ValueError, match="compares with no constant"):
+        hlo.traffic(GPU.replace("known_trip_count", "trip_count"))
+
+
+def test_a_program_compiled_here():
+    weights = jnp.ones((6, 64, 64))
+
+    def run(x):
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, weights)[0]
+
+    found = hlo.traffic(jax.jit(run).lower(jnp.ones((32, 64))).compile().as_text())
+    least = 6 * 64 * 64 * 4  # every weight once
+    assert least <= found.memory <= 8 * least
+    assert found.collectives == {}

@@ -1,0 +1,74 @@
+"""`python -m launch.plan` from the outside, for fake CPU devices: its figures against formulas, and its refusals."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+SMALL = ["--config=configs/countdown_s1.py", "--config.data.batching=padded", "--config.train.attention=chunked"]
+
+
+def _run(*arguments):
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "launch.plan", *arguments]
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+
+
+def test_plan_of_fully_sharded_training(tmp_path):
+    out = tmp_path / "plan.json"
+    done = _run(*SMALL, "--target=cpu:8", f"--out={out}", "--config.cost.per_device_hour=2", "--mfu=0.5")
+    assert done.returncode == 0, done.stderr[-2000:]
+    plan = json.loads(out.read_text())
+    assert "model FLOPs" in done.stdout and "315 steps" in done.stdout
+    # The embedded base: 4 layers, D 128, F 384, 4/2 heads of 32, V 126 (128 over 8 devices), 16 rows of 192.
+    layers = 4 * (128 * 32 * (4 + 2 + 2 + 4) + 3 * 128 * 384)
+    tokens, pairs = 16 * 192, 16 * 192 * 192
+    expected = 6 * (layers + 128 * 128) * tokens + 14 * 4 * 4 * 32 * pairs  # scores are made again: 4 + 10
+    assert plan["executed_flops"] * 8 == expected
+    # Every device holds an eighth of matrices and norms and all of the biases, in float32, and both moments of them.
+    weights = (layers + 126 * 128 + 4 * 2 * 128 + 128) / 8 + 4 * 8 * 32
+    assert plan["memory"]["parameters"] == 4 * weights
+    assert plan["memory"]["moments"] == pytest.approx(2 * 4 * weights, abs=16)  # and two counters of steps
+    # The layers' weights are gathered forward and backward, and their gradients meet once.
+    assert plan["collectives"]["all-gather"] >= 2 * 4 * layers
+    recipe = plan["recipe"]
+    seconds = plan["model_flops"] / 0.5 / 1e11
+    assert recipe["step_seconds"] == pytest.approx(seconds)
+    assert recipe["dollars"] == pytest.approx(315 * seconds / 3600 * 8 * 2)
+
+
+def test_search_prints_what_fits():
+    done = _run(*SMALL, "--target=cpu:2", "--search", "--config.train.batch_size=2", "--config.data.block_size=64")
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = done.stdout.splitlines()
+    assert sum(line.startswith("fsdp=2 tensor=1 remat=") for line in lines) >= 3
+    assert any(line.startswith("fsdp=1 tensor=2 remat=full accumulation=2") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--target=v9:4"], "--target=v9:4 is no target"),
+        (["--target=h100:12"], "hosts have 8 GPUs"),
+        (["--target=cpu:3"], "train.batch_size=16 rows"),
+        (["--target=cpu:8", "--config.train.batch_size=12"], "train.batch_size=12 rows"),
+        (["--target=cpu:4", "--config.mesh.tensor=3"], "does not divide the 4 devices"),
+        ([], "--target=CHIP:ARRANGEMENT"),
+    ],
+)
+def test_bad_input_is_one_sentence(arguments, message):
+    done = _run(*SMALL, *arguments)
+    assert done.returncode == 2
+    assert message in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="the TPU compiler is installed")
+def test_a_missing_compiler_is_named_with_its_extra():
+    done = _run(*SMALL, "--target=v5p:2x2x1")
+    assert done.returncode == 2
+    assert "pip install 's1jax[tpu-aot]'" in done.stderr and "Traceback" not in done.stderr
