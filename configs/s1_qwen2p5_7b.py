@@ -1,7 +1,15 @@
-"""s1-7B: Qwen2.5-7B-Instruct fine-tuned on s1K with the paper's recipe.
+"""Qwen2.5-7B-Instruct fine-tuned on s1K with the paper's recipe.
 
-python -m launch.convert --from_hf=Qwen/Qwen2.5-7B-Instruct --to=runs/qwen2p5_7b
-python -m launch.train --config=configs/s1_qwen2p5_7b.py --workdir=runs/s1_7b --config.init_from=runs/qwen2p5_7b
+    python -m launch.convert --from_hf=Qwen/Qwen2.5-7B-Instruct --to=runs/qwen2p5_7b
+    python -m launch.train --config=configs/s1_qwen2p5_7b.py --workdir=runs/s1_qwen2p5_7b
+
+Planned with `python -m launch.plan --config=configs/s1_qwen2p5_7b.py --model=qwen2p5_7b
+--target=TARGET --config.train.accumulation=N --mfu=0.2` (jax 0.10.2; compiled ahead of time, never run; 20 % is about what
+the paper's own run reached; every row counts as full):
+
+    target   micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
+    h100:8   2               33.7 / 80             4073 (5356)                        108.1
+    h100:16  1               22.2 / 80             2037 (2678)                         54.1
 """
 
 import ml_collections
@@ -11,6 +19,8 @@ from s1jax import config as config_lib
 
 def get_config() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict(config_lib.defaults("qwen2p5_7b"))
+    config.init_from = "runs/qwen2p5_7b"
+    config.model = ""
     config.data.source = "s1k"
     config.train.attention = "chunked"
     return config

@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # it imports jax, which must see the flags first
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File of configs/; single settings as --config.a.b=v.")
 _TARGET = flags.DEFINE_string("target", None, "CHIP:ARRANGEMENT, for example v5p:4x4x4, v6e:4x4, h100:16, cpu:8.")
+_MODEL = flags.DEFINE_string("model", "", "Shape by name (s1jax/presets.py), for a config whose checkpoint isn't here.")
 _ROWS = flags.DEFINE_integer("num_rows", 1000, "Rows that the recipe trains on.", 1)
 _MFU = flags.DEFINE_float(
     "mfu", 0.0, "Share of peak that the machine is seen to reach; minutes and dollars then follow it, not the roofline."
@@ -38,7 +39,8 @@ _SMALLEST_SLICE = {"v5p": "v5p-8", "v6e": "v6e-4", "v5e": "v5litepod-4"}  # libt
 def main() -> int:
     if _CONFIG.value is None or _TARGET.value is None:
         raise InputError("give --config=configs/NAME.py and --target=CHIP:ARRANGEMENT, for example --target=h100:16.")
-    experiment = presets.experiment(_CONFIG.value.to_dict())
+    settings = _CONFIG.value.to_dict()
+    experiment = presets.experiment(settings | ({"init_from": "", "model": _MODEL.value} if _MODEL.value else {}))
     kind, _, shape = _TARGET.value.partition(":")
     # A topology is not a machine: nothing but the CPU is started, and nothing is asked of a cloud.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")

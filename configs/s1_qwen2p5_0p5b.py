@@ -1,0 +1,27 @@
+"""Qwen2.5-0.5B-Instruct fine-tuned on s1K with the paper's recipe.
+
+    python -m launch.convert --from_hf=Qwen/Qwen2.5-0.5B-Instruct --to=runs/qwen2p5_0p5b
+    python -m launch.train --config=configs/s1_qwen2p5_0p5b.py --workdir=runs/s1_qwen2p5_0p5b
+
+Planned with `python -m launch.plan --config=configs/s1_qwen2p5_0p5b.py --model=qwen2p5_0p5b
+--target=TARGET --config.train.accumulation=N --mfu=0.2` (jax 0.10.2; compiled ahead of time, never run; 20 % is about what
+the paper's own run reached; every row counts as full):
+
+    target   micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
+    h100:1   16              13.1 / 80             3771 (5196)                        100.1
+    h100:8   2                4.6 / 80              471 (650)                         12.5
+    h100:16  1                4.1 / 80              236 (325)                          6.3
+"""
+
+import ml_collections
+
+from s1jax import config as config_lib
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict(config_lib.defaults("qwen2p5_0p5b"))
+    config.init_from = "runs/qwen2p5_0p5b"
+    config.model = ""
+    config.data.source = "s1k"
+    config.train.attention = "chunked"
+    return config

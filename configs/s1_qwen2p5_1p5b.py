@@ -1,0 +1,27 @@
+"""Qwen2.5-1.5B-Instruct fine-tuned on s1K with the paper's recipe.
+
+    python -m launch.convert --from_hf=Qwen/Qwen2.5-1.5B-Instruct --to=runs/qwen2p5_1p5b
+    python -m launch.train --config=configs/s1_qwen2p5_1p5b.py --workdir=runs/s1_qwen2p5_1p5b
+
+Planned with `python -m launch.plan --config=configs/s1_qwen2p5_1p5b.py --model=qwen2p5_1p5b
+--target=TARGET --config.train.accumulation=N --mfu=0.2` (jax 0.10.2; compiled ahead of time, never run; 20 % is about what
+the paper's own run reached; every row counts as full):
+
+    target   micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
+    h100:1   16              37.0 / 80             9289 (12579)                        246.6
+    h100:8   2               10.7 / 80             1161 (1572)                         30.8
+    h100:16  1                8.4 / 80              581 (786)                         15.4
+"""
+
+import ml_collections
+
+from s1jax import config as config_lib
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict(config_lib.defaults("qwen2p5_1p5b"))
+    config.init_from = "runs/qwen2p5_1p5b"
+    config.model = ""
+    config.data.source = "s1k"
+    config.train.attention = "chunked"
+    return config

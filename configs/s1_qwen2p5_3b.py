@@ -1,0 +1,27 @@
+"""Qwen2.5-3B-Instruct fine-tuned on s1K with the paper's recipe.
+
+    python -m launch.convert --from_hf=Qwen/Qwen2.5-3B-Instruct --to=runs/qwen2p5_3b
+    python -m launch.train --config=configs/s1_qwen2p5_3b.py --workdir=runs/s1_qwen2p5_3b
+
+Planned with `python -m launch.plan --config=configs/s1_qwen2p5_3b.py --model=qwen2p5_3b
+--target=TARGET --config.train.accumulation=N --mfu=0.2` (jax 0.10.2; compiled ahead of time, never run; 20 % is about what
+the paper's own run reached; every row counts as full):
+
+    target   micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
+    h100:1   16              70.7 / 80            17308 (23343)                        459.4
+    h100:8   2               17.6 / 80             2163 (2918)                         57.4
+    h100:16  1               13.0 / 80             1082 (1459)                         28.7
+"""
+
+import ml_collections
+
+from s1jax import config as config_lib
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict(config_lib.defaults("qwen2p5_3b"))
+    config.init_from = "runs/qwen2p5_3b"
+    config.model = ""
+    config.data.source = "s1k"
+    config.train.attention = "chunked"
+    return config

@@ -1,0 +1,25 @@
+"""Qwen3-32B fine-tuned on s1K with the paper's recipe.
+
+    python -m launch.convert --from_hf=Qwen/Qwen3-32B --to=runs/qwen3_32b --chat=think
+    python -m launch.train --config=configs/s1_qwen3_32b.py --workdir=runs/s1_qwen3_32b
+
+Planned with `python -m launch.plan --config=configs/s1_qwen3_32b.py --model=qwen3_32b
+--target=TARGET --config.train.accumulation=N --mfu=0.2` (jax 0.10.2; compiled ahead of time, never run; 20 % is about what
+the paper's own run reached; every row counts as full):
+
+    target   micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
+    h100:16  1               65.0 / 80             9666 (12929)                        256.6
+"""
+
+import ml_collections
+
+from s1jax import config as config_lib
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict(config_lib.defaults("qwen3_32b"))
+    config.init_from = "runs/qwen3_32b"
+    config.model = ""
+    config.data.source = "s1k"
+    config.train.attention = "chunked"
+    return config

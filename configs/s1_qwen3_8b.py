@@ -1,0 +1,26 @@
+"""Qwen3-8B fine-tuned on s1K with the paper's recipe.
+
+    python -m launch.convert --from_hf=Qwen/Qwen3-8B --to=runs/qwen3_8b --chat=think
+    python -m launch.train --config=configs/s1_qwen3_8b.py --workdir=runs/s1_qwen3_8b
+
+Planned with `python -m launch.plan --config=configs/s1_qwen3_8b.py --model=qwen3_8b
+--target=TARGET --config.train.accumulation=N --mfu=0.2` (jax 0.10.2; compiled ahead of time, never run; 20 % is about what
+the paper's own run reached; every row counts as full):
+
+    target   micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
+    h100:8   2               37.3 / 80             4876 (6543)                        129.4
+    h100:16  1               25.2 / 80             2438 (3272)                         64.7
+"""
+
+import ml_collections
+
+from s1jax import config as config_lib
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict(config_lib.defaults("qwen3_8b"))
+    config.init_from = "runs/qwen3_8b"
+    config.model = ""
+    config.data.source = "s1k"
+    config.train.attention = "chunked"
+    return config

@@ -1,0 +1,26 @@
+"""Qwen2.5-32B-Instruct fine-tuned on s1K-1.1 (DeepSeek-R1's traces, blocks of 20,000) with the paper's recipe.
+
+    python -m launch.convert --from_hf=Qwen/Qwen2.5-32B-Instruct --to=runs/qwen2p5_32b
+    python -m launch.train --config=configs/s1p1_qwen2p5_32b.py --workdir=runs/s1p1_qwen2p5_32b
+
+Planned with `python -m launch.plan --config=configs/s1p1_qwen2p5_32b.py --model=qwen2p5_32b
+--target=TARGET --config.train.accumulation=N --mfu=0.2` (jax 0.10.2; compiled ahead of time, never run; 20 % is about what
+the paper's own run reached; every row counts as full):
+
+    target   micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
+    h100:16  1               53.5 / 80             4625 (5994)                        122.7
+"""
+
+import ml_collections
+
+from s1jax import config as config_lib
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict(config_lib.defaults("qwen2p5_32b"))
+    config.init_from = "runs/qwen2p5_32b"
+    config.model = ""
+    config.data.source = "s1k_1_1"
+    config.data.block_size = 20000
+    config.train.attention = "chunked"
+    return config
