@@ -4,8 +4,8 @@
     python -m launch.train --config=configs/s1_qwen3_32b.py --workdir=runs/s1_qwen3_32b
 
 Planned with `python -m launch.plan --config=configs/s1_qwen3_32b.py --model=qwen3_32b
---target=TARGET --config.train.accumulation=N --mfu=0.2` (jax 0.10.2; compiled ahead of time, never run; 20 % is about what
-the paper's own run reached; every row counts as full):
+--target=TARGET --config.train.accumulation=N --mfu=0.2` (jax 0.10.2; compiled ahead of time, never run; 20 % is about
+what the paper's own run reached; every row counts as full):
 
     target   micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
     h100:16  1               65.0 / 80             9666 (12929)                        256.6

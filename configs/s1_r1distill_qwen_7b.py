@@ -1,12 +1,12 @@
 """DeepSeek-R1-Distill-Qwen-7B fine-tuned on s1K with the paper's recipe.
 
-    python -m launch.convert --from_hf=deepseek-ai/DeepSeek-R1-Distill-Qwen-7B \\
+    python -m launch.convert --from_hf=deepseek-ai/DeepSeek-R1-Distill-Qwen-7B
         --to=runs/r1_distill_qwen_7b --chat=think_r1
     python -m launch.train --config=configs/s1_r1distill_qwen_7b.py --workdir=runs/s1_r1distill_qwen_7b
 
 Planned with `python -m launch.plan --config=configs/s1_r1distill_qwen_7b.py --model=r1_distill_qwen_7b
---target=TARGET --config.train.accumulation=N --mfu=0.2` (jax 0.10.2; compiled ahead of time, never run; 20 % is about what
-the paper's own run reached; every row counts as full):
+--target=TARGET --config.train.accumulation=N --mfu=0.2` (jax 0.10.2; compiled ahead of time, never run; 20 % is about
+what the paper's own run reached; every row counts as full):
 
     target   micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
     h100:8   2               33.7 / 80             4073 (5356)                        108.1
