@@ -5,8 +5,8 @@
     python -m launch.train --config=configs/s1_r1distill_qwen_7b.py --workdir=runs/s1_r1distill_qwen_7b
 
 Planned with `python -m launch.plan --config=configs/s1_r1distill_qwen_7b.py --model=r1_distill_qwen_7b
---target=TARGET --config.train.accumulation=N --mfu=0.2` (jax 0.10.2; compiled ahead of time, never run; 20 % is about
-what the paper's own run reached; every row counts as full):
+--target=TARGET --config.train.accumulation=N --config.data.block_size=32768 --mfu=0.2` (jax 0.10.2; compiled ahead of
+time, never run; 20 % is about what the paper's own run reached; every row counts as full, at the paper's block):
 
     target   micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
     h100:8   2               33.7 / 80             4073 (5356)                        108.1
@@ -23,5 +23,6 @@ def get_config() -> ml_collections.ConfigDict:
     config.init_from = "runs/r1_distill_qwen_7b"
     config.model = ""
     config.data.source = "s1k"
+    config.data.block_size = 10240  # nothing is cut: s1K's longest sequence has 9,109 ids by a count of its users
     config.train.attention = "chunked"
     return config
