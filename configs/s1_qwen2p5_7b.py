@@ -14,14 +14,8 @@ time, never run; 20 % is about what the paper's own run reached; every row count
 
 import ml_collections
 
-from s1jax import config as config_lib
+from configs import recipe
 
 
 def get_config() -> ml_collections.ConfigDict:
-    config = ml_collections.ConfigDict(config_lib.defaults("qwen2p5_7b"))
-    config.init_from = "runs/qwen2p5_7b"
-    config.model = ""
-    config.data.source = "s1k"
-    config.data.block_size = 10240  # nothing is cut: s1K's longest sequence has 9,109 ids by a count of its users
-    config.train.attention = "chunked"
-    return config
+    return recipe.on_s1k("qwen2p5_7b")

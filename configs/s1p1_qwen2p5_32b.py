@@ -13,14 +13,11 @@ what the paper's own run reached; every row counts as full):
 
 import ml_collections
 
-from s1jax import config as config_lib
+from configs import recipe
 
 
 def get_config() -> ml_collections.ConfigDict:
-    config = ml_collections.ConfigDict(config_lib.defaults("qwen2p5_32b"))
-    config.init_from = "runs/qwen2p5_32b"
-    config.model = ""
+    config = recipe.on_s1k("qwen2p5_32b")
     config.data.source = "s1k_1_1"
     config.data.block_size = 20000
-    config.train.attention = "chunked"
     return config

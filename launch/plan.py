@@ -17,8 +17,9 @@ from absl import flags
 from ml_collections import config_flags
 
 from launch import cli
-from s1jax import presets
+from s1jax import meters, presets
 from s1jax.config import Experiment, InputError
+from s1jax.plan import targets
 
 if TYPE_CHECKING:  # it imports jax, which must see the flags first
     from s1jax.plan.planner import Plan
@@ -41,20 +42,19 @@ def main() -> int:
         raise InputError("give --config=configs/NAME.py and --target=CHIP:ARRANGEMENT, for example --target=h100:16.")
     settings = _CONFIG.value.to_dict()
     experiment = presets.experiment(settings | ({"init_from": "", "model": _MODEL.value} if _MODEL.value else {}))
-    kind, _, shape = _TARGET.value.partition(":")
+    target = targets.parse(_TARGET.value)
     # A topology is not a machine: nothing but the CPU is started, and nothing is asked of a cloud.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", _SMALLEST_SLICE.get(kind, ""))
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", _SMALLEST_SLICE.get(target.kind, ""))
     import jax
 
     jax.config.update("jax_platforms", "cpu")
-    if kind == "cpu" and shape.isdigit():
-        jax.config.update("jax_num_cpu_devices", int(shape))
+    if target.platform == "cpu":
+        jax.config.update("jax_num_cpu_devices", target.devices)
     from s1jax.checkpoint import store
-    from s1jax.plan import planner, targets
+    from s1jax.plan import planner
 
-    target = targets.parse(_TARGET.value)
     model = experiment.model or store.load_metadata(experiment.init_from).config
     results = []
     for candidate in _candidates(experiment, target.devices) if _SEARCH.value else [experiment]:
@@ -111,9 +111,8 @@ def _record(plan: Plan, experiment: Experiment, steps: int) -> dict[str, Any]:
     seconds = plan.seconds["step"]
     if _MFU.value:
         seconds = plan.mfu * seconds / _MFU.value
-    price = experiment.cost.per_device_hour
     recipe = {"steps": steps, "step_seconds": seconds, "minutes": steps * seconds / 60, "assumed_mfu": _MFU.value}
-    recipe["dollars"] = steps * seconds / 3600 * plan.devices * price
+    recipe["dollars"] = meters.dollars(steps * seconds, plan.devices, experiment.cost.per_device_hour)
     return values | {"fits": plan.fits, "mfu": plan.mfu, "recipe": recipe, "settings": _name(experiment)}
 
 

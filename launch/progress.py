@@ -75,11 +75,7 @@ class Bar:
     def _line(self) -> None:
         self._written = time.monotonic()
         new = self._done - (self._first or 0)
-        left = (
-            (self._written - self._begun) / new * (self._total - self._done)
-            if self._first is not None and new
-            else None
-        )
+        left = (self._written - self._begun) / new * (self._total - self._done) if new else None
         time_left = "" if left is None or self._done >= self._total else f", {left:.0f} s left"
         detail = f", {self._detail}" if self._detail else ""
         print(f"{self._what}: {self._done} of {self._total}{time_left}{detail}", file=sys.stderr, flush=True)

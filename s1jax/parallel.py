@@ -88,6 +88,15 @@ def row_shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[name] for name in ROWS)
 
 
+def check_rows(rows: int, mesh: Mesh, what: str) -> None:
+    """Raises InputError, in a sentence that begins with `what`, where `data` and `fsdp` cannot share `rows`."""
+    if rows % row_shards(mesh):
+        raise InputError(
+            f"{what}, which mesh.data * mesh.fsdp = {row_shards(mesh)} does not divide; "
+            "change train.batch_size or move devices to mesh.tensor."
+        )
+
+
 def put_rows(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Makes global arrays [B, T] from this process's rows.
 
@@ -96,11 +105,7 @@ def put_rows(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """
     sharding = row_sharding(mesh)
     rows = len(batch["tokens"]) * jax.process_count()
-    if rows % row_shards(mesh):
-        raise InputError(
-            f"the batch has {rows} rows, which mesh.data * mesh.fsdp = {row_shards(mesh)} does not divide; "
-            "change train.batch_size or move devices to mesh.tensor."
-        )
+    check_rows(rows, mesh, f"the batch has {rows} rows")
     return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
 
 

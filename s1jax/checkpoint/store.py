@@ -158,6 +158,7 @@ def load_params(
 
 def _load_host(folder: pathlib.Path, stored: dict[str, Any], dtype: Any) -> Any:
     """Loads array by array, the largest first, so that what Orbax reads ahead adds little to all that is there."""
+    import jax
     from orbax.checkpoint import v1 as ocp
 
     context = ocp.Context()
@@ -165,17 +166,15 @@ def _load_host(folder: pathlib.Path, stored: dict[str, Any], dtype: Any) -> Any:
     params: dict[str, Any] = {}
     for name, leaf in sorted(stored.items(), key=lambda item: -int(np.prod(item[1].shape))):
         *folders, last = name.split("/")
-        wanted: dict[str, Any] = {}
-        node, at = params, wanted
-        for part in folders:
-            node, at = node.setdefault(part, {}), at.setdefault(part, {})
         # Orbax returns numpy for numpy; only shape and type of this stand-in count, it has no memory of its own.
-        at[last] = np.broadcast_to(np.zeros((), dtype or leaf.dtype), leaf.shape)
+        wanted: Any = np.broadcast_to(np.zeros((), dtype or leaf.dtype), leaf.shape)
+        for part in reversed(name.split("/")):
+            wanted = {part: wanted}
+        node = params
+        for part in folders:
+            node = node.setdefault(part, {})
         with context:
-            loaded: Any = ocp.load(folder, wanted)
-        for part in name.split("/"):
-            loaded = loaded[part]
-        node[last] = loaded
+            (node[last],) = jax.tree.leaves(ocp.load(folder, wanted))
     return params
 
 

@@ -11,7 +11,6 @@ from jax.ad_checkpoint import checkpoint_name
 
 from s1jax.model import chunked
 
-_MASKED = -1e30  # finite, so that a row without any visible key gives a uniform mean and no NaN
 _BLOCK = 512
 
 
@@ -68,7 +67,7 @@ def _softmax_mean(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) 
     grouped = grouped.reshape(batch, kv_heads, -1, head_dim)
     scores = jnp.einsum("bkth,bksh->bkts", grouped, k, preferred_element_type=jnp.float32)
     scores = scores.reshape(batch, kv_heads, length, -1, k.shape[2])
-    scores = jnp.where(visible[:, None, :, None, :], scores, _MASKED)
+    scores = jnp.where(visible[:, None, :, None, :], scores, chunked.MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype).reshape(batch, kv_heads, -1, k.shape[2])
     out = jnp.einsum("bkts,bksh->bkth", weights, v)
     return out.reshape(batch, kv_heads, length, -1, head_dim).swapaxes(1, 2).reshape(batch, length, heads, head_dim)

@@ -18,7 +18,9 @@ import numpy as np
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-_MASKED = -1e30
+from s1jax.model import blocks
+
+MASKED = -1e30  # finite, so that a row without any visible key gives a uniform mean and no NaN
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -41,9 +43,14 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, blo
 
 def _forward(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, block: int) -> tuple[jax.Array, Any]:
     length = q.shape[1]
-    qs, ks, vs, segments = _blocks(q, block), _blocks(k, block), _blocks(v, block), _blocks(segment_ids, block)
+    qs, ks, vs, segments = (
+        blocks.split(q, block),
+        blocks.split(k, block),
+        blocks.split(v, block),
+        blocks.split(segment_ids, block),
+    )
     shape = (q.shape[0], *q.shape[2:4], block)  # [B, K, G, C]
-    fresh = (jnp.full(shape, _MASKED), jnp.zeros(shape), jnp.zeros((*shape, q.shape[-1])))
+    fresh = (jnp.full(shape, MASKED), jnp.zeros(shape), jnp.zeros((*shape, q.shape[-1])))
     i, j = np.tril_indices(len(qs))  # query block by query block, its key blocks from the first on
 
     def add(carry: Any, pair: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
@@ -62,17 +69,22 @@ def _forward(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, b
 
     start = (fresh, jnp.zeros((len(qs), *shape, q.shape[-1]), q.dtype), jnp.zeros((len(qs), *shape)))
     (_, out, log_sum), _ = lax.scan(add, start, (jnp.asarray(i), jnp.asarray(j)))
-    out = checkpoint_name(_whole(jnp.moveaxis(out, 4, 2), length), "attention")
+    out = checkpoint_name(blocks.join(jnp.moveaxis(out, 4, 2), length), "attention")
     log_sum = checkpoint_name(log_sum, "attention")
     return out, (q, k, v, segment_ids, out, log_sum)
 
 
 def _backward(block: int, residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None]:
     q, k, v, segment_ids, out, log_sum = residuals
-    qs, ks, vs, segments = _blocks(q, block), _blocks(k, block), _blocks(v, block), _blocks(segment_ids, block)
-    d_outs = _blocks(cotangent, block)
+    qs, ks, vs, segments = (
+        blocks.split(q, block),
+        blocks.split(k, block),
+        blocks.split(v, block),
+        blocks.split(segment_ids, block),
+    )
+    d_outs = blocks.split(cotangent, block)
     delta = jnp.sum(out.astype(jnp.float32) * cotangent.astype(jnp.float32), axis=-1)  # [B, T, K, G]
-    deltas = jnp.moveaxis(_blocks(delta, block), 2, 4)  # [T / C, B, K, G, C]
+    deltas = jnp.moveaxis(blocks.split(delta, block), 2, 4)  # [T / C, B, K, G, C]
     i, j = np.tril_indices(len(qs))
     wide: dict[str, Any] = {"preferred_element_type": jnp.float32}
 
@@ -87,9 +99,9 @@ def _backward(block: int, residuals: Any, cotangent: jax.Array) -> tuple[jax.Arr
         d_q = jnp.einsum("bkgcd,bdkh->bckgh", d_scores, ks[j], **wide)
         return (d_qs.at[i].add(d_q), d_ks.at[j].add(d_k), d_vs.at[j].add(d_v)), None
 
-    start = tuple(jnp.zeros(blocks.shape) for blocks in (qs, ks, vs))
+    start = tuple(jnp.zeros(x.shape) for x in (qs, ks, vs))
     gradients, _ = lax.scan(add, start, (jnp.asarray(i), jnp.asarray(j)))
-    d_q, d_k, d_v = (_whole(blocks, q.shape[1]).astype(q.dtype) for blocks in gradients)
+    d_q, d_k, d_v = (blocks.join(x, q.shape[1]).astype(q.dtype) for x in gradients)
     return d_q, d_k, d_v, None
 
 
@@ -99,24 +111,11 @@ attend.defvjp(_forward, _backward)
 def _scores(
     q: jax.Array, k: jax.Array, q_segments: jax.Array, k_segments: jax.Array, i: jax.Array, j: jax.Array
 ) -> jax.Array:
-    """float32 [B, K, G, C, C] of query block i and key block j; `_MASKED` where a key is not seen."""
+    """float32 [B, K, G, C, C] of query block i and key block j; `MASKED` where a key is not seen."""
     # Tied together, or `jax.checkpoint` takes the masks, which need no weights, for known and keeps those of all pairs.
     q, k, q_segments, k_segments, i, j = lax.optimization_barrier((q, k, q_segments, k_segments, i, j))
     scores = jnp.einsum("bckgh,bdkh->bkgcd", q, k, preferred_element_type=jnp.float32)
     place = jnp.arange(q.shape[1])
     earlier = i * q.shape[1] + place[:, None] >= j * q.shape[1] + place[None, :]
     visible = earlier & (q_segments[:, :, None] == k_segments[:, None, :])
-    return jnp.where(visible[:, None, None], scores, _MASKED)
-
-
-def _blocks(x: jax.Array, block: int) -> jax.Array:
-    """[B, T, ...] -> [ceil(T / C), B, C, ...], filled up with zeros."""
-    count = -(-x.shape[1] // block)
-    x = jnp.pad(x, [(0, 0), (0, count * block - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
-    return jnp.moveaxis(x.reshape(x.shape[0], count, block, *x.shape[2:]), 1, 0)
-
-
-def _whole(blocks: jax.Array, length: int) -> jax.Array:
-    """The inverse of `_blocks`: [T / C, B, C, ...] -> [B, T, ...]."""
-    x = jnp.moveaxis(blocks, 0, 1)
-    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :length]
+    return jnp.where(visible[:, None, None], scores, MASKED)

@@ -310,14 +310,12 @@ def output_kernel(params: Params, config: ModelConfig) -> jax.Array:
 
 def logits(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
     """[..., D] -> float32 [..., V]; for training use `s1jax.train.loss`, which never holds them all."""
+    kernel = params["embed"]["embedding"] if config.tied_embeddings else params["head"]["kernel"]
+    kernel = kernel.astype(hidden.dtype)
     if _is_unstacked(params):
-        kernel = params["embed"]["embedding"] if config.tied_embeddings else params["head"]["kernel"]
         turned = layers.columns(hidden.reshape(-1, hidden.shape[-1]))
-        product = jnp.matmul(kernel.astype(hidden.dtype), turned, preferred_element_type=jnp.float32)
+        product = jnp.matmul(kernel, turned, preferred_element_type=jnp.float32)
         return layers.rows(product).reshape(*hidden.shape[:-1], -1)
-    if config.tied_embeddings:  # contracted as it lies: a transposed copy would be made at every decoding step
-        kernel, axis = params["embed"]["embedding"], 1
-    else:
-        kernel, axis = params["head"]["kernel"], 0
-    contract = (((hidden.ndim - 1,), (axis,)), ((), ()))
-    return jax.lax.dot_general(hidden, kernel.astype(hidden.dtype), contract, preferred_element_type=jnp.float32)
+    # Tied, it is contracted as it lies: a transposed copy would be made at every decoding step.
+    contract = (((hidden.ndim - 1,), (1 if config.tied_embeddings else 0,)), ((), ()))
+    return jax.lax.dot_general(hidden, kernel, contract, preferred_element_type=jnp.float32)

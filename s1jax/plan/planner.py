@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from s1jax import meters, parallel
 from s1jax.config import Experiment, InputError, ModelConfig
@@ -78,11 +77,7 @@ def plan(experiment: Experiment, model: ModelConfig, target: targets.Target) -> 
     """
     mesh = parallel.make_mesh(experiment.mesh, targets.devices(target))
     train, block = experiment.train, experiment.data.block_size
-    if train.batch_size % parallel.row_shards(mesh):
-        raise InputError(
-            f"train.batch_size={train.batch_size} rows don't divide over the {parallel.row_shards(mesh)} devices along "
-            "mesh.data and mesh.fsdp; change it, or move devices to mesh.tensor."
-        )
+    parallel.check_rows(train.batch_size, mesh, f"a step has train.batch_size={train.batch_size} rows")
     tx = optimizer_lib.make(experiment.optimizer, model, 100)
     state = step_lib.abstract_state(model, tx, mesh, train.param_dtype)
     step = step_lib.make_step(model, train, experiment.optimizer, 100, tx, mesh, state)
@@ -91,9 +86,9 @@ def plan(experiment: Experiment, model: ModelConfig, target: targets.Target) -> 
     batch = {name: jax.ShapeDtypeStruct(shape, kind, sharding=rows) for name, kind in kinds.items()}
     start = time.monotonic()
     traced = step.trace(state, batch)
-    options = _TPU_OPTIONS if target.kind.startswith("v") else None
+    options = _TPU_OPTIONS if target.platform == "tpu" else None
     try:
-        compiled = traced.lower(lowering_platforms=_platforms(target)).compile(compiler_options=options)
+        compiled = traced.lower(lowering_platforms=(target.platform,)).compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -152,7 +147,7 @@ def _memory(
     """Bytes of one device: `parameters`, `moments` and `peak` exact, the rest from shapes, `other` what is left."""
     held = lambda tree: float(sum(_shard_bytes(leaf) for leaf in jax.tree.leaves(tree)))  # noqa: E731
     train, tokens = experiment.train, experiment.train.batch_size * experiment.data.block_size
-    width = np.dtype(train.compute_dtype).itemsize if train.compute_dtype == "float32" else 2
+    width = jnp.dtype(train.compute_dtype).itemsize
     local = tokens / parallel.row_shards(mesh) / train.accumulation
     weights = held(state.params) / jnp.dtype(train.param_dtype).itemsize
     peak = getattr(analysis, "peak_memory_in_bytes", 0)
@@ -172,10 +167,6 @@ def _memory(
 
 def _shard_bytes(leaf: Any) -> int:
     return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-
-
-def _platforms(target: targets.Target) -> tuple[str, ...]:
-    return ("cpu",) if target.kind == "cpu" else ("tpu",) if target.kind.startswith("v") else ("cuda",)
 
 
 def _first_line(error: Exception) -> str:

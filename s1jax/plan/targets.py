@@ -1,8 +1,8 @@
 """Machines that a step can be compiled for without having one: `v5p:4x4x4`, `v6e:4x4`, `h100:16`, `cpu:8`.
 
-Figures are the makers': Google Cloud's pages "TPU v5p", "TPU v6e" and "TPU v5e" (bf16 FLOP/s, HBM size and bandwidth,
-interconnect per chip), NVIDIA's data sheets of H100 SXM and H200 (NVLink 4: 450 GB/s each way; InfiniBand NDR: eight
-400 Gb/s ports a host).
+Peaks are those of `s1jax.meters`; the rest are the makers' figures: Google Cloud's pages "TPU v5p", "TPU v6e" and
+"TPU v5e" (HBM size and bandwidth, interconnect per chip), NVIDIA's data sheets of H100 SXM and H200 (NVLink 4: 450 GB/s
+each way; InfiniBand NDR: eight 400 Gb/s ports a host).
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ import math
 import re
 from typing import Any
 
-import jax
-
+from s1jax import meters
 from s1jax.config import InputError
 from s1jax.plan import gpu_descriptions
 
@@ -45,14 +44,25 @@ class Target:
     devices: int
     topology: str
 
+    @property
+    def platform(self) -> str:
+        """What JAX calls the compiler: `cpu`, `cuda` or `tpu`."""
+        return "cpu" if self.kind == "cpu" else "cuda" if self.kind in gpu_descriptions.TEXT else "tpu"
+
+
+def _peak(device_kind: str) -> float:
+    peak = meters.peak_flops(device_kind)
+    assert peak is not None
+    return peak
+
 
 _GIB = 2.0**30
 CHIPS: dict[str, Chip] = {
-    "v5p": Chip(459e12, 95.74 * _GIB, 2765e9, 600e9),
-    "v6e": Chip(918e12, 31.25 * _GIB, 1638e9, 448e9),
-    "v5e": Chip(197e12, 15.75 * _GIB, 819e9, 200e9),
-    "h100": Chip(989e12, 80e9, 3352e9, 450e9),
-    "h200": Chip(989e12, 141e9, 4800e9, 450e9),
+    "v5p": Chip(_peak("TPU v5p"), 95.74 * _GIB, 2765e9, 600e9),
+    "v6e": Chip(_peak("TPU v6e"), 31.25 * _GIB, 1638e9, 448e9),
+    "v5e": Chip(_peak("TPU v5e"), 15.75 * _GIB, 819e9, 200e9),
+    "h100": Chip(_peak("H100"), 80e9, 3352e9, 450e9),
+    "h200": Chip(_peak("H200"), 141e9, 4800e9, 450e9),
     "cpu": Chip(1e11, 16e9, 2e10, 1e10),  # no claim: for tests
 }
 _GPUS_PER_HOST = 8
@@ -73,7 +83,7 @@ def parse(text: str) -> Target:
         )
     devices = math.prod(int(n) for n in shape.split("x"))
     chip, topology = CHIPS[kind], f"{kind}:{shape}"
-    if kind in ("h100", "h200"):
+    if kind in gpu_descriptions.TEXT:
         hosts = max(1, devices // _GPUS_PER_HOST)
         if not devices or (devices > _GPUS_PER_HOST and devices % _GPUS_PER_HOST):
             raise InputError(f"--target={text}: hosts have {_GPUS_PER_HOST} GPUs; give 1 to 8, or a multiple of 8.")
@@ -89,13 +99,14 @@ def devices(target: Target) -> list[Any]:
     Raises:
       InputError: where the compiler is not installed, is in use, or does not know the arrangement.
     """
+    import jax
     from jax.experimental import topologies
 
-    if target.kind == "cpu":
+    if target.platform == "cpu":
         return jax.devices()[: target.devices]
-    extra = "gpu-aot" if target.kind in gpu_descriptions.TEXT else "tpu-aot"
+    extra = "gpu-aot" if target.platform == "cuda" else "tpu-aot"
     try:
-        if target.kind in gpu_descriptions.TEXT:
+        if target.platform == "cuda":
             description = topologies.get_topology_desc(
                 platform="cuda",
                 topology_name=target.kind,

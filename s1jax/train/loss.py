@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from s1jax import parallel
+from s1jax.model import blocks
 
 _GATHERED = "fsdp"  # the mesh axis over which rows are gathered
 _VOCAB = (str(parallel.TABLE["vocab"]), _GATHERED)
@@ -109,15 +110,10 @@ def _one_device(
     on_mesh: bool = False,
 ) -> tuple[jax.Array, Any, Any]:
     """`_run` on one device's rows [b, T] and slice of the vocabulary [D, v], whose columns from V on are padding."""
-    rows, length, width = hidden.shape
+    length = hidden.shape[1]
     chunk = min(chunk, length)
-    count = -(-length // chunk)
     over_slices = functools.partial(jax.lax.psum, axis_name=_VOCAB) if on_mesh else lambda x: x
     first = jax.lax.axis_index(_VOCAB) * kernel.shape[1] if on_mesh else 0
-
-    def split(x: jax.Array) -> jax.Array:  # [b, T, ...] -> [count, b, C, ...], filled up with zeros
-        x = jnp.pad(x, [(0, 0), (0, count * chunk - length)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(rows, count, chunk, *x.shape[2:]), 1, 0)
 
     def body(carry: tuple[jax.Array, Any], xs: tuple[jax.Array, ...]) -> tuple[tuple[jax.Array, Any], Any]:
         total, d_kernel = carry
@@ -146,9 +142,11 @@ def _one_device(
         return (total, d_kernel), d_hidden
 
     start = (jnp.float32(0), jnp.zeros(kernel.shape, jnp.float32) if gradients else None)
-    (total, d_kernel), d_hidden = jax.lax.scan(body, start, (split(hidden), split(targets), split(weights)))
+    (total, d_kernel), d_hidden = jax.lax.scan(
+        body, start, tuple(blocks.split(x, chunk) for x in (hidden, targets, weights))
+    )
     if gradients:
-        d_hidden = jnp.moveaxis(d_hidden, 0, 1).reshape(rows, count * chunk, width)[:, :length]
+        d_hidden = blocks.join(d_hidden, length)
     return total, d_hidden, d_kernel
 
 
