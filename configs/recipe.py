@@ -11,5 +11,5 @@ def on_s1k(preset: str) -> ml_collections.ConfigDict:
     config.init_from = f"runs/{preset}"
     config.data.source = "s1k"
     config.data.block_size = 10240  # s1K's longest sequence has 9,109 ids by a count of its users
-    config.train.attention = "chunked"
+    config.train.attention = "auto"
     return config

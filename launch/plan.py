@@ -18,7 +18,7 @@ from ml_collections import config_flags
 
 from launch import cli
 from s1jax import meters, presets
-from s1jax.config import Experiment, InputError
+from s1jax.config import Experiment, InputError, MeshConfig
 from s1jax.plan import targets
 
 if TYPE_CHECKING:  # it imports jax, which must see the flags first
@@ -81,15 +81,16 @@ def main() -> int:
 
 
 def _candidates(experiment: Experiment, devices: int) -> list[Experiment]:
-    """Meshes of up to 8-way tensor parallelism x remat policies x micro-batches."""
+    """Meshes of up to 8-way tensor or sequence parallelism x remat policies x micro-batches."""
     found = []
     rows = experiment.train.batch_size
     policies: tuple[Literal["save_dots", "save_attention", "full"], ...] = ("save_dots", "save_attention", "full")
-    for tensor, remat in itertools.product((1, 2, 4, 8), policies):
-        if devices % tensor or rows % (devices // tensor):
+    inner = [("tensor", 1), *((axis, size) for axis in ("tensor", "sequence") for size in (2, 4, 8))]
+    for (axis, size), remat in itertools.product(inner, policies):
+        if devices % size or rows % (devices // size):
             continue
-        mesh = dataclasses.replace(experiment.mesh, data=1, fsdp=devices // tensor, tensor=tensor)
-        for accumulation in {1, rows * tensor // devices}:
+        mesh = MeshConfig(**{"fsdp": devices // size, axis: size})
+        for accumulation in sorted({1, rows * size // devices}):
             train = dataclasses.replace(experiment.train, remat=remat, accumulation=accumulation)
             found.append(dataclasses.replace(experiment, mesh=mesh, train=train))
     return found
@@ -97,7 +98,8 @@ def _candidates(experiment: Experiment, devices: int) -> list[Experiment]:
 
 def _name(experiment: Experiment) -> str:
     mesh, train = experiment.mesh, experiment.train
-    return f"fsdp={mesh.fsdp} tensor={mesh.tensor} remat={train.remat} accumulation={train.accumulation}"
+    axes = " ".join(f"{axis}={size}" for axis, size in dataclasses.asdict(mesh).items() if size != 1 or axis == "fsdp")
+    return f"{axes} remat={train.remat} accumulation={train.accumulation}"
 
 
 def _line(plan: Plan) -> str:

@@ -54,9 +54,10 @@ def main() -> int:
     batches, notes = sources.make(
         experiment, about.tokenizer, about.chat, parallel.row_shards(mesh), jax.process_index(), jax.process_count()
     )
-    for note in notes if first else []:
-        print(f"note: {note}")
     loop.claim_workdir(workdir, experiment)
+    experiment, fallback = parallel.choose_attention(experiment, mesh, jax.default_backend())
+    for note in [*notes, *([fallback] if fallback else [])] if first else []:
+        print(f"note: {note}")
 
     def make_params() -> Any:
         from s1jax.model import decoder

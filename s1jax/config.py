@@ -206,7 +206,7 @@ class TrainConfig:
       param_dtype: of the master weights and the optimizer's moments.
       compute_dtype: of activations and of the weights inside the forward pass.
       remat: what the backward pass keeps of a layer, see `s1jax.model.decoder.REMAT`.
-      attention: kernel, see `s1jax.model.attention`.
+      attention: kernel, see `s1jax.model.attention.attend`; `auto` leaves the choice to its `choose`.
       loss_chunk: tokens whose logits exist at one time.
     """
 
@@ -217,7 +217,7 @@ class TrainConfig:
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     remat: Literal["none", "full", "save_attention", "save_dots"] = "full"
-    attention: Literal["xla", "chunked"] = "xla"
+    attention: Literal["auto", "xla", "chunked", "splash", "cudnn"] = "xla"
     loss_chunk: int = 1024
 
     def __post_init__(self) -> None:
@@ -228,10 +228,11 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis; one of them may be -1: all devices that are left."""
+    """Devices along each mesh axis (`s1jax.parallel`); one of them may be -1: all devices that are left."""
 
     data: int = 1
     fsdp: int = -1
+    sequence: int = 1
     tensor: int = 1
 
 

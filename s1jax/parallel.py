@@ -1,38 +1,44 @@
-"""The device mesh and the one table that says which axis of an array lies along which axis of the mesh.
+"""The device mesh and the one table that says which axis of an array lies along which axes of the mesh.
 
 Mesh axes: `data` replicates the weights and splits the rows of a batch; `fsdp` splits rows as well, and weights and
-optimizer state along the model width; `tensor` splits heads, the hidden width of the MLP and the vocabulary.
+optimizer state along the model width; `sequence` splits the tokens of a row, and weights like `fsdp`; `tensor` splits
+heads, the hidden width of the MLP and the vocabulary. The last axis' devices are neighbours.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from s1jax.config import InputError, MeshConfig, ModelConfig
+from s1jax.config import Experiment, InputError, MeshConfig, ModelConfig
+from s1jax.model import attention as attention_lib
 from s1jax.model import decoder
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("data", "fsdp", "sequence", "tensor")
 ROWS = ("data", "fsdp")  # mesh axes along which the rows of a batch lie
+TOKENS = "sequence"  # and the tokens of a row
+WIDTH = ("fsdp", "sequence")  # along which weights are split that every device needs whole
 
-# Logical axis of a weight (`s1jax.model.decoder.logical_axes`) -> mesh axis.
-TABLE: dict[str, str | None] = {
-    "vocab": "tensor",
-    "embed": "fsdp",
-    "mlp": "tensor",
-    "heads": "tensor",
-    "kv_heads": "tensor",
-    "head_dim": None,
-    "layers": None,
+# Logical axis of a weight (`s1jax.model.decoder.logical_axes`) -> mesh axes.
+TABLE: dict[str, tuple[str, ...]] = {
+    "vocab": ("tensor",),
+    "embed": WIDTH,
+    "mlp": ("tensor",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),  # every device has all of them where they do not divide
+    "head_dim": (),
+    "layers": (),
 }
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
-    """Arranges all devices in the mesh `(data, fsdp, tensor)`.
+    """Arranges all devices in the mesh `(data, fsdp, sequence, tensor)`.
 
     Raises:
       InputError: where the product of the axes is not the number of devices.
@@ -54,19 +60,23 @@ def param_shardings(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
     """The tree of `decoder.init_params` with a NamedSharding for every array.
 
     Raises:
-      InputError: where an axis of the model does not divide by its mesh axis.
+      InputError: where an axis of the model does not divide by its mesh axes.
     """
 
     def place(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct, axes: tuple[str, ...]) -> NamedSharding:
+        spec: list[tuple[str, ...]] = []
         for size, axis in zip(leaf.shape, axes, strict=True):
-            parts = _parts(mesh, TABLE[axis])
-            if size % parts:
-                name = "/".join(entry.key for entry in path)
-                raise InputError(
-                    f"mesh.{TABLE[axis]}={parts} does not divide {name}'s {axis} axis of {size}; "
-                    f"choose a divisor of {size}."
-                )
-        return NamedSharding(mesh, PartitionSpec(*(TABLE[axis] for axis in axes)))
+            along = TABLE[axis]
+            if size % _parts(mesh, along):
+                if axis != "kv_heads":
+                    name = "/".join(entry.key for entry in path)
+                    raise InputError(
+                        f"{_product(mesh, along)} does not divide {name}'s {axis} axis of {size}; "
+                        f"choose a divisor of {size}."
+                    )
+                along = ()
+            spec.append(along)
+        return NamedSharding(mesh, PartitionSpec(*spec))
 
     is_leaf = lambda value: isinstance(value, tuple)  # noqa: E731
     axes = decoder.logical_axes(config)
@@ -78,36 +88,142 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def row_sharding(mesh: Mesh) -> NamedSharding:
-    """For arrays [B, ...]: rows over `data` and `fsdp`."""
-    return NamedSharding(mesh, PartitionSpec(ROWS))
+def token_sharding(mesh: Mesh) -> NamedSharding:
+    """For arrays [B, T]: rows over `data` and `fsdp`, tokens over `sequence`."""
+    return NamedSharding(mesh, PartitionSpec(ROWS, TOKENS))
 
 
 def row_shards(mesh: Mesh) -> int:
     """Number of parts that the rows of a batch are split into."""
-    return math.prod(mesh.shape[name] for name in ROWS)
+    return _parts(mesh, ROWS)
 
 
-def check_rows(rows: int, mesh: Mesh, what: str) -> None:
-    """Raises InputError, in a sentence that begins with `what`, where `data` and `fsdp` cannot share `rows`."""
+def check_batch(rows: int, length: int, mesh: Mesh, what: str) -> None:
+    """Checks that the mesh can share out a batch [rows, length].
+
+    Raises:
+      InputError: where it can't; the sentence begins with `what`.
+    """
     if rows % row_shards(mesh):
         raise InputError(
-            f"{what}, which mesh.data * mesh.fsdp = {row_shards(mesh)} does not divide; "
-            "change train.batch_size or move devices to mesh.tensor."
+            f"{what} has {rows} rows, which {_product(mesh, ROWS)} does not divide; "
+            "change train.batch_size or move devices to mesh.sequence or mesh.tensor."
+        )
+    shards = mesh.shape[TOKENS]
+    if shards > 1 and length % (2 * shards):
+        raise InputError(
+            f"{what} has rows of {length} ids, which 2 * {_product(mesh, (TOKENS,))} does not divide; "
+            f"choose a data.block_size that is a multiple of {2 * shards}, or a smaller mesh.sequence."
         )
 
 
-def put_rows(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Makes global arrays [B, T] from this process's rows.
 
+    Where `sequence` splits a row, its tokens change places (`places`). Only attention asks where they stand, and
+    `attend` knows it.
+
     Raises:
-      InputError: where the rows do not divide by the devices along `data` and `fsdp`.
+      InputError: where the mesh can't share it out, see `check_batch`.
     """
-    sharding = row_sharding(mesh)
-    rows = len(batch["tokens"]) * jax.process_count()
-    check_rows(rows, mesh, f"the batch has {rows} rows")
-    return {name: jax.make_array_from_process_local_data(sharding, array) for name, array in batch.items()}
+    share, length = batch["tokens"].shape
+    rows = share * jax.process_count()
+    check_batch(rows, length, mesh, "the batch")
+    if row_shards(mesh) % jax.process_count():
+        raise InputError(
+            f"{_product(mesh, ROWS)} is no multiple of the {jax.process_count()} processes, each of which reads rows "
+            "of its own; keep mesh.sequence and mesh.tensor within a process."
+        )
+    order = places(length, mesh.shape[TOKENS]).reshape(-1)
+    shape = (rows, length)
+    return {
+        name: jax.make_array_from_process_local_data(token_sharding(mesh), array[:, order], shape)
+        for name, array in batch.items()
+    }
 
 
-def _parts(mesh: Mesh, axis: str | None) -> int:
-    return 1 if axis is None else mesh.shape[axis]
+def places(length: int, shards: int) -> np.ndarray:
+    """Which tokens of a row each of `shards` devices has, int [shards, length / shards].
+
+    A row is cut into 2 x shards runs, and device r has runs r and 2 x shards - 1 - r: together they see the same number
+    of earlier tokens on every device, where the last of equal shares would see twice the mean.
+    """
+    if shards == 1:
+        return np.arange(length)[None]
+    runs = np.arange(length).reshape(2 * shards, -1)
+    return np.concatenate([runs[:shards], runs[: shards - 1 : -1]], axis=1)
+
+
+def choose_attention(experiment: Experiment, mesh: Mesh, platform: str) -> tuple[Experiment, str | None]:
+    """The experiment with the attention that runs on this mesh, and a sentence where it isn't what was asked for."""
+    train = experiment.train
+    packed = experiment.data.batching == "packed"
+    name, note = attention_lib.choose(train.attention, platform, train.compute_dtype, packed, mesh.shape[TOKENS])
+    chosen: Any = name
+    return dataclasses.replace(experiment, train=dataclasses.replace(train, attention=chosen)), note
+
+
+def attend(mesh: Mesh, implementation: str) -> attention_lib.Attend:
+    """`s1jax.model.attention.attend` on a mesh, for `s1jax.model.decoder.forward` on batches of `put_batch`.
+
+    Each device has the queries of its rows, tokens and heads; keys and values of whole rows are gathered along
+    `sequence`, and their gradients scattered. Where key heads do not divide along `tensor`, every device has them all
+    and uses those of its query heads.
+    """
+    if mesh.size == 1:
+        return lambda q, k, v, segment_ids: attention_lib.attend(q, k, v, segment_ids, implementation)
+    shards, tensor = mesh.shape[TOKENS], mesh.shape["tensor"]
+
+    def on_mesh(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
+        split_keys = k.shape[2] % tensor == 0
+        table = places(q.shape[1], shards)
+
+        def device(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
+            if not split_keys:
+                k, v = (_own_heads(x, q.shape[2], tensor) for x in (k, v))
+            if shards == 1:
+                return attention_lib.attend(q, k, v, segment_ids, implementation)
+            k, v, key_segment_ids = (_whole_rows(x, shards) for x in (k, v, segment_ids))
+            own = jnp.asarray(table)[jax.lax.axis_index(TOKENS)]
+            return attention_lib.attend(
+                q, k, v, segment_ids, implementation, places=own, key_segment_ids=key_segment_ids
+            )
+
+        heads = PartitionSpec(ROWS, TOKENS, "tensor")
+        keys = heads if split_keys else PartitionSpec(ROWS, TOKENS)
+        # Replication is checked by the tests, as in `s1jax.train.loss`.
+        return jax.shard_map(
+            device,
+            mesh=mesh,
+            in_specs=(heads, keys, keys, PartitionSpec(ROWS, TOKENS)),
+            out_specs=heads,
+            check_vma=False,
+        )(q, k, v, segment_ids)
+
+    return on_mesh
+
+
+def _own_heads(x: jax.Array, queries: int, tensor: int) -> jax.Array:
+    """Of all key or value heads [B, T, K, H], those of this device's query heads: one, or one for each of them."""
+    group = queries * tensor // x.shape[2]
+    first = jax.lax.axis_index("tensor") * queries
+    if group % queries == 0:
+        return jax.lax.dynamic_slice_in_dim(x, first // group, 1, axis=2)
+    return x[:, :, (first + jnp.arange(queries)) // group]
+
+
+def _whole_rows(x: jax.Array, shards: int) -> jax.Array:
+    """Gathers [B, T / shards, ...] into rows [B, T, ...] whose tokens are in order."""
+    gathered = jax.lax.all_gather(x, TOKENS, axis=1, tiled=True)
+    runs = jnp.split(gathered, 2 * shards, axis=1)  # of the devices in turn: an early one and a late one
+    return jnp.concatenate([*runs[::2], *runs[::-2]], axis=1)
+
+
+def _parts(mesh: Mesh, axes: tuple[str, ...]) -> int:
+    return math.prod(mesh.shape[axis] for axis in axes)
+
+
+def _product(mesh: Mesh, axes: tuple[str, ...]) -> str:
+    """`mesh.data * mesh.fsdp = 4`, for messages; axes of one device are left out beside others."""
+    split = [axis for axis in axes if mesh.shape[axis] > 1] or axes
+    return f"{' * '.join(f'mesh.{axis}' for axis in split)} = {_parts(mesh, axes)}"

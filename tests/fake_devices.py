@@ -3,8 +3,10 @@
 Usage: fake_devices.py FOLDER. Prints one JSON object.
 """
 
+import itertools
 import json
 import math
+import os
 import pathlib
 import sys
 
@@ -24,23 +26,34 @@ from s1jax.text.tokenizer import Tokenizer  # noqa: E402
 from s1jax.train import optimizer as optimizer_lib  # noqa: E402
 from s1jax.train import step as step_lib  # noqa: E402
 
-SHAPE = dict(
-    vocab_size=62, d_model=16, mlp_dim=24, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=4, qkv_bias=True
-)
-MODELS = {"tied": ModelConfig(**SHAPE, tied_embeddings=True), "untied": ModelConfig(**SHAPE, qk_norm=True)}
-CASES = [  # 62 rows of the vocabulary divide by `tensor`, as weights must, and not by `tensor` * `fsdp`
-    ("tied", (2, 2, 2), 2, "chunked"),
-    ("tied", (8, 1, 1), 1, "xla"),
-    ("untied", (1, 8, 1), 1, "xla"),
-    ("untied", (1, 4, 2), 1, "chunked"),
+# 60 rows of the vocabulary divide by `tensor`, as weights must, and not by all axes they are split along in the loss.
+SHAPE = dict(vocab_size=60, d_model=16, mlp_dim=24, num_layers=2, num_heads=8, num_kv_heads=2, head_dim=4)
+MODELS = {
+    "tied": ModelConfig(**SHAPE, qkv_bias=True, tied_embeddings=True),
+    "untied": ModelConfig(**SHAPE, qk_norm=True),
+    "three": ModelConfig(**SHAPE | dict(num_heads=6, num_kv_heads=3, vocab_size=64), qkv_bias=True),
+    "wide": ModelConfig(**SHAPE | dict(vocab_size=64), qk_norm=True, tied_embeddings=True),
+}
+CASES = [  # model, (data, fsdp, sequence, tensor), accumulation, attention
+    ("tied", (2, 2, 1, 2), 2, "chunked"),
+    ("untied", (1, 8, 1, 1), 1, "xla"),
+    ("untied", (1, 2, 2, 2), 2, "chunked"),  # tokens, rows and heads split at once
+    ("tied", (2, 1, 1, 4), 1, "xla"),  # two key heads for four shares of the query heads
+    ("three", (1, 1, 4, 2), 1, "chunked"),  # key heads 0, 0, 1 on one device, 1, 2, 2 on the other
+]
+# Every shape of the mesh, in turn with either model and kernel; minutes, so only on demand.
+SHAPES = [s for s in itertools.product((1, 2, 4, 8), repeat=4) if math.prod(s) == 8]
+ALL_CASES = [
+    ("wide" if shape[3] == 8 else ("tied", "untied")[i % 2], shape, 1 + i % 2, ("chunked", "xla")[i // 2 % 2])
+    for i, shape in enumerate(SHAPES)
 ]
 TRAIN = dict(batch_size=16, compute_dtype="float32", remat="full", loss_chunk=8)
 
 
 def make_batch() -> dict[str, np.ndarray]:
-    """16 rows of 10: even ones padded (one segment of varying length), odd ones packed (two segments)."""
+    """16 rows of 16: even ones padded (one segment of varying length), odd ones packed (two segments)."""
     rng = np.random.default_rng(0)
-    rows, length = 16, 10
+    rows, length = 16, 16
     ends = rng.integers(1, length, size=(rows, 1))
     packed = np.arange(rows)[:, None] % 2 == 1
     place = np.broadcast_to(np.arange(length), (rows, length))
@@ -48,7 +61,7 @@ def make_batch() -> dict[str, np.ndarray]:
     segments = np.where(first, 1, 2 * packed)
     positions = np.where(first, place, (place - ends) * packed)
     weights = rng.random((rows, length)) * (segments > 0)
-    ids = rng.integers(62, size=(2, rows, length))
+    ids = rng.integers(60, size=(2, rows, length))
     return {
         "tokens": ids[0].astype(np.int32),
         "targets": ids[1].astype(np.int32),
@@ -65,16 +78,17 @@ def gradients(name: str, mesh: jax.sharding.Mesh, accumulation: int, kernel: str
     params = jax.tree.map(lambda p: np.asarray(p) + 0.1 * rng.normal(size=p.shape).astype(np.float32), params)
     params = jax.device_put(params, parallel.param_shardings(model, mesh))
     train = TrainConfig(**TRAIN, accumulation=accumulation, attention=kernel)
-    batch = parallel.put_rows(make_batch(), mesh)
+    batch = parallel.put_batch(make_batch(), mesh)
     loss, grads = jax.jit(step_lib.make_gradients(model, train, mesh))(params, batch)
     return float(loss), [np.asarray(leaf) for leaf in jax.tree.leaves(grads)]
 
 
 def compare() -> list[dict[str, object]]:
-    one = parallel.make_mesh(MeshConfig(1, 1, 1), jax.devices()[:1])
-    expected = {name: gradients(name, one, 1, "xla") for name in MODELS}
+    one = parallel.make_mesh(MeshConfig(), jax.devices()[:1])
+    cases = ALL_CASES if os.environ.get("S1JAX_ALL_MESHES") else CASES
+    expected = {name: gradients(name, one, 1, "xla") for name in {case[0] for case in cases}}
     found = []
-    for name, shape, accumulation, kernel in CASES:
+    for name, shape, accumulation, kernel in cases:
         loss, grads = gradients(name, parallel.make_mesh(MeshConfig(*shape)), accumulation, kernel)
         wanted_loss, wanted = expected[name]
         found.append(
@@ -90,9 +104,9 @@ def compare() -> list[dict[str, object]]:
 
 
 def shards() -> dict[str, float]:
-    """Shares of weights and moments that one device of (2, 2, 2) holds: by plan, and for AdamW after a step."""
+    """Shares of weights and moments that one device of (1, 2, 2, 2) holds: by plan, and for AdamW after a step."""
     model = MODELS["untied"]
-    mesh = parallel.make_mesh(MeshConfig(2, 2, 2))
+    mesh = parallel.make_mesh(MeshConfig(1, 2, 2, 2))
     shares = {}
     for optimizer in (OptimizerConfig(name="muon"), OptimizerConfig()):
         tx = optimizer_lib.make(optimizer, model, 10)
@@ -103,7 +117,7 @@ def shards() -> dict[str, float]:
     params = jax.jit(lambda key: decoder.init_params(model, key))(jax.random.key(0))
     state = step_lib.init_state(params, tx, abstract)
     step = step_lib.make_step(model, TrainConfig(**TRAIN), optimizer, 10, tx, mesh, abstract)
-    state, _ = step(state, parallel.put_rows(make_batch(), mesh))
+    state, _ = step(state, parallel.put_batch(make_batch(), mesh))
     for part in ("params", "opt_state"):
         leaves = [leaf for leaf in jax.tree.leaves(getattr(state, part)) if leaf.ndim]
         held = sum(leaf.addressable_shards[0].data.size for leaf in leaves)
@@ -116,13 +130,13 @@ def checkpoints(folder: pathlib.Path) -> list[bool]:
     model = MODELS["tied"]
     tokenizer = Tokenizer.load(pathlib.Path(store.__file__).parent.parent / "assets" / "countdown_tokenizer")
     params = jax.jit(lambda key: decoder.init_params(model, key))(jax.random.key(0))
-    placed = jax.device_put(params, parallel.param_shardings(model, parallel.make_mesh(MeshConfig(2, 2, 2))))
+    placed = jax.device_put(params, parallel.param_shardings(model, parallel.make_mesh(MeshConfig(2, 2, 1, 2))))
     store.save_model(folder / "ckpt", placed, model, tokenizer, chat.FORMATS["s1_plain"], {})
     same = []
     for mesh in (
         None,
-        parallel.make_mesh(MeshConfig(1, 4, 2)),
-        parallel.make_mesh(MeshConfig(1, 4, 1), jax.devices()[:4]),
+        parallel.make_mesh(MeshConfig(1, 2, 2, 2)),
+        parallel.make_mesh(MeshConfig(1, 4, 1, 1), jax.devices()[:4]),
     ):
         loaded = store.load_model(folder / "ckpt", mesh=mesh).params
         pairs = zip(jax.tree.leaves(loaded), jax.tree.leaves(params), strict=True)

@@ -5,25 +5,44 @@ Axis letters: B batch, T query length, S key length, N query heads, K key/value 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from s1jax.model import chunked
+from s1jax.model import chunked, fused
 
 _BLOCK = 512
 
+# (q [B, T, N, H], k [B, T, K, H], v [B, T, K, H], segment_ids [B, T]) -> [B, T, N, H], as the decoder calls it:
+# `attend` on one device, what `s1jax.parallel.attend` makes of it on a mesh.
+Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, implementation: str) -> jax.Array:
+
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segment_ids: jax.Array,
+    implementation: str = "xla",
+    *,
+    places: jax.Array | None = None,
+    key_segment_ids: jax.Array | None = None,
+) -> jax.Array:
     """Causal attention within segments.
 
     Args:
       q: [B, T, N, H].
-      k: [B, T, K, H]; query head n uses key head n // G.
-      v: [B, T, K, H].
+      k: [B, S, K, H]; query head n uses key head n // G.
+      v: [B, S, K, H].
       segment_ids: int32 [B, T]; a token sees earlier tokens of its own segment and itself.
-      implementation: `xla`, einsums that materialise [B, N, T, T] scores; `chunked`, memory linear in T on any
-        backend (`s1jax.model.chunked`).
+      implementation: `xla`, einsums that materialise [B, N, T, S] scores; `chunked`, memory linear in S on any
+        backend (`s1jax.model.chunked`); `splash` and `cudnn` (`s1jax.model.fused`) where `choose` says so.
+      places: int32 [T], where the queries stand in the row; None: they are the row, S = T. Otherwise two runs of T / 2
+        neighbours, which together see half of all keys (`s1jax.parallel.places`).
+      key_segment_ids: int32 [B, S]; None: `segment_ids`.
 
     Returns:
       [B, T, N, H] in the dtype of `q`; softmax in float32.
@@ -31,15 +50,57 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, imp
     Raises:
       ValueError: for an unknown implementation.
     """
+    if implementation in ("splash", "cudnn"):
+        if places is not None:
+            raise ValueError(f"attention implementation {implementation!r} has no part of a row; use 'chunked'")
+        return {"splash": fused.splash, "cudnn": fused.cudnn}[implementation](q, k, v, segment_ids)
     batch, length, _, head_dim = q.shape
+    # Blocks may not reach over the border between two runs.
+    block = min(_BLOCK, length) if places is None else math.gcd(_BLOCK, length // 2)
+    places = jnp.arange(length) if places is None else places
+    key_segment_ids = segment_ids if key_segment_ids is None else key_segment_ids
     if implementation == "chunked":
         grouped = (q * head_dim**-0.5).reshape(batch, length, k.shape[2], -1, head_dim)
-        return chunked.attend(grouped, k, v, segment_ids, min(_BLOCK, length)).reshape(q.shape)
+        segments = (segment_ids, key_segment_ids)
+        return chunked.attend(grouped, k, v, *segments, places[::block] // block, block).reshape(q.shape)
     if implementation != "xla":
-        raise ValueError(f"attention implementation {implementation!r} is unknown; use 'xla' or 'chunked'")
-    causal = jnp.tril(jnp.ones((length, length), bool))
-    visible = causal & (segment_ids[:, :, None] == segment_ids[:, None, :])  # [B, T, S]
+        raise ValueError(f"attention implementation {implementation!r} is unknown; use xla, chunked, splash or cudnn")
+    causal = places[:, None] >= jnp.arange(k.shape[1])
+    visible = causal & (segment_ids[:, :, None] == key_segment_ids[:, None, :])  # [B, T, S]
     return checkpoint_name(_softmax_mean(q, k.swapaxes(1, 2), v.swapaxes(1, 2), visible), "attention")
+
+
+def choose(asked: str, platform: str, dtype: str, packed: bool, sequence: int) -> tuple[str, str | None]:
+    """Picks the implementation for a run.
+
+    Args:
+      asked: `auto` takes the fastest that computes the batches exactly; a name is taken if it does, and `chunked`
+        otherwise.
+      platform: `cpu`, `gpu` (or `cuda`) or `tpu`.
+      dtype: of activations.
+      packed: rows hold several segments.
+      sequence: devices that share a row.
+
+    Returns:
+      its name for `attend`, and a sentence where it isn't what was asked for.
+    """
+    platform = "gpu" if platform == "cuda" else platform
+    against = {
+        "splash": [(platform != "tpu", "runs on TPU only"), (sequence > 1, "has no part of a row (mesh.sequence > 1)")],
+        "cudnn": [
+            (platform != "gpu", "runs on NVIDIA GPUs only"),
+            (dtype != "bfloat16", "wants train.compute_dtype=bfloat16"),
+            (packed, "knows no segments (data.batching=packed)"),
+            (sequence > 1, "has no part of a row (mesh.sequence > 1)"),
+        ],
+    }
+    if asked == "auto":
+        usable = (name for name, reasons in against.items() if not any(applies for applies, _ in reasons))
+        return next(usable, "chunked"), None
+    reason = next((why for applies, why in against.get(asked, ()) if applies), None)
+    return (
+        (asked, None) if reason is None else ("chunked", f"train.attention={asked} {reason}; chunked is used instead.")
+    )
 
 
 def attend_cached(q: jax.Array, keys: jax.Array, values: jax.Array, positions: jax.Array) -> jax.Array:

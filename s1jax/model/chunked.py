@@ -4,7 +4,8 @@ Blocks of queries meet blocks of keys one pair at a time, with the running maxim
 2021; FlashAttention, Dao et al. 2022); pairs above the diagonal are left out. The backward pass computes the scores
 again from the log-sum-exp of each row (FlashAttention-2, Dao 2023).
 
-Axis letters: B batch, T length, C block, K key/value heads, G query heads per key/value head, H head dimension.
+Axis letters: B batch, T query length, S key length, C block, K key/value heads, G query heads per key/value head,
+H head dimension.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
@@ -23,41 +23,63 @@ from s1jax.model import blocks
 MASKED = -1e30  # finite, so that a row without any visible key gives a uniform mean and no NaN
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, block: int) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6,))
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    q_segments: jax.Array,
+    k_segments: jax.Array,
+    order: jax.Array,
+    block: int,
+) -> jax.Array:
     """Attention within segments, as `s1jax.model.attention.attend` defines it.
 
     Args:
       q: [B, T, K, G, H], scaled.
-      k: [B, T, K, H].
-      v: [B, T, K, H].
-      segment_ids: int32 [B, T].
+      k: [B, S, K, H].
+      v: [B, S, K, H].
+      q_segments: int32 [B, T].
+      k_segments: int32 [B, S].
+      order: int32 [T / C], the places of the blocks of queries among those of keys. Their sum must be that of
+        0, 1, ... where T = S, and T / S of it otherwise: the number of pairs of blocks has to be known beforehand.
       block: C; scores of [B, K, G, C, C] exist at one time.
 
     Returns:
       [B, T, K, G, H] in the dtype of `q`; softmax and sums in float32. Under a remat policy that saves the name
       `attention`, it and the log-sum-exp are kept and the forward pass isn't run again.
     """
-    return _forward(q, k, v, segment_ids, block)[0]
+    return _forward(q, k, v, q_segments, k_segments, order, block)[0]
 
 
-def _forward(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, block: int) -> tuple[jax.Array, Any]:
+def _pairs(order: jax.Array, keys: int) -> tuple[jax.Array, jax.Array]:
+    """Block of queries and block of keys of every pair: query block by query block, its keys from the first on."""
+    total = len(order) * (keys + 1) // 2
+    first = jnp.cumsum(order + 1) - (order + 1)
+    i = jnp.repeat(jnp.arange(len(order)), order + 1, total_repeat_length=total)
+    return i, jnp.arange(total) - first[i]
+
+
+def _forward(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    q_segments: jax.Array,
+    k_segments: jax.Array,
+    order: jax.Array,
+    block: int,
+) -> tuple[jax.Array, Any]:
     length = q.shape[1]
-    qs, ks, vs, segments = (
-        blocks.split(q, block),
-        blocks.split(k, block),
-        blocks.split(v, block),
-        blocks.split(segment_ids, block),
-    )
+    arrays = (q, k, v, q_segments, k_segments)
+    qs, ks, vs, own, seen = (blocks.split(x, block) for x in arrays)
     shape = (q.shape[0], *q.shape[2:4], block)  # [B, K, G, C]
     fresh = (jnp.full(shape, MASKED), jnp.zeros(shape), jnp.zeros((*shape, q.shape[-1])))
-    i, j = np.tril_indices(len(qs))  # query block by query block, its key blocks from the first on
 
     def add(carry: Any, pair: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
         running, out, log_sum = carry
         i, j = pair
         top, total, mean = (jnp.where(j == 0, first, old) for first, old in zip(fresh, running, strict=True))
-        scores = _scores(qs[i], ks[j], segments[i], segments[j], i, j)
+        scores = _scores(qs[i], ks[j], own[i], seen[j], order[i], j)
         higher = jnp.maximum(top, scores.max(-1))
         weights, shrink = jnp.exp(scores - higher[..., None]), jnp.exp(top - higher)
         total = total * shrink + weights.sum(-1)
@@ -68,30 +90,25 @@ def _forward(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, b
         return ((higher, total, mean), out, log_sum.at[i].set(higher + jnp.log(total))), None
 
     start = (fresh, jnp.zeros((len(qs), *shape, q.shape[-1]), q.dtype), jnp.zeros((len(qs), *shape)))
-    (_, out, log_sum), _ = lax.scan(add, start, (jnp.asarray(i), jnp.asarray(j)))
+    (_, out, log_sum), _ = lax.scan(add, start, _pairs(order, len(ks)))
     out = checkpoint_name(blocks.join(jnp.moveaxis(out, 4, 2), length), "attention")
     log_sum = checkpoint_name(log_sum, "attention")
-    return out, (q, k, v, segment_ids, out, log_sum)
+    return out, (arrays, order, out, log_sum)
 
 
-def _backward(block: int, residuals: Any, cotangent: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array, None]:
-    q, k, v, segment_ids, out, log_sum = residuals
-    qs, ks, vs, segments = (
-        blocks.split(q, block),
-        blocks.split(k, block),
-        blocks.split(v, block),
-        blocks.split(segment_ids, block),
-    )
+def _backward(block: int, residuals: Any, cotangent: jax.Array) -> tuple[jax.Array | None, ...]:
+    arrays, order, out, log_sum = residuals
+    q, k, v = arrays[:3]
+    qs, ks, vs, own, seen = (blocks.split(x, block) for x in arrays)
     d_outs = blocks.split(cotangent, block)
     delta = jnp.sum(out.astype(jnp.float32) * cotangent.astype(jnp.float32), axis=-1)  # [B, T, K, G]
     deltas = jnp.moveaxis(blocks.split(delta, block), 2, 4)  # [T / C, B, K, G, C]
-    i, j = np.tril_indices(len(qs))
     wide: dict[str, Any] = {"preferred_element_type": jnp.float32}
 
     def add(carry: tuple[jax.Array, ...], pair: tuple[jax.Array, jax.Array]) -> tuple[tuple[jax.Array, ...], None]:
         d_qs, d_ks, d_vs = carry
         i, j = pair
-        weights = jnp.exp(_scores(qs[i], ks[j], segments[i], segments[j], i, j) - log_sum[i][..., None])
+        weights = jnp.exp(_scores(qs[i], ks[j], own[i], seen[j], order[i], j) - log_sum[i][..., None])
         d_v = jnp.einsum("bkgcd,bckgh->bdkh", weights.astype(q.dtype), d_outs[i], **wide)
         d_weights = jnp.einsum("bckgh,bdkh->bkgcd", d_outs[i], vs[j], **wide)
         d_scores = (weights * (d_weights - deltas[i][..., None])).astype(q.dtype)
@@ -100,9 +117,9 @@ def _backward(block: int, residuals: Any, cotangent: jax.Array) -> tuple[jax.Arr
         return (d_qs.at[i].add(d_q), d_ks.at[j].add(d_k), d_vs.at[j].add(d_v)), None
 
     start = tuple(jnp.zeros(x.shape) for x in (qs, ks, vs))
-    gradients, _ = lax.scan(add, start, (jnp.asarray(i), jnp.asarray(j)))
-    d_q, d_k, d_v = (blocks.join(x, q.shape[1]).astype(q.dtype) for x in gradients)
-    return d_q, d_k, d_v, None
+    gradients, _ = lax.scan(add, start, _pairs(order, len(ks)))
+    d_q, d_k, d_v = (blocks.join(g, x.shape[1]).astype(q.dtype) for g, x in zip(gradients, (q, k, v), strict=True))
+    return d_q, d_k, d_v, None, None, None
 
 
 attend.defvjp(_forward, _backward)
@@ -111,7 +128,7 @@ attend.defvjp(_forward, _backward)
 def _scores(
     q: jax.Array, k: jax.Array, q_segments: jax.Array, k_segments: jax.Array, i: jax.Array, j: jax.Array
 ) -> jax.Array:
-    """float32 [B, K, G, C, C] of query block i and key block j; `MASKED` where a key is not seen."""
+    """float32 [B, K, G, C, C] of the queries at block i and the keys at block j; `MASKED` where a key is not seen."""
     # Tied together, or `jax.checkpoint` takes the masks, which need no weights, for known and keeps those of all pairs.
     q, k, q_segments, k_segments, i, j = lax.optimization_barrier((q, k, q_segments, k_segments, i, j))
     scores = jnp.einsum("bckgh,bdkh->bkgcd", q, k, preferred_element_type=jnp.float32)

@@ -73,10 +73,10 @@ class Block(nnx.Module):
         self.mlp_norm = layers.RMSNorm(config.d_model, config.norm_eps, dtype)
         self.mlp = layers.SwiGLU(config.d_model, config.mlp_dim, dtype, rngs, weight_first)
 
-    def __call__(self, x: jax.Array, angles: Any, segment_ids: jax.Array, implementation: str) -> jax.Array:
+    def __call__(self, x: jax.Array, angles: Any, segment_ids: jax.Array, attend: attention_lib.Attend) -> jax.Array:
         """[B, T, D] -> [B, T, D], every token seeing its own segment up to itself."""
         q, k, v = self.attention.qkv(self.attention_norm(x), angles)
-        x = x + self.attention.out(attention_lib.attend(q, k, v, segment_ids, implementation))
+        x = x + self.attention.out(attend(q, k, v, segment_ids))
         return x + self.mlp(self.mlp_norm(x))
 
     def cached(
@@ -218,7 +218,7 @@ def forward(
     *,
     dtype: DTypeLike = jnp.float32,
     remat: str = "none",
-    attention: str = "xla",
+    attend: attention_lib.Attend = attention_lib.attend,
 ) -> jax.Array:
     """Runs whole rows, as in training.
 
@@ -230,7 +230,7 @@ def forward(
       segment_ids: int32 [B, T], 0 for padding.
       dtype: of activations; weights are cast to it where they are used.
       remat: what is kept of a layer for the backward pass, see `REMAT`.
-      attention: implementation, see `s1jax.model.attention.attend`.
+      attend: attention, see `s1jax.model.attention.Attend`.
 
     Returns:
       Hidden states after the final norm, [B, T, D].
@@ -246,7 +246,7 @@ def forward(
     angles = layers.rotary_angles(positions, config.head_dim, config.rope_theta)
 
     def block(x: jax.Array, weights: Params) -> tuple[jax.Array, None]:
-        return _block(config, weights)(x, angles, segment_ids, attention), None
+        return _block(config, weights)(x, angles, segment_ids, attend), None
 
     if remat not in REMAT:
         raise ValueError(f"remat policy {remat!r} is unknown; use one of {', '.join(REMAT)}")

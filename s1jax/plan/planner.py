@@ -76,13 +76,14 @@ def plan(experiment: Experiment, model: ModelConfig, target: targets.Target) -> 
       InputError: where the mesh does not divide the devices, the batch or the model, or the compiler gives up.
     """
     mesh = parallel.make_mesh(experiment.mesh, targets.devices(target))
+    experiment, _ = parallel.choose_attention(experiment, mesh, target.platform)
     train, block = experiment.train, experiment.data.block_size
-    parallel.check_rows(train.batch_size, mesh, f"a step has train.batch_size={train.batch_size} rows")
+    parallel.check_batch(train.batch_size, block, mesh, f"a step of train.batch_size={train.batch_size}")
     tx = optimizer_lib.make(experiment.optimizer, model, 100)
     state = step_lib.abstract_state(model, tx, mesh, train.param_dtype)
     step = step_lib.make_step(model, train, experiment.optimizer, 100, tx, mesh, state)
     kinds = dict.fromkeys(("tokens", "targets", "positions", "segment_ids"), jnp.int32) | {"weights": jnp.float32}
-    shape, rows = (train.batch_size, block), parallel.row_sharding(mesh)
+    shape, rows = (train.batch_size, block), parallel.token_sharding(mesh)
     batch = {name: jax.ShapeDtypeStruct(shape, kind, sharding=rows) for name, kind in kinds.items()}
     start = time.monotonic()
     traced = step.trace(state, batch)
@@ -148,12 +149,12 @@ def _memory(
     held = lambda tree: float(sum(_shard_bytes(leaf) for leaf in jax.tree.leaves(tree)))  # noqa: E731
     train, tokens = experiment.train, experiment.train.batch_size * experiment.data.block_size
     width = jnp.dtype(train.compute_dtype).itemsize
-    local = tokens / parallel.row_shards(mesh) / train.accumulation
+    local = tokens / parallel.row_shards(mesh) / mesh.shape[parallel.TOKENS] / train.accumulation
     weights = held(state.params) / jnp.dtype(train.param_dtype).itemsize
     peak = getattr(analysis, "peak_memory_in_bytes", 0)
     if not peak:
         peak = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
-    chunk = min(train.loss_chunk, local) * model.vocab_size / mesh.shape[str(parallel.TABLE["vocab"])]
+    chunk = min(train.loss_chunk, local) * model.vocab_size / mesh.shape["tensor"]
     kinds = {
         "parameters": held(state.params),
         "moments": held(state.opt_state),

@@ -159,7 +159,7 @@ def train(
         stopped = False
         step = start
         for step, batch in zip(range(start, num_steps), batches.iterate(start), strict=False):
-            arrays = parallel.put_rows(batch, mesh)
+            arrays = parallel.put_batch(batch, mesh)
             if compiled is None:
                 compiled = step_fn.lower(state, arrays).compile()
                 watcher.on_phase("training")

@@ -2,11 +2,12 @@
 
 B rows, T length, C chunk length, D model, V vocabulary; b and v are one device's share of B and V.
 
-On a mesh the vocabulary lies along `tensor` and `fsdp`: a chunk's hidden states are gathered over `fsdp`, and each
-device computes its slice of the vocabulary for all of them. Logits take the memory they would with the rows left where
-they are, but no device ever holds the whole output projection (1.1 GB in bfloat16 for Qwen2.5-7B) or its gradient
-(2.2 GB in float32). Gathering and reducing those would move 3.3 GB a step; hidden states and their gradients move 0.23
-GB per 1,024 tokens a device where `fsdp` is 16: less up to rows of about 14,000 tokens, more beyond.
+On a mesh the vocabulary lies along all axes but `data`: a chunk's hidden states are gathered over `fsdp` and
+`sequence`, and each device computes its slice of the vocabulary for all of them. Logits take the memory they would with
+the tokens left where they are, but no device ever holds the whole output projection (1.1 GB in bfloat16 for
+Qwen2.5-7B) or its gradient (2.2 GB in float32). Gathering and reducing those would move 3.3 GB a step; hidden states
+and their gradients move 0.23 GB per 1,024 tokens a device where `fsdp` is 16: less up to rows of about 14,000 tokens,
+more beyond.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from jax.sharding import PartitionSpec as P
 from s1jax import parallel
 from s1jax.model import blocks
 
-_GATHERED = "fsdp"  # the mesh axis over which rows are gathered
-_VOCAB = (str(parallel.TABLE["vocab"]), _GATHERED)
+_GATHERED = parallel.WIDTH  # the mesh axes over which hidden states are gathered
+_VOCAB = (*parallel.TABLE["vocab"], *_GATHERED)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -80,11 +81,11 @@ def _run(
     if mesh is None or mesh.size == 1:
         return _one_device(hidden, kernel, targets, weights, chunk, gradients, size)
     kernel = jnp.pad(kernel, ((0, 0), (0, -size % math.prod(mesh.shape[axis] for axis in _VOCAB))))
-    rows = P(parallel.ROWS)
+    tokens = P(parallel.ROWS, parallel.TOKENS)
 
     def device(h: jax.Array, k: jax.Array, t: jax.Array, w: jax.Array) -> tuple[jax.Array, Any, Any]:
         total, d_hidden, d_kernel = _one_device(h, k, t, w, chunk, gradients, size, on_mesh=True)
-        others = [axis for axis in parallel.ROWS if axis != _GATHERED]
+        others = [axis for axis in parallel.ROWS if axis not in _GATHERED]
         total, d_kernel = jax.lax.psum((total, d_kernel), others)
         return total, d_hidden, d_kernel
 
@@ -92,8 +93,8 @@ def _run(
     total, d_hidden, d_kernel = jax.shard_map(
         device,
         mesh=mesh,
-        in_specs=(rows, P(None, _VOCAB), rows, rows),
-        out_specs=(P(), rows, P(None, _VOCAB)) if gradients else (P(), None, None),
+        in_specs=(tokens, P(None, _VOCAB), tokens, tokens),
+        out_specs=(P(), tokens, P(None, _VOCAB)) if gradients else (P(), None, None),
         check_vma=False,
     )(hidden, kernel, targets, weights)
     return total, d_hidden, d_kernel[:, :size] if gradients else None
@@ -109,7 +110,7 @@ def _one_device(
     vocab_size: int,
     on_mesh: bool = False,
 ) -> tuple[jax.Array, Any, Any]:
-    """`_run` on one device's rows [b, T] and slice of the vocabulary [D, v], whose columns from V on are padding."""
+    """`_run` on one device's tokens [b, T] and slice of the vocabulary [D, v], whose columns from V on are padding."""
     length = hidden.shape[1]
     chunk = min(chunk, length)
     over_slices = functools.partial(jax.lax.psum, axis_name=_VOCAB) if on_mesh else lambda x: x
@@ -119,7 +120,7 @@ def _one_device(
         total, d_kernel = carry
         if on_mesh:
             xs = jax.lax.all_gather(xs, _GATHERED, axis=0, tiled=True)
-        h, t, w = xs  # [b', C, D], [b', C], [b', C]; b' rows of all devices along `fsdp`
+        h, t, w = xs  # [b', C, D], [b', C], [b', C]; b' rows from all devices along _GATHERED
         logits = jnp.einsum("bcd,dv->bcv", h, kernel, preferred_element_type=jnp.float32)
         index = first + jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2)
         if on_mesh:
@@ -137,7 +138,7 @@ def _one_device(
         d_hidden = jnp.einsum("bcv,dv->bcd", d_logits, kernel)
         if on_mesh:
             d_hidden = jax.lax.psum_scatter(d_hidden, _GATHERED, scatter_dimension=0, tiled=True)
-            d_hidden = jax.lax.psum(d_hidden, [axis for axis in _VOCAB if axis != _GATHERED])
+            d_hidden = jax.lax.psum(d_hidden, parallel.TABLE["vocab"])
         d_kernel += jnp.einsum("bcd,bcv->dv", h, d_logits, preferred_element_type=jnp.float32)
         return (total, d_kernel), d_hidden
 

@@ -79,12 +79,13 @@ def make_gradients(
 ) -> Callable[[Any, Batch], tuple[jax.Array, Any]]:
     """Returns `(params, batch) -> (loss, gradients)`, to be used under jit.
 
-    The batch's arrays are [B, T] with rows over the mesh's `data` and `fsdp` axes; `train.accumulation` micro-batches
+    The batch's arrays are [B, T] as `parallel.put_batch` places them; `train.accumulation` micro-batches
     of B / accumulation rows run one after the other. Loss and gradients are those of
     sum(weights * nll) / sum(weights) over the whole batch, float32 both.
     """
     dtype = jnp.dtype(train.compute_dtype)
     matrices = optimizer_lib.is_matrix(config)
+    attend = parallel.attend(mesh, train.attention)
 
     def micro_loss(params: Any, batch: Batch) -> jax.Array:
         hidden = decoder.forward(
@@ -95,7 +96,7 @@ def make_gradients(
             batch["segment_ids"],
             dtype=dtype,
             remat=train.remat,
-            attention=train.attention,
+            attend=attend,
         )
         rows_per_device = max(1, hidden.shape[0] // parallel.row_shards(mesh))
         chunk = max(1, train.loss_chunk // rows_per_device)
@@ -154,7 +155,7 @@ def make_step(
     state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     return jax.jit(
         step,
-        in_shardings=(state_shardings, parallel.row_sharding(mesh)),
+        in_shardings=(state_shardings, parallel.token_sharding(mesh)),
         out_shardings=(state_shardings, parallel.replicated(mesh)),
         donate_argnums=0,
     )

@@ -1,12 +1,14 @@
 """Attention kernels against a plain numpy float64 softmax, and their gradients against the reference's."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from s1jax.config import ModelConfig
-from s1jax.model import attention, decoder
+from s1jax.model import attention, decoder, fused
 
 KERNELS = ["xla", "chunked"]
 
@@ -94,8 +96,10 @@ def test_remat_changes_no_gradient(remat, kernel):
     weights = rng.normal(size=(2, 24, 16))
 
     def gradients(remat, kernel):
+        attend = functools.partial(attention.attend, implementation=kernel)
+
         def loss(params):
-            run = decoder.forward(params, CONFIG, tokens, np.arange(24)[None], segments, remat=remat, attention=kernel)
+            run = decoder.forward(params, CONFIG, tokens, np.arange(24)[None], segments, remat=remat, attend=attend)
             return jnp.sum(weights * run)
 
         return jax.jit(jax.grad(loss))(params)
@@ -111,12 +115,80 @@ def test_save_attention_does_not_run_the_kernel_again(monkeypatch):
     monkeypatch.setattr(attention, "_BLOCK", 8)
     params = decoder.init_params(CONFIG, jax.random.key(0))
     tokens, ones = np.zeros((1, 24), int), np.ones((1, 24), int)
+    attend = functools.partial(attention.attend, implementation="chunked")
 
     def count(remat):
         def loss(params):
-            run = decoder.forward(params, CONFIG, tokens, ones, ones, remat=remat, attention="chunked")
+            run = decoder.forward(params, CONFIG, tokens, ones, ones, remat=remat, attend=attend)
             return jnp.sum(run**2)
 
         return jax.jit(jax.grad(loss)).lower(params).compile().as_text().count("while(")
 
     assert count("save_attention") < count("full")
+
+
+def test_splash_is_the_reference_with_its_gradients():
+    """In the interpreter; its rows are padded to 256 here. Heads of 8 are as good as any to the interpreter."""
+    q, k, v, segments = _inputs(130)
+    weights = np.random.default_rng(1).normal(size=q.shape).astype(np.float32)
+
+    def run(kernel):
+        loss = lambda *qkv: jnp.sum(weights * kernel(*qkv, segments))  # noqa: E731
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(q, k, v)
+
+    (value, ours), (expected, reference) = run(functools.partial(fused.splash, interpret=True)), run(attention.attend)
+    np.testing.assert_allclose(value, expected, rtol=0, atol=1e-4)  # a sum of 8,320 terms that cancel
+    for a, b in zip(ours, reference, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=2e-5)
+        assert np.abs(b).max() > 0.5
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN needs an NVIDIA GPU")
+def test_cudnn_is_the_reference_with_its_gradients():
+    """Rows of one segment, one of them padded; what it gives for padding is not looked at."""
+    rng = np.random.default_rng(0)
+    draw = lambda n: jnp.asarray(rng.normal(size=(2, 256, n, 64)), jnp.bfloat16)  # noqa: E731
+    q, k, v = draw(8), draw(2), draw(2)
+    segments = np.stack([np.arange(256) < 100, np.ones(256)]).astype(np.int32)
+    weights = rng.normal(size=q.shape) * (segments > 0)[..., None, None]
+
+    def run(kernel):
+        loss = lambda *qkv: jnp.sum(weights * kernel(*qkv, segments).astype(jnp.float32))  # noqa: E731
+        return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(q, k, v)
+
+    for a, b in zip(run(fused.cudnn), run(attention.attend), strict=True):
+        a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
+        np.testing.assert_allclose(a, b, rtol=0, atol=0.03 * np.abs(b).max())
+
+
+@pytest.mark.parametrize(
+    ("asked", "platform", "packed", "sequence", "chosen", "why"),
+    [
+        ("auto", "tpu", True, 1, "splash", None),
+        ("auto", "tpu", False, 2, "chunked", None),
+        ("auto", "cuda", False, 1, "cudnn", None),
+        ("auto", "gpu", True, 1, "chunked", None),
+        ("auto", "cpu", False, 1, "chunked", None),
+        ("xla", "gpu", True, 4, "xla", None),
+        ("splash", "gpu", False, 1, "chunked", "train.attention=splash runs on TPU only"),
+        ("splash", "tpu", False, 4, "chunked", "no part of a row"),
+        ("cudnn", "gpu", True, 1, "chunked", "data.batching=packed"),
+        ("cudnn", "cpu", False, 1, "chunked", "NVIDIA"),
+    ],
+)
+def test_what_a_kernel_cannot_do_falls_back_with_a_sentence(asked, platform, packed, sequence, chosen, why):
+    name, note = attention.choose(asked, platform, "bfloat16", packed, sequence)
+    assert name == chosen
+    assert (note is None) if why is None else (why in note and "chunked is used instead" in note)
+    assert attention.choose("cudnn", "gpu", "float32", False, 1)[0] == "chunked"
+
+
+def test_queries_that_are_part_of_a_row(monkeypatch):
+    """Two runs of neighbours against all keys, as on a mesh that splits rows."""
+    monkeypatch.setattr(attention, "_BLOCK", 4)
+    q, k, v, segments = _inputs(32)
+    own = np.r_[8:16, 16:24]
+    for kernel in KERNELS:
+        attend = functools.partial(attention.attend, implementation=kernel, places=own, key_segment_ids=segments)
+        out = jax.jit(attend)(q[:, own], k, v, segments[:, own])
+        np.testing.assert_allclose(out, _expected(q, k, v, segments)[:, own], rtol=0, atol=1e-5)

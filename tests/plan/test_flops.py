@@ -1,12 +1,14 @@
 """The FLOP counter against counts made by hand."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from s1jax.config import ModelConfig
-from s1jax.model import decoder
+from s1jax.model import attention, decoder
 from s1jax.plan import flops
 
 A, B, C = jnp.ones((3, 5)), jnp.ones((5, 7)), jnp.ones((4, 6, 8))
@@ -46,9 +48,10 @@ def test_a_gradient_costs_what_its_remat_policy_says(kernel, remat):
     params = decoder.abstract_params(config, jnp.dtype(jnp.float32))
     rows, length = 2, 40
     ids = np.ones((rows, length), np.int32)
+    attend = functools.partial(attention.attend, implementation=kernel)
 
     def loss(params):
-        return decoder.forward(params, config, ids, ids, ids, remat=remat, attention=kernel).sum()
+        return decoder.forward(params, config, ids, ids, ids, remat=remat, attend=attend).sum()
 
     tokens = rows * length
     weights = 3 * (16 * 8 * (4 + 2 + 2 + 4) + 3 * 16 * 24)
