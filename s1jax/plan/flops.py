@@ -14,10 +14,11 @@ from jax.extend import core
 def count(jaxpr: core.Jaxpr) -> float:
     """Operations of all `dot_general`s: 2 for a multiplication with its addition, loops times their length.
 
-    Both sides of a condition cost what the dearer one does; the body of `shard_map` counts once per device.
+    Both sides of a condition cost what the dearer one does; the body of `shard_map` counts once per device, that of a
+    Pallas kernel once for every block of its grid that it does not skip, cuDNN's attention by its formula.
 
     Raises:
-      ValueError: for a loop of unknown length around a product.
+      ValueError: for a loop of unknown length around a product, and for a Pallas kernel that is not known here.
     """
     total = 0.0
     for equation in jaxpr.eqns:
@@ -33,11 +34,33 @@ def count(jaxpr: core.Jaxpr) -> float:
             raise ValueError("a matrix product stands in a loop whose length is not known beforehand")
         elif name == "cond":
             total += max(inner)
+        elif name in _CUDNN:
+            total += _CUDNN[name] * _causal_pairs(equation) * _shape(equation.invars[0])[-1]
+        elif name == "pallas_call":
+            total += _blocks_run(equation.params) * sum(inner)
         elif name == "shard_map":
             total += equation.params["mesh"].size * sum(inner)
         else:
             total += sum(inner)
     return total
+
+
+# Operations per pair and H of cuDNN's attention: two products forward; backward, scores are made again and four follow.
+_CUDNN = {"dot_product_attention_fwd_wrapper": 4.0, "dot_product_attention_bwd_wrapper": 10.0}
+
+
+def _causal_pairs(equation: core.JaxprEqn) -> int:
+    """Pairs of a query and a key that is not behind it, over all rows and heads."""
+    batch, length, heads, _ = _shape(equation.invars[0])
+    return batch * heads * length * (length + 1) // 2
+
+
+def _blocks_run(params: dict[str, Any]) -> int:
+    """Blocks of a kernel's grid that are computed."""
+    name, grid = params["name"], params["grid_mapping"].grid
+    if not name.startswith("splash_mha"):
+        raise ValueError(f"nobody has counted the blocks of the Pallas kernel {name}")
+    return math.prod(grid) * (grid[-1] + 1) // (2 * grid[-1])  # causal: those above the diagonal are skipped
 
 
 def _shape(variable: Any) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ _COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "col
 _FREE = {
     *("parameter", "constant", "iota", "tuple", "get-tuple-element", "bitcast", "opt-barrier", "after-all"),
     *("while", "conditional", "call", "async-start", "async-update", "async-done", "copy-start", "copy-done"),
-    *("partition-id", "replica-id"),
+    *("partition-id", "replica-id", "call-start", "call-done"),
 }
 _IN_PLACE = ("dynamic-slice", "dynamic-update-slice")
 
@@ -62,7 +62,8 @@ def traffic(text: str) -> Traffic:
     synchronous: dict[str, float] = collections.defaultdict(float)
     memory, in_loops = 0.0, 0
 
-    def visit(name: str, times: float, in_loop: bool) -> None:
+    def visit(name: str, times: float, in_loop: bool, beside: bool = False) -> None:
+        """Adds a computation; `beside` others, where it was started and is waited for later."""
         nonlocal memory, in_loops
         body = computations[name]
         types = {instruction.name: instruction.type for instruction in body}
@@ -71,8 +72,11 @@ def traffic(text: str) -> Traffic:
             if operation == "while":
                 runs = _trip_count(instruction, computations)
                 visit(_called(instruction, "body"), times * runs, True)
-            elif operation in ("call", "async-start"):
-                visit(_called(instruction, "to_apply" if operation == "call" else "calls"), times, in_loop)
+            elif operation in ("call", "call-start", "async-start"):  # call-start: on a TPU's SparseCore
+                called = _called(instruction, "calls" if operation == "async-start" else "to_apply")
+                visit(called, times, in_loop, operation != "call")
+            elif operation == "fusion" and _starts_collective(computations[_called(instruction, "calls")]):
+                visit(_called(instruction, "calls"), times, in_loop, True)
             elif operation == "conditional":
                 for branch in re.findall(r"%([\w.\-]+)", instruction.attributes.split("metadata=")[0]):
                     if branch in computations:
@@ -82,14 +86,20 @@ def traffic(text: str) -> Traffic:
                 size = max(_size(instruction.type.removeprefix("("), largest=operation.endswith("-start")), 0)
                 size = max(size, sum(_size(types.get(operand, "")) for operand in instruction.operands))
                 collectives[kind] += times * size
-                if not operation.endswith("-start") and "async" not in name:
+                if not operation.endswith("-start") and not beside:
                     synchronous[kind] += times * size
                     in_loops += in_loop and kind == "all-gather"
-            elif operation not in _FREE and not operation.endswith("-done"):
+            elif not beside and operation not in _FREE and not operation.endswith("-done"):
                 memory += times * _moved(instruction, types, computations)
 
     visit(entry, 1.0, False)
     return Traffic(dict(collectives), dict(synchronous), in_loops, memory)
+
+
+def _starts_collective(body: list[Instruction]) -> bool:
+    """Whether a fusion does nothing but start a collective that later ones carry on: the TPU compiler's asynchronous
+    collective fusion."""
+    return any("AsyncCollectiveStart" in line.attributes for line in body)
 
 
 def _parse(text: str) -> tuple[dict[str, list[Instruction]], str]:

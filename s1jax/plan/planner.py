@@ -21,9 +21,6 @@ from s1jax.plan import flops, hlo, targets
 from s1jax.train import optimizer as optimizer_lib
 from s1jax.train import step as step_lib
 
-# Otherwise the TPU compiler splits gathers and products into loops that compute weight gradients twice.
-_TPU_OPTIONS = {"xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000"}
-
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
@@ -86,10 +83,12 @@ def plan(experiment: Experiment, model: ModelConfig, target: targets.Target) -> 
     shape, rows = (train.batch_size, block), parallel.token_sharding(mesh)
     batch = {name: jax.ShapeDtypeStruct(shape, kind, sharding=rows) for name, kind in kinds.items()}
     start = time.monotonic()
-    traced = step.trace(state, batch)
-    options = _TPU_OPTIONS if target.platform == "tpu" else None
+    with targets.answering_for(target):
+        traced = step.trace(state, batch)
+        lowered = traced.lower(lowering_platforms=(target.platform,))
+    options = step_lib.COMPILER_OPTIONS.get(target.platform)
     try:
-        compiled = traced.lower(lowering_platforms=(target.platform,)).compile(compiler_options=options)
+        compiled = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

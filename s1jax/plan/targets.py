@@ -7,9 +7,11 @@ each way; InfiniBand NDR: eight 400 Gb/s ports a host).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import re
+from collections.abc import Iterator
 from typing import Any
 
 from s1jax import meters
@@ -91,6 +93,32 @@ def parse(text: str) -> Target:
         if hosts > 1:
             chip = dataclasses.replace(chip, interconnect=_BETWEEN_HOSTS)
     return Target(text, kind, chip, devices, topology)
+
+
+@contextlib.contextmanager
+def answering_for(target: Target) -> Iterator[None]:
+    """While a program is traced and lowered for GPUs, answers what JAX asks of cuDNN on the machine at hand.
+
+    JAX has no public way to say that the compiler's target has a cuDNN of its own.
+    """
+    if target.platform != "cuda":
+        yield
+        return
+    from jax._src.cudnn import fused_attention_stablehlo as cudnn
+
+    answers = {
+        "check_cudnn_version": lambda: 91000,
+        "check_compute_capability": lambda capability: float(capability) <= 9.0,
+        "is_cuda_compute_capability_equal": lambda capability: float(capability) == 9.0,
+    }
+    asked = {name: getattr(cudnn, name) for name in answers}
+    try:
+        for name, answer in answers.items():
+            setattr(cudnn, name, answer)
+        yield
+    finally:
+        for name, function in asked.items():
+            setattr(cudnn, name, function)
 
 
 def devices(target: Target) -> list[Any]:

@@ -154,6 +154,7 @@ def train(
 
         if start < num_steps:
             watcher.on_phase("reading the first batch and compiling the step")
+        options = step_lib.COMPILER_OPTIONS.get(jax.default_backend())
         pending: tuple[int, dict[str, jax.Array], int] | None = None
         compiled = None
         stopped = False
@@ -161,7 +162,7 @@ def train(
         for step, batch in zip(range(start, num_steps), batches.iterate(start), strict=False):
             arrays = parallel.put_batch(batch, mesh)
             if compiled is None:
-                compiled = step_fn.lower(state, arrays).compile()
+                compiled = step_fn.lower(state, arrays).compile(compiler_options=options)
                 watcher.on_phase("training")
                 log.start_clock()
             state, metrics = compiled(state, arrays)

@@ -19,6 +19,21 @@ from s1jax.train import optimizer as optimizer_lib
 
 Batch = dict[str, jax.Array]
 
+# Options for `jax.stages.Lowered.compile` by platform. Without the first, the TPU compiler splits gathers and products
+# into loops that compute weight gradients twice; without the next five, gathers of weights are waited for; without the
+# last, reductions of gradients are (it gives them to the SparseCore, which v5p and later have).
+COMPILER_OPTIONS: dict[str, dict[str, str]] = {
+    "tpu": {
+        "xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000",
+        "xla_tpu_enable_async_collective_fusion": "true",
+        "xla_tpu_enable_async_collective_fusion_fuse_all_gather": "true",
+        "xla_tpu_enable_async_collective_fusion_multiple_steps": "true",
+        "xla_tpu_overlap_compute_collective_tc": "true",
+        "xla_enable_async_all_gather": "true",
+        "xla_tpu_enable_sparse_core_collective_offload_all_reduce": "true",
+    }
+}
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)

@@ -66,6 +66,42 @@ ENTRY %main.2 (a: (s32[], f32[28,3], bf16[16])) -> (s32[], f32[28,3], bf16[16]) 
 """  # noqa: E501
 
 
+# The TPU compiler's two ways of running collectives beside products: parts of fusions, and calls on the SparseCore.
+TPU_BESIDE = """HloModule jit_step, is_scheduled=true
+
+%gathering (q.1: bf16[8,4]) -> (bf16[8,4], bf16[32,4], u32[]) {
+  %q.1 = bf16[8,4]{1,0} parameter(0)
+  %gather = bf16[32,4]{1,0} all-gather(%q.1), channel_id=1, dimensions={0}
+  ROOT %c = (bf16[8,4], bf16[32,4], u32[]) custom-call(%gather), custom_call_target="AsyncCollectiveStart"
+}
+
+%carrying_on (r.1: bf16[32,4]) -> bf16[32,4] {
+  %r.1 = bf16[32,4]{1,0} parameter(0)
+  ROOT %again = bf16[32,4]{1,0} custom-call(%r.1), custom_call_target="AsyncCollectiveDone"
+}
+
+%reducing (s.1: bf16[32,4]) -> bf16[32,4] {
+  %s.1 = bf16[32,4]{1,0} parameter(0)
+  ROOT %sum = bf16[32,4]{1,0} all-reduce(%s.1), channel_id=2, to_apply=%add
+}, execution_thread="sparsecore"
+
+ENTRY %main.3 (a: bf16[8,4]) -> bf16[32,4] {
+  %a = bf16[8,4]{1,0} parameter(0)
+  %async-collective-start = (bf16[8,4], bf16[32,4], u32[]) fusion(%a), kind=kCustom, calls=%gathering
+  %part = bf16[32,4]{1,0} get-tuple-element(%async-collective-start), index=1
+  %whole = bf16[32,4]{1,0} fusion(%part), kind=kCustom, calls=%carrying_on
+  %call-start = ((bf16[32,4], token[]), bf16[32,4]) call-start(%whole), to_apply=%reducing
+  ROOT %call-done = bf16[32,4]{1,0} call-done(%call-start)
+}
+"""
+
+
+def test_collectives_beside_products_on_a_tpu():
+    found = hlo.traffic(TPU_BESIDE)
+    assert found.collectives == {"all-gather": 32 * 4 * 2, "all-reduce": 32 * 4 * 2}
+    assert found.synchronous == {} and found.in_loops == 0
+
+
 def test_synchronous_collectives_in_a_loop():
     found = hlo.traffic(TPU)
     assert found.collectives == {"all-gather": 28 * 32 * 4 * 2, "all-reduce": 28 * 32 * 4 * 2}

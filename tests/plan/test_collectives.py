@@ -1,0 +1,53 @@
+"""Where a compiler is installed: how collectives of the train step run on machines that aren't here."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def _plan(tmp_path, target):
+    """Qwen2.5-0.5B's own width and vocabulary; rows are short, which changes no collective."""
+    out = tmp_path / "plan.json"
+    settings = ["--config.data.block_size=1024", "--config.train.batch_size=8", f"--out={out}", f"--target={target}"]
+    command = ["-m", "launch.plan", "--config=configs/s1_qwen2p5_0p5b.py", "--model=qwen2p5_0p5b", *settings]
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return json.loads(out.read_text())
+
+
+def _check_bytes(plan):
+    """Two gathers and one reduction of the parameters in bfloat16, and what the loss moves."""
+    weights = 2 * 357_897_088  # of the layers' matrices; a gather makes them whole
+    hidden = 2 * 8 * 1024 * 896  # of all rows
+    assert 2 * weights < plan["collectives"]["all-gather"] < 2.1 * weights + 4 * hidden
+
+
+@pytest.mark.skipif(importlib.util.find_spec("jax_cuda12_plugin") is None, reason="the GPU compiler is not installed")
+def test_on_gpus_gathers_and_reduce_scatters_are_asynchronous(tmp_path):
+    plan = _plan(tmp_path, "h100:8")
+    _check_bytes(plan)
+    assert plan["collectives"]["reduce-scatter"] > 2 * 357_000_000
+    assert plan["collectives"]["all-reduce"] < 0.01 * plan["collectives"]["reduce-scatter"]
+    assert sum(plan["synchronous"].values()) == 0
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is not installed")
+def test_on_tpus_gathers_of_parameters_and_reductions_are_asynchronous(tmp_path):
+    """All but the first gather of a layer, which has nothing to run beside, and the loss's."""
+    plan = _plan(tmp_path, "v5p:2x2x2")
+    _check_bytes(plan)
+    assert plan["synchronous"].get("all-gather", 0) < 0.1 * plan["collectives"]["all-gather"]
+    assert plan["synchronous"].get("all-reduce", 0) < 0.1 * plan["collectives"]["all-reduce"]
