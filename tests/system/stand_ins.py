@@ -1,0 +1,64 @@
+"""A place to run the recipes in, where the commands of clouds and clusters only write down what they were asked for."""
+
+import pathlib
+import shutil
+import subprocess
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+LAUNCH = ROOT / "launch"
+TOOLS = (
+    "basename", "bash", "cat", "cksum", "cut", "dirname", "env", "grep", "mkdir", "mv", "nohup", "rm", "sed", "setsid",
+    "tail", "touch",
+)  # fmt: skip
+# Writes down its arguments. What it answers stands line by line in files of the folder ANSWERS, the last line for ever;
+# !N is failure with exit code N.
+STAND_IN = """#!/bin/bash
+echo "${0##*/} $*" >>LOG
+answer() {
+  [[ -e ANSWERS/$1 ]] || return 0
+  mapfile -t lines <ANSWERS/$1
+  ((${#lines[@]} < 2)) || printf '%s\\n' "${lines[@]:1}" >ANSWERS/$1
+  [[ $lines != '!'* ]] || exit "${lines#!}"
+  [[ -z $lines ]] || echo "$lines"
+}
+case "$*" in
+  *queued-resources\\ list*) answer requests ;;
+  *tpu-vm\\ list* | *instances\\ list*) answer machines ;;
+  *worker.sh\\ state*) answer states ;;
+  *worker.sh\\ start*) answer starts ;;
+  *queued-resources\\ delete* | *queued-resources\\ create*) answer changes ;;
+esac
+"""
+
+
+class Place:
+    """A copy of the scripts, a PATH with stand-ins, and the log of what these were asked for."""
+
+    def __init__(self, folder, commands=("gcloud", "git", "scp", "sleep", "ssh"), tools=TOOLS):
+        self.folder, self.log, self.answers, self.path = (folder / n for n in ("repository", "log", "answers", "bin"))
+        self.path.mkdir()
+        self.answers.mkdir()
+        for tool in tools:
+            (self.path / tool).symlink_to(shutil.which(tool))
+        for command in commands:
+            self.program(self.path / command, STAND_IN)
+        shutil.copytree(LAUNCH, self.folder / "launch", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
+        shutil.copytree(ROOT / "configs", self.folder / "configs")
+        shutil.copy(ROOT / "setup.py", self.folder)
+
+    def program(self, path, text):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text.replace("LOG", str(self.log)).replace("ANSWERS", str(self.answers)))
+        path.chmod(0o755)
+
+    def answer(self, **answers):
+        for name, lines in answers.items():
+            (self.answers / name).write_text("".join(f"{line}\n" for line in lines))
+
+    def run(self, script, *arguments, **variables):
+        self.log.write_text("")
+        outcome = subprocess.run(
+            ["bash", f"launch/{script}", *arguments], cwd=self.folder, env={"PATH": str(self.path), **variables},
+            capture_output=True, text=True, timeout=60,
+        )  # fmt: skip
+        return outcome, self.log.read_text().splitlines()
