@@ -40,6 +40,8 @@ def make(config: OptimizerConfig, model: ModelConfig, num_steps: int) -> optax.G
     AdamW: u = m_hat / (sqrt(v_hat) + eps); p <- p - rate * (u + decay * p), decay on matrices only. Muon replaces u by
     the orthogonalised momentum for the layers' kernels (optax's coefficients, 5 iterations, scaled by
     sqrt(max(1, outputs / inputs))); embeddings, norms, biases and the head keep Adam's u, with Nesterov momentum.
+
+    Moments lie in `config.moment_dtype` between steps. Gradients are to be float32, and so are the updates.
     """
     if config.name == "adamw":
         direction = optax.scale_by_adam(config.b1, config.b2, config.eps)
@@ -56,10 +58,26 @@ def make(config: OptimizerConfig, model: ModelConfig, num_steps: int) -> optax.G
             optax.scale(-1.0),
         )
     return optax.chain(
-        direction,
+        _stored(direction, jnp.dtype(config.moment_dtype)),
         optax.add_decayed_weights(config.weight_decay, is_matrix(model)),
         optax.scale_by_learning_rate(schedule(config, num_steps)),
     )
+
+
+def _stored(inner: optax.GradientTransformation, dtype: Any) -> optax.GradientTransformation:
+    """`inner` with moments that lie in `dtype` between updates and are float32 within; u is of the unrounded ones."""
+
+    def cast(state: Any, to: Any) -> Any:
+        # A moment's path ends in the name of its weight; whatever else a state holds (counts, coefficients) stays.
+        return jax.tree_util.tree_map_with_path(
+            lambda path, leaf: leaf.astype(to) if isinstance(path[-1], jax.tree_util.DictKey) else leaf, state
+        )
+
+    def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        updates, state = inner.update(grads, cast(state, jnp.float32), params)
+        return updates, cast(state, dtype)
+
+    return optax.GradientTransformation(lambda params: cast(inner.init(params), dtype), update)
 
 
 def is_matrix(model: ModelConfig) -> dict[str, Any]:

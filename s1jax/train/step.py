@@ -153,7 +153,6 @@ def make_step(
         norm = optax.global_norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         grads = optimizer_lib.clip(grads, norm, optimizer.clip_norm)
-        grads = jax.tree.map(lambda g, p: g.astype(p.dtype), grads, state.params)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         new = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
         new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, state)

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from s1jax.config import ModelConfig, OptimizerConfig
+from s1jax.config import InputError, ModelConfig, OptimizerConfig
 from s1jax.model import decoder
 from s1jax.train import optimizer
 
@@ -147,3 +147,104 @@ def test_muon_decays_matrices_only():
         *map(jax.tree.leaves, (*moved, params, optimizer.is_matrix(MODEL))), strict=True
     ):
         np.testing.assert_allclose(decayed - without, -0.1 * 0.5 * p if matrix else 0 * p, atol=1e-6)
+
+
+def moments(state):
+    """All float arrays of an optimizer's state that are shaped like weights."""
+    paths = jax.tree_util.tree_leaves_with_path(state)
+    return [leaf for path, leaf in paths if isinstance(path[-1], jax.tree_util.DictKey)]
+
+
+@pytest.mark.parametrize(("name", "stored"), [("adamw", 2.0), ("muon", None)])
+def test_bfloat16_moments_take_half_the_memory(name, stored):
+    params = decoder.abstract_params(MODEL)
+    size = {}
+    for dtype in ("float32", "bfloat16"):
+        tx = optimizer.make(OptimizerConfig(name=name, moment_dtype=dtype), MODEL, 10)
+        for weights in (params, decoder.abstract_params(MODEL, jnp.bfloat16)):  # whatever the weights' own type is
+            state = jax.eval_shape(tx.init, weights)
+            assert {str(leaf.dtype) for leaf in moments(state)} == {dtype}
+            size[dtype] = sum(leaf.size * leaf.dtype.itemsize for leaf in moments(state))
+        updates, after = jax.eval_shape(tx.update, params, state, params)
+        for one, other in ((after, state), (updates, params)):
+            assert jax.tree.map(lambda x: x.dtype, one) == jax.tree.map(lambda x: x.dtype, other)
+        others = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim and leaf.dtype == jnp.float32]
+        assert len(others) == (len(moments(state)) if dtype == "float32" else 0) + (name == "muon")
+    assert size["bfloat16"] * 2 == size["float32"]
+    if stored:
+        assert size["float32"] == stored * 4 * MODEL.num_params
+
+
+def draw(rng, spread=1.0):
+    """Random float32 weights, in numpy: no program is compiled for them."""
+    return jax.tree.map(
+        lambda x: (spread * rng.normal(size=x.shape)).astype(np.float32), decoder.abstract_params(MODEL)
+    )
+
+
+def run_scan(config, params, gradient, inputs):
+    """Weights and second moments after a step for each of `inputs`, the gradient being `gradient(params, input)`."""
+    tx = optimizer.make(config, MODEL, len(jax.tree.leaves(inputs)[0]))
+
+    def step(carry, x):
+        params, state = carry
+        updates, state = tx.update(gradient(params, x), state, params)
+        return (optax.apply_updates(params, updates), state), None
+
+    (params, state), _ = jax.jit(lambda p, xs: jax.lax.scan(step, (p, tx.init(p)), xs))(params, inputs)
+    return params, state[0].nu
+
+
+def flatten(tree):
+    return np.concatenate([np.asarray(leaf, np.float64).ravel() for leaf in jax.tree.leaves(tree)])
+
+
+def test_bfloat16_moments_lose_nothing():
+    """300 noisy steps on a random quadratic of curvatures 1e-2 to 1e2, against AdamW by its formula in float64.
+
+    The way from start to end differs by less than 0.1 %, the loss at the end by less than 1 % and the second moments
+    by less than 4 %.
+    """
+    config = OptimizerConfig(learning_rate=0.02, weight_decay=0.0)
+    steps, rng = 300, np.random.default_rng(0)
+    start, goal = draw(rng, 0.02), draw(rng)
+    curvature = jax.tree.map(lambda x: np.float32(10) ** np.clip(x, -2, 2), draw(rng, 2.0))
+    noise = jax.tree.map(lambda *each: np.stack(each), *(draw(rng, 0.3) for _ in range(steps)))
+
+    p, c, g = flatten(start), flatten(curvature), flatten(goal)
+    first, second = np.zeros_like(p), np.zeros_like(p)
+    rate = np.asarray(jax.jit(optimizer.schedule(config, steps))(np.arange(steps)), np.float64)
+    for step in range(steps):
+        grad = c * (p - g + flatten(jax.tree.map(lambda x, s=step: x[s], noise)))
+        first = config.b1 * first + (1 - config.b1) * grad
+        second = config.b2 * second + (1 - config.b2) * grad**2
+        root = np.sqrt(second / (1 - config.b2 ** (step + 1)))
+        p = p - rate[step] * first / (1 - config.b1 ** (step + 1)) / (root + config.eps)
+
+    loss = lambda p: 0.5 * np.sum(c * (p - g) ** 2)  # noqa: E731
+    assert loss(p) < 0.01 * loss(flatten(start)), "it has learned"
+    gradient = lambda params, x: jax.tree.map(lambda c, p, g, n: c * (p - g + n), curvature, params, goal, x)  # noqa: E731
+    for dtype, way, above, seen in (("float32", 1e-5, 1e-4, 1e-4), ("bfloat16", 1e-3, 0.01, 0.04)):
+        ours, nu = map(flatten, run_scan(dataclasses.replace(config, moment_dtype=dtype), start, gradient, noise))
+        assert np.linalg.norm(ours - p) < way * np.linalg.norm(p - flatten(start))
+        assert loss(ours) < (1 + above) * loss(p)
+        np.testing.assert_allclose(nu, second, rtol=seen)
+
+
+def test_a_bfloat16_second_moment_follows_a_gradient_that_shrinks():
+    """After a gradient of 1 one of 0.1: at b2 = 0.95 the moment comes down to its square within 8 %.
+
+    At 0.999 it would stay where it is for ever, and is refused.
+    """
+    config = OptimizerConfig(moment_dtype="bfloat16")
+    sizes = np.repeat(np.float32([1.0, 0.1]), [100, 200])
+    gradient = lambda params, size: jax.tree.map(lambda p: jnp.full_like(p, size), params)  # noqa: E731
+    _, nu = run_scan(config, draw(np.random.default_rng(0)), gradient, sizes)
+    np.testing.assert_allclose(flatten(nu), 0.01, rtol=1 / 256 / (1 - 0.95))
+    bfloat16 = np.dtype(jnp.bfloat16).type
+    assert bfloat16(np.float32(0.999)) == 1 and bfloat16(np.float32(0.95)) < 1
+    for name in ("b1", "b2"):
+        with pytest.raises(InputError, match=rf"optimizer\.{name} is 0\.99: .* give at most 0\.98, or 'float32'"):
+            OptimizerConfig(moment_dtype="bfloat16", **{name: 0.99})
+        OptimizerConfig(**{name: 0.999})
+        OptimizerConfig(moment_dtype="bfloat16", **{name: 0.98})

@@ -161,5 +161,5 @@ def test_types_at_rest(mesh, params, dtype):
     state, step = make_run(mesh, params, dataclasses.replace(TRAIN, compute_dtype="bfloat16"), dtype)
     after, _ = jax.eval_shape(step, state, make_batch())
     assert jax.tree.map(lambda x: x.dtype, after) == jax.tree.map(lambda x: x.dtype, state)
-    floats = [leaf for leaf in jax.tree.leaves(after) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-    assert {str(leaf.dtype) for leaf in floats} == {dtype}
+    floats = lambda tree: {str(x.dtype) for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)}  # noqa: E731
+    assert floats(after.params) == {dtype} and floats(after.opt_state) == {"float32"}
