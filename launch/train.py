@@ -2,14 +2,16 @@
 
 The same command run again goes on from the newest checkpoint in DIR. DIR gets config.json, metrics.jsonl, tensorboard/
 and checkpoints/STEP, and is itself a checkpoint to every other launcher. On SIGTERM the run saves a checkpoint and
-exits with code 143.
+exits with code 143. --profile=3:6 writes an XProf trace of steps 3 to 6 to DIR/profile.
 """
 
 from __future__ import annotations
 
 import pathlib
+import re
 import signal
 import threading
+import time
 from typing import Any
 
 from absl import flags
@@ -22,15 +24,22 @@ from s1jax.config import Experiment, InputError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File of configs/; single settings as --config.a.b=v.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; the same folder and settings resume it.")
+_PROFILE = flags.DEFINE_string(
+    "profile",
+    None,
+    "Step (from 1) or FIRST:LAST, both included, of which an XProf trace is written to WORKDIR/profile.",
+)
 
 STOPPED = 128 + signal.SIGTERM  # exit code
 
 
 def main() -> int:
+    began = time.monotonic()
     if _CONFIG.value is None:
         raise InputError("--config is missing; give a file of configs/, for example --config=configs/countdown_s1.py.")
     if not _WORKDIR.value:
         raise InputError("--workdir is missing; name the folder that shall hold the run.")
+    profile = range(0) if _PROFILE.value is None else _steps(_PROFILE.value)
     experiment = presets.experiment(_CONFIG.value.to_dict())
     workdir = pathlib.Path(_WORKDIR.value)
     # Only now, so that a mistyped setting is answered at once.
@@ -73,14 +82,25 @@ def main() -> int:
     with progress.Bar("starting", batches.num_steps, shown=first) as bar:
 
         def on_step(record: dict[str, Any]) -> None:
-            bar.update(record["step"], f"loss {record['loss']:.4f}  {record['tokens_per_second']:,.0f} tokens/s")
+            detail = f"loss {record['loss']:.4f}  {record['tokens_per_second']:,.0f} tokens/s"
+            if record["dollars"]:
+                detail += f"  {record['dollars']:,.2f} USD so far, {record['dollars_to_go']:,.2f} to go"
+            bar.update(record["step"], detail)
 
-        summary = loop.train(
-            experiment, about, make_params, batches, workdir, mesh, loop.Watcher(bar.phase, on_step, stop.is_set)
-        )
+        watcher = loop.Watcher(bar.phase, on_step, stop.is_set)
+        summary = loop.train(experiment, about, make_params, batches, workdir, mesh, watcher, began, profile)
     if first:
         _print_summary(summary, workdir)
     return STOPPED if summary["stopped"] else 0
+
+
+def _steps(text: str) -> range:
+    """Steps of --profile."""
+    found = re.fullmatch(r"([0-9]+)(?::([0-9]+))?", text)
+    first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
+    if not 1 <= first <= last:
+        raise InputError(f"--profile={text} is neither a step nor FIRST:LAST; give for example --profile=3:6.")
+    return range(first, last + 1)
 
 
 def _about(experiment: Experiment) -> Any:
@@ -109,11 +129,19 @@ def _print_summary(summary: dict[str, Any], workdir: pathlib.Path) -> None:
     print(f"{verb} step {summary['steps']} in {summary['seconds']:.0f} s; the checkpoint is {workdir}")
     print(f"  loss              {summary['first_loss']:.4f} -> {summary['last_loss']:.4f}")
     print(f"  tokens            {summary['tokens']:,}, of them supervised {summary['supervised_tokens']:,}")
-    print(f"  tokens per second {summary['tokens_per_second']:,.0f}")
+    print(
+        f"  tokens per second {summary['tokens_per_second']:,.0f}, supervised "
+        f"{summary['supervised_tokens_per_second']:,.0f}; {summary['padding']:.1%} of the places are padding"
+    )
+    times = ", ".join(f"{name} {seconds:.3f}" for name, seconds in summary["step_seconds"].items())
+    print(f"  seconds per step  {times}")
+    print(f"  goodput           {summary['goodput']:.1%} of {summary['wall_seconds']:,.0f} s went into steps")
     if summary["median_mfu"] is not None:
         print(f"  MFU (median)      {summary['median_mfu']:.1%}")
+    if summary["peak_memory_bytes"] is not None:
+        print(f"  device memory     {summary['peak_memory_bytes'] / 1e9:.2f} GB at the peak")
     if summary["dollars"]:
-        print(f"  cost              {summary['dollars']:.2f} USD")
+        print(f"  cost              {summary['dollars']:,.2f} USD so far, {summary['dollars_to_go']:,.2f} to go")
 
 
 if __name__ == "__main__":

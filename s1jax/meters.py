@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -69,8 +70,7 @@ def dollars(seconds: float, devices: int, per_device_hour: float) -> float:
     return seconds / 3600 * devices * per_device_hour
 
 
-def device_memory(device: Any) -> dict[str, int]:
-    """Bytes `in_use` and at the `peak` on a `jax.Device`; empty where the backend does not tell (CPU)."""
-    stats = device.memory_stats() or {}
-    names = {"in_use": "bytes_in_use", "peak": "peak_bytes_in_use", "limit": "bytes_limit"}
-    return {name: int(stats[key]) for name, key in names.items() if key in stats}
+def peak_memory(devices: Iterable[Any]) -> int | None:
+    """Most bytes that were ever in use on one of some `jax.Device`s; None where the backend does not tell (CPU)."""
+    peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in devices]
+    return max((int(peak) for peak in peaks if peak is not None), default=None)

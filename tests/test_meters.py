@@ -1,5 +1,7 @@
 """Figures of speed and cost against counts done by hand."""
 
+import types
+
 import numpy as np
 import pytest
 
@@ -56,3 +58,13 @@ def test_the_papers_run():
     assert 0.17 < meters.mfu(flops, 26 * 60, "NVIDIA H100 80GB HBM3", 16) < 0.21
     assert meters.mfu(flops, 26 * 60, "cpu", 16) is None
     np.testing.assert_allclose(meters.dollars(26 * 60, 16, 2.5), 17.33, atol=0.01)
+
+
+def test_peak_memory_is_that_of_the_fullest_device_where_the_backend_tells():
+    full, half, silent = (
+        types.SimpleNamespace(memory_stats=lambda stats=stats: stats)
+        for stats in ({"peak_bytes_in_use": 2**33, "bytes_in_use": 5}, {"peak_bytes_in_use": 2**32}, None)
+    )
+    assert meters.peak_memory([half, full, half]) == 2**33
+    assert meters.peak_memory([silent, half]) == 2**32
+    assert meters.peak_memory([silent]) is None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import pathlib
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
@@ -94,6 +96,8 @@ def train(
     workdir: pathlib.Path,
     mesh: Mesh,
     watcher: Watcher,
+    began: float | None = None,
+    profile: range = range(0),
 ) -> dict[str, Any]:
     """Trains from step 0, or from the newest checkpoint in `workdir`, to the end of `batches`.
 
@@ -105,22 +109,29 @@ def train(
       workdir: gets metrics.jsonl, TensorBoard events and checkpoints/.
       mesh: of `parallel.make_mesh`.
       watcher: told what happens.
+      began: `time.monotonic()` when the process started, from where its wall-clock counts; None: now.
+      profile: steps, counted from 1, of which an XProf trace is written to `workdir`/profile; those that were taken
+        before a resumption are left out.
 
     Returns:
       the summary: JSON values.
 
     Raises:
       InputError: a loss that is not finite (names the step and its rows; the last checkpoint stays), a full disk, a
-        damaged checkpoint, sizes that do not divide.
+        damaged checkpoint, sizes that do not divide, a `profile` behind the last step.
     """
+    began = time.monotonic() if began is None else began
     num_steps = batches.num_steps
+    if profile and profile[0] > num_steps:
+        raise InputError(f"step {profile[0]} cannot be profiled: the run has {num_steps}; choose an earlier one.")
     tx = optimizer_lib.make(experiment.optimizer, about.config, num_steps)
     abstract = step_lib.abstract_state(about.config, tx, mesh, experiment.train.param_dtype)
     step_fn = step_lib.make_step(about.config, experiment.train, experiment.optimizer, num_steps, tx, mesh, abstract)
     settings = experiment.checkpoint
     with (
         store.Checkpointer(workdir, settings.keep, about) as checkpointer,
-        record_lib.RunLog(workdir, experiment, about.config, mesh) as log,
+        record_lib.RunLog(workdir, experiment, about.config, mesh, began) as log,
+        contextlib.ExitStack() as trace,
     ):
         start = checkpointer.newest_step() or 0
         if start:
@@ -132,13 +143,13 @@ def train(
         else:
             watcher.on_phase("placing the weights")
             state = step_lib.init_state(make_params(), tx, abstract)
-        log.begin(start)
+        log.begin(start, num_steps)
 
         def save(state: step_lib.TrainState, step: int) -> None:
             progress = {"step": step, "num_steps": num_steps, "loss": log.last.get("loss")}
             checkpointer.save(step, state.params, {"step": state.step, "opt_state": state.opt_state}, progress)
 
-        def settle(step: int, metrics: dict[str, jax.Array], pairs: int) -> None:
+        def settle(step: int, metrics: dict[str, jax.Array], pairs: int, places: int) -> None:
             values = {name: array.item() for name, array in jax.device_get(metrics).items()}
             if not values["finite"]:
                 names = batches.names(step)
@@ -150,12 +161,13 @@ def train(
                     f"step {step + 1}: loss {values['loss']} or gradient norm {values['grad_norm']} is not finite on "
                     f"the rows {shown}; {kept}. Lower optimizer.learning_rate or look at these rows."
                 )
-            watcher.on_step(log.write(step + 1, values, pairs))
+            watcher.on_step(log.write(step + 1, values, pairs, places))
 
         if start < num_steps:
             watcher.on_phase("reading the first batch and compiling the step")
         options = step_lib.COMPILER_OPTIONS.get(jax.default_backend())
-        pending: tuple[int, dict[str, jax.Array], int] | None = None
+        pending: tuple[int, dict[str, jax.Array], int, int] | None = None
+        profile = range(max(profile.start, start + 1), min(profile.stop, num_steps + 1))
         compiled = None
         stopped = False
         step = start
@@ -165,17 +177,29 @@ def train(
                 compiled = step_fn.lower(state, arrays).compile(compiler_options=options)
                 watcher.on_phase("training")
                 log.start_clock()
-            state, metrics = compiled(state, arrays)
+            if step + 1 in profile[:1]:
+                if pending is not None:
+                    settle(*pending)
+                    pending = None
+                trace.enter_context(jax.profiler.trace(workdir / "profile"))
+                log.start_clock()
+            with jax.profiler.StepTraceAnnotation("train", step_num=step + 1):
+                state, metrics = compiled(state, arrays)
             # The host waits for the step before this one, so the devices always have one step queued.
             if pending is not None:
                 settle(*pending)
-            pending = (step, metrics, meters.attended_pairs(batch) * jax.process_count())
+            pending = (step, metrics, meters.attended_pairs(batch) * jax.process_count(), arrays["tokens"].size)
             stopped = watcher.should_stop() and step + 1 < num_steps
-            due = settings.every and (step + 1) % settings.every == 0
-            if due or stopped or step + 1 == num_steps:
+            due = stopped or step + 1 == num_steps or (settings.every and (step + 1) % settings.every == 0)
+            profiled = step + 1 in profile[-1:]
+            if due or profiled:
                 settle(*pending)
                 pending = None
-                save(state, step + 1)
+                if profiled or stopped:
+                    with store.disk_errors(workdir / "profile"):
+                        trace.close()
+                if due:
+                    save(state, step + 1)
                 log.start_clock()
             if stopped:
                 break

@@ -19,19 +19,31 @@ _FLUSH_EVERY = 10.0  # seconds between writes of the TensorBoard events
 
 
 class RunLog:
-    """metrics.jsonl and TensorBoard events of a run, written by process 0."""
+    """metrics.jsonl and TensorBoard events of a run, written by process 0.
 
-    def __init__(self, workdir: pathlib.Path, experiment: Experiment, config: ModelConfig, mesh: Mesh):
+    A line has what the step computed, and: `padding`, the share of the batch's places that hold no token;
+    `peak_memory_bytes`, on the fullest of this process's devices, None where the backend does not tell; `seconds`, of
+    this step alone; `wall_seconds`, of the run up to here, that is of every process that ran it one after the other,
+    each from its start, with start-up, compilation, checkpoints and steps whose state was lost; `dollars`, for the
+    devices over that time; `dollars_to_go`, for the steps that are left at this process's pace since its first step,
+    checkpoints included. What an earlier process did after its last line is not known, nor is the time between two.
+    """
+
+    def __init__(self, workdir: pathlib.Path, experiment: Experiment, config: ModelConfig, mesh: Mesh, began: float):
+        """Opens nothing yet; `began` is the `time.monotonic()` of this process's start."""
         self._workdir, self._config = workdir, config
         self._price = experiment.cost.per_device_hour
         self._devices = mesh.size
         self._kind = mesh.devices.flat[0].device_kind
+        self._local_devices = mesh.local_devices
         self._first = jax.process_index() == 0
         self._records: list[dict[str, Any]] = []
-        self._start = 0
+        self._start = self._num_steps = 0
         self._file: Any = None
         self._events: Any = None
-        self._clock = time.monotonic()
+        self._began = self._clock = began
+        self._first_step_began: float | None = None
+        self._earlier_seconds = self._earlier_dollars = 0.0  # of the processes before this one
 
     def __enter__(self) -> RunLog:
         return self
@@ -41,9 +53,9 @@ class RunLog:
             if writer is not None:
                 writer.close()
 
-    def begin(self, start: int) -> None:
+    def begin(self, start: int, num_steps: int) -> None:
         """Opens the files; lines of steps after `start`, which a killed run wrote and which come again, are removed."""
-        self._start = start
+        self._start, self._num_steps = start, num_steps
         if not self._first:
             return
         path = self._workdir / "metrics.jsonl"
@@ -53,6 +65,8 @@ class RunLog:
                     record = json.loads(line)
                 except ValueError:  # the last line of a killed run
                     break
+                # Of removed lines as well: that time was spent.
+                self._earlier_seconds, self._earlier_dollars = record["wall_seconds"], record["dollars"]
                 if record["step"] <= start:
                     self._records.append(record)
         with store.disk_errors(path):
@@ -70,12 +84,24 @@ class RunLog:
         return self._records[-1] if self._records else {}
 
     def start_clock(self) -> None:
+        """To be called before the first step, and after whatever comes between two steps and belongs to neither."""
         self._clock = time.monotonic()
+        if self._first_step_began is None:
+            self._first_step_began = self._clock
 
-    def write(self, step: int, values: dict[str, Any], pairs: int) -> dict[str, Any]:
-        """Adds the line of a step that has just ended and returns it."""
+    def write(self, step: int, values: dict[str, Any], pairs: int, places: int) -> dict[str, Any]:
+        """Adds the line of a step that has just ended and returns it.
+
+        Args:
+          step: counted from 1.
+          values: metrics of `step.make_step`.
+          pairs: of `meters.attended_pairs` over the whole batch.
+          places: rows of the whole batch times their length.
+        """
         now = time.monotonic()
         seconds, self._clock = now - self._clock, now
+        assert self._first_step_began is not None
+        pace = (now - self._first_step_began) / (step - self._start)
         flops = meters.train_flops(self._config, values["tokens"], pairs)
         record = {
             "step": step,
@@ -84,10 +110,15 @@ class RunLog:
             "grad_norm": values["grad_norm"],
             "supervised_tokens": values["supervised"],
             "tokens": values["tokens"],
+            "padding": 1 - values["tokens"] / places,
             "tokens_per_second": values["tokens"] / seconds,
+            "supervised_tokens_per_second": values["supervised"] / seconds,
             "mfu": meters.mfu(flops, seconds, self._kind, self._devices),
+            "peak_memory_bytes": meters.peak_memory(self._local_devices),
             "seconds": seconds,
-            "dollars": self.last.get("dollars", 0.0) + meters.dollars(seconds, self._devices, self._price),
+            "wall_seconds": self._earlier_seconds + now - self._began,
+            "dollars": self._earlier_dollars + self._cost(now - self._began),
+            "dollars_to_go": self._cost(pace * (self._num_steps - step)),
         }
         self._records.append(record)
         if self._first:
@@ -98,10 +129,17 @@ class RunLog:
         return record
 
     def summary(self, stopped: bool) -> dict[str, Any]:
-        """Figures of the whole run, resumed parts included."""
+        """Figures of the whole run, resumed parts included.
+
+        `goodput` is the share of the wall-clock (`wall_seconds`, see the class) that went into steps whose result was
+        kept; `step_seconds` are percentiles.
+        """
         if not self._records:
             return {"steps": self._start, "stopped": stopped}
-        seconds = sum(record["seconds"] for record in self._records)
+        each = [record["seconds"] for record in self._records]
+        seconds = sum(each)
+        here = time.monotonic() - self._began
+        supervised = sum(record["supervised_tokens"] for record in self._records)
         tokens = sum(record["tokens"] for record in self._records)
         shares = [record["mfu"] for record in self._records if record["mfu"] is not None]
         return {
@@ -110,12 +148,22 @@ class RunLog:
             "first_loss": self._records[0]["loss"],
             "last_loss": self.last["loss"],
             "tokens": tokens,
-            "supervised_tokens": sum(record["supervised_tokens"] for record in self._records),
+            "supervised_tokens": supervised,
+            "padding": float(np.mean([record["padding"] for record in self._records])),
             "seconds": seconds,
+            "step_seconds": {f"p{p}": float(np.percentile(each, p)) for p in (50, 90, 99)},
+            "wall_seconds": self._earlier_seconds + here,
+            "goodput": seconds / (self._earlier_seconds + here),
             "tokens_per_second": tokens / seconds,
+            "supervised_tokens_per_second": supervised / seconds,
             "median_mfu": float(np.median(shares)) if shares else None,
-            "dollars": self.last["dollars"],
+            "peak_memory_bytes": self.last["peak_memory_bytes"],
+            "dollars": self._earlier_dollars + self._cost(here),
+            "dollars_to_go": self.last["dollars_to_go"],
         }
+
+    def _cost(self, seconds: float) -> float:
+        return meters.dollars(seconds, self._devices, self._price)
 
 
 class _Events:

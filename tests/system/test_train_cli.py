@@ -55,6 +55,13 @@ def run():
             "config.train.remat is 'half'; choose one of 'none', 'full'",
         ),
         ([BASE, "--config.init_from=x", "--workdir=w"], "give exactly one"),
+        ([BASE, "--workdir=w", "--profile=6:3"], "--profile=6:3 is neither a step nor FIRST:LAST; give for example"),
+        ([BASE, "--workdir=w", "--profile=steps"], "--profile=steps is neither"),
+        ([BASE, "--workdir=w", "--profile=0"], "--profile=0 is neither"),
+        (
+            [BASE, "--workdir=w", "--config.optimizer.moment_dtype=bfloat16", "--config.optimizer.b2=0.99"],
+            "optimizer.b2 is 0.99: optimizer.moment_dtype='bfloat16' would round such slow changes away; give at most",
+        ),
         (["--config=configs/nothing.py"], "configs/nothing.py is no readable Python file"),
         (["--config=README.md"], "does not load: SyntaxError"),
     ],

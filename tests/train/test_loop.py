@@ -2,8 +2,10 @@
 
 import dataclasses
 import errno
+import itertools
 import json
 import pathlib
+import time
 
 import jax
 import numpy as np
@@ -44,7 +46,10 @@ EXPERIMENT = Experiment(
 
 
 class Rows:
-    """Batches that are a function of the step; the one of step `bad` has a loss that is infinite."""
+    """Batches that are a function of the step; the one of step `bad` has a loss that is infinite.
+
+    Of the 16 places of a batch 14 hold tokens, and 9 of these are supervised.
+    """
 
     num_steps = STEPS
 
@@ -53,14 +58,15 @@ class Rows:
 
     def batch(self, step):
         ids = np.random.default_rng(step).integers(128, size=(2, 2, 8)).astype(np.int32)
-        weights = np.ones((2, 8), np.float32)
+        tokens = np.arange(16).reshape(2, 8) < 14
+        weights = (tokens & (np.arange(16).reshape(2, 8) >= 5)).astype(np.float32)
         if step == self.bad:
             weights[1, 3] = np.inf
         return {
             "tokens": ids[0],
             "targets": ids[1],
             "positions": np.broadcast_to(np.arange(8, dtype=np.int32), (2, 8)),
-            "segment_ids": np.ones((2, 8), np.int32),
+            "segment_ids": tokens.astype(np.int32),
             "weights": weights,
         }
 
@@ -95,11 +101,12 @@ def about():
 
 @pytest.fixture(scope="module")
 def run(about):
-    def run(workdir, batches=None, make_params=None, experiment=EXPERIMENT, **watcher):
+    def run(workdir, batches=None, make_params=None, experiment=EXPERIMENT, began=None, profile=range(0), **watcher):
         loop.claim_workdir(workdir, experiment)
         mesh = parallel.make_mesh(MeshConfig(), jax.devices()[:1])
         make_params = make_params or jax.jit(lambda: decoder.init_params(MODEL, jax.random.key(0)))
-        return loop.train(experiment, about, make_params, batches or Rows(), workdir, mesh, loop.Watcher(**watcher))
+        told = loop.Watcher(**watcher)
+        return loop.train(experiment, about, make_params, batches or Rows(), workdir, mesh, told, began, profile)
 
     return run
 
@@ -124,11 +131,26 @@ def test_one_line_a_step(whole):
     assert [word for word in told if isinstance(word, int)] == list(range(1, STEPS + 1))
     assert any("compiling" in word for word in told if isinstance(word, str))
     for line in lines:
-        assert line["tokens"] == line["supervised_tokens"] == 16
+        assert (line["tokens"], line["supervised_tokens"], line["padding"]) == (14, 9, 1 - 14 / 16)
         assert line["seconds"] > 0 and line["mfu"] is None and np.isfinite(line["grad_norm"])
-        np.testing.assert_allclose(line["tokens_per_second"], 16 / line["seconds"])
+        assert line["peak_memory_bytes"] is None  # a CPU does not tell
+        np.testing.assert_allclose(line["tokens_per_second"], 14 / line["seconds"])
+        np.testing.assert_allclose(line["supervised_tokens_per_second"], 9 / line["seconds"])
     assert lines[0]["learning_rate"] == 0 and lines[1]["learning_rate"] == pytest.approx(1e-2)
-    np.testing.assert_allclose(lines[-1]["dollars"], sum(line["seconds"] for line in lines))
+
+
+def test_wall_clock_and_dollars(whole):
+    """At a dollar a device and second. The wall-clock has what lies between steps and before the first as well."""
+    lines = records(whole[0])
+    assert all(line["dollars"] == pytest.approx(line["wall_seconds"]) for line in lines)
+    for before, line in itertools.pairwise(lines):
+        assert line["wall_seconds"] - before["wall_seconds"] >= line["seconds"] - 1e-6
+    # The pace is that of all steps so far; checkpoints make it slower than the steps alone.
+    for line in lines:
+        alone = sum(other["seconds"] for other in lines[: line["step"]]) / line["step"]
+        assert line["dollars_to_go"] >= alone * (STEPS - line["step"]) - 1e-6
+        assert line["dollars_to_go"] <= line["wall_seconds"] / line["step"] * (STEPS - line["step"])
+    assert lines[0]["dollars_to_go"] > lines[-1]["dollars_to_go"] == 0
 
 
 def test_tensorboard_has_the_same_numbers(whole):
@@ -146,8 +168,18 @@ def test_tensorboard_has_the_same_numbers(whole):
 def test_summary(whole):
     workdir, summary, _ = whole
     lines = records(workdir)
-    assert summary["steps"] == STEPS and not summary["stopped"] and summary["tokens"] == 16 * STEPS
+    assert summary["steps"] == STEPS and not summary["stopped"]
+    assert (summary["tokens"], summary["supervised_tokens"], summary["padding"]) == (14 * STEPS, 9 * STEPS, 1 / 8)
     assert (summary["first_loss"], summary["last_loss"]) == (lines[0]["loss"], lines[-1]["loss"])
+    seconds = sorted(line["seconds"] for line in lines)
+    assert summary["seconds"] == pytest.approx(sum(seconds))
+    # Linear between the sorted times: the median of six lies in the middle of two, p90 at 4.5 and p99 at 4.95 of 0..5.
+    expected = [(seconds[2] + seconds[3]) / 2, (seconds[4] + seconds[5]) / 2, 0.05 * seconds[4] + 0.95 * seconds[5]]
+    np.testing.assert_allclose(list(summary["step_seconds"].values()), expected)
+    assert list(summary["step_seconds"]) == ["p50", "p90", "p99"]
+    assert summary["wall_seconds"] >= lines[-1]["wall_seconds"] and summary["dollars"] >= lines[-1]["dollars"]
+    assert summary["goodput"] == pytest.approx(summary["seconds"] / summary["wall_seconds"])
+    assert 0 < summary["goodput"] < 1 and summary["dollars_to_go"] == 0
 
 
 def test_checkpoints_are_kept_and_self_contained(whole):
@@ -167,10 +199,16 @@ def test_resumes_at_the_exact_step(run, whole, tmp_path):
     steps: list[int] = []
     summary = run(tmp_path / "w", on_step=lambda r: steps.append(r["step"]), should_stop=lambda: len(steps) >= 2)
     assert summary["stopped"] and summary["steps"] == 3 and store.finished_steps(tmp_path / "w") == [2, 3]
+    assert summary["dollars_to_go"] > 0
     with (tmp_path / "w" / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps(records(tmp_path / "w")[-1] | {"step": 4, "loss": -1.0}) + '\n{"step": 5, "lo')
-    summary = run(tmp_path / "w", make_params=never)
+        lost = {"step": 4, "loss": -1.0, "wall_seconds": 1e6, "dollars": 2e6}
+        file.write(json.dumps(records(tmp_path / "w")[-1] | lost) + '\n{"step": 5, "lo')
+    summary = run(tmp_path / "w", make_params=never, began=time.monotonic() - 1e5)
     assert summary["steps"] == STEPS and not summary["stopped"]
+    # The time of the steps that were lost and of this process's start counts, and their price.
+    assert 1.1e6 < records(tmp_path / "w")[3]["wall_seconds"] < summary["wall_seconds"] < 1.1e6 + 1e3
+    assert 2.1e6 < records(tmp_path / "w")[3]["dollars"] < summary["dollars"] < 2.1e6 + 1e3
+    assert summary["goodput"] == pytest.approx(summary["seconds"] / summary["wall_seconds"])
     assert [line["step"] for line in records(tmp_path / "w")] == list(range(1, STEPS + 1))
     assert [line["loss"] for line in records(tmp_path / "w")] == [line["loss"] for line in records(whole[0])]
     ours, theirs = (store.load_model(workdir).params for workdir in (tmp_path / "w", whole[0]))
@@ -181,8 +219,45 @@ def test_resumes_at_the_exact_step(run, whole, tmp_path):
 def test_a_finished_run_is_left_as_it_is(run, whole):
     before = (whole[0] / "metrics.jsonl").read_bytes()
     summary = run(whole[0], make_params=never)
-    assert summary["steps"] == STEPS and summary["tokens"] == 16 * STEPS
+    assert summary["steps"] == STEPS and summary["tokens"] == 14 * STEPS
     assert (whole[0] / "metrics.jsonl").read_bytes() == before
+
+
+def traced_steps(workdir):
+    """Step numbers of all train steps in all traces of a run, by trace."""
+    files = sorted((workdir / "profile").rglob("*.xplane.pb"))
+    return [
+        sorted(
+            dict(event.stats)["step_num"]
+            for plane in jax.profiler.ProfileData.from_file(str(file)).planes
+            for line in plane.lines
+            for event in line.events
+            if event.name == "train"
+        )
+        for file in files
+    ]
+
+
+def test_a_trace_has_the_steps_that_were_asked_for_and_no_other(run, whole, tmp_path):
+    told: list[int] = []
+    watcher = {"on_step": lambda record: told.append(record["step"])}
+    run(tmp_path / "w", profile=range(3, 6), should_stop=lambda: len(told) >= 3, **watcher)
+    assert store.finished_steps(tmp_path / "w")[-1] == 4, "stopped while it was tracing"
+    assert traced_steps(tmp_path / "w") == [[3, 4]]
+    time.sleep(1.1)  # a trace's folder is named by the second
+    run(tmp_path / "w", profile=range(3, 6), **watcher)
+    assert traced_steps(tmp_path / "w") == [[3, 4], [5]], "what is left of them after a resumption"
+    run(tmp_path / "w", profile=range(3, 6), **watcher)
+    assert len(traced_steps(tmp_path / "w")) == 2 and told == list(range(1, STEPS + 1))
+    assert [line["loss"] for line in records(tmp_path / "w")] == [line["loss"] for line in records(whole[0])]
+    assert not (whole[0] / "profile").exists()
+
+
+def test_a_trace_of_steps_that_the_run_does_not_have(run, tmp_path):
+    with pytest.raises(InputError, match="step 7 cannot be profiled: the run has 6"):
+        run(tmp_path / "w", profile=range(7, 9))
+    run(tmp_path / "w", profile=range(6, 100))
+    assert traced_steps(tmp_path / "w") == [[6]]
 
 
 def test_a_loss_that_is_not_finite_names_step_and_rows_and_keeps_the_checkpoint(run, tmp_path):
