@@ -60,7 +60,9 @@ def _blocks_run(params: dict[str, Any]) -> int:
     name, grid = params["name"], params["grid_mapping"].grid
     if not name.startswith("splash_mha"):
         raise ValueError(f"nobody has counted the blocks of the Pallas kernel {name}")
-    return math.prod(grid) * (grid[-1] + 1) // (2 * grid[-1])  # causal: those above the diagonal are skipped
+    # Forward (batch, heads, queries, keys), backward (batch, keys, heads, queries); none above the diagonal.
+    coarse = min(grid[-1], grid[1] if "dkv" in name else grid[-2])
+    return math.prod(grid) * (coarse + 1) // (2 * coarse)
 
 
 def _shape(variable: Any) -> tuple[int, ...]:

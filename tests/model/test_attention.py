@@ -127,9 +127,11 @@ def test_save_attention_does_not_run_the_kernel_again(monkeypatch):
     assert count("save_attention") < count("full")
 
 
-def test_splash_is_the_reference_with_its_gradients():
-    """In the interpreter; its rows are padded to 256 here. Heads of 8 are as good as any to the interpreter."""
-    q, k, v, segments = _inputs(130)
+def test_splash_is_the_reference_with_its_gradients(monkeypatch):
+    """In the interpreter: rows of 3 blocks and a bit, backward two blocks of keys at a time."""
+    monkeypatch.setattr(fused, "_BLOCK", 128)
+    monkeypatch.setattr(fused, "_PARTS", 2)
+    q, k, v, segments = _inputs(450)
     weights = np.random.default_rng(1).normal(size=q.shape).astype(np.float32)
 
     def run(kernel):
@@ -137,7 +139,7 @@ def test_splash_is_the_reference_with_its_gradients():
         return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(q, k, v)
 
     (value, ours), (expected, reference) = run(functools.partial(fused.splash, interpret=True)), run(attention.attend)
-    np.testing.assert_allclose(value, expected, rtol=0, atol=1e-4)  # a sum of 8,320 terms that cancel
+    np.testing.assert_allclose(value, expected, rtol=0, atol=2e-4)  # a sum of 28,800 terms that cancel
     for a, b in zip(ours, reference, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-5)
         assert np.abs(b).max() > 0.5
