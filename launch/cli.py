@@ -27,19 +27,20 @@ def run(main: Callable[[], int | None], config_flag: str = "") -> None:
     Exits with `BAD_INPUT` after printing `error: <sentence>` to stderr for an InputError, a flag that does not parse,
     a broken config file or a full disk; no traceback.
     """
-    app.run(lambda _: _guarded(main), flags_parser=lambda argv: _parse(argv, config_flag))
+    app.run(lambda _: guarded(main), flags_parser=lambda argv: _parse(argv, config_flag))
 
 
-def _guarded(main: Callable[[], int | None]) -> int | None:
+def guarded(main: Callable[[], int | None]) -> int | None:
+    """Returns what `main` returns, or prints the sentence of what the user can correct and returns `BAD_INPUT`."""
     try:
         return main()
     except InputError as error:
-        return _fail(str(error))
+        return fail(str(error))
     except OSError as error:
         if error.errno != errno.ENOSPC:
             raise
         where = f" while writing {error.filename}" if error.filename else ""
-        return _fail(f"no space left on the device{where}; free some space and run the same command again.")
+        return fail(f"no space left on the device{where}; free some space and run the same command again.")
 
 
 def _parse(argv: Sequence[str], config_flag: str) -> list[str]:
@@ -49,24 +50,24 @@ def _parse(argv: Sequence[str], config_flag: str) -> list[str]:
         # config_flags raises whatever the config file raised, and KeyError or AttributeError for an unknown setting.
         loading = any(frame.name == "_LoadConfigModule" for frame in traceback.extract_tb(error.__traceback__))
         if loading or _CONFIG_FILE in str(error):
-            sys.exit(_fail(f"the file of --{config_flag} does not load: {_last_line(error)}"))
+            sys.exit(fail(f"the file of --{config_flag} does not load: {_last_line(error)}"))
         elif isinstance(error, flags.Error):
-            sys.exit(_fail(f"{' '.join(str(error).split())} (--help lists the flags)"))
+            sys.exit(fail(f"{' '.join(str(error).split())} (--help lists the flags)"))
         elif not config_flag or not isinstance(error, (AttributeError, KeyError)):
             raise
         overrides = [part for part in argv if part.startswith(f"--{config_flag}.")]
         named = [part for part in overrides if part.split("=")[0].split(".")[-1] in str(error)] or overrides
-        sys.exit(_fail(f"{named[0]} is not a setting of the configuration; see s1jax/config.py for those there are."))
+        sys.exit(fail(f"{named[0]} is not a setting of the configuration; see s1jax/config.py for those there are."))
     if config_flag:
         flag: Any = flags.FLAGS[config_flag]
         try:
             _ = flag.value and flag.value.keys()
         except OSError:  # config_flags reports a file it could not read at the first use only
-            sys.exit(_fail(f"--{config_flag}={flag.config_filename} is no readable Python file; give one of configs/."))
+            sys.exit(fail(f"--{config_flag}={flag.config_filename} is no readable Python file; give one of configs/."))
     if flags.FLAGS["verbosity"].using_default_value:
         logging.set_verbosity(logging.FATAL)  # Orbax logs every file it writes, and errors that it raises as well
     if len(rest) > 1:
-        sys.exit(_fail(f"{rest[1]!r} is no flag; every argument is --name=value, --help lists them."))
+        sys.exit(fail(f"{rest[1]!r} is no flag; every argument is --name=value, --help lists them."))
     return rest
 
 
@@ -76,6 +77,7 @@ def _last_line(error: Exception) -> str:
     return traceback.format_exception_only(error)[-1].strip()
 
 
-def _fail(sentence: str) -> int:
+def fail(sentence: str) -> int:
+    """Prints the sentence as an error and returns `BAD_INPUT`."""
     print(f"error: {sentence}", file=sys.stderr, flush=True)
     return BAD_INPUT

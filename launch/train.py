@@ -1,23 +1,33 @@
 """Trains a model: `python -m launch.train --config=configs/NAME.py --workdir=DIR [--config.a.b=v ...]`.
 
 The same command run again goes on from the newest checkpoint in DIR. DIR gets config.json, metrics.jsonl, tensorboard/
-and checkpoints/STEP, and is itself a checkpoint to every other launcher. On SIGTERM the run saves a checkpoint and
-exits with code 143. --profile=3:6 writes an XProf trace of steps 3 to 6 to DIR/profile.
+and checkpoints/STEP, and is itself a checkpoint to every other launcher. --profile=3:6 writes an XProf trace of steps 3
+to 6 to DIR/profile.
+
+On several hosts the same command runs in every process, with a DIR that all of them see. Processes find each other as
+launch/processes.py says; on a machine without a cluster, give --coordinator=HOST:PORT --num_processes=N --process_id=I.
+Another number of processes or devices, or another mesh, goes on from the same checkpoint.
+
+Exit codes, the same in all processes except where only one of them fails:
+
+    0    the run is finished and its checkpoint is on the disk
+    2    the input is wrong, in a way that the message says
+    75   another process was lost, at most a minute ago; the same command goes on from the newest checkpoint
+    143  a SIGTERM to any process stopped all of them at the same step with a checkpoint; the same command goes on
+    1    anything else, after a traceback
 """
 
 from __future__ import annotations
 
 import pathlib
 import re
-import signal
-import threading
 import time
 from typing import Any
 
 from absl import flags
 from ml_collections import config_flags
 
-from launch import cli
+from launch import cli, processes
 from s1jax import config as config_lib
 from s1jax import presets
 from s1jax.config import Experiment, InputError
@@ -30,8 +40,6 @@ _PROFILE = flags.DEFINE_string(
     "Step (from 1) or FIRST:LAST, both included, of which an XProf trace is written to WORKDIR/profile.",
 )
 
-STOPPED = 128 + signal.SIGTERM  # exit code
-
 
 def main() -> int:
     began = time.monotonic()
@@ -42,27 +50,20 @@ def main() -> int:
     profile = range(0) if _PROFILE.value is None else _steps(_PROFILE.value)
     experiment = presets.experiment(_CONFIG.value.to_dict())
     workdir = pathlib.Path(_WORKDIR.value)
-    # Only now, so that a mistyped setting is answered at once.
+    return processes.run(lambda: _train(experiment, workdir, began, profile))
+
+
+def _train(experiment: Experiment, workdir: pathlib.Path, began: float, profile: range) -> int:
+    # Imported only now, so that a mistyped setting is answered at once.
     import jax
 
     from launch import progress
     from s1jax import parallel
     from s1jax.checkpoint import store
-    from s1jax.data import sources
     from s1jax.train import loop
 
-    mesh = parallel.make_mesh(experiment.mesh)
-    about = _about(experiment)
-    about.tokenizer.legal_ids(about.config.vocab_size)  # raises where it has ids that the embedding lacks
-    if experiment.data.block_size > about.config.context_length:
-        raise InputError(
-            f"config.data.block_size {experiment.data.block_size} exceeds the model's context_length "
-            f"{about.config.context_length}; choose a smaller one."
-        )
+    mesh, about, batches, notes = parallel.together(lambda: _prepare(experiment))
     first = jax.process_index() == 0
-    batches, notes = sources.make(
-        experiment, about.tokenizer, about.chat, parallel.row_shards(mesh), jax.process_index(), jax.process_count()
-    )
     loop.claim_workdir(workdir, experiment)
     experiment, fallback = parallel.choose_attention(experiment, mesh, jax.default_backend())
     for note in [*notes, *([fallback] if fallback else [])] if first else []:
@@ -77,8 +78,7 @@ def main() -> int:
         init = jax.jit(decoder.init_params, static_argnums=(0, 2), out_shardings=shardings)
         return init(about.config, jax.random.key(experiment.seed), experiment.train.param_dtype)
 
-    stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    stop_asked = processes.stop_asked()
     with progress.Bar("starting", batches.num_steps, shown=first) as bar:
 
         def on_step(record: dict[str, Any]) -> None:
@@ -87,11 +87,29 @@ def main() -> int:
                 detail += f"  {record['dollars']:,.2f} USD so far, {record['dollars_to_go']:,.2f} to go"
             bar.update(record["step"], detail)
 
-        watcher = loop.Watcher(bar.phase, on_step, stop.is_set)
+        watcher = loop.Watcher(bar.phase, on_step, stop_asked)
         summary = loop.train(experiment, about, make_params, batches, workdir, mesh, watcher, began, profile)
     if first:
         _print_summary(summary, workdir)
-    return STOPPED if summary["stopped"] else 0
+    return processes.STOPPED if summary["stopped"] else 0
+
+
+def _prepare(experiment: Experiment) -> tuple[Any, Any, Any, list[str]]:
+    """Mesh, model and batches of the run, and notes on its rows."""
+    from s1jax import parallel
+    from s1jax.data import sources
+
+    mesh = parallel.make_mesh(experiment.mesh)
+    about = _about(experiment)
+    about.tokenizer.legal_ids(about.config.vocab_size)  # raises where it has ids that the embedding lacks
+    if experiment.data.block_size > about.config.context_length:
+        raise InputError(
+            f"config.data.block_size {experiment.data.block_size} exceeds the model's context_length "
+            f"{about.config.context_length}; choose a smaller one."
+        )
+    share, shares = parallel.row_share(mesh)
+    batches, notes = sources.make(experiment, about.tokenizer, about.chat, parallel.row_shards(mesh), share, shares)
+    return mesh, about, batches, notes
 
 
 def _steps(text: str) -> range:

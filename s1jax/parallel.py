@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from s1jax.config import Experiment, InputError, MeshConfig, ModelConfig
@@ -35,6 +37,41 @@ TABLE: dict[str, tuple[str, ...]] = {
     "head_dim": (),
     "layers": (),
 }
+
+
+Result = TypeVar("Result")
+
+_SENTENCE_BYTES = 2048  # of an error that goes from one process to all
+
+
+class SharedError(InputError):
+    """An error that every process of a run raises at the same place, so that it is enough if one of them says it."""
+
+
+def together(action: Callable[[], Result]) -> Result:
+    """Runs `action` in every process and returns what it gave here; all processes call this at the same place.
+
+    A process alone that turned back would leave the others waiting for it in their next collective operation.
+
+    Raises:
+      SharedError: in all processes, where `action` raised InputError in one of them; the sentence of the first one.
+      InputError: the same where there is but one process.
+    """
+    if jax.process_count() == 1:
+        return action()
+    result, sentence = None, ""
+    try:
+        result = action()
+    except InputError as error:
+        sentence = str(error) if jax.process_index() == 0 else f"process {jax.process_index()}: {error}"
+    mine = np.zeros(_SENTENCE_BYTES, np.uint8)
+    text = np.frombuffer(sentence.encode()[:_SENTENCE_BYTES], np.uint8)
+    mine[: len(text)] = text
+    for row in multihost_utils.process_allgather(mine):
+        said = row.tobytes().rstrip(b"\0").decode(errors="ignore")
+        if said:
+            raise SharedError(said)
+    return result  # type: ignore[return-value]  # there was no error, so `action` has returned
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
@@ -117,6 +154,30 @@ def check_batch(rows: int, length: int, mesh: Mesh, what: str) -> None:
         )
 
 
+def row_share(mesh: Mesh) -> tuple[int, int]:
+    """Which share of a batch's rows this process reads, and how many shares there are; all have the same size.
+
+    Processes whose devices hold the same rows, because other axes of the mesh lie across them, read the same share.
+
+    Raises:
+      InputError: where two processes have some rows in common and others not.
+    """
+    if jax.process_count() == 1:
+        return 0, 1
+    held: dict[int, set[int]] = {}
+    rows_of: Any = NamedSharding(mesh, PartitionSpec(ROWS)).devices_indices_map((row_shards(mesh),))
+    for device, (rows,) in rows_of.items():
+        held.setdefault(device.process_index, set()).add(rows.start or 0)
+    shares = sorted({tuple(sorted(rows)) for rows in held.values()})
+    if len({len(rows) for rows in shares}) > 1 or sum(map(len, shares)) > row_shards(mesh):
+        shape = ", ".join(f"mesh.{name}={size}" for name, size in mesh.shape.items())
+        raise InputError(
+            f"{shape}: some processes would share a part of their rows; make mesh.data * mesh.fsdp a multiple or a "
+            f"divisor of the {jax.process_count()} processes."
+        )
+    return shares.index(tuple(sorted(held[jax.process_index()]))), len(shares)
+
+
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Makes global arrays [B, T] from this process's rows.
 
@@ -127,15 +188,9 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
       InputError: where the mesh can't share it out, see `check_batch`.
     """
     share, length = batch["tokens"].shape
-    rows = share * jax.process_count()
-    check_batch(rows, length, mesh, "the batch")
-    if row_shards(mesh) % jax.process_count():
-        raise InputError(
-            f"{_product(mesh, ROWS)} is no multiple of the {jax.process_count()} processes, each of which reads rows "
-            "of its own; keep mesh.sequence and mesh.tensor within a process."
-        )
+    shape = (share * row_share(mesh)[1], length)
+    check_batch(*shape, mesh, "the batch")
     order = places(length, mesh.shape[TOKENS]).reshape(-1)
-    shape = (rows, length)
     return {
         name: jax.make_array_from_process_local_data(token_sharding(mesh), array[:, order], shape)
         for name, array in batch.items()

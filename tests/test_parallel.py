@@ -104,6 +104,47 @@ def test_every_device_attends_to_as_many_tokens(shards):
     assert np.all(sums == sums[0])
 
 
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """What a mesh needs of a device, in a process that needn't be there."""
+
+    id: int
+    process_index: int
+    platform: str = "cpu"
+    device_kind: str = "cpu"
+    client: object = None
+
+
+def shares(monkeypatch, owners, shape):
+    """The share of every process where device i belongs to process owners[i]."""
+    devices = np.array([Device(i, process) for i, process in enumerate(owners)], object).reshape(shape)
+    monkeypatch.setattr(jax, "process_count", lambda: len(set(owners)))
+    found = []
+    for process in sorted(set(owners)):
+        monkeypatch.setattr(jax, "process_index", lambda process=process: process)
+        found.append(parallel.row_share(jax.sharding.Mesh(devices, parallel.AXES)))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("owners", "shape", "expected"),
+    [
+        ([0, 0, 1, 1, 2, 2, 3, 3], (1, 8, 1), [(0, 4), (1, 4), (2, 4), (3, 4)]),
+        ([0, 0, 1, 1, 2, 2, 3, 3], (2, 1, 4), [(0, 2), (0, 2), (1, 2), (1, 2)]),
+        ([0, 0, 1, 1], (1, 1, 4), [(0, 1), (0, 1)]),
+        ([0, 1, 0, 1, 0, 1, 0, 1], (2, 2, 2), [(0, 1), (0, 1)]),  # every process has a device of every row
+        ([0, 1, 0, 1, 2, 3, 2, 3], (8, 1, 1), [(0, 4), (1, 4), (2, 4), (3, 4)]),  # rows that don't follow each other
+    ],
+)
+def test_the_rows_that_a_process_reads(monkeypatch, owners, shape, expected):
+    assert shares(monkeypatch, owners, shape) == expected
+
+
+def test_processes_that_would_share_a_part_of_their_rows(monkeypatch):
+    with pytest.raises(InputError, match=r"mesh.fsdp=2, mesh.tensor=3: some processes would share a part"):
+        shares(monkeypatch, [0, 0, 1, 1, 2, 2], (1, 2, 3))
+
+
 def test_every_logical_axis_is_in_the_table():
     axes = jax.tree.leaves(decoder.logical_axes(MODEL), is_leaf=lambda value: isinstance(value, tuple))
     assert {name for names in axes for name in names} <= set(parallel.TABLE)

@@ -51,6 +51,8 @@ def verify(folder: pathlib.Path, wanted: Callable[[str], bool]) -> None:
     Raises:
       InputError: names the first file that is missing, truncated or altered.
     """
+    if not is_there(folder):
+        raise InputError(f"{folder} has no digests.json here; all hosts of a run have to see the same files.")
     try:
         digests = json.loads((folder / "digests.json").read_text())
         expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in digests.items() if wanted(name)}

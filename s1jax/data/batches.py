@@ -64,8 +64,8 @@ class Batches:
         epochs: int = 1,
         steps: int = 0,
         row_multiple: int = 1,
-        process_index: int = 0,
-        process_count: int = 1,
+        share: int = 0,
+        shares: int = 1,
     ):
         """Lays out the run; nothing is copied.
 
@@ -79,8 +79,8 @@ class Batches:
           epochs: passes over the examples; ignored where `steps` is given.
           steps: steps of the run; 0 derives them from `epochs`.
           row_multiple: `num_rows` is rounded up to a multiple of it (gradient accumulation x shards of the batch).
-          process_index: this process; `batch` returns its contiguous share of the rows.
-          process_count: processes that share a batch.
+          share: which of the contiguous parts of the rows `batch` returns.
+          shares: number of the parts (`parallel.row_share` gives both).
 
         Raises:
           InputError: if there are no examples, or the rows do not divide among the processes.
@@ -101,13 +101,13 @@ class Batches:
         if self._packed:
             rows = max(len(self._bins(self._members(step))) for step in range(self.num_steps))
         self.num_rows = -(-rows // row_multiple) * row_multiple
-        if self.num_rows % process_count:
+        if self.num_rows % shares:
             raise InputError(
-                f"{self.num_rows} rows of a batch do not divide among {process_count} processes; make"
+                f"{self.num_rows} rows of a batch do not divide among {shares} processes; make"
                 " train.batch_size a multiple of them."
             )
-        share = self.num_rows // process_count
-        self._rows = slice(process_index * share, (process_index + 1) * share)
+        size = self.num_rows // shares
+        self._rows = slice(share * size, (share + 1) * size)
 
     def names(self, step: int) -> list[str]:
         """Returns where the sequences of a step came from, over all processes."""

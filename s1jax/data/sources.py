@@ -17,20 +17,20 @@ CORPUS = "countdown_corpus"
 class CorpusBatches:
     """The endless text of the Countdown base model, cut off after `num_steps` batches."""
 
-    def __init__(self, data: DataConfig, num_steps: int, num_rows: int, process_index: int = 0, process_count: int = 1):
+    def __init__(self, data: DataConfig, num_steps: int, num_rows: int, share: int = 0, shares: int = 1):
         """Draws nothing yet.
 
         Args:
           data: block size and seed.
           num_steps: steps of the run.
-          num_rows: B over all processes, each of which gets a contiguous share.
-          process_index: this process.
-          process_count: processes that share a batch.
+          num_rows: B over all processes.
+          share: which share of the rows this process reads.
+          shares: number of shares.
         """
         self.num_steps, self.num_rows, self.block_size = num_steps, num_rows, data.block_size
         self._seed = data.seed
-        share = num_rows // process_count
-        self._rows = slice(process_index * share, (process_index + 1) * share)
+        size = num_rows // shares
+        self._rows = slice(share * size, (share + 1) * size)
 
     def names(self, step: int) -> list[str]:
         """Where a step's text came from."""
@@ -51,8 +51,8 @@ def make(
     tokenizer: Tokenizer,
     fmt: ChatFormat,
     row_shards: int,
-    process_index: int = 0,
-    process_count: int = 1,
+    share: int = 0,
+    shares: int = 1,
 ) -> tuple[batches.Batches | CorpusBatches, list[str]]:
     """Loads, encodes and fits the rows of `experiment.data.source`.
 
@@ -61,8 +61,8 @@ def make(
       tokenizer: of the model.
       fmt: chat format.
       row_shards: parts that the rows of a micro-batch are split into on the devices.
-      process_index: this process.
-      process_count: processes that share a batch.
+      share: which share of the rows this process reads.
+      shares: number of shares.
 
     Returns:
       the batches, and sentences on rows that were dropped or truncated.
@@ -80,7 +80,7 @@ def make(
                 f"train.batch_size {train.batch_size} does not divide by mesh.data * mesh.fsdp * train.accumulation ="
                 f" {multiple}; choose a multiple of it."
             )
-        return CorpusBatches(data, train.steps, train.batch_size, process_index, process_count), []
+        return CorpusBatches(data, train.steps, train.batch_size, share, shares), []
     if data.source == "countdown":
         rows = [
             Row(example.question, example.trace, example.answer, f"countdown row {i}")
@@ -106,7 +106,7 @@ def make(
         epochs=train.epochs,
         steps=train.steps,
         row_multiple=multiple,
-        process_index=process_index,
-        process_count=process_count,
+        share=share,
+        shares=shares,
     )
     return made, notes

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from s1jax import config as config_lib
@@ -47,20 +48,28 @@ class Watcher:
     Attributes:
       on_phase: called with what happens next, in words.
       on_step: called with a step's record, the line of metrics.jsonl, one step late.
-      should_stop: True ends the run after the current step with a checkpoint.
+      should_stop: asked after every step, with its number from 1 on; True, which all processes have to be told at the
+        same step, ends the run there with a checkpoint.
     """
 
     on_phase: Callable[[str], None] = lambda words: None
     on_step: Callable[[dict[str, Any]], None] = lambda record: None
-    should_stop: Callable[[], bool] = lambda: False
+    should_stop: Callable[[int], bool] = lambda step: False
 
 
 def claim_workdir(workdir: pathlib.Path, experiment: Experiment) -> None:
     """Makes the folder of a run with its config.json, or checks that the run in it is this one.
 
     Raises:
-      InputError: where the folder holds a run of other settings (says which) or is a file.
+      InputError: where the folder holds a run of other settings (says which) or is a file, or where another process
+        than the first doesn't see it or has other settings.
     """
+    first = jax.process_index() == 0
+    parallel.together(lambda: _claim(workdir, experiment) if first else None)
+    parallel.together(lambda: None if first else _claim(workdir, experiment))
+
+
+def _claim(workdir: pathlib.Path, experiment: Experiment) -> None:
     file = workdir / "config.json"
     here = config_lib.to_dict(experiment)
     if file.exists():
@@ -79,6 +88,8 @@ def claim_workdir(workdir: pathlib.Path, experiment: Experiment) -> None:
                 f"{workdir} holds another run: {'; '.join(differ[:3])}{more}. Choose another --workdir or its settings."
             )
         return
+    if jax.process_index():
+        raise InputError(f"{file}, which process 0 has, is not there; all processes have to see the same --workdir.")
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"{workdir} is a file; choose another --workdir.")
     if store.finished_steps(workdir) or (workdir / "metrics.jsonl").exists():
@@ -133,7 +144,8 @@ def train(
         record_lib.RunLog(workdir, experiment, about.config, mesh, began) as log,
         contextlib.ExitStack() as trace,
     ):
-        start = checkpointer.newest_step() or 0
+        # As process 0 sees it: a folder on a network may show later elsewhere what was written last.
+        start = int(multihost_utils.broadcast_one_to_all(np.int32(checkpointer.newest_step() or 0)))
         if start:
             watcher.on_phase(f"loading the checkpoint of step {start}")
             params, rest = checkpointer.restore(
@@ -157,7 +169,7 @@ def train(
                 checkpointer.wait()
                 saved = checkpointer.newest_step()
                 kept = f"the checkpoint of step {saved} is kept" if saved else "nothing had been saved yet"
-                raise InputError(
+                raise parallel.SharedError(
                     f"step {step + 1}: loss {values['loss']} or gradient norm {values['grad_norm']} is not finite on "
                     f"the rows {shown}; {kept}. Lower optimizer.learning_rate or look at these rows."
                 )
@@ -170,6 +182,7 @@ def train(
         profile = range(max(profile.start, start + 1), min(profile.stop, num_steps + 1))
         compiled = None
         stopped = False
+        shares = parallel.row_share(mesh)[1]
         step = start
         for step, batch in zip(range(start, num_steps), batches.iterate(start), strict=False):
             arrays = parallel.put_batch(batch, mesh)
@@ -188,8 +201,8 @@ def train(
             # The host waits for the step before this one, so the devices always have one step queued.
             if pending is not None:
                 settle(*pending)
-            pending = (step, metrics, meters.attended_pairs(batch) * jax.process_count(), arrays["tokens"].size)
-            stopped = watcher.should_stop() and step + 1 < num_steps
+            pending = (step, metrics, meters.attended_pairs(batch) * shares, arrays["tokens"].size)
+            stopped = watcher.should_stop(step + 1) and step + 1 < num_steps
             due = stopped or step + 1 == num_steps or (settings.every and (step + 1) % settings.every == 0)
             profiled = step + 1 in profile[-1:]
             if due or profiled:

@@ -22,7 +22,7 @@ Batch = dict[str, jax.Array]
 # Options for `jax.stages.Lowered.compile` by platform. Without the first, the TPU compiler splits gathers and products
 # into loops that compute weight gradients twice; without the next five, gathers of weights are waited for; without the
 # last, reductions of gradients are (it gives them to the SparseCore, which v5p and later have).
-COMPILER_OPTIONS: dict[str, dict[str, str]] = {
+COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {
     "tpu": {
         "xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000",
         "xla_tpu_enable_async_collective_fusion": "true",

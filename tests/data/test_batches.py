@@ -141,7 +141,7 @@ def test_processes_share_one_batch(batching, processes):
     settings = dict(batch_size=8, block_size=BLOCK, batching=batching, epochs=2, row_multiple=4)
     rows = examples(37)
     whole = Batches(rows, **settings)
-    shares = [Batches(rows, **settings, process_index=p, process_count=processes) for p in range(processes)]
+    shares = [Batches(rows, **settings, share=p, shares=processes) for p in range(processes)]
     assert whole.num_rows % 4 == 0
     for step in range(whole.num_steps):
         parts = [share.batch(step) for share in shares]
@@ -189,7 +189,7 @@ def test_bad_settings():
     with pytest.raises(InputError, match="no rows to train on"):
         Batches([], batch_size=4, block_size=BLOCK)
     with pytest.raises(InputError, match=r"6 rows of a batch do not divide among 4 processes"):
-        Batches(examples(6), batch_size=6, block_size=BLOCK, process_count=4)
+        Batches(examples(6), batch_size=6, block_size=BLOCK, shares=4)
 
 
 def test_encode_rows():

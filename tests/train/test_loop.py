@@ -197,7 +197,7 @@ def never():
 def test_resumes_at_the_exact_step(run, whole, tmp_path):
     """Stopped after step 3, and killed later: lines of steps whose state is lost, the last of them cut off."""
     steps: list[int] = []
-    summary = run(tmp_path / "w", on_step=lambda r: steps.append(r["step"]), should_stop=lambda: len(steps) >= 2)
+    summary = run(tmp_path / "w", on_step=lambda r: steps.append(r["step"]), should_stop=lambda _: len(steps) >= 2)
     assert summary["stopped"] and summary["steps"] == 3 and store.finished_steps(tmp_path / "w") == [2, 3]
     assert summary["dollars_to_go"] > 0
     with (tmp_path / "w" / "metrics.jsonl").open("a") as file:

@@ -1,0 +1,86 @@
+"""One run on 8, then 4, then 8 of 8 fake devices, each time on another mesh, and the same run on one device.
+
+Run by tests/train/test_elastic.py in a process of its own. Usage: elastic.py FOLDER.
+"""
+
+import dataclasses
+import pathlib
+import sys
+
+import jax
+
+jax.config.update("jax_num_cpu_devices", 8)
+
+import numpy as np  # noqa: E402
+
+import s1jax  # noqa: E402
+from s1jax import parallel  # noqa: E402
+from s1jax.checkpoint import store  # noqa: E402
+from s1jax.config import (  # noqa: E402
+    CheckpointConfig,
+    DataConfig,
+    Experiment,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
+from s1jax.data.batches import Batches  # noqa: E402
+from s1jax.data.packing import Example  # noqa: E402
+from s1jax.model import decoder  # noqa: E402
+from s1jax.text import chat  # noqa: E402
+from s1jax.text.tokenizer import Tokenizer  # noqa: E402
+from s1jax.train import loop  # noqa: E402
+
+MODEL = ModelConfig(
+    vocab_size=128, d_model=16, mlp_dim=16, num_layers=1, num_heads=4, num_kv_heads=2, head_dim=8, tied_embeddings=True
+)
+EXPERIMENT = Experiment(
+    model=MODEL,
+    data=DataConfig(block_size=16, batching="packed"),
+    train=TrainConfig(batch_size=6, epochs=3, compute_dtype="float32", remat="none", loss_chunk=16),
+    optimizer=OptimizerConfig(learning_rate=1e-2),
+    checkpoint=CheckpointConfig(every=0),
+)
+# Devices, mesh (data, fsdp, tensor) and the step after which the run is stopped there.
+PARTS = [(8, (2, 4, 1), 2), (4, (1, 2, 2), 5), (8, (1, 8, 1), 9)]
+
+
+def examples() -> list[Example]:
+    """17 rows of 4 to 16 ids, so that packing makes another number of rows at every step."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for i in range(17):
+        length = int(rng.integers(5, 18))
+        rows.append(Example(rng.integers(128, size=length).astype(np.int32), np.arange(length) > 2, f"row {i}"))
+    return rows
+
+
+def part(workdir: pathlib.Path, devices: int, shape: tuple[int, int, int], last: int) -> None:
+    """Goes on with the run in `workdir` up to step `last`."""
+    mesh = parallel.make_mesh(MeshConfig(*shape), jax.devices()[:devices])
+    experiment = dataclasses.replace(EXPERIMENT, mesh=MeshConfig(*shape))
+    loop.claim_workdir(workdir, experiment)
+    train, data = experiment.train, experiment.data
+    batches = Batches(
+        examples(),
+        batch_size=train.batch_size,
+        block_size=data.block_size,
+        batching=data.batching,
+        epochs=train.epochs,
+        row_multiple=parallel.row_shards(mesh),
+    )
+    tokenizer = Tokenizer.load(pathlib.Path(s1jax.__file__).parent / "assets" / "countdown_tokenizer")
+    about = store.Metadata(MODEL, tokenizer, chat.FORMATS["s1_plain"], {})
+    init = jax.jit(
+        lambda: decoder.init_params(MODEL, jax.random.key(0)), out_shardings=parallel.param_shardings(MODEL, mesh)
+    )
+    watcher = loop.Watcher(should_stop=lambda step: step == last)
+    loop.train(experiment, about, init, batches, workdir, mesh, watcher)
+
+
+if __name__ == "__main__":
+    folder = pathlib.Path(sys.argv[1])
+    part(folder / "whole", 1, (1, 1, 1), 9)
+    for devices, shape, last in PARTS:
+        part(folder / "moved", devices, shape, last)
