@@ -70,8 +70,6 @@ class Job:
             own = apart if index == count - 1 else ()
             env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
             env |= {"JAX_NUM_CPU_DEVICES": str(devices), "TF_CPP_MIN_LOG_LEVEL": "2"}
-            env |= {"JAX_COMPILATION_CACHE_DIR": str(folder.parent.parent / "cache")}
-            env |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0"}
             env |= {name: str(value) for name, value in environment.items()}
             command = [sys.executable, "-m", "launch.train", *RUN, *options, *arguments, *own]
             with (folder / f"out{index}").open("w") as out, (folder / f"err{index}").open("w") as err:
