@@ -129,11 +129,11 @@ def shares(monkeypatch, owners, shape):
 @pytest.mark.parametrize(
     ("owners", "shape", "expected"),
     [
-        ([0, 0, 1, 1, 2, 2, 3, 3], (1, 8, 1), [(0, 4), (1, 4), (2, 4), (3, 4)]),
-        ([0, 0, 1, 1, 2, 2, 3, 3], (2, 1, 4), [(0, 2), (0, 2), (1, 2), (1, 2)]),
-        ([0, 0, 1, 1], (1, 1, 4), [(0, 1), (0, 1)]),
-        ([0, 1, 0, 1, 0, 1, 0, 1], (2, 2, 2), [(0, 1), (0, 1)]),  # every process has a device of every row
-        ([0, 1, 0, 1, 2, 3, 2, 3], (8, 1, 1), [(0, 4), (1, 4), (2, 4), (3, 4)]),  # rows that don't follow each other
+        ([0, 0, 1, 1, 2, 2, 3, 3], (1, 8, 1, 1), [(0, 4), (1, 4), (2, 4), (3, 4)]),
+        ([0, 0, 1, 1, 2, 2, 3, 3], (2, 1, 1, 4), [(0, 2), (0, 2), (1, 2), (1, 2)]),
+        ([0, 0, 1, 1], (1, 1, 2, 2), [(0, 1), (0, 1)]),
+        ([0, 1, 0, 1, 0, 1, 0, 1], (2, 2, 1, 2), [(0, 1), (0, 1)]),  # every process has a device of every row
+        ([0, 1, 0, 1, 2, 3, 2, 3], (8, 1, 1, 1), [(0, 4), (1, 4), (2, 4), (3, 4)]),  # rows that don't follow each other
     ],
 )
 def test_the_rows_that_a_process_reads(monkeypatch, owners, shape, expected):
@@ -141,8 +141,8 @@ def test_the_rows_that_a_process_reads(monkeypatch, owners, shape, expected):
 
 
 def test_processes_that_would_share_a_part_of_their_rows(monkeypatch):
-    with pytest.raises(InputError, match=r"mesh.fsdp=2, mesh.tensor=3: some processes would share a part"):
-        shares(monkeypatch, [0, 0, 1, 1, 2, 2], (1, 2, 3))
+    with pytest.raises(InputError, match=r"mesh.sequence=1, mesh.tensor=3: some processes would share a part"):
+        shares(monkeypatch, [0, 0, 1, 1, 2, 2], (1, 2, 1, 3))
 
 
 def test_every_logical_axis_is_in_the_table():

@@ -241,7 +241,7 @@ def traced_steps(workdir):
 def test_a_trace_has_the_steps_that_were_asked_for_and_no_other(run, whole, tmp_path):
     told: list[int] = []
     watcher = {"on_step": lambda record: told.append(record["step"])}
-    run(tmp_path / "w", profile=range(3, 6), should_stop=lambda: len(told) >= 3, **watcher)
+    run(tmp_path / "w", profile=range(3, 6), should_stop=lambda step: len(told) >= 3, **watcher)
     assert store.finished_steps(tmp_path / "w")[-1] == 4, "stopped while it was tracing"
     assert traced_steps(tmp_path / "w") == [[3, 4]]
     time.sleep(1.1)  # a trace's folder is named by the second
