@@ -21,7 +21,8 @@ Batch = dict[str, jax.Array]
 
 # Options for `jax.stages.Lowered.compile` by platform. Without the first, the TPU compiler splits gathers and products
 # into loops that compute weight gradients twice; without the next five, gathers of weights are waited for; without the
-# last, reductions of gradients are (it gives them to the SparseCore, which v5p and later have).
+# seventh, reductions of gradients are (it gives them to the SparseCore, which v5p and later have); the last gives the
+# backward kernel of splash attention on v5p what it has by default on v6e.
 COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {
     "tpu": {
         "xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000",
@@ -31,6 +32,7 @@ COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {
         "xla_tpu_overlap_compute_collective_tc": "true",
         "xla_enable_async_all_gather": "true",
         "xla_tpu_enable_sparse_core_collective_offload_all_reduce": "true",
+        "xla_tpu_scoped_vmem_limit_kib": "32768",
     }
 }
 

@@ -24,6 +24,13 @@ def _logits(params, config, tokens, positions, segment_ids):
         return decoder.logits(params, config, decoder.forward(params, config, tokens, positions, segment_ids))
 
 
+@functools.partial(jax.jit, static_argnums=1)
+def _cached(params, config, tokens, cache, num_tokens):
+    with jax.default_matmul_precision("highest"):
+        hidden, cache = decoder.forward_cached(params, config, tokens, cache, num_tokens)
+        return decoder.logits(params, config, hidden), cache
+
+
 def _ours(config, params, tokens, lengths=None):
     """Logits [B, T, V] of rows of ids [B, T], the first lengths[b] of which are not padding."""
     batch, length = tokens.shape
@@ -100,16 +107,14 @@ def test_cached_steps_give_the_logits_of_whole_rows(name, unstacked):
     expected = _ours(config, params, ids)
     empty = cache_lib.init_cache(config, 3, 24)
     prefill = np.where(np.arange(12) < prompt[:, None], ids[:, :12], 0)
-    with jax.default_matmul_precision("highest"):
-        _, cache = decoder.forward_cached(params, config, prefill, empty, prompt)
-        if unstacked:
-            params, cache = jax.jit(decoder.unstack)(params), cache_lib.unstack(cache)
-        for step in range(8):
-            place = prompt + step
-            token = np.take_along_axis(ids, place[:, None], axis=1)
-            hidden, cache = decoder.forward_cached(params, config, token, cache, np.ones(3, np.int32))
-            logits = decoder.logits(params, config, hidden)[:, 0]
-            np.testing.assert_allclose(logits, expected[np.arange(3), place], rtol=0, atol=TOLERANCE)
+    _, cache = _cached(params, config, prefill, empty, prompt)
+    if unstacked:
+        params, cache = jax.jit(decoder.unstack)(params), cache_lib.unstack(cache)
+    for step in range(8):
+        place = prompt + step
+        token = np.take_along_axis(ids, place[:, None], axis=1)
+        logits, cache = _cached(params, config, token, cache, np.ones(3, np.int32))
+        np.testing.assert_allclose(logits[:, 0], expected[np.arange(3), place], rtol=0, atol=TOLERANCE)
 
 
 BASE = CASES["llama"]

@@ -68,7 +68,7 @@ class Job:
         for index in range(count):
             arguments, environment = cluster(index, count, port)
             own = apart if index == count - 1 else ()
-            env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+            env = os.environ | {"JAX_PLATFORMS": "cpu"}
             env |= {"JAX_NUM_CPU_DEVICES": str(devices), "TF_CPP_MIN_LOG_LEVEL": "2"}
             env |= {name: str(value) for name, value in environment.items()}
             command = [sys.executable, "-m", "launch.train", *RUN, *options, *arguments, *own]

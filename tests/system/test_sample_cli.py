@@ -118,7 +118,7 @@ def outcomes(folder):
     done = subprocess.run(
         [sys.executable, "-c", DRIVER, json.dumps(runs)],
         cwd=ROOT,
-        env={**os.environ, "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
         text=True,
         timeout=600,

@@ -20,7 +20,7 @@ TINY = [
 
 
 def start(*flags):
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    env = os.environ | {"JAX_PLATFORMS": "cpu"}
     command = [*COMMAND, *map(str, flags)]
     return subprocess.Popen(command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 

@@ -42,7 +42,7 @@ EXPERIMENT = Experiment(
     optimizer=OptimizerConfig(learning_rate=1e-2),
     checkpoint=CheckpointConfig(every=0),
 )
-# Devices, mesh (data, fsdp, tensor) and the step after which the run is stopped there.
+# Devices, mesh (data, fsdp, sequence) and the step after which the run is stopped there.
 PARTS = [(8, (2, 4, 1), 2), (4, (1, 2, 2), 5), (8, (1, 8, 1), 9)]
 
 

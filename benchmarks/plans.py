@@ -1,0 +1,63 @@
+"""What the train step takes on machines that aren't here, for the rows that other frameworks have been measured on.
+
+    python -m benchmarks.plans [ROW ...]
+
+Compiles ahead of time by launch.plan (extras tpu-aot and gpu-aot), minutes a row; rows that aren't named keep their
+place in the record. One sequence per chip, AdamW, fp32 master weights and moments, bf16 compute.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import subprocess
+import sys
+import tempfile
+
+from benchmarks import record
+
+ROWS: dict[str, tuple[str, str, list[str]]] = {  # target, model, settings
+    "v5p_8k": ("v5p:2x2x4", "qwen2p5_7b", ["data.block_size=8192"]),
+    "v5p_8k_save_dots": ("v5p:2x2x4", "qwen2p5_7b", ["data.block_size=8192", "train.remat=save_dots"]),
+    "v5p_32k": ("v5p:2x2x4", "qwen2p5_7b", ["data.block_size=32768"]),
+    "v6e_32k": ("v6e:4x4", "qwen2p5_7b", ["data.block_size=32768"]),
+    "v5p_32b_32k": ("v5p:4x4x4", "qwen2p5_32b", ["data.block_size=32768", "train.batch_size=64"]),
+    "h100_32b_32k": ("h100:16", "qwen2p5_32b", ["data.block_size=32768"]),
+    "h100_32b_32k_sequence": (
+        "h100:16",
+        "qwen2p5_32b",
+        ["data.block_size=32768", "mesh.sequence=2", "train.accumulation=2"],
+    ),
+    "h100_3b_32k": ("h100:1", "qwen2p5_3b", ["data.block_size=32768", "train.accumulation=16"]),
+}
+
+
+def plan(name: str, out: pathlib.Path) -> dict[str, object]:
+    """Runs launch.plan for a row and returns its JSON."""
+    target, model, settings = ROWS[name]
+    flags = [f"--config.{setting}" for setting in [*settings, "train.loss_chunk=256"]]
+    command = ["-m", "launch.plan", f"--config=configs/s1_{model}.py", f"--model={model}", f"--target={target}"]
+    done = subprocess.run([sys.executable, *command, *flags, f"--out={out}"])
+    if not out.exists():
+        sys.exit(f"{name}: launch.plan ended with {done.returncode}; see above.")
+    return json.loads(out.read_text())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", nargs="*", metavar="ROW", default=list(ROWS), choices=[*ROWS, list(ROWS)])
+    parser.add_argument("--outputs", type=pathlib.Path, help="folder of ROW.json; what is there is not compiled again")
+    arguments = parser.parse_args()
+    file = record.RESULTS / "plans.json"
+    plans = json.loads(file.read_text())["plans"] if file.exists() else {}
+    folder = arguments.outputs or pathlib.Path(tempfile.mkdtemp())
+    folder.mkdir(exist_ok=True)
+    for name in arguments.rows:
+        out = folder / f"{name}.json"
+        plans[name] = json.loads(out.read_text()) if out.exists() else plan(name, out)
+    record.write("plans", {"plans": plans})
+
+
+if __name__ == "__main__":
+    main()
