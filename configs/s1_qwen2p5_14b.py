@@ -8,7 +8,7 @@ Planned with `python -m launch.plan --config=configs/s1_qwen2p5_14b.py --model=q
 time, never run; 20 % is about what the paper's own run reached; every row counts as full, at the paper's block):
 
     target   micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
-    h100:16  1               39.0 / 80             4334 (5806)                        115.0
+    h100:16  1               37.8 / 80             4334 (5769)                        115.0
 """
 
 import ml_collections

@@ -8,7 +8,7 @@ Planned with `python -m launch.plan --config=configs/s1_qwen2p5_32b.py --model=q
 time, never run; 20 % is about what the paper's own run reached; every row counts as full, at the paper's block):
 
     target   micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
-    h100:16  1               65.5 / 80             8400 (10956)                        222.9
+    h100:16  1               64.9 / 80             8400 (10906)                        222.9
 """
 
 import ml_collections

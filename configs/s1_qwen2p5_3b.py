@@ -8,9 +8,9 @@ Planned with `python -m launch.plan --config=configs/s1_qwen2p5_3b.py --model=qw
 time, never run; 20 % is about what the paper's own run reached; every row counts as full, at the paper's block):
 
     target   micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
-    h100:1   16              70.7 / 80            17308 (23343)                        459.4
-    h100:8   2               17.6 / 80             2163 (2918)                         57.4
-    h100:16  1               13.0 / 80             1082 (1459)                         28.7
+    h100:1   16              70.5 / 80            17308 (23165)                        459.4
+    h100:8   2               17.2 / 80             2163 (2896)                         57.4
+    h100:16  1               12.5 / 80             1082 (1448)                         28.7
 """
 
 import ml_collections

@@ -8,8 +8,8 @@ Planned with `python -m launch.plan --config=configs/s1_qwen2p5_7b.py --model=qw
 time, never run; 20 % is about what the paper's own run reached; every row counts as full, at the paper's block):
 
     target   micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
-    h100:8   2               33.7 / 80             4073 (5356)                        108.1
-    h100:16  1               22.2 / 80             2037 (2678)                         54.1
+    h100:8   2               32.9 / 80             4073 (5326)                        108.1
+    h100:16  1               21.5 / 80             2037 (2663)                         54.1
 """
 
 import ml_collections

@@ -8,8 +8,8 @@ Planned with `python -m launch.plan --config=configs/s1_qwen3_8b.py --model=qwen
 time, never run; 20 % is about what the paper's own run reached; every row counts as full, at the paper's block):
 
     target   micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
-    h100:8   2               37.3 / 80             4876 (6543)                        129.4
-    h100:16  1               25.2 / 80             2438 (3272)                         64.7
+    h100:8   2               36.4 / 80             4876 (6499)                        129.4
+    h100:16  1               24.2 / 80             2438 (3249)                         64.7
 """
 
 import ml_collections
