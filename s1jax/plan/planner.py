@@ -132,12 +132,13 @@ def remedies(result: Plan, experiment: Experiment) -> list[str]:
     """What to change where the step doesn't fit, the cheapest first."""
     train, advice = experiment.train, []
     if train.attention == "xla":
-        advice.append("--config.train.attention=chunked: no scores of whole rows")
+        advice.append("--config.train.attention=auto: no scores of whole rows")
     if train.remat != "full":
         advice.append("--config.train.remat=full: only each layer's input is kept")
     if result.rows > result.devices and train.accumulation < result.rows // result.devices:
         advice.append(f"--config.train.accumulation={result.rows // result.devices}: one row a device at a time")
-    advice.append(f"a shorter data.block_size (now {result.block_size}), mesh.tensor=2, or more devices")
+    shorter = f"a shorter data.block_size (now {result.block_size})"
+    advice.append(f"{shorter}, mesh.sequence=2, mesh.tensor=2, or more devices")
     return advice
 
 
