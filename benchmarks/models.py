@@ -5,13 +5,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from s1jax.config import ModelConfig
+from s1jax.config import ModelConfig, OptimizerConfig, TrainConfig
 from s1jax.model import decoder
+from s1jax.train import optimizer as optimizer_lib
+from s1jax.train import step as step_lib
 
 CONFIG = ModelConfig(
     vocab_size=32000,
@@ -36,6 +40,24 @@ def random_params(seed: int = 0) -> dict[str, Any]:
         return rng.normal(scale=0.02, size=leaf.shape).astype(np.float32)
 
     return jax.tree_util.tree_map_with_path(draw, decoder.abstract_params(CONFIG))
+
+
+def stepper(
+    config: ModelConfig, train: TrainConfig, params: Any, num_steps: int, mesh: Mesh
+) -> Callable[[dict[str, jax.Array]], float]:
+    """A function that takes the next step of a run from `params` on a batch, and returns its loss."""
+    optimizer = OptimizerConfig()
+    tx = optimizer_lib.make(optimizer, config, num_steps)
+    abstract = step_lib.abstract_state(config, tx, mesh, train.param_dtype)
+    state = step_lib.init_state(params, tx, abstract)
+    step = step_lib.make_step(config, train, optimizer, num_steps, tx, mesh, abstract)
+
+    def run(batch: dict[str, jax.Array]) -> float:
+        nonlocal state
+        state, metrics = step(state, batch)
+        return float(metrics["loss"])
+
+    return run
 
 
 def transformers_model() -> Any:

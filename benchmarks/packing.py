@@ -19,14 +19,12 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-from benchmarks import record
+from benchmarks import models, record
 from s1jax import parallel
-from s1jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
+from s1jax.config import MeshConfig, ModelConfig, TrainConfig
 from s1jax.data.batches import Batches
 from s1jax.data.packing import Example
 from s1jax.model import decoder
-from s1jax.train import optimizer as optimizer_lib
-from s1jax.train import step as step_lib
 
 SCALE, ROWS, IDS, LONGEST = 32, 1000, 4_700_000, 9109
 BLOCKS = {"paper's block": 32768, "shortest block": 10240}
@@ -62,18 +60,8 @@ def examples() -> list[Example]:
 def contender(batches: Batches, losses: list[float]) -> Callable[[], None]:
     """A function that takes the next step of a run on `batches` and appends its loss."""
     mesh = parallel.make_mesh(MeshConfig(), jax.devices()[:1])
-    optimizer = OptimizerConfig()
-    tx = optimizer_lib.make(optimizer, MODEL, batches.num_steps)
-    abstract = step_lib.abstract_state(MODEL, tx, mesh, TRAIN.param_dtype)
-    state = step_lib.init_state(decoder.init_params(MODEL, jax.random.key(0)), tx, abstract)
-    step = step_lib.make_step(MODEL, TRAIN, optimizer, batches.num_steps, tx, mesh, abstract)
-
-    def run() -> None:
-        nonlocal state
-        state, metrics = step(state, parallel.put_batch(batches.batch(len(losses)), mesh))
-        losses.append(float(metrics["loss"]))
-
-    return run
+    step = models.stepper(MODEL, TRAIN, decoder.init_params(MODEL, jax.random.key(0)), batches.num_steps, mesh)
+    return lambda: losses.append(step(parallel.put_batch(batches.batch(len(losses)), mesh)))
 
 
 def main() -> None:

@@ -46,14 +46,17 @@ def plan(name: str, out: pathlib.Path) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("rows", nargs="*", metavar="ROW", default=list(ROWS), choices=[*ROWS, list(ROWS)])
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=", ".join(ROWS))
     parser.add_argument("--outputs", type=pathlib.Path, help="folder of ROW.json; what is there is not compiled again")
     arguments = parser.parse_args()
+    unknown = [name for name in arguments.rows if name not in ROWS]
+    if unknown:
+        parser.error(f"{unknown[0]} is no row; choose from {', '.join(ROWS)}")
     file = record.RESULTS / "plans.json"
     plans = json.loads(file.read_text())["plans"] if file.exists() else {}
     folder = arguments.outputs or pathlib.Path(tempfile.mkdtemp())
     folder.mkdir(exist_ok=True)
-    for name in arguments.rows:
+    for name in arguments.rows or ROWS:
         out = folder / f"{name}.json"
         plans[name] = json.loads(out.read_text()) if out.exists() else plan(name, out)
     record.write("plans", {"plans": plans})

@@ -17,20 +17,15 @@ import numpy as np
 
 from benchmarks import models, record
 from s1jax import parallel
-from s1jax.config import MeshConfig, OptimizerConfig, TrainConfig
-from s1jax.train import optimizer as optimizer_lib
-from s1jax.train import step as step_lib
+from s1jax.config import MeshConfig, TrainConfig
 
 
 def ours(tokens: np.ndarray) -> Callable[[], Any]:
     """A function that takes one s1jax step on tokens [B, T + 1] and returns its loss."""
     mesh = parallel.make_mesh(MeshConfig())
     train = TrainConfig(batch_size=tokens.shape[0], compute_dtype="float32", remat="none", loss_chunk=2048)
-    optimizer = OptimizerConfig()
-    tx = optimizer_lib.make(optimizer, models.CONFIG, 100)
-    abstract = step_lib.abstract_state(models.CONFIG, tx, mesh, "float32")
-    state = step_lib.init_state(jax.tree.map(jax.numpy.asarray, models.random_params()), tx, abstract)
-    step = step_lib.make_step(models.CONFIG, train, optimizer, 100, tx, mesh, abstract)
+    params = jax.tree.map(jax.numpy.asarray, models.random_params())
+    step = models.stepper(models.CONFIG, train, params, 100, mesh)
     rows, length = tokens.shape[0], tokens.shape[1] - 1
     arrays = {
         "tokens": tokens[:, :-1],
@@ -40,13 +35,7 @@ def ours(tokens: np.ndarray) -> Callable[[], Any]:
         "weights": np.ones((rows, length), np.float32),
     }
     batch = {name: jax.numpy.asarray(array) for name, array in arrays.items()}
-
-    def run() -> float:
-        nonlocal state
-        state, metrics = step(state, batch)
-        return float(metrics["loss"])
-
-    return run
+    return lambda: step(batch)
 
 
 def theirs(tokens: np.ndarray) -> Callable[[], Any]:

@@ -66,7 +66,9 @@ def _train(experiment: Experiment, workdir: pathlib.Path, began: float, profile:
     first = jax.process_index() == 0
     loop.claim_workdir(workdir, experiment)
     experiment, fallback = parallel.choose_attention(experiment, mesh, jax.default_backend())
-    for note in [*notes, *([fallback] if fallback else [])] if first else []:
+    if fallback:
+        notes.append(fallback)
+    for note in notes if first else []:
         print(f"note: {note}")
 
     def make_params() -> Any:

@@ -8,6 +8,7 @@ heads, the hidden width of the MLP and the vocabulary. The last axis' devices ar
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -104,7 +105,7 @@ def param_shardings(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
         spec: list[tuple[str, ...]] = []
         for size, axis in zip(leaf.shape, axes, strict=True):
             along = TABLE[axis]
-            if size % _parts(mesh, along):
+            if size % parts(mesh, along):
                 if axis != "kv_heads":
                     name = "/".join(entry.key for entry in path)
                     raise InputError(
@@ -130,9 +131,14 @@ def token_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(ROWS, TOKENS))
 
 
+def parts(mesh: Mesh, axes: tuple[str, ...]) -> int:
+    """Number of parts that what lies along `axes` is split into."""
+    return math.prod(mesh.shape[axis] for axis in axes)
+
+
 def row_shards(mesh: Mesh) -> int:
     """Number of parts that the rows of a batch are split into."""
-    return _parts(mesh, ROWS)
+    return parts(mesh, ROWS)
 
 
 def check_batch(rows: int, length: int, mesh: Mesh, what: str) -> None:
@@ -190,7 +196,8 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     share, length = batch["tokens"].shape
     shape = (share * row_share(mesh)[1], length)
     check_batch(*shape, mesh, "the batch")
-    order = places(length, mesh.shape[TOKENS]).reshape(-1)
+    shards = mesh.shape[TOKENS]
+    order = places(length, shards).reshape(-1) if shards > 1 else slice(None)  # which copies nothing
     return {
         name: jax.make_array_from_process_local_data(token_sharding(mesh), array[:, order], shape)
         for name, array in batch.items()
@@ -226,7 +233,7 @@ def attend(mesh: Mesh, implementation: str) -> attention_lib.Attend:
     and uses those of its query heads.
     """
     if mesh.size == 1:
-        return lambda q, k, v, segment_ids: attention_lib.attend(q, k, v, segment_ids, implementation)
+        return functools.partial(attention_lib.attend, implementation=implementation)
     shards, tensor = mesh.shape[TOKENS], mesh.shape["tensor"]
 
     def on_mesh(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
@@ -274,11 +281,7 @@ def _whole_rows(x: jax.Array, shards: int) -> jax.Array:
     return jnp.concatenate([*runs[::2], *runs[::-2]], axis=1)
 
 
-def _parts(mesh: Mesh, axes: tuple[str, ...]) -> int:
-    return math.prod(mesh.shape[axis] for axis in axes)
-
-
 def _product(mesh: Mesh, axes: tuple[str, ...]) -> str:
     """`mesh.data * mesh.fsdp = 4`, for messages; axes of one device are left out beside others."""
     split = [axis for axis in axes if mesh.shape[axis] > 1] or axes
-    return f"{' * '.join(f'mesh.{axis}' for axis in split)} = {_parts(mesh, axes)}"
+    return f"{' * '.join(f'mesh.{axis}' for axis in split)} = {parts(mesh, axes)}"

@@ -19,6 +19,7 @@ _BLOCK = 512
 # (q [B, T, N, H], k [B, T, K, H], v [B, T, K, H], segment_ids [B, T]) -> [B, T, N, H], as the decoder calls it:
 # `attend` on one device, what `s1jax.parallel.attend` makes of it on a mesh.
 Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+_FUSED: dict[str, Attend] = {"splash": fused.splash, "cudnn": fused.cudnn}
 
 
 def attend(
@@ -50,10 +51,10 @@ def attend(
     Raises:
       ValueError: for an unknown implementation.
     """
-    if implementation in ("splash", "cudnn"):
+    if implementation in _FUSED:
         if places is not None:
             raise ValueError(f"attention implementation {implementation!r} has no part of a row; use 'chunked'")
-        return {"splash": fused.splash, "cudnn": fused.cudnn}[implementation](q, k, v, segment_ids)
+        return _FUSED[implementation](q, k, v, segment_ids)
     batch, length, _, head_dim = q.shape
     # Blocks may not reach over the border between two runs.
     block = min(_BLOCK, length) if places is None else math.gcd(_BLOCK, length // 2)
@@ -84,23 +85,23 @@ def choose(asked: str, platform: str, dtype: str, packed: bool, sequence: int) -
     Returns:
       its name for `attend`, and a sentence where it isn't what was asked for.
     """
-    platform = "gpu" if platform == "cuda" else platform
+    whole_rows = (sequence > 1, "has no part of a row (mesh.sequence > 1)")
     against = {
-        "splash": [(platform != "tpu", "runs on TPU only"), (sequence > 1, "has no part of a row (mesh.sequence > 1)")],
+        "splash": [(platform != "tpu", "runs on TPU only"), whole_rows],
         "cudnn": [
-            (platform != "gpu", "runs on NVIDIA GPUs only"),
+            (platform not in ("gpu", "cuda"), "runs on NVIDIA GPUs only"),
             (dtype != "bfloat16", "wants train.compute_dtype=bfloat16"),
             (packed, "knows no segments (data.batching=packed)"),
-            (sequence > 1, "has no part of a row (mesh.sequence > 1)"),
+            whole_rows,
         ],
     }
+    reasons = {name: next((why for applies, why in pairs if applies), None) for name, pairs in against.items()}
     if asked == "auto":
-        usable = (name for name, reasons in against.items() if not any(applies for applies, _ in reasons))
-        return next(usable, "chunked"), None
-    reason = next((why for applies, why in against.get(asked, ()) if applies), None)
-    return (
-        (asked, None) if reason is None else ("chunked", f"train.attention={asked} {reason}; chunked is used instead.")
-    )
+        return next((name for name, why in reasons.items() if why is None), "chunked"), None
+    why = reasons.get(asked)
+    if why is None:
+        return asked, None
+    return "chunked", f"train.attention={asked} {why}; chunked is used instead."
 
 
 def attend_cached(q: jax.Array, keys: jax.Array, values: jax.Array, positions: jax.Array) -> jax.Array:

@@ -30,11 +30,12 @@ def splash(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, int
 
     _, length, heads, head_dim = q.shape
     extra = -length % _LANES
-    block = next(size for size in range(min(_BLOCK, length + extra), 0, -_LANES) if (length + extra) % size == 0)
+    lanes = (length + extra) // _LANES
+    block = _LANES * _largest_divisor(lanes, _BLOCK // _LANES)
     count = (length + extra) // block
     # The backward kernel writes a part of the queries' gradient for every block of keys, to be added up afterwards:
     # 15 GB of parts for Qwen2.5-7B at 32k with blocks of 512. Eight of them are 1.9 GB, for 1/8 more products there.
-    wide = block * next(k for k in range(max(1, count // _PARTS), 0, -1) if count % k == 0)
+    wide = block * _largest_divisor(count, count // _PARTS)
     sizes = splash_attention_kernel.BlockSizes(
         block_q=block,
         block_kv=block,
@@ -61,6 +62,11 @@ def splash(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, int
     segments = jnp.pad(segment_ids, ((0, 0), (0, extra)), constant_values=-1)
     out = jax.vmap(lambda q, k, v, s: kernel(q, k, v, splash_attention_kernel.SegmentIds(s, s)))(q, k, v, segments)
     return out.swapaxes(1, 2)[:, :length].astype(v.dtype)
+
+
+def _largest_divisor(number: int, most: int) -> int:
+    """Of `number`, no larger than `most`; 1 where that is 0."""
+    return next((size for size in range(min(number, most), 1, -1) if number % size == 0), 1)
 
 
 def cudnn(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:

@@ -71,16 +71,16 @@ def traffic(text: str) -> Traffic:
             operation = instruction.operation
             if operation == "while":
                 runs = _trip_count(instruction, computations)
-                visit(_called(instruction, "body"), times * runs, True)
+                visit(_called(instruction, "body"), times * runs, True, beside)
             elif operation in ("call", "call-start", "async-start"):  # call-start: on a TPU's SparseCore
                 called = _called(instruction, "calls" if operation == "async-start" else "to_apply")
-                visit(called, times, in_loop, operation != "call")
+                visit(called, times, in_loop, beside or operation != "call")
             elif operation == "fusion" and _starts_collective(computations[_called(instruction, "calls")]):
                 visit(_called(instruction, "calls"), times, in_loop, True)
             elif operation == "conditional":
                 for branch in re.findall(r"%([\w.\-]+)", instruction.attributes.split("metadata=")[0]):
                     if branch in computations:
-                        visit(branch, times, in_loop)
+                        visit(branch, times, in_loop, beside)
             kind = operation.removesuffix("-start")
             if kind in _COLLECTIVES:
                 size = max(_size(instruction.type.removeprefix("("), largest=operation.endswith("-start")), 0)

@@ -149,12 +149,12 @@ def _memory(
     held = lambda tree: float(sum(_shard_bytes(leaf) for leaf in jax.tree.leaves(tree)))  # noqa: E731
     train, tokens = experiment.train, experiment.train.batch_size * experiment.data.block_size
     width = jnp.dtype(train.compute_dtype).itemsize
-    local = tokens / parallel.row_shards(mesh) / mesh.shape[parallel.TOKENS] / train.accumulation
+    local = tokens / parallel.parts(mesh, (*parallel.ROWS, parallel.TOKENS)) / train.accumulation
     weights = held(state.params) / jnp.dtype(train.param_dtype).itemsize
     peak = getattr(analysis, "peak_memory_in_bytes", 0)
     if not peak:
         peak = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
-    chunk = min(train.loss_chunk, local) * model.vocab_size / mesh.shape["tensor"]
+    chunk = min(train.loss_chunk, local) * model.vocab_size / parallel.parts(mesh, parallel.TABLE["vocab"])
     kinds = {
         "parameters": held(state.params),
         "moments": held(state.opt_state),

@@ -13,7 +13,6 @@ more beyond.
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any
 
 import jax
@@ -80,7 +79,7 @@ def _run(
     size = kernel.shape[1]
     if mesh is None or mesh.size == 1:
         return _one_device(hidden, kernel, targets, weights, chunk, gradients, size)
-    kernel = jnp.pad(kernel, ((0, 0), (0, -size % math.prod(mesh.shape[axis] for axis in _VOCAB))))
+    kernel = jnp.pad(kernel, ((0, 0), (0, -size % parallel.parts(mesh, _VOCAB))))
     tokens = P(parallel.ROWS, parallel.TOKENS)
 
     def device(h: jax.Array, k: jax.Array, t: jax.Array, w: jax.Array) -> tuple[jax.Array, Any, Any]:

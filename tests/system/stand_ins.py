@@ -1,4 +1,4 @@
-"""A place to run the recipes in, where the commands of clouds and clusters only write down what they were asked for."""
+"""A place to run the scripts of launch/ in, where other commands only write down what they were asked for."""
 
 import pathlib
 import shutil
@@ -7,8 +7,8 @@ import subprocess
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "launch"
 TOOLS = (
-    "basename", "bash", "cat", "cksum", "cut", "dirname", "env", "grep", "mkdir", "mv", "nohup", "rm", "sed", "setsid",
-    "tail", "touch",
+    "basename", "bash", "cat", "cksum", "cp", "cut", "dirname", "env", "grep", "mkdir", "mv", "nohup", "nproc", "rm",
+    "sed", "setsid", "tail", "touch",
 )  # fmt: skip
 # Writes down its arguments. What it answers stands line by line in files of the folder ANSWERS, the last line for ever;
 # !N is failure with exit code N.
@@ -34,14 +34,14 @@ esac
 class Place:
     """A copy of the scripts, a PATH with stand-ins, and the log of what these were asked for."""
 
-    def __init__(self, folder, commands=("gcloud", "git", "scp", "sleep", "ssh"), tools=TOOLS):
+    def __init__(self, folder, commands=("gcloud", "git", "scp", "sleep", "ssh"), tools=TOOLS, stand_in=STAND_IN):
         self.folder, self.log, self.answers, self.path = (folder / n for n in ("repository", "log", "answers", "bin"))
         self.path.mkdir()
         self.answers.mkdir()
         for tool in tools:
             (self.path / tool).symlink_to(shutil.which(tool))
         for command in commands:
-            self.program(self.path / command, STAND_IN)
+            self.program(self.path / command, stand_in)
         shutil.copytree(LAUNCH, self.folder / "launch", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
         shutil.copytree(ROOT / "configs", self.folder / "configs")
         shutil.copy(ROOT / "setup.py", self.folder)

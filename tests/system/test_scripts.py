@@ -7,42 +7,22 @@ import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+from tests.system import stand_ins
+from tests.system.stand_ins import ROOT
+
 SCRIPTS = [*sorted((ROOT / "launch").glob("*.sh")), ROOT / ".ci" / "run"]
 # Accepts every `-c` (the version check), makes .venv with itself as its Python, fails where its arguments have $BREAK.
 STAND_IN = """#!/bin/bash
 [[ $1 == -c ]] && exit 0
 [[ $1 == --version ]] && echo "stand-in 3.12" && exit 0
 echo "${0##*/} $*" >>LOG
-if [[ $* == *" venv "* || $1 == venv ]]; then mkdir -p .venv/bin && cp PYTHON .venv/bin/python; fi
+if [[ $* == *" venv "* || $1 == venv ]]; then mkdir -p .venv/bin && cp "$(command -v python3)" .venv/bin/python; fi
 [[ -z ${BREAK:-} || $* != *"$BREAK"* ]]
 """
 
 
-class Place:
-    """A copy of the scripts in an empty folder, a PATH with stand-ins, and the log of what these were asked for."""
-
-    def __init__(self, folder, commands=("python3",)):
-        self.folder, self.log = folder / "repository", folder / "log"
-        bin_folder = folder / "bin"
-        bin_folder.mkdir()
-        for tool in ("bash", "cat", "cksum", "cp", "cut", "dirname", "env", "mkdir", "nproc", "rm", "touch"):
-            (bin_folder / tool).symlink_to(shutil.which(tool))
-        for command in commands:
-            text = STAND_IN.replace("LOG", str(self.log)).replace("PYTHON", str(bin_folder / "python3"))
-            (bin_folder / command).write_text(text)
-            (bin_folder / command).chmod(0o755)
-        shutil.copytree(ROOT / "launch", self.folder / "launch", ignore=shutil.ignore_patterns("*.py", "__pycache__"))
-        shutil.copy(ROOT / "setup.py", self.folder)
-        self.path = bin_folder
-
-    def run(self, script, *arguments, **variables):
-        self.log.write_text("")
-        outcome = subprocess.run(
-            ["bash", f"launch/{script}", *arguments], cwd=self.folder, env={"PATH": str(self.path), **variables},
-            capture_output=True, text=True, timeout=60,
-        )  # fmt: skip
-        return outcome, self.log.read_text().splitlines()
+def make_place(folder, commands=("python3",)):
+    return stand_ins.Place(folder, commands, stand_in=STAND_IN)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -55,7 +35,7 @@ def test_scripts_are_sound(script):
 
 
 def test_quickstart_installs_trains_and_evaluates(tmp_path):
-    place = Place(tmp_path)
+    place = make_place(tmp_path)
     outcome, log = place.run("quickstart.sh")
     assert outcome.returncode == 0, outcome.stderr
     venv, install, train, evaluate = log
@@ -71,18 +51,18 @@ def test_quickstart_installs_trains_and_evaluates(tmp_path):
 
 
 def test_uv_is_used_where_it_is_there(tmp_path):
-    outcome, log = Place(tmp_path, ("python3", "uv")).run("quickstart.sh")
+    outcome, log = make_place(tmp_path, ("python3", "uv")).run("quickstart.sh")
     assert outcome.returncode == 0, outcome.stderr
     assert log[0].startswith("uv venv") and log[1].startswith("uv pip install") and log[1].endswith("-e .")
 
 
 def test_quickstart_stops_where_training_fails(tmp_path):
-    outcome, log = Place(tmp_path).run("quickstart.sh", BREAK="launch.train")
+    outcome, log = make_place(tmp_path).run("quickstart.sh", BREAK="launch.train")
     assert outcome.returncode != 0 and not any("launch.evaluate" in line for line in log)
 
 
 def test_an_installation_that_failed_is_tried_again(tmp_path):
-    place = Place(tmp_path)
+    place = make_place(tmp_path)
     outcome, _ = place.run("quickstart.sh", BREAK="pip")
     assert outcome.returncode == 2 and "error: pip could not install" in outcome.stderr
     _, log = place.run("quickstart.sh")
@@ -90,7 +70,7 @@ def test_an_installation_that_failed_is_tried_again(tmp_path):
 
 
 def test_a_changed_setup_is_installed_again(tmp_path):
-    place = Place(tmp_path)
+    place = make_place(tmp_path)
     place.run("quickstart.sh")
     with (place.folder / "setup.py").open("a") as file:
         file.write("# another dependency\n")
@@ -103,19 +83,19 @@ def test_a_changed_setup_is_installed_again(tmp_path):
     [({}, "no Python 3.11 or newer found"), ({"PYTHON": "nowhere"}, "PYTHON=nowhere is no Python 3.11 or newer")],
 )
 def test_a_missing_python_is_one_sentence(tmp_path, variables, words):
-    outcome, _ = Place(tmp_path, ()).run("quickstart.sh", **variables)
+    outcome, _ = make_place(tmp_path, ()).run("quickstart.sh", **variables)
     assert outcome.returncode == 2 and outcome.stderr.startswith(f"error: {words}") and outcome.stderr.count("\n") == 1
 
 
 def test_a_broken_environment_is_one_sentence(tmp_path):
-    place = Place(tmp_path)
+    place = make_place(tmp_path)
     (place.folder / ".venv").mkdir()
     outcome, _ = place.run("quickstart.sh")
     assert outcome.returncode == 2 and "rm -r .venv" in outcome.stderr and outcome.stderr.count("\n") == 1
 
 
 def test_the_checks_all_run_and_one_that_fails_is_named(tmp_path):
-    place = Place(tmp_path)
+    place = make_place(tmp_path)
     outcome, log = place.run("test.sh", BREAK="mypy")
     assert outcome.returncode == 1 and "python -m mypy" in outcome.stdout.split("FAILED")[1]
     assert "pip install" in log[1] and log[1].endswith("-e .[test]")
@@ -126,7 +106,7 @@ def test_the_checks_all_run_and_one_that_fails_is_named(tmp_path):
 
 
 def test_arguments_of_the_test_script_go_to_pytest(tmp_path):
-    outcome, log = Place(tmp_path).run("test.sh", "tests/sample", "-k", "budget")
+    outcome, log = make_place(tmp_path).run("test.sh", "tests/sample", "-k", "budget")
     assert outcome.returncode == 0 and log[-1] == "python -m pytest tests/sample -k budget"
 
 
