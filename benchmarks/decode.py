@@ -22,7 +22,8 @@ import numpy as np
 
 from benchmarks import models, record
 from s1jax.config import Controls, Delimiters
-from s1jax.sample import generate as generate_lib
+from s1jax.sample.engine import Engine
+from s1jax.sample.generate import Request
 
 # A row answers at once, after one forced id, and nothing but max_answer_tokens ends the answer.
 _DELIMITERS = Delimiters((), (0,), (), (), (), (), (), (), num_ids=models.CONFIG.vocab_size)
@@ -31,11 +32,13 @@ _DELIMITERS = Delimiters((), (0,), (), (), (), (), (), (), num_ids=models.CONFIG
 def ours(prompts: np.ndarray, new: int) -> Callable[[], Any]:
     """A function that samples `new` ids after every prompt [B, T] with s1jax."""
     params = jax.tree.map(jnp.asarray, models.random_params())
-    controls = [Controls(max_thinking_tokens=0, max_answer_tokens=new - 1)] * len(prompts)
+    engine = Engine(params, config=models.CONFIG, slots=len(prompts))
+    controls = Controls(max_thinking_tokens=0, max_answer_tokens=new - 1)
+    requests = [Request(tuple(prompt), controls) for prompt in prompts.tolist()]
 
     def run() -> None:
-        samples = generate_lib.generate(params, models.CONFIG, prompts.tolist(), controls, _DELIMITERS)
-        assert all(len(sample.ids) == new for sample in samples)
+        samples = engine.sample(requests, _DELIMITERS)
+        assert all(len(sample.ids) == new for _, sample in samples)
 
     return run
 

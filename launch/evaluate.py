@@ -236,12 +236,12 @@ def sample_all(
 ) -> list[scaling.Run]:
     """Makes every run, writes its rows to `file`, and returns what came of each."""
     from launch import progress
-    from s1jax.sample import rows as rows_lib
+    from s1jax.sample.engine import Engine
 
     count = len(task.rows)
     names = [f"problem {i} of {task.title}" for i in range(count)]
     prompts = [{**row, "seed": (controls.seed + i) % 2**32} for i, row in enumerate(task.rows)]
-    slots = _shared_slots(model, prompts, controls)
+    engine = Engine(model, slots=_BATCH.value, cache_length=_shared_slots(model, prompts, controls), dtype=dtype)
     runs = []
     bar = progress.Bar("evaluating", len(settings) * count)
     with bar, file.open("w", encoding="utf-8") as stream:
@@ -251,17 +251,13 @@ def sample_all(
             limit = controls.max_thinking_tokens if setting.budget is None else setting.budget
             begun = time.monotonic()
 
-            def report(done: int, ids: int, before: int = number * count, begun: float = begun) -> None:
+            def report(done: int, ids: int, _: int, before: int = number * count, begun: float = begun) -> None:
                 bar.update(before + done, f"{ids / (time.monotonic() - begun):,.0f} tokens/s")
 
-            samples = rows_lib.sample_rows(
-                model,
+            samples = engine.generate(
                 prompts,
                 dataclasses.replace(controls, max_thinking_tokens=limit, num_waits=setting.waits),
                 wait=_WAIT.value,
-                batch_size=_BATCH.value,
-                cache_length=slots,
-                dtype=dtype,
                 names=names,
                 progress=report,
             )

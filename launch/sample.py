@@ -6,7 +6,8 @@
     python -m launch.sample --checkpoint=CKPT --prompt="..."          one question, streamed to the terminal
 
 A line of the prompts file is {"question": "..."} or {"prompt_ids": [...]}, and may carry controls of its own, such as
-"max_thinking_tokens" or "wait". The output has one line per prompt, in order; it appears when it is complete.
+"max_thinking_tokens" or "wait". The output has one line per prompt, in order; it appears when it is complete. Until
+then finished rows stand in FILE.jsonl.partial, and the same command goes on after them.
 """
 
 from __future__ import annotations
@@ -17,13 +18,16 @@ import os
 import pathlib
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 from rich.console import Console
 
 from launch import cli, progress
 from s1jax.config import Controls, InputError
+
+if TYPE_CHECKING:
+    from s1jax.sample import journal as journal_lib
 
 FLAGS = flags.FLAGS
 
@@ -35,7 +39,10 @@ flags.DEFINE_string("wait", "Wait", "Put in place of an end of thinking; empty: 
 flags.DEFINE_integer("batch_size", 16, "Rows that run at one time.", lower_bound=1)
 flags.DEFINE_integer("cache_length", 0, "Cache slots per row; 0: as many as the longest row can need.", lower_bound=0)
 flags.DEFINE_enum(
-    "dtype", "", ["", "float32", "bfloat16"], "Of weights and cache; by default float32 on a CPU, bfloat16 elsewhere."
+    "dtype", "", ["", "float32", "bfloat16"], "Of the weights; by default float32 on a CPU, bfloat16 elsewhere."
+)
+flags.DEFINE_enum(
+    "cache_dtype", "", ["", "float32", "bfloat16", "int8"], "Of the cache; by default that of the weights."
 )
 _HELP = {
     "max_thinking_tokens": "Thinking is cut here; 0: no thinking.",
@@ -68,14 +75,13 @@ def main() -> None:
         _answer_file(controls)
 
 
-def _load() -> tuple[Any, str]:
-    """Loads the checkpoint in the dtype of the flag; imports JAX only now, so that --help and bad flags are quick."""
-    import jax
+def _engine(slots: int) -> Any:
+    """Loads the checkpoint; imports JAX only now, so that --help and bad flags are quick."""
+    from s1jax.sample.engine import Engine
 
-    from s1jax.checkpoint import store
-
-    dtype = FLAGS.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-    return store.load_model(FLAGS.checkpoint, dtype=dtype), dtype
+    return Engine(
+        FLAGS.checkpoint, slots=slots, cache_length=FLAGS.cache_length, dtype=FLAGS.dtype, cache_dtype=FLAGS.cache_dtype
+    )
 
 
 def _answer_file(controls: Controls) -> None:
@@ -86,60 +92,89 @@ def _answer_file(controls: Controls) -> None:
         raise InputError(f"--out={out} cannot be written: {'it' if out.is_dir() else out.parent} is"
                          f" {'a folder' if out.is_dir() else 'no folder'}; give the path of a file.")  # fmt: skip
     rows, names = rows_lib.read_rows(FLAGS.prompts)
-    model, dtype = _load()
-    begun = time.monotonic()
-    with progress.Bar("sampling", len(rows)) as bar:
+    from s1jax.checkpoint import digests, store
+    from s1jax.sample import journal as journal_lib
 
-        def report(done: int, num_ids: int) -> None:
-            bar.update(done, f"{num_ids / (time.monotonic() - begun):.0f} tok/s")
-
-        outputs = rows_lib.sample_rows(
-            model,
-            rows,
-            controls,
-            wait=FLAGS.wait,
-            batch_size=FLAGS.batch_size,
-            cache_length=FLAGS.cache_length,
-            dtype=dtype,
-            names=names,
-            progress=report,
-        )
+    run = journal_lib.fingerprint(
+        {
+            "checkpoint": digests.fingerprint(store.resolve(FLAGS.checkpoint)),
+            "rows": rows,
+            "controls": dataclasses.asdict(controls),
+        }
+        | {name: getattr(FLAGS, name) for name in ("wait", "dtype", "cache_dtype")}
+    )
+    if out.exists():
+        done, _ = journal_lib.read(out, run)
+        print(f"{out} has all {len(done)} rows already")
+        return
+    partial = out.with_name(out.name + ".partial")
+    with journal_lib.Journal(partial, run) as journal:
+        outputs = {row["index"]: row for row in journal.rows}
+        _sample_missing(rows, names, controls, outputs, journal)
     part = out.with_name(f".{out.name}.part")
     try:
         with part.open("w", encoding="utf-8") as file:
-            for output in outputs:
-                file.write(json.dumps(output, ensure_ascii=False) + "\n")
+            for index in range(len(rows)):
+                row = {"fingerprint": run, **outputs[index]}
+                row.pop("index", None)  # the place in the file says it
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, out)
     finally:
         part.unlink(missing_ok=True)
+    partial.unlink(missing_ok=True)
+
+
+def _sample_missing(
+    rows: list[dict[str, Any]],
+    names: list[str],
+    controls: Controls,
+    outputs: dict[int, dict[str, Any]],
+    journal: journal_lib.Journal,
+) -> None:
+    """Samples the rows that `outputs` lacks, into it and into the journal."""
+    before = len(outputs)
+    missing = [index for index in range(len(rows)) if index not in outputs]
+    engine = _engine(FLAGS.batch_size)
+    begun = time.monotonic()
+    with progress.Bar("sampling", len(rows)) as bar:
+        bar.update(before)
+
+        def report(done: int, num_ids: int, thinking: int) -> None:
+            share = f", {100 * thinking / num_ids:.0f} % thinking" if num_ids else ""
+            bar.update(before + done, f"{num_ids / (time.monotonic() - begun):.0f} tok/s{share}")
+
+        stream = engine.stream(
+            [rows[index] for index in missing], controls, wait=FLAGS.wait, names=[names[i] for i in missing],
+            progress=report,
+        )  # fmt: skip
+        for place, output in stream:
+            outputs[missing[place]] = output
+            journal.append({"index": missing[place], **output})
     seconds = time.monotonic() - begun
-    thinking = sum(output["thinking_tokens"] for output in outputs)
-    ids = sum(len(output["ids"]) for output in outputs)
-    cut = sum(output["thinking_end"] == "cut" for output in outputs)
+    thinking = sum(output["thinking_tokens"] for output in outputs.values())
+    cut = sum(output["thinking_end"] == "cut" for output in outputs.values())
+    new = sum(len(outputs[index]["ids"]) for index in missing)
     print(
-        f"{len(outputs)} rows to {out}: {thinking / len(outputs):.1f} thinking tokens a row, {cut} cut,"
-        f" {ids} ids in {seconds:.1f} s ({ids / seconds:.0f} tok/s, compilation included)"
+        f"{len(rows)} rows to {FLAGS.out}: {thinking / len(rows):.1f} thinking tokens a row, {cut} cut,"
+        f" {new} ids of {len(missing)} rows in {seconds:.1f} s ({new / seconds:.0f} tok/s, compilation included)"
     )
 
 
 def _answer(controls: Controls) -> None:
     """Streams one answer: thinking dimmed, forced waits marked, then the answer."""
-    from s1jax.sample import generate, rows
-    from s1jax.text import chat
+    from s1jax.sample import rows
 
-    model, dtype = _load()
-    prompt = rows.prompt_ids(model, {"question": FLAGS.prompt}, "--prompt")
-    delimiters = chat.delimiters(model.tokenizer, model.chat, FLAGS.wait)
+    engine = _engine(1)
+    encode = rows.Encoder(engine.model)
+    request = encode.request({"question": FLAGS.prompt}, controls, FLAGS.wait, "--prompt")
+    delimiters = encode.delimiters(FLAGS.wait)
     console = Console(highlight=False, soft_wrap=True)
     begun = time.monotonic()
     thinking, answer = _Part(console, "thinking", "dim"), _Part(console, "answer", "bold")
-    for sample in generate.stream(
-        model.params, model.config, prompt, controls, delimiters,
-        cache_length=FLAGS.cache_length, dtype=dtype, name="--prompt",
-    ):  # fmt: skip
-        texts = rows.texts(model, sample, delimiters)
+    for sample in engine.watch(request, delimiters):
+        texts = rows.texts(engine.model, sample, delimiters)
         thinking.show(texts[0], bool(sample.thinking_end))
         answer.show(texts[1], bool(sample.answer_end))
     seconds = time.monotonic() - begun

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Iterable
 from typing import Any
 
@@ -74,3 +75,18 @@ def peak_memory(devices: Iterable[Any]) -> int | None:
     """Most bytes that were ever in use on one of some `jax.Device`s; None where the backend does not tell (CPU)."""
     peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in devices]
     return max((int(peak) for peak in peaks if peak is not None), default=None)
+
+
+def free_memory(devices: Iterable[Any]) -> int | None:
+    """Bytes that are free on the fullest of some `jax.Device`s, or in this machine's memory if they are CPUs.
+
+    None where nothing tells.
+    """
+    stats = [device.memory_stats() or {} for device in devices]
+    if all("bytes_limit" in one and "bytes_in_use" in one for one in stats):
+        return min(int(one["bytes_limit"] - one["bytes_in_use"]) for one in stats)
+    try:
+        lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), None)

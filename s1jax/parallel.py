@@ -21,6 +21,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from s1jax.config import Experiment, InputError, MeshConfig, ModelConfig
 from s1jax.model import attention as attention_lib
+from s1jax.model import cache as cache_lib
 from s1jax.model import decoder
 
 AXES = ("data", "fsdp", "sequence", "tensor")
@@ -261,6 +262,73 @@ def attend(mesh: Mesh, implementation: str) -> attention_lib.Attend:
             out_specs=heads,
             check_vma=False,
         )(q, k, v, segment_ids)
+
+    return on_mesh
+
+
+@functools.cache
+def attend_cached(mesh: Mesh | None, split_rows: bool) -> attention_lib.AttendCached:
+    """`s1jax.model.attention.attend_cached` on a mesh, for `s1jax.model.decoder.forward_cached`.
+
+    Each device has the pages of its rows and heads, so nothing of the cache ever moves; a row's table counts the pages
+    of its own devices. Where key heads do not divide along `tensor`, every device has them all.
+
+    Args:
+      mesh: None: one device.
+      split_rows: rows lie along `data` and `fsdp`; False: every device has all of them, as in a prefill.
+    """
+    if mesh is None or mesh.size == 1:
+        return attention_lib.attend_cached
+    rows = ROWS if split_rows else None
+
+    def on_mesh(
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        pages: cache_lib.Pages,
+        layer: jax.Array | None,
+        cache: cache_lib.Cache,
+        count: jax.Array,
+    ) -> tuple[jax.Array, cache_lib.Pages]:
+        tensor = "tensor" if k.shape[2] % mesh.shape["tensor"] == 0 else None
+        heads = PartitionSpec(rows, None, tensor)
+        lead = () if layer is None else (None,)
+        own = jax.tree.map(lambda _: PartitionSpec(*lead, rows, tensor), pages)
+        places = cache_lib.Cache(None, PartitionSpec(rows), PartitionSpec(rows))  # type: ignore[arg-type]
+        return jax.shard_map(
+            attention_lib.attend_cached,
+            mesh=mesh,
+            in_specs=(heads, heads, heads, own, PartitionSpec(), places, PartitionSpec(rows)),
+            out_specs=(heads, own),
+            check_vma=False,
+        )(q, k, v, pages, layer, dataclasses.replace(cache, pages=None), count)
+
+    return on_mesh
+
+
+def page_sharding(mesh: Mesh, kv_heads: int, split_rows: bool = True) -> NamedSharding:
+    """For stacked pages [L, N, K, ...]: pages as their rows, heads along `tensor` where they divide."""
+    tensor = "tensor" if kv_heads % mesh.shape["tensor"] == 0 else None
+    return NamedSharding(mesh, PartitionSpec(None, ROWS if split_rows else None, tensor))
+
+
+def copy_pages(mesh: Mesh | None, kv_heads: int) -> Callable[..., cache_lib.Pages]:
+    """`s1jax.model.cache.copy_pages` on a mesh, from pages that all have to those of some rows.
+
+    `places` is int32 [row shards, number of pages], the places in the pages of each share of the rows.
+    """
+    if mesh is None or mesh.size == 1:
+        return lambda pages, source, places: cache_lib.copy_pages(pages, source, places[0])
+
+    def on_mesh(pages: cache_lib.Pages, source: cache_lib.Pages, places: jax.Array) -> cache_lib.Pages:
+        into, from_ = (page_sharding(mesh, kv_heads, split).spec for split in (True, False))
+        return jax.shard_map(
+            lambda pages, source, places: cache_lib.copy_pages(pages, source, places[0]),
+            mesh=mesh,
+            in_specs=(jax.tree.map(lambda _: into, pages), jax.tree.map(lambda _: from_, source), PartitionSpec(ROWS)),
+            out_specs=jax.tree.map(lambda _: into, pages),
+            check_vma=False,
+        )(pages, source, places)
 
     return on_mesh
 

@@ -1,6 +1,7 @@
 """Attention: one entry point for training over whole rows, one for a step against the cache.
 
-Axis letters: B batch, T query length, S key length, N query heads, K key/value heads, G = N / K, H head dimension.
+Axis letters: B batch, T query length, S key length, N query heads, K key/value heads, G = N / K, H head dimension,
+P slots of a page.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from s1jax.model import cache as cache_lib
 from s1jax.model import chunked, fused
 
 _BLOCK = 512
@@ -19,6 +21,8 @@ _BLOCK = 512
 # (q [B, T, N, H], k [B, T, K, H], v [B, T, K, H], segment_ids [B, T]) -> [B, T, N, H], as the decoder calls it:
 # `attend` on one device, what `s1jax.parallel.attend` makes of it on a mesh.
 Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+# (q, k, v, pages, layer, cache, count), as `attend_cached`; on a mesh what `s1jax.parallel.attend_cached` makes of it.
+AttendCached = Callable[..., tuple[jax.Array, cache_lib.Pages]]
 _FUSED: dict[str, Attend] = {"splash": fused.splash, "cudnn": fused.cudnn}
 
 
@@ -104,20 +108,67 @@ def choose(asked: str, platform: str, dtype: str, packed: bool, sequence: int) -
     return "chunked", f"train.attention={asked} {why}; chunked is used instead."
 
 
-def attend_cached(q: jax.Array, keys: jax.Array, values: jax.Array, positions: jax.Array) -> jax.Array:
-    """Attention of new tokens over one layer of the cache, which already holds them.
+def attend_cached(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    pages: cache_lib.Pages,
+    layer: jax.Array | None,
+    cache: cache_lib.Cache,
+    count: jax.Array,
+) -> tuple[jax.Array, cache_lib.Pages]:
+    """Appends new tokens to one layer of the cache and lets them attend to all that their rows hold.
+
+    Page by page, as many as the longest row has: memory for the scores of one page, and no work for slots that nobody
+    uses yet.
 
     Args:
       q: [B, T, N, H].
-      keys: [B, K, S, H], one layer of `s1jax.model.cache.Cache`.
-      values: [B, K, S, H].
-      positions: int32 [B, T], slots of the queries; each sees slots 0..position.
+      k: [B, T, K, H].
+      v: [B, T, K, H].
+      pages: of all layers, or of one where `layer` is None.
+      layer: int32 scalar, or None.
+      cache: its table and lengths before the tokens; its pages are not looked at.
+      count: int32 [B], tokens of each row; what is right of them is padding.
 
     Returns:
-      [B, T, N, H] in the dtype of `q`.
+      [B, T, N, H] in the dtype of `q`, softmax in float32; and the pages with the tokens.
     """
-    visible = jnp.arange(keys.shape[2])[None, None, :] <= positions[:, :, None]  # [B, T, S]
-    return _softmax_mean(q, keys.astype(q.dtype), values.astype(q.dtype), visible)
+    pages = cache_lib.append(pages, layer, k, v, cache, count)
+    batch, length, _, head_dim = q.shape
+    kv_heads, size = k.shape[2], pages.size
+    # [B, K, T * G, H]: the queries of a group are rows of one matrix product with their common keys.
+    grouped = (q * head_dim**-0.5).reshape(batch, length, kv_heads, -1, head_dim).swapaxes(1, 2)
+    grouped = grouped.reshape(batch, kv_heads, -1, head_dim)
+    last = cache.lengths[:, None] + jnp.arange(length)  # [B, T], last slot that a query sees
+
+    def attend_page(index: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        most, total, mean = carry
+        place = jax.lax.dynamic_index_in_dim(cache.table, index, axis=1, keepdims=False)
+        one = jax.tree.map(lambda a: a[place] if layer is None else a[layer, place], pages)
+        scores = jnp.einsum("bkth,bkhp->bktp", grouped, one.keys.astype(q.dtype), preferred_element_type=jnp.float32)
+        if one.key_scales is not None:
+            scores = scores * one.key_scales[:, :, None]
+        visible = index * size + jnp.arange(size) <= last[:, :, None]  # [B, T, P]
+        scores = scores.reshape(batch, kv_heads, length, -1, size)
+        scores = jnp.where(visible[:, None, :, None], scores, chunked.MASKED).reshape(batch, kv_heads, -1, size)
+        higher = jnp.maximum(most, jnp.max(scores, axis=-1))
+        shrink = jnp.exp(most - higher)
+        weights = jnp.exp(scores - higher[..., None])
+        total = total * shrink + jnp.sum(weights, axis=-1)
+        if one.value_scales is not None:
+            weights = weights * one.value_scales[:, :, None]
+        values = one.values.astype(q.dtype)
+        here = jnp.einsum("bktp,bkph->bkth", weights.astype(q.dtype), values, preferred_element_type=jnp.float32)
+        return higher, total, mean * shrink[..., None] + here
+
+    shape = grouped.shape[:3]
+    start = (jnp.full(shape, chunked.MASKED, jnp.float32), jnp.zeros(shape), jnp.zeros(grouped.shape))
+    longest = jnp.max(jnp.where(count > 0, cache.lengths + count, 0))
+    _, total, mean = jax.lax.fori_loop(0, (longest + size - 1) // size, attend_page, start)
+    out = mean / jnp.maximum(total, 1)[..., None]  # 0 where nothing was attended to; else the total is at least 1
+    out = out.reshape(batch, kv_heads, length, -1, head_dim).swapaxes(1, 2).reshape(q.shape)
+    return out.astype(q.dtype), pages
 
 
 def _softmax_mean(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.Array:

@@ -1,4 +1,10 @@
-"""Key/value cache of the decoder: one pair of arrays, stacked over layers, or one pair a layer for loops on a CPU."""
+"""Key/value cache of the decoder, in pages: a row holds as many as it needs, wherever they lie.
+
+The pages of all layers are stacked in one array, or there is one array a layer for loops on a CPU. Nothing is ever
+padded to the longest row: rows of 500 and of 32,000 tokens lie side by side, and rows may have pages in common.
+
+Axis letters: L layers, N pages, P slots of a page, B rows, M pages of a row, K key/value heads, H head dimension.
+"""
 
 from __future__ import annotations
 
@@ -11,56 +17,139 @@ from jax.typing import DTypeLike
 
 from s1jax.config import ModelConfig
 
+_INT8_MAX = 127
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Pages:
+    """Keys and values; without their first axis, L, the arrays of one layer.
+
+    Attributes:
+      keys: [L, N, K, H, P], rotated. The slots come last because products of a few queries with keys [H, P] are 2.5
+        times faster on a CPU than with [P, H], which is turned first (benchmarks/decode.py).
+      values: [L, N, K, P, H].
+      key_scales: float32 [L, N, K, P] where keys are int8: the largest of a slot's H numbers over 127. Else None.
+      value_scales: as `key_scales`.
+    """
+
+    keys: jax.Array
+    values: jax.Array
+    key_scales: jax.Array | None = None
+    value_scales: jax.Array | None = None
+
+    @property
+    def size(self) -> int:
+        """P."""
+        return self.keys.shape[-1]
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """Keys and values of the tokens seen so far; row b's token at position p lies in slot p.
+    """What rows have seen so far: row b's token at position p lies in slot p % P of page table[b, p // P].
 
     Attributes:
-      keys: [L, B, K, S, H], rotated; or a tuple of L arrays [B, K, S, H], see `unstack`.
-      values: as `keys`.
+      pages: stacked, or a tuple of one a layer, see `unstack`.
+      table: int32 [B, M].
       lengths: int32 [B], tokens held for each row.
     """
 
-    keys: Any
-    values: Any
+    pages: Any
+    table: jax.Array
     lengths: jax.Array
 
 
-def init_cache(config: ModelConfig, batch: int, length: int, dtype: DTypeLike = jnp.float32) -> Cache:
-    """An empty cache for `batch` rows of at most `length` tokens.
+def init_pages(config: ModelConfig, count: int, size: int, dtype: DTypeLike = jnp.float32) -> Pages:
+    """`count` empty pages of `size` slots for every layer; their memory is `bytes_per_slot` * count * size."""
+    lead = (config.num_layers, count, config.num_kv_heads)
+    scales = jnp.zeros((*lead, size), jnp.float32) if jnp.dtype(dtype) == jnp.int8 else None
+    return Pages(
+        jnp.zeros((*lead, config.head_dim, size), dtype),
+        jnp.zeros((*lead, size, config.head_dim), dtype),
+        scales,
+        scales,
+    )
 
-    The memory is 2 * L * B * K * length * H * itemsize bytes.
-    """
-    shape = (config.num_layers, batch, config.num_kv_heads, length, config.head_dim)
-    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((batch,), jnp.int32))
+
+def bytes_per_slot(config: ModelConfig, dtype: DTypeLike) -> int:
+    """Bytes that one token of one row takes in the pages of all layers."""
+    kind = jnp.dtype(dtype)
+    per_head = config.head_dim * kind.itemsize + (4 if kind == jnp.int8 else 0)
+    return 2 * config.num_layers * config.num_kv_heads * per_head
 
 
-def unstack(cache: Cache) -> Cache:
-    """The same cache with one array a layer.
+def init_cache(config: ModelConfig, batch: int, length: int, dtype: DTypeLike = jnp.float32, page: int = 64) -> Cache:
+    """An empty cache for `batch` rows of at most `length` tokens, each with pages of its own."""
+    each = -(-length // page)
+    table = jnp.arange(batch * each, dtype=jnp.int32).reshape(batch, each)
+    return Cache(init_pages(config, batch * each, page, dtype), table, jnp.zeros((batch,), jnp.int32))
 
-    XLA copies a layer's slice of a stacked cache before it multiplies with it; on a CPU that took 0.45 of 4.3 ms a
+
+def unstack(pages: Pages) -> tuple[Pages, ...]:
+    """The same pages, the arrays of each layer apart.
+
+    XLA copies a layer's slice of stacked arrays before it multiplies with it; on a CPU that took 0.45 of 4.3 ms a
     layer at 16 rows of 256 slots (benchmarks/decode.py).
     """
-    return Cache(tuple(cache.keys), tuple(cache.values), cache.lengths)
+    return tuple(jax.tree.map(lambda a, i=i: a[i], pages) for i in range(pages.keys.shape[0]))
 
 
-def append(cache: jax.Array, layer: jax.Array | None, new: jax.Array, start: jax.Array) -> jax.Array:
-    """Writes one layer's new keys or values into consecutive slots of each row.
+def append(pages: Pages, layer: jax.Array | None, k: jax.Array, v: jax.Array, cache: Cache, count: jax.Array) -> Pages:
+    """Writes one layer's new keys and values into the next slots of each row.
 
     Args:
-      cache: [L, B, K, S, H], or [B, K, S, H] where `layer` is None.
+      pages: of all layers, or of one where `layer` is None.
       layer: int32 scalar, or None.
-      new: [B, T, K, H].
-      start: int32 [B], slot of each row's first new token.
-
-    Returns:
-      The updated cache; writes past the last slot are dropped.
+      k: [B, T, K, H].
+      v: [B, T, K, H].
+      cache: its table and lengths before the tokens; its pages are not looked at.
+      count: int32 [B], tokens of each row that are written; the rest is dropped.
     """
-    batch, length = new.shape[:2]
-    rows = jnp.arange(batch)[:, None]
-    slots = start[:, None] + jnp.arange(length)[None, :]
-    # Advanced indices apart from each other move to the front: the update is [B, T, K, H], as `new` is.
-    place = (rows, slice(None), slots)
-    return cache.at[place if layer is None else (layer, *place)].set(new.astype(cache.dtype), mode="drop")
+    steps = jnp.arange(k.shape[1])
+    slots = cache.lengths[:, None] + steps  # [B, T]
+    page = jnp.take_along_axis(cache.table, jnp.minimum(slots // pages.size, cache.table.shape[1] - 1), axis=1)
+    nowhere = pages.values.shape[-4]  # past the last page: dropped
+    page = jnp.where(steps < count[:, None], page, nowhere)
+    lead = (page,) if layer is None else (layer, page)
+    slot = slots % pages.size
+
+    def write(into: jax.Array, new: jax.Array, *place: Any) -> jax.Array:
+        # Advanced indices apart from each other move to the front: the update is [B, T, K, H], as `k` is.
+        return into.at[(*lead, *place)].set(new.astype(into.dtype), mode="drop")
+
+    key_scales, value_scales = pages.key_scales, pages.value_scales
+    if key_scales is not None and value_scales is not None:
+        (k, k_scale), (v, v_scale) = quantize(k), quantize(v)
+        key_scales = write(key_scales, k_scale, slice(None), slot)
+        value_scales = write(value_scales, v_scale, slice(None), slot)
+    keys = write(pages.keys, k, slice(None), slice(None), slot)
+    return Pages(keys, write(pages.values, v, slice(None), slot), key_scales, value_scales)
+
+
+def quantize(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """[..., H] -> int8 [..., H] and float32 scales [...]: their product is `x` up to half a scale."""
+    wide = x.astype(jnp.float32)
+    scale = jnp.max(jnp.abs(wide), axis=-1) / _INT8_MAX
+    return jnp.round(wide / jnp.where(scale > 0, scale, 1)[..., None]).astype(jnp.int8), scale
+
+
+def copy_pages(pages: Any, source: Pages, places: jax.Array) -> Any:
+    """Copies page i of `source` to page places[i] of `pages`, in all layers; places past the end are dropped.
+
+    Args:
+      pages: stacked, or a tuple of one a layer.
+      source: stacked, in a floating type; quantised here where `pages` are.
+      places: int32 [number of pages of `source`].
+    """
+    if isinstance(pages, tuple):
+        return tuple(_copy(own, one, places) for own, one in zip(pages, unstack(source), strict=True))
+    return _copy(pages, source, (slice(None), places))
+
+
+def _copy(pages: Pages, source: Pages, where: Any) -> Pages:
+    if pages.key_scales is not None:
+        keys, key_scales = quantize(source.keys.swapaxes(-1, -2))
+        values, value_scales = quantize(source.values)
+        source = Pages(keys.swapaxes(-1, -2), values, key_scales, value_scales)
+    return jax.tree.map(lambda into, new: into.at[where].set(new.astype(into.dtype), mode="drop"), pages, source)

@@ -83,18 +83,17 @@ class Block(nnx.Module):
         self,
         x: jax.Array,
         angles: Any,
-        positions: jax.Array,
+        attend: attention_lib.AttendCached,
+        pages: cache_lib.Pages,
         layer: jax.Array | None,
-        keys: jax.Array,
-        values: jax.Array,
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Appends the tokens of `x` [B, T, D] to layer `layer` of the stacked cache, or to its own, and attends."""
+        cache: cache_lib.Cache,
+        count: jax.Array,
+    ) -> tuple[jax.Array, cache_lib.Pages]:
+        """Appends the tokens of `x` [B, T, D] to layer `layer` of the stacked pages, or to its own, and attends."""
         q, k, v = self.attention.qkv(self.attention_norm(x), angles)
-        keys = cache_lib.append(keys, layer, k, positions[:, 0])
-        values = cache_lib.append(values, layer, v, positions[:, 0])
-        own = (keys, values) if layer is None else (keys[layer], values[layer])
-        x = x + self.attention.out(attention_lib.attend_cached(q, *own, positions))
-        return x + self.mlp(self.mlp_norm(x)), keys, values
+        attended, pages = attend(q, k, v, pages, layer, cache, count)
+        x = x + self.attention.out(attended)
+        return x + self.mlp(self.mlp_norm(x)), pages
 
 
 class Embed(nnx.Module):
@@ -265,19 +264,21 @@ def forward_cached(
     num_tokens: jax.Array,
     *,
     dtype: DTypeLike = jnp.float32,
+    attend: attention_lib.AttendCached = attention_lib.attend_cached,
 ) -> tuple[jax.Array, cache_lib.Cache]:
     """Runs new tokens against the cache, as in prefill (T > 1) and decoding (T = 1).
 
     Row b's first num_tokens[b] tokens take the slots from cache.lengths[b] on; what is right of them is padding, whose
-    outputs mean nothing and whose slots the next call writes over.
+    outputs mean nothing and which is not written.
 
     Args:
       params: tree of this module's docstring, or what `unstack` makes of it.
       config: shape of the decoder.
       tokens: int32 [B, T].
-      cache: of the same batch; `lengths + T` must not exceed its number of slots. Unstacked where `params` are.
+      cache: of the same batch, with pages for the tokens in its table. Unstacked where `params` are.
       num_tokens: int32 [B], 0..T.
       dtype: of activations.
+      attend: attention, see `s1jax.model.attention.attend_cached`.
 
     Returns:
       Hidden states after the final norm [B, T, D], and the cache with the tokens appended.
@@ -287,20 +288,21 @@ def forward_cached(
     x = params["embed"]["embedding"][tokens].astype(dtype)
 
     def block(carry: Any, weights: Params) -> tuple[Any, None]:
-        x, keys, values, index = carry
-        x, keys, values = _block(config, weights).cached(x, angles, positions, index, keys, values)
-        return (x, keys, values, index + 1), None
+        x, pages, index = carry
+        x, pages = _block(config, weights).cached(x, angles, attend, pages, index, cache, num_tokens)
+        return (x, pages, index + 1), None
 
     if _is_unstacked(params):
-        pairs = []
-        for weights, keys, values in zip(params["layers"], cache.keys, cache.values, strict=True):
-            x, *pair = _block(config, weights, weight_first=True).cached(x, angles, positions, None, keys, values)
-            pairs.append(pair)
-        keys, values = zip(*pairs, strict=True)
+        pages: Any = []
+        for weights, own in zip(params["layers"], cache.pages, strict=True):
+            one = _block(config, weights, weight_first=True)
+            x, own = one.cached(x, angles, attend, own, None, cache, num_tokens)
+            pages.append(own)
+        pages = tuple(pages)
     else:
-        (x, keys, values, _), _ = jax.lax.scan(block, (x, cache.keys, cache.values, 0), params["layers"])
+        (x, pages, _), _ = jax.lax.scan(block, (x, cache.pages, 0), params["layers"])
     hidden = _final_norm(params, config, x)
-    return hidden, cache_lib.Cache(keys, values, cache.lengths + num_tokens)
+    return hidden, cache_lib.Cache(pages, cache.table, cache.lengths + num_tokens)
 
 
 def output_kernel(params: Params, config: ModelConfig) -> jax.Array:

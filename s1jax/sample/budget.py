@@ -210,6 +210,15 @@ def init(rules: Rules, budgets: Budgets, last: jax.Array, count: jax.Array, real
     return _cut_at_maximum(state, budgets, rules)
 
 
+def finished(batch: int) -> State:
+    """The state of `batch` slots without a row."""
+    zeros, no = jnp.zeros(batch, jnp.int32), jnp.zeros(batch, bool)
+    return State(
+        phase=zeros + FINISHED, sequence=zeros, position=zeros, fresh=no, last=zeros, count=zeros, thinking=zeros,
+        answer=zeros, waits=zeros, waits_left=zeros, cut=no, stopped=no,
+    )  # fmt: skip
+
+
 def allowed(fresh: jax.Array, rules: Rules) -> jax.Array:
     """Returns which ids may be sampled, bool [B, V]: no end id in the rows `fresh` (bool [B]), no illegal id in any."""
     return rules.legal & ~(fresh[:, None] & rules.end)

@@ -1,38 +1,56 @@
-"""Generation under a thinking budget: one prefill, then one jitted loop until the last row of the batch has ended.
+"""The programs of generation under a thinking budget: prefill a prompt, admit it to a slot, decode all slots.
 
-The loop's body is: run the model on each row's last id, sample, let `s1jax.sample.budget` replace or queue ids, store.
-The host gives orders twice per batch, whatever happens in it: a wait, a cut or an answer is an array update on the
-device.
-`_decode` takes its number of steps as an argument, so streaming to a terminal runs the same program in short pieces.
+The body of the decoding loop is: run the model on each row's last id, sample, let `s1jax.sample.budget` replace or
+queue ids, store. A wait, a cut or an answer is an array update on the device; the host is asked for nothing until a row
+has ended that another one can take the place of. `s1jax.sample.engine` calls these programs.
 
-Compilation depends on the model, the batch size and two lengths, the prompts' and the cache's, both rounded up to a
-few sizes; never on budgets, waits, temperatures or seeds. Give `cache_length` to share one program between calls whose
-budgets differ much.
+Compilation depends on the model, the number of slots, the shapes of the cache and, for prefill and admission, on the
+prompt's length rounded up to a power of two; never on budgets, waits, temperatures or seeds.
 
-Axis letters: B batch, T prompt length, S cache slots, V vocabulary rows.
+Axis letters: B slots (rows that run at one time), T prompt length, S ids that a row may emit, M pages of a row,
+V vocabulary rows.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
-from s1jax.config import Controls, Delimiters, InputError, ModelConfig
+from s1jax import parallel
+from s1jax.config import Controls, ModelConfig
 from s1jax.model import cache as cache_lib
 from s1jax.model import decoder
 from s1jax.sample import budget as budget_lib
 from s1jax.sample import logits as logits_lib
 
-_TO_THE_END = np.int32(2**31 - 1)
-_STEPS_BETWEEN_REPORTS = np.int32(64)  # a report costs one host round trip, about 0.1 ms
-_SMALLEST_BUCKET = 32
+# Tokens of a prompt that run at one time: bounds the memory of a long prefill, whose scores are [N, this, page].
+_CHUNK = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What one row asks for.
+
+    Attributes:
+      prompt: ids, think_start not included.
+      controls: its budgets and how it is sampled.
+      wait: ids of its wait; empty: the end ids are masked instead.
+      name: what messages call it.
+    """
+
+    prompt: tuple[int, ...]
+    controls: Controls
+    wait: tuple[int, ...] = ()
+    name: str = "the row"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,291 +80,204 @@ class Sample:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class _Run:
+class Run:
     """What the loop carries.
 
     Attributes:
-      cache: S slots per row; holds every id but the last emitted one.
+      pages: of the cache, stacked or one a layer; they hold every id but the last emitted one of each row.
+      lengths: int32 [B], tokens in the cache.
       state: where each row stands.
-      ids: int32 [B, S], emitted ids from think_start on.
+      ids: int32 [B, S], emitted ids; those of think_start, which the host knows, are left out.
       forced: bool [B, S].
       logprob: float32 [B].
     """
 
-    cache: cache_lib.Cache
+    pages: Any
+    lengths: jax.Array
     state: budget_lib.State
     ids: jax.Array
     forced: jax.Array
     logprob: jax.Array
 
 
-_Settings = tuple[logits_lib.Sampling, budget_lib.Budgets, budget_lib.Rules]
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What the rows in the slots ask for, and where their pages are.
+
+    Attributes:
+      sampling: of each row.
+      budgets: of each row.
+      rules: of each row.
+      table: int32 [B, M], pages of each row.
+    """
+
+    sampling: logits_lib.Sampling
+    budgets: budget_lib.Budgets
+    rules: budget_lib.Rules
+    table: jax.Array
 
 
-def generate(
-    params: Mapping[str, Any],
+@functools.partial(jax.jit, static_argnames=("config", "slots", "num_ids", "pages", "size", "dtype", "unstack", "mesh"))
+def start(
     config: ModelConfig,
-    prompts: Sequence[Sequence[int]],
-    controls: Sequence[Controls],
-    delimiters: Delimiters,
+    slots: int,
+    num_ids: int,
+    pages: int,
+    size: int,
+    dtype: DTypeLike,
     *,
-    waits: Sequence[Sequence[int]] | None = None,
-    names: Sequence[str] | None = None,
-    batch_size: int = 0,
-    cache_length: int = 0,
-    dtype: str = "float32",
-    progress: Callable[[int, int], None] | None = None,
-) -> list[Sample]:
-    """Samples one continuation of every prompt.
-
-    A row's result does not depend on the rows beside it, up to the rounding of the matrix products, which for some
-    sizes depends on the batch size: that can only show where two ids are as good as equally probable, and oftener in
-    bfloat16 than in float32.
+    unstack: bool,
+    mesh: Mesh | None,
+) -> Run:
+    """`slots` finished rows and empty pages.
 
     Args:
-      params: weights; cast once if their dtype is not `dtype`. On a CPU the layers are held twice (`decoder.unstack`).
       config: shape of the model.
-      prompts: ids of each row, think_start not included.
-      controls: one per prompt.
-      delimiters: shared by all rows.
-      waits: the wait of each row; None takes `delimiters.wait` for all.
-      names: what rows are called in messages; `row 0`, ... by default.
-      batch_size: rows that run at one time; 0 runs all at once. The last batch is filled up with rows that do nothing.
-      cache_length: slots per row; 0 takes the smallest size that fits all rows.
-      dtype: of activations and cache.
-      progress: called now and then with the rows that are finished and the ids emitted so far, both over all batches.
-
-    Returns:
-      One sample per prompt, in the order of the prompts.
-
-    Raises:
-      InputError: before anything runs, if a row could outgrow the cache or the model's context, or has bad ids.
+      slots: B.
+      num_ids: S.
+      pages: of the cache, for all rows.
+      size: slots of a page.
+      dtype: of the cache; int8 is quantised.
+      unstack: one array of pages a layer, as a loop with unstacked weights wants them.
+      mesh: None: one device.
     """
-    if not prompts:
-        return []
-    waits = [delimiters.wait] * len(prompts) if waits is None else waits
-    names = [f"row {i}" for i in range(len(prompts))] if names is None else names
-    slots = _slots(config, prompts, controls, delimiters, names, cache_length)
-    batch_size = batch_size or len(prompts)
-    params, loop_params = _prepare(params, dtype)
-    # Rows of like length run together, so that few wait for a long one.
-    limits = [_longest(p, c, delimiters) for p, c in zip(prompts, controls, strict=True)]
-    order = sorted(range(len(prompts)), key=lambda i: limits[i])
-    samples: dict[int, Sample] = {}
-    num_ids = 0
-    for start in range(0, len(order), batch_size):
-        rows = order[start : start + batch_size]
-        run, settings = _start(
-            params, config, [prompts[i] for i in rows], [controls[i] for i in rows], delimiters,
-            [waits[i] for i in rows], batch_size, slots, dtype,
-        )  # fmt: skip
-        if progress is None:
-            run = _decode(loop_params, run, *settings, _TO_THE_END, config=config, dtype=dtype)
-        while progress is not None:
-            run = _decode(loop_params, run, *settings, _STEPS_BETWEEN_REPORTS, config=config, dtype=dtype)
-            phase, count = jax.device_get((run.state.phase, run.state.count))
-            finished = int((phase[: len(rows)] == budget_lib.FINISHED).sum())
-            progress(start + finished, num_ids + int(count[: len(rows)].sum()))
-            if finished == len(rows):
-                break
-        results = _collect(run, len(rows))
-        num_ids += sum(len(sample.ids) for sample in results)
-        samples.update(zip(rows, results, strict=True))
-    return [samples[i] for i in range(len(prompts))]
+    blank = cache_lib.init_pages(config, pages, size, dtype)
+    if mesh is not None:
+        blank = lax.with_sharding_constraint(blank, parallel.page_sharding(mesh, config.num_kv_heads))
+    zeros = jnp.zeros(slots, jnp.int32)
+    return Run(
+        pages=cache_lib.unstack(blank) if unstack else blank,
+        lengths=zeros,
+        state=budget_lib.finished(slots),
+        ids=jnp.zeros((slots, num_ids), jnp.int32),
+        forced=jnp.zeros((slots, num_ids), bool),
+        logprob=jnp.zeros(slots, jnp.float32),
+    )
 
 
-def stream(
-    params: Mapping[str, Any],
-    config: ModelConfig,
-    prompt: Sequence[int],
-    controls: Controls,
-    delimiters: Delimiters,
-    *,
-    cache_length: int = 0,
-    dtype: str = "float32",
-    steps: int = 4,
-    name: str = "the prompt",
-) -> Iterator[Sample]:
-    """Samples one continuation and yields what there is of it after every `steps` ids; the last one is complete.
-
-    Arguments and errors are those of `generate`, for one row. The host only reads between the pieces.
-    """
-    slots = _slots(config, [prompt], [controls], delimiters, [name], cache_length)
-    params, loop_params = _prepare(params, dtype)
-    run, settings = _start(params, config, [prompt], [controls], delimiters, [delimiters.wait], 1, slots, dtype)
-    while True:
-        run = _decode(loop_params, run, *settings, np.int32(steps), config=config, dtype=dtype)
-        (sample,) = _collect(run, 1)
-        yield sample
-        if sample.answer_end:
-            return
-
-
-def _prepare(params: Mapping[str, Any], dtype: str) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """Returns the weights in `dtype`, for the prefill and for the loop."""
-    if any(leaf.dtype != jnp.dtype(dtype) for leaf in jax.tree.leaves(params)):
-        params = _cast(params, dtype)
-    return params, _unstack(params) if _on_cpu(params) else params
-
-
-def _on_cpu(params: Mapping[str, Any]) -> bool:
-    return all(device.platform == "cpu" for device in jax.tree.leaves(params)[0].devices())
-
-
-@functools.partial(jax.jit, static_argnames=("dtype",))
-def _cast(params: Mapping[str, Any], dtype: str) -> Mapping[str, Any]:
-    return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-
-
-_unstack = jax.jit(decoder.unstack)
-
-
-def _longest(prompt: Sequence[int], controls: Controls, delimiters: Delimiters) -> int:
-    """The most ids that a row can come to, prompt included."""
-    forced = (delimiters.think_start, delimiters.newline, delimiters.think_end, delimiters.final_answer)
-    return len(prompt) + sum(map(len, forced)) + controls.max_thinking_tokens + controls.max_answer_tokens
-
-
-def _slots(
-    config: ModelConfig,
-    prompts: Sequence[Sequence[int]],
-    controls: Sequence[Controls],
-    delimiters: Delimiters,
-    names: Sequence[str],
-    cache_length: int,
-) -> int:
-    """Checks every row and returns the number of cache slots."""
-    if cache_length > config.context_length:
-        raise InputError(
-            f"cache_length {cache_length} exceeds the model's context_length {config.context_length}; give less."
-        )
-    limit = cache_length or config.context_length
-    longest = 0
-    for prompt, control, name in zip(prompts, controls, names, strict=True):
-        if not prompt and not delimiters.think_start:
-            raise InputError(f"{name}: the prompt is empty; give at least one id.")
-        bad = [i for i in prompt if not 0 <= i < config.vocab_size]
-        if bad:
-            raise InputError(
-                f"{name}: prompt id {bad[0]} lies outside the model's vocabulary of {config.vocab_size} ids."
-            )
-        ids = _longest(prompt, control, delimiters)
-        if ids > limit:
-            what = "cache length" if cache_length else "model's context length"
-            raise InputError(
-                f"{name}: a prompt of {len(prompt)} ids, {control.max_thinking_tokens} of thinking,"
-                f" {control.max_answer_tokens} of answer and the delimiters come to {ids} ids,"
-                f" but the {what} is {limit}; lower max_thinking_tokens or max_answer_tokens, or shorten the prompt."
-            )
-        longest = max(longest, ids)
-    return cache_length or min(_bucket(longest), config.context_length)
-
-
-def _bucket(length: int) -> int:
-    """The smallest of 32, 48, 64, 96, 128, 192, ... that holds `length`."""
-    size = _SMALLEST_BUCKET
-    while size < length:
-        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
-    return size
-
-
-def _start(
-    params: Mapping[str, Any],
-    config: ModelConfig,
-    prompts: Sequence[Sequence[int]],
-    controls: Sequence[Controls],
-    delimiters: Delimiters,
-    waits: Sequence[Sequence[int]],
-    batch_size: int,
-    slots: int,
-    dtype: str,
-) -> tuple[_Run, _Settings]:
-    """Lays out a batch and prefills it; rows beyond the prompts are finished from the beginning."""
-    missing = batch_size - len(prompts)
-    controls = [*controls, *[Controls()] * missing]
-    lengths = np.array([len(p) + len(delimiters.think_start) for p in prompts] + [1] * missing, np.int32)
-    tokens = np.zeros((batch_size, min(_bucket(max(lengths.tolist())), slots)), np.int32)
-    for b, prompt in enumerate(prompts):
-        tokens[b, : lengths[b]] = [*prompt, *delimiters.think_start]
-    ids = np.zeros((batch_size, slots), np.int32)
-    ids[:, : len(delimiters.think_start)] = delimiters.think_start
-    rules = budget_lib.Rules.of(delimiters, config.vocab_size, [*waits, *[()] * missing])
-    settings = (logits_lib.Sampling.of(controls), budget_lib.Budgets.of(controls), rules)
-    settings = jax.device_put(settings)
-    run = _prefill(
-        params, tokens, lengths, ids, np.int32(len(delimiters.think_start)), np.int32(len(prompts)), *settings[1:],
-        config=config, dtype=dtype, unstack=_on_cpu(params),
-    )  # fmt: skip
-    return run, settings
-
-
-@functools.partial(jax.jit, static_argnames=("config", "dtype", "unstack"))
-def _prefill(
+@functools.partial(jax.jit, static_argnames=("config", "size", "dtype", "mesh"))
+def prefill(
     params: Mapping[str, Any],
     tokens: jax.Array,
-    lengths: jax.Array,
-    ids: jax.Array,
-    num_forced: jax.Array,
-    num_rows: jax.Array,
-    budgets: budget_lib.Budgets,
-    rules: budget_lib.Rules,
+    length: jax.Array,
     *,
     config: ModelConfig,
+    size: int,
     dtype: str,
-    unstack: bool,
-) -> _Run:
-    """Fills the cache with all but each row's last id, which the loop feeds first.
+    mesh: Mesh | None,
+) -> cache_lib.Pages:
+    """Runs one prompt, piece by piece, so that its padding costs less than a piece.
 
     Args:
-      params: weights.
-      tokens: int32 [B, T], prompt and think_start, padded on the right.
-      lengths: int32 [B], ids of each row in `tokens`.
-      ids: int32 [B, S], think_start at the front.
-      num_forced: int32 scalar, ids of think_start.
-      num_rows: int32 scalar, rows that hold a prompt.
-      budgets: of the rows.
-      rules: of the rows.
+      params: weights, stacked.
+      tokens: int32 [T], prompt and think_start, padded on the right; T divides by `size` and by a piece.
+      length: int32 scalar, ids of the prompt that are run: all but its last, which the loop feeds first.
       config: shape of the model.
-      dtype: of activations and cache.
-      unstack: whether the loop wants its cache unstacked, as it does with unstacked weights.
+      size: slots of a page.
+      dtype: of activations and of the pages.
+      mesh: None: one device.
+
+    Returns:
+      T / size pages, in order.
     """
-    batch, slots = ids.shape
     kind = jnp.dtype(dtype)
-    cache = cache_lib.init_cache(config, batch, slots, kind)
-    _, cache = decoder.forward_cached(params, config, tokens, cache, lengths - 1, dtype=kind)
-    last = jnp.take_along_axis(tokens, lengths[:, None] - 1, axis=1)[:, 0]
-    count = jnp.full((batch,), num_forced)
-    state = budget_lib.init(rules, budgets, last, count, jnp.arange(batch) < num_rows)
-    forced = jnp.broadcast_to(jnp.arange(slots) < num_forced, ids.shape)
-    cache = cache_lib.unstack(cache) if unstack else cache
-    return _Run(cache, state, ids, forced, jnp.zeros(batch, jnp.float32))
+    piece = min(_CHUNK, tokens.shape[0])
+    attend = parallel.attend_cached(mesh, split_rows=False)
+
+    def run(index: jax.Array, cache: cache_lib.Cache) -> cache_lib.Cache:
+        part = lax.dynamic_slice_in_dim(tokens, index * piece, piece)[None]
+        count = jnp.minimum(length - index * piece, piece)[None]
+        return decoder.forward_cached(params, config, part, cache, count, dtype=kind, attend=attend)[1]
+
+    empty = cache_lib.init_cache(config, 1, tokens.shape[0], kind, size)
+    return lax.fori_loop(0, (length + piece - 1) // piece, run, empty).pages
 
 
-@functools.partial(jax.jit, static_argnames=("config", "dtype"), donate_argnames=("run",))
-def _decode(
+@functools.partial(jax.jit, static_argnames=("mesh", "kv_heads"), donate_argnames=("run",))
+def admit(
+    run: Run,
+    settings: Settings,
+    prompt: cache_lib.Pages,
+    places: jax.Array,
+    slot: jax.Array,
+    last: jax.Array,
+    length: jax.Array,
+    num_forced: jax.Array,
+    *,
+    mesh: Mesh | None,
+    kv_heads: int,
+) -> Run:
+    """Puts a prompt into a slot, right after think_start.
+
+    Args:
+      run: all slots.
+      settings: those of the new row among them.
+      prompt: of `prefill`.
+      places: int32 [row shards, pages of `prompt`], where they are copied to; past the last page: nowhere.
+      slot: int32 scalar.
+      last: int32 scalar, last id of prompt and think_start, which the cache does not hold.
+      length: int32 scalar, ids in the cache.
+      num_forced: int32 scalar, ids of think_start.
+      mesh: None: one device.
+      kv_heads: of the model.
+    """
+    here = jnp.arange(run.lengths.shape[0]) == slot
+    fill = jnp.full(here.shape, 1, jnp.int32)
+    fresh = budget_lib.init(settings.rules, settings.budgets, fill * last, fill * num_forced, here)
+    return dataclasses.replace(
+        run,
+        pages=parallel.copy_pages(mesh, kv_heads)(run.pages, prompt, places),
+        lengths=jnp.where(here, length, run.lengths),
+        state=jax.tree.map(lambda new, old: jnp.where(here, new, old), fresh, run.state),
+        logprob=jnp.where(here, 0, run.logprob),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("config", "dtype", "mesh"), donate_argnames=("run",))
+def decode(
     params: Mapping[str, Any],
-    run: _Run,
-    sampling: logits_lib.Sampling,
-    budgets: budget_lib.Budgets,
-    rules: budget_lib.Rules,
+    run: Run,
+    settings: Settings,
+    num_forced: jax.Array,
     steps: jax.Array,
+    leave: jax.Array,
     *,
     config: ModelConfig,
     dtype: str,
-) -> _Run:
-    """Takes `steps` steps, or fewer if every row has finished before."""
+    mesh: Mesh | None,
+) -> tuple[Run, jax.Array]:
+    """Takes up to `steps` steps with all rows, as long as more than `leave` of them go on.
+
+    Args:
+      params: weights, stacked or as `decoder.unstack` makes them; `run.pages` likewise.
+      run: all slots.
+      settings: of the rows in them.
+      num_forced: int32 scalar, ids of think_start.
+      steps: int32 scalar.
+      leave: int32 scalar.
+      config: shape of the model.
+      dtype: of activations.
+      mesh: None: one device.
+
+    Returns:
+      The slots, and the number of steps that were taken, int32.
+    """
+    sampling, budgets, rules = settings.sampling, settings.budgets, settings.rules
     rows = jnp.arange(run.ids.shape[0])
+    attend = parallel.attend_cached(mesh, split_rows=True)
 
-    def unfinished(carry: tuple[_Run, jax.Array]) -> jax.Array:
-        run, steps_left = carry
-        return (steps_left > 0) & jnp.any(run.state.phase != budget_lib.FINISHED)
+    def goes_on(carry: tuple[Run, jax.Array]) -> jax.Array:
+        run, taken = carry
+        return (taken < steps) & (jnp.sum(run.state.phase != budget_lib.FINISHED) > leave)
 
-    def step(carry: tuple[_Run, jax.Array]) -> tuple[_Run, jax.Array]:
-        run, steps_left = carry
+    def step(carry: tuple[Run, jax.Array]) -> tuple[Run, jax.Array]:
+        run, taken = carry
         old = run.state
         active = old.phase != budget_lib.FINISHED
+        cache = cache_lib.Cache(run.pages, settings.table, run.lengths)
         hidden, cache = decoder.forward_cached(
-            params, config, old.last[:, None], run.cache, active.astype(jnp.int32), dtype=jnp.dtype(dtype)
+            params, config, old.last[:, None], cache, active.astype(jnp.int32), dtype=jnp.dtype(dtype), attend=attend
         )
         logits = decoder.logits(params, config, hidden[:, 0])  # [B, V]
 
@@ -360,38 +291,22 @@ def _decode(
         no = jnp.zeros_like(active)
         sampled, again, _ = lax.while_loop(lambda carry: carry[2], draw, (old.last, no, jnp.array(True)))
         state, emitted, forced = budget_lib.step(old, sampled, again, budgets, rules)
-        place = jnp.where(active, old.count, run.ids.shape[1])  # past the end: dropped
+        place = jnp.where(active, old.count - num_forced, run.ids.shape[1])  # past the end: dropped
         logprob = jnp.where(active & ~forced, logits_lib.log_probability(logits, sampled), 0)
-        run = _Run(
-            cache,
+        run = Run(
+            cache.pages,
+            cache.lengths,
             state,
             run.ids.at[rows, place].set(emitted, mode="drop"),
             run.forced.at[rows, place].set(forced, mode="drop"),
             run.logprob + logprob,
         )
-        return run, steps_left - 1
+        return run, taken + 1
 
-    return lax.while_loop(unfinished, step, (run, steps))[0]
+    return lax.while_loop(goes_on, step, (run, jnp.zeros((), jnp.int32)))
 
 
-def _collect(run: _Run, num_rows: int) -> list[Sample]:
-    """Reads the first `num_rows` rows from the device."""
-    state, ids, forced, logprob = jax.device_get((run.state, run.ids, run.forced, run.logprob))
-    samples = []
-    for b in range(num_rows):
-        count = int(state.count[b])
-        ended = "" if state.phase[b] != budget_lib.FINISHED else "stop" if state.stopped[b] else "length"
-        closed = "" if state.phase[b] == budget_lib.THINKING else "cut" if state.cut[b] else "natural"
-        samples.append(
-            Sample(
-                ids=ids[b, :count].copy(),
-                forced=forced[b, :count].copy(),
-                thinking_tokens=int(state.thinking[b]),
-                answer_tokens=int(state.answer[b]),
-                waits=int(state.waits[b]),
-                thinking_end=closed,
-                answer_end=ended,
-                logprob=float(logprob[b]),
-            )
-        )
-    return samples
+@jax.jit
+def read_ids(run: Run, slot: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`ids` and `forced` of one slot, [S] each."""
+    return run.ids[slot], run.forced[slot]

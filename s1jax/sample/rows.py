@@ -6,16 +6,16 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from s1jax.checkpoint.store import Model
 from s1jax.config import Controls, Delimiters, InputError, from_dict, to_dict
-from s1jax.sample import generate as generate_lib
+from s1jax.sample.generate import Request, Sample
 from s1jax.text import chat as chat_lib
 
 _CONTROLS = tuple(field.name for field in dataclasses.fields(Controls))
-_OUTPUTS = ("thinking", "answer", *(field.name for field in dataclasses.fields(generate_lib.Sample)))
+_OUTPUTS = ("thinking", "answer", *(field.name for field in dataclasses.fields(Sample)))
 
 
 def read_rows(path: str | os.PathLike[str]) -> tuple[list[dict[str, Any]], list[str]]:
@@ -51,77 +51,52 @@ def read_rows(path: str | os.PathLike[str]) -> tuple[list[dict[str, Any]], list[
     return rows, names
 
 
-def sample_rows(
-    model: Model,
-    rows: Sequence[Mapping[str, Any]],
-    defaults: Controls,
-    *,
-    wait: str = "Wait",
-    batch_size: int = 16,
-    cache_length: int = 0,
-    dtype: str = "float32",
-    names: Sequence[str] | None = None,
-    progress: Callable[[int, int], None] | None = None,
-) -> list[dict[str, Any]]:
-    """Samples one continuation of every row.
+class Encoder:
+    """Turns rows of text into requests of one model, and samples into rows of text."""
 
-    Args:
-      model: a loaded checkpoint.
-      rows: each with `question` (the chat format is put around it) or `prompt_ids` (used as they are; think_start is
-        forced after them), and, if it wants, its own `wait` and fields of `Controls`. Other fields are handed through.
-      defaults: controls of what a row does not say itself.
-      wait: of the rows that have none of their own; may be empty.
-      batch_size: rows that run at one time.
-      cache_length: see `generate.generate`.
-      dtype: of the computation.
-      names: what rows are called in messages.
-      progress: see `generate.generate`.
+    def __init__(self, model: Model):
+        self._model = model
+        self._delimiters: dict[str, Delimiters] = {}  # of each wait string
 
-    Returns:
-      For every row, in order: its own fields; all fields of `generate.Sample`, the arrays as lists; `thinking` and
-      `answer`, the texts without delimiters, stop id and white space at their ends (the answer of a cut row begins with
-      the forced "Final Answer:"); `controls`, the settings it was sampled with. A field of the row that has one of
-      these names is kept as `input_NAME`.
+    def delimiters(self, wait: str) -> Delimiters:
+        """The ids of the model's chat format with the wait string `wait`."""
+        if wait not in self._delimiters:
+            self._delimiters[wait] = chat_lib.delimiters(self._model.tokenizer, self._model.chat, wait)
+        return self._delimiters[wait]
 
-    Raises:
-      InputError: before anything runs, for a row that has a bad field or could outgrow the cache.
-    """
-    names = [f"row {i}" for i in range(len(rows))] if names is None else names
-    encoded: dict[str, Delimiters] = {}  # of each wait string
+    def request(self, row: Mapping[str, Any], defaults: Controls, wait: str, name: str) -> Request:
+        """Encodes a row.
 
-    def encode(text: str) -> Delimiters:
-        if text not in encoded:
-            encoded[text] = chat_lib.delimiters(model.tokenizer, model.chat, text)
-        return encoded[text]
+        Args:
+          row: has `question` (the chat format is put around it) or `prompt_ids` (used as they are; think_start is
+            forced after them), and, if it wants, its own `wait` and fields of `Controls`. Other fields are handed
+            through to `output`.
+          defaults: controls of what the row does not say itself.
+          wait: if it has none of its own; may be empty.
+          name: what messages call it.
 
-    prompts, controls, waits = [], [], []
-    for row, name in zip(rows, names, strict=True):
-        prompts.append(prompt_ids(model, row, name))
-        controls.append(row_controls(row, defaults, name))
-        waits.append(row.get("wait", wait))
-        if not isinstance(waits[-1], str):
-            raise InputError(f"{name}: wait is {waits[-1]!r}; it must be a string.")
-    samples = generate_lib.generate(
-        model.params,
-        model.config,
-        prompts,
-        controls,
-        encode(wait),
-        waits=[encode(text).wait for text in waits],
-        names=names,
-        batch_size=min(batch_size, len(rows)),
-        cache_length=cache_length,
-        dtype=dtype,
-        progress=progress,
-    )
-    outputs = []
-    for row, sample, control, text in zip(rows, samples, controls, waits, strict=True):
+        Raises:
+          InputError: for a bad field.
+        """
+        own = row.get("wait", wait)
+        if not isinstance(own, str):
+            raise InputError(f"{name}: wait is {own!r}; it must be a string.")
+        prompt = tuple(prompt_ids(self._model, row, name))
+        return Request(prompt, row_controls(row, defaults, name), self.delimiters(own).wait, name)
+
+    def output(self, row: Mapping[str, Any], request: Request, sample: Sample, wait: str) -> dict[str, Any]:
+        """The row's own fields; all fields of `Sample`, the arrays as lists; and three more.
+
+        `thinking` and `answer` are the texts without delimiters, stop id and white space at their ends (the answer of
+        a cut row begins with the forced "Final Answer:"); `controls` are the settings it was sampled with. A field of
+        the row that has one of these names is kept as `input_NAME`.
+        """
+        wait = row.get("wait", wait)
         output = {f"input_{key}" if key in _OUTPUTS else key: value for key, value in row.items()}
         output.update(dataclasses.asdict(sample), ids=sample.ids.tolist(), forced=sample.forced.tolist())
-        output["thinking"], output["answer"] = texts(model, sample, encode(text))
-        output["controls"] = {**to_dict(control), "wait": text}
-        outputs.append(output)
-    return outputs
+        output["thinking"], output["answer"] = texts(self._model, sample, self.delimiters(wait))
+        output["controls"] = {**to_dict(request.controls), "wait": wait}
+        return output
 
 
 def prompt_ids(model: Model, row: Mapping[str, Any], name: str) -> list[int]:
@@ -149,7 +124,7 @@ def row_controls(row: Mapping[str, Any], defaults: Controls, name: str) -> Contr
         raise error if str(error).startswith(name) else InputError(f"{name}: {error}") from None
 
 
-def texts(model: Model, sample: generate_lib.Sample, delimiters: Delimiters) -> tuple[str, str]:
+def texts(model: Model, sample: Sample, delimiters: Delimiters) -> tuple[str, str]:
     """Returns the text of thinking and of the answer so far, without delimiters, stop id and outer white space."""
     start = len(delimiters.think_start)
     thinking = model.tokenizer.decode(sample.ids[start : start + sample.thinking_tokens].tolist()).strip()

@@ -105,11 +105,14 @@ def test_cached_steps_give_the_logits_of_whole_rows(name, unstacked):
     params = parity_cases.weights(config)
     ids, prompt = parity_cases.tokens(config, (3, 20), seed=9), np.array([1, 7, 12], np.int32)
     expected = _ours(config, params, ids)
-    empty = cache_lib.init_cache(config, 3, 24)
+    empty = cache_lib.init_cache(config, 3, 24, page=8)  # the prefill and the steps end within pages and at borders
+    shuffled = np.random.default_rng(0).permutation(9).reshape(3, 3).astype(np.int32)
+    empty = dataclasses.replace(empty, table=shuffled)
     prefill = np.where(np.arange(12) < prompt[:, None], ids[:, :12], 0)
     _, cache = _cached(params, config, prefill, empty, prompt)
     if unstacked:
-        params, cache = jax.jit(decoder.unstack)(params), cache_lib.unstack(cache)
+        params = jax.jit(decoder.unstack)(params)
+        cache = dataclasses.replace(cache, pages=cache_lib.unstack(cache.pages))
     for step in range(8):
         place = prompt + step
         token = np.take_along_axis(ids, place[:, None], axis=1)

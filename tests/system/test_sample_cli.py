@@ -6,6 +6,7 @@ import pathlib
 import re
 import subprocess
 import sys
+import time
 
 import jax
 import pytest
@@ -104,7 +105,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def outcomes(folder):
-    """Outcomes of: the file, the file again in batches of one and other order, one prompt, and everything in WRONG."""
+    """Outcomes of: the file, it again reversed and one by one, one prompt, the file once more, and all of WRONG."""
     names = {"folder": str(folder), **{f"f{i}": str(folder / f"f{i}.jsonl") for i in range(len(WRONG_ROWS))}}
     base = [f"--checkpoint={folder}/model", "--max_thinking_tokens=20", "--max_answer_tokens=6"]
     file = [*base, f"--prompts={folder}/prompts.jsonl", f"--out={folder}/out.jsonl"]
@@ -113,8 +114,9 @@ def outcomes(folder):
         file,
         [*base, f"--prompts={folder}/reversed.jsonl", f"--out={folder}/reversed_out.jsonl", "--batch_size=1"],
         [*base, "--prompt=Make 5 from 2 3 1", "--num_waits=1"],
+        file,
     ]
-    runs += [[*file, *(flag.format(**names) for flag in flags)] for flags, _ in WRONG]
+    runs += [[*file, f"--out={folder}/none.jsonl", *(flag.format(**names) for flag in flags)] for flags, _ in WRONG]
     done = subprocess.run(
         [sys.executable, "-c", DRIVER, json.dumps(runs)],
         cwd=ROOT,
@@ -157,6 +159,7 @@ def test_rows_do_not_depend_on_order_and_batch(folder, outcomes):
     assert outcomes[1]["code"] == 0, outcomes[1]["err"]
     for a, b in zip(lines(folder / "out.jsonl"), lines(folder / "reversed_out.jsonl")[::-1], strict=True):
         assert abs(a.pop("logprob") - b.pop("logprob")) < 1e-3
+        assert a.pop("fingerprint") != b.pop("fingerprint")
         assert a == b
 
 
@@ -169,7 +172,7 @@ def test_one_prompt_is_streamed_with_thinking_and_answer_told_apart(outcomes):
 
 @pytest.mark.parametrize("index", range(len(WRONG)), ids=lambda i: WRONG[i][1][:40])
 def test_wrong_input_ends_in_one_sentence(outcomes, index):
-    outcome = outcomes[3 + index]
+    outcome = outcomes[4 + index]
     assert outcome["code"] == 2
     last = outcome["err"].strip().splitlines()[-1]
     assert last.startswith("error: ") and re.search(WRONG[index][1], last), outcome["err"]
@@ -177,6 +180,37 @@ def test_wrong_input_ends_in_one_sentence(outcomes, index):
 
 
 def test_nothing_is_lost_and_nothing_half_written(folder, outcomes):
-    """All the failures above were given the same --out."""
+    """The failures above that got as far were given the same --out, and one that of another run."""
     assert len(lines(folder / "out.jsonl")) == 3
-    assert not list(folder.glob(".*"))
+    assert not list(folder.glob(".*")) and not list(folder.glob("*.partial")) and not list(folder.glob("none*"))
+
+
+def test_a_finished_run_is_not_made_again(folder, outcomes):
+    assert outcomes[3]["code"] == 0 and "has all 3 rows already" in outcomes[3]["out"]
+
+
+def test_a_killed_run_goes_on_where_it_stopped(folder, outcomes, tmp_path):
+    """kill -9 after the first of 40 rows is on disk; and a line cut in the middle, as a full disk leaves it."""
+    rows = [{"question": f"Make {i} from 2 3 {i}"} for i in range(40)]
+    (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    out, partial = tmp_path / "out.jsonl", tmp_path / "out.jsonl.partial"
+    command = [
+        sys.executable, "-m", "launch.sample", f"--checkpoint={folder}/model", f"--prompts={tmp_path}/prompts.jsonl",
+        f"--out={out}", "--max_thinking_tokens=20", "--max_answer_tokens=6", "--batch_size=1",
+    ]  # fmt: skip
+    env = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    with subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.DEVNULL) as first:
+        while first.poll() is None and (not partial.exists() or b"\n" not in partial.read_bytes()):
+            time.sleep(0.01)
+        first.kill()
+    assert not out.exists()
+    before = partial.read_bytes().splitlines(keepends=True)
+    partial.write_bytes(b"".join(before) + b'{"fingerprint": "')
+    kept = [json.loads(line)["index"] for line in before if line.endswith(b"\n")]
+    assert 0 < len(kept) < 40
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert f"ids of {40 - len(kept)} rows" in done.stdout and not partial.exists()
+    assert [row["question"] for row in lines(out)] == [row["question"] for row in rows]
+    other = subprocess.run([*command, "--seed=1"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    assert other.returncode == 2 and "out.jsonl belongs to another run" in other.stderr

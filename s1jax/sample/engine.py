@@ -1,0 +1,214 @@
+"""The engine: many rows through a few slots, each row with budgets of its own.
+
+    engine = Engine("runs/s1", slots=64)
+    outputs = engine.generate([{"question": "..."}, ...], Controls(max_thinking_tokens=2048, num_waits=2))
+
+A row that ends leaves its slot to the next one while the others go on (continuous batching). The cache is a pool of
+pages, of which a row gets as many as it can come to need; so nothing is reserved for the longest row but by itself.
+Rows that follow each other with the same prompt share its prefill and its full pages. What a row emits does not depend
+on the slots, on their number or on the order, up to the rounding of the matrix products, which for some sizes depends
+on the number of slots: that can only show where two ids are as good as equally probable.
+
+Rows with the highest limits start first, so that at the end few wait for a long one.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from s1jax import parallel
+from s1jax.config import Controls, Delimiters, InputError, ModelConfig
+from s1jax.model import decoder
+from s1jax.sample import rows as rows_lib
+from s1jax.sample.generate import Request, Sample
+from s1jax.sample.session import Counts, Session, Setup
+
+_STEPS = 64  # between two looks of the host, which cost about 0.2 ms
+
+# Rows that have ended, ids and thinking tokens so far, those of rows that still go on included.
+Progress = Callable[[int, int, int], None]
+
+
+class Engine:
+    """Samples rows from one model; see the module's text.
+
+    Attributes:
+      model: the loaded checkpoint; None where the engine was made from weights.
+      counts: what was done so far.
+    """
+
+    def __init__(
+        self,
+        checkpoint_or_params: Any,
+        *,
+        config: ModelConfig | None = None,
+        slots: int = 16,
+        cache_length: int = 0,
+        dtype: str = "",
+        cache_dtype: str = "",
+        mesh: Mesh | None = None,
+    ):
+        """Loads what is to be loaded; compiles nothing.
+
+        Args:
+          checkpoint_or_params: path of a checkpoint or training workdir, `package:NAME`, a `store.Model`, or, with
+            `config`, weights as in `s1jax.model.decoder`; they are cast once if their dtype is not `dtype`. On a CPU
+            the layers are held twice (`decoder.unstack`).
+          config: shape of the weights, where those were given.
+          slots: B, rows that run at one time; on a mesh rounded up to a multiple of the row shards.
+          cache_length: the most ids a row may come to, prompt included; 0 takes what the rows of a call need. Calls
+            with the same length share their programs.
+          dtype: of activations; by default float32 on a CPU and bfloat16 elsewhere.
+          cache_dtype: of the cache: `dtype` by default, or int8, with a scale for each head and token.
+          mesh: of `s1jax.parallel`, rows along data and fsdp, heads along tensor. Weights must lie on it.
+
+        Raises:
+          InputError: the checkpoint can't be loaded, or a setting makes no sense.
+        """
+        dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+        if isinstance(checkpoint_or_params, (str, os.PathLike)):
+            from s1jax.checkpoint import store  # Orbax takes a second to import
+
+            checkpoint_or_params = store.load_model(pathlib.Path(checkpoint_or_params), mesh=mesh, dtype=dtype)
+        if config is None:
+            self.model = checkpoint_or_params
+            params, config = self.model.params, self.model.config
+        else:
+            self.model, params = None, checkpoint_or_params
+        if slots < 1:
+            raise InputError(f"slots is {slots}; it must be at least 1.")
+        if cache_length > config.context_length:
+            raise InputError(
+                f"cache_length {cache_length} exceeds the model's context_length {config.context_length}; give less."
+            )
+        if any(leaf.dtype != jnp.dtype(dtype) for leaf in jax.tree.leaves(params)):
+            params = _cast(params, dtype)
+        mesh = mesh if mesh is not None and mesh.size > 1 else None
+        devices = jax.tree.leaves(params)[0].devices()
+        unstack = mesh is None and all(device.platform == "cpu" for device in devices)
+        shards = 1 if mesh is None else parallel.row_shards(mesh)
+        self.counts = Counts()
+        self._setup = Setup(
+            config=config,
+            params=params,
+            loop_params=_unstack(params) if unstack else params,
+            unstack=unstack,
+            slots=-(-slots // shards) * shards,
+            cache_length=cache_length,
+            dtype=dtype,
+            cache_dtype=cache_dtype or dtype,
+            mesh=mesh,
+            shards=shards,
+            counts=self.counts,
+        )
+
+    def generate(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        controls: Controls | None = None,
+        *,
+        wait: str = "Wait",
+        names: Sequence[str] | None = None,
+        progress: Progress | None = None,
+    ) -> list[dict[str, Any]]:
+        """Samples every row and returns their outputs in order; arguments and errors are those of `stream`."""
+        outputs = dict(self.stream(rows, controls, wait=wait, names=names, progress=progress))
+        return [outputs[i] for i in range(len(rows))]
+
+    def stream(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        controls: Controls | None = None,
+        *,
+        wait: str = "Wait",
+        names: Sequence[str] | None = None,
+        progress: Progress | None = None,
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Samples rows of text.
+
+        Args:
+          rows: see `s1jax.sample.rows.request`. Several samples of one question are several rows that differ in `seed`;
+            they share a prefill.
+          controls: of what a row does not say itself.
+          wait: of rows that have none of their own; may be empty.
+          names: what rows are called in messages; `row 0`, ... by default.
+          progress: called after every few steps, see `Progress`.
+
+        Yields:
+          (place in `rows`, output, see `s1jax.sample.rows.output`) as rows end, in any order.
+
+        Raises:
+          InputError: before anything runs, for a row that has a bad field or could outgrow the cache.
+        """
+        if self.model is None:
+            raise InputError("this engine was made from weights alone; make it from a checkpoint to sample text.")
+        encode = rows_lib.Encoder(self.model)
+        names = [f"row {i}" for i in range(len(rows))] if names is None else names
+        defaults = Controls() if controls is None else controls
+        requests = [encode.request(row, defaults, wait, name) for row, name in zip(rows, names, strict=True)]
+        samples = self.sample(requests, encode.delimiters(wait), progress=progress)
+        return ((i, encode.output(rows[i], requests[i], sample, wait)) for i, sample in samples)
+
+    def sample(
+        self, requests: Sequence[Request], delimiters: Delimiters, *, progress: Progress | None = None
+    ) -> Iterator[tuple[int, Sample]]:
+        """Samples rows of ids.
+
+        Args:
+          requests: one a row.
+          delimiters: shared by all rows; its own `wait` is not read.
+          progress: called after every few steps.
+
+        Yields:
+          (place in `requests`, sample) as rows end, in any order.
+
+        Raises:
+          InputError: before anything runs, if a row could outgrow the cache or the model's context, has bad ids, or the
+            cache has no room for so many rows.
+        """
+        if not requests:
+            return iter(())
+        return self._drain(Session(self._setup, requests, delimiters), progress)
+
+    def watch(self, request: Request, delimiters: Delimiters, steps: int = 4) -> Iterator[Sample]:
+        """Samples one row and yields what there is of it after every `steps` ids; the last sample is complete."""
+        session = Session(self._setup, [request], delimiters)
+        session.admit()
+        while True:
+            state = session.advance(steps)
+            sample = session.read(0, state)
+            yield sample
+            if sample.answer_end:
+                return
+
+    def _drain(self, session: Session, progress: Progress | None) -> Iterator[tuple[int, Sample]]:
+        done = num_ids = num_thinking = 0
+        while not session.over():
+            session.admit()
+            state = session.advance(_STEPS)
+            ended = session.ended(state)
+            for slot in ended:
+                index, sample = session.release(slot, state)
+                done, num_ids = done + 1, num_ids + len(sample.ids)
+                num_thinking += sample.thinking_tokens
+                yield index, sample
+            if progress is not None:
+                going = session.occupied()
+                live, thinking = (int(column[going].sum()) for column in (state.count, state.thinking))
+                progress(done, num_ids + live, num_thinking + thinking)
+
+
+@functools.partial(jax.jit, static_argnames=("dtype",))
+def _cast(params: Mapping[str, Any], dtype: str) -> Mapping[str, Any]:
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+
+
+_unstack = jax.jit(decoder.unstack)

@@ -1,0 +1,321 @@
+"""The rows of one call on their way through the slots: who is where, with which pages. All of it on the host.
+
+Axis letters: B slots, M pages of a row.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from s1jax import meters
+from s1jax.config import Delimiters, InputError, ModelConfig
+from s1jax.model import cache as cache_lib
+from s1jax.sample import budget as budget_lib
+from s1jax.sample import generate as programs
+from s1jax.sample import logits as logits_lib
+from s1jax.sample.generate import Request, Sample
+
+_PAGE = 64  # slots; a row wastes half a page on average, and a step reads page by page
+_REFILL = 16  # a sixteenth of the slots may be empty before the loop is left to fill them
+
+
+@dataclasses.dataclass
+class Counts:
+    """What an engine has done so far.
+
+    Attributes:
+      prefills: prompts that were run.
+      admissions: rows that were put into a slot.
+      loops: times that the decoding loop was entered.
+      steps: steps of the loop, of all slots at once.
+      programs: what was compiled, or found compiled: name -> number of calls.
+    """
+
+    prefills: int = 0
+    admissions: int = 0
+    loops: int = 0
+    steps: int = 0
+    programs: dict[str, int] = dataclasses.field(default_factory=dict)
+
+    def note(self, program: str) -> None:
+        """Counts a call of a program."""
+        self.programs[program] = self.programs.get(program, 0) + 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What all calls of an engine have in common.
+
+    Attributes:
+      config: shape of the model.
+      params: weights for the prefill, stacked.
+      loop_params: for the loop, as `decoder.unstack` makes them where `unstack`.
+      unstack: the loop wants one array a layer.
+      slots: B.
+      cache_length: the most ids of a row; 0: what the rows of a call need.
+      dtype: of activations.
+      cache_dtype: of the cache.
+      mesh: None: one device.
+      shards: row shards of the mesh; the slots, and the pages, are split among them.
+      counts: of what is done.
+    """
+
+    config: ModelConfig
+    params: Mapping[str, Any]
+    loop_params: Mapping[str, Any]
+    unstack: bool
+    slots: int
+    cache_length: int
+    dtype: str
+    cache_dtype: str
+    mesh: Mesh | None
+    shards: int
+    counts: Counts
+
+
+class _Pool:
+    """Which pages of one row shard are in use, and by how many rows."""
+
+    def __init__(self, count: int):
+        self._uses = np.zeros(count, np.int32)
+
+    def take(self, count: int) -> list[int]:
+        """Finds `count` free pages: there are as many as the longest rows need that the slots can hold."""
+        free = np.flatnonzero(self._uses == 0)[:count].tolist()
+        assert len(free) == count
+        self._uses[free] = 1
+        return free
+
+    def share(self, pages: Sequence[int]) -> None:
+        """Has one more row use `pages`."""
+        self._uses[list(pages)] += 1
+
+    def free(self, pages: Sequence[int]) -> None:
+        """Has one row less use `pages`."""
+        self._uses[list(pages)] -= 1
+
+
+@dataclasses.dataclass
+class _Prompt:
+    """The prompt that was run last.
+
+    Attributes:
+      ids: of the prompt, think_start included.
+      pages: of all but its last id.
+      shared: in each row shard where a row with this prompt was put, the places of the pages that are full.
+    """
+
+    ids: tuple[int, ...]
+    pages: cache_lib.Pages
+    shared: dict[int, list[int]]
+
+
+class Session:
+    """The rows of one call on their way through the slots."""
+
+    def __init__(self, setup: Setup, requests: Sequence[Request], delimiters: Delimiters):
+        self._setup, self._requests, self._delimiters = setup, requests, delimiters
+        self._config = setup.config
+        limits = [longest(request, delimiters) for request in requests]
+        slots = self._check(limits)
+        num_slots = min(setup.slots, -(-len(requests) // setup.shards) * setup.shards)
+        self._size = _PAGE
+        self._needs = [-(-limit // self._size) for limit in limits]
+        # Equal prompts stay together: they share a prefill.
+        self._queue = sorted(range(len(requests)), key=lambda i: (limits[i], requests[i].prompt))
+        each = num_slots // setup.shards
+        width = -(-slots // self._size)
+        count = each * width if setup.cache_length else bucket(sum(sorted(self._needs)[-each:]))
+        self._check_memory(count, each, max(self._needs))
+        self._pools = [_Pool(count) for _ in range(setup.shards)]
+        self._prompt: _Prompt | None = None
+        self._held: list[tuple[int, list[int]] | None] = [None] * num_slots  # request and its pages, by slot
+        self._table = np.zeros((num_slots, width), np.int32)
+        self._chosen = np.zeros(num_slots, np.int32)  # request whose settings a slot has
+        self._sampling = logits_lib.Sampling.of([request.controls for request in requests])
+        self._budgets = budget_lib.Budgets.of([request.controls for request in requests])
+        rules = budget_lib.Rules.of(delimiters, self._config.vocab_size, [request.wait for request in requests])
+        self._forced, self._forced_length = rules.forced, rules.forced_length
+        shared = {name: getattr(rules, name) for name in ("legal", "end", "stop", "newline", "pad")}
+        self._rules = dataclasses.replace(rules, **jax.device_put(shared))
+        self._run = programs.start(
+            self._config, num_slots, slots, count * setup.shards, self._size, setup.cache_dtype,
+            unstack=setup.unstack, mesh=setup.mesh,
+        )  # fmt: skip
+
+    def _check(self, limits: Sequence[int]) -> int:
+        """Checks every row and returns the number of cache slots of the longest."""
+        config, cache_length = self._config, self._setup.cache_length
+        limit = cache_length or config.context_length
+        for request, ids in zip(self._requests, limits, strict=True):
+            prompt, controls, name = request.prompt, request.controls, request.name
+            if not prompt and not self._delimiters.think_start:
+                raise InputError(f"{name}: the prompt is empty; give at least one id.")
+            bad = [i for i in prompt if not 0 <= i < config.vocab_size]
+            if bad:
+                raise InputError(
+                    f"{name}: prompt id {bad[0]} lies outside the model's vocabulary of {config.vocab_size} ids."
+                )
+            if ids > limit:
+                what = "cache length" if cache_length else "model's context length"
+                raise InputError(
+                    f"{name}: a prompt of {len(prompt)} ids, {controls.max_thinking_tokens} of thinking,"
+                    f" {controls.max_answer_tokens} of answer and the delimiters come to {ids} ids,"
+                    f" but the {what} is {limit}; lower max_thinking_tokens or max_answer_tokens, or shorten the"
+                    " prompt."
+                )
+        return cache_length or bucket(max(limits))
+
+    def _check_memory(self, pages: int, rows: int, longest: int) -> None:
+        """Refuses a cache that the device has no room for."""
+        setup = self._setup
+        free = meters.free_memory(jax.tree.leaves(setup.params)[0].devices())
+        if free is None:
+            return
+        tensor = 1 if setup.mesh is None else setup.mesh.shape["tensor"]
+        split = tensor if self._config.num_kv_heads % tensor == 0 else 1
+        page = self._size * cache_lib.bytes_per_slot(self._config, setup.cache_dtype) // split
+        if pages * page > free:
+            raise InputError(
+                f"{rows * setup.shards} rows at one time need a cache of {pages * page / 1e9:.1f} GB on a device that"
+                f" has {free / 1e9:.1f} GB free; {free // (longest * page) * setup.shards} rows of"
+                f" {longest * self._size} ids fit: lower the slots (--batch_size) or the token limits."
+            )
+
+    def over(self) -> bool:
+        """Whether all rows have ended and been released."""
+        return not self._queue and not self.occupied()
+
+    def occupied(self) -> list[int]:
+        """Slots that hold a row."""
+        return [slot for slot, held in enumerate(self._held) if held is not None]
+
+    def admit(self) -> None:
+        """Fills the empty slots, as far as there are rows."""
+        for slot, held in enumerate(self._held):
+            if held is None and self._queue:
+                self._fill(slot, self._queue.pop())
+
+    def _fill(self, slot: int, index: int) -> None:
+        setup, request = self._setup, self._requests[index]
+        ids = (*request.prompt, *self._delimiters.think_start)
+        length = len(ids) - 1  # the loop feeds the last one
+        shard = slot * setup.shards // len(self._held)
+        pool = self._pools[shard]
+        if self._prompt is None or self._prompt.ids != ids:
+            self._forget_prompt()
+            self._prompt = _Prompt(ids, self._prefill(ids), {})
+        shared = self._prompt.shared.get(shard, [])
+        pages = shared + pool.take(self._needs[index] - len(shared))
+        if not shared:
+            self._prompt.shared[shard] = pages[: length // self._size]
+        pool.share(self._prompt.shared[shard])  # once more: by the prompt for the rows to come, or by this row
+        self._held[slot], self._chosen[slot] = (index, pages), index
+        self._table[slot] = 0
+        self._table[slot, : len(pages)] = pages
+        used = -(-length // self._size)
+        count = self._prompt.pages.keys.shape[1]
+        places = np.full((setup.shards, count), np.iinfo(np.int32).max, np.int32)
+        places[shard, len(shared) : used] = pages[len(shared) : used]
+        setup.counts.admissions += 1
+        setup.counts.note(f"admit {count * self._size}")
+        self._run = programs.admit(
+            self._run, self._settings(), self._prompt.pages, places, np.int32(slot), np.int32(ids[-1]),
+            np.int32(length), np.int32(len(self._delimiters.think_start)), mesh=setup.mesh,
+            kv_heads=self._config.num_kv_heads,
+        )  # fmt: skip
+
+    def _forget_prompt(self) -> None:
+        if self._prompt is not None:
+            for shard, pages in self._prompt.shared.items():
+                self._pools[shard].free(pages)
+        self._prompt = None
+
+    def _prefill(self, ids: tuple[int, ...]) -> cache_lib.Pages:
+        setup = self._setup
+        size = self._size
+        while size < len(ids) - 1:
+            size *= 2
+        tokens = np.zeros(size, np.int32)
+        tokens[: len(ids) - 1] = ids[:-1]
+        setup.counts.prefills += 1
+        setup.counts.note(f"prefill {size}")
+        return programs.prefill(
+            setup.params, tokens, np.int32(len(ids) - 1), config=self._config, size=self._size, dtype=setup.dtype,
+            mesh=setup.mesh,
+        )  # fmt: skip
+
+    def _settings(self) -> programs.Settings:
+        rows = self._chosen
+        return programs.Settings(
+            jax.tree.map(lambda column: column[rows], self._sampling),
+            jax.tree.map(lambda column: column[rows], self._budgets),
+            dataclasses.replace(self._rules, forced=self._forced[rows], forced_length=self._forced_length[rows]),
+            self._table,  # type: ignore[arg-type]
+        )
+
+    def advance(self, steps: int) -> budget_lib.State:
+        """Takes up to `steps` steps, or until slots are empty that others wait for; returns the state, on the host."""
+        setup, busy = self._setup, len(self.occupied())
+        leave = max(busy - max(len(self._held) // _REFILL, 1), 0) if self._queue else 0
+        setup.counts.loops += 1
+        setup.counts.note(f"decode {len(self._held)} x {self._table.shape[1] * self._size}")
+        self._run, taken = programs.decode(
+            setup.loop_params, self._run, self._settings(), np.int32(len(self._delimiters.think_start)),
+            np.int32(steps), np.int32(leave), config=self._config, dtype=setup.dtype, mesh=setup.mesh,
+        )  # fmt: skip
+        state, logprob, taken = jax.device_get((self._run.state, self._run.logprob, taken))
+        self._logprob = logprob
+        setup.counts.steps += int(taken)
+        return state
+
+    def ended(self, state: budget_lib.State) -> list[int]:
+        """Slots whose row has ended."""
+        return [slot for slot in self.occupied() if state.phase[slot] == budget_lib.FINISHED]
+
+    def release(self, slot: int, state: budget_lib.State) -> tuple[int, Sample]:
+        """Takes an ended row out of its slot; returns its place among the requests and its sample."""
+        sample = self.read(slot, state)
+        index, pages = self._held[slot]  # type: ignore[misc]
+        self._pools[slot * self._setup.shards // len(self._held)].free(pages)
+        self._held[slot] = None
+        return index, sample
+
+    def read(self, slot: int, state: budget_lib.State) -> Sample:
+        """What the row in `slot` has emitted so far."""
+        ids, forced = jax.device_get(programs.read_ids(self._run, np.int32(slot)))
+        start = np.array(self._delimiters.think_start, np.int32)
+        count = int(state.count[slot]) - len(start)
+        ended = "" if state.phase[slot] != budget_lib.FINISHED else "stop" if state.stopped[slot] else "length"
+        closed = "" if state.phase[slot] == budget_lib.THINKING else "cut" if state.cut[slot] else "natural"
+        return Sample(
+            ids=np.concatenate([start, ids[:count]]),
+            forced=np.concatenate([np.ones(len(start), bool), forced[:count]]),
+            thinking_tokens=int(state.thinking[slot]),
+            answer_tokens=int(state.answer[slot]),
+            waits=int(state.waits[slot]),
+            thinking_end=closed,
+            answer_end=ended,
+            logprob=float(self._logprob[slot]),
+        )
+
+
+def longest(request: Request, delimiters: Delimiters) -> int:
+    """The most ids that a row can come to, prompt included."""
+    forced = (delimiters.think_start, delimiters.newline, delimiters.think_end, delimiters.final_answer)
+    controls = request.controls
+    return len(request.prompt) + sum(map(len, forced)) + controls.max_thinking_tokens + controls.max_answer_tokens
+
+
+def bucket(length: int) -> int:
+    """The smallest of 32, 48, 64, 96, 128, 192, ... that holds `length`."""
+    size = 32
+    while size < length:
+        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
+    return size
