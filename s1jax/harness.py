@@ -1,0 +1,329 @@
+"""The model `s1jax` of EleutherAI's lm-evaluation-harness, for its tasks under a thinking budget.
+
+    python -m launch.lm_eval --model s1jax --model_args checkpoint=CKPT,max_thinking_tokens=4096 --tasks gsm8k
+
+The harness (https://github.com/EleutherAI/lm-evaluation-harness, 0.4.13) finds models in its own list and nowhere else:
+importing this module puts `s1jax` there, which is what `launch/lm_eval.py` does before it hands over.
+
+`--model_args` are `checkpoint`, `wait`, `dtype`, `cache_length`, `bos_token` and the fields of `s1jax.config.Controls`:
+what the task's generation settings, or `--gen_kwargs`, say takes precedence. `--batch_size` is the number of rows that
+run at one time; the harness sets it to 1 unless told otherwise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import lm_eval.models  # its own models: it adds them by itself only to an empty list
+import lm_eval.utils
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import TemplateLM
+from lm_eval.api.registry import register_model
+from tqdm import tqdm
+
+from s1jax.checkpoint import store
+from s1jax.config import Controls, InputError, from_dict, to_dict
+from s1jax.sample import score
+from s1jax.sample.engine import Engine
+
+_CONTROLS = tuple(field.name for field in dataclasses.fields(Controls))
+_ARGUMENTS = ("checkpoint", "wait", "dtype", "cache_length", "bos_token", *_CONTROLS)
+# What the harness and other libraries call max_answer_tokens; the first one given counts, as in the harness.
+_MAX_ANSWER = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
+_AUTO_BATCH_SIZE = 16
+
+
+@register_model("s1jax")
+class HarnessModel(TemplateLM):
+    """A checkpoint as the harness sees models: texts in; texts and log-likelihoods out.
+
+    Generation puts the context, few-shot examples included, into the checkpoint's chat format as the question, lets the
+    model think under the budget and returns the text of the answer, without delimiters, up to the first of the task's
+    `until` strings. For tasks that have none the harness takes a blank line; `--gen_kwargs "until=[]"` cuts nothing.
+    Answers are sampled to their end before they are cut, and one after cut thinking begins with "Final Answer:".
+
+    Log-likelihoods are those of plain text: no chat format unless `--apply_chat_template` asks for it, and no thinking.
+    Texts are encoded as the harness's Hugging Face models do, except that nothing is put before a context but
+    `bos_token`. Contexts that are too long lose their left end, see `score.log_likelihoods`.
+
+    Attributes:
+      model: the loaded checkpoint.
+      controls: for what a task does not say itself.
+      batch_size: rows that run at one time.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str = "",
+        *,
+        wait: str = "Wait",
+        dtype: str = "",
+        cache_length: int = 0,
+        bos_token: str = "",
+        batch_size: int | str = _AUTO_BATCH_SIZE,
+        max_batch_size: int | None = None,
+        device: str | None = None,
+        **controls: Any,
+    ):
+        """Loads the checkpoint.
+
+        Args:
+          checkpoint: s1jax checkpoint, training workdir or package:NAME.
+          wait: put in place of an end of thinking; empty: the end is masked instead.
+          dtype: of weights and cache; by default float32 on a CPU, bfloat16 elsewhere.
+          cache_length: cache slots per row; 0: as many as the longest row can need.
+          bos_token: put before every context whose log-likelihoods are wanted, for models that were trained so. Without
+            it an empty context is the end-of-sequence token.
+          batch_size: rows that run at one time; `auto` is 16.
+          max_batch_size: not supported: no batch size is searched for.
+          device: not looked at: the harness says cuda:0 unless told otherwise, and JAX_PLATFORMS chooses.
+          **controls: fields of `Controls` for what a task does not say itself.
+
+        Raises:
+          InputError: for an argument that is unknown or has a value that makes no sense, or a bad checkpoint.
+        """
+        super().__init__()
+        unknown = sorted(set(controls) - set(_CONTROLS))
+        if unknown:
+            raise InputError(f"--model_args has {unknown[0]}, which s1jax has not; it has {', '.join(_ARGUMENTS)}.")
+        if not checkpoint:
+            raise InputError(
+                "--model_args has no checkpoint; add checkpoint=CKPT, a checkpoint, a training workdir or package:NAME."
+            )
+        if dtype not in ("", "float32", "bfloat16"):
+            raise InputError(f"--model_args has dtype {dtype!r}; choose float32 or bfloat16.")
+        for name, text in (("wait", wait), ("bos_token", bos_token)):
+            if not isinstance(text, str):
+                raise InputError(f"--model_args has {name} {text!r}; it must be a string.")
+        if not isinstance(cache_length, int) or cache_length < 0:
+            raise InputError(f"--model_args has cache_length {cache_length!r}; it must be a number, not negative.")
+        if max_batch_size is not None:
+            raise InputError(
+                "--max_batch_size is not supported: no batch size is searched for; give --batch_size alone."
+            )
+        self.controls = from_dict(Controls, controls, "--model_args")
+        self.batch_size = _batch_size(batch_size)
+        self._wait, self._checkpoint = wait, str(checkpoint)
+        self._dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+        self.model = store.load_model(self._checkpoint, dtype=self._dtype)
+        self._bos = [self.model.tokenizer.id_of(bos_token)] if bos_token else []
+        self._engine = Engine(self.model, slots=self.batch_size, cache_length=cache_length, dtype=self._dtype)
+        self._rows = self._thinking_tokens = 0
+
+    @property
+    def max_length(self) -> int:
+        """The model's context length."""
+        return self.model.config.context_length
+
+    @property
+    def eot_token_id(self) -> int:
+        """The tokenizer's end of sequence, or else the id that ends a turn."""
+        eos = self.model.tokenizer.eos_id
+        return self.model.tokenizer.id_of(self.model.chat.turn_end) if eos is None else eos
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What an empty context and a text whose perplexity is asked for begin with."""
+        return self._bos[0] if self._bos else self.eot_token_id
+
+    @property
+    def tokenizer_name(self) -> str:
+        """A name for the harness's cache of requests: the same for the same tokenizer and chat format."""
+        digest = hashlib.sha256(json.dumps(to_dict(self.model.chat)).encode())
+        for name, content in sorted(self.model.tokenizer.files.items()):
+            digest.update(name.encode() + content)
+        return f"s1jax-{digest.hexdigest()[:16]}"
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """Returns what `apply_chat_template` puts around a question, for the harness's records.
+
+        Raises:
+          InputError: for a template that is asked for by name.
+        """
+        if isinstance(chat_template, str):
+            raise InputError(
+                f"--apply_chat_template names {chat_template!r}, but a checkpoint has one chat format; leave it out."
+            )
+        chat = self.model.chat
+        return f"{chat.before_question}{{question}}{chat.after_question}"
+
+    def apply_chat_template(self, chat_history: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True) -> str:
+        """Returns the text up to and including the assistant header; `generate_until` knows it from a bare question.
+
+        Args:
+          chat_history: one turn, the user's: `{"role": "user", "content": ...}`.
+          add_generation_prompt: must be True.
+
+        Raises:
+          InputError: for anything else, which the checkpoint's chat format has no place for.
+        """
+        roles = [turn["role"] for turn in chat_history]
+        if "system" in roles:
+            raise InputError(
+                "the checkpoint's chat format has no place for a system turn; leave out --system_instruction and, for a"
+                " task that has a description, --apply_chat_template: the whole context is then the question."
+            )
+        if not add_generation_prompt or roles[-1:] == ["assistant"]:
+            raise InputError(
+                "the task begins the answer itself (gen_prefix), where the model has to think first; leave out"
+                " --apply_chat_template or choose another task."
+            )
+        if roles != ["user"]:
+            raise InputError(
+                f"the checkpoint's chat format has one user turn, not {len(roles)} turns; add"
+                " --fewshot_as_multiturn=false."
+            )
+        question = chat_history[0]["content"]
+        if not isinstance(question, str):
+            raise InputError("a turn of the task is no text, and s1jax models read nothing else; choose another task.")
+        chat = self.model.chat
+        return chat.before_question + question + chat.after_question
+
+    def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
+        """Returns the ids of a text, after `bos_token` unless `add_special_tokens` is False or the text begins so."""
+        ids = self.model.tokenizer.encode(string)
+        bos = [] if add_special_tokens is False or ids[:1] == self._bos else self._bos
+        return [*bos, *ids]
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """Returns the log-likelihood of each (context, continuation) in nats and whether it is the greedy one."""
+        for request in requests:
+            _arguments(request, (str, str))
+        return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **_: Any
+    ) -> list[tuple[float, bool]]:
+        # A context of nothing but spaces has lost them to its continuation.
+        pairs = [(context or [self.prefix_token_id], continuation) for _, context, continuation in requests]
+        return self._log_likelihoods(pairs, "loglikelihood", disable_tqdm)
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Returns the log-likelihood of each text in nats, in windows of the model's context without overlap."""
+        windows: list[score.Pair] = []
+        owners: list[int] = []
+        for i, request in enumerate(requests):
+            (text,) = _arguments(request, (str,))
+            found = lm_eval.utils.get_rolling_token_windows(
+                self.tok_encode(text, add_special_tokens=False), self.prefix_token_id, self.max_length, context_len=1
+            )
+            windows += map(lm_eval.utils.make_disjoint_window, found)
+            owners += [i] * (len(windows) - len(owners))
+        totals = [0.0] * len(requests)
+        scores = self._log_likelihoods(windows, "loglikelihood_rolling", disable_tqdm)
+        for i, (value, _) in zip(owners, scores, strict=True):
+            totals[i] += value
+        return totals
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Returns the answer to each (context, generation settings).
+
+        The settings are `until`, a string or several; `do_sample`, False for temperature 0 and True for temperature 1
+        where nobody gives one; `max_gen_toks`, or one of its other names, for `max_answer_tokens`; and the fields of
+        `Controls`. The i-th request is sampled with seed + i, so that repeats of a question differ.
+
+        Raises:
+          InputError: before anything runs, for a setting that is unknown or makes no sense, a request that is not one
+            text, or a row that could outgrow the cache; names task and document.
+        """
+        rows, stops, names = [], [], []
+        for i, request in enumerate(requests):
+            context, settings = _arguments(request, (str, dict))
+            names.append(_name(request))
+            own, until = _own_controls(settings, self.controls, names[-1])
+            seed = own.get("seed", self.controls.seed)
+            own["seed"] = (seed + i) % 2**32 if isinstance(seed, int) else seed
+            rows.append({"question": self._question(context), **own})
+            stops.append(until)
+        with tqdm(total=len(rows), desc="generate_until", disable=disable_tqdm) as bar:
+            outputs = self._engine.generate(
+                rows, self.controls, wait=self._wait, names=names,
+                progress=lambda finished, *_: bar.update(finished - bar.n),
+            )  # fmt: skip
+        self._rows += len(outputs)
+        self._thinking_tokens += sum(output["thinking_tokens"] for output in outputs)
+        return [_cut(output["answer"], until) for output, until in zip(outputs, stops, strict=True)]
+
+    def get_model_info(self) -> dict[str, Any]:
+        """Returns what the harness adds to `config` in its results, with the average thinking tokens of all answers."""
+        return {
+            "checkpoint": self._checkpoint,
+            "provenance": self.model.provenance,
+            "dtype": self._dtype,
+            "wait": self._wait,
+            "controls": to_dict(self.controls),
+            "generated_rows": self._rows,
+            "average_thinking_tokens": self._thinking_tokens / self._rows if self._rows else None,
+        }
+
+    def _question(self, context: str) -> str:
+        """The context without what `apply_chat_template` has put around it."""
+        chat = self.model.chat
+        if context.startswith(chat.before_question) and context.endswith(chat.after_question):
+            return context.removeprefix(chat.before_question).removesuffix(chat.after_question)
+        return context
+
+    def _log_likelihoods(self, pairs: Sequence[score.Pair], what: str, quiet: bool) -> list[tuple[float, bool]]:
+        with tqdm(total=len(pairs), desc=what, disable=quiet) as bar:
+            return score.log_likelihoods(
+                self.model.params, self.model.config, pairs, dtype=self._dtype, batch_size=self.batch_size,
+                progress=lambda finished: bar.update(finished - bar.n),
+            )  # fmt: skip
+
+
+def _batch_size(value: int | str) -> int:
+    if str(value).split(":")[0] == "auto":
+        return _AUTO_BATCH_SIZE
+    if not str(value).isdecimal() or int(value) < 1:
+        raise InputError(f"--batch_size is {value!r}; give a positive number or auto.")
+    return int(value)
+
+
+def _name(request: Instance) -> str:
+    return f"task {request.task_name}, document {request.doc_id}"
+
+
+def _arguments(request: Instance, kinds: tuple[type, ...]) -> tuple[Any, ...]:
+    """Returns the arguments of a request; refuses those of other kinds, such as images or several prompts."""
+    found = request.args
+    if len(found) != len(kinds) or not all(map(isinstance, found, kinds)):
+        raise InputError(
+            f"{_name(request)}: s1jax models take one text, but this request has"
+            f" ({', '.join(type(value).__name__ for value in found)}); choose a task without images or several prompts."
+        )
+    return found
+
+
+def _own_controls(settings: Mapping[str, Any], defaults: Controls, name: str) -> tuple[dict[str, Any], list[str]]:
+    """Returns the fields of `Controls` that the settings of a request fix, and its `until` strings."""
+    left = dict(settings)
+    until = left.pop("until", None) or []
+    until = [until] if isinstance(until, str) else until
+    if not isinstance(until, list) or not all(isinstance(text, str) for text in until):
+        raise InputError(f"{name}: until is {until!r}; it must be a string or a list of strings.")
+    do_sample = left.pop("do_sample", None)
+    limits = [value for value in (left.pop(key, None) for key in _MAX_ANSWER) if value is not None]
+    unknown = sorted(set(left) - set(_CONTROLS))
+    if unknown:
+        known = ("until", "do_sample", _MAX_ANSWER[0], *_CONTROLS)
+        raise InputError(
+            f"{name}: the generation setting {unknown[0]} is not one that s1jax has; it has {', '.join(known)}."
+        )
+    if limits:
+        left["max_answer_tokens"] = limits[0]
+    if do_sample is not None and not do_sample:
+        left["temperature"] = 0.0
+    elif do_sample and not defaults.temperature:
+        left.setdefault("temperature", 1.0)
+    return left, until
+
+
+def _cut(text: str, until: Sequence[str]) -> str:
+    for stop in filter(None, until):
+        text = text.split(stop, 1)[0]
+    return text

@@ -1,0 +1,351 @@
+"""The released lm-evaluation-harness on s1jax checkpoints: its command line, its tasks, its own model beside ours."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from launch import cli
+from launch import lm_eval as launcher
+from s1jax.checkpoint import huggingface, store
+from s1jax.config import InputError, ModelConfig
+from s1jax.model import decoder
+from s1jax.sample import score
+from s1jax.sample.engine import Engine
+from s1jax.text import chat
+from s1jax.text.tokenizer import Tokenizer
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+CONTEXT = 96
+FORMAT = chat.FORMATS["s1_plain"]
+ROWS = [
+    {"question": f"Make {t} from {a} {b} {c}", "target": str(t), "choices": ["check", "so Final Answer:", f"({a}+{b})"]}
+    for t, a, b, c in ((21, 3, 7, 1), (5, 2, 3, 4), (10, 4, 6, 1), (12, 3, 4, 9))
+]
+SETTINGS = {"until": ["8", "1"], "max_gen_toks": 12, "do_sample": False}
+_PROMPT = {"doc_to_text": "{{question}}", "doc_to_target": "{{target}}", "fewshot_split": "test"}
+TASKS = {
+    "answers": _PROMPT | {"output_type": "generate_until", "generation_kwargs": SETTINGS, "metric_list": "exact_match"},
+    "choices": _PROMPT
+    | {"output_type": "multiple_choice", "doc_to_choice": "{{choices}}", "doc_to_target": 1, "metric_list": "acc"},
+    "texts": {
+        "output_type": "loglikelihood_rolling",
+        "doc_to_text": "",
+        "doc_to_target": "{{question}}",
+        "metric_list": "word_perplexity",
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def harness():
+    pytest.importorskip("lm_eval", reason="the harness is not installed: pip install -e .[harness]")
+    from s1jax import harness
+
+    return harness
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A random model with Countdown's tokenizer, also as transformers wants it, and the tasks with their rows."""
+    folder = tmp_path_factory.mktemp("harness")
+    config = ModelConfig(
+        vocab_size=126, d_model=32, mlp_dim=64, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=16, qkv_bias=True,
+        tied_embeddings=True, context_length=CONTEXT,
+    )  # fmt: skip
+    params = decoder.init_params(config, jax.random.key(0))
+    params = jax.tree.map(lambda a: a * 8 if a.ndim > 1 else a, params)
+    tokenizer = Tokenizer.load(ROOT / "s1jax/assets/countdown_tokenizer")
+    store.save_model(folder / "model", params, config, tokenizer, FORMAT, {"made": "for a test"})
+    exported = folder / "exported"
+    exported.mkdir()
+    huggingface.write_model(exported, jax.tree.map(np.asarray, params), config, eos=[tokenizer.id_of("<|im_end|>")])
+    tokenizer.save(exported)
+    huggingface.complete_tokenizer(exported, "<|im_end|>")
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
+    source = {
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(folder / "rows.jsonl")}, "cache_dir": str(folder / "cache")},
+        "test_split": "test",
+    }
+    (folder / "tasks").mkdir()
+    for name, task in TASKS.items():
+        text = {"task": name, **source, **task, "metric_list": [{"metric": task["metric_list"]}]}
+        (folder / "tasks" / f"{name}.yaml").write_text(json.dumps(text))  # JSON is YAML
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(harness, folder):
+    return harness.HarnessModel(f"{folder}/model", max_thinking_tokens=10, max_answer_tokens=8, batch_size=4)
+
+
+@pytest.fixture(scope="module")
+def evaluate(harness, folder):
+    """The harness's function behind its command line, with our tasks alone: to list its own takes it 15 s."""
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    tasks = TaskManager(include_path=str(folder / "tasks"), include_defaults=False)
+
+    def evaluate(model, *names, **settings):
+        return lm_eval.simple_evaluate(model, tasks=list(names), task_manager=tasks, bootstrap_iters=0, **settings)
+
+    return evaluate
+
+
+def request(kind, *arguments, document=0):
+    from lm_eval.api.instance import Instance
+
+    return Instance(kind, {}, arguments, 0, metadata=("a_task", document, 1))
+
+
+def answers(evaluation):
+    return [sample["resps"][0][0] for sample in evaluation["samples"]["answers"]]
+
+
+def test_the_harness_runs_all_kinds_of_tasks_from_its_command_line(harness, folder):
+    arguments = f"checkpoint={folder}/model,max_thinking_tokens=10,num_waits=2,wait=Wait,dtype=float32"
+    command = [
+        sys.executable, "-m", "launch.lm_eval", "--model", "s1jax", "--model_args", arguments,
+        "--tasks", "answers,choices,texts", "--include_path", f"{folder}/tasks", "--batch_size", "4",
+        "--output_path", f"{folder}/out", "--log_samples",
+    ]  # fmt: skip
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1", "HF_HOME": f"{folder}/home"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert "|answers|" in done.stdout.replace(" ", "") and "s1jax ({'checkpoint'" in done.stdout
+    (file,) = (folder / "out").rglob("results_*.json")
+    results = json.loads(file.read_text())
+    assert set(results["results"]) == set(TASKS)
+    config = results["config"]
+    assert config["provenance"] == {"made": "for a test"} and config["dtype"] == "float32"
+    assert config["controls"]["num_waits"] == 2 and config["generated_rows"] == len(ROWS)
+    engine = Engine(f"{folder}/model", dtype="float32")
+    rows = [{"question": row["question"], "max_thinking_tokens": 10, "num_waits": 2} for row in ROWS]
+    wanted = engine.generate([{**row, "max_answer_tokens": 12} for row in rows], wait="Wait")
+    assert config["average_thinking_tokens"] == sum(row["thinking_tokens"] for row in wanted) / len(wanted)
+    (file,) = (folder / "out").rglob("samples_answers_*.jsonl")
+    found = {sample["doc_id"]: sample["resps"][0][0] for sample in map(json.loads, file.read_text().splitlines())}
+    assert found == {i: row["answer"].split("8")[0].split("1")[0] for i, row in enumerate(wanted)}
+    assert any(found[i] != row["answer"] for i, row in enumerate(wanted)) and any(found.values())
+
+
+def test_log_likelihoods_equal_those_of_the_harnesss_own_model(model, folder):
+    """transformers' model, the harness's truncation, windows and empty contexts; also beyond the model's context."""
+    for package in ("torch", "transformers", "accelerate", "peft"):
+        pytest.importorskip(package, reason="the harness's own model needs it")
+    from lm_eval.models.huggingface import HFLM
+    from transformers import PreTrainedTokenizerFast
+
+    exported = str(folder / "exported")
+    # AutoTokenizer takes Qwen's class for a Qwen model, whatever tokenizer_config.json says.
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(exported)
+    theirs = HFLM(exported, tokenizer=tokenizer, device="cpu", dtype="float32", batch_size=1)
+    assert theirs.max_length == model.max_length == CONTEXT and theirs.prefix_token_id == model.prefix_token_id
+    long = " ".join(["try 3 + 7 = 10 no"] * 20)
+    pairs = [
+        ("Make 5 from 2 3 1", " (2+3)*1"), ("Make 5 from 2 3 1", " so"), ("Make 5 from 2 3 1 ", "check"),
+        ("", "Make 5 from 2 3 1"), (long, " so Final Answer: 3"), (long, f" {long[:100]}"),
+    ]  # fmt: skip
+    requests = [request("loglikelihood", *pair) for pair in pairs]
+    logits = [logits_after(model, context + text) for context, text in pairs[:4]]
+    best = [model.model.tokenizer.decode([int(row[-1].argmax())]) for row in logits]
+    requests += [request("loglikelihood", c + t, f" {text}") for (c, t), text in zip(pairs, best, strict=False)]
+    ours, wanted = (lm.loglikelihood(requests, disable_tqdm=True) for lm in (model, theirs))
+    np.testing.assert_allclose([value for value, _ in ours], [value for value, _ in wanted], rtol=1e-5, atol=1e-4)
+    assert [greedy for _, greedy in ours] == [greedy for _, greedy in wanted]
+    assert [greedy for _, greedy in ours[-4:]] == [True] * 4 and not all(greedy for _, greedy in ours)
+    texts = [request("loglikelihood_rolling", text) for text in ("Make 5", long, long[:300], ROWS[0]["question"])]
+    ours, wanted = (lm.loglikelihood_rolling(texts, disable_tqdm=True) for lm in (model, theirs))
+    np.testing.assert_allclose(ours, wanted, rtol=1e-5)
+    assert model.loglikelihood_rolling([request("loglikelihood_rolling", "")], disable_tqdm=True) == [0.0]
+
+
+def logits_after(model, text):
+    """[T, V] by one plain run of the decoder."""
+    loaded = model.model
+    ids = jnp.array([loaded.tokenizer.encode(text)], jnp.int32)
+    hidden = decoder.forward(loaded.params, loaded.config, ids, jnp.arange(ids.shape[1])[None], jnp.ones_like(ids))
+    return np.asarray(decoder.logits(loaded.params, loaded.config, hidden[0]))
+
+
+def test_a_beginning_of_sequence_token_goes_before_every_context(harness, folder):
+    token = "<|endoftext|>"
+    model = harness.HarnessModel(f"{folder}/model", bos_token=token)
+    loaded = model.model
+    encode = loaded.tokenizer.encode
+    pairs = [("Make 5", " from 2"), ("", "Make 5"), (f"{token}Make 5", " from 2"), ("  ", "Make 5")]
+    found = model.loglikelihood([request("loglikelihood", *pair) for pair in pairs], disable_tqdm=True)
+    wanted = score.log_likelihoods(
+        loaded.params, loaded.config, [(encode(token + a.removeprefix(token)), encode(b)) for a, b in pairs]
+    )
+    np.testing.assert_allclose([value for value, _ in found], [value for value, _ in wanted], rtol=1e-6)
+
+
+def test_the_chat_template_is_the_checkpoints_chat_format(evaluate, model):
+    plain = evaluate(model, "answers", "choices")
+    turned = evaluate(model, "answers", "choices", apply_chat_template=True)
+    assert answers(turned) == answers(plain)  # in generation a bare context becomes the same prompt
+    for task in ("answers", "choices"):
+        for sample, row in zip(turned["samples"][task], ROWS, strict=True):
+            assert sample["arguments"][0][0] == FORMAT.before_question + row["question"] + FORMAT.after_question
+            assert len(model.tok_encode(sample["arguments"][0][0])) == len(
+                chat.encode_prompt(model.model.tokenizer, FORMAT, row["question"])
+            )
+    (first,) = {sample["arguments"][0][0] for sample in plain["samples"]["choices"][:1]}
+    assert first == ROWS[0]["question"]
+    assert model.chat_template(True) == FORMAT.before_question + "{question}" + FORMAT.after_question
+
+
+def test_few_shot_examples_are_part_of_the_question(evaluate, model):
+    shots = dict(num_fewshot=1, apply_chat_template=True)
+    one_turn = evaluate(model, "answers", fewshot_as_multiturn=False, **shots)
+    context = one_turn["samples"]["answers"][0]["arguments"][0][0]
+    assert context.count("Make") == 2 and context.startswith(FORMAT.before_question + "Make")
+    with pytest.raises(InputError, match="one user turn, not 3 turns; add --fewshot_as_multiturn=false"):
+        evaluate(model, "answers", fewshot_as_multiturn=True, **shots)
+    with pytest.raises(InputError, match="no place for a system turn; leave out --system_instruction"):
+        evaluate(model, "answers", system_instruction="so", apply_chat_template=True)
+    with pytest.raises(InputError, match="names 'default', but a checkpoint has one chat format"):
+        model.chat_template("default")
+    with pytest.raises(InputError, match="begins the answer itself"):
+        model.apply_chat_template(
+            [{"role": "user", "content": "Make 5"}, {"role": "assistant", "content": "so"}], add_generation_prompt=False
+        )
+    with pytest.raises(InputError, match="is no text"):
+        model.apply_chat_template([{"role": "user", "content": [{"type": "image"}]}])
+
+
+def test_the_cache_of_requests_tells_checkpoints_apart(model, harness, folder, tmp_path):
+    loaded = store.load_model(f"{folder}/model")
+    store.save_model(tmp_path / "m", loaded.params, loaded.config, loaded.tokenizer, chat.FORMATS["s1"], {})
+    other = harness.HarnessModel(str(tmp_path / "m"))
+    same = harness.HarnessModel(f"{folder}/model", max_thinking_tokens=3)
+    assert other.tokenizer_name != model.tokenizer_name == same.tokenizer_name
+
+
+def test_the_cache_of_answers_spares_a_second_run(evaluate, model, tmp_path, monkeypatch):
+    first = evaluate(model, "answers", "choices", use_cache=str(tmp_path / "cache"))
+    monkeypatch.setattr(model, "generate_until", None)
+    monkeypatch.setattr(model, "loglikelihood", None)
+    second = evaluate(model, "answers", "choices", use_cache=str(tmp_path / "cache"))
+    assert answers(second) == answers(first) and second["results"] == first["results"]
+
+
+def recorded(model, monkeypatch, *requests):
+    """The rows that `generate_until` hands to the engine."""
+    rows = []
+
+    def generate(given, controls, **keywords):
+        rows.extend(given)
+        assert controls == model.controls and keywords["wait"] == "Wait"
+        return [{"answer": "so 3 = 3", "thinking_tokens": 0} for _ in given]
+
+    monkeypatch.setattr(model._engine, "generate", generate)
+    return rows, model.generate_until(list(requests), disable_tqdm=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "row", "text"),
+    [
+        ({}, {}, "so 3 = 3"),
+        ({"until": "="}, {}, "so 3 "),
+        ({"until": ["=", " 3", ""]}, {}, "so"),
+        ({"until": None, "do_sample": None}, {}, "so 3 = 3"),
+        ({"max_gen_toks": 7, "max_tokens": 8}, {"max_answer_tokens": 7}, "so 3 = 3"),
+        ({"max_new_tokens": 9, "max_gen_toks": None}, {"max_answer_tokens": 9}, "so 3 = 3"),
+        ({"do_sample": False, "temperature": 0.7}, {"temperature": 0.0}, "so 3 = 3"),
+        ({"do_sample": True, "temperature": 0.7}, {"temperature": 0.7}, "so 3 = 3"),
+        ({"do_sample": True}, {"temperature": 1.0}, "so 3 = 3"),
+        ({"temperature": 0.5, "top_p": 0.9, "top_k": 5, "min_p": 0.1}, None, "so 3 = 3"),
+        ({"max_thinking_tokens": 3, "num_waits": 1, "seed": 5}, None, "so 3 = 3"),
+    ],
+)
+def test_generation_settings_become_controls(model, monkeypatch, settings, row, text):
+    given = json.dumps(settings)
+    rows, texts = recorded(model, monkeypatch, request("generate_until", "Make 5", settings))
+    assert texts == [text] and json.dumps(settings) == given
+    assert rows == [{"question": "Make 5", "seed": 0, **(settings if row is None else row)}]
+
+
+def test_repeats_of_a_question_have_seeds_of_their_own(model):
+    requests = [request("generate_until", "Make 5 from 2 3", {"do_sample": True, "temperature": 2.0})] * 3
+    first, again = (model.generate_until(requests, disable_tqdm=True) for _ in range(2))
+    assert first == again and len(set(first)) > 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("Make 5", {"num_beams": 4}), "a_task, document 7: the generation setting num_beams is not one"),
+        (("Make 5", {"until": 3}), "document 7: until is 3; it must be a string or a list"),
+        (("Make 5", {"until": [3]}), "document 7: until is"),
+        (("Make 5", {"temperature": "warm"}), "document 7.*temperature is 'warm'"),
+        (("Make 5", {"seed": "x"}), "document 7.*seed is 'x'"),
+        (("Make 5", {"top_p": 2}), "document 7: top_p is 2"),
+        (("Make 5", {"max_gen_toks": 500}), f"document 7: a prompt of .* context length is {CONTEXT}"),
+        ((" ", {}), "document 7: question is ' '"),
+        (("Make 5", {}, {"visual": []}), r"document 7: s1jax models take one text.*\(str, dict, dict\)"),
+        ((["Make 5", "Make 6"], {}), r"document 7: s1jax models take one text.*\(list, dict\)"),
+    ],
+)
+def test_wrong_requests_are_named(model, arguments, sentence):
+    with pytest.raises(InputError, match=sentence):
+        model.generate_until([request("generate_until", *arguments, document=7)], disable_tqdm=True)
+
+
+def test_wrong_pairs_are_named(model):
+    with pytest.raises(InputError, match=r"document 7: s1jax models take one text.*\(str, str, dict\)"):
+        model.loglikelihood([request("loglikelihood", "Make", " 5", {"visual": []}, document=7)])
+    with pytest.raises(InputError, match="a continuation of 100 ids exceeds the model's context length"):
+        model.loglikelihood([request("loglikelihood", "Make", " so" * 100)], disable_tqdm=True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"checkpoint": ""}, "--model_args has no checkpoint"),
+        ({"checkpoint": "no/where"}, "no/where is not a folder"),
+        ({"pretrained": "x"}, "--model_args has pretrained, which s1jax has not; it has checkpoint, wait"),
+        ({"max_thinking_tokens": "many"}, "max_thinking_tokens is 'many'"),
+        ({"temperature": -1}, "temperature is -1"),
+        ({"dtype": "float16"}, "dtype 'float16'; choose float32 or bfloat16"),
+        ({"wait": 3}, "wait 3; it must be a string"),
+        ({"bos_token": "<s>"}, "token '<s>' is not in the tokenizer"),
+        ({"cache_length": -1}, "cache_length -1"),
+        ({"batch_size": "0"}, "--batch_size is '0'"),
+        ({"batch_size": "many"}, "--batch_size is 'many'"),
+        ({"max_batch_size": 3}, "--max_batch_size is not supported"),
+    ],
+)
+def test_wrong_arguments_are_named(harness, folder, arguments, sentence):
+    with pytest.raises(InputError, match=sentence):
+        harness.HarnessModel(**{"checkpoint": f"{folder}/model", **arguments})
+
+
+def test_arguments_come_as_the_harness_writes_them(harness, folder):
+    text = f"checkpoint={folder}/model,max_thinking_tokens=5,temperature=1,wait="
+    model = harness.HarnessModel.create_from_arg_string(text, {"batch_size": "auto", "device": "cuda:0"})
+    assert (model.batch_size, model.controls.max_thinking_tokens, model.controls.temperature) == (16, 5, 1.0)
+    assert model.max_length == CONTEXT and model._wait == ""
+
+
+def test_the_harnesss_own_models_stay_in_its_list(harness):
+    from lm_eval.api.registry import get_model, model_registry
+
+    assert get_model("s1jax") is harness.HarnessModel and "hf" in model_registry
+
+
+def test_the_launcher_ends_in_one_sentence(monkeypatch, capsys):
+    for name in [name for name in sys.modules if name.split(".")[0] == "lm_eval"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    assert cli.guarded(launcher.main) == cli.BAD_INPUT
+    assert capsys.readouterr().err == "error: lm_eval is not installed; pip install -e .[harness] brings it.\n"
