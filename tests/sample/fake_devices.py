@@ -1,0 +1,49 @@
+"""Rows sampled on meshes of 8 fake devices and on one; run by tests/sample/test_mesh.py in a process of its own.
+
+Prints one JSON object per mesh.
+"""
+
+import json
+
+import jax
+
+jax.config.update("jax_num_cpu_devices", 8)
+
+import numpy as np  # noqa: E402
+
+from s1jax import parallel  # noqa: E402
+from s1jax.config import MeshConfig, ModelConfig  # noqa: E402
+from s1jax.model import decoder  # noqa: E402
+from s1jax.sample.engine import Engine  # noqa: E402
+from s1jax.sample.generate import Request  # noqa: E402
+from tests.sample import cases  # noqa: E402
+
+MODEL = ModelConfig(
+    vocab_size=cases.V, d_model=16, mlp_dim=24, num_layers=2, num_heads=8, num_kv_heads=2, head_dim=4, qkv_bias=True,
+    context_length=96,
+)  # fmt: skip
+# (data, fsdp, sequence, tensor), type of the cache; with four shares of the heads two key heads do not divide.
+MESHES = [((2, 2, 1, 2), ""), ((2, 1, 1, 4), "int8")]
+
+
+def main() -> None:
+    params = jax.jit(lambda key: decoder.init_params(MODEL, key))(jax.random.key(0))
+    params = jax.tree.map(lambda a: np.asarray(a * 14 if a.ndim > 2 else a), params)
+    rng = np.random.default_rng(0)
+    delimiters = cases.random_delimiters(rng)
+    prompts = [tuple(rng.integers(0, 30, rng.integers(1, 30)).tolist()) for _ in range(12)]
+    # Every prompt twice: devices that share no page share its prefill.
+    requests = [Request(p, cases.random_controls(rng), cases.random_wait(rng)) for p in prompts for _ in range(2)]
+    for shape, cache_dtype in MESHES:
+        one = Engine(jax.device_put(params), config=MODEL, slots=8, cache_length=96, cache_dtype=cache_dtype)
+        mesh = parallel.make_mesh(MeshConfig(*shape))
+        placed = jax.device_put(params, parallel.param_shardings(MODEL, mesh))
+        many = Engine(placed, config=MODEL, slots=7, cache_length=96, cache_dtype=cache_dtype, mesh=mesh)
+        wanted, found = (dict(engine.sample(requests, delimiters)) for engine in (one, many))
+        same = [list(found[i].ids) == list(wanted[i].ids) for i in range(len(requests))]
+        off = max(abs(found[i].logprob - wanted[i].logprob) for i in range(len(requests)))
+        print(json.dumps({"mesh": shape, "same": same, "off": off}))
+
+
+if __name__ == "__main__":
+    main()
