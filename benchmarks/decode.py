@@ -26,7 +26,7 @@ from s1jax.sample.engine import Engine
 from s1jax.sample.generate import Request
 
 # A row answers at once, after one forced id, and nothing but max_answer_tokens ends the answer.
-_DELIMITERS = Delimiters((), (0,), (), (), (), (), (), (), num_ids=models.CONFIG.vocab_size)
+DELIMITERS = Delimiters((), (0,), (), (), (), (), (), (), num_ids=models.CONFIG.vocab_size)
 
 
 def ours(prompts: np.ndarray, new: int) -> Callable[[], Any]:
@@ -37,7 +37,7 @@ def ours(prompts: np.ndarray, new: int) -> Callable[[], Any]:
     requests = [Request(tuple(prompt), controls) for prompt in prompts.tolist()]
 
     def run() -> None:
-        samples = engine.sample(requests, _DELIMITERS)
+        samples = engine.sample(requests, DELIMITERS)
         assert all(len(sample.ids) == new for _, sample in samples)
 
     return run

@@ -267,7 +267,7 @@ def attend(mesh: Mesh, implementation: str) -> attention_lib.Attend:
 
 
 @functools.cache
-def attend_cached(mesh: Mesh | None, split_rows: bool) -> attention_lib.AttendCached:
+def attend_cached(mesh: Mesh | None, split_rows: bool, pages_at_once: int = 1) -> attention_lib.AttendCached:
     """`s1jax.model.attention.attend_cached` on a mesh, for `s1jax.model.decoder.forward_cached`.
 
     Each device has the pages of its rows and heads, so nothing of the cache ever moves; a row's table counts the pages
@@ -276,9 +276,11 @@ def attend_cached(mesh: Mesh | None, split_rows: bool) -> attention_lib.AttendCa
     Args:
       mesh: None: one device.
       split_rows: rows lie along `data` and `fsdp`; False: every device has all of them, as in a prefill.
+      pages_at_once: see there.
     """
+    device = functools.partial(attention_lib.attend_cached, pages_at_once=pages_at_once)
     if mesh is None or mesh.size == 1:
-        return attention_lib.attend_cached
+        return device
     rows = ROWS if split_rows else None
 
     def on_mesh(
@@ -296,7 +298,7 @@ def attend_cached(mesh: Mesh | None, split_rows: bool) -> attention_lib.AttendCa
         own = jax.tree.map(lambda _: PartitionSpec(*lead, rows, tensor), pages)
         places = cache_lib.Cache(None, PartitionSpec(rows), PartitionSpec(rows))  # type: ignore[arg-type]
         return jax.shard_map(
-            attention_lib.attend_cached,
+            device,
             mesh=mesh,
             in_specs=(heads, heads, heads, own, PartitionSpec(), places, PartitionSpec(rows)),
             out_specs=(heads, own),

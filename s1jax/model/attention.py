@@ -116,10 +116,12 @@ def attend_cached(
     layer: jax.Array | None,
     cache: cache_lib.Cache,
     count: jax.Array,
+    *,
+    pages_at_once: int = 1,
 ) -> tuple[jax.Array, cache_lib.Pages]:
     """Appends new tokens to one layer of the cache and lets them attend to all that their rows hold.
 
-    Page by page, as many as the longest row has: memory for the scores of one page, and no work for slots that nobody
+    Some pages at a time, until the longest row has no more: memory for their scores, and no work for slots that nobody
     uses yet.
 
     Args:
@@ -130,6 +132,7 @@ def attend_cached(
       layer: int32 scalar, or None.
       cache: its table and lengths before the tokens; its pages are not looked at.
       count: int32 [B], tokens of each row; what is right of them is padding.
+      pages_at_once: few where they shall stay in a processor's cache, many where a turn of the loop costs a launch.
 
     Returns:
       [B, T, N, H] in the dtype of `q`, softmax in float32; and the pages with the tokens.
@@ -137,35 +140,38 @@ def attend_cached(
     pages = cache_lib.append(pages, layer, k, v, cache, count)
     batch, length, _, head_dim = q.shape
     kv_heads, size = k.shape[2], pages.size
+    span = pages_at_once * size
+    table = jnp.pad(cache.table, ((0, 0), (0, -cache.table.shape[1] % pages_at_once)))
     # [B, K, T * G, H]: the queries of a group are rows of one matrix product with their common keys.
     grouped = (q * head_dim**-0.5).reshape(batch, length, kv_heads, -1, head_dim).swapaxes(1, 2)
     grouped = grouped.reshape(batch, kv_heads, -1, head_dim)
     last = cache.lengths[:, None] + jnp.arange(length)  # [B, T], last slot that a query sees
 
-    def attend_page(index: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+    def attend_pages(index: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         most, total, mean = carry
-        place = jax.lax.dynamic_index_in_dim(cache.table, index, axis=1, keepdims=False)
-        one = jax.tree.map(lambda a: a[place] if layer is None else a[layer, place], pages)
-        scores = jnp.einsum("bkth,bkhp->bktp", grouped, one.keys.astype(q.dtype), preferred_element_type=jnp.float32)
-        if one.key_scales is not None:
-            scores = scores * one.key_scales[:, :, None]
-        visible = index * size + jnp.arange(size) <= last[:, :, None]  # [B, T, P]
-        scores = scores.reshape(batch, kv_heads, length, -1, size)
-        scores = jnp.where(visible[:, None, :, None], scores, chunked.MASKED).reshape(batch, kv_heads, -1, size)
+        place = jax.lax.dynamic_slice_in_dim(table, index * pages_at_once, pages_at_once, axis=1)  # i: of these pages
+        some = jax.tree.map(lambda a: a[place] if layer is None else a[layer, place], pages)
+        keys, values = some.keys.astype(q.dtype), some.values.astype(q.dtype)
+        scores = jnp.einsum("bkth,bikhp->bktip", grouped, keys, preferred_element_type=jnp.float32)
+        if some.key_scales is not None:
+            scores = scores * some.key_scales.swapaxes(1, 2)[:, :, None]
+        visible = index * span + jnp.arange(span) <= last[:, :, None]  # [B, T, I * P]
+        scores = scores.reshape(batch, kv_heads, length, -1, span)
+        scores = jnp.where(visible[:, None, :, None], scores, chunked.MASKED).reshape(batch, kv_heads, -1, span)
         higher = jnp.maximum(most, jnp.max(scores, axis=-1))
         shrink = jnp.exp(most - higher)
         weights = jnp.exp(scores - higher[..., None])
         total = total * shrink + jnp.sum(weights, axis=-1)
-        if one.value_scales is not None:
-            weights = weights * one.value_scales[:, :, None]
-        values = one.values.astype(q.dtype)
-        here = jnp.einsum("bktp,bkph->bkth", weights.astype(q.dtype), values, preferred_element_type=jnp.float32)
+        weights = weights.reshape(*weights.shape[:-1], pages_at_once, size)
+        if some.value_scales is not None:
+            weights = weights * some.value_scales.swapaxes(1, 2)[:, :, None]
+        here = jnp.einsum("bktip,bikph->bkth", weights.astype(q.dtype), values, preferred_element_type=jnp.float32)
         return higher, total, mean * shrink[..., None] + here
 
     shape = grouped.shape[:3]
     start = (jnp.full(shape, chunked.MASKED, jnp.float32), jnp.zeros(shape), jnp.zeros(grouped.shape))
     longest = jnp.max(jnp.where(count > 0, cache.lengths + count, 0))
-    _, total, mean = jax.lax.fori_loop(0, (longest + size - 1) // size, attend_page, start)
+    _, total, mean = jax.lax.fori_loop(0, (longest + span - 1) // span, attend_pages, start)
     out = mean / jnp.maximum(total, 1)[..., None]  # 0 where nothing was attended to; else the total is at least 1
     out = out.reshape(batch, kv_heads, length, -1, head_dim).swapaxes(1, 2).reshape(q.shape)
     return out.astype(q.dtype), pages

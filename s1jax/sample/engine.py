@@ -31,6 +31,8 @@ from s1jax.sample import rows as rows_lib
 from s1jax.sample.generate import Request, Sample
 from s1jax.sample.session import Counts, Session, Setup
 
+# Pages that accelerators read in one turn of attention's loop: 2,048 slots, so that 32k positions take 16 turns.
+_PAGES_AT_ONCE = 32
 _STEPS = 64  # between two looks of the host, which cost about 0.2 ms
 
 # Rows that have ended, ids and thinking tokens so far, those of rows that still go on included.
@@ -93,7 +95,8 @@ class Engine:
             params = _cast(params, dtype)
         mesh = mesh if mesh is not None and mesh.size > 1 else None
         devices = jax.tree.leaves(params)[0].devices()
-        unstack = mesh is None and all(device.platform == "cpu" for device in devices)
+        on_cpu = all(device.platform == "cpu" for device in devices)
+        unstack = mesh is None and on_cpu
         shards = 1 if mesh is None else parallel.row_shards(mesh)
         self.counts = Counts()
         self._setup = Setup(
@@ -101,6 +104,7 @@ class Engine:
             params=params,
             loop_params=_unstack(params) if unstack else params,
             unstack=unstack,
+            pages_at_once=1 if on_cpu else _PAGES_AT_ONCE,
             slots=-(-slots // shards) * shards,
             cache_length=cache_length,
             dtype=dtype,

@@ -156,7 +156,7 @@ def start(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("config", "size", "dtype", "mesh"))
+@functools.partial(jax.jit, static_argnames=("config", "size", "at_once", "dtype", "mesh"))
 def prefill(
     params: Mapping[str, Any],
     tokens: jax.Array,
@@ -164,6 +164,7 @@ def prefill(
     *,
     config: ModelConfig,
     size: int,
+    at_once: int,
     dtype: str,
     mesh: Mesh | None,
 ) -> cache_lib.Pages:
@@ -175,6 +176,7 @@ def prefill(
       length: int32 scalar, ids of the prompt that are run: all but its last, which the loop feeds first.
       config: shape of the model.
       size: slots of a page.
+      at_once: pages, see `s1jax.model.attention.attend_cached`.
       dtype: of activations and of the pages.
       mesh: None: one device.
 
@@ -183,7 +185,7 @@ def prefill(
     """
     kind = jnp.dtype(dtype)
     piece = min(_CHUNK, tokens.shape[0])
-    attend = parallel.attend_cached(mesh, split_rows=False)
+    attend = parallel.attend_cached(mesh, split_rows=False, pages_at_once=at_once)
 
     def run(index: jax.Array, cache: cache_lib.Cache) -> cache_lib.Cache:
         part = lax.dynamic_slice_in_dim(tokens, index * piece, piece)[None]
@@ -234,7 +236,7 @@ def admit(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("config", "dtype", "mesh"), donate_argnames=("run",))
+@functools.partial(jax.jit, static_argnames=("config", "at_once", "dtype", "mesh"), donate_argnames=("run",))
 def decode(
     params: Mapping[str, Any],
     run: Run,
@@ -244,6 +246,7 @@ def decode(
     leave: jax.Array,
     *,
     config: ModelConfig,
+    at_once: int,
     dtype: str,
     mesh: Mesh | None,
 ) -> tuple[Run, jax.Array]:
@@ -257,6 +260,7 @@ def decode(
       steps: int32 scalar.
       leave: int32 scalar.
       config: shape of the model.
+      at_once: pages, see `s1jax.model.attention.attend_cached`.
       dtype: of activations.
       mesh: None: one device.
 
@@ -265,7 +269,7 @@ def decode(
     """
     sampling, budgets, rules = settings.sampling, settings.budgets, settings.rules
     rows = jnp.arange(run.ids.shape[0])
-    attend = parallel.attend_cached(mesh, split_rows=True)
+    attend = parallel.attend_cached(mesh, split_rows=True, pages_at_once=at_once)
 
     def goes_on(carry: tuple[Run, jax.Array]) -> jax.Array:
         run, taken = carry

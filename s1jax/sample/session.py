@@ -22,6 +22,7 @@ from s1jax.sample import logits as logits_lib
 from s1jax.sample.generate import Request, Sample
 
 _PAGE = 64  # slots; a row wastes half a page on average, and a step reads page by page
+_PREFILL_PAGES = 8  # that pieces of a prompt attend to at one time: their scores fill the caches of a processor anyway
 _REFILL = 16  # a sixteenth of the slots may be empty before the loop is left to fill them
 
 
@@ -57,6 +58,7 @@ class Setup:
       params: weights for the prefill, stacked.
       loop_params: for the loop, as `decoder.unstack` makes them where `unstack`.
       unstack: the loop wants one array a layer.
+      pages_at_once: see `s1jax.model.attention.attend_cached`.
       slots: B.
       cache_length: the most ids of a row; 0: what the rows of a call need.
       dtype: of activations.
@@ -70,6 +72,7 @@ class Setup:
     params: Mapping[str, Any]
     loop_params: Mapping[str, Any]
     unstack: bool
+    pages_at_once: int
     slots: int
     cache_length: int
     dtype: str
@@ -247,8 +250,8 @@ class Session:
         setup.counts.prefills += 1
         setup.counts.note(f"prefill {size}")
         return programs.prefill(
-            setup.params, tokens, np.int32(len(ids) - 1), config=self._config, size=self._size, dtype=setup.dtype,
-            mesh=setup.mesh,
+            setup.params, tokens, np.int32(len(ids) - 1), config=self._config, size=self._size,
+            at_once=max(setup.pages_at_once, _PREFILL_PAGES), dtype=setup.dtype, mesh=setup.mesh,
         )  # fmt: skip
 
     def _settings(self) -> programs.Settings:
@@ -268,7 +271,8 @@ class Session:
         setup.counts.note(f"decode {len(self._held)} x {self._table.shape[1] * self._size}")
         self._run, taken = programs.decode(
             setup.loop_params, self._run, self._settings(), np.int32(len(self._delimiters.think_start)),
-            np.int32(steps), np.int32(leave), config=self._config, dtype=setup.dtype, mesh=setup.mesh,
+            np.int32(steps), np.int32(leave), config=self._config, at_once=setup.pages_at_once, dtype=setup.dtype,
+            mesh=setup.mesh,
         )  # fmt: skip
         state, logprob, taken = jax.device_get((self._run.state, self._run.logprob, taken))
         self._logprob = logprob

@@ -10,8 +10,8 @@ import pytest
 
 from s1jax.checkpoint import names
 from s1jax.config import InputError, ModelConfig
+from s1jax.model import attention, decoder
 from s1jax.model import cache as cache_lib
-from s1jax.model import decoder
 from tests.model import make_golden, parity_cases
 
 CASES = parity_cases.CASES
@@ -24,10 +24,11 @@ def _logits(params, config, tokens, positions, segment_ids):
         return decoder.logits(params, config, decoder.forward(params, config, tokens, positions, segment_ids))
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def _cached(params, config, tokens, cache, num_tokens):
+@functools.partial(jax.jit, static_argnums=(1, 5))
+def _cached(params, config, tokens, cache, num_tokens, pages_at_once):
+    attend = functools.partial(attention.attend_cached, pages_at_once=pages_at_once)
     with jax.default_matmul_precision("highest"):
-        hidden, cache = decoder.forward_cached(params, config, tokens, cache, num_tokens)
+        hidden, cache = decoder.forward_cached(params, config, tokens, cache, num_tokens, attend=attend)
         return decoder.logits(params, config, hidden), cache
 
 
@@ -100,7 +101,11 @@ def test_logits_equal_the_recorded_ones(name):
 @pytest.mark.parametrize("unstacked", [False, True])
 @pytest.mark.parametrize("name", CASES)
 def test_cached_steps_give_the_logits_of_whole_rows(name, unstacked):
-    """Rows of unlike lengths: a prefill, then id by id, as `s1jax.sample` runs them, stacked and unstacked."""
+    """Rows of unlike lengths: a prefill, then id by id, as `s1jax.sample` runs them, stacked and unstacked.
+
+    Their three pages are looked at one by one, or by twos.
+    """
+    at_once = 1 if unstacked else 2
     config = CASES[name]
     params = parity_cases.weights(config)
     ids, prompt = parity_cases.tokens(config, (3, 20), seed=9), np.array([1, 7, 12], np.int32)
@@ -109,14 +114,14 @@ def test_cached_steps_give_the_logits_of_whole_rows(name, unstacked):
     shuffled = np.random.default_rng(0).permutation(9).reshape(3, 3).astype(np.int32)
     empty = dataclasses.replace(empty, table=shuffled)
     prefill = np.where(np.arange(12) < prompt[:, None], ids[:, :12], 0)
-    _, cache = _cached(params, config, prefill, empty, prompt)
+    _, cache = _cached(params, config, prefill, empty, prompt, at_once)
     if unstacked:
         params = jax.jit(decoder.unstack)(params)
         cache = dataclasses.replace(cache, pages=cache_lib.unstack(cache.pages))
     for step in range(8):
         place = prompt + step
         token = np.take_along_axis(ids, place[:, None], axis=1)
-        logits, cache = _cached(params, config, token, cache, np.ones(3, np.int32))
+        logits, cache = _cached(params, config, token, cache, np.ones(3, np.int32), at_once)
         np.testing.assert_allclose(logits[:, 0], expected[np.arange(3), place], rtol=0, atol=TOLERANCE)
 
 

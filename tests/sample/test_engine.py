@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from s1jax.config import Controls, InputError, ModelConfig
-from s1jax.model import decoder
+from s1jax.model import attention, decoder
 from s1jax.sample import generate as programs
 from s1jax.sample import session as session_lib
 from s1jax.sample.engine import Engine
@@ -280,6 +280,27 @@ def test_a_prompt_of_several_pieces_is_that_of_one(params, engine, monkeypatch):
     monkeypatch.setattr(programs, "_CHUNK", 8)
     jax.clear_caches()
     same(run(make(params), batch), want)
+
+
+def test_a_prompt_of_32k_positions():
+    """Its greedy answer is that of the whole row without a cache, in bounded memory: scores alone would take 8.6 GB."""
+    shape = dict(vocab_size=V, d_model=16, mlp_dim=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8)
+    config = ModelConfig(**shape, context_length=32768)
+    params = jax.tree.map(lambda a: a * 14 if a.ndim > 2 else a, decoder.init_params(config, jax.random.key(1)))
+    ids = np.random.default_rng(3).integers(0, 30, 32762)
+    delimiters = cases.random_delimiters(np.random.default_rng(1))
+    delimiters = dataclasses.replace(delimiters, think_start=(), think_end=(1,), final_answer=(), newline=(1,), stop=())
+    controls = Controls(max_thinking_tokens=0, max_answer_tokens=4)
+    engine = Engine(params, config=config, slots=1)
+    (sample,) = dict(engine.sample([Request(tuple(ids.tolist()), controls)], delimiters)).values()
+    row = np.zeros((1, 32768), np.int32)
+    row[0, : len(ids) + len(sample.ids)] = [*ids, *sample.ids]
+    positions = np.arange(32768)[None]
+    attend = functools.partial(attention.attend, implementation="chunked")
+    hidden = decoder.forward(params, config, row, positions, np.ones_like(row), attend=attend)
+    logits = np.array(decoder.logits(params, config, hidden[0, len(ids) + 1 : len(ids) + len(sample.ids) - 1]))
+    logits[:, [*range(delimiters.num_ids, V), *delimiters.illegal]] = -np.inf
+    assert logits.argmax(-1).tolist()[1:] == sample.ids[3:].tolist() and len(sample.ids) == 6
 
 
 def test_no_rows_is_no_error(engine):
