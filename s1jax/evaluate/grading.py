@@ -185,7 +185,7 @@ def equal(answer: str, right: str) -> bool:
 
 
 def _clean(answer: str) -> str:
-    r"""Takes off what surrounds an answer: dollar signs (of mathematics and of money), full stop, outer spaces, spaces in thousands."""
+    r"""Takes off what surrounds an answer: dollars (mathematics, money), full stop, spaces also in thousands."""
     answer = answer.replace("\\$", "").replace("$", "").replace("\u2212", "-").replace("{,}", ",")
     answer = answer.strip().strip("*").strip()
     answer = re.sub(r"^\\[(\[](.*)\\[)\]]$", r"\1", answer)
