@@ -66,5 +66,4 @@ def count_down(fmt: ChatFormat, trace: str) -> tuple[str, int]:
     trace = trace.strip()
     blank = re.split(r"\n[ \t]*\n\s*", trace)
     steps = blank if len(blank) > 1 else re.split(r"\n\s*", trace)
-    headed = [fmt.step_header.format(steps=len(steps) - i) + step for i, step in enumerate(steps)]
-    return ("\n\n" if len(blank) > 1 else "\n").join(headed), len(steps)
+    return ("\n\n" if len(blank) > 1 else "\n").join(chat.headed(fmt, steps)), len(steps)

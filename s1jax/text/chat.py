@@ -217,6 +217,11 @@ def instruct(tokenizer: Tokenizer, fmt: ChatFormat, question: str, control: str,
     return question + text
 
 
+def headed(fmt: ChatFormat, steps: list[str]) -> list[str]:
+    """Returns the steps of a trace, each behind a header with the number of steps that are left, itself included."""
+    return [fmt.step_header.format(steps=len(steps) - i) + step for i, step in enumerate(steps)]
+
+
 def thinking_tokens(tokenizer: Tokenizer, fmt: ChatFormat, trace: str) -> int:
     """Returns how many thinking tokens a trace has as a sampler counts them: all ids between the delimiters."""
     return len(tokenizer.encode(fmt.after_think_start + trace.strip() + fmt.before_think_end))

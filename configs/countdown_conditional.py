@@ -1,0 +1,20 @@
+"""Conditional control on the embedded task: the questions of configs/countdown_s1.py say how long to think.
+
+    python -m launch.train --config=configs/countdown_conditional.py --workdir=runs/countdown_token
+    python -m launch.evaluate --checkpoint=runs/countdown_token --out=runs/countdown_token/curve \
+      --strategies=token:16,token:32,token:64,token:128,token:16+forcing,token:32+forcing,token:64+forcing
+
+--config.data.control=step or class trains for the other two: step:1, step:2, step:4 with tokens=30, for a step is one
+line of a trace; class:short and class:long.
+"""
+
+import ml_collections
+
+from configs import countdown_s1
+
+
+def get_config() -> ml_collections.ConfigDict:
+    config = countdown_s1.get_config()
+    config.chat = "countdown"  # its instructions are written in the task's own symbols
+    config.data.control = "token"
+    return config
