@@ -128,24 +128,27 @@ class Strategy:
     def _wait(self, wait: str) -> str:
         return wait if self.forcing.wait is None else self.forcing.wait
 
-    def row(self, row: Mapping[str, Any], question: str, attempt: int, seed: int, controls: Mapping[str, Any]) -> dict:
+    def label(self, wait: str) -> str:
+        """What the run is called beside its point, where the legend names the curve."""
+        if self.selection:
+            return str(self.selection.samples if self.selection.kind == "majority" else self.limit(0) - 1)
+        return str(self.instruction.amount) if self.instruction else self.name(wait)
+
+    def row(self, row: Mapping[str, Any], question: str, seed: int, controls: Mapping[str, Any]) -> dict[str, Any]:
         """Returns the prompt row of one sample.
 
         Args:
           row: of the task.
           question: the task's question with this strategy's instruction, if it has one.
-          attempt: how many samples of the problem there are already.
           seed: of this sample.
           controls: fields of `s1jax.config.Controls` and `wait` that hold for all runs.
         """
-        own: dict[str, Any] = {"num_waits": self.forcing.num_waits}
+        own: dict[str, Any] = {"num_waits": self.forcing.num_waits, "wait": self._wait(controls["wait"])}
         own["min_thinking_tokens"] = self.forcing.min_thinking_tokens
         own["max_thinking_tokens"] = self.limit(controls["max_thinking_tokens"])
-        own["wait"] = self._wait(controls["wait"])
         if self.selection and self.selection.temperature is not None:
             own["temperature"] = self.selection.temperature
-        more = {"attempt": attempt} if self.selection else {}
-        return {**row, "question": question, **more, "seed": seed % 2**32, **own}
+        return {**row, "question": question, "seed": seed % 2**32, **own}
 
     def limit(self, most: int) -> int:
         """Thinking tokens at which a sampler cuts; `most` holds for all runs.
@@ -224,9 +227,10 @@ class Strategy:
             return low, min(high, self.instruction.most_tokens)
         if plain is None:
             return None
+        # Strictly fewer or more, of single counts as of their means.
         if self.instruction.amount == "short":
-            return low, [count - 1 for count in plain]
-        return [count + 1 for count in plain], math.inf
+            return low, [math.nextafter(count, -math.inf) for count in plain]
+        return [math.nextafter(count, math.inf) for count in plain], math.inf
 
 
 def parse(text: str) -> Strategy:

@@ -13,6 +13,11 @@ from s1jax.evaluate.strategies import Forcing, Instruction, Selection, Strategy
 from s1jax.sample import rows as rows_lib
 
 ALL = {**to_dict(Controls(max_thinking_tokens=384, temperature=0.5)), "wait": "Wait"}
+LABELS = {
+    "token 64": "64", "token 64, cut at 64": "64", "token 64, Wait x1": "64", "step 8": "8", "step 8, cut at 240": "8",
+    "class long": "long", "majority of 8": "8", "majority of 8 at 0.7": "8", "Wait x2, majority of 4": "4",
+    "rejected above 64, 5 tries": "64", "rejected above 6, 16 tries": "6",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -84,6 +89,7 @@ ALL = {**to_dict(Controls(max_thinking_tokens=384, temperature=0.5)), "wait": "W
 def test_texts_mean_strategies(text, strategy, name, families):
     assert strategies.parse(text) == strategy
     assert strategy.name("Wait") == name and strategy.families("Wait") == families
+    assert strategy.label("Wait") == (LABELS.get(name) or name)
     assert strategy.parallel == ("majority" in name or "rejected" in name)
 
 
@@ -122,8 +128,8 @@ def test_texts_that_mean_nothing(text, message):
 @pytest.mark.parametrize("text", ["none", "forcing:max=3:waits=1", "token:8+forcing", "majority:3", "reject:max=5"])
 def test_rows_are_what_a_sampler_takes(text):
     strategy = strategies.parse(text)
-    row = strategy.row({"question": "q", "target": 4}, "q?", 1, 2**32 + 5, ALL)
-    assert row["question"] == "q?" and row["target"] == 4 and ("attempt" in row) == strategy.parallel
+    row = strategy.row({"question": "q", "target": 4}, "q?", 2**32 + 5, ALL)
+    assert row["question"] == "q?" and row["target"] == 4
     controls = rows_lib.row_controls(row, Controls(max_thinking_tokens=384, temperature=0.5), "row")
     limits = {"none": 384, "forcing:max=3:waits=1": 3, "token:8+forcing": 8, "majority:3": 384, "reject:max=5": 6}
     assert controls.max_thinking_tokens == limits[text] and controls.seed == 5 and controls.temperature == 0.5
@@ -131,11 +137,11 @@ def test_rows_are_what_a_sampler_takes(text):
 
 
 def test_rows_have_the_wait_and_the_temperature_of_their_strategy():
-    row = strategies.parse("forcing:waits=2:wait=Hmm").row({}, "q", 0, 0, ALL)
+    row = strategies.parse("forcing:waits=2:wait=Hmm").row({}, "q", 0, ALL)
     assert row["wait"] == "Hmm"
-    assert strategies.parse("forcing:waits=2:wait=none").row({}, "q", 0, 0, ALL)["wait"] == ""
-    assert strategies.parse("forcing:waits=2").row({}, "q", 0, 0, ALL)["wait"] == "Wait"
-    assert strategies.parse("majority:2:temperature=0.9").row({}, "q", 0, 0, ALL)["temperature"] == 0.9
+    assert strategies.parse("forcing:waits=2:wait=none").row({}, "q", 0, ALL)["wait"] == ""
+    assert strategies.parse("forcing:waits=2").row({}, "q", 0, ALL)["wait"] == "Wait"
+    assert strategies.parse("majority:2:temperature=0.9").row({}, "q", 0, ALL)["temperature"] == 0.9
 
 
 def samples(*tokens):
@@ -199,7 +205,16 @@ def test_votes_count_answers_that_mean_the_same():
     ],
 )
 def test_what_control_asks_for(text, asked):
-    assert strategies.parse(text).range(384, [3, 7]) == asked
+    found = strategies.parse(text).range(384, [3, 7])
+    whole = [i for i in range(1000) if all(low <= i <= high for low, high in [found])] if "class" not in text else None
+    if whole is not None:
+        assert found == asked and whole == list(range(asked[0], asked[1] + 1))
+    else:
+        lows, highs = (bound if isinstance(bound, list) else [bound] * 2 for bound in found)
+        want = [bound if isinstance(bound, list) else [bound] * 2 for bound in asked]
+        for i in range(1000):
+            for k in range(2):
+                assert (lows[k] <= i <= highs[k]) == (want[0][k] <= i <= want[1][k])
 
 
 def test_classes_ask_for_nothing_without_runs_to_compare_with():
