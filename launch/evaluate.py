@@ -80,8 +80,9 @@ def main() -> None:
         raise InputError("--checkpoint is missing; give a checkpoint, a training workdir or package:NAME.")
     if not _OUT.value:
         raise InputError("--out is missing; name the folder for the results.")
-    name = "countdown_hard" if _HARD.value and _TASK.value == "countdown" else _TASK.value
-    task = tasks.load(name, _PROBLEMS.value, _SPLIT.value)
+    if _HARD.value and _TASK.value not in ("countdown", "countdown_hard"):
+        raise InputError(f"--hard is for --task=countdown, not for {_TASK.value}; drop it.")
+    task = tasks.load("countdown_hard" if _HARD.value else _TASK.value, _PROBLEMS.value, _SPLIT.value)
     controls = Controls(
         max_thinking_tokens=task.max_thinking_tokens if _LIMIT.value is None else _LIMIT.value,
         max_answer_tokens=task.max_answer_tokens if _ANSWER.value is None else _ANSWER.value,

@@ -14,7 +14,7 @@ one sample). It is written as parts joined by `+`:
     reject:max=64:samples=16   the first of at most 16 samples whose thinking has at most 64 tokens
     majority:8                 the answer most samples give; forcing:waits=2+majority:8 votes over extended thinking
 
-`reject` and `majority` take temperature=T.
+`reject` and `majority` take temperature=T. A wait with `,`, `:` or `+` in it has to be the one that holds for all runs.
 """
 
 from __future__ import annotations

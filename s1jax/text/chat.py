@@ -177,7 +177,7 @@ def with_delimiters(tokenizer: Tokenizer, fmt: ChatFormat, think_start: str = ""
         special=tuple(token for token in fmt.special if token not in replaced),
     )
     first = delimiters(tokenizer, fmt).think_end[0]
-    if not tokenizer.decode([first]).strip() and not fmt.think_end.strip().startswith(tuple(fmt.special)):
+    if not tokenizer.decode([first]).strip():
         raise InputError(
             f"think_end {fmt.think_end!r} begins with white space, and thinking ends where the model samples the first"
             " id of think_end; choose one that begins otherwise."
@@ -208,7 +208,7 @@ def instruct(tokenizer: Tokenizer, fmt: ChatFormat, question: str, control: str,
             raise InputError(f"this chat format can ask for powers of two only, not for {bound}; choose one of them.")
     text = template.format(**numbers)
     try:
-        tokenizer.encode(text)
+        _encode_whole(tokenizer, text, "instruction")
     except InputError as error:
         raise InputError(
             f"the tokenizer cannot write the instruction {text!r}; choose a chat format whose {control} instruction it"

@@ -45,6 +45,7 @@ WRONG = [
     (["--waits=none"], '--waits has "none"'),
     (["--budgets=0,500"], "--budgets has 500, more than --max_thinking_tokens 384"),
     (["--checkpoint=x", "--budgets=0"], "x is not a folder"),
+    (["--budgets=0", "--hard", "--task=gsm8k:{rows0}"], "--hard is for --task=countdown, not for gsm8k"),
     (["--budgets=0", "--num_problems=5000"], "5000 were asked for"),
     (["--budgets=0", "--temperature=-1"], "temperature is -1.0"),
     (["--budgets=0", "--buget=3"], "buget"),

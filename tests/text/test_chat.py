@@ -296,8 +296,11 @@ def test_any_pair_of_delimiters(tokenizer):
 
 
 def test_delimiters_that_cannot_work(tokenizer):
-    with pytest.raises(InputError, match="begins with white space"):
-        chat.with_delimiters(tokenizer, chat.FORMATS["s1_plain"], think_end="\nSo")
+    for end in ("\nSo", "\n</think>"):
+        with pytest.raises(InputError, match="begins with white space"):
+            chat.with_delimiters(tokenizer, chat.FORMATS["s1_plain"], think_end=end)
     words = _words(["<unk>", "\n", "think", "answer", "Final", "Answer", ":", "Wait"], "<unk>")
     with pytest.raises(InputError, match="think_start '<reason>' cannot be written"):
         chat.with_delimiters(words, chat.FORMATS["s1_plain"], "<reason>", "answer")
+    with pytest.raises(InputError, match="cannot write the instruction"):
+        chat.instruct(words, chat.FORMATS["s1_plain"], "think", "token", 8)
