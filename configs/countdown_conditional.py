@@ -17,4 +17,5 @@ def get_config() -> ml_collections.ConfigDict:
     config = countdown_s1.get_config()
     config.chat = "countdown"  # its instructions are written in the task's own symbols
     config.data.control = "token"
+    config.data.block_size = 224  # with instructions and headers of steps the longest row has 198 ids
     return config

@@ -109,7 +109,8 @@ def main() -> None:
     journal = Journal(out / "samples.journal", json.dumps({**asked, "weights": weights}, sort_keys=True))
     model = store.load_model(_CHECKPOINT.value, dtype=dtype)
     slots = _shared_slots(model, chosen, questions, controls)
-    engine = Engine(model, slots=_BATCH.value, cache_length=slots, dtype=dtype)
+    width = max(len(task.rows) * (strategy.selection.samples if strategy.selection else 1) for strategy in chosen)
+    engine = Engine(model, slots=min(_BATCH.value, width), cache_length=slots, dtype=dtype)
     samples = out / "samples.jsonl.partial"
     runs = sample_all(engine, task, chosen, questions, controls, journal, samples)
     curves = {"all": runs, **scaling.families(runs)}
