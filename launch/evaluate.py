@@ -18,7 +18,6 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -68,6 +67,9 @@ _BATCH = flags.DEFINE_integer("batch_size", 64, "Samples that are drawn at one t
 _DTYPE = flags.DEFINE_enum(
     "dtype", "", ["", "float32", "bfloat16"], "Of weights and cache; by default float32 on a CPU, bfloat16 elsewhere."
 )
+_CACHE_DTYPE = flags.DEFINE_enum(
+    "cache_dtype", "", ["", "float32", "bfloat16", "int8"], "Of the cache; by default that of the weights."
+)
 _DOLLARS = flags.DEFINE_float("dollars_per_hour", 0.0, "Price of the machine; 0: dollars are left out.", 0.0)
 
 # Up to this many cache slots all runs share one compiled program: for short rows compiling takes longer than sampling.
@@ -101,18 +103,22 @@ def main() -> None:
     # Only now, so that a mistyped flag is answered at once.
     import jax
 
-    from launch.stand_in import Engine, Journal
+    from s1jax.checkpoint import digests
+    from s1jax.sample import journal as journal_lib
+    from s1jax.sample.engine import Engine
 
     begun = time.monotonic()
     dtype = _DTYPE.value or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-    weights = hashlib.sha256((folder / "digests.json").read_bytes()).hexdigest()
-    journal = Journal(out / "samples.journal", json.dumps({**asked, "weights": weights}, sort_keys=True))
+    run = journal_lib.fingerprint({**asked, "dtype": dtype, "checkpoint": digests.fingerprint(folder)})
     model = store.load_model(_CHECKPOINT.value, dtype=dtype)
     slots = _shared_slots(model, chosen, questions, controls)
     width = max(len(task.rows) * (strategy.selection.samples if strategy.selection else 1) for strategy in chosen)
-    engine = Engine(model, slots=min(_BATCH.value, width), cache_length=slots, dtype=dtype)
-    samples = out / "samples.jsonl.partial"
-    runs = sample_all(engine, task, chosen, questions, controls, journal, samples)
+    engine = Engine(
+        model, slots=min(_BATCH.value, width), cache_length=slots, dtype=dtype, cache_dtype=_CACHE_DTYPE.value
+    )
+    samples, partial = out / "samples.jsonl.partial", out / "results.json.partial"
+    with journal_lib.Journal(out / "samples.journal", run) as journal:
+        runs = sample_all(engine, task, chosen, questions, controls, journal, samples)
     curves = {"all": runs, **scaling.families(runs)}
     metrics = {family: scaling.metrics(some) for family, some in curves.items()}
     results = {
@@ -135,11 +141,10 @@ def main() -> None:
     }
     title = f"{pathlib.Path(_CHECKPOINT.value).name.removeprefix('package:')} on {task.title}"
     scaling.plot(runs, out / "scaling.png", title, _WAIT.value)
-    partial = out / "results.json.partial"
     partial.write_text(json.dumps(results, indent=2) + "\n")
     samples.rename(out / "samples.jsonl")
     partial.rename(out / "results.json")
-    (out / "samples.journal").unlink()
+    (out / "samples.journal").unlink(missing_ok=True)
     table.show(runs, metrics, title)
     print(f"wrote results.json, samples.jsonl and scaling.png to {out}")
 
@@ -234,8 +239,9 @@ def claim(out: pathlib.Path, asked: Mapping[str, Any]) -> None:
 
 def _asked(controls: Controls) -> dict[str, Any]:
     """All that determines the answers, for results.json."""
-    flag_values = (_CHECKPOINT, _TASK, _STRATEGIES, _BUDGETS, _WAITS, _PROBLEMS, _SPLIT, _HARD, _WAIT, _DTYPE, _BATCH)
-    return {flag.name: flag.value for flag in flag_values} | {"controls": dataclasses.asdict(controls)}
+    about = (_CHECKPOINT, _TASK, _STRATEGIES, _BUDGETS, _WAITS, _PROBLEMS, _SPLIT, _HARD, _WAIT)
+    how = (_DTYPE, _CACHE_DTYPE, _BATCH)
+    return {flag.name: flag.value for flag in (*about, *how)} | {"controls": dataclasses.asdict(controls)}
 
 
 def _versions() -> dict[str, str]:
@@ -272,6 +278,7 @@ def sample_all(
     count = len(task.rows)
     kept: dict[str, list[dict[str, Any]]] = collections.defaultdict(list)
     for record in journal.rows:
+        del record["fingerprint"]
         kept[record["run"]].append(record)
     settled: dict[Strategy, list[outcomes.Outcome]] = {}
     seconds: dict[Strategy, float] = {}

@@ -77,7 +77,7 @@ import contextlib, io, json, sys
 from unittest import mock
 from absl.testing import flagsaver
 from launch import cli, evaluate
-from launch.stand_in import Journal
+from s1jax.sample.journal import Journal
 outcomes = []
 append = Journal.append
 for stop, flags in json.loads(sys.argv.pop()):
