@@ -139,7 +139,7 @@ def performance(accuracies: Sequence[float]) -> float | None:
 def metrics(runs: Sequence[Run]) -> dict[str, float | None]:
     """Returns `control`, `control_of_runs`, `scaling` (percentage points per 1,000 tokens) and `performance` of `runs`.
 
-    `control` (%) is over the samples of all runs, `control_of_runs` (%) over the runs by their means, as the paper's
+    `control` (%) is over the problems of all runs, `control_of_runs` (%) over the runs by their means, as the paper's
     table 3 has it. Runs that no range was asked of count in neither. Each is None where it is not defined.
     """
     asked = [run for run in runs if run.control is not None]

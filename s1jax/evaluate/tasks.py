@@ -168,32 +168,32 @@ def _choices(record: dict[str, Any], where: str, number: int) -> tuple[list[str]
         names = sorted(name for name in record if name.startswith("incorrect answer"))
         choices = [right, *(str(record[name]).strip() for name in names)]
         random.Random(f"choices {number}").shuffle(choices)
-        _check_choices(choices, where)
-        return choices, grading.LETTERS[choices.index(right)]
-    given = record.get("choices", record.get("options"))
-    if not isinstance(given, Sequence) or isinstance(given, str):
-        raise InputError(
-            f"{where}: no list `choices`; give it, or GPQA's columns Correct Answer and Incorrect Answer 1."
-        )
-    choices = [str(choice).strip() for choice in given]
-    _check_choices(choices, where)
-    answer = record.get("answer")
+        answer: Any = right
+    else:
+        given, answer = record.get("choices", record.get("options")), record.get("answer")
+        if not isinstance(given, Sequence) or isinstance(given, str):
+            raise InputError(
+                f"{where}: no list `choices`; give it, or GPQA's columns Correct Answer and Incorrect Answer 1."
+            )
+        choices = [str(choice).strip() for choice in given]
+        answer = answer.strip() if isinstance(answer, str) else answer
     letters = grading.LETTERS[: len(choices)]
-    if isinstance(answer, str) and answer.strip() in choices:
-        return choices, letters[choices.index(answer.strip())]
-    if isinstance(answer, str) and len(answer.strip()) == 1 and answer.strip().upper() in letters:
-        return choices, answer.strip().upper()
-    if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(choices):
-        return choices, letters[answer]
-    raise InputError(
-        f"{where}: `answer` is {answer!r}; give the letter of one of the {len(choices)} choices, its place from 0 or"
-        " its text."
-    )
-
-
-def _check_choices(choices: list[str], where: str) -> None:
-    if not 2 <= len(choices) <= len(grading.LETTERS) or len(set(choices)) < len(choices) or not all(choices):
-        raise InputError(f"{where}: the choices are {choices!r}; give 2 to 26 different ones.")
+    if not 2 <= len(choices) <= len(letters) or not all(choices):
+        raise InputError(f"{where}: the choices are {choices!r}; give 2 to 26, none of them empty.")
+    if answer in choices:
+        place = choices.index(answer)
+    elif isinstance(answer, str) and len(answer) == 1 and answer.upper() in letters:
+        place = letters.index(answer.upper())
+    elif isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(choices):
+        place = answer
+    else:
+        raise InputError(
+            f"{where}: `answer` is {answer!r}; give the letter of one of the {len(choices)} choices, its place from 0"
+            " or its text."
+        )
+    if choices.count(choices[place]) > 1:  # two wrong ones may be alike
+        raise InputError(f"{where}: the right choice {choices[place]!r} is there twice; repair the row.")
+    return choices, letters[place]
 
 
 def _records(path: str) -> Iterator[tuple[str, Row]]:

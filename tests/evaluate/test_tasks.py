@@ -129,6 +129,12 @@ def test_gpqa_shuffles_the_choices_the_same_way_every_time(tmp_path):
     assert tasks.load(f"gpqa:{table}").rows == task.rows[:2]
 
 
+def test_wrong_choices_may_be_alike(tmp_path):
+    file = write(tmp_path / "a.jsonl", [{**GPQA, "Incorrect Answer 1": "bad"}])
+    (row,) = tasks.load(f"gpqa:{file}").rows
+    assert row["choices"]["ABCD".index(row["reference"])] == "right" and row["choices"].count("bad") == 2
+
+
 @pytest.mark.parametrize("answer", ["B", "b", 1, "8 m"])
 def test_choices_in_a_list(tmp_path, answer):
     file = write(tmp_path / "a.jsonl", [{"question": "q", "choices": ["7", "8 m", "9"], "answer": answer}])
@@ -140,12 +146,17 @@ def test_choices_in_a_list(tmp_path, answer):
     ("kind", "row", "message"),
     [
         ("choices", {"question": "q", "answer": "A"}, r"1: no list `choices`"),
-        ("choices", {"question": "q", "choices": ["a"], "answer": "A"}, r"1: the choices are \['a'\]; give 2 to 26"),
-        ("choices", {"question": "q", "choices": ["a", "a"], "answer": "A"}, r"give 2 to 26 different"),
+        (
+            "choices",
+            {"question": "q", "choices": ["a"], "answer": "A"},
+            r"1: the choices are \['a'\]; give 2 to 26, none",
+        ),
+        ("choices", {"question": "q", "choices": ["a", ""], "answer": "A"}, "none of them empty"),
+        ("choices", {"question": "q", "choices": ["a", "a"], "answer": "A"}, "1: the right choice 'a' is there twice"),
         ("choices", {"question": "q", "choices": ["a", "b"], "answer": "C"}, r"1: `answer` is 'C'"),
         ("choices", {"question": "q", "choices": ["a", "b"], "answer": 2}, r"1: `answer` is 2"),
         ("choices", {"question": "q", "choices": ["a", "b"]}, r"1: `answer` is None"),
-        ("gpqa", {**GPQA, "Incorrect Answer 1": "right"}, "2 to 26 different"),
+        ("gpqa", {**GPQA, "Incorrect Answer 1": "right"}, "1: the right choice 'right' is there twice"),
         ("gsm8k", {"answer": "#### 4"}, "1: no text `question`"),
         ("gsm8k", {"question": "q"}, "1: no answer to grade against"),
         ("aime24", {"question": "q", "answer": "x"}, "no whole number"),
