@@ -157,6 +157,7 @@ def test_a_timeout_that_is_lost_in_a_callback_comes_again():
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0) and signal.getsignal(signal.SIGALRM) is signal.SIG_DFL
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_endless_answer_is_looked_at_from_its_end():
     text = "Answer: " + "so " * 20000 + "7"
     assert grading.correct(text, "7")
