@@ -24,7 +24,7 @@ import os
 import pathlib
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
@@ -287,7 +287,11 @@ def sample_all(
             name = strategy.name(_WAIT.value)
             bar.phase(f"run {number + 1} of {len(chosen)}: {name}")
             rows = kept.pop(name, [])
-            sample_run(engine, task, strategy, asked, controls, journal, rows, lambda *told: bar.update(*told), number)
+
+            def report(done: int, detail: str, before: int = number * count) -> None:
+                bar.update(before + done, detail)
+
+            sample_run(engine, task, strategy, asked, controls, journal, rows, report)
             problems: list[list[dict[str, Any]]] = [[] for _ in range(count)]
             for row in sorted(rows, key=lambda row: (row["problem"], row["attempt"])):
                 problems[row["problem"]].append(row)
@@ -318,28 +322,34 @@ def sample_run(
     controls: Controls,
     journal: Any,
     rows: list[dict[str, Any]],
-    report: Any,
-    number: int,
+    report: Callable[[int, str], None],
 ) -> None:
     """Draws what a run still wants and adds it to `rows` and to the journal; `seconds` of a row is since the last one.
 
     A strategy that looks at its samples before it wants more is asked again when all that it wanted are there.
+    `report` is told how many problems are done.
     """
-    count = len(task.rows)
     name, settings = strategy.name(_WAIT.value), {**dataclasses.asdict(controls), "wait": _WAIT.value}
-    ids, begun = 0, time.monotonic()
     while wanted := outcomes.wanted(strategy, task, questions, settings, rows):
-        names = [f"problem {place.problem} of {task.title}" for place in wanted]
         left = collections.Counter(place.problem for place in wanted)
-        last = time.monotonic()
-        for index, output in engine.stream([place.row for place in wanted], controls, wait=_WAIT.value, names=names):
+        begun = last = time.monotonic()
+
+        def told(_: int, ids: int, __: int, left: Mapping[int, int] = left, begun: float = begun) -> None:
+            report(len(task.rows) - len(left), f"{ids / (time.monotonic() - begun):,.0f} tokens/s")
+
+        stream = engine.stream(
+            [place.row for place in wanted], controls, wait=_WAIT.value, progress=told,
+            names=[f"problem {place.problem} of {task.title}" for place in wanted],
+        )  # fmt: skip
+        for index, output in stream:
             now, place = time.monotonic(), wanted[index]
             own = {"run": name, "problem": place.problem, "attempt": place.attempt, "seconds": now - last}
             rows.append({**output, **own})
             journal.append(rows[-1])
-            last, ids = now, ids + len(output["ids"])
-            left -= collections.Counter([place.problem])
-            report(number * count + count - len(left), f"{ids / (now - begun):,.0f} tokens/s")
+            last = now
+            left[place.problem] -= 1
+            if not left[place.problem]:
+                del left[place.problem]
 
 
 def _shared_slots(
