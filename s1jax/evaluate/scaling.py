@@ -186,6 +186,10 @@ def plot(runs: Sequence[Run], path: pathlib.Path, title: str, wait: str = "Wait"
     }
     looks = itertools.cycle(zip(_COLOURS, _MARKERS, strict=True))
     curves = families(runs)
+    # The run without any control is a point of both; where it is the only one of a curve, the other shows it.
+    alone = [name for name in legend if len(curves[name]) == 1 and len(curves[name][0].families) > 1]
+    for name in alone[:1]:
+        curves[name] = []
     for family in ("waits", "budgets", *(name for name in curves if name not in legend)):
         colour, marker = next(looks)
         curve = sorted(curves[family], key=lambda run: run.thinking_tokens)
