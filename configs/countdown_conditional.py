@@ -4,6 +4,11 @@
     python -m launch.evaluate --checkpoint=runs/countdown_token --out=runs/countdown_token/curve \
       --strategies=token:16,token:32,token:64,token:128,token:16+forcing,token:32+forcing,token:64+forcing
 
+One run of it: 20.5, 25.0, 44.5 and 58.6 % of 541 problems right (standard errors below 2.2) with 24, 25, 48 and 75
+thinking tokens, Control 3, 94, 100 and 100 %; forced, 8.9, 23.7 and 44.5 % with 16, 25 and 48 tokens and Control 100 %.
+So these symbols are followed, where the paper's model hardly follows its token counts (appendix E.1), except below the
+one branch that every trace has.
+
 --config.data.control=step or class trains for the other two: step:1, step:2, step:4 with tokens=30, for a step is one
 line of a trace; class:short and class:long.
 """
