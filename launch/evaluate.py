@@ -1,12 +1,21 @@
-"""Draws a scaling curve: `python -m launch.evaluate --checkpoint=CKPT --task=countdown|FILE.jsonl --out=DIR`.
+"""Draws scaling curves: `python -m launch.evaluate --checkpoint=CKPT --task=TASK --out=DIR --strategies=S,S,...`.
 
-The same problems are answered once for each of `--budgets` (thinking is cut there; `none` lets the model end it) and
-once for each of `--waits` (so many ends of thinking are replaced by the wait string). DIR gets samples.jsonl, every
-answer; results.json, the table with all settings; scaling.png, accuracy against average thinking tokens.
+TASK is countdown, countdown_easy, countdown_hard or countdown_four; gsm8k, math500, aime24, aime25 or gpqa, from the
+hub or from a local copy as gsm8k:FILE; choices:FILE for other multiple choice; or a FILE of questions and answers.
+
+All problems are answered once for each strategy (`s1jax.evaluate.strategies`), for example
+
+    none  forcing:max=64  forcing:waits=2  forcing:waits=2:wait=Hmm  token:64  token:64+forcing  step:8  class:long
+    majority:8:temperature=1  reject:max=64:samples=16:temperature=1
+
+`--budgets=0,64,none` is short for forcing:max=0,forcing:max=64,none; `--waits=1,2` for forcing:waits=1,forcing:waits=2.
+DIR gets samples.jsonl, every answer; results.json, the table with all settings; scaling.png, accuracy against average
+thinking tokens. The same command goes on where it was stopped.
 """
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import dataclasses
 import importlib.metadata
@@ -15,25 +24,31 @@ import os
 import pathlib
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
 
-from launch import cli
+from launch import cli, table
 from s1jax.config import Controls, InputError
-from s1jax.evaluate import grading, scaling
+from s1jax.evaluate import outcomes, scaling, strategies, tasks
+from s1jax.evaluate.strategies import Strategy
+from s1jax.evaluate.tasks import Task
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Checkpoint, training workdir or package:NAME.")
-_TASK = flags.DEFINE_string("task", "countdown", "countdown, or a JSONL file of questions and answers.")
+_TASK = flags.DEFINE_string("task", "countdown", "Name of a task, NAME:FILE, or a JSONL file of questions and answers.")
 _OUT = flags.DEFINE_string("out", None, "Folder for results.json, samples.jsonl and scaling.png.")
+_STRATEGIES = flags.DEFINE_list("strategies", [], "Runs to make, for example token:64+forcing,majority:8; see above.")
 _BUDGETS = flags.DEFINE_list("budgets", [], "Thinking tokens at which thinking is cut, one run each; none: not cut.")
 _WAITS = flags.DEFINE_list("waits", [], "Numbers of waits, one run each; 0 is the same run as the budget none.")
+_UNTRAINED = flags.DEFINE_bool(
+    "allow_untrained", False, "Token, step and class also for a checkpoint that was not trained for them."
+)
 _PROBLEMS = flags.DEFINE_integer("num_problems", 0, "Problems from the front of the task; 0 takes all.", 0)
 _SPLIT = flags.DEFINE_enum(
     "split", "test", ["dev", "test"], "Held-out problems of countdown: dev to choose, test to report."
 )
-_HARD = flags.DEFINE_bool("hard", False, "Only countdown problems that one first move solves.")
+_HARD = flags.DEFINE_bool("hard", False, "Only countdown problems that one first move solves, as countdown_hard.")
 _LIMIT = flags.DEFINE_integer(
     "max_thinking_tokens", None, "Limit of the runs without a budget; by default 384 for countdown, 4096 for a file.", 0
 )
@@ -45,92 +60,76 @@ _TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 is greedy.")
 _TOP_P = flags.DEFINE_float("top_p", 1.0, "Smallest set of ids with this probability; 1 keeps all.")
 _TOP_K = flags.DEFINE_integer("top_k", 0, "The k most probable ids; 0 keeps all.")
 _MIN_P = flags.DEFINE_float("min_p", 0.0, "Ids at least this fraction as probable as the best; 0 keeps all.")
-_SEED = flags.DEFINE_integer("seed", 0, "Problem i is sampled with seed + i; equal for all runs.")
-_BATCH = flags.DEFINE_integer("batch_size", 64, "Problems that are sampled at one time.", 1)
+_SEED = flags.DEFINE_integer(
+    "seed", 0, "Sample j of problem i of n is sampled with seed + i + j n; equal for all runs."
+)
+_BATCH = flags.DEFINE_integer("batch_size", 64, "Samples that are drawn at one time.", 1)
 _DTYPE = flags.DEFINE_enum(
     "dtype", "", ["", "float32", "bfloat16"], "Of weights and cache; by default float32 on a CPU, bfloat16 elsewhere."
 )
+_CACHE_DTYPE = flags.DEFINE_enum(
+    "cache_dtype", "", ["", "float32", "bfloat16", "int8"], "Of the cache; by default that of the weights."
+)
+_DOLLARS = flags.DEFINE_float("dollars_per_hour", 0.0, "Price of the machine; 0: dollars are left out.", 0.0)
 
 # Up to this many cache slots all runs share one compiled program: for short rows compiling takes longer than sampling.
 _SHARED_SLOTS = 1024
 
 
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """Problems and how they are graded.
-
-    Attributes:
-      title: with the number of problems, for the plot.
-      rows: prompt rows, each with a `question` and whatever `grade` needs.
-      grade: (text of an answer, its row) -> whether it is right.
-      max_thinking_tokens: of runs without a budget, where the flag gives none.
-      max_answer_tokens: where the flag gives none.
-    """
-
-    title: str
-    rows: list[dict[str, Any]]
-    grade: Callable[[str, Mapping[str, Any]], bool]
-    max_thinking_tokens: int
-    max_answer_tokens: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """One run to make: thinking cut at `budget` (None: at the limit for all), `waits` ends of thinking replaced."""
-
-    budget: int | None
-    waits: int
-
-    def name(self, wait: str) -> str:
-        """What the run is called in tables, in samples.jsonl and in the plot."""
-        if self.budget is not None:
-            return f"cut at {self.budget}"
-        return f"{wait or 'masked end'} x{self.waits}" if self.waits else "no limit"
-
-
 def main() -> None:
-    settings = parse_settings(_BUDGETS.value, _WAITS.value)
+    chosen = parse_strategies(_STRATEGIES.value, _BUDGETS.value, _WAITS.value, _WAIT.value)
     if not _CHECKPOINT.value:
         raise InputError("--checkpoint is missing; give a checkpoint, a training workdir or package:NAME.")
     if not _OUT.value:
         raise InputError("--out is missing; name the folder for the results.")
-    task = countdown_task() if _TASK.value == "countdown" else file_task(pathlib.Path(_TASK.value))
+    if _HARD.value and _TASK.value not in ("countdown", "countdown_hard"):
+        raise InputError(f"--hard is for --task=countdown, not for {_TASK.value}; drop it.")
+    task = tasks.load("countdown_hard" if _HARD.value else _TASK.value, _PROBLEMS.value, _SPLIT.value)
     controls = Controls(
         max_thinking_tokens=task.max_thinking_tokens if _LIMIT.value is None else _LIMIT.value,
         max_answer_tokens=task.max_answer_tokens if _ANSWER.value is None else _ANSWER.value,
         temperature=_TEMPERATURE.value, top_p=_TOP_P.value, top_k=_TOP_K.value, min_p=_MIN_P.value, seed=_SEED.value,
     )  # fmt: skip
-    over = [s.budget for s in settings if s.budget is not None and s.budget > controls.max_thinking_tokens]
-    if over:
-        raise InputError(
-            f"--budgets has {over[0]}, more than --max_thinking_tokens {controls.max_thinking_tokens}; raise the limit."
-        )
+    check_limits(chosen, controls)
+    from s1jax.checkpoint import store
+
+    folder = store.resolve(_CHECKPOINT.value)
+    about = store.load_metadata(_CHECKPOINT.value)
+    check_trained(chosen, about.provenance)
+    questions = [ask(strategy, task, about) for strategy in chosen]
     out = pathlib.Path(_OUT.value)
     asked = _asked(controls)
+    claim(out, asked)
     # Only now, so that a mistyped flag is answered at once.
     import jax
 
-    from s1jax.checkpoint import store
+    from s1jax.checkpoint import digests
+    from s1jax.sample import journal as journal_lib
+    from s1jax.sample.engine import Engine
 
-    store.resolve(_CHECKPOINT.value)
-    claim(out, asked)
     begun = time.monotonic()
     dtype = _DTYPE.value or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    run = journal_lib.fingerprint({**asked, "dtype": dtype, "checkpoint": digests.fingerprint(folder)})
     model = store.load_model(_CHECKPOINT.value, dtype=dtype)
-    samples = out / "samples.jsonl.partial"
-    runs = sample_all(model, task, settings, controls, samples, dtype)
-    metrics = {
-        "all": scaling.metrics(runs),
-        "budgets": scaling.metrics([run for run in runs if run.budgets]),
-        "waits": scaling.metrics([run for run in runs if run.waits]),
-    }
+    slots = _shared_slots(model, chosen, questions, controls)
+    width = max(len(task.rows) * (strategy.selection.samples if strategy.selection else 1) for strategy in chosen)
+    engine = Engine(
+        model, slots=min(_BATCH.value, width), cache_length=slots, dtype=dtype, cache_dtype=_CACHE_DTYPE.value
+    )
+    samples, partial = out / "samples.jsonl.partial", out / "results.json.partial"
+    with journal_lib.Journal(out / "samples.journal", run) as journal:
+        runs = sample_all(engine, task, chosen, questions, controls, journal, samples)
+    curves = {"all": runs, **scaling.families(runs)}
+    metrics = {family: scaling.metrics(some) for family, some in curves.items()}
     results = {
         "asked": asked,
         "problems": len(task.rows),
-        "runs": [dataclasses.asdict(run) for run in runs],
+        "runs": [scaling.record(run) for run in runs],
         "metrics": metrics,
-        "scales": "accuracy, error, control, cut, performance: %; scaling: percentage points per 1,000 thinking tokens",
+        "scales": "accuracy, error, control, cut, performance: %; scaling: percentage points per 1,000 thinking tokens;"
+        " tokens, seconds_per_problem, dollars_per_problem: means over problems",
         "seconds": round(time.monotonic() - begun, 1),
+        "dollars_per_hour": _DOLLARS.value,
         "dtype": dtype,
         "checkpoint": model.provenance,
         "versions": _versions(),
@@ -140,64 +139,86 @@ def main() -> None:
             "devices": [device.device_kind for device in jax.devices()],
         },
     }
-    name = pathlib.Path(_CHECKPOINT.value).name.removeprefix("package:")
-    scaling.plot(runs, out / "scaling.png", f"{name} on {task.title}", _WAIT.value)
-    partial = out / "results.json.partial"
+    title = f"{pathlib.Path(_CHECKPOINT.value).name.removeprefix('package:')} on {task.title}"
+    scaling.plot(runs, out / "scaling.png", title, _WAIT.value)
     partial.write_text(json.dumps(results, indent=2) + "\n")
     samples.rename(out / "samples.jsonl")
     partial.rename(out / "results.json")
-    print_table(runs, metrics, f"{name} on {task.title}")
+    (out / "samples.journal").unlink(missing_ok=True)
+    table.show(runs, metrics, title)
     print(f"wrote results.json, samples.jsonl and scaling.png to {out}")
 
 
-def parse_settings(budgets: list[str], waits: list[str]) -> list[Setting]:
-    """Returns the runs that two lists of flags ask for: budgets as given, then waits as given, none of them twice.
+def parse_strategies(texts: list[str], budgets: list[str], waits: list[str], wait: str) -> list[Strategy]:
+    """Returns the runs that three lists of flags ask for: budgets, waits, strategies, each as given, none twice.
 
     Raises:
-      InputError: both are empty, or something is no number that makes sense.
+      InputError: all are empty, something makes no sense, or two runs would have the same name.
     """
     found = []
-    for flag, texts in (("--budgets", budgets), ("--waits", waits)):
-        for text in (text.strip().lower() for text in texts):
+    for flag, given in (("--budgets", budgets), ("--waits", waits)):
+        for text in (text.strip().lower() for text in given):
             if text == "none" and flag == "--budgets":
-                found.append(Setting(None, 0))
+                found.append(Strategy())
             elif not text.isdecimal():
                 also = ' or "none"' if flag == "--budgets" else ""
                 raise InputError(f'{flag} has "{text}"; give numbers that are not negative{also}, separated by commas.')
             else:
-                found.append(Setting(int(text), 0) if flag == "--budgets" else Setting(None, int(text)))
+                found.append(strategies.parse(f"forcing:{'max' if flag == '--budgets' else 'waits'}={int(text)}"))
+    found += map(strategies.parse, texts)
     if not found:
-        raise InputError("--budgets and --waits are both empty; give at least one, for example --budgets=0,64,none.")
-    return list(dict.fromkeys(found))
+        raise InputError(
+            "--budgets, --waits and --strategies are all empty; give at least one, for example --budgets=0,64,none."
+        )
+    found = list(dict.fromkeys(found))
+    for name, count in collections.Counter(strategy.name(wait) for strategy in found).items():
+        if count > 1:
+            raise InputError(f'--strategies asks for "{name}" in {count} ways that look alike; drop one.')
+    return found
 
 
-def countdown_task() -> Task:
-    """The embedded task: problems whose numbers occur nowhere in training, graded by an exact checker."""
-    from s1jax.data import countdown
+def check_limits(chosen: Sequence[Strategy], controls: Controls) -> None:
+    """Raises where a strategy needs more thinking than the limit of all runs, or samples that would all be alike."""
+    most = controls.max_thinking_tokens
+    for strategy in chosen:
+        selection, name = strategy.selection, strategy.name(_WAIT.value)
+        wanted = max(strategy.limit(most) - (selection is not None and selection.kind == "reject"),
+                     strategy.forcing.min_thinking_tokens)  # fmt: skip
+        if wanted > most:
+            flag = "--budgets" if str(wanted) in _BUDGETS.value else "--strategies"
+            raise InputError(f"{flag} has {wanted}, more than --max_thinking_tokens {most}; raise the limit.")
+        if selection and selection.samples > 1 and (selection.temperature or controls.temperature) == 0:
+            raise InputError(
+                f'--strategies has "{name}", whose samples are all alike at --temperature=0; give the strategy'
+                " temperature=1, or raise --temperature."
+            )
 
-    rows = countdown.prompt_rows(_SPLIT.value, _PROBLEMS.value, hard=_HARD.value)
-    kind = f"{'hard ' if _HARD.value else ''}countdown ({_SPLIT.value})"
-    return Task(f"{kind}, {len(rows)} held-out problems", rows, countdown.grade, 384, 24)
+
+def check_trained(chosen: Sequence[Strategy], provenance: Mapping[str, Any]) -> None:
+    """Raises where a strategy's instruction is one that the checkpoint was not trained to follow."""
+    trained = strategies.trained_for(provenance)
+    for strategy in chosen:
+        control = strategy.instruction.control if strategy.instruction else trained
+        if control != trained and not _UNTRAINED.value:
+            raise InputError(
+                f'"{strategy.name(_WAIT.value)}" needs a checkpoint trained with config.data.control={control}, and'
+                f" {_CHECKPOINT.value} was trained {f'with {trained}' if trained else 'without any'}; train one, or ask"
+                " it all the same with --allow_untrained."
+            )
 
 
-def file_task(path: pathlib.Path) -> Task:
-    """Questions and answers of a JSONL file, graded as mathematics.
+def ask(strategy: Strategy, task: Task, about: Any) -> list[str]:
+    """Returns the questions of the task with the instruction of a strategy."""
+    from s1jax.text import chat
 
-    Raises:
-      InputError: names the file, line and field of whatever is wrong.
-    """
-    from s1jax.sample import rows as rows_lib
-
-    found, names = rows_lib.read_rows(path)
-    if len(found) < _PROBLEMS.value:
-        raise InputError(f"--num_problems is {_PROBLEMS.value}, but {path} holds {len(found)} rows; ask for fewer.")
-    rows = []
-    for row, name in list(zip(found, names, strict=True))[: _PROBLEMS.value or None]:
-        if not isinstance(row.get("question"), str) or not row["question"].strip():
-            raise InputError(f"{name}: no text `question`; every line is an object with `question` and `answer`.")
-        rows.append({"question": row["question"], "reference": grading.reference(row, name)})
-    title = f"{path.stem}, {len(rows)} problems"
-    return Task(title, rows, lambda answer, row: grading.correct(answer, row["reference"]), 4096, 1024)
+    what = strategy.instruction
+    if what is None:
+        return [row["question"] for row in task.rows]
+    try:
+        return [chat.instruct(about.tokenizer, about.chat, row["question"], what.control, what.amount)
+                for row in task.rows]  # fmt: skip
+    except InputError as error:
+        raise InputError(f'"{strategy.name(_WAIT.value)}": {error}') from error
 
 
 def claim(out: pathlib.Path, asked: Mapping[str, Any]) -> None:
@@ -218,8 +239,9 @@ def claim(out: pathlib.Path, asked: Mapping[str, Any]) -> None:
 
 def _asked(controls: Controls) -> dict[str, Any]:
     """All that determines the answers, for results.json."""
-    flag_values = (_CHECKPOINT, _TASK, _BUDGETS, _WAITS, _PROBLEMS, _SPLIT, _HARD, _WAIT, _DTYPE, _BATCH)
-    return {flag.name: flag.value for flag in flag_values} | {"controls": dataclasses.asdict(controls)}
+    about = (_CHECKPOINT, _TASK, _STRATEGIES, _BUDGETS, _WAITS, _PROBLEMS, _SPLIT, _HARD, _WAIT)
+    how = (_DTYPE, _CACHE_DTYPE, _BATCH)
+    return {flag.name: flag.value for flag in (*about, *how)} | {"controls": dataclasses.asdict(controls)}
 
 
 def _versions() -> dict[str, str]:
@@ -232,102 +254,117 @@ def _versions() -> dict[str, str]:
 
 
 def sample_all(
-    model: Any, task: Task, settings: list[Setting], controls: Controls, file: pathlib.Path, dtype: str
+    engine: Any,
+    task: Task,
+    chosen: Sequence[Strategy],
+    questions: Sequence[Sequence[str]],
+    controls: Controls,
+    journal: Any,
+    file: pathlib.Path,
 ) -> list[scaling.Run]:
-    """Makes every run, writes its rows to `file`, and returns what came of each."""
+    """Makes every run, writes its rows to `file`, and returns what came of each.
+
+    Args:
+      engine: see `s1jax.sample.engine`.
+      task: the problems.
+      chosen: the runs.
+      questions: of each run, one a problem.
+      controls: that hold for all runs.
+      journal: of what is sampled; what it holds already is not sampled again.
+      file: JSONL file to write.
+    """
     from launch import progress
-    from s1jax.sample.engine import Engine
 
     count = len(task.rows)
-    names = [f"problem {i} of {task.title}" for i in range(count)]
-    prompts = [{**row, "seed": (controls.seed + i) % 2**32} for i, row in enumerate(task.rows)]
-    engine = Engine(model, slots=_BATCH.value, cache_length=_shared_slots(model, prompts, controls), dtype=dtype)
-    runs = []
-    bar = progress.Bar("evaluating", len(settings) * count)
-    with bar, file.open("w", encoding="utf-8") as stream:
-        for number, setting in enumerate(settings):
-            name = setting.name(_WAIT.value)
-            bar.phase(f"run {number + 1} of {len(settings)}: {name}")
-            limit = controls.max_thinking_tokens if setting.budget is None else setting.budget
-            begun = time.monotonic()
+    kept: dict[str, list[dict[str, Any]]] = collections.defaultdict(list)
+    for record in journal.rows:
+        del record["fingerprint"]
+        kept[record["run"]].append(record)
+    settled: dict[Strategy, list[outcomes.Outcome]] = {}
+    seconds: dict[Strategy, float] = {}
+    with progress.Bar("evaluating", len(chosen) * count) as bar, file.open("w", encoding="utf-8") as stream:
+        for number, (strategy, asked) in enumerate(zip(chosen, questions, strict=True)):
+            name = strategy.name(_WAIT.value)
+            bar.phase(f"run {number + 1} of {len(chosen)}: {name}")
+            rows = kept.pop(name, [])
 
-            def report(done: int, ids: int, _: int, before: int = number * count, begun: float = begun) -> None:
-                bar.update(before + done, f"{ids / (time.monotonic() - begun):,.0f} tokens/s")
+            def report(done: int, detail: str, before: int = number * count) -> None:
+                bar.update(before + done, detail)
 
-            samples = engine.generate(
-                prompts,
-                dataclasses.replace(controls, max_thinking_tokens=limit, num_waits=setting.waits),
-                wait=_WAIT.value,
-                names=names,
-                progress=report,
-            )
-            seconds = time.monotonic() - begun
-            right = [task.grade(sample["answer"], row) for sample, row in zip(samples, task.rows, strict=True)]
-            for i, (sample, verdict) in enumerate(zip(samples, right, strict=True)):
-                record = {"run": name, "problem": i, "correct": verdict, **sample}
-                stream.write(json.dumps(record, ensure_ascii=False) + "\n")
+            sample_run(engine, task, strategy, asked, controls, journal, rows, report)
+            problems: list[list[dict[str, Any]]] = [[] for _ in range(count)]
+            for row in sorted(rows, key=lambda row: (row["problem"], row["attempt"])):
+                problems[row["problem"]].append(row)
+            found = [outcomes.settle(strategy, task, *pair) for pair in zip(task.rows, problems, strict=True)]
+            for outcome, samples in zip(found, problems, strict=True):
+                for i, sample in enumerate(samples):
+                    verdict = {"correct": outcome.correct[i], "chosen": i == outcome.chosen}
+                    stream.write(json.dumps({**sample, **verdict}, ensure_ascii=False) + "\n")
             stream.flush()
-            runs.append(_summarise(name, setting, limit, samples, right, seconds))
-            bar.update((number + 1) * count, f"{name}: {runs[-1].accuracy:.1f} % right")
-    return runs
+            settled[strategy], seconds[strategy] = found, sum(row["seconds"] for row in rows)
+            accuracy, _ = scaling.accuracy([outcome.right for outcome in found])
+            bar.update((number + 1) * count, f"{name}: {accuracy:.1f} % right")
+    plain = None
+    if Strategy() in settled:
+        plain = [outcome.samples[0]["thinking_tokens"] for outcome in settled[Strategy()]]
+    most = controls.max_thinking_tokens
+    return [
+        outcomes.summarise(strategy, found, _WAIT.value, most, seconds[strategy], _DOLLARS.value, plain)
+        for strategy, found in settled.items()
+    ]
 
 
-def _shared_slots(model: Any, prompts: list[dict[str, Any]], controls: Controls) -> int:
+def sample_run(
+    engine: Any,
+    task: Task,
+    strategy: Strategy,
+    questions: Sequence[str],
+    controls: Controls,
+    journal: Any,
+    rows: list[dict[str, Any]],
+    report: Callable[[int, str], None],
+) -> None:
+    """Draws what a run still wants and adds it to `rows` and to the journal; `seconds` of a row is since the last one.
+
+    A strategy that looks at its samples before it wants more is asked again when all that it wanted are there.
+    `report` is told how many problems are done.
+    """
+    name, settings = strategy.name(_WAIT.value), {**dataclasses.asdict(controls), "wait": _WAIT.value}
+    while wanted := outcomes.wanted(strategy, task, questions, settings, rows):
+        left = collections.Counter(place.problem for place in wanted)
+        begun = last = time.monotonic()
+
+        def told(_: int, ids: int, __: int, left: Mapping[int, int] = left, begun: float = begun) -> None:
+            report(len(task.rows) - len(left), f"{ids / (time.monotonic() - begun):,.0f} tokens/s")
+
+        stream = engine.stream(
+            [place.row for place in wanted], controls, wait=_WAIT.value, progress=told,
+            names=[f"problem {place.problem} of {task.title}" for place in wanted],
+        )  # fmt: skip
+        for index, output in stream:
+            now, place = time.monotonic(), wanted[index]
+            own = {"run": name, "problem": place.problem, "attempt": place.attempt, "seconds": now - last}
+            rows.append({**output, **own})
+            journal.append(rows[-1])
+            last = now
+            left[place.problem] -= 1
+            if not left[place.problem]:
+                del left[place.problem]
+
+
+def _shared_slots(
+    model: Any, chosen: Sequence[Strategy], questions: Sequence[Sequence[str]], controls: Controls
+) -> int:
     """Cache slots that hold the longest row of any run, or 0 (each run for itself) where those are many."""
-    from s1jax.sample import rows as rows_lib
     from s1jax.text import chat
 
-    longest = max(len(rows_lib.prompt_ids(model, prompt, "a problem")) for prompt in prompts)
+    every = {question for asked in questions for question in asked}
+    longest = max(len(chat.encode_prompt(model.tokenizer, model.chat, question)) for question in every)
     parts = chat.delimiters(model.tokenizer, model.chat, _WAIT.value)
     forced = len(parts.think_start) + len(parts.newline) + len(parts.think_end) + len(parts.final_answer)
-    slots = -(-(longest + forced + controls.max_thinking_tokens + controls.max_answer_tokens) // 64) * 64
+    most = max(strategy.limit(controls.max_thinking_tokens) for strategy in [*chosen, Strategy()])
+    slots = -(-(longest + forced + most + controls.max_answer_tokens) // 64) * 64
     return slots if slots <= min(_SHARED_SLOTS, model.config.context_length) else 0
-
-
-def _summarise(
-    name: str, setting: Setting, limit: int, samples: list[dict[str, Any]], right: list[bool], seconds: float
-) -> scaling.Run:
-    thinking = [sample["thinking_tokens"] for sample in samples]
-    accuracy, error = scaling.accuracy(right)
-    return scaling.Run(
-        name=name,
-        budgets=setting.waits == 0,
-        waits=setting.budget is None,
-        problems=len(samples),
-        accuracy=accuracy,
-        error=error,
-        thinking_tokens=sum(thinking) / len(samples),
-        answer_tokens=sum(sample["answer_tokens"] for sample in samples) / len(samples),
-        control=scaling.control(thinking, 0, limit),
-        cut=100 * sum(sample["thinking_end"] == "cut" for sample in samples) / len(samples),
-        seconds=round(seconds, 2),
-    )
-
-
-def print_table(runs: list[scaling.Run], metrics: Mapping[str, Mapping[str, float | None]], title: str) -> None:
-    """Prints the runs and the paper's three figures for them."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(title=title)
-    table.add_column("run")
-    for heading in ("accuracy %", "thinking tokens", "answer tokens", "cut %", "Control %", "seconds"):
-        table.add_column(heading, justify="right")
-    for run in runs:
-        table.add_row(
-            run.name, f"{run.accuracy:.1f} ± {run.error:.1f}", f"{run.thinking_tokens:.1f}",
-            f"{run.answer_tokens:.1f}", f"{run.cut:.0f}", f"{run.control:.0f}", f"{run.seconds:.1f}",
-        )  # fmt: skip
-    figures = Table()
-    for heading in ("", "Control %", "Scaling (points per 1,000 tokens)", "Performance %"):
-        figures.add_column(heading, justify="right" if heading else "left")
-    names = {"all": "all runs", "budgets": "budgets only", "waits": "waits only"}
-    for family, name in names.items():
-        values = metrics[family]
-        texts = ["-" if value is None else f"{value:.1f}" for value in values.values()]
-        figures.add_row(name, *texts)
-    console = Console(highlight=False)
-    console.print(table, figures)
 
 
 if __name__ == "__main__":

@@ -136,12 +136,26 @@ def _about(experiment: Experiment) -> Any:
         start = store.load_metadata(experiment.init_from)
         fmt = chat.FORMATS[experiment.chat] if experiment.chat else start.chat
         provenance["init_from"] = start.provenance
-        return store.Metadata(start.config, start.tokenizer, fmt, provenance)
+        return store.Metadata(start.config, start.tokenizer, _delimited(experiment, start.tokenizer, fmt), provenance)
     assert experiment.model is not None  # Experiment has either
     if not experiment.tokenizer or not experiment.chat:
         raise InputError("config.tokenizer and config.chat are needed where config.init_from is not given.")
     tokenizer = Tokenizer.load(experiment.tokenizer)
-    return store.Metadata(experiment.model, tokenizer, chat.FORMATS[experiment.chat], provenance)
+    fmt = _delimited(experiment, tokenizer, chat.FORMATS[experiment.chat])
+    return store.Metadata(experiment.model, tokenizer, fmt, provenance)
+
+
+def _delimited(experiment: Experiment, tokenizer: Any, fmt: Any) -> Any:
+    """The chat format with the delimiters of the experiment."""
+    from s1jax.text import chat
+
+    wanted = experiment.delimiters
+    if not wanted.think_start and not wanted.think_end:
+        return fmt
+    try:
+        return chat.with_delimiters(tokenizer, fmt, wanted.think_start, wanted.think_end)
+    except InputError as error:
+        raise InputError(f"config.delimiters: {error}") from error
 
 
 def _print_summary(summary: dict[str, Any], workdir: pathlib.Path) -> None:

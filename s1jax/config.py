@@ -150,6 +150,8 @@ class DataConfig:
       weighting: `sequence` averages over each sequence's supervised ids, then over sequences (the paper);
         `token` averages over all supervised ids.
       too_long: what happens to a row of more than block_size + 1 ids.
+      control: instruction that every question gets (`s1jax.data.conditional`): `token` and `step` bound the thinking
+        tokens or steps, `class` asks for short or long thinking; empty: none.
       seed: of the rows' order and, for generated sources, of the rows.
     """
 
@@ -160,6 +162,7 @@ class DataConfig:
     batching: Literal["padded", "packed"] = "padded"
     weighting: Literal["sequence", "token"] = "sequence"
     too_long: Literal["error", "drop", "truncate"] = "error"
+    control: Literal["", "token", "step", "class"] = ""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -264,6 +267,19 @@ class CostConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class DelimiterConfig:
+    """Text in place of the chat format's own delimiters, special token or not; empty keeps them.
+
+    Attributes:
+      think_start: before the trace.
+      think_end: between trace and answer. Its first id, when sampled, ends thinking, so no trace should contain it.
+    """
+
+    think_start: str = ""
+    think_end: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
 class Experiment:
     """One training run: what `launch.train` reads from a file of configs/.
 
@@ -273,6 +289,7 @@ class Experiment:
       model: shape of random weights; None where `init_from` is given.
       tokenizer: tokenizer folder or file for random weights; empty where `init_from` is given.
       chat: name of the chat format (`s1jax.text.chat.FORMATS`); empty keeps the checkpoint's.
+      delimiters: in place of the format's own.
       seed: of the random weights.
     """
 
@@ -280,6 +297,7 @@ class Experiment:
     model: ModelConfig | None = None
     tokenizer: str = ""
     chat: str = ""
+    delimiters: DelimiterConfig = DelimiterConfig()
     seed: int = 0
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()

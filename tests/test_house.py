@@ -25,7 +25,8 @@ OPTIONAL = (
 CORE = (
     "s1jax.text.tokenizer", "s1jax.text.chat", "s1jax.data.countdown", "s1jax.data.batches", "s1jax.model.decoder",
     "s1jax.parallel", "s1jax.train.loop", "s1jax.sample.rows", "s1jax.checkpoint.store", "s1jax.evaluate.grading",
-    "s1jax.evaluate.scaling",
+    "s1jax.evaluate.scaling", "s1jax.evaluate.tasks", "s1jax.evaluate.strategies", "s1jax.evaluate.outcomes",
+    "s1jax.data.conditional",
 )  # fmt: skip
 
 

@@ -123,8 +123,8 @@ def targets(numbers: tuple[int, int, int]) -> tuple[int, ...]:
     return tuple(sorted({leaf.value for branch in branches(numbers) for leaf in branch.leaves}))
 
 
-def split_of(numbers: tuple[int, int, int]) -> Literal["train", "dev", "test"]:
-    """Which split three numbers belong to, whatever their order: 80 % train, 10 % dev, 10 % test by a fixed hash.
+def split_of(numbers: tuple[int, ...]) -> Literal["train", "dev", "test"]:
+    """Which split three or four numbers belong to, in any order: 80 % train, 10 % dev, 10 % test by a fixed hash.
 
     Nothing made for training, corpus or rows, holds a dev or test triple under any target. `dev` is for choosing,
     `test` for reporting.

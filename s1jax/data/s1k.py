@@ -115,7 +115,7 @@ def records(source: str | pathlib.Path) -> Iterator[tuple[str, Record]]:
         yield from _prepared(path)
         return
     for file in _files(path):
-        yield from _parquet(file) if file.suffix == ".parquet" else _jsonl(file)
+        yield from _parquet(file) if file.suffix == ".parquet" else read_jsonl(file)
 
 
 def _files(path: pathlib.Path) -> list[pathlib.Path]:
@@ -137,7 +137,8 @@ def _files(path: pathlib.Path) -> list[pathlib.Path]:
     return files
 
 
-def _jsonl(file: pathlib.Path) -> Iterator[tuple[str, Record]]:
+def read_jsonl(file: pathlib.Path) -> Iterator[tuple[str, Record]]:
+    """Yields (file:line, columns) of a JSONL file, whatever its suffix; blank lines are skipped."""
     with file.open("rb") as lines:  # bytes: only a newline ends a line, and a wrong encoding is told by its line
         for number, line in enumerate(lines, start=1):
             name = f"{file}:{number}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from s1jax.config import DataConfig, Experiment, InputError
-from s1jax.data import batches, countdown, countdown_corpus, packing, s1k
+from s1jax.data import batches, conditional, countdown, countdown_corpus, packing, s1k
 from s1jax.data.packing import Batch
 from s1jax.data.s1k import Row
 from s1jax.text.chat import ChatFormat
@@ -75,6 +75,8 @@ def make(
     if data.source == CORPUS:
         if not train.steps:
             raise InputError(f"data.source {CORPUS} has no end; give train.steps.")
+        if data.control:
+            raise InputError(f"data.control {data.control} needs rows with questions, which {CORPUS} has not; drop it.")
         if train.batch_size % multiple:
             raise InputError(
                 f"train.batch_size {train.batch_size} does not divide by mesh.data * mesh.fsdp * train.accumulation ="
@@ -88,6 +90,8 @@ def make(
         ]
     else:
         rows = s1k.load_rows(data.source, data.traces, data.num_rows)
+    if data.control:
+        rows = conditional.make_rows(rows, data.control, tokenizer, fmt)
     fitted = packing.fit(batches.encode_rows(tokenizer, fmt, rows), data.block_size, data.too_long)
     notes = [
         f"{len(names)} of {len(rows)} rows are longer than data.block_size {data.block_size} and were {verb}: "
@@ -96,6 +100,13 @@ def make(
         for names, verb in ((fitted.dropped, "dropped"), (fitted.truncated, "truncated"))
         if names
     ]
+    inside = _end_inside(tokenizer, fmt, rows)
+    if inside:
+        more = ", ..." if len(inside) > 1 else ""
+        notes.append(
+            f"{len(inside)} of {len(rows)} traces contain the first id of think_end {fmt.think_end!r}, which ends"
+            f" thinking when it is sampled: {inside[0]}{more}; a delimiter with an id of its own is safe."
+        )
     made = batches.Batches(
         fitted.examples,
         batch_size=train.batch_size,
@@ -110,3 +121,11 @@ def make(
         shares=shares,
     )
     return made, notes
+
+
+def _end_inside(tokenizer: Tokenizer, fmt: ChatFormat, rows: list[Row]) -> list[str]:
+    """Names of the rows whose trace contains the id that ends thinking; none where that id is a special token."""
+    if fmt.think_end.startswith(tuple(fmt.special)):
+        return []
+    end = tokenizer.encode(fmt.think_end)[0]
+    return [row.name for row in rows if end in tokenizer.encode(fmt.after_think_start + row.trace)]

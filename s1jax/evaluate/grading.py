@@ -12,8 +12,9 @@ import fractions
 import logging
 import re
 import signal
+import string
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from s1jax.config import InputError
@@ -26,8 +27,16 @@ LONGEST = 400
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)|\\boxed\s+(?P<bare>[^\s{$]+)")
 # "Answer:" also stands inside "Final Answer:" and "**Answer:**"; a GSM8K mark begins its line.
 _MARK = re.compile(r"(?:final\s+)?\banswer\s*(?:\*\*)?\s*:(?:\*\*)?|^[ \t]*####", re.IGNORECASE | re.MULTILINE)
+# Names of the choices of a question, in order.
+LETTERS = string.ascii_uppercase
+# A LaTeX command around a letter or a word: `\text{B}`, `\mathbf{(B)}`.
+_COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox|boldsymbol)\s*\{([^{}]*)\}")
 # Two letters in a row that are no LaTeX command.
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
+# Digits and their base: `4210_{5}`.
+_BASE = re.compile(r"(\w+)_\{?(\d+)\}?")
+# What separates thousands in LaTeX and in some countries' writing.
+_THIN = re.compile(r"(?<=\d)(?:\\[,!;: ]|[ \u00a0\u202f~])+(?=\d{3}(?!\d))")
 _NUMBER = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?")
 
 
@@ -117,11 +126,46 @@ def correct(text: str, right: str) -> bool:
     take longer than `TIMEOUT` count as wrong. The timeouts use signals, which Python allows in the main thread only:
     in other threads there are none, so grade what a model wrote in the main thread.
     """
+    return equal(final(text), right)
+
+
+def final(text: str) -> str:
+    """Returns the answer that `text` gives: what `extract` finds, else its last line; at most `LONGEST` characters."""
     answer = extract(text)
     if answer is None:
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         answer = lines[-1] if lines else ""
-    return equal(answer[-LONGEST:], right)
+    return answer[-LONGEST:]
+
+
+def letter(text: str, choices: Sequence[str]) -> str | None:
+    r"""Returns the letter of the choice that `text` gives, or None where it gives none or more than one.
+
+    Looked for in the final answer, in this order: nothing but a letter (`C`, `(C)`, `\boxed{\text{C}}`); a letter in
+    front (`C) 12 m`, `C. 12 m`); one behind "is", "option" or "choice"; one in parentheses; the only letter that
+    stands alone, where "A" before a word is an article; and last the text of one of the choices.
+
+    Args:
+      text: an answer of a model.
+      choices: texts of A, B, C, ... in this order.
+    """
+    answer = _COMMAND.sub(r"\1", _clean(final(text))).strip().strip("*").strip()
+    letters = LETTERS[: len(choices)]
+    bare = re.fullmatch(r"[(\[{]?([A-Za-z])[)\]}]?[.:,]?", answer)
+    if bare:
+        return bare[1].upper() if bare[1].upper() in letters else None
+    one = f"([{letters}])"
+    for pattern in (
+        rf"^\(?{one}[).:](?=\s|$)",
+        rf"\b(?:is|option|choice|answer)\s*:?\s*\(?{one}\b",
+        rf"\({one}\)",
+        rf"(?<![\w'\\]){one}(?![\w'])(?!\s+(?!or\b|and\b)[a-z])",
+    ):
+        found = set(re.findall(pattern, answer))
+        if found:
+            return found.pop() if len(found) == 1 else None
+    same = [name for name, choice in zip(letters, choices, strict=True) if equal(answer, choice)]
+    return same[0] if len(same) == 1 else None
 
 
 def equal(answer: str, right: str) -> bool:
@@ -134,15 +178,18 @@ def equal(answer: str, right: str) -> bool:
     numbers = _number(answer), _number(right)
     if None not in numbers:
         return numbers[0] == numbers[1]
+    bases = _BASE.fullmatch(answer), _BASE.fullmatch(right)
+    if bases[0] and bases[1]:  # math-verify reads 12_3 as 12
+        return bases[0].groups() == bases[1].groups()
     return _math_equal(answer, right)
 
 
 def _clean(answer: str) -> str:
-    r"""Takes off what surrounds an answer: dollar signs (of mathematics and of money), closing full stop, spaces."""
+    r"""Takes off what surrounds an answer: dollars (mathematics, money), full stop, spaces also in thousands."""
     answer = answer.replace("\\$", "").replace("$", "").replace("\u2212", "-").replace("{,}", ",")
     answer = answer.strip().strip("*").strip()
     answer = re.sub(r"^\\[(\[](.*)\\[)\]]$", r"\1", answer)
-    return answer.rstrip(".").strip()
+    return _THIN.sub("", answer.rstrip(".").strip())
 
 
 def _number(text: str) -> fractions.Fraction | None:

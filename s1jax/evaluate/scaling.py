@@ -12,39 +12,72 @@ import itertools
 import math
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 from s1jax.config import InputError
+
+# Of the curves of a plot, in order: waits, budgets, then what else there is.
+_COLOURS = ("#1f6feb", "#d9480f", "#2b8a3e", "#862e9c", "#0b7285", "#e67700", "#c2255c", "#495057")
+_MARKERS = ("o", "s", "^", "v", "P", "X", "*", "d")
+
+# One number for all rows, or one a row.
+Bound = float | Sequence[float]
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """One setting of the controls over all problems.
+    """One strategy over all problems. Tokens and costs are means over problems.
 
     Attributes:
-      name: as in tables and next to points of the plot, for example `cut at 32` or `Wait x2`.
-      budgets: belongs to the curve of thinking cut at growing budgets.
-      waits: belongs to the curve of a growing number of waits. The run without cut or wait belongs to both.
-      problems: number of rows.
-      accuracy: percentage of rows answered correctly.
+      name: as in tables, for example `cut at 32` or `Wait x2`.
+      label: next to the point of the plot, where the legend says the rest.
+      families: the curves that the run is a point of. `budgets` is thinking cut at growing budgets, `waits` a growing
+        number of waits; the run without any control belongs to both.
+      parallel: compute goes into more samples, not into longer ones.
+      problems: number of problems.
+      accuracy: percentage of problems answered correctly.
       error: one binomial standard error of `accuracy`, in percentage points.
-      thinking_tokens: mean over rows.
-      answer_tokens: mean over rows.
-      control: percentage of rows whose thinking tokens lie in the range asked for.
-      cut: percentage of rows whose thinking was cut, rather than ended by the model.
-      seconds: wall-clock time that sampling took.
+      thinking_tokens: of the sample that counts, or of all samples where all vote: the place on the curve.
+      answer_tokens: of the same samples.
+      total_tokens: thinking and answers of all samples, rejected ones too.
+      samples: how many were drawn.
+      control: percentage of those samples whose thinking tokens lie in the range asked for; None where no range is.
+      in_range: whether the mean does, which is what the paper counts; None likewise.
+      cut: percentage of those samples whose thinking was cut, rather than ended by the model.
+      seconds: wall-clock time that sampling took, over all problems.
+      dollars: for one problem; None where no price is known.
     """
 
     name: str
-    budgets: bool
-    waits: bool
+    label: str
+    families: tuple[str, ...]
+    parallel: bool
     problems: int
     accuracy: float
     error: float
     thinking_tokens: float
     answer_tokens: float
-    control: float
+    total_tokens: float
+    samples: float
+    control: float | None
+    in_range: bool | None
     cut: float
     seconds: float
+    dollars: float | None = None
+
+
+def record(run: Run) -> dict[str, Any]:
+    """Returns a run as JSON values, with its place in the two curves of budget forcing and its costs a problem."""
+    values = dataclasses.asdict(run)
+    dollars = values.pop("dollars")
+    return {
+        **values,
+        "families": list(run.families),
+        "budgets": "budgets" in run.families,
+        "waits": "waits" in run.families,
+        "seconds_per_problem": run.seconds / run.problems,
+        "dollars_per_problem": dollars,
+    }
 
 
 def accuracy(right: Sequence[bool]) -> tuple[float, float]:
@@ -62,7 +95,7 @@ def accuracy(right: Sequence[bool]) -> tuple[float, float]:
     return 100 * share, 100 * math.sqrt(share * (1 - share) / len(right))
 
 
-def control(thinking_tokens: Sequence[int], least: int | Sequence[int], most: int | Sequence[int]) -> float:
+def control(thinking_tokens: Sequence[int], least: Bound, most: Bound) -> float:
     """Returns Control: the percentage of rows whose thinking tokens lie in [least, most], both ends included.
 
     Args:
@@ -75,8 +108,8 @@ def control(thinking_tokens: Sequence[int], least: int | Sequence[int], most: in
     """
     if not thinking_tokens:
         raise InputError("There are no rows to take Control over; give at least one problem.")
-    lows = [least] * len(thinking_tokens) if isinstance(least, int) else least
-    highs = [most] * len(thinking_tokens) if isinstance(most, int) else most
+    lows = [least] * len(thinking_tokens) if isinstance(least, (int, float)) else least
+    highs = [most] * len(thinking_tokens) if isinstance(most, (int, float)) else most
     inside = [low <= count <= high for low, count, high in zip(lows, thinking_tokens, highs, strict=True)]
     return 100 * sum(inside) / len(inside)
 
@@ -104,22 +137,34 @@ def performance(accuracies: Sequence[float]) -> float | None:
 
 
 def metrics(runs: Sequence[Run]) -> dict[str, float | None]:
-    """Returns `control` (%), `scaling` (percentage points per 1,000 tokens) and `performance` (%) of `runs`.
+    """Returns `control`, `control_of_runs`, `scaling` (percentage points per 1,000 tokens) and `performance` of `runs`.
 
-    Control is over the rows of all runs. Each is None where it is not defined.
+    `control` (%) is over the problems of all runs, `control_of_runs` (%) over the runs by their means, as the paper's
+    table 3 has it. Runs that no range was asked of count in neither. Each is None where it is not defined.
     """
-    rows = sum(run.problems for run in runs)
+    asked = [run for run in runs if run.control is not None]
+    rows = sum(run.problems for run in asked)
     return {
-        "control": sum(run.control * run.problems for run in runs) / rows if rows else None,
+        "control": sum((run.control or 0) * run.problems for run in asked) / rows if rows else None,
+        "control_of_runs": 100 * sum(bool(run.in_range) for run in asked) / len(asked) if asked else None,
         "scaling": scaling([run.thinking_tokens for run in runs], [run.accuracy for run in runs]),
         "performance": performance([run.accuracy for run in runs]),
     }
 
 
-def plot(runs: Sequence[Run], path: pathlib.Path, title: str, wait: str = "Wait") -> None:
-    """Draws accuracy against average thinking tokens as a PNG: one line for budgets, one for waits.
+def families(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Returns the runs of each curve; budgets and waits always, the others in the order in which they come."""
+    found: dict[str, list[Run]] = {"budgets": [], "waits": []}
+    for run in runs:
+        for family in run.families:
+            found.setdefault(family, []).append(run)
+    return found
 
-    Bars are one standard error. Points are labelled by what was asked for; a family of one point is a marker.
+
+def plot(runs: Sequence[Run], path: pathlib.Path, title: str, wait: str = "Wait") -> None:
+    """Draws accuracy against average thinking tokens as a PNG, one line a family: figures 4 and 6 of the paper.
+
+    Sequential scaling is solid, parallel scaling dashed. Bars are one standard error. One point alone is a marker.
 
     Args:
       runs: at least one.
@@ -135,34 +180,42 @@ def plot(runs: Sequence[Run], path: pathlib.Path, title: str, wait: str = "Wait"
     figure = Figure(figsize=(7.2, 4.8), dpi=160, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    waits = sorted((run for run in runs if run.waits), key=lambda run: run.thinking_tokens)
-    budgets = sorted((run for run in runs if run.budgets), key=lambda run: run.thinking_tokens)
-    for family, colour, marker, label in (
-        (waits, "#1f6feb", "o", f'thinking extended with "{wait}"' if wait else "end of thinking suppressed"),
-        (budgets, "#d9480f", "s", "thinking cut at a budget"),
-    ):
-        if not family:
+    legend = {
+        "waits": f'thinking extended with "{wait}"' if wait else "end of thinking suppressed",
+        "budgets": "thinking cut at a budget",
+    }
+    looks = itertools.cycle(zip(_COLOURS, _MARKERS, strict=True))
+    curves = families(runs)
+    # The run without any control is a point of both; where it is the only one of a curve, the other shows it.
+    alone = [name for name in legend if len(curves[name]) == 1 and len(curves[name][0].families) > 1]
+    for name in alone[:1]:
+        curves[name] = []
+    for family in ("waits", "budgets", *(name for name in curves if name not in legend)):
+        colour, marker = next(looks)
+        curve = sorted(curves[family], key=lambda run: run.thinking_tokens)
+        if not curve:
             continue
         axes.errorbar(
-            [run.thinking_tokens for run in family], [run.accuracy for run in family],
-            yerr=[run.error for run in family], color=colour, marker=marker, markersize=6, linewidth=1.8, capsize=3,
-            elinewidth=1.1, label=label, zorder=3,
+            [run.thinking_tokens for run in curve], [run.accuracy for run in curve],
+            yerr=[run.error for run in curve], color=colour, marker=marker, markersize=6, linewidth=1.8, capsize=3,
+            elinewidth=1.1, linestyle="--" if curve[0].parallel else "-", label=legend.get(family, family), zorder=3,
         )  # fmt: skip
     wide = max(run.thinking_tokens for run in runs) * 0.15  # about the width of a label
     high = max(run.accuracy for run in runs) * 0.08
     for run in runs:
-        natural = run.budgets and run.waits
+        natural = len(run.families) > 1
         crowded = any(
             0 < other.thinking_tokens - run.thinking_tokens < wide and abs(other.accuracy - run.accuracy) < high
             for other in runs
-            if not (other.budgets and other.waits)
+            if len(other.families) == 1
         )
         below = 7 if crowded or run.accuracy <= 5 else -11
         if natural:
             axes.plot(run.thinking_tokens, run.accuracy, "D", color="#222222", markersize=6.5, zorder=5)
         # The curves rise: below and to the right of a point there is room, above and to the left for the common one.
         axes.annotate(
-            run.name, (run.thinking_tokens, run.accuracy), xytext=(-7, 6) if natural else (-6 if crowded else 7, below),
+            run.label, (run.thinking_tokens, run.accuracy),
+            xytext=(-7, 6) if natural else (-6 if crowded else 7, below),
             ha="right" if natural else "left", textcoords="offset points", fontsize=8.5, color="#444444", zorder=6,
             path_effects=[withStroke(linewidth=2.5, foreground="white")],
         )  # fmt: skip

@@ -44,6 +44,16 @@ class ChatFormat:
       answer_prefix: put before an answer that does not contain it.
       final_answer: forced after think_end when thinking is cut.
       stop: further ids that end an answer, where the tokenizer knows them.
+      token_instruction: after a question that bounds the thinking tokens; `{tokens}` stands for the bound, `{log2}` for
+        its logarithm.
+      step_instruction: after a question that bounds the steps, `{steps}`.
+      step_header: before each step of a trace; counts down to 1 with `{steps}`.
+      short_instruction: after a question that is to be answered with little thinking.
+      long_instruction: after one that is to be answered with much.
+
+    The instructions are those of the paper (arXiv 2501.19393, appendix E.1 and figure 10) as its released evaluation
+    has them (github.com/simplescaling/s1, eval/lm-evaluation-harness/lm_eval/tasks/aime). There a step begins with
+    `<|im_start|>` as well; here that id ends thinking, so that the header is plain text.
     """
 
     before_question: str
@@ -59,6 +69,16 @@ class ChatFormat:
     answer_prefix: str = ""
     final_answer: str = "\nFinal Answer:"
     stop: tuple[str, ...] = ("<|endoftext|>",)
+    token_instruction: str = "\n\nThink for up to {tokens} tokens."
+    step_instruction: str = "\n\nThink for up to {steps} steps."
+    step_header: str = "{steps} steps left\n"
+    short_instruction: str = (
+        "\n\nAnswer after a short amount of thinking. Do not spend excessive time double-checking your work."
+    )
+    long_instruction: str = (
+        "\n\nAnswer after a long amount of thinking. If you feel like you are finished early, spend the extra time"
+        " trying to double-check your work until you are absolutely sure that you have the correct answer."
+    )
 
 
 _CHATML = ChatFormat(
@@ -77,6 +97,15 @@ FORMATS: dict[str, ChatFormat] = {
     "s1": dataclasses.replace(_CHATML, before_question=_QWEN_SYSTEM + _CHATML.before_question),
     # The same without a system turn: Countdown, SmolLM2.
     "s1_plain": _CHATML,
+    # Countdown with instructions in its own few symbols, which have no number above 99.
+    "countdown": dataclasses.replace(
+        _CHATML,
+        token_instruction="\nthink {log2}",
+        step_instruction="\ntry {steps}",
+        step_header="{steps}:\n",
+        short_instruction="\nthink no Wait",
+        long_instruction="\nthink Wait",
+    ),
     # Qwen3: ChatML with <think>...</think>.
     "think": dataclasses.replace(
         _CHATML,
@@ -129,6 +158,73 @@ def check(tokenizer: Tokenizer, fmt: ChatFormat) -> None:
                 f"delimiter {token!r} is not in the tokenizer; choose a chat format whose delimiters it has, or a"
                 " tokenizer with this one added."
             )
+
+
+def with_delimiters(tokenizer: Tokenizer, fmt: ChatFormat, think_start: str = "", think_end: str = "") -> ChatFormat:
+    """Returns a format with other delimiters around the trace; an empty one stays as it is.
+
+    They need no ids of their own: any text that the vocabulary can write will do.
+
+    Raises:
+      InputError: if one cannot be written, or think_end begins with white space, which would end thinking everywhere.
+    """
+    replaced = {fmt.think_start} if think_start else set()
+    replaced |= {fmt.think_end} if think_end else set()
+    fmt = dataclasses.replace(
+        fmt,
+        think_start=think_start or fmt.think_start,
+        think_end=think_end or fmt.think_end,
+        special=tuple(token for token in fmt.special if token not in replaced),
+    )
+    first = delimiters(tokenizer, fmt).think_end[0]
+    if not tokenizer.decode([first]).strip():
+        raise InputError(
+            f"think_end {fmt.think_end!r} begins with white space, and thinking ends where the model samples the first"
+            " id of think_end; choose one that begins otherwise."
+        )
+    return fmt
+
+
+def instruct(tokenizer: Tokenizer, fmt: ChatFormat, question: str, control: str, amount: int | str) -> str:
+    """Returns a question that says how long to think.
+
+    Args:
+      tokenizer: of the model that is to read it.
+      fmt: has the instructions.
+      question: as it is.
+      control: `token`, `step` or `class`.
+      amount: most thinking tokens or steps; for `class` either `short` or `long`.
+
+    Raises:
+      InputError: if the tokenizer or the format cannot write the instruction.
+    """
+    if control == "class":
+        template = fmt.short_instruction if amount == "short" else fmt.long_instruction
+        numbers = {}
+    else:
+        template, bound = getattr(fmt, f"{control}_instruction"), int(amount)
+        numbers = {"tokens": bound, "steps": bound, "log2": bound.bit_length() - 1}
+        if "{log2}" in template and bound & (bound - 1):
+            raise InputError(f"this chat format can ask for powers of two only, not for {bound}; choose one of them.")
+    text = template.format(**numbers)
+    try:
+        _encode_whole(tokenizer, text, "instruction")
+    except InputError as error:
+        raise InputError(
+            f"the tokenizer cannot write the instruction {text!r}; choose a chat format whose {control} instruction it"
+            " can write, for Countdown `countdown`."
+        ) from error
+    return question + text
+
+
+def headed(fmt: ChatFormat, steps: list[str]) -> list[str]:
+    """Returns the steps of a trace, each behind a header with the number of steps that are left, itself included."""
+    return [fmt.step_header.format(steps=len(steps) - i) + step for i, step in enumerate(steps)]
+
+
+def thinking_tokens(tokenizer: Tokenizer, fmt: ChatFormat, trace: str) -> int:
+    """Returns how many thinking tokens a trace has as a sampler counts them: all ids between the delimiters."""
+    return len(tokenizer.encode(fmt.after_think_start + trace.strip() + fmt.before_think_end))
 
 
 def encode_prompt(tokenizer: Tokenizer, fmt: ChatFormat, question: str) -> list[int]:

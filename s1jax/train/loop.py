@@ -77,10 +77,14 @@ def _claim(workdir: pathlib.Path, experiment: Experiment) -> None:
             there = json.loads(file.read_text())
         except ValueError as error:
             raise InputError(f"{file} is no JSON; remove it if the run in {workdir} is not needed.") from error
+        old, new = _leaves(there), _leaves(here)
+        # A setting that this run was begun without, by an earlier version, had its default's meaning.
+        added = {name: value for name, value in _leaves(config_lib.defaults()).items() if name in new}
+        old = added | old
         differ = [
-            f"{name} is {_show(_leaves(there).get(name))} there and {_show(_leaves(here).get(name))} here"
-            for name in sorted(set(_leaves(there)) | set(_leaves(here)))
-            if name.split(".")[0] not in _FREE and _leaves(there).get(name) != _leaves(here).get(name)
+            f"{name} is {_show(old.get(name))} there and {_show(new.get(name))} here"
+            for name in sorted(set(old) | set(new))
+            if name.split(".")[0] not in _FREE and old.get(name) != new.get(name)
         ]
         if differ:
             more = f" (and {len(differ) - 3} more)" if len(differ) > 3 else ""

@@ -157,6 +157,7 @@ def test_a_timeout_that_is_lost_in_a_callback_comes_again():
     assert signal.getitimer(signal.ITIMER_REAL) == (0, 0) and signal.getsignal(signal.SIGALRM) is signal.SIG_DFL
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_endless_answer_is_looked_at_from_its_end():
     text = "Answer: " + "so " * 20000 + "7"
     assert grading.correct(text, "7")
@@ -218,3 +219,102 @@ def test_plain_numbers_do_not_wait_for_the_import_of_math_verify():
         "assert grading.correct('Answer: $1,234.', '1234') and not grading.correct('Answer: 5', '6')\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        # Fractions, signs and mixed numbers.
+        ("\\tfrac12", "0.5"),
+        ("1\\frac34", "7/4"),
+        ("-3/4", "\\frac{-3}{4}"),
+        ("\\frac{\\sqrt{3}}{3}", "\\frac{1}{\\sqrt3}"),
+        # Thousands.
+        ("11,\\! 111", "11111"),
+        ("1\\,000", "1000"),
+        ("1 000 000", "1,000,000"),
+        ("10^6", "1000000"),
+        # Units.
+        ("5\\text{ cm}^2", "5"),
+        ("5 \\mbox{ inches}", "5"),
+        ("5 mph", "5"),
+        ("50 cents", "50"),
+        ("90^\\circ", "90"),
+        ("10\\%", "0.1"),
+        # Intervals, sets, tuples, matrices.
+        ("[1, 2)", "[1,2)"),
+        ("x \\in [1,2]", "[1,2]"),
+        ("(-\\infty, 2) \\cup (3, \\infty)", "(-\\infty,2)\\cup(3,\\infty)"),
+        ("\\{1,2\\}", "\\{2,1\\}"),
+        ("x=\\pm 3", "3,-3"),
+        ("\\begin{pmatrix}1\\\\2\\end{pmatrix}", "\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}"),
+        # Whole numbers as AIME writes them.
+        ("033", "33"),
+        ("000", "0"),
+        ("m+n=33", "033"),
+        # Bases, letters, words.
+        ("4210_5", "4210_{5}"),
+        ("4210_5", "4210"),
+        ("C", "\\text{(C)}"),
+        ("\\text{even}", "even"),
+    ],
+)
+def test_known_traps_of_equality(one, other):
+    assert grading.equal(one, other) and grading.equal(other, one)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("(1,2)", "[1,2]"),
+        ("[0,1)", "[0,1]"),
+        ("(1,2)", "(2,1)"),
+        ("1,2", "1,2,3"),
+        ("12", "1,2"),
+        ("1, 200", "1200"),
+        ("\\frac{1}{2}", "\\frac{1}{3}"),
+        ("\\pi", "3.14"),
+        ("4210_5", "4210_6"),
+        ("2:3", "3:2"),
+        ("33", "330"),
+        ("10\\%", "20\\%"),
+    ],
+)
+def test_known_traps_that_are_no_equality(one, other):
+    assert not grading.equal(one, other) and not grading.equal(other, one)
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("C", "C"),
+        ("c", "C"),
+        ("(C)", "C"),
+        ("Final Answer: C.", "C"),
+        ("Answer: **C**", "C"),
+        ("Answer: \\boxed{C}", "C"),
+        ("so $\\boxed{\\textbf{(C)}}$", "C"),
+        ("\\boxed{\\text{C}}", "C"),
+        ("Answer: C) Elephant", "C"),
+        ("Answer: C. Elephant", "C"),
+        ("Answer: C: Elephant", "C"),
+        ("Answer: (C) Elephant.", "C"),
+        ("The answer is A because of the rest", "A"),
+        ("The correct option is (C) because (A) is wrong", "C"),
+        ("Answer: D), because it is", "D"),
+        ("Thinking about A.\nAnswer: B", "B"),
+        ("I think C.", "C"),
+        ("A cat is C", "C"),
+        ("Answer: Elephant", "C"),
+        ("Answer: 10", "D"),
+        ("Answer: 8 m", "B"),
+        ("A lot of words", None),
+        ("A or B", None),
+        ("Both A and B", None),
+        ("Answer: None of the above", None),
+        ("E", None),
+        ("", None),
+    ],
+)
+def test_letters(text, letter):
+    assert grading.letter(text, ["7", "8 m", "Elephant", "10"]) == letter

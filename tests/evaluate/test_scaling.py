@@ -1,5 +1,6 @@
 """Control, Scaling and Performance against hand-computed values and brute-force loops; the plot is a picture."""
 
+import json
 import math
 import random
 
@@ -11,8 +12,9 @@ from s1jax.evaluate import scaling
 
 def run(tokens, accuracy, problems=100, **more):
     values = dict(
-        name=f"{tokens}", budgets=True, waits=False, problems=problems, accuracy=accuracy, error=1.0,
-        thinking_tokens=tokens, answer_tokens=5.0, control=100.0, cut=0.0, seconds=1.0,
+        name=f"{tokens}", label=f"{tokens}", families=("budgets",), parallel=False, problems=problems,
+        accuracy=accuracy, error=1.0, thinking_tokens=tokens, answer_tokens=5.0, total_tokens=tokens + 5.0,
+        samples=1.0, control=100.0, in_range=True, cut=0.0, seconds=2.0,
     )  # fmt: skip
     return scaling.Run(**{**values, **more})
 
@@ -78,8 +80,11 @@ def test_nothing_to_measure():
     assert scaling.scaling([], []) is None
     assert scaling.scaling([5], [50]) is None
     assert scaling.performance([]) is None
-    assert scaling.metrics([]) == {"control": None, "scaling": None, "performance": None}
-    assert scaling.metrics([run(5, 50)]) == {"control": 100.0, "scaling": None, "performance": 50.0}
+    nothing = {"control": None, "control_of_runs": None, "scaling": None, "performance": None}
+    assert scaling.metrics([]) == nothing
+    assert scaling.metrics([run(5, 50)]) == nothing | {"control": 100.0, "control_of_runs": 100.0, "performance": 50.0}
+    unasked = run(5, 50, control=None, in_range=None)
+    assert scaling.metrics([unasked]) == nothing | {"performance": 50.0}
     with pytest.raises(InputError, match="at least one problem"):
         scaling.accuracy([])
     with pytest.raises(InputError, match="at least one problem"):
@@ -87,14 +92,35 @@ def test_nothing_to_measure():
 
 
 def test_control_of_several_runs_is_over_their_rows():
-    runs = [run(0, 10, problems=100, control=50.0), run(100, 20, problems=300, control=100.0)]
-    assert scaling.metrics(runs) == {"control": 87.5, "scaling": pytest.approx(100), "performance": 20}
+    runs = [run(0, 10, problems=100, control=50.0, in_range=False), run(100, 20, problems=300, control=100.0)]
+    runs.append(run(100, 20, problems=900, control=None, in_range=None))
+    found = scaling.metrics(runs)
+    assert found == {
+        "control": 87.5, "control_of_runs": 50.0, "scaling": pytest.approx(100), "performance": 20
+    }  # fmt: skip
 
 
-@pytest.mark.parametrize("count", [1, 2, 6])
+def test_families_are_the_curves():
+    plain, cut, vote = run(9, 1, families=("budgets", "waits")), run(5, 1), run(20, 1, families=("majority",))
+    assert scaling.families([vote, plain, cut]) == {"budgets": [plain, cut], "waits": [plain], "majority": [vote]}
+    assert list(scaling.families([])) == ["budgets", "waits"]
+
+
+def test_a_record_says_what_a_problem_costs():
+    record = scaling.record(run(5, 50, families=("waits",), dollars=0.25))
+    assert json.loads(json.dumps(record)) == record
+    assert (record["budgets"], record["waits"], record["families"]) == (False, True, ["waits"])
+    assert record["seconds_per_problem"] == 0.02 and record["dollars_per_problem"] == 0.25
+    assert scaling.record(run(5, 50))["dollars_per_problem"] is None
+
+
+@pytest.mark.parametrize("count", [1, 2, 10])
 @pytest.mark.parametrize("accuracy", [0.0, 40.0])
 def test_the_plot_is_a_picture_of_some_size(tmp_path, count, accuracy):
-    runs = [run(20 * i, accuracy + i if accuracy else 0.0, waits=i % 2 == 0, budgets=i % 3 == 0) for i in range(count)]
+    names = [("budgets",), ("budgets", "waits"), ("waits",), ("majority",), ("token-conditional",)]
+    runs = [
+        run(20 * i, accuracy + i if accuracy else 0.0, families=names[i % 5], parallel=i % 5 == 3) for i in range(count)
+    ]
     scaling.plot(runs, tmp_path / "scaling.png", "a model on a task, 100 problems", wait="Wait")
     picture = (tmp_path / "scaling.png").read_bytes()
     width, height = (int.from_bytes(picture[i : i + 4]) for i in (16, 20))

@@ -1,6 +1,7 @@
 """`python -m launch.evaluate` from the outside: what it writes, and what it says to wrong input."""
 
 import collections
+import itertools
 import json
 import pathlib
 import subprocess
@@ -12,7 +13,7 @@ import pytest
 
 from s1jax.checkpoint import store
 from s1jax.config import ModelConfig
-from s1jax.data import countdown
+from s1jax.data import countdown, countdown_four
 from s1jax.evaluate import grading, scaling
 from s1jax.model import decoder
 from s1jax.text import chat
@@ -28,11 +29,23 @@ SUMS = [
 WRONG = [
     (["--checkpoint=", "--budgets=0"], "--checkpoint is missing"),
     (["--budgets=0", "--out="], "--out is missing"),
-    ([], "--budgets and --waits are both empty"),
+    ([], "--budgets, --waits and --strategies are all empty"),
+    (["--strategies=token"], "strategy 'token': 'token' names no bound"),
+    (["--strategies=step:4,forcing:max=500"], "--strategies has 500, more than --max_thinking_tokens 384"),
+    (["--strategies=forcing:min=500"], "--strategies has 500, more than --max_thinking_tokens 384"),
+    (["--strategies=reject:max=500:temperature=1"], "--strategies has 500, more than"),
+    (["--strategies=majority:4"], '"majority of 4", whose samples are all alike at --temperature=0'),
+    (["--strategies=step:4,step:4:tokens=3"], '"step 4" in 2 ways that look alike'),
+    (["--strategies=token:8"], '"token 8" needs a checkpoint trained with config.data.control=token, and'),
+    (["--strategies=none,class:long+majority:3:temperature=1"], "config.data.control=class"),
+    (["--strategies=step:4", "--checkpoint={token}"], "was trained with token; train one, or ask it all the same with"),
+    (["--strategies=token:9", "--checkpoint={token}"], '"token 9": this chat format can ask for powers of two only'),
+    (["--strategies=token:8", "--allow_untrained", "--checkpoint=package:countdown_base"], "cannot write the instr"),
     (["--budgets=0,-3"], '--budgets has "-3"'),
     (["--waits=none"], '--waits has "none"'),
     (["--budgets=0,500"], "--budgets has 500, more than --max_thinking_tokens 384"),
     (["--checkpoint=x", "--budgets=0"], "x is not a folder"),
+    (["--budgets=0", "--hard", "--task=gsm8k:{rows0}"], "--hard is for --task=countdown, not for gsm8k"),
     (["--budgets=0", "--num_problems=5000"], "5000 were asked for"),
     (["--budgets=0", "--temperature=-1"], "temperature is -1.0"),
     (["--budgets=0", "--buget=3"], "buget"),
@@ -51,20 +64,40 @@ WRONG_ROWS = [
     '{"questions": "Make 5", "answer": 5}',
     '{"question": "Make 5", "answer": "so\\nit is"}',
 ]
-# Runs the launcher once for each list of flags, in one process: importing and compiling take nearly all the time.
+STRATEGIES = {
+    "none": "no limit", "token:8": "token 8", "token:8+forcing": "token 8, cut at 8", "step:2": "step 2",
+    "class:short": "class short", "forcing:min=20:wait=check": "at least 20",
+    "forcing:waits=1:wait=none": "masked end x1", "majority:3:temperature=1": "majority of 3 at 1",
+    "reject:max=9:samples=2:temperature=1": "rejected above 9, 2 tries at 1",
+}  # fmt: skip
+# Runs the launcher once for each list of flags, in one process: importing and compiling take nearly all the time. A
+# number before the flags is that of the samples after which it is killed.
 DRIVER = """
 import contextlib, io, json, sys
+from unittest import mock
 from absl.testing import flagsaver
 from launch import cli, evaluate
+from s1jax.sample.journal import Journal
 outcomes = []
-for flags in json.loads(sys.argv.pop()):
+append = Journal.append
+for stop, flags in json.loads(sys.argv.pop()):
     out, err = io.StringIO(), io.StringIO()
-    with flagsaver.flagsaver(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    written = []
+
+    def stopping(self, row):
+        if len(written) == stop:
+            raise SystemExit(9)
+        written.append(row)
+        append(self, row)
+
+    redirected = contextlib.redirect_stdout(out), contextlib.redirect_stderr(err)
+    with mock.patch.object(Journal, "append", stopping), flagsaver.flagsaver(), redirected[0], redirected[1]:
         sys.argv[1:] = flags
         try:
             cli.run(evaluate.main)
         except SystemExit as end:
-            outcomes.append({"code": end.code or 0, "out": out.getvalue(), "err": err.getvalue()})
+            told = {"out": out.getvalue(), "err": err.getvalue(), "written": len(written)}
+            outcomes.append({"code": end.code or 0, **told})
 print(json.dumps(outcomes))
 """
 
@@ -79,30 +112,43 @@ def runs(tmp_path_factory):
     )  # fmt: skip
     tokenizer = Tokenizer.load(ROOT / "s1jax/assets/countdown_tokenizer")
     params = decoder.init_params(config, jax.random.key(0))
-    store.save_model(folder / "model", params, config, tokenizer, chat.FORMATS["s1_plain"], {"made by": "a test"})
+    fmt, token = chat.FORMATS["countdown"], {"experiment": {"data": {"control": "token"}}}
+    store.save_model(folder / "model", params, config, tokenizer, fmt, {"made by": "a test"})
+    store.save_model(folder / "token", params, config, tokenizer, fmt, token)
     (folder / "sums.jsonl").write_text("\n".join(map(json.dumps, SUMS)) + "\n\n")
-    names = {"checkpoint": folder / "model"}
+    names = {"checkpoint": folder / "model", "token": folder / "token"}
     for i, text in enumerate(WRONG_ROWS):
         names[f"rows{i}"] = folder / f"rows{i}.jsonl"
         names[f"rows{i}"].write_text(text)
 
     small = [f"--checkpoint={folder}/model", "--max_thinking_tokens=40", "--max_answer_tokens=12", "--batch_size=2"]
     numbers = [*small, f"--out={folder}/deep/countdown", "--budgets=0,8,none", "--waits=0,2", "--num_problems=5"]
+    strategies = [
+        f"--checkpoint={folder}/token", *small[1:], "--num_problems=4", f"--strategies={','.join(STRATEGIES)}",
+        "--allow_untrained", "--task=countdown_four", "--dollars_per_hour=36",
+    ]  # fmt: skip
     every = [
         [*numbers, "--temperature=1", "--seed=3"],
         [*numbers, "--temperature=1", "--seed=4"],
         [*small, f"--out={folder}/sums", "--budgets=4", "--num_problems=2", f"--task={folder}/sums.jsonl"],
+        [*strategies, f"--out={folder}/strategies"],
+        [*strategies, f"--out={folder}/stopped"],
+        [*strategies, f"--out={folder}/stopped", "--seed=5"],
+        [*strategies, f"--out={folder}/stopped"],
     ]
+    stops = [None, None, None, None, 14]
     for i, (flags, _) in enumerate(WRONG):
         defaults = [f"--checkpoint={folder}/model", f"--out={folder}/wrong{i}"]
         every.append([flag.format(**names) for flag in [*defaults, *flags]])
     process = subprocess.run(
-        [sys.executable, "-c", DRIVER, json.dumps(every)], cwd=ROOT, capture_output=True, text=True, timeout=600
+        [sys.executable, "-c", DRIVER, json.dumps(list(itertools.zip_longest(stops, every)))],
+        cwd=ROOT, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
-    countdown_run, other_seed, sums, *wrong = json.loads(process.stdout)
+    countdown_run, other_seed, sums, strategies_run, stopped, changed, resumed, *wrong = json.loads(process.stdout)
     return types.SimpleNamespace(
         countdown=countdown_run, other_seed=other_seed, sums=sums, wrong=wrong, folder=folder,
+        strategies=strategies_run, stopped=stopped, changed=changed, resumed=resumed,
         countdown_out=folder / "deep" / "countdown", sums_out=folder / "sums",
     )  # fmt: skip
 
@@ -149,6 +195,74 @@ def test_the_table_is_what_the_samples_say(runs):
     assert all(row["controls"]["num_waits"] == 2 for row in samples["Wait x2"])
     questions = [row["question"] for row in countdown.prompt_rows("test", 5)]
     assert [row["question"] for row in samples["no limit"]] == questions
+
+
+def test_strategies_side_by_side(runs):
+    assert runs.strategies["code"] == 0, runs.strategies["err"]
+    out = runs.folder / "strategies"
+    assert sorted(file.name for file in out.iterdir()) == ["results.json", "samples.jsonl", "scaling.png"]
+    results = json.loads((out / "results.json").read_text())
+    by_name = collections.defaultdict(list)
+    for row in samples_in(out):
+        by_name[row["run"]].append(row)
+    table = {run["name"]: run for run in results["runs"]}
+    assert list(table) == list(by_name) == list(STRATEGIES.values())
+    tokens = {name: [row["thinking_tokens"] for row in rows] for name, rows in by_name.items()}
+    problems = countdown_four.prompt_rows("test", 4)
+    for name, rows in by_name.items():
+        every = [row["thinking_tokens"] + row["answer_tokens"] for row in rows]
+        assert table[name]["total_tokens"] == pytest.approx(sum(every) / 4)
+        assert table[name]["samples"] == len(rows) / 4
+        for row in rows:
+            problem = problems[row["problem"]]
+            assert row["controls"]["seed"] == row["problem"] + 4 * row["attempt"]
+            assert row["question"].startswith(problem["question"]) and row["numbers"] == problem["numbers"]
+            assert row["correct"] == countdown.grade(row["answer"], problem)
+        right = {row["problem"] for row in rows if row["chosen"] and row["correct"]}
+        assert (table[name]["accuracy"], table[name]["error"]) == scaling.accuracy([i in right for i in range(4)])
+        assert table[name]["dollars_per_problem"] == pytest.approx(table[name]["seconds"] * 0.01 / 4, abs=1e-4)
+    instructed = {
+        name: {row["question"].split("\n", 1)[1] for row in rows}
+        for name, rows in by_name.items()
+        if "\n" in rows[0]["question"]
+    }
+    assert instructed == {
+        "token 8": {"think 3"}, "token 8, cut at 8": {"think 3"}, "step 2": {"try 2"}, "class short": {"think no Wait"}
+    }  # fmt: skip
+    assert table["token 8"]["control"] == 25 * sum(count <= 8 for count in tokens["token 8"])
+    assert table["token 8, cut at 8"]["control"] == 100 and max(tokens["token 8, cut at 8"]) <= 8
+    assert table["at least 20"]["control"] == 100 and min(tokens["at least 20"]) >= 20
+    assert (
+        by_name["at least 20"][0]["controls"]["wait"] == "check"
+        and by_name["masked end x1"][0]["controls"]["wait"] == ""
+    )
+    plain = tokens["no limit"]
+    shorter = sum(a < b for a, b in zip(tokens["class short"], plain, strict=True))
+    assert table["class short"]["control"] == 25 * shorter
+    votes = by_name["majority of 3 at 1"]
+    assert [(row["problem"], row["attempt"]) for row in votes] == [(i, j) for i in range(4) for j in range(3)]
+    assert [sum(row["chosen"] for row in votes if row["problem"] == i) for i in range(4)] == [1] * 4
+    assert table["majority of 3 at 1"]["thinking_tokens"] == sum(tokens["majority of 3 at 1"]) / 4
+    for i in range(4):
+        tries = [row for row in by_name["rejected above 9, 2 tries at 1"] if row["problem"] == i]
+        fits = [row["thinking_tokens"] <= 9 for row in tries]
+        assert fits in ([True], [False, True], [False, False]) and [row["chosen"] for row in tries] == fits
+        assert max(row["thinking_tokens"] for row in tries) <= 10
+    assert {"token-conditional", "token-conditional + forcing", "majority", "rejection"} <= set(results["metrics"])
+    assert results["metrics"]["majority"]["performance"] == table["majority of 3 at 1"]["accuracy"]
+
+
+def test_a_killed_evaluation_goes_on(runs):
+    """The same command finishes it with the same samples; what was sampled before is not sampled again."""
+    assert runs.stopped["code"] == 9 and runs.stopped["written"] == 14
+    assert runs.changed["code"] == 2 and "samples.journal" in runs.changed["err"]
+    assert runs.resumed["code"] == 0, runs.resumed["err"]
+    assert runs.resumed["written"] == runs.strategies["written"] - 14
+    whole, resumed = (
+        [{key: value for key, value in row.items() if key != "seconds"} for row in samples_in(runs.folder / name)]
+        for name in ("strategies", "stopped")
+    )
+    assert whole == resumed
 
 
 def test_a_folder_with_other_results_is_left_alone(runs):

@@ -142,6 +142,8 @@ def test_every_field_of_the_format_is_live(tokenizer):
 
     def outcome(fmt):
         row = [part.tolist() for part in chat.encode_row(tokenizer, fmt, "q", "t", "a")]
+        asked = [("token", 8), ("step", 8), ("class", "short"), ("class", "long")]
+        row += [chat.instruct(tokenizer, fmt, "q", *what) for what in asked] + [chat.headed(fmt, ["a", "b"])]
         try:
             return row, chat.delimiters(tokenizer, fmt)
         except InputError as error:
@@ -261,3 +263,44 @@ def test_r1_format():
     found = chat.delimiters(tokenizer, fmt)
     assert found.stop == (tokenizer.id_of(tokens[-1]),)
     assert found.end == tuple(sorted((tokenizer.id_of("</think>"), *found.stop)))
+
+
+def test_instructions_in_the_paper_s_words(qwen):
+    """As its released evaluation asks (eval/lm-evaluation-harness/lm_eval/tasks/aime/utils.py)."""
+    for name in ("s1", "think", "think_r1"):
+        fmt = chat.FORMATS[name]
+        assert chat.instruct(qwen, fmt, "Q?", "token", 2048) == "Q?\n\nThink for up to 2048 tokens."
+        assert chat.instruct(qwen, fmt, "Q?", "step", 16) == "Q?\n\nThink for up to 16 steps."
+        assert "Q?\n\nAnswer after a short amount of thinking. " in chat.instruct(qwen, fmt, "Q?", "class", "short")
+        assert "Q?\n\nAnswer after a long amount of thinking. " in chat.instruct(qwen, fmt, "Q?", "class", "long")
+        assert chat.headed(fmt, ["a", "b"]) == ["2 steps left\na", "1 steps left\nb"]
+
+
+def test_any_pair_of_delimiters(tokenizer):
+    """Of several ids, of one, or the format's own; what training shows is what sampling forces."""
+    base = chat.FORMATS["think"]
+    for start, end in (("Let me think:", "So the answer is"), ("<reason>", "</reason>"), ("", "Now"), ("", "")):
+        fmt = chat.with_delimiters(tokenizer, base, start, end)
+        assert (fmt.think_start, fmt.think_end) == (start or "<think>", end or "</think>")
+        assert fmt.special == tuple(
+            token for token in base.special if not ((start and token == "<think>") or (end and token == "</think>"))
+        )
+        found = chat.delimiters(tokenizer, fmt)
+        ids, supervised = chat.encode_row(tokenizer, fmt, "q", "trace", "12")
+        response = ids[supervised].tolist()
+        inner = tokenizer.encode("\ntrace\n")
+        assert response[: len(found.think_start)] == list(found.think_start)
+        assert response[len(found.think_start) :][: len(inner)] == inner
+        assert response[len(found.think_start) + len(inner) :][: len(found.think_end)] == list(found.think_end)
+        assert found.think_end[0] in found.end
+
+
+def test_delimiters_that_cannot_work(tokenizer):
+    for end in ("\nSo", "\n</think>"):
+        with pytest.raises(InputError, match="begins with white space"):
+            chat.with_delimiters(tokenizer, chat.FORMATS["s1_plain"], think_end=end)
+    words = _words(["<unk>", "\n", "think", "answer", "Final", "Answer", ":", "Wait"], "<unk>")
+    with pytest.raises(InputError, match="think_start '<reason>' cannot be written"):
+        chat.with_delimiters(words, chat.FORMATS["s1_plain"], "<reason>", "answer")
+    with pytest.raises(InputError, match="cannot write the instruction"):
+        chat.instruct(words, chat.FORMATS["s1_plain"], "think", "token", 8)

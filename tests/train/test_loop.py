@@ -308,3 +308,16 @@ def test_a_workdir_that_cannot_be_used(tmp_path):
     (tmp_path / "w" / "config.json").write_text("{")
     with pytest.raises(InputError, match="is no JSON"):
         loop.claim_workdir(tmp_path / "w", EXPERIMENT)
+
+
+def test_a_run_of_an_earlier_version_goes_on(tmp_path):
+    """Its config.json lacks the settings that were added since; they had their defaults' meaning."""
+    loop.claim_workdir(tmp_path / "w", EXPERIMENT)
+    file = tmp_path / "w" / "config.json"
+    there = json.loads(file.read_text())
+    del there["delimiters"], there["data"]["control"]
+    file.write_text(json.dumps(there))
+    loop.claim_workdir(tmp_path / "w", EXPERIMENT)
+    data = dataclasses.replace(EXPERIMENT.data, control="token")
+    with pytest.raises(InputError, match=r"data\.control is '' there and 'token' here"):
+        loop.claim_workdir(tmp_path / "w", dataclasses.replace(EXPERIMENT, data=data))

@@ -1,0 +1,37 @@
+"""The table of an evaluation on the terminal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.table import Table
+
+from s1jax.evaluate import scaling
+
+
+def show(runs: list[scaling.Run], metrics: Mapping[str, Mapping[str, float | None]], title: str) -> None:
+    """Prints the runs and the paper's three figures for each of their curves."""
+    table = Table(title=title)
+    table.add_column("run")
+    for heading in ("accuracy %", "thinking", "answer", "all tokens", "samples", "cut %", "Control %", "s", "USD"):
+        table.add_column(heading, justify="right")
+    for run in runs:
+        table.add_row(
+            run.name, f"{run.accuracy:.1f} ± {run.error:.1f}", f"{run.thinking_tokens:.1f}",
+            f"{run.answer_tokens:.1f}", f"{run.total_tokens:.1f}", f"{run.samples:.3g}", f"{run.cut:.0f}",
+            _figure(run.control, ".0f"), f"{run.seconds / run.problems:.3g}", _figure(run.dollars, ".2g"),
+        )  # fmt: skip
+    figures = Table(caption="tokens, samples, s (seconds) and USD of a problem; Control also of the runs' means")
+    for heading in ("", "Control %", "of runs %", "Scaling (points per 1,000 tokens)", "Performance %"):
+        figures.add_column(heading, justify="right" if heading else "left")
+    names = {"all": "all runs", "budgets": "budgets only", "waits": "waits only"}
+    for family, values in metrics.items():
+        figures.add_row(names.get(family, family), *(_figure(value, ".1f") for value in values.values()))
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    console.print(table, figures)
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "-" if value is None else format(value, form)

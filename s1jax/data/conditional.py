@@ -1,0 +1,69 @@
+"""Training rows whose questions say how long to think: token-, step- and class-conditional control.
+
+Token and step bounds are powers of two, rounded upwards, so that "up to 2048 tokens" comes with 1,025 to 2,048. Steps
+are what blank lines divide a trace into (single newlines where it has no blank line); each begins with the number of
+steps that are left, so that every trace ends in step 1. Source: "s1: Simple test-time scaling" (arXiv 2501.19393),
+appendix E.1. The paper prompts for short and long thinking without training for it; here a trace is short where it is
+no longer than the median of all rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import statistics
+from collections.abc import Sequence
+
+from s1jax.config import InputError
+from s1jax.data.s1k import Row
+from s1jax.text import chat
+from s1jax.text.chat import ChatFormat
+from s1jax.text.tokenizer import Tokenizer
+
+
+def make_rows(rows: Sequence[Row], control: str, tokenizer: Tokenizer, fmt: ChatFormat) -> list[Row]:
+    """Returns the rows with an instruction behind each question and, for `step`, a header before each step.
+
+    Args:
+      rows: without instructions.
+      control: `token`, `step` or `class`.
+      tokenizer: counts thinking tokens, delimiters left out.
+      fmt: has the instructions.
+
+    Raises:
+      InputError: if the tokenizer cannot write an instruction (names the row), or all traces are equally long for
+        `class`.
+    """
+    counts = [chat.thinking_tokens(tokenizer, fmt, row.trace) for row in rows] if control != "step" else []
+    median = statistics.median_low(counts) if counts else 0
+    if control == "class" and max(counts) == median:
+        raise InputError(f"data.control class: no trace is longer than the median of {median} tokens; give other rows.")
+    made = []
+    for i, row in enumerate(rows):
+        trace = row.trace
+        if control == "step":
+            trace, steps = count_down(fmt, row.trace)
+            bound: int | str = bucket(steps)
+        elif control == "token":
+            bound = bucket(counts[i])
+        else:
+            bound = "short" if counts[i] <= median else "long"
+        try:
+            question = chat.instruct(tokenizer, fmt, row.question, control, bound)
+        except InputError as error:
+            raise InputError(f"{row.name}: {error}") from error
+        made.append(dataclasses.replace(row, question=question, trace=trace))
+    return made
+
+
+def bucket(count: int) -> int:
+    """Returns the smallest power of two that is at least `count`, a positive number."""
+    return 1 << (count - 1).bit_length()
+
+
+def count_down(fmt: ChatFormat, trace: str) -> tuple[str, int]:
+    """Returns a trace with a header before each step, and the number of its steps."""
+    trace = trace.strip()
+    blank = re.split(r"\n[ \t]*\n\s*", trace)
+    steps = blank if len(blank) > 1 else re.split(r"\n\s*", trace)
+    return ("\n\n" if len(blank) > 1 else "\n").join(chat.headed(fmt, steps)), len(steps)

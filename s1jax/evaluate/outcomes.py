@@ -1,0 +1,151 @@
+"""From the samples of a strategy to its verdicts, and from those to its line in the table."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from s1jax.evaluate import scaling
+from s1jax.evaluate.strategies import Strategy
+from s1jax.evaluate.tasks import Task
+
+# Of a sample, what a table is made of; the rest is in the file of all samples.
+FIELDS = ("attempt", "thinking_tokens", "answer_tokens", "thinking_end", "answer")
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What came of one problem.
+
+    Attributes:
+      samples: all that were drawn, in the order of their attempts, with at least `FIELDS`.
+      correct: whether each of them is right.
+      chosen: place of the one whose answer counts; None where none does.
+    """
+
+    samples: list[dict[str, Any]]
+    correct: list[bool]
+    chosen: int | None
+
+    @property
+    def right(self) -> bool:
+        """Whether the answer that counts is right."""
+        return self.chosen is not None and self.correct[self.chosen]
+
+
+@dataclasses.dataclass(frozen=True)
+class Wanted:
+    """A sample to draw: its prompt `row`, the number of its `problem` and of the `attempt` at it."""
+
+    problem: int
+    attempt: int
+    row: dict[str, Any]
+
+
+def wanted(
+    strategy: Strategy,
+    task: Task,
+    questions: Sequence[str],
+    settings: Mapping[str, Any],
+    rows: Sequence[Mapping[str, Any]],
+) -> list[Wanted]:
+    """Returns the samples that a run needs next; none where it is done. Those of one problem stand side by side.
+
+    Sample j of problem i of n has the seed + i + j n, so that no two of a run have the same and runs differ in their
+    strategies only.
+
+    Args:
+      strategy: of the run.
+      task: its problems.
+      questions: one a problem, with the strategy's instruction.
+      settings: fields of `s1jax.config.Controls` and `wait` that hold for all runs.
+      rows: what was sampled already, in any order, each with `problem` and `attempt`.
+    """
+    have: list[dict[int, Mapping[str, Any]]] = [{} for _ in task.rows]
+    for row in rows:
+        have[row["problem"]][row["attempt"]] = row
+    found = []
+    for i, row in enumerate(task.rows):
+        number = strategy.wanted([have[i][attempt] for attempt in sorted(have[i])])
+        missing = (attempt for attempt in itertools.count() if attempt not in have[i])
+        for attempt in itertools.islice(missing, number):
+            seed = settings["seed"] + i + attempt * len(task.rows)
+            found.append(Wanted(i, attempt, strategy.row(row, questions[i], seed, settings)))
+    return found
+
+
+def settle(strategy: Strategy, task: Task, row: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> Outcome:
+    """Grades the samples of one problem and chooses among them.
+
+    Args:
+      strategy: that they were drawn for.
+      task: that the problem belongs to.
+      row: of the problem.
+      samples: in any order.
+    """
+    ordered = sorted(samples, key=lambda sample: sample["attempt"])
+    answers = [task.answer(sample["answer"], row) for sample in ordered]
+    correct = [answer is not None and task.right(answer, row) for answer in answers]
+    chosen = strategy.choose(ordered, answers, task.same)
+    return Outcome([{name: sample[name] for name in FIELDS} for sample in ordered], correct, chosen)
+
+
+def summarise(
+    strategy: Strategy,
+    outcomes: Sequence[Outcome],
+    wait: str,
+    most: int,
+    seconds: float,
+    dollars_per_hour: float = 0.0,
+    plain: Sequence[int] | None = None,
+) -> scaling.Run:
+    """Returns the run that the outcomes of all problems make.
+
+    Args:
+      strategy: that they belong to.
+      outcomes: one a problem, at least one.
+      wait: the string of strategies that name none.
+      most: thinking tokens that hold for all runs.
+      seconds: that sampling took, over all problems.
+      dollars_per_hour: of the machine that sampled; 0: not known.
+      plain: thinking tokens of the same problems without any control, see `Strategy.range`.
+    """
+    counted = [strategy.counted(outcome.samples, outcome.chosen) for outcome in outcomes]
+    thinking = [sample["thinking_tokens"] for samples in counted for sample in samples]
+    asked = strategy.range(most, plain)
+    control, in_range = None, None
+    if asked is not None:
+        low, high = (_spread(bound, [len(samples) for samples in counted]) for bound in asked)
+        control = scaling.control(thinking, low, high)
+        in_range = statistics.fmean(low) <= statistics.fmean(thinking) <= statistics.fmean(high)
+    accuracy, error = scaling.accuracy([outcome.right for outcome in outcomes])
+    count = len(outcomes)
+    every = [sample for outcome in outcomes for sample in outcome.samples]
+    cut = [sample["thinking_end"] == "cut" for samples in counted for sample in samples]
+    return scaling.Run(
+        name=strategy.name(wait),
+        label=strategy.label(wait),
+        families=strategy.families(wait),
+        parallel=strategy.parallel,
+        problems=count,
+        accuracy=accuracy,
+        error=error,
+        thinking_tokens=sum(thinking) / count,
+        answer_tokens=sum(sample["answer_tokens"] for samples in counted for sample in samples) / count,
+        total_tokens=sum(sample["thinking_tokens"] + sample["answer_tokens"] for sample in every) / count,
+        samples=len(every) / count,
+        control=control,
+        in_range=in_range,
+        cut=100 * sum(cut) / len(cut),
+        seconds=round(seconds, 2),
+        dollars=seconds / 3600 * dollars_per_hour / count if dollars_per_hour else None,
+    )
+
+
+def _spread(bound: float | Sequence[float], counts: Sequence[int]) -> list[float]:
+    """Returns the bound of every counted sample, from one of all problems or one of each."""
+    bounds = [bound] * len(counts) if isinstance(bound, (int, float)) else bound
+    return [one for one, count in zip(bounds, counts, strict=True) for _ in range(count)]

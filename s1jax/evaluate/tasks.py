@@ -1,0 +1,230 @@
+r"""What models are asked: problems, how an answer is found in a text, and when it is right.
+
+Questions are asked as they stand, without further instructions, and choices follow as "A) ..." lines, as the paper's
+evaluation does (github.com/simplescaling/s1, eval/). Published tasks are read from a local file in their own columns,
+`gsm8k:test.jsonl`, or fetched from the hub by their name alone.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import pathlib
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from s1jax.config import InputError
+from s1jax.data import countdown, countdown_four, s1k
+from s1jax.evaluate import grading
+
+Row = Mapping[str, Any]
+
+COUNTDOWN = ("countdown", "countdown_easy", "countdown_hard", "countdown_four")
+# Name -> dataset repository of the hub and the files to take from it.
+HUB = {
+    "gsm8k": ("openai/gsm8k", "main/test*.parquet"),
+    "math500": ("HuggingFaceH4/MATH-500", "test.jsonl"),
+    "aime24": ("HuggingFaceH4/aime_2024", "data/train*.parquet"),
+    "aime25": ("opencompass/AIME2025", "*.jsonl"),
+    "gpqa": ("Idavidrein/gpqa", "gpqa_diamond.csv"),
+}
+NAMES = (*COUNTDOWN, *HUB, "choices")
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """Problems and how they are graded.
+
+    Attributes:
+      title: with the number of problems, for tables and plots.
+      rows: prompt rows, each with a `question` and whatever the functions below need.
+      answer: (text of an answer, its row) -> what it answers; None where it answers nothing.
+      same: whether two such answers mean the same; a vote counts by it.
+      right: (answer, its row) -> whether it is right.
+      max_thinking_tokens: of runs without a budget, where nothing else is asked for.
+      max_answer_tokens: likewise.
+    """
+
+    title: str
+    rows: list[dict[str, Any]]
+    answer: Callable[[str, Row], str | None]
+    same: Callable[[str, str], bool]
+    right: Callable[[str, Row], bool]
+    max_thinking_tokens: int = 4096
+    max_answer_tokens: int = 1024
+
+    def grade(self, text: str, row: Row) -> bool:
+        """Whether the text of an answer is right."""
+        answer = self.answer(text, row)
+        return answer is not None and self.right(answer, row)
+
+
+def load(name: str, num_problems: int = 0, split: str = "test") -> Task:
+    """Loads a task.
+
+    Args:
+      name: one of `COUNTDOWN`; one of `HUB`, or `NAME:FILE` for a local copy of it (JSONL, parquet or CSV);
+        `choices:FILE` for other multiple choice; or a FILE of questions and answers that are graded as mathematics.
+      num_problems: that many from the front; 0 takes all.
+      split: held-out problems of Countdown, `dev` or `test`.
+
+    Raises:
+      InputError: names the file, row and field of whatever is wrong, or says which tasks there are.
+    """
+    if name in COUNTDOWN:
+        return _countdown(name, num_problems, split)
+    kind, _, file = name.partition(":")
+    if kind not in NAMES or kind in COUNTDOWN:
+        kind, file = "", name
+    if kind == "choices" and not file:
+        raise InputError("task choices needs a file; give choices:FILE.jsonl.")
+    found: list[dict[str, Any]] = []
+    for number, (where, record) in enumerate(_records(file) if file else _from_hub(kind)):
+        if num_problems and number == num_problems:
+            break
+        found.append(_row(kind, {str(key).lower(): value for key, value in record.items()}, where, number))
+    if len(found) < max(num_problems, 1):
+        asked = f"--num_problems is {num_problems}, but {file or kind} holds {len(found)} rows; ask for fewer."
+        raise InputError(asked if found else f"{file or kind} holds no rows; give at least one question.")
+    title = f"{kind or pathlib.Path(file).stem}, {len(found)} problems"
+    if kind in ("gpqa", "choices"):
+        return Task(title, found, _letter, str.__eq__, lambda answer, row: answer == row["reference"])
+    return Task(title, found, _final, grading.equal, lambda answer, row: grading.equal(answer, row["reference"]))
+
+
+def _countdown(name: str, num_problems: int, split: str) -> Task:
+    """The embedded task: problems whose numbers occur nowhere in training, graded by an exact checker."""
+    if name == "countdown_four":
+        rows, kind = countdown_four.prompt_rows(split, num_problems), "countdown with four numbers"
+    elif name == "countdown_easy":
+        rows, kind = [row for row in countdown.prompt_rows(split) if not row["hard"]], "easy countdown"
+        if num_problems > len(rows):
+            raise InputError(f"Countdown's split {split} has {len(rows)} easy problems; {num_problems} were asked for.")
+        rows = rows[: num_problems or None]
+    else:
+        hard = name == "countdown_hard"
+        rows, kind = countdown.prompt_rows(split, num_problems, hard=hard), "hard countdown" if hard else "countdown"
+    title = f"{kind} ({split}), {len(rows)} held-out problems"
+    # Four numbers have many more first moves, and a search tries them one after the other.
+    thinking = 768 if name == "countdown_four" else 384
+    return Task(title, rows, _expression, _same_value, _solves, thinking, 24)
+
+
+def _expression(text: str, row: Row) -> str | None:
+    return countdown.final_expression(text) or None
+
+
+def _same_value(one: str, other: str) -> bool:
+    """Whether two expressions have the same value from the same numbers: 3*(7*1) and (7*1)*3 are one answer."""
+    first, second = countdown.evaluate(one), countdown.evaluate(other)
+    if first is None or second is None:
+        return one == other
+    return first[0] == second[0] and sorted(first[1]) == sorted(second[1])
+
+
+def _solves(expression: str, row: Row) -> bool:
+    return countdown.solves(expression, row["numbers"], row["target"])
+
+
+def _final(text: str, row: Row) -> str | None:
+    return grading.final(text) or None
+
+
+def _letter(text: str, row: Row) -> str | None:
+    return grading.letter(text, row["choices"])
+
+
+def _row(kind: str, record: dict[str, Any], where: str, number: int) -> dict[str, Any]:
+    """Makes the prompt row of one record, whose column names are in lower case."""
+    question = record.get("question", record.get("problem"))
+    if not isinstance(question, str) or not question.strip():
+        raise InputError(f"{where}: no text `question`; every row is an object with `question` and `answer`.")
+    question = question.strip()
+    if kind in ("gpqa", "choices"):
+        choices, right = _choices(record, where, number)
+        lines = [f"{letter}) {choice}" for letter, choice in zip(grading.LETTERS, choices, strict=False)]
+        return {"question": "\n".join([f"{question}\n", *lines]), "choices": choices, "reference": right}
+    reference = grading.reference(record, where)
+    if kind in ("aime24", "aime25"):
+        # Published answers are written 025, 25 or 25.0; all AIME answers are whole numbers of 0..999.
+        digits = reference.removesuffix(".0").lstrip("0") or "0"
+        if not digits.isascii() or not digits.isdigit() or len(digits) > 3:
+            raise InputError(
+                f"{where}: answer {reference!r} is no whole number of 0..999, as all of AIME are; repair it."
+            )
+        reference = digits
+    return {"question": question, "reference": reference}
+
+
+def _choices(record: dict[str, Any], where: str, number: int) -> tuple[list[str], str]:
+    """Returns the choices of a record in the order in which they are shown, and the letter of the right one.
+
+    Either GPQA's columns (`Correct Answer`, `Incorrect Answer 1` to `3`), shuffled by the number of the row, or
+    `choices` with the right one in `answer` as a letter, as a place from 0, or as its text.
+    """
+    if "correct answer" in record:
+        right = str(record["correct answer"]).strip()
+        names = sorted(name for name in record if name.startswith("incorrect answer"))
+        choices = [right, *(str(record[name]).strip() for name in names)]
+        random.Random(f"choices {number}").shuffle(choices)
+        answer: Any = right
+    else:
+        given, answer = record.get("choices", record.get("options")), record.get("answer")
+        if not isinstance(given, Sequence) or isinstance(given, str):
+            raise InputError(
+                f"{where}: no list `choices`; give it, or GPQA's columns Correct Answer and Incorrect Answer 1."
+            )
+        choices = [str(choice).strip() for choice in given]
+        answer = answer.strip() if isinstance(answer, str) else answer
+    letters = grading.LETTERS[: len(choices)]
+    if not 2 <= len(choices) <= len(letters) or not all(choices):
+        raise InputError(f"{where}: the choices are {choices!r}; give 2 to 26, none of them empty.")
+    if answer in choices:
+        place = choices.index(answer)
+    elif isinstance(answer, str) and len(answer) == 1 and answer.upper() in letters:
+        place = letters.index(answer.upper())
+    elif isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(choices):
+        place = answer
+    else:
+        raise InputError(
+            f"{where}: `answer` is {answer!r}; give the letter of one of the {len(choices)} choices, its place from 0"
+            " or its text."
+        )
+    if choices.count(choices[place]) > 1:  # two wrong ones may be alike
+        raise InputError(f"{where}: the right choice {choices[place]!r} is there twice; repair the row.")
+    return choices, letters[place]
+
+
+def _records(path: str) -> Iterator[tuple[str, Row]]:
+    """Yields (name, columns) of the rows of a file; the name is file:line, lines of rows counted from 1."""
+    file = pathlib.Path(path)
+    if not file.is_file():
+        kinds = f"{', '.join(NAMES)} are the names of tasks, and a file of rows is JSONL, parquet or CSV"
+        raise InputError(f"--task {path} does not exist; {kinds}.")
+    if file.suffix != ".csv":
+        # JSONL goes by many names, so that only what says it is something else is read as something else.
+        yield from s1k.records(file) if file.suffix == ".parquet" else s1k.read_jsonl(file)
+        return
+    with file.open(encoding="utf-8", newline="") as stream:
+        for number, record in enumerate(csv.DictReader(stream), start=1):
+            yield f"{file}:{number}", record
+
+
+def _from_hub(name: str) -> Iterator[tuple[str, Row]]:
+    """Downloads a published task, or finds it in the hub's cache, and yields its rows."""
+    repository, pattern = HUB[name]
+    try:
+        import huggingface_hub
+
+        folder = huggingface_hub.snapshot_download(repository, repo_type="dataset", allow_patterns=[pattern])
+        files = sorted(pathlib.Path(folder).glob(pattern))
+    except Exception as error:  # requests, httpx, OSError and the library's own, by version
+        raise InputError(
+            f"task {name} cannot be downloaded from {repository} ({type(error).__name__}); download {pattern} elsewhere"
+            f" and give --task={name}:FILE."
+        ) from error
+    if not files:
+        raise InputError(f"{repository} has no {pattern} any more; give a local copy as --task={name}:FILE.")
+    for file in files:
+        yield from _records(str(file))

@@ -1,0 +1,211 @@
+"""Tasks: their rows, what counts as an answer and as the same one, and what they say to wrong files."""
+
+import csv
+import itertools
+import json
+import pathlib
+import random
+import re
+
+import pytest
+
+from s1jax.config import InputError
+from s1jax.data import countdown, countdown_four
+from s1jax.evaluate import tasks
+
+GSM8K = pathlib.Path(__file__).resolve().parents[3] / "shared/data/gsm8k_test.jsonl"
+GPQA = {
+    "Question": " Which one? ",
+    "Correct Answer": "right",
+    "Incorrect Answer 1": "wrong",
+    "Incorrect Answer 2": "bad",
+    "Incorrect Answer 3": "off",
+}
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def test_countdown_is_easy_or_hard():
+    every = tasks.load("countdown")
+    easy, hard = tasks.load("countdown_easy"), tasks.load("countdown_hard")
+    assert every.rows == countdown.prompt_rows("test") and every.max_thinking_tokens == 384
+    assert easy.rows == [row for row in every.rows if not row["hard"]]
+    assert hard.rows == [row for row in every.rows if row["hard"]]
+    assert tasks.load("countdown_hard", 7).title == "hard countdown (test), 7 held-out problems"
+    assert tasks.load("countdown_easy", 3, "dev").rows[0] == next(
+        row for row in countdown.prompt_rows("dev") if not row["hard"]
+    )
+
+
+def test_expressions_are_the_same_answer_where_numbers_and_value_are():
+    task = tasks.load("countdown", 1)
+    row = {"numbers": [3, 7, 1], "target": 21}
+    assert task.answer("Final Answer: (7*1)*3", row) == "(7*1)*3" and task.answer("so what", row) is None
+    assert task.same("(7*1)*3", "3*7*1") and not task.same("(7*1)*3", "7*3") and not task.same("7+", "8+")
+    assert task.same("7+", "7+") and not task.same("7+", "7+3")
+    assert task.grade("Final Answer: 3*(7*1)", row) and not task.grade("Final Answer: 7*3", row)
+    assert not task.grade("", row)
+
+
+def brute_values(numbers):
+    """All values by trying every order of all moves on a list, none of them outside 0..99."""
+    if len(numbers) == 1:
+        return {numbers[0]}
+    found = set()
+    for i, j in itertools.combinations(range(len(numbers)), 2):
+        rest = [numbers[k] for k in range(len(numbers)) if k not in (i, j)]
+        x, y = numbers[i], numbers[j]
+        for value in (x + y, x * y, abs(x - y)):
+            if value <= 99:
+                found |= brute_values([*rest, value])
+    return found
+
+
+def test_values_of_four_numbers_against_every_order_of_moves():
+    rng = random.Random(0)
+    for _ in range(10):
+        numbers = tuple(sorted(rng.sample(range(1, 16), 4)))
+        assert countdown_four.values(numbers) == brute_values(list(numbers))
+    assert countdown_four.values((3, 7)) == {10, 21, 4}
+
+
+def test_four_numbers_are_solvable_and_split():
+    rows = {split: countdown_four.prompt_rows(split) for split in countdown.SPLITS}
+    sets = {split: {tuple(sorted(row["numbers"])) for row in found} for split, found in rows.items()}
+    assert sum(map(len, rows.values())) == 1365 == len(set.union(*sets.values()))
+    for row in rows["test"][:20]:
+        assert row["target"] in brute_values(row["numbers"])
+        assert row["question"] == f"Make {row['target']} from {' '.join(map(str, row['numbers']))}"
+        countdown.encode(row["question"])
+    task = tasks.load("countdown_four", 2)
+    assert task.rows == rows["test"][:2] == countdown_four.prompt_rows("test", 2)
+    assert task.grade("Final Answer: (1+2)*(7-3)", {"numbers": [7, 1, 3, 2], "target": 12})
+    with pytest.raises(InputError, match="sets of four; 5000"):
+        tasks.load("countdown_four", 5000)
+
+
+@pytest.mark.skipif(not GSM8K.exists(), reason="GSM8K is not at hand (../shared/data)")
+def test_gsm8k_from_its_own_file():
+    task = tasks.load(f"gsm8k:{GSM8K}", 3)
+    assert [row["reference"] for row in task.rows] == ["18", "3", "70000"]
+    assert task.title == "gsm8k, 3 problems"
+    assert task.grade("Final Answer: $18.00", task.rows[0]) and not task.grade("Final Answer: 19", task.rows[0])
+    assert task.grade("Final Answer: 70,000 dollars", task.rows[2])
+
+
+def test_columns_of_math500_and_aime(tmp_path):
+    file = write(tmp_path / "a.jsonl", [{"problem": "p", "solution": "long\n\\boxed{1}", "answer": "\\frac{1}{2}"}])
+    assert tasks.load(f"math500:{file}").rows == [{"question": "p", "reference": "\\frac{1}{2}"}]
+    rows = [{"Problem": "p", "Solution": "s", "Answer": "025"}, {"question": "q", "answer": 7}]
+    rows += [{"problem": "r", "solution": "so \\boxed{108}"}, {"problem": "s", "answer": "000"}]
+    task = tasks.load("aime24:" + write(tmp_path / "b.jsonl", rows))
+    assert [row["reference"] for row in task.rows] == ["25", "7", "108", "0"]
+    assert task.grade("\\boxed{025}", task.rows[0]) and task.grade("\\boxed{25}", task.rows[0])
+    assert task.same("025", "25") and not task.same("25", "250")
+    with pytest.raises(InputError, match=r"c\.jsonl:2: answer '1000' is no whole number of 0\.\.999"):
+        tasks.load("aime25:" + write(tmp_path / "c.jsonl", [*rows[1:2], {"question": "q", "answer": 1000}]))
+
+
+def test_gpqa_shuffles_the_choices_the_same_way_every_time(tmp_path):
+    file = write(tmp_path / "a.jsonl", [GPQA] * 40)
+    task = tasks.load(f"gpqa:{file}")
+    assert task.rows == tasks.load(f"gpqa:{file}").rows
+    assert {row["reference"] for row in task.rows} == set("ABCD")
+    for row in task.rows:
+        assert sorted(row["choices"]) == ["bad", "off", "right", "wrong"]
+        shown = re.fullmatch(r"Which one\?\n\nA\) (.*)\nB\) (.*)\nC\) (.*)\nD\) (.*)", row["question"])
+        assert list(shown.groups()) == row["choices"]
+        assert shown["ABCD".index(row["reference"]) + 1] == "right"
+        assert task.grade(f"Answer: ({row['reference']})", row) and task.grade("Answer: right", row)
+        assert not task.grade("Answer: wrong", row)
+    table = tmp_path / "a.csv"
+    with table.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, GPQA)
+        writer.writeheader()
+        writer.writerows([GPQA] * 2)
+    assert tasks.load(f"gpqa:{table}").rows == task.rows[:2]
+
+
+def test_wrong_choices_may_be_alike(tmp_path):
+    file = write(tmp_path / "a.jsonl", [{**GPQA, "Incorrect Answer 1": "bad"}])
+    (row,) = tasks.load(f"gpqa:{file}").rows
+    assert row["choices"]["ABCD".index(row["reference"])] == "right" and row["choices"].count("bad") == 2
+
+
+@pytest.mark.parametrize("answer", ["B", "b", 1, "8 m"])
+def test_choices_in_a_list(tmp_path, answer):
+    file = write(tmp_path / "a.jsonl", [{"question": "q", "choices": ["7", "8 m", "9"], "answer": answer}])
+    task = tasks.load(f"choices:{file}")
+    assert task.rows[0]["reference"] == "B" and task.rows[0]["question"] == "q\n\nA) 7\nB) 8 m\nC) 9"
+
+
+@pytest.mark.parametrize(
+    ("kind", "row", "message"),
+    [
+        ("choices", {"question": "q", "answer": "A"}, r"1: no list `choices`"),
+        (
+            "choices",
+            {"question": "q", "choices": ["a"], "answer": "A"},
+            r"1: the choices are \['a'\]; give 2 to 26, none",
+        ),
+        ("choices", {"question": "q", "choices": ["a", ""], "answer": "A"}, "none of them empty"),
+        ("choices", {"question": "q", "choices": ["a", "a"], "answer": "A"}, "1: the right choice 'a' is there twice"),
+        ("choices", {"question": "q", "choices": ["a", "b"], "answer": "C"}, r"1: `answer` is 'C'"),
+        ("choices", {"question": "q", "choices": ["a", "b"], "answer": 2}, r"1: `answer` is 2"),
+        ("choices", {"question": "q", "choices": ["a", "b"]}, r"1: `answer` is None"),
+        ("gpqa", {**GPQA, "Incorrect Answer 1": "right"}, "1: the right choice 'right' is there twice"),
+        ("gsm8k", {"answer": "#### 4"}, "1: no text `question`"),
+        ("gsm8k", {"question": "q"}, "1: no answer to grade against"),
+        ("aime24", {"question": "q", "answer": "x"}, "no whole number"),
+    ],
+)
+def test_wrong_rows_are_named(tmp_path, kind, row, message):
+    with pytest.raises(InputError, match=message):
+        tasks.load(f"{kind}:" + write(tmp_path / "rows.jsonl", [row]))
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "message"),
+    [
+        ("nothing.jsonl", 0, "nothing.jsonl does not exist; countdown, .*gsm8k.* are the names of tasks"),
+        ("choices", 0, "needs a file"),
+        ("{empty}", 0, "empty.jsonl holds no rows"),
+        ("{two}", 3, "--num_problems is 3, but .*two.jsonl holds 2 rows"),
+        ("countdown_easy", 10**6, "easy problems; 1000000 were asked for"),
+    ],
+)
+def test_wrong_tasks(tmp_path, name, number, message):
+    names = {"empty": write(tmp_path / "empty.jsonl", [])}
+    names["two"] = write(tmp_path / "two.jsonl", [{"question": "q", "answer": 1}] * 2)
+    with pytest.raises(InputError, match=message):
+        tasks.load(name.format(**names), number)
+
+
+def test_the_hub_out_of_reach_names_the_remedy(monkeypatch):
+    import huggingface_hub
+
+    def fail(*_, **__):
+        raise ConnectionError
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
+    with pytest.raises(InputError, match=r"task aime25 cannot be downloaded .* give --task=aime25:FILE"):
+        tasks.load("aime25")
+
+
+def test_the_hub_gives_the_files_of_the_task(monkeypatch, tmp_path):
+    import huggingface_hub
+
+    for number in (1, 2):
+        write(tmp_path / f"part{number}.jsonl", [{"question": f"q{number}", "answer": f"00{number}"}])
+    asked = []
+
+    def give(repository, repo_type, allow_patterns):
+        asked.append((repository, repo_type, allow_patterns))
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", give)
+    assert [row["reference"] for row in tasks.load("aime25").rows] == ["1", "2"]
+    assert asked == [("opencompass/AIME2025", "dataset", ["*.jsonl"])]
