@@ -29,7 +29,7 @@ from typing import Any
 
 from absl import flags
 
-from launch import cli, table
+from launch import cli, sampling, table
 from s1jax.config import Controls, InputError
 from s1jax.evaluate import outcomes, scaling, strategies, tasks
 from s1jax.evaluate.strategies import Strategy
@@ -64,12 +64,6 @@ _SEED = flags.DEFINE_integer(
     "seed", 0, "Sample j of problem i of n is sampled with seed + i + j n; equal for all runs."
 )
 _BATCH = flags.DEFINE_integer("batch_size", 64, "Samples that are drawn at one time.", 1)
-_DTYPE = flags.DEFINE_enum(
-    "dtype", "", ["", "float32", "bfloat16"], "Of weights and cache; by default float32 on a CPU, bfloat16 elsewhere."
-)
-_CACHE_DTYPE = flags.DEFINE_enum(
-    "cache_dtype", "", ["", "float32", "bfloat16", "int8"], "Of the cache; by default that of the weights."
-)
 _DOLLARS = flags.DEFINE_float("dollars_per_hour", 0.0, "Price of the machine; 0: dollars are left out.", 0.0)
 
 # Up to this many cache slots all runs share one compiled program: for short rows compiling takes longer than sampling.
@@ -105,17 +99,13 @@ def main() -> None:
 
     from s1jax.checkpoint import digests
     from s1jax.sample import journal as journal_lib
-    from s1jax.sample.engine import Engine
 
     begun = time.monotonic()
-    dtype = _DTYPE.value or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    dtype = sampling.dtype()
     run = journal_lib.fingerprint({**asked, "dtype": dtype, "checkpoint": digests.fingerprint(folder)})
-    model = store.load_model(_CHECKPOINT.value, dtype=dtype)
-    slots = _shared_slots(model, chosen, questions, controls)
     width = max(len(task.rows) * (strategy.selection.samples if strategy.selection else 1) for strategy in chosen)
-    engine = Engine(
-        model, slots=min(_BATCH.value, width), cache_length=slots, dtype=dtype, cache_dtype=_CACHE_DTYPE.value
-    )
+    slots = _shared_slots(about, chosen, questions, controls)
+    engine = sampling.engine(_CHECKPOINT.value, min(_BATCH.value, width), slots)
     samples, partial = out / "samples.jsonl.partial", out / "results.json.partial"
     with journal_lib.Journal(out / "samples.journal", run) as journal:
         runs = sample_all(engine, task, chosen, questions, controls, journal, samples)
@@ -131,7 +121,7 @@ def main() -> None:
         "seconds": round(time.monotonic() - begun, 1),
         "dollars_per_hour": _DOLLARS.value,
         "dtype": dtype,
-        "checkpoint": model.provenance,
+        "checkpoint": about.provenance,
         "versions": _versions(),
         "machine": {
             "platform": platform.platform(),
@@ -240,7 +230,7 @@ def claim(out: pathlib.Path, asked: Mapping[str, Any]) -> None:
 def _asked(controls: Controls) -> dict[str, Any]:
     """All that determines the answers, for results.json."""
     about = (_CHECKPOINT, _TASK, _STRATEGIES, _BUDGETS, _WAITS, _PROBLEMS, _SPLIT, _HARD, _WAIT)
-    how = (_DTYPE, _CACHE_DTYPE, _BATCH)
+    how = (sampling.DTYPE, sampling.CACHE_DTYPE, _BATCH)
     return {flag.name: flag.value for flag in (*about, *how)} | {"controls": dataclasses.asdict(controls)}
 
 
@@ -353,18 +343,18 @@ def sample_run(
 
 
 def _shared_slots(
-    model: Any, chosen: Sequence[Strategy], questions: Sequence[Sequence[str]], controls: Controls
+    about: Any, chosen: Sequence[Strategy], questions: Sequence[Sequence[str]], controls: Controls
 ) -> int:
     """Cache slots that hold the longest row of any run, or 0 (each run for itself) where those are many."""
     from s1jax.text import chat
 
     every = {question for asked in questions for question in asked}
-    longest = max(len(chat.encode_prompt(model.tokenizer, model.chat, question)) for question in every)
-    parts = chat.delimiters(model.tokenizer, model.chat, _WAIT.value)
+    longest = max(len(chat.encode_prompt(about.tokenizer, about.chat, question)) for question in every)
+    parts = chat.delimiters(about.tokenizer, about.chat, _WAIT.value)
     forced = len(parts.think_start) + len(parts.newline) + len(parts.think_end) + len(parts.final_answer)
     most = max(strategy.limit(controls.max_thinking_tokens) for strategy in [*chosen, Strategy()])
     slots = -(-(longest + forced + most + controls.max_answer_tokens) // 64) * 64
-    return slots if slots <= min(_SHARED_SLOTS, model.config.context_length) else 0
+    return slots if slots <= min(_SHARED_SLOTS, about.config.context_length) else 0
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     python -m launch.sample --checkpoint=CKPT --prompts=FILE.jsonl --out=FILE.jsonl --max_thinking_tokens=N
         [--min_thinking_tokens=N] [--num_waits=N] [--wait=Wait] [--max_answer_tokens=N] [--temperature=T] [--top_p=P]
         [--top_k=K] [--min_p=P] [--seed=N] [--batch_size=B] [--cache_length=S] [--dtype=float32]
+        [--cache_dtype=int8] [--mesh=data=2,tensor=4]
     python -m launch.sample --checkpoint=CKPT --prompt="..."          one question, streamed to the terminal
 
 A line of the prompts file is {"question": "..."} or {"prompt_ids": [...]}, and may carry controls of its own, such as
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 from rich.console import Console
 
-from launch import cli, progress
+from launch import cli, progress, sampling
 from s1jax.config import Controls, InputError
 
 if TYPE_CHECKING:
@@ -38,12 +39,6 @@ flags.DEFINE_string("prompt", None, "One question, answered on the terminal; ins
 flags.DEFINE_string("wait", "Wait", "Put in place of an end of thinking; empty: the end is masked instead.")
 flags.DEFINE_integer("batch_size", 16, "Rows that run at one time.", lower_bound=1)
 flags.DEFINE_integer("cache_length", 0, "Cache slots per row; 0: as many as the longest row can need.", lower_bound=0)
-flags.DEFINE_enum(
-    "dtype", "", ["", "float32", "bfloat16"], "Of the weights; by default float32 on a CPU, bfloat16 elsewhere."
-)
-flags.DEFINE_enum(
-    "cache_dtype", "", ["", "float32", "bfloat16", "int8"], "Of the cache; by default that of the weights."
-)
 _HELP = {
     "max_thinking_tokens": "Thinking is cut here; 0: no thinking.",
     "min_thinking_tokens": "An earlier end of thinking is replaced by the wait string.",
@@ -75,15 +70,6 @@ def main() -> None:
         _answer_file(controls)
 
 
-def _engine(slots: int) -> Any:
-    """Loads the checkpoint; imports JAX only now, so that --help and bad flags are quick."""
-    from s1jax.sample.engine import Engine
-
-    return Engine(
-        FLAGS.checkpoint, slots=slots, cache_length=FLAGS.cache_length, dtype=FLAGS.dtype, cache_dtype=FLAGS.cache_dtype
-    )
-
-
 def _answer_file(controls: Controls) -> None:
     from s1jax.sample import rows as rows_lib
 
@@ -101,7 +87,7 @@ def _answer_file(controls: Controls) -> None:
             "rows": rows,
             "controls": dataclasses.asdict(controls),
         }
-        | {name: getattr(FLAGS, name) for name in ("wait", "dtype", "cache_dtype")}
+        | {"wait": FLAGS.wait, "dtype": sampling.dtype(), "cache_dtype": FLAGS.cache_dtype}
     )
     if out.exists():
         done, _ = journal_lib.read(out, run)
@@ -136,7 +122,7 @@ def _sample_missing(
     """Samples the rows that `outputs` lacks, into it and into the journal."""
     before = len(outputs)
     missing = [index for index in range(len(rows)) if index not in outputs]
-    engine = _engine(FLAGS.batch_size)
+    engine = sampling.engine(FLAGS.checkpoint, FLAGS.batch_size, FLAGS.cache_length)
     begun = time.monotonic()
     with progress.Bar("sampling", len(rows)) as bar:
         bar.update(before)
@@ -166,7 +152,7 @@ def _answer(controls: Controls) -> None:
     """Streams one answer: thinking dimmed, forced waits marked, then the answer."""
     from s1jax.sample import rows
 
-    engine = _engine(1)
+    engine = sampling.engine(FLAGS.checkpoint, 1, FLAGS.cache_length)
     encode = rows.Encoder(engine.model)
     request = encode.request({"question": FLAGS.prompt}, controls, FLAGS.wait, "--prompt")
     delimiters = encode.delimiters(FLAGS.wait)

@@ -41,6 +41,8 @@ WRONG = [
     (["--max_thinking_tokens=many"], "many"),
     (["--max_thinking=3"], "max_thinking"),
     (["--batch_size=0"], "batch_size"),
+    (["--mesh=data=3"], "mesh.data=3.* does not divide the 1 devices"),
+    (["--mesh=rows=1"], "--mesh has 'rows=1'; give axes out of data"),
     (["--max_answer_tokens=500"], f"prompts.jsonl:1: a prompt of .* context length is {CONTEXT}"),
     (["--cache_length=40", "--max_thinking_tokens=30"], "prompts.jsonl:1: a prompt of .* cache length is 40"),
     (["--prompts={f0}"], "f0.jsonl holds no rows"),

@@ -1,0 +1,76 @@
+"""Flags that launch.sample and launch.evaluate have in common, and the engine that they ask for."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+
+from s1jax.config import InputError, MeshConfig
+
+if TYPE_CHECKING:
+    from s1jax.sample.engine import Engine
+
+DTYPE = flags.DEFINE_enum(
+    "dtype", "", ["", "float32", "bfloat16"], "Of the weights; by default float32 on a CPU, bfloat16 elsewhere."
+)
+CACHE_DTYPE = flags.DEFINE_enum(
+    "cache_dtype", "", ["", "float32", "bfloat16", "int8"], "Of the cache; by default that of the weights."
+)
+MESH = flags.DEFINE_list(
+    "mesh", ["data=-1"], "Axes of the mesh and their devices, as in training: data=2,tensor=4; -1: all that are left."
+)
+
+
+def parse_mesh(texts: list[str]) -> MeshConfig:
+    """Returns the mesh that `--mesh` names; axes that it leaves out have one device.
+
+    Raises:
+      InputError: for an axis that there isn't, twice the same, or no number.
+    """
+    axes: dict[str, int] = {}
+    for text in texts:
+        name, _, number = text.strip().partition("=")
+        if name not in ("data", "fsdp", "sequence", "tensor") or name in axes or not number.lstrip("-").isdecimal():
+            raise InputError(f"--mesh has {text!r}; give axes out of data, fsdp, sequence and tensor as in tensor=4.")
+        axes[name] = int(number)
+    return MeshConfig(**{"data": 1, "fsdp": 1, "sequence": 1, "tensor": 1} | axes)
+
+
+def dtype() -> str:
+    """Of weights and activations."""
+    import jax
+
+    return DTYPE.value or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+
+
+def engine(checkpoint: str, slots: int, cache_length: int) -> Engine:
+    """Loads a checkpoint onto the mesh that the flags ask for.
+
+    Programs are kept in $XDG_CACHE_HOME/s1jax unless JAX_COMPILATION_CACHE_DIR names another place, so that a second
+    process need not compile them.
+
+    Raises:
+      InputError: for a mesh that does not fit the devices or the model, or a checkpoint that can't be loaded.
+    """
+    import jax
+
+    from s1jax import parallel
+    from s1jax.sample import engine as engine_lib
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        home: Any = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+        jax.config.update("jax_compilation_cache_dir", os.fspath(pathlib.Path(home) / "s1jax"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    mesh = parallel.make_mesh(parse_mesh(MESH.value))
+    return engine_lib.Engine(
+        checkpoint,
+        slots=slots,
+        cache_length=cache_length,
+        dtype=dtype(),
+        cache_dtype=CACHE_DTYPE.value,
+        mesh=mesh if mesh.size > 1 else None,
+    )
