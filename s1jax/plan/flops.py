@@ -22,7 +22,7 @@ def count(jaxpr: core.Jaxpr) -> float:
     """
     total = 0.0
     for equation in jaxpr.eqns:
-        inner = [count(body) for body in _bodies(equation.params)]
+        inner = [count(body) for body in bodies(equation.params)]
         name = equation.primitive.name
         if name == "dot_general":
             (contract, _), _ = equation.params["dimension_numbers"]
@@ -69,7 +69,7 @@ def _shape(variable: Any) -> tuple[int, ...]:
     return variable.aval.shape
 
 
-def _bodies(params: dict[str, Any]) -> list[core.Jaxpr]:
+def bodies(params: dict[str, Any]) -> list[core.Jaxpr]:
     """The jaxprs among an equation's parameters; the functions of a custom derivative are not called as they stand."""
     found = []
     for value in params.values():

@@ -127,7 +127,9 @@ class Session:
         self._config = setup.config
         limits = [longest(request, delimiters) for request in requests]
         slots = self._check(limits)
-        num_slots = min(setup.slots, -(-len(requests) // setup.shards) * setup.shards)
+        # As many slots as there are rows, in powers of two: calls with few rows share programs as well.
+        wanted = setup.shards * 2 ** (-(-len(requests) // setup.shards) - 1).bit_length()
+        num_slots = min(setup.slots, wanted)
         self._size = _PAGE
         self._needs = [-(-limit // self._size) for limit in limits]
         # Equal prompts stay together: they share a prefill.
@@ -147,6 +149,7 @@ class Session:
         self._forced, self._forced_length = rules.forced, rules.forced_length
         shared = {name: getattr(rules, name) for name in ("legal", "end", "stop", "newline", "pad")}
         self._rules = dataclasses.replace(rules, **jax.device_put(shared))
+        setup.counts.note(f"start {num_slots} x {width * self._size}")
         self._run = programs.start(
             self._config, num_slots, slots, count * setup.shards, self._size, setup.cache_dtype,
             unstack=setup.unstack, mesh=setup.mesh,
@@ -175,7 +178,7 @@ class Session:
                 )
         return cache_length or bucket(max(limits))
 
-    def _check_memory(self, pages: int, rows: int, longest: int) -> None:
+    def _check_memory(self, pages: int, rows: int, most: int) -> None:
         """Refuses a cache that the device has no room for."""
         setup = self._setup
         free = meters.free_memory(jax.tree.leaves(setup.params)[0].devices())
@@ -187,8 +190,8 @@ class Session:
         if pages * page > free:
             raise InputError(
                 f"{rows * setup.shards} rows at one time need a cache of {pages * page / 1e9:.1f} GB on a device that"
-                f" has {free / 1e9:.1f} GB free; {free // (longest * page) * setup.shards} rows of"
-                f" {longest * self._size} ids fit: lower the slots (--batch_size) or the token limits."
+                f" has {free / 1e9:.1f} GB free; {free // (most * page) * setup.shards} rows of"
+                f" {most * self._size} ids fit: lower the slots (--batch_size) or the token limits."
             )
 
     def over(self) -> bool:
