@@ -2,17 +2,17 @@
 
     python -m benchmarks.sampling [--rounds 3] [--only mixed,waits,forcing]
 
-mixed    64 prompts of 16 to 256 ids with 16 to 512 new ids each, in one random order: through 16 slots of the engine,
+mixed    64 prompts of 16 to 256 ids with 16 to 256 new ids each, in one random order: through 16 slots of the engine,
          and in static batches of 16 of transformers' generate, each as long as its longest row.
-waits    one row of about 2,000 thinking ids with four waits, which the engine forces; and the paper's way: stop, append
-         the wait, prefill all again, with the same lengths, by the engine (`reprefill`) and by transformers.
+waits    one row of about 2,000 thinking ids, sampled at temperature 1, with four waits that the engine forces; and the
+         paper's way, stop, append the wait, prefill all again, with the same lengths, by the engine (`reprefill`) and
+         by transformers.
 forcing  the engine's loop against a loop that only runs the model and takes the best id: what budget forcing costs.
 """
 
 from __future__ import annotations
 
 import argparse
-import functools
 import statistics
 from collections.abc import Callable
 from typing import Any
@@ -33,28 +33,35 @@ SLOTS, ROWS = 16, 64
 WAIT = (7,)
 
 
-def requests(prompts: list[list[int]], new: list[int]) -> list[Request]:
+def requests(prompts: list[list[int]], new: list[int], temperature: float = 0.0) -> list[Request]:
     """Rows that answer at once, after one forced id, with new - 1 ids."""
-    controls = [Controls(max_thinking_tokens=0, max_answer_tokens=n - 1) for n in new]
+    controls = [Controls(max_thinking_tokens=0, max_answer_tokens=n - 1, temperature=temperature) for n in new]
     return [Request(tuple(p), c) for p, c in zip(prompts, controls, strict=True)]
 
 
-def transformers_batch(model: Any, prompts: list[list[int]], new: int) -> None:
-    """One static batch, prompts padded on the left."""
+def transformers_batch(model: Any, prompts: list[list[int]], new: int, sampled: bool = False) -> None:
+    """One static batch, prompts padded on the left; greedy, or sampled at temperature 1 without filters."""
     import torch
 
     longest = max(map(len, prompts))
     ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts])
     mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
     with torch.inference_mode():
-        model.generate(ids, attention_mask=mask, max_new_tokens=new, do_sample=False, pad_token_id=0)
+        model.generate(
+            ids,
+            attention_mask=mask,
+            max_new_tokens=new,
+            do_sample=sampled,
+            top_k=0 if sampled else None,
+            pad_token_id=0,
+        )
 
 
 def mixed(rounds: int) -> dict[str, Any]:
     """See the module's text."""
     rng = np.random.default_rng(0)
     prompts = [rng.integers(0, models.CONFIG.vocab_size, rng.integers(16, 257)).tolist() for _ in range(ROWS)]
-    new = np.exp(rng.uniform(np.log(16), np.log(512), ROWS)).astype(int).tolist()
+    new = np.exp(rng.uniform(np.log(16), np.log(256), ROWS)).astype(int).tolist()
     engine = Engine(jax.tree.map(jnp.asarray, models.random_params()), config=models.CONFIG, slots=SLOTS)
     model = _transformers()
 
@@ -99,11 +106,11 @@ def waits(rounds: int) -> dict[str, Any]:
 
     def reprefill() -> None:
         for begin, piece in zip(borders, pieces, strict=False):
-            list(engine.sample(requests([ids[: len(prompt) + begin + 1]], [piece]), decode_lib.DELIMITERS))
+            list(engine.sample(requests([ids[: len(prompt) + begin + 1]], [piece], 1.0), decode_lib.DELIMITERS))
 
     def transformers() -> None:
         for begin, piece in zip(borders, pieces, strict=False):
-            transformers_batch(model, [ids[: len(prompt) + begin + 1]], piece)
+            transformers_batch(model, [ids[: len(prompt) + begin + 1]], piece, sampled=True)
 
     seconds = record.alternate({"s1jax": ours, "reprefill": reprefill, "transformers": transformers}, rounds)
     return {
@@ -143,7 +150,7 @@ def _plain_loop(params: Any, prompts: np.ndarray, new: int) -> Callable[[], None
         _, cache = decoder.forward_cached(params, models.CONFIG, prompts, empty, full)
         return cache_lib.Cache(cache_lib.unstack(cache.pages), cache.table, cache.lengths)
 
-    @functools.partial(jax.jit, donate_argnums=1)
+    @jax.jit
     def loop(params: Any, cache: cache_lib.Cache, last: jax.Array) -> jax.Array:
         def step(i: jax.Array, carry: Any) -> Any:
             cache, last, ids = carry
@@ -175,8 +182,9 @@ def main() -> None:
     parser.add_argument("--only", default="mixed,waits,forcing")
     args = parser.parse_args()
     parts = {"mixed": mixed, "waits": waits, "forcing": forcing}
-    found = {name: parts[name](args.rounds) for name in args.only.split(",")}
-    record.write("sampling", {"dtype": "float32", "parameters": models.CONFIG.num_params, **found})
+    for name in args.only.split(","):
+        found = parts[name](args.rounds)
+        record.write(f"sampling_{name}", {"dtype": "float32", "parameters": models.CONFIG.num_params, **found})
 
 
 if __name__ == "__main__":
