@@ -11,10 +11,10 @@ the weights.
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -29,34 +29,44 @@ from s1jax.sample.generate import Request
 DELIMITERS = Delimiters((), (0,), (), (), (), (), (), (), num_ids=models.CONFIG.vocab_size)
 
 
-def ours(prompts: np.ndarray, new: int) -> Callable[[], Any]:
-    """A function that samples `new` ids after every prompt [B, T] with s1jax."""
-    params = jax.tree.map(jnp.asarray, models.random_params())
-    engine = Engine(params, config=models.CONFIG, slots=len(prompts))
-    controls = Controls(max_thinking_tokens=0, max_answer_tokens=new - 1)
-    requests = [Request(tuple(prompt), controls) for prompt in prompts.tolist()]
-
-    def run() -> None:
-        samples = engine.sample(requests, DELIMITERS)
-        assert all(len(sample.ids) == new for _, sample in samples)
-
-    return run
+def requests(prompts: list[list[int]], new: list[int], temperature: float = 0.0) -> list[Request]:
+    """Rows that answer at once, after one forced id, with new - 1 ids."""
+    controls = [Controls(max_thinking_tokens=0, max_answer_tokens=n - 1, temperature=temperature) for n in new]
+    return [Request(tuple(p), c) for p, c in zip(prompts, controls, strict=True)]
 
 
-def theirs(prompts: np.ndarray, new: int) -> Callable[[], Any]:
-    """The same with transformers' generate and its default cache."""
+def generator() -> Callable[..., None]:
+    """A function (prompts, new ids, sampled=False) that runs one static batch with transformers' generate.
+
+    Prompts are padded on the left; it is greedy, or samples at temperature 1 without filters.
+    """
     import torch
 
     model = models.transformers_model().eval()
     model.generation_config.eos_token_id = None
-    inputs = torch.from_numpy(prompts).long()
 
-    def run() -> None:
+    def run(prompts: list[list[int]], new: int, sampled: bool = False) -> None:
+        longest = max(map(len, prompts))
+        inputs = torch.tensor([[0] * (longest - len(p)) + p for p in prompts])
+        mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
         with torch.inference_mode():
             ids = model.generate(
-                inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=new, do_sample=False, pad_token_id=0
-            )
-        assert ids.shape[1] == prompts.shape[1] + new
+                inputs, attention_mask=mask, max_new_tokens=new, do_sample=sampled, top_k=0 if sampled else None,
+                pad_token_id=0,
+            )  # fmt: skip
+        assert ids.shape[1] == longest + new
+
+    return run
+
+
+def ours(prompts: list[list[int]], new: int) -> Callable[[], None]:
+    """A function that samples `new` ids after every prompt with s1jax."""
+    params = jax.tree.map(jnp.asarray, models.random_params())
+    engine = Engine(params, config=models.CONFIG, slots=len(prompts))
+
+    def run() -> None:
+        samples = engine.sample(requests(prompts, [new] * len(prompts)), DELIMITERS)
+        assert all(len(sample.ids) == new for _, sample in samples)
 
     return run
 
@@ -83,8 +93,9 @@ def main() -> None:
     cases = {}
     for case in args.cases.split(","):
         batch, length, new = map(int, case.split("x"))
-        prompts = rng.integers(0, models.CONFIG.vocab_size, (batch, length))
-        seconds = record.alternate({"s1jax": ours(prompts, new), "transformers": theirs(prompts, new)}, args.rounds)
+        prompts = rng.integers(0, models.CONFIG.vocab_size, (batch, length)).tolist()
+        theirs = functools.partial(generator(), prompts, new)
+        seconds = record.alternate({"s1jax": ours(prompts, new), "transformers": theirs}, args.rounds)
         cases[case] = {
             "tokens_per_second": {name: batch * new / statistics.median(times) for name, times in seconds.items()},
             "times_faster_than_transformers": record.ratios(seconds, "s1jax", "transformers"),

@@ -33,46 +33,22 @@ SLOTS, ROWS = 16, 64
 WAIT = (7,)
 
 
-def requests(prompts: list[list[int]], new: list[int], temperature: float = 0.0) -> list[Request]:
-    """Rows that answer at once, after one forced id, with new - 1 ids."""
-    controls = [Controls(max_thinking_tokens=0, max_answer_tokens=n - 1, temperature=temperature) for n in new]
-    return [Request(tuple(p), c) for p, c in zip(prompts, controls, strict=True)]
-
-
-def transformers_batch(model: Any, prompts: list[list[int]], new: int, sampled: bool = False) -> None:
-    """One static batch, prompts padded on the left; greedy, or sampled at temperature 1 without filters."""
-    import torch
-
-    longest = max(map(len, prompts))
-    ids = torch.tensor([[0] * (longest - len(p)) + p for p in prompts])
-    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts])
-    with torch.inference_mode():
-        model.generate(
-            ids,
-            attention_mask=mask,
-            max_new_tokens=new,
-            do_sample=sampled,
-            top_k=0 if sampled else None,
-            pad_token_id=0,
-        )
-
-
 def mixed(rounds: int) -> dict[str, Any]:
     """See the module's text."""
     rng = np.random.default_rng(0)
     prompts = [rng.integers(0, models.CONFIG.vocab_size, rng.integers(16, 257)).tolist() for _ in range(ROWS)]
     new = np.exp(rng.uniform(np.log(16), np.log(256), ROWS)).astype(int).tolist()
     engine = Engine(jax.tree.map(jnp.asarray, models.random_params()), config=models.CONFIG, slots=SLOTS)
-    model = _transformers()
+    generate = decode_lib.generator()
 
     def ours() -> None:
-        samples = dict(engine.sample(requests(prompts, new), decode_lib.DELIMITERS))
+        samples = dict(engine.sample(decode_lib.requests(prompts, new), decode_lib.DELIMITERS))
         assert all(len(samples[i].ids) == n for i, n in enumerate(new))
 
     def theirs() -> None:
         for start in range(0, ROWS, SLOTS):
             part = slice(start, start + SLOTS)
-            transformers_batch(model, prompts[part], max(new[part]))
+            generate(prompts[part], max(new[part]))
 
     seconds = record.alternate({"s1jax": ours, "transformers": theirs}, rounds)
     return {
@@ -99,18 +75,22 @@ def waits(rounds: int) -> dict[str, Any]:
     pieces = np.diff(borders).tolist()
     assert len(pieces) == 5 and sample.waits == 4
     ids = [*prompt, *sample.ids.tolist()]
-    model = _transformers()
+    generate = decode_lib.generator()
 
     def ours() -> None:
         list(engine.sample([Request(tuple(prompt), controls, WAIT)], delimiters))
 
     def reprefill() -> None:
         for begin, piece in zip(borders, pieces, strict=False):
-            list(engine.sample(requests([ids[: len(prompt) + begin + 1]], [piece], 1.0), decode_lib.DELIMITERS))
+            list(
+                engine.sample(
+                    decode_lib.requests([ids[: len(prompt) + begin + 1]], [piece], 1.0), decode_lib.DELIMITERS
+                )
+            )
 
     def transformers() -> None:
         for begin, piece in zip(borders, pieces, strict=False):
-            transformers_batch(model, [ids[: len(prompt) + begin + 1]], piece, sampled=True)
+            generate([ids[: len(prompt) + begin + 1]], piece, sampled=True)
 
     seconds = record.alternate({"s1jax": ours, "reprefill": reprefill, "transformers": transformers}, rounds)
     return {
@@ -127,7 +107,7 @@ def forcing(rounds: int) -> dict[str, Any]:
     for batch in (1, SLOTS):
         prompts = np.random.default_rng(2).integers(0, models.CONFIG.vocab_size, (batch, 64)).tolist()
         engine = Engine(params, config=models.CONFIG, slots=batch, cache_length=384)
-        rows = requests(prompts, [256] * batch)
+        rows = decode_lib.requests(prompts, [256] * batch)
         plain = _plain_loop(params, np.array(prompts, np.int32), 256)
 
         def forced(engine: Engine = engine, rows: list[Request] = rows) -> None:
@@ -164,12 +144,6 @@ def _plain_loop(params: Any, prompts: np.ndarray, new: int) -> Callable[[], None
 
     unstacked = jax.jit(decoder.unstack)(params)
     return lambda: jax.block_until_ready(loop(unstacked, start(params, prompts), prompts[:, -1]))
-
-
-def _transformers() -> Any:
-    model = models.transformers_model().eval()
-    model.generation_config.eos_token_id = None
-    return model
 
 
 def _summary(seconds: dict[str, list[float]], theirs: str) -> dict[str, Any]:

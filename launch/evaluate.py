@@ -103,9 +103,8 @@ def main() -> None:
     begun = time.monotonic()
     dtype = sampling.dtype()
     run = journal_lib.fingerprint({**asked, "dtype": dtype, "checkpoint": digests.fingerprint(folder)})
-    width = max(len(task.rows) * (strategy.selection.samples if strategy.selection else 1) for strategy in chosen)
     slots = _shared_slots(about, chosen, questions, controls)
-    engine = sampling.engine(_CHECKPOINT.value, min(_BATCH.value, width), slots)
+    engine = sampling.engine(_CHECKPOINT.value, _BATCH.value, slots)
     samples, partial = out / "samples.jsonl.partial", out / "results.json.partial"
     with journal_lib.Journal(out / "samples.journal", run) as journal:
         runs = sample_all(engine, task, chosen, questions, controls, journal, samples)
@@ -346,14 +345,15 @@ def _shared_slots(
     about: Any, chosen: Sequence[Strategy], questions: Sequence[Sequence[str]], controls: Controls
 ) -> int:
     """Cache slots that hold the longest row of any run, or 0 (each run for itself) where those are many."""
+    from s1jax.sample import session
+    from s1jax.sample.generate import Request
     from s1jax.text import chat
 
     every = {question for asked in questions for question in asked}
-    longest = max(len(chat.encode_prompt(about.tokenizer, about.chat, question)) for question in every)
-    parts = chat.delimiters(about.tokenizer, about.chat, _WAIT.value)
-    forced = len(parts.think_start) + len(parts.newline) + len(parts.think_end) + len(parts.final_answer)
+    prompt = max((chat.encode_prompt(about.tokenizer, about.chat, question) for question in every), key=len)
     most = max(strategy.limit(controls.max_thinking_tokens) for strategy in [*chosen, Strategy()])
-    slots = -(-(longest + forced + most + controls.max_answer_tokens) // 64) * 64
+    request = Request(tuple(prompt), dataclasses.replace(controls, max_thinking_tokens=most))
+    slots = -(-session.longest(request, chat.delimiters(about.tokenizer, about.chat, _WAIT.value)) // 64) * 64
     return slots if slots <= min(_SHARED_SLOTS, about.config.context_length) else 0
 
 

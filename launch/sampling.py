@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 from typing import TYPE_CHECKING, Any
@@ -30,20 +31,21 @@ def parse_mesh(texts: list[str]) -> MeshConfig:
     Raises:
       InputError: for an axis that there isn't, twice the same, or no number.
     """
+    names = [field.name for field in dataclasses.fields(MeshConfig)]
     axes: dict[str, int] = {}
     for text in texts:
         name, _, number = text.strip().partition("=")
-        if name not in ("data", "fsdp", "sequence", "tensor") or name in axes or not number.lstrip("-").isdecimal():
-            raise InputError(f"--mesh has {text!r}; give axes out of data, fsdp, sequence and tensor as in tensor=4.")
+        if name not in names or name in axes or not number.lstrip("-").isdecimal():
+            raise InputError(f"--mesh has {text!r}; give axes out of {', '.join(names)} as in tensor=4.")
         axes[name] = int(number)
-    return MeshConfig(**{"data": 1, "fsdp": 1, "sequence": 1, "tensor": 1} | axes)
+    return MeshConfig(**dict.fromkeys(names, 1) | axes)
 
 
 def dtype() -> str:
     """Of weights and activations."""
-    import jax
+    from s1jax.sample import engine as engine_lib
 
-    return DTYPE.value or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+    return DTYPE.value or engine_lib.default_dtype()
 
 
 def engine(checkpoint: str, slots: int, cache_length: int) -> Engine:

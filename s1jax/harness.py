@@ -12,13 +12,11 @@ run at one time; the harness sets it to 1 unless told otherwise.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
 import lm_eval.models  # its own models: it adds them by itself only to an empty list
 import lm_eval.utils
 from lm_eval.api.instance import Instance
@@ -26,13 +24,12 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from tqdm import tqdm
 
-from s1jax.checkpoint import store
 from s1jax.config import Controls, InputError, from_dict, to_dict
 from s1jax.sample import score
 from s1jax.sample.engine import Engine
+from s1jax.sample.rows import CONTROLS
 
-_CONTROLS = tuple(field.name for field in dataclasses.fields(Controls))
-_ARGUMENTS = ("checkpoint", "wait", "dtype", "cache_length", "bos_token", *_CONTROLS)
+_ARGUMENTS = ("checkpoint", "wait", "dtype", "cache_length", "bos_token", *CONTROLS)
 # What the harness and other libraries call max_answer_tokens; the first one given counts, as in the harness.
 _MAX_ANSWER = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _AUTO_BATCH_SIZE = 16
@@ -88,7 +85,7 @@ class HarnessModel(TemplateLM):
           InputError: for an argument that is unknown or has a value that makes no sense, or a bad checkpoint.
         """
         super().__init__()
-        unknown = sorted(set(controls) - set(_CONTROLS))
+        unknown = sorted(set(controls) - set(CONTROLS))
         if unknown:
             raise InputError(f"--model_args has {unknown[0]}, which s1jax has not; it has {', '.join(_ARGUMENTS)}.")
         if not checkpoint:
@@ -109,10 +106,9 @@ class HarnessModel(TemplateLM):
         self.controls = from_dict(Controls, controls, "--model_args")
         self.batch_size = _batch_size(batch_size)
         self._wait, self._checkpoint = wait, str(checkpoint)
-        self._dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-        self.model = store.load_model(self._checkpoint, dtype=self._dtype)
+        self._engine = Engine(self._checkpoint, slots=self.batch_size, cache_length=cache_length, dtype=dtype)
+        self.model = self._engine.model
         self._bos = [self.model.tokenizer.id_of(bos_token)] if bos_token else []
-        self._engine = Engine(self.model, slots=self.batch_size, cache_length=cache_length, dtype=self._dtype)
         self._rows = self._thinking_tokens = 0
 
     @property
@@ -254,7 +250,7 @@ class HarnessModel(TemplateLM):
         return {
             "checkpoint": self._checkpoint,
             "provenance": self.model.provenance,
-            "dtype": self._dtype,
+            "dtype": self._engine.dtype,
             "wait": self._wait,
             "controls": to_dict(self.controls),
             "generated_rows": self._rows,
@@ -271,7 +267,7 @@ class HarnessModel(TemplateLM):
     def _log_likelihoods(self, pairs: Sequence[score.Pair], what: str, quiet: bool) -> list[tuple[float, bool]]:
         with tqdm(total=len(pairs), desc=what, disable=quiet) as bar:
             return score.log_likelihoods(
-                self.model.params, self.model.config, pairs, dtype=self._dtype, batch_size=self.batch_size,
+                self.model.params, self.model.config, pairs, dtype=self._engine.dtype, batch_size=self.batch_size,
                 progress=lambda finished: bar.update(finished - bar.n),
             )  # fmt: skip
 
@@ -308,9 +304,9 @@ def _own_controls(settings: Mapping[str, Any], defaults: Controls, name: str) ->
         raise InputError(f"{name}: until is {until!r}; it must be a string or a list of strings.")
     do_sample = left.pop("do_sample", None)
     limits = [value for value in (left.pop(key, None) for key in _MAX_ANSWER) if value is not None]
-    unknown = sorted(set(left) - set(_CONTROLS))
+    unknown = sorted(set(left) - set(CONTROLS))
     if unknown:
-        known = ("until", "do_sample", _MAX_ANSWER[0], *_CONTROLS)
+        known = ("until", "do_sample", _MAX_ANSWER[0], *CONTROLS)
         raise InputError(
             f"{name}: the generation setting {unknown[0]} is not one that s1jax has; it has {', '.join(known)}."
         )

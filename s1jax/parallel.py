@@ -238,7 +238,7 @@ def attend(mesh: Mesh, implementation: str) -> attention_lib.Attend:
     shards, tensor = mesh.shape[TOKENS], mesh.shape["tensor"]
 
     def on_mesh(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
-        split_keys = k.shape[2] % tensor == 0
+        split_keys = key_head_shards(mesh, k.shape[2]) == tensor
         table = places(q.shape[1], shards)
 
         def device(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
@@ -266,73 +266,64 @@ def attend(mesh: Mesh, implementation: str) -> attention_lib.Attend:
     return on_mesh
 
 
-@functools.cache
-def attend_cached(mesh: Mesh | None, split_rows: bool, pages_at_once: int = 1) -> attention_lib.AttendCached:
-    """`s1jax.model.attention.attend_cached` on a mesh, for `s1jax.model.decoder.forward_cached`.
-
-    Each device has the pages of its rows and heads, so nothing of the cache ever moves; a row's table counts the pages
-    of its own devices. Where key heads do not divide along `tensor`, every device has them all.
-
-    Args:
-      mesh: None: one device.
-      split_rows: rows lie along `data` and `fsdp`; False: every device has all of them, as in a prefill.
-      pages_at_once: see there.
-    """
-    device = functools.partial(attention_lib.attend_cached, pages_at_once=pages_at_once)
-    if mesh is None or mesh.size == 1:
-        return device
-    rows = ROWS if split_rows else None
-
-    def on_mesh(
-        q: jax.Array,
-        k: jax.Array,
-        v: jax.Array,
-        pages: cache_lib.Pages,
-        layer: jax.Array | None,
-        cache: cache_lib.Cache,
-        count: jax.Array,
-    ) -> tuple[jax.Array, cache_lib.Pages]:
-        tensor = "tensor" if k.shape[2] % mesh.shape["tensor"] == 0 else None
-        heads = PartitionSpec(rows, None, tensor)
-        lead = () if layer is None else (None,)
-        own = jax.tree.map(lambda _: PartitionSpec(*lead, rows, tensor), pages)
-        places = cache_lib.Cache(None, PartitionSpec(rows), PartitionSpec(rows))  # type: ignore[arg-type]
-        return jax.shard_map(
-            device,
-            mesh=mesh,
-            in_specs=(heads, heads, heads, own, PartitionSpec(), places, PartitionSpec(rows)),
-            out_specs=(heads, own),
-            check_vma=False,
-        )(q, k, v, pages, layer, dataclasses.replace(cache, pages=None), count)
-
-    return on_mesh
+def key_head_shards(mesh: Mesh, kv_heads: int) -> int:
+    """Number of parts that key heads are split into along `tensor`: 1, all on every device, where they don't divide."""
+    tensor = mesh.shape["tensor"]
+    return tensor if kv_heads % tensor == 0 else 1
 
 
 def page_sharding(mesh: Mesh, kv_heads: int, split_rows: bool = True) -> NamedSharding:
     """For stacked pages [L, N, K, ...]: pages as their rows, heads along `tensor` where they divide."""
-    tensor = "tensor" if kv_heads % mesh.shape["tensor"] == 0 else None
-    return NamedSharding(mesh, PartitionSpec(None, ROWS if split_rows else None, tensor))
+    rows, heads = _page_axes(mesh, kv_heads, split_rows)
+    return NamedSharding(mesh, PartitionSpec(None, rows, heads))
 
 
-def copy_pages(mesh: Mesh | None, kv_heads: int) -> Callable[..., cache_lib.Pages]:
+def _page_axes(mesh: Mesh, kv_heads: int, split_rows: bool) -> tuple[tuple[str, ...] | None, str | None]:
+    return ROWS if split_rows else None, "tensor" if key_head_shards(mesh, kv_heads) > 1 else None
+
+
+def attend_cached(
+    mesh: Mesh | None, kv_heads: int, split_rows: bool, pages_at_once: int = 1
+) -> attention_lib.AttendCached:
+    """`s1jax.model.attention.attend_cached` on a mesh, for `s1jax.model.decoder.forward_cached` with stacked pages.
+
+    Each device has the pages of its rows and heads, so nothing of the cache ever moves; a row's table counts the pages
+    of its own devices.
+
+    Args:
+      mesh: None: one device.
+      kv_heads: of the model.
+      split_rows: rows lie along `data` and `fsdp`; False: every device has all of them, as in a prefill.
+      pages_at_once: see there.
+    """
+    device = functools.partial(attention_lib.attend_cached, pages_at_once=pages_at_once)
+    if mesh is None:
+        return device
+    rows, heads = _page_axes(mesh, kv_heads, split_rows)
+    tokens, pages = PartitionSpec(rows, None, heads), page_sharding(mesh, kv_heads, split_rows).spec
+    return jax.shard_map(
+        device,
+        mesh=mesh,
+        in_specs=(tokens, tokens, tokens, pages, PartitionSpec(), PartitionSpec(rows)),
+        out_specs=(tokens, pages),
+        check_vma=False,
+    )
+
+
+def copy_pages(mesh: Mesh | None, kv_heads: int) -> Callable[..., Any]:
     """`s1jax.model.cache.copy_pages` on a mesh, from pages that all have to those of some rows.
 
     `places` is int32 [row shards, number of pages], the places in the pages of each share of the rows.
     """
-    if mesh is None or mesh.size == 1:
-        return lambda pages, source, places: cache_lib.copy_pages(pages, source, places[0])
 
-    def on_mesh(pages: cache_lib.Pages, source: cache_lib.Pages, places: jax.Array) -> cache_lib.Pages:
-        into, from_ = (page_sharding(mesh, kv_heads, split).spec for split in (True, False))
-        return jax.shard_map(
-            lambda pages, source, places: cache_lib.copy_pages(pages, source, places[0]),
-            mesh=mesh,
-            in_specs=(jax.tree.map(lambda _: into, pages), jax.tree.map(lambda _: from_, source), PartitionSpec(ROWS)),
-            out_specs=jax.tree.map(lambda _: into, pages),
-            check_vma=False,
-        )(pages, source, places)
+    def device(pages: Any, source: cache_lib.Pages, places: jax.Array) -> Any:
+        return cache_lib.copy_pages(pages, source, places[0])
 
-    return on_mesh
+    if mesh is None:
+        return device
+    into, from_ = (page_sharding(mesh, kv_heads, split_rows).spec for split_rows in (True, False))
+    specs = (into, from_, PartitionSpec(ROWS))
+    return jax.shard_map(device, mesh=mesh, in_specs=specs, out_specs=into, check_vma=False)
 
 
 def _own_heads(x: jax.Array, queries: int, tensor: int) -> jax.Array:

@@ -21,7 +21,7 @@ _BLOCK = 512
 # (q [B, T, N, H], k [B, T, K, H], v [B, T, K, H], segment_ids [B, T]) -> [B, T, N, H], as the decoder calls it:
 # `attend` on one device, what `s1jax.parallel.attend` makes of it on a mesh.
 Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
-# (q, k, v, pages, layer, cache, count), as `attend_cached`; on a mesh what `s1jax.parallel.attend_cached` makes of it.
+# (q, k, v, pages, layer, new), as `attend_cached`; on a mesh what `s1jax.parallel.attend_cached` makes of it.
 AttendCached = Callable[..., tuple[jax.Array, cache_lib.Pages]]
 _FUSED: dict[str, Attend] = {"splash": fused.splash, "cudnn": fused.cudnn}
 
@@ -114,8 +114,7 @@ def attend_cached(
     v: jax.Array,
     pages: cache_lib.Pages,
     layer: jax.Array | None,
-    cache: cache_lib.Cache,
-    count: jax.Array,
+    new: cache_lib.Slots,
     *,
     pages_at_once: int = 1,
 ) -> tuple[jax.Array, cache_lib.Pages]:
@@ -130,22 +129,19 @@ def attend_cached(
       v: [B, T, K, H].
       pages: of all layers, or of one where `layer` is None.
       layer: int32 scalar, or None.
-      cache: its table and lengths before the tokens; its pages are not looked at.
-      count: int32 [B], tokens of each row; what is right of them is padding.
+      new: where the tokens go.
       pages_at_once: few where they shall stay in a processor's cache, many where a turn of the loop costs a launch.
 
     Returns:
       [B, T, N, H] in the dtype of `q`, softmax in float32; and the pages with the tokens.
     """
-    pages = cache_lib.append(pages, layer, k, v, cache, count)
-    batch, length, _, head_dim = q.shape
+    pages = cache_lib.append(pages, layer, k, v, new)
+    batch, length = q.shape[:2]
     kv_heads, size = k.shape[2], pages.size
     span = pages_at_once * size
-    table = jnp.pad(cache.table, ((0, 0), (0, -cache.table.shape[1] % pages_at_once)))
-    # [B, K, T * G, H]: the queries of a group are rows of one matrix product with their common keys.
-    grouped = (q * head_dim**-0.5).reshape(batch, length, kv_heads, -1, head_dim).swapaxes(1, 2)
-    grouped = grouped.reshape(batch, kv_heads, -1, head_dim)
-    last = cache.lengths[:, None] + jnp.arange(length)  # [B, T], last slot that a query sees
+    table = jnp.pad(new.table, ((0, 0), (0, -new.table.shape[1] % pages_at_once)))
+    grouped = _grouped(q, kv_heads)
+    last = new.lengths[:, None] + jnp.arange(length)  # [B, T], last slot that a query sees
 
     def attend_pages(index: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         most, total, mean = carry
@@ -170,23 +166,31 @@ def attend_cached(
 
     shape = grouped.shape[:3]
     start = (jnp.full(shape, chunked.MASKED, jnp.float32), jnp.zeros(shape), jnp.zeros(grouped.shape))
-    longest = jnp.max(jnp.where(count > 0, cache.lengths + count, 0))
+    longest = jnp.max(jnp.where(new.count > 0, new.lengths + new.count, 0))
     _, total, mean = jax.lax.fori_loop(0, (longest + span - 1) // span, attend_pages, start)
     out = mean / jnp.maximum(total, 1)[..., None]  # 0 where nothing was attended to; else the total is at least 1
-    out = out.reshape(batch, kv_heads, length, -1, head_dim).swapaxes(1, 2).reshape(q.shape)
-    return out.astype(q.dtype), pages
+    return _ungrouped(out, q.shape).astype(q.dtype), pages
+
+
+def _grouped(q: jax.Array, kv_heads: int) -> jax.Array:
+    """[B, T, N, H] -> scaled [B, K, T * G, H]: a group's queries are rows of one product with their common keys."""
+    batch, length, _, head_dim = q.shape
+    grouped = (q * head_dim**-0.5).reshape(batch, length, kv_heads, -1, head_dim).swapaxes(1, 2)
+    return grouped.reshape(batch, kv_heads, -1, head_dim)
+
+
+def _ungrouped(out: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """[B, K, T * G, H] -> [B, T, N, H], which is `shape`."""
+    batch, length, _, head_dim = shape
+    return out.reshape(batch, out.shape[1], length, -1, head_dim).swapaxes(1, 2).reshape(shape)
 
 
 def _softmax_mean(q: jax.Array, k: jax.Array, v: jax.Array, visible: jax.Array) -> jax.Array:
     """q [B, T, N, H], k and v [B, K, S, H], visible bool [B, T, S] -> [B, T, N, H]."""
-    batch, length, heads, head_dim = q.shape
+    batch, length = q.shape[:2]
     kv_heads = k.shape[1]
-    # [B, K, T * G, H]: the queries of a group are rows of one matrix product with their common keys.
-    grouped = (q * head_dim**-0.5).reshape(batch, length, kv_heads, -1, head_dim).swapaxes(1, 2)
-    grouped = grouped.reshape(batch, kv_heads, -1, head_dim)
-    scores = jnp.einsum("bkth,bksh->bkts", grouped, k, preferred_element_type=jnp.float32)
+    scores = jnp.einsum("bkth,bksh->bkts", _grouped(q, kv_heads), k, preferred_element_type=jnp.float32)
     scores = scores.reshape(batch, kv_heads, length, -1, k.shape[2])
     scores = jnp.where(visible[:, None, :, None, :], scores, chunked.MASKED)
     weights = jax.nn.softmax(scores, axis=-1).astype(q.dtype).reshape(batch, kv_heads, -1, k.shape[2])
-    out = jnp.einsum("bkts,bksh->bkth", weights, v)
-    return out.reshape(batch, kv_heads, length, -1, head_dim).swapaxes(1, 2).reshape(batch, length, heads, head_dim)
+    return _ungrouped(jnp.einsum("bkts,bksh->bkth", weights, v), q.shape)

@@ -60,6 +60,22 @@ class Cache:
     lengths: jax.Array
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Slots:
+    """Where new tokens [B, T] go.
+
+    Attributes:
+      table: int32 [B, M].
+      lengths: int32 [B], tokens that rows hold before them.
+      count: int32 [B], tokens of each row, 0..T; what is right of them is padding and is not written.
+    """
+
+    table: jax.Array
+    lengths: jax.Array
+    count: jax.Array
+
+
 def init_pages(config: ModelConfig, count: int, size: int, dtype: DTypeLike = jnp.float32) -> Pages:
     """`count` empty pages of `size` slots for every layer; their memory is `bytes_per_slot` * count * size."""
     lead = (config.num_layers, count, config.num_kv_heads)
@@ -95,7 +111,7 @@ def unstack(pages: Pages) -> tuple[Pages, ...]:
     return tuple(jax.tree.map(lambda a, i=i: a[i], pages) for i in range(pages.keys.shape[0]))
 
 
-def append(pages: Pages, layer: jax.Array | None, k: jax.Array, v: jax.Array, cache: Cache, count: jax.Array) -> Pages:
+def append(pages: Pages, layer: jax.Array | None, k: jax.Array, v: jax.Array, new: Slots) -> Pages:
     """Writes one layer's new keys and values into the next slots of each row.
 
     Args:
@@ -103,20 +119,19 @@ def append(pages: Pages, layer: jax.Array | None, k: jax.Array, v: jax.Array, ca
       layer: int32 scalar, or None.
       k: [B, T, K, H].
       v: [B, T, K, H].
-      cache: its table and lengths before the tokens; its pages are not looked at.
-      count: int32 [B], tokens of each row that are written; the rest is dropped.
+      new: where they go.
     """
     steps = jnp.arange(k.shape[1])
-    slots = cache.lengths[:, None] + steps  # [B, T]
-    page = jnp.take_along_axis(cache.table, jnp.minimum(slots // pages.size, cache.table.shape[1] - 1), axis=1)
+    slots = new.lengths[:, None] + steps  # [B, T]
+    page = jnp.take_along_axis(new.table, jnp.minimum(slots // pages.size, new.table.shape[1] - 1), axis=1)
     nowhere = pages.values.shape[-4]  # past the last page: dropped
-    page = jnp.where(steps < count[:, None], page, nowhere)
+    page = jnp.where(steps < new.count[:, None], page, nowhere)
     lead = (page,) if layer is None else (layer, page)
     slot = slots % pages.size
 
-    def write(into: jax.Array, new: jax.Array, *place: Any) -> jax.Array:
+    def write(into: jax.Array, tokens: jax.Array, *place: Any) -> jax.Array:
         # Advanced indices apart from each other move to the front: the update is [B, T, K, H], as `k` is.
-        return into.at[(*lead, *place)].set(new.astype(into.dtype), mode="drop")
+        return into.at[(*lead, *place)].set(tokens.astype(into.dtype), mode="drop")
 
     key_scales, value_scales = pages.key_scales, pages.value_scales
     if key_scales is not None and value_scales is not None:

@@ -86,12 +86,11 @@ class Block(nnx.Module):
         attend: attention_lib.AttendCached,
         pages: cache_lib.Pages,
         layer: jax.Array | None,
-        cache: cache_lib.Cache,
-        count: jax.Array,
+        new: cache_lib.Slots,
     ) -> tuple[jax.Array, cache_lib.Pages]:
         """Appends the tokens of `x` [B, T, D] to layer `layer` of the stacked pages, or to its own, and attends."""
         q, k, v = self.attention.qkv(self.attention_norm(x), angles)
-        attended, pages = attend(q, k, v, pages, layer, cache, count)
+        attended, pages = attend(q, k, v, pages, layer, new)
         x = x + self.attention.out(attended)
         return x + self.mlp(self.mlp_norm(x)), pages
 
@@ -285,18 +284,19 @@ def forward_cached(
     """
     positions = cache.lengths[:, None] + jnp.arange(tokens.shape[1])
     angles = layers.rotary_angles(positions, config.head_dim, config.rope_theta)
+    new = cache_lib.Slots(cache.table, cache.lengths, num_tokens)
     x = params["embed"]["embedding"][tokens].astype(dtype)
 
     def block(carry: Any, weights: Params) -> tuple[Any, None]:
         x, pages, index = carry
-        x, pages = _block(config, weights).cached(x, angles, attend, pages, index, cache, num_tokens)
+        x, pages = _block(config, weights).cached(x, angles, attend, pages, index, new)
         return (x, pages, index + 1), None
 
     if _is_unstacked(params):
         pages: Any = []
         for weights, own in zip(params["layers"], cache.pages, strict=True):
             one = _block(config, weights, weight_first=True)
-            x, own = one.cached(x, angles, attend, own, None, cache, num_tokens)
+            x, own = one.cached(x, angles, attend, own, None, new)
             pages.append(own)
         pages = tuple(pages)
     else:

@@ -44,6 +44,7 @@ class Engine:
 
     Attributes:
       model: the loaded checkpoint; None where the engine was made from weights.
+      dtype: of activations.
       counts: what was done so far.
     """
 
@@ -75,7 +76,7 @@ class Engine:
         Raises:
           InputError: the checkpoint can't be loaded, or a setting makes no sense.
         """
-        dtype = dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+        dtype = dtype or default_dtype()
         if isinstance(checkpoint_or_params, (str, os.PathLike)):
             from s1jax.checkpoint import store  # Orbax takes a second to import
 
@@ -98,7 +99,7 @@ class Engine:
         on_cpu = all(device.platform == "cpu" for device in devices)
         unstack = mesh is None and on_cpu
         shards = 1 if mesh is None else parallel.row_shards(mesh)
-        self.counts = Counts()
+        self.counts, self.dtype = Counts(), dtype
         self._setup = Setup(
             config=config,
             params=params,
@@ -187,8 +188,8 @@ class Engine:
         session = Session(self._setup, [request], delimiters)
         session.admit()
         while True:
-            state = session.advance(steps)
-            sample = session.read(0, state)
+            session.advance(steps)
+            sample = session.read(0)
             yield sample
             if sample.answer_end:
                 return
@@ -197,17 +198,20 @@ class Engine:
         done = num_ids = num_thinking = 0
         while not session.over():
             session.admit()
-            state = session.advance(_STEPS)
-            ended = session.ended(state)
-            for slot in ended:
-                index, sample = session.release(slot, state)
+            session.advance(_STEPS)
+            for slot in session.ended():
+                index, sample = session.release(slot)
                 done, num_ids = done + 1, num_ids + len(sample.ids)
                 num_thinking += sample.thinking_tokens
                 yield index, sample
             if progress is not None:
-                going = session.occupied()
-                live, thinking = (int(column[going].sum()) for column in (state.count, state.thinking))
+                live, thinking = session.live()
                 progress(done, num_ids + live, num_thinking + thinking)
+
+
+def default_dtype() -> str:
+    """Of weights and activations where nobody names one: float32 on a CPU, bfloat16 elsewhere."""
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
 @functools.partial(jax.jit, static_argnames=("dtype",))

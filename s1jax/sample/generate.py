@@ -185,7 +185,7 @@ def prefill(
     """
     kind = jnp.dtype(dtype)
     piece = min(_CHUNK, tokens.shape[0])
-    attend = parallel.attend_cached(mesh, split_rows=False, pages_at_once=at_once)
+    attend = parallel.attend_cached(mesh, config.num_kv_heads, split_rows=False, pages_at_once=at_once)
 
     def run(index: jax.Array, cache: cache_lib.Cache) -> cache_lib.Cache:
         part = lax.dynamic_slice_in_dim(tokens, index * piece, piece)[None]
@@ -225,8 +225,8 @@ def admit(
       kv_heads: of the model.
     """
     here = jnp.arange(run.lengths.shape[0]) == slot
-    fill = jnp.full(here.shape, 1, jnp.int32)
-    fresh = budget_lib.init(settings.rules, settings.budgets, fill * last, fill * num_forced, here)
+    lasts, counts = jnp.full(here.shape, last), jnp.full(here.shape, num_forced)
+    fresh = budget_lib.init(settings.rules, settings.budgets, lasts, counts, here)
     return dataclasses.replace(
         run,
         pages=parallel.copy_pages(mesh, kv_heads)(run.pages, prompt, places),
@@ -269,7 +269,7 @@ def decode(
     """
     sampling, budgets, rules = settings.sampling, settings.budgets, settings.rules
     rows = jnp.arange(run.ids.shape[0])
-    attend = parallel.attend_cached(mesh, split_rows=True, pages_at_once=at_once)
+    attend = parallel.attend_cached(mesh, config.num_kv_heads, split_rows=True, pages_at_once=at_once)
 
     def goes_on(carry: tuple[Run, jax.Array]) -> jax.Array:
         run, taken = carry

@@ -14,7 +14,7 @@ from s1jax.config import Controls, Delimiters, InputError, from_dict, to_dict
 from s1jax.sample.generate import Request, Sample
 from s1jax.text import chat as chat_lib
 
-_CONTROLS = tuple(field.name for field in dataclasses.fields(Controls))
+CONTROLS = tuple(field.name for field in dataclasses.fields(Controls))
 _OUTPUTS = ("thinking", "answer", *(field.name for field in dataclasses.fields(Sample)))
 
 
@@ -115,7 +115,7 @@ def prompt_ids(model: Model, row: Mapping[str, Any], name: str) -> list[int]:
 
 def row_controls(row: Mapping[str, Any], defaults: Controls, name: str) -> Controls:
     """Returns `defaults` with the controls that the row has of its own."""
-    own = {key: row[key] for key in _CONTROLS if key in row}
+    own = {key: row[key] for key in CONTROLS if key in row}
     if not own:
         return defaults
     try:

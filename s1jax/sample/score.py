@@ -20,9 +20,10 @@ from jax import lax
 
 from s1jax.config import InputError, ModelConfig
 from s1jax.model import attention, decoder
+from s1jax.sample import buckets
 from s1jax.sample import logits as logits_lib
 
-_SMALLEST_BUCKET = 32
+_SMALLEST = 32  # length that rows are padded to
 _TOKENS = 512  # of a chunk, over all rows: 0.3 GB of logits with the vocabulary of Qwen2.5
 
 Pair = tuple[Sequence[int], Sequence[int]]  # ids of a context and of its continuation
@@ -71,7 +72,7 @@ def log_likelihoods(
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         missing = batch_size - len(batch)
-        length = _bucket(len(rows[batch[0]]) - 1, config.context_length)
+        length = min(max(_SMALLEST, buckets.power_of_two(len(rows[batch[0]]) - 1)), config.context_length)
         tokens = np.zeros((batch_size, length + 1), np.int32)
         for b, i in enumerate(batch):
             tokens[b, : len(rows[i])] = rows[i]
@@ -100,14 +101,6 @@ def _row(config: ModelConfig, context: Sequence[int], continuation: Sequence[int
     if bad:
         raise InputError(f"{name}: id {bad[0]} lies outside the model's vocabulary of {config.vocab_size} ids.")
     return row if len(row) > 1 else [*row, row[0]]
-
-
-def _bucket(length: int, most: int) -> int:
-    """The smallest power of two from 32 on that holds `length`, or `most` if that is less."""
-    size = _SMALLEST_BUCKET
-    while size < length:
-        size *= 2
-    return min(size, most)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "dtype", "implementation"))

@@ -13,9 +13,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from s1jax import meters
+from s1jax import meters, parallel
 from s1jax.config import Delimiters, InputError, ModelConfig
 from s1jax.model import cache as cache_lib
+from s1jax.sample import buckets
 from s1jax.sample import budget as budget_lib
 from s1jax.sample import generate as programs
 from s1jax.sample import logits as logits_lib
@@ -128,30 +129,28 @@ class Session:
         limits = [longest(request, delimiters) for request in requests]
         slots = self._check(limits)
         # As many slots as there are rows, in powers of two: calls with few rows share programs as well.
-        wanted = setup.shards * 2 ** (-(-len(requests) // setup.shards) - 1).bit_length()
-        num_slots = min(setup.slots, wanted)
-        self._size = _PAGE
-        self._needs = [-(-limit // self._size) for limit in limits]
+        num_slots = min(setup.slots, setup.shards * buckets.power_of_two(-(-len(requests) // setup.shards)))
+        self._needs = [-(-limit // _PAGE) for limit in limits]
         # Equal prompts stay together: they share a prefill.
         self._queue = sorted(range(len(requests)), key=lambda i: (limits[i], requests[i].prompt))
         each = num_slots // setup.shards
-        width = -(-slots // self._size)
-        count = each * width if setup.cache_length else bucket(sum(sorted(self._needs)[-each:]))
+        width = -(-slots // _PAGE)
+        count = each * width if setup.cache_length else buckets.bucket(sum(sorted(self._needs)[-each:]))
         self._check_memory(count, each, max(self._needs))
         self._pools = [_Pool(count) for _ in range(setup.shards)]
         self._prompt: _Prompt | None = None
-        self._held: list[tuple[int, list[int]] | None] = [None] * num_slots  # request and its pages, by slot
+        self._held: list[list[int] | None] = [None] * num_slots  # pages of the row in a slot
         self._table = np.zeros((num_slots, width), np.int32)
-        self._chosen = np.zeros(num_slots, np.int32)  # request whose settings a slot has
+        self._chosen = np.zeros(num_slots, np.int32)  # its request, or the last one that was there
         self._sampling = logits_lib.Sampling.of([request.controls for request in requests])
         self._budgets = budget_lib.Budgets.of([request.controls for request in requests])
         rules = budget_lib.Rules.of(delimiters, self._config.vocab_size, [request.wait for request in requests])
-        self._forced, self._forced_length = rules.forced, rules.forced_length
+        # What all rows share goes to the device once.
         shared = {name: getattr(rules, name) for name in ("legal", "end", "stop", "newline", "pad")}
         self._rules = dataclasses.replace(rules, **jax.device_put(shared))
-        setup.counts.note(f"start {num_slots} x {width * self._size}")
+        setup.counts.note(f"start {num_slots} x {width * _PAGE}")
         self._run = programs.start(
-            self._config, num_slots, slots, count * setup.shards, self._size, setup.cache_dtype,
+            self._config, num_slots, slots, count * setup.shards, _PAGE, setup.cache_dtype,
             unstack=setup.unstack, mesh=setup.mesh,
         )  # fmt: skip
 
@@ -176,7 +175,7 @@ class Session:
                     f" but the {what} is {limit}; lower max_thinking_tokens or max_answer_tokens, or shorten the"
                     " prompt."
                 )
-        return cache_length or bucket(max(limits))
+        return cache_length or buckets.bucket(max(limits))
 
     def _check_memory(self, pages: int, rows: int, most: int) -> None:
         """Refuses a cache that the device has no room for."""
@@ -184,14 +183,13 @@ class Session:
         free = meters.free_memory(jax.tree.leaves(setup.params)[0].devices())
         if free is None:
             return
-        tensor = 1 if setup.mesh is None else setup.mesh.shape["tensor"]
-        split = tensor if self._config.num_kv_heads % tensor == 0 else 1
-        page = self._size * cache_lib.bytes_per_slot(self._config, setup.cache_dtype) // split
+        split = 1 if setup.mesh is None else parallel.key_head_shards(setup.mesh, self._config.num_kv_heads)
+        page = _PAGE * cache_lib.bytes_per_slot(self._config, setup.cache_dtype) // split
         if pages * page > free:
             raise InputError(
                 f"{rows * setup.shards} rows at one time need a cache of {pages * page / 1e9:.1f} GB on a device that"
                 f" has {free / 1e9:.1f} GB free; {free // (most * page) * setup.shards} rows of"
-                f" {most * self._size} ids fit: lower the slots (--batch_size) or the token limits."
+                f" {most * _PAGE} ids fit: lower the slots (--batch_size) or the token limits."
             )
 
     def over(self) -> bool:
@@ -208,11 +206,14 @@ class Session:
             if held is None and self._queue:
                 self._fill(slot, self._queue.pop())
 
+    def _shard(self, slot: int) -> int:
+        return slot * self._setup.shards // len(self._held)
+
     def _fill(self, slot: int, index: int) -> None:
         setup, request = self._setup, self._requests[index]
         ids = (*request.prompt, *self._delimiters.think_start)
         length = len(ids) - 1  # the loop feeds the last one
-        shard = slot * setup.shards // len(self._held)
+        shard = self._shard(slot)
         pool = self._pools[shard]
         if self._prompt is None or self._prompt.ids != ids:
             self._forget_prompt()
@@ -220,17 +221,17 @@ class Session:
         shared = self._prompt.shared.get(shard, [])
         pages = shared + pool.take(self._needs[index] - len(shared))
         if not shared:
-            self._prompt.shared[shard] = pages[: length // self._size]
+            self._prompt.shared[shard] = pages[: length // _PAGE]
         pool.share(self._prompt.shared[shard])  # once more: by the prompt for the rows to come, or by this row
-        self._held[slot], self._chosen[slot] = (index, pages), index
+        self._held[slot], self._chosen[slot] = pages, index
         self._table[slot] = 0
         self._table[slot, : len(pages)] = pages
-        used = -(-length // self._size)
+        used = -(-length // _PAGE)
         count = self._prompt.pages.keys.shape[1]
         places = np.full((setup.shards, count), np.iinfo(np.int32).max, np.int32)
         places[shard, len(shared) : used] = pages[len(shared) : used]
         setup.counts.admissions += 1
-        setup.counts.note(f"admit {count * self._size}")
+        setup.counts.note(f"admit {count * _PAGE}")
         self._run = programs.admit(
             self._run, self._settings(), self._prompt.pages, places, np.int32(slot), np.int32(ids[-1]),
             np.int32(length), np.int32(len(self._delimiters.think_start)), mesh=setup.mesh,
@@ -245,15 +246,13 @@ class Session:
 
     def _prefill(self, ids: tuple[int, ...]) -> cache_lib.Pages:
         setup = self._setup
-        size = self._size
-        while size < len(ids) - 1:
-            size *= 2
+        size = _PAGE * buckets.power_of_two(max(-(-(len(ids) - 1) // _PAGE), 1))
         tokens = np.zeros(size, np.int32)
         tokens[: len(ids) - 1] = ids[:-1]
         setup.counts.prefills += 1
         setup.counts.note(f"prefill {size}")
         return programs.prefill(
-            setup.params, tokens, np.int32(len(ids) - 1), config=self._config, size=self._size,
+            setup.params, tokens, np.int32(len(ids) - 1), config=self._config, size=_PAGE,
             at_once=max(setup.pages_at_once, _PREFILL_PAGES), dtype=setup.dtype, mesh=setup.mesh,
         )  # fmt: skip
 
@@ -262,40 +261,45 @@ class Session:
         return programs.Settings(
             jax.tree.map(lambda column: column[rows], self._sampling),
             jax.tree.map(lambda column: column[rows], self._budgets),
-            dataclasses.replace(self._rules, forced=self._forced[rows], forced_length=self._forced_length[rows]),
+            dataclasses.replace(
+                self._rules, forced=self._rules.forced[rows], forced_length=self._rules.forced_length[rows]
+            ),
             self._table,  # type: ignore[arg-type]
         )
 
-    def advance(self, steps: int) -> budget_lib.State:
-        """Takes up to `steps` steps, or until slots are empty that others wait for; returns the state, on the host."""
+    def advance(self, steps: int) -> None:
+        """Takes up to `steps` steps, or until slots are empty that others wait for."""
         setup, busy = self._setup, len(self.occupied())
         leave = max(busy - max(len(self._held) // _REFILL, 1), 0) if self._queue else 0
         setup.counts.loops += 1
-        setup.counts.note(f"decode {len(self._held)} x {self._table.shape[1] * self._size}")
+        setup.counts.note(f"decode {len(self._held)} x {self._table.shape[1] * _PAGE}")
         self._run, taken = programs.decode(
             setup.loop_params, self._run, self._settings(), np.int32(len(self._delimiters.think_start)),
             np.int32(steps), np.int32(leave), config=self._config, at_once=setup.pages_at_once, dtype=setup.dtype,
             mesh=setup.mesh,
         )  # fmt: skip
-        state, logprob, taken = jax.device_get((self._run.state, self._run.logprob, taken))
-        self._logprob = logprob
+        self._state, self._logprob, taken = jax.device_get((self._run.state, self._run.logprob, taken))
         setup.counts.steps += int(taken)
-        return state
 
-    def ended(self, state: budget_lib.State) -> list[int]:
+    def ended(self) -> list[int]:
         """Slots whose row has ended."""
-        return [slot for slot in self.occupied() if state.phase[slot] == budget_lib.FINISHED]
+        return [slot for slot in self.occupied() if self._state.phase[slot] == budget_lib.FINISHED]
 
-    def release(self, slot: int, state: budget_lib.State) -> tuple[int, Sample]:
+    def live(self) -> tuple[int, int]:
+        """Ids, and thinking tokens among them, of the rows that are in slots."""
+        slots = self.occupied()
+        return int(self._state.count[slots].sum()), int(self._state.thinking[slots].sum())
+
+    def release(self, slot: int) -> tuple[int, Sample]:
         """Takes an ended row out of its slot; returns its place among the requests and its sample."""
-        sample = self.read(slot, state)
-        index, pages = self._held[slot]  # type: ignore[misc]
-        self._pools[slot * self._setup.shards // len(self._held)].free(pages)
+        sample = self.read(slot)
+        self._pools[self._shard(slot)].free(self._held[slot] or [])
         self._held[slot] = None
-        return index, sample
+        return int(self._chosen[slot]), sample
 
-    def read(self, slot: int, state: budget_lib.State) -> Sample:
+    def read(self, slot: int) -> Sample:
         """What the row in `slot` has emitted so far."""
+        state = self._state
         ids, forced = jax.device_get(programs.read_ids(self._run, np.int32(slot)))
         start = np.array(self._delimiters.think_start, np.int32)
         count = int(state.count[slot]) - len(start)
@@ -318,11 +322,3 @@ def longest(request: Request, delimiters: Delimiters) -> int:
     forced = (delimiters.think_start, delimiters.newline, delimiters.think_end, delimiters.final_answer)
     controls = request.controls
     return len(request.prompt) + sum(map(len, forced)) + controls.max_thinking_tokens + controls.max_answer_tokens
-
-
-def bucket(length: int) -> int:
-    """The smallest of 32, 48, 64, 96, 128, 192, ... that holds `length`."""
-    size = 32
-    while size < length:
-        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
-    return size

@@ -10,6 +10,7 @@ import pytest
 
 from s1jax.config import Controls, InputError, ModelConfig
 from s1jax.model import decoder
+from s1jax.sample import buckets
 from s1jax.sample import generate as programs
 from s1jax.sample import session as session_lib
 from s1jax.sample.engine import Engine
@@ -336,6 +337,6 @@ def test_no_rows_is_no_error(engine):
 
 
 def test_buckets_are_few_and_fit():
-    sizes = sorted({session_lib.bucket(n) for n in range(1, 32769)})
+    sizes = sorted({buckets.bucket(n) for n in range(1, 32769)})
     assert sizes[:7] == [32, 48, 64, 96, 128, 192, 256] and sizes[-1] == 32768 and len(sizes) == 21
-    assert all(session_lib.bucket(n) >= n for n in range(1, 5000))
+    assert all(buckets.bucket(n) >= n for n in range(1, 5000))
