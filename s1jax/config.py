@@ -232,7 +232,7 @@ class TrainConfig:
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     remat: Literal["none", "full", "save_attention", "save_dots"] = "full"
-    attention: Literal["auto", "xla", "chunked", "splash", "cudnn"] = "xla"
+    attention: Literal["auto", "xla", "chunked", "splash", "cudnn", "flash"] = "xla"
     loss_chunk: int = 1024
 
     def __post_init__(self) -> None:

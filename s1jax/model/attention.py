@@ -44,7 +44,8 @@ def attend(
       v: [B, S, K, H].
       segment_ids: int32 [B, T]; a token sees earlier tokens of its own segment and itself.
       implementation: `xla`, einsums that materialise [B, N, T, S] scores; `chunked`, memory linear in S on any
-        backend (`s1jax.model.chunked`); `splash` and `cudnn` (`s1jax.model.fused`) where `choose` says so.
+        backend (`s1jax.model.chunked`); `splash`, `cudnn` (`s1jax.model.fused`) and `flash` (`s1jax.model.flash`)
+        where `choose` says so.
       places: int32 [T], where the queries stand in the row; None: they are the row, S = T. Otherwise two runs of T / 2
         neighbours, which together see half of all keys (`s1jax.parallel.places`).
       key_segment_ids: int32 [B, S]; None: `segment_ids`.
@@ -59,6 +60,10 @@ def attend(
         if places is not None:
             raise ValueError(f"attention implementation {implementation!r} has no part of a row; use 'chunked'")
         return _FUSED[implementation](q, k, v, segment_ids)
+    if implementation == "flash":
+        from s1jax.model import flash  # Triton's part of JAX takes half a second to import
+
+        return flash.attend(q, k, v, segment_ids, places=places, key_segment_ids=key_segment_ids)
     batch, length, _, head_dim = q.shape
     # Blocks may not reach over the border between two runs.
     block = min(_BLOCK, length) if places is None else math.gcd(_BLOCK, length // 2)
@@ -69,7 +74,8 @@ def attend(
         segments = (segment_ids, key_segment_ids)
         return chunked.attend(grouped, k, v, *segments, places[::block] // block, block).reshape(q.shape)
     if implementation != "xla":
-        raise ValueError(f"attention implementation {implementation!r} is unknown; use xla, chunked, splash or cudnn")
+        known = "xla, chunked, splash, cudnn or flash"
+        raise ValueError(f"attention implementation {implementation!r} is unknown; use {known}")
     causal = places[:, None] >= jnp.arange(k.shape[1])
     visible = causal & (segment_ids[:, :, None] == key_segment_ids[:, None, :])  # [B, T, S]
     return checkpoint_name(_softmax_mean(q, k.swapaxes(1, 2), v.swapaxes(1, 2), visible), "attention")
@@ -90,14 +96,14 @@ def choose(asked: str, platform: str, dtype: str, packed: bool, sequence: int) -
       its name for `attend`, and a sentence where it isn't what was asked for.
     """
     whole_rows = (sequence > 1, "has no part of a row (mesh.sequence > 1)")
+    nvidia = [
+        (platform not in ("gpu", "cuda"), "runs on NVIDIA GPUs only"),
+        (dtype != "bfloat16", "wants train.compute_dtype=bfloat16"),
+    ]
     against = {
         "splash": [(platform != "tpu", "runs on TPU only"), whole_rows],
-        "cudnn": [
-            (platform not in ("gpu", "cuda"), "runs on NVIDIA GPUs only"),
-            (dtype != "bfloat16", "wants train.compute_dtype=bfloat16"),
-            (packed, "knows no segments (data.batching=packed)"),
-            whole_rows,
-        ],
+        "cudnn": [*nvidia, (packed, "knows no segments (data.batching=packed)"), whole_rows],
+        "flash": nvidia,
     }
     reasons = {name: next((why for applies, why in pairs if applies), None) for name, pairs in against.items()}
     if asked == "auto":

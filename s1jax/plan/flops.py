@@ -15,15 +15,19 @@ def count(jaxpr: core.Jaxpr) -> float:
     """Operations of all `dot_general`s: 2 for a multiplication with its addition, loops times their length.
 
     Both sides of a condition cost what the dearer one does; the body of `shard_map` counts once per device, that of a
-    Pallas kernel once for every block of its grid that it does not skip, cuDNN's attention by its formula.
+    Pallas kernel once for every block of its grid that it does not skip, cuDNN's attention and that of
+    `s1jax.model.flash` by their formulas.
 
     Raises:
       ValueError: for a loop of unknown length around a product, and for a Pallas kernel that is not known here.
     """
     total = 0.0
     for equation in jaxpr.eqns:
-        inner = [count(body) for body in bodies(equation.params)]
         name = equation.primitive.name
+        if name == "pallas_call" and equation.params["name"] in _FLASH:
+            total += _flash(equation)
+            continue
+        inner = [count(body) for body in bodies(equation.params)]
         if name == "dot_general":
             (contract, _), _ = equation.params["dimension_numbers"]
             left, out = _shape(equation.invars[0]), _shape(equation.outvars[0])
@@ -53,6 +57,18 @@ def _causal_pairs(equation: core.JaxprEqn) -> int:
     """Pairs of a query and a key that is not behind it, over all rows and heads."""
     batch, length, heads, _ = _shape(equation.invars[0])
     return batch * heads * length * (length + 1) // 2
+
+
+# The same of `s1jax.model.flash`, whose backward kernels both make the scores and their gradients.
+_FLASH = {"flash_forward": 4.0, "flash_backward_queries": 6.0, "flash_backward_keys": 8.0}
+
+
+def _flash(equation: core.JaxprEqn) -> float:
+    """Operations of a kernel on rows of one segment: the loops over blocks end at the diagonal, on the mean."""
+    (batch, length, heads, size), keys = _shape(equation.invars[0]), _shape(equation.invars[1])[1]
+    name, grid = equation.params["name"], equation.params["grid_mapping"].grid
+    block = (keys if name == "flash_backward_keys" else length) // grid[0]
+    return _FLASH[name] * size * batch * heads * length * (keys + block) / 2
 
 
 def _blocks_run(params: dict[str, Any]) -> int:

@@ -170,20 +170,23 @@ def test_cudnn_is_the_reference_with_its_gradients():
         ("auto", "tpu", True, 1, "splash", None),
         ("auto", "tpu", False, 2, "chunked", None),
         ("auto", "cuda", False, 1, "cudnn", None),
-        ("auto", "gpu", True, 1, "chunked", None),
+        ("auto", "gpu", True, 1, "flash", None),
+        ("auto", "cuda", False, 2, "flash", None),
         ("auto", "cpu", False, 1, "chunked", None),
         ("xla", "gpu", True, 4, "xla", None),
         ("splash", "gpu", False, 1, "chunked", "train.attention=splash runs on TPU only"),
         ("splash", "tpu", False, 4, "chunked", "no part of a row"),
         ("cudnn", "gpu", True, 1, "chunked", "data.batching=packed"),
         ("cudnn", "cpu", False, 1, "chunked", "NVIDIA"),
+        ("flash", "tpu", True, 1, "chunked", "NVIDIA"),
     ],
 )
 def test_what_a_kernel_cannot_do_falls_back_with_a_sentence(asked, platform, packed, sequence, chosen, why):
     name, note = attention.choose(asked, platform, "bfloat16", packed, sequence)
     assert name == chosen
     assert (note is None) if why is None else (why in note and "chunked is used instead" in note)
-    assert attention.choose("cudnn", "gpu", "float32", False, 1)[0] == "chunked"
+    for fused_name in ("cudnn", "flash"):
+        assert attention.choose(fused_name, "gpu", "float32", False, 1)[0] == "chunked"
 
 
 def test_queries_that_are_part_of_a_row(monkeypatch):
