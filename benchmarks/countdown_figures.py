@@ -24,6 +24,7 @@ from s1jax.evaluate import scaling
 FLAGS = flags.FLAGS
 flags.DEFINE_list("bases", ["package:countdown_base"], "Checkpoints or workdirs of configs/countdown_base.py.")
 flags.DEFINE_list("seeds", ["0", "1", "2"], "Seeds of the 1,000 rows and of their order.")
+flags.DEFINE_list("settings", [], "Changes to configs/countdown_s1.py, for example train.param_dtype=bfloat16.")
 flags.DEFINE_enum("split", "test", ["dev", "test"], "Held-out problems.")
 flags.DEFINE_integer("num_problems", 0, "Problems from the front; 0 takes all.")
 flags.DEFINE_string("workdir", "runs/countdown_figures", "Folder of all runs.")
@@ -45,10 +46,10 @@ def main(_: list[str]) -> None:
         }
         for seed in FLAGS.seeds:
             workdir = root / f"base{i}_seed{seed}"
-            settings = [f"--config.init_from={base}", f"--config.data.seed={seed}"]
+            settings = [f"--config.{s}" for s in (f"init_from={base}", f"data.seed={seed}", *FLAGS.settings)]
             _run("launch.train", "--config=configs/countdown_s1.py", f"--workdir={workdir}", *settings)
             curve = _evaluate(str(workdir), workdir / FLAGS.split, rows, [f"--budgets={BUDGETS}", f"--waits={WAITS}"])
-            tuned.append({"base": base, "seed": int(seed), "runs": curve})
+            tuned.append({"base": base, "seed": int(seed), "loss": _last_loss(workdir), "runs": curve})
     names = tuned[0]["runs"]
     mean = {
         name: {
@@ -60,7 +61,7 @@ def main(_: list[str]) -> None:
         }
         for name in names
     }
-    results = {"split": FLAGS.split, "problems": len(rows), "hard_problems": sum(row["hard"] for row in rows)}
+    results = {"settings": FLAGS.settings, "split": FLAGS.split, "problems": len(rows), "hard_problems": sum(row["hard"] for row in rows)}
     record.write(FLAGS.name, {**results, "over_runs": mean, "runs": tuned, "bases": bases})
 
 
@@ -83,6 +84,12 @@ def _evaluate(checkpoint: str, out: pathlib.Path, rows: list[dict[str, Any]], se
         figures["unfinished"] = 100 * statistics.mean(sample["answer_end"] != "stop" for sample in here)
         found[name] = {key: round(value, 2) for key, value in figures.items()}
     return found
+
+
+def _last_loss(workdir: pathlib.Path) -> float:
+    """Mean over the steps of the last epoch."""
+    steps = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return round(statistics.mean(step["loss"] for step in steps[-len(steps) // 5 :]), 4)
 
 
 def _run(module: str, *arguments: str) -> None:

@@ -136,6 +136,19 @@ def shards() -> dict[str, float]:
     return shares
 
 
+def rounding() -> bool:
+    """Whether bfloat16 weights on 8 devices are rounded as on one."""
+    rng = np.random.default_rng(5)
+    weights = jnp.asarray(rng.normal(size=(16, 24)), jnp.bfloat16)
+    updates = np.float32(1e-4 * rng.normal(size=(16, 24)))
+    mesh = parallel.make_mesh(MeshConfig(2, 2, 1, 2))
+    lies = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp", "tensor"))
+    apply = jax.jit(optimizer_lib.apply)
+    eight = apply(jax.device_put(weights, lies), jax.device_put(updates, lies), 3)
+    assert len(eight.sharding.device_set) == 8
+    return bool(jnp.array_equal(np.asarray(eight), np.asarray(apply(weights, updates, 3))))
+
+
 def checkpoints(folder: pathlib.Path) -> list[bool]:
     """Whether weights written from one mesh are read back onto others as they were."""
     model = MODELS["tied"]
@@ -162,6 +175,7 @@ if __name__ == "__main__":
         "compare": compare(),
         "attention": attention_with_three_key_heads(),
         "shards": shards(),
+        "rounding": rounding(),
         "checkpoints": checkpoints(pathlib.Path(sys.argv[1])),
     }
     print(json.dumps(found))

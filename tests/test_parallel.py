@@ -46,6 +46,10 @@ def test_weights_and_moments_are_sharded(results):
         assert share < 0.15, name
 
 
+def test_bfloat16_weights_are_rounded_alike_on_every_mesh(results):
+    assert results["rounding"]
+
+
 def test_checkpoints_move_between_meshes(results):
     assert results["checkpoints"] == [True] * 6
 

@@ -137,6 +137,10 @@ def remedies(result: Plan, experiment: Experiment) -> list[str]:
         advice.append("--config.train.remat=full: only each layer's input is kept")
     if result.rows > result.devices and train.accumulation < result.rows // result.devices:
         advice.append(f"--config.train.accumulation={result.rows // result.devices}: one row a device at a time")
+    if experiment.optimizer.moment_dtype != "bfloat16":
+        advice.append("--config.optimizer.moment_dtype=bfloat16: half the moments")
+    if train.param_dtype != "bfloat16":
+        advice.append("--config.train.param_dtype=bfloat16: half the weights, rounded at random")
     shorter = f"a shorter data.block_size (now {result.block_size})"
     advice.append(f"{shorter}, mesh.sequence=2, mesh.tensor=2, or more devices")
     return advice

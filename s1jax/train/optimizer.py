@@ -64,6 +64,35 @@ def make(config: OptimizerConfig, model: ModelConfig, num_steps: int) -> optax.G
     )
 
 
+def apply(params: Any, updates: Any, step: jax.Array) -> Any:
+    """params + updates. Weights in bfloat16 are rounded up or down at random, so that the sum is right on the mean.
+
+    To the nearest, most steps of a fine-tuning would be lost: a rate of 1e-5 is 1/100 of a weight's last place (Gupta
+    et al. 2015; Zamirai et al. 2020). The draws are a function of the step and the weight, whatever the mesh.
+
+    Args:
+      params: float32 or bfloat16.
+      updates: float32, of the same shapes.
+      step: int32 scalar, which no two updates of a run share.
+    """
+    leaves, tree = jax.tree.flatten(params)
+    key = jax.random.fold_in(jax.random.key(0), step)
+    sums = []
+    for index, (param, update) in enumerate(zip(leaves, jax.tree.leaves(updates), strict=True)):
+        wide = param.astype(jnp.float32) + update
+        narrow = param.dtype == jnp.bfloat16
+        sums.append(_round_at_random(wide, jax.random.fold_in(key, index)) if narrow else wide.astype(param.dtype))
+    return jax.tree.unflatten(tree, sums)
+
+
+def _round_at_random(x: jax.Array, key: jax.Array) -> jax.Array:
+    """float32 -> one of the two neighbours in bfloat16, the nearer one the more often; what is not finite stays so."""
+    # bfloat16 is the upper half of float32: a random lower half added to a number's own carries as often as it should.
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + jax.random.bits(key, x.shape, jnp.uint16)
+    carried = jax.lax.bitcast_convert_type((bits >> 16).astype(jnp.uint16), jnp.bfloat16)
+    return jnp.where(jnp.isfinite(x), carried, x.astype(jnp.bfloat16))
+
+
 def _stored(inner: optax.GradientTransformation, dtype: Any) -> optax.GradientTransformation:
     """`inner` with moments that lie in `dtype` between updates and are float32 within; u is of the unrounded ones."""
 

@@ -156,7 +156,7 @@ def make_step(
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         grads = optimizer_lib.clip(grads, norm, optimizer.clip_norm)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        new = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
+        new = TrainState(state.step + 1, optimizer_lib.apply(state.params, updates, state.step), opt_state)
         new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, state)
         metrics = {
             "loss": loss,
