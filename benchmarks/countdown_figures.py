@@ -61,7 +61,8 @@ def main(_: list[str]) -> None:
         }
         for name in names
     }
-    results = {"settings": FLAGS.settings, "split": FLAGS.split, "problems": len(rows), "hard_problems": sum(row["hard"] for row in rows)}
+    hard = sum(row["hard"] for row in rows)
+    results = {"settings": FLAGS.settings, "split": FLAGS.split, "problems": len(rows), "hard_problems": hard}
     record.write(FLAGS.name, {**results, "over_runs": mean, "runs": tuned, "bases": bases})
 
 
