@@ -17,19 +17,34 @@ import tempfile
 
 from benchmarks import record
 
+# Half of a row on each of two devices, and two micro-batches: as many rows a step as devices.
+_HALVES = ("mesh.sequence=2", "train.accumulation=2")
 ROWS: dict[str, tuple[str, str, list[str]]] = {  # target, model, settings
     "v5p_8k": ("v5p:2x2x4", "qwen2p5_7b", ["data.block_size=8192"]),
     "v5p_8k_save_dots": ("v5p:2x2x4", "qwen2p5_7b", ["data.block_size=8192", "train.remat=save_dots"]),
     "v5p_32k": ("v5p:2x2x4", "qwen2p5_7b", ["data.block_size=32768"]),
+    "v5p_32k_sequence": ("v5p:2x2x4", "qwen2p5_7b", ["data.block_size=32768", *_HALVES]),
     "v6e_32k": ("v6e:4x4", "qwen2p5_7b", ["data.block_size=32768"]),
+    "v6e_32k_sequence": ("v6e:4x4", "qwen2p5_7b", ["data.block_size=32768", *_HALVES]),
     "v5p_32b_32k": ("v5p:4x4x4", "qwen2p5_32b", ["data.block_size=32768", "train.batch_size=64"]),
-    "h100_32b_32k": ("h100:16", "qwen2p5_32b", ["data.block_size=32768"]),
-    "h100_32b_32k_sequence": (
-        "h100:16",
+    "v5p_32b_32k_sequence": (
+        "v5p:4x4x4",
         "qwen2p5_32b",
-        ["data.block_size=32768", "mesh.sequence=2", "train.accumulation=2"],
+        ["data.block_size=32768", "train.batch_size=64", *_HALVES],
     ),
+    "h100_32b_32k": ("h100:16", "qwen2p5_32b", ["data.block_size=32768"]),
+    "h100_32b_32k_sequence": ("h100:16", "qwen2p5_32b", ["data.block_size=32768", *_HALVES]),
     "h100_3b_32k": ("h100:1", "qwen2p5_3b", ["data.block_size=32768", "train.accumulation=16"]),
+    "h100_7b_32k": (
+        "h100:1",
+        "qwen2p5_7b",
+        [
+            "data.block_size=32768",
+            "train.batch_size=1",
+            "train.param_dtype=bfloat16",
+            "optimizer.moment_dtype=bfloat16",
+        ],
+    ),
 }
 
 

@@ -23,6 +23,7 @@ from s1jax.config import Experiment, InputError, MeshConfig, ModelConfig
 from s1jax.model import attention as attention_lib
 from s1jax.model import cache as cache_lib
 from s1jax.model import decoder
+from s1jax.model.blocks import Part
 
 AXES = ("data", "fsdp", "sequence", "tensor")
 ROWS = ("data", "fsdp")  # mesh axes along which the rows of a batch lie
@@ -247,9 +248,9 @@ def attend(mesh: Mesh, implementation: str) -> attention_lib.Attend:
             if shards == 1:
                 return attention_lib.attend(q, k, v, segment_ids, implementation)
             k, v, key_segment_ids = (_whole_rows(x, shards) for x in (k, v, segment_ids))
-            own = jnp.asarray(table)[jax.lax.axis_index(TOKENS)]
+            part = Part(table, jax.lax.axis_index(TOKENS))
             return attention_lib.attend(
-                q, k, v, segment_ids, implementation, places=own, key_segment_ids=key_segment_ids
+                q, k, v, segment_ids, implementation, part=part, key_segment_ids=key_segment_ids
             )
 
         heads = PartitionSpec(ROWS, TOKENS, "tensor")

@@ -15,6 +15,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from s1jax.model import cache as cache_lib
 from s1jax.model import chunked, fused
+from s1jax.model.blocks import Part
 
 _BLOCK = 512
 
@@ -23,7 +24,6 @@ _BLOCK = 512
 Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 # (q, k, v, pages, layer, new), as `attend_cached`; on a mesh what `s1jax.parallel.attend_cached` makes of it.
 AttendCached = Callable[..., tuple[jax.Array, cache_lib.Pages]]
-_FUSED: dict[str, Attend] = {"splash": fused.splash, "cudnn": fused.cudnn}
 
 
 def attend(
@@ -33,7 +33,7 @@ def attend(
     segment_ids: jax.Array,
     implementation: str = "xla",
     *,
-    places: jax.Array | None = None,
+    part: Part | None = None,
     key_segment_ids: jax.Array | None = None,
 ) -> jax.Array:
     """Causal attention within segments.
@@ -46,8 +46,8 @@ def attend(
       implementation: `xla`, einsums that materialise [B, N, T, S] scores; `chunked`, memory linear in S on any
         backend (`s1jax.model.chunked`); `splash`, `cudnn` (`s1jax.model.fused`) and `flash` (`s1jax.model.flash`)
         where `choose` says so.
-      places: int32 [T], where the queries stand in the row; None: they are the row, S = T. Otherwise two runs of T / 2
-        neighbours, which together see half of all keys (`s1jax.parallel.places`).
+      part: which queries of a row these are; None: they are the row, S = T. Otherwise two runs of T / 2 neighbours,
+        which together see half of all keys (`s1jax.parallel.places`).
       key_segment_ids: int32 [B, S]; None: `segment_ids`.
 
     Returns:
@@ -56,18 +56,20 @@ def attend(
     Raises:
       ValueError: for an unknown implementation.
     """
-    if implementation in _FUSED:
-        if places is not None:
-            raise ValueError(f"attention implementation {implementation!r} has no part of a row; use 'chunked'")
-        return _FUSED[implementation](q, k, v, segment_ids)
+    if implementation == "cudnn":
+        if part is not None:
+            raise ValueError("attention implementation 'cudnn' has no part of a row; use 'flash'")
+        return fused.cudnn(q, k, v, segment_ids)
+    if implementation == "splash":
+        return fused.splash(q, k, v, segment_ids, part=part, key_segment_ids=key_segment_ids)
     if implementation == "flash":
         from s1jax.model import flash  # Triton's part of JAX takes half a second to import
 
-        return flash.attend(q, k, v, segment_ids, places=places, key_segment_ids=key_segment_ids)
+        return flash.attend(q, k, v, segment_ids, part=part, key_segment_ids=key_segment_ids)
     batch, length, _, head_dim = q.shape
     # Blocks may not reach over the border between two runs.
-    block = min(_BLOCK, length) if places is None else math.gcd(_BLOCK, length // 2)
-    places = jnp.arange(length) if places is None else places
+    block = min(_BLOCK, length) if part is None else math.gcd(_BLOCK, length // 2)
+    places = jnp.arange(length) if part is None else part.own
     key_segment_ids = segment_ids if key_segment_ids is None else key_segment_ids
     if implementation == "chunked":
         grouped = (q * head_dim**-0.5).reshape(batch, length, k.shape[2], -1, head_dim)
@@ -95,14 +97,17 @@ def choose(asked: str, platform: str, dtype: str, packed: bool, sequence: int) -
     Returns:
       its name for `attend`, and a sentence where it isn't what was asked for.
     """
-    whole_rows = (sequence > 1, "has no part of a row (mesh.sequence > 1)")
     nvidia = [
         (platform not in ("gpu", "cuda"), "runs on NVIDIA GPUs only"),
         (dtype != "bfloat16", "wants train.compute_dtype=bfloat16"),
     ]
     against = {
-        "splash": [(platform != "tpu", "runs on TPU only"), whole_rows],
-        "cudnn": [*nvidia, (packed, "knows no segments (data.batching=packed)"), whole_rows],
+        "splash": [(platform != "tpu", "runs on TPU only")],
+        "cudnn": [
+            *nvidia,
+            (packed, "knows no segments (data.batching=packed)"),
+            (sequence > 1, "has no part of a row (mesh.sequence > 1)"),
+        ],
         "flash": nvidia,
     }
     reasons = {name: next((why for applies, why in pairs if applies), None) for name, pairs in against.items()}

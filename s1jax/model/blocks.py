@@ -1,9 +1,30 @@
-"""Rows cut into blocks along their length, for loops that hold one block's intermediates at a time."""
+"""Rows cut along their length: into blocks, for loops that hold one at a time, and into the shares of devices."""
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """The queries of a device that shares its rows with others.
+
+    Attributes:
+      places: int [shares, T], where every device's queries stand in the row, rising.
+      index: int32 scalar, whose these are.
+    """
+
+    places: np.ndarray
+    index: jax.Array
+
+    @property
+    def own(self) -> jax.Array:
+        """int32 [T], the places of these queries."""
+        return jnp.asarray(self.places, jnp.int32)[self.index]
 
 
 def split(x: jax.Array, block: int) -> jax.Array:

@@ -25,6 +25,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
+from s1jax.model.blocks import Part
 from s1jax.model.chunked import MASKED
 
 _LOG2E = math.log2(math.e)
@@ -48,7 +49,7 @@ def attend(
     v: jax.Array,
     segment_ids: jax.Array,
     *,
-    places: jax.Array | None = None,
+    part: Part | None = None,
     key_segment_ids: jax.Array | None = None,
     blocks: Blocks = Blocks(),
     interpret: bool = False,
@@ -62,7 +63,7 @@ def attend(
       k: [B, S, K, H].
       v: [B, S, K, H].
       segment_ids: int32 [B, T]; 0 is padding, which attends to nothing.
-      places: int32 [T], rising, where the queries stand in the row; None: they are the row.
+      part: which queries of a row these are; None: they are the row.
       key_segment_ids: int32 [B, S]; None: `segment_ids`.
       blocks: their sizes.
       interpret: runs on any backend, slowly, for tests.
@@ -71,7 +72,7 @@ def attend(
       [B, T, N, H] in the dtype of `q`, 0 for padding; softmax and sums in float32.
     """
     length, head_dim = q.shape[1], q.shape[3]
-    places = jnp.arange(length, dtype=jnp.int32) if places is None else places
+    places = jnp.arange(length, dtype=jnp.int32) if part is None else part.own
     seen = segment_ids if key_segment_ids is None else key_segment_ids
     # Two ids for padding, behind all others: no query of it has a key, and the ids of a packed row rise to its end.
     own, seen = (jnp.where(ids > 0, ids, most) for ids, most in ((segment_ids, 2**30), (seen, 2**30 + 1)))

@@ -7,13 +7,25 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+
+from s1jax.model.blocks import Part
 
 _LANES = 128  # blocks of splash attention are multiples of it
 _BLOCK = 512
 _PARTS = 8
 
 
-def splash(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, interpret: bool = False) -> jax.Array:
+def splash(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segment_ids: jax.Array,
+    *,
+    part: Part | None = None,
+    key_segment_ids: jax.Array | None = None,
+    interpret: bool = False,
+) -> jax.Array:
     """Causal attention within segments by JAX's Pallas kernel for TPU; arguments of `s1jax.model.attention.attend`.
 
     Rows are padded to a multiple of 128 with a segment of their own. Under a remat policy that saves the name
@@ -21,47 +33,65 @@ def splash(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, int
 
     Args:
       q: [B, T, N, H].
-      k: [B, T, K, H].
-      v: [B, T, K, H].
+      k: [B, S, K, H].
+      v: [B, S, K, H].
       segment_ids: int32 [B, T], not negative.
+      part: which queries of a row these are; None: they are the row.
+      key_segment_ids: int32 [B, S]; None: `segment_ids`.
       interpret: runs on any backend, slowly, for tests.
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 
-    _, length, heads, head_dim = q.shape
-    extra = -length % _LANES
-    lanes = (length + extra) // _LANES
-    block = _LANES * _largest_divisor(lanes, _BLOCK // _LANES)
-    count = (length + extra) // block
+    length, keys, head_dim = q.shape[1], k.shape[1], q.shape[3]
+    places = np.arange(length)[None] if part is None else part.places
+    # A padded query stands where the last one does: no row of a block may be without any key.
+    places = np.pad(places, ((0, 0), (0, -length % _LANES)), mode="edge")
+    all_keys = keys + -keys % _LANES
+    block, key_block = (_LANES * _largest_divisor(n // _LANES, _BLOCK // _LANES) for n in (places.shape[1], all_keys))
+    count = all_keys // key_block
     # The backward kernel writes a part of the queries' gradient for every block of keys, to be added up afterwards:
     # 15 GB of parts for Qwen2.5-7B at 32k with blocks of 512. Eight of them are 1.9 GB, for 1/8 more products there.
-    wide = block * _largest_divisor(count, count // _PARTS)
+    wide = key_block * _largest_divisor(count, count // _PARTS)
     sizes = splash_attention_kernel.BlockSizes(
         block_q=block,
-        block_kv=block,
-        block_kv_compute=block,
+        block_kv=key_block,
+        block_kv_compute=key_block,
         block_q_dkv=block,
         block_kv_dkv=wide,
-        block_kv_dkv_compute=block,
+        block_kv_dkv_compute=key_block,
         use_fused_bwd_kernel=True,
     )
     # Made now, not traced: what is known of the mask beforehand says which blocks are left out.
     with jax.ensure_compile_time_eval():
-        mask = splash_attention_mask.CausalMask((length + extra, length + extra))
+        mask = splash_attention_mask.CausalMask((places.size, all_keys))
+        mask.q_sequence = places.reshape(-1).astype(np.int32)
         kernel = splash_attention_kernel.make_splash_mha(
-            splash_attention_mask.MultiHeadMask([mask] * heads),
+            splash_attention_mask.MultiHeadMask([mask] * q.shape[2]),
             block_sizes=sizes,
             head_shards=1,
-            q_seq_shards=1,
+            q_seq_shards=len(places),
             residual_checkpoint_name="attention",
             interpret=interpret,
         )
+    if part is not None:  # of what is known of all devices' queries, this one's: [heads, blocks, ...] and [queries]
+        kernel = jax.tree.map(lambda x: _share(x, min(x.ndim - 1, 1), len(places), part.index), kernel)
     q, k, v = (
-        jnp.pad(x, ((0, 0), (0, extra), (0, 0), (0, 0))).swapaxes(1, 2) for x in (q * head_dim**-0.5, k, v)
-    )  # [B, N or K, T, H]
-    segments = jnp.pad(segment_ids, ((0, 0), (0, extra)), constant_values=-1)
-    out = jax.vmap(lambda q, k, v, s: kernel(q, k, v, splash_attention_kernel.SegmentIds(s, s)))(q, k, v, segments)
+        jnp.pad(x, ((0, 0), (0, -x.shape[1] % _LANES), (0, 0), (0, 0))).swapaxes(1, 2)
+        for x in (q * head_dim**-0.5, k, v)
+    )  # [B, N or K, T or S, H]
+    own, seen = (
+        jnp.pad(ids, ((0, 0), (0, -ids.shape[1] % _LANES)), constant_values=-1)
+        for ids in (segment_ids, segment_ids if key_segment_ids is None else key_segment_ids)
+    )
+    segments = splash_attention_kernel.SegmentIds(own, seen)
+    out = jax.vmap(kernel)(q, k, v, segments)
     return out.swapaxes(1, 2)[:, :length].astype(v.dtype)
+
+
+def _share(x: jax.Array, axis: int, shares: int, index: jax.Array) -> jax.Array:
+    """One of equal parts of an array."""
+    size = x.shape[axis] // shares
+    return jax.lax.dynamic_slice_in_dim(x, index * size, size, axis)
 
 
 def _largest_divisor(number: int, most: int) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import jax.numpy as jnp
 from jax.extend import core
 
 
@@ -41,7 +42,7 @@ def count(jaxpr: core.Jaxpr) -> float:
         elif name in _CUDNN:
             total += _CUDNN[name] * _causal_pairs(equation) * _shape(equation.invars[0])[-1]
         elif name == "pallas_call":
-            total += _blocks_run(equation.params) * sum(inner)
+            total += _blocks_run(equation) * sum(inner)
         elif name == "shard_map":
             total += equation.params["mesh"].size * sum(inner)
         else:
@@ -71,14 +72,17 @@ def _flash(equation: core.JaxprEqn) -> float:
     return _FLASH[name] * size * batch * heads * length * (keys + block) / 2
 
 
-def _blocks_run(params: dict[str, Any]) -> int:
-    """Blocks of a kernel's grid that are computed."""
-    name, grid = params["name"], params["grid_mapping"].grid
+def _blocks_run(equation: core.JaxprEqn) -> float:
+    """Blocks of a kernel's grid that are computed, of rows or, on the mean, of devices' shares of them."""
+    name, grid = equation.params["name"], equation.params["grid_mapping"].grid
     if not name.startswith("splash_mha"):
         raise ValueError(f"nobody has counted the blocks of the Pallas kernel {name}")
-    # Forward (batch, heads, queries, keys), backward (batch, keys, heads, queries); none above the diagonal.
-    coarse = min(grid[-1], grid[1] if "dkv" in name else grid[-2])
-    return math.prod(grid) * (coarse + 1) // (2 * coarse)
+    # Forward (..., heads, queries, keys), backward (..., keys, heads, queries); none above the diagonal.
+    inputs: list[Any] = [variable.aval for variable in equation.invars]
+    floats = [aval for aval in inputs if jnp.issubdtype(aval.dtype, jnp.floating)]
+    q, k = (aval.shape[-2] for aval in floats[:2])
+    queries, keys = (grid[-1], grid[-3]) if "dkv" in name else grid[-2:]
+    return math.prod(grid) * (k + max(q // queries, k // keys)) / (2 * k)
 
 
 def _shape(variable: Any) -> tuple[int, ...]:

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from s1jax import parallel
 from s1jax.config import ModelConfig
-from s1jax.model import attention, decoder, fused
+from s1jax.model import attention, blocks, decoder, fused
 
 KERNELS = ["xla", "chunked"]
 
@@ -146,6 +147,30 @@ def test_splash_is_the_reference_with_its_gradients(monkeypatch):
         assert np.abs(b).max() > 0.5
 
 
+def test_splash_on_parts_of_rows(monkeypatch):
+    """Each device's share of rows that `mesh.sequence` splits, against whole rows; gradients of keys add up."""
+    monkeypatch.setattr(fused, "_BLOCK", 128)
+    monkeypatch.setattr(fused, "_PARTS", 2)
+    q, k, v, segments = _inputs(600)
+    weights = np.random.default_rng(1).normal(size=q.shape).astype(np.float32)
+    loss = lambda *qkv: jnp.sum(weights * attention.attend(*qkv, segments))  # noqa: E731
+    reference = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(q, k, v)
+
+    places = parallel.places(600, 2)
+
+    @jax.jit
+    def run(q, k, v, segment_ids, weights, index):
+        part = blocks.Part(places, index)
+        kernel = functools.partial(fused.splash, part=part, key_segment_ids=segments, interpret=True)
+        return jax.grad(lambda *qkv: jnp.sum(weights * kernel(*qkv, segment_ids)), argnums=(0, 1, 2))(q, k, v)
+
+    shares = [run(q[:, own], k, v, segments[:, own], weights[:, own], i) for i, own in enumerate(places)]
+    for (d_q, *_), own in zip(shares, places, strict=True):
+        np.testing.assert_allclose(d_q, reference[0][:, own], rtol=0, atol=2e-5)
+    for which in (1, 2):
+        np.testing.assert_allclose(shares[0][which] + shares[1][which], reference[which], rtol=0, atol=2e-5)
+
+
 @pytest.mark.skipif(jax.default_backend() != "gpu", reason="cuDNN needs an NVIDIA GPU")
 def test_cudnn_is_the_reference_with_its_gradients():
     """Rows of one segment, one of them padded; what it gives for padding is not looked at."""
@@ -168,14 +193,15 @@ def test_cudnn_is_the_reference_with_its_gradients():
     ("asked", "platform", "packed", "sequence", "chosen", "why"),
     [
         ("auto", "tpu", True, 1, "splash", None),
-        ("auto", "tpu", False, 2, "chunked", None),
+        ("auto", "tpu", False, 2, "splash", None),
         ("auto", "cuda", False, 1, "cudnn", None),
         ("auto", "gpu", True, 1, "flash", None),
         ("auto", "cuda", False, 2, "flash", None),
         ("auto", "cpu", False, 1, "chunked", None),
         ("xla", "gpu", True, 4, "xla", None),
         ("splash", "gpu", False, 1, "chunked", "train.attention=splash runs on TPU only"),
-        ("splash", "tpu", False, 4, "chunked", "no part of a row"),
+        ("splash", "tpu", True, 4, "splash", None),
+        ("cudnn", "gpu", False, 4, "chunked", "no part of a row"),
         ("cudnn", "gpu", True, 1, "chunked", "data.batching=packed"),
         ("cudnn", "cpu", False, 1, "chunked", "NVIDIA"),
         ("flash", "tpu", True, 1, "chunked", "NVIDIA"),
@@ -193,8 +219,9 @@ def test_queries_that_are_part_of_a_row(monkeypatch):
     """Two runs of neighbours against all keys, as on a mesh that splits rows."""
     monkeypatch.setattr(attention, "_BLOCK", 4)
     q, k, v, segments = _inputs(32)
-    own = np.r_[8:16, 16:24]
+    own = np.r_[8:24]
     for kernel in KERNELS:
-        attend = functools.partial(attention.attend, implementation=kernel, places=own, key_segment_ids=segments)
+        part = blocks.Part(parallel.places(32, 2), 1)
+        attend = functools.partial(attention.attend, implementation=kernel, part=part, key_segment_ids=segments)
         out = jax.jit(attend)(q[:, own], k, v, segments[:, own])
         np.testing.assert_allclose(out, _expected(q, k, v, segments)[:, own], rtol=0, atol=1e-5)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from s1jax import parallel
-from s1jax.model import attention, flash
+from s1jax.model import attention, blocks, flash
 from s1jax.plan import flops
 
 SMALL = flash.Blocks(held=32, met=16)
@@ -77,10 +77,10 @@ def test_queries_that_are_part_of_a_row():
     reference = _gradients(attention.attend, q, k, v, segments)
     weights = (segments > 0)[..., None, None] * np.random.default_rng(1).normal(size=q.shape).astype(np.float32)
     d_k, d_v = np.zeros(k.shape), np.zeros(v.shape)
-    for own in parallel.places(128, 2):
-        kernel = functools.partial(
-            flash.attend, places=jnp.asarray(own, jnp.int32), key_segment_ids=segments, blocks=SMALL, interpret=True
-        )
+    places = parallel.places(128, 2)
+    for i, own in enumerate(places):
+        part = blocks.Part(places, i)
+        kernel = functools.partial(flash.attend, part=part, key_segment_ids=segments, blocks=SMALL, interpret=True)
         loss = lambda q, k, v, own=own, kernel=kernel: jnp.sum(weights[:, own] * kernel(q, k, v, segments[:, own]))  # noqa: E731
         gradients = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(q[:, own], k, v)
         np.testing.assert_allclose(gradients[0], reference[1][:, own], rtol=0, atol=2e-5)

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from s1jax import parallel
 from s1jax.config import ModelConfig
-from s1jax.model import attention, decoder
+from s1jax.model import attention, blocks, decoder, fused
 from s1jax.plan import flops
 
 A, B, C = jnp.ones((3, 5)), jnp.ones((5, 7)), jnp.ones((4, 6, 8))
@@ -67,3 +68,19 @@ def test_a_gradient_costs_what_its_remat_policy_says(kernel, remat):
     # The output of the layer's last product is no input of any gradient: with `full` it is not made again.
     spared = 3 * 2 * 24 * 16 * tokens if remat in ("full", "save_attention") else 0
     assert counted == most - spared
+
+
+def test_splash_counts_its_blocks_on_and_below_the_diagonal():
+    """14 H a pair in 10 of 16 blocks of 512; of a device's half of the row, half of it."""
+    q, k = jnp.zeros((2, 2048, 4, 64)), jnp.zeros((2, 2048, 2, 64))
+    ids = jnp.ones((2, 2048), jnp.int32)
+    part = blocks.Part(parallel.places(2048, 2), jnp.int32(0))
+
+    def operations(q, ids, **settings):
+        loss = lambda *qkv: fused.splash(*qkv, ids, **settings).sum()  # noqa: E731
+        return _count(jax.grad(loss, argnums=(0, 1, 2)), q, k, k)
+
+    whole = operations(q, ids)
+    delta = 2 * q.size  # the outcome times its gradient, summed
+    assert whole == 2 * 4 * 10 * 512**2 * 14 * 64 + delta
+    assert operations(q[:, :1024], ids[:, :1024], part=part, key_segment_ids=ids) == whole / 2
