@@ -142,7 +142,7 @@ def _plain_loop(params: Any, prompts: np.ndarray, new: int) -> Callable[[], None
 
         return jax.lax.fori_loop(0, new, step, (cache, last, jnp.zeros((batch, new), jnp.int32)))[2]
 
-    unstacked = jax.jit(decoder.unstack)(params)
+    unstacked = jax.jit(decoder.unstack, static_argnums=1)(params, True)
     return lambda: jax.block_until_ready(loop(unstacked, start(params, prompts), prompts[:, -1]))
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import pathlib
 from collections.abc import Iterable
 from typing import Any
 
+import jax
 import numpy as np
 
 from s1jax.config import ModelConfig
@@ -75,6 +77,14 @@ def peak_memory(devices: Iterable[Any]) -> int | None:
     """Most bytes that were ever in use on one of some `jax.Device`s; None where the backend does not tell (CPU)."""
     peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in devices]
     return max((int(peak) for peak in peaks if peak is not None), default=None)
+
+
+def fits(tree: Any) -> bool:
+    """Whether every device that holds arrays of `tree` has room for as much once more, and a tenth of it to spare."""
+    leaves = jax.tree.leaves(tree)
+    free = free_memory(leaves[0].devices())
+    held = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+    return free is None or 1.1 * held < free
 
 
 def free_memory(devices: Iterable[Any]) -> int | None:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from s1jax.config import Experiment, InputError, MeshConfig, ModelConfig
@@ -93,7 +93,12 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
         shape[shape.index(-1)] = len(devices) // known
     if math.prod(shape) != len(devices):
         raise InputError(f"{asked} does not divide the {len(devices)} devices here; choose axes whose product does.")
-    return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    kinds = (AxisType.Auto,) * len(AXES)
+    try:
+        return jax.make_mesh(tuple(shape), AXES, axis_types=kinds, devices=devices)
+    except NotImplementedError:  # one axis of a TPU slice has to hold two of the mesh: fsdp=8, sequence=2 on 4x4
+        grid = mesh_utils.create_device_mesh(tuple(shape), devices, allow_split_physical_axes=True)
+        return Mesh(grid, AXES, axis_types=kinds)
 
 
 def param_shardings(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
@@ -284,7 +289,7 @@ def _page_axes(mesh: Mesh, kv_heads: int, split_rows: bool) -> tuple[tuple[str, 
 
 
 def attend_cached(
-    mesh: Mesh | None, kv_heads: int, split_rows: bool, pages_at_once: int = 1
+    mesh: Mesh | None, kv_heads: int, split_rows: bool, pages_at_once: int = 1, pages_in_place: bool = False
 ) -> attention_lib.AttendCached:
     """`s1jax.model.attention.attend_cached` on a mesh, for `s1jax.model.decoder.forward_cached` with stacked pages.
 
@@ -296,8 +301,9 @@ def attend_cached(
       kv_heads: of the model.
       split_rows: rows lie along `data` and `fsdp`; False: every device has all of them, as in a prefill.
       pages_at_once: see there.
+      pages_in_place: see there.
     """
-    device = functools.partial(attention_lib.attend_cached, pages_at_once=pages_at_once)
+    device = functools.partial(attention_lib.attend_cached, pages_at_once=pages_at_once, pages_in_place=pages_in_place)
     if mesh is None:
         return device
     rows, heads = _page_axes(mesh, kv_heads, split_rows)

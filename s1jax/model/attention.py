@@ -128,6 +128,7 @@ def attend_cached(
     new: cache_lib.Slots,
     *,
     pages_at_once: int = 1,
+    pages_in_place: bool = False,
 ) -> tuple[jax.Array, cache_lib.Pages]:
     """Appends new tokens to one layer of the cache and lets them attend to all that their rows hold.
 
@@ -142,6 +143,7 @@ def attend_cached(
       layer: int32 scalar, or None.
       new: where the tokens go.
       pages_at_once: few where they shall stay in a processor's cache, many where a turn of the loop costs a launch.
+      pages_in_place: one token a row is done by `s1jax.model.paged`, where it can: on NVIDIA GPUs.
 
     Returns:
       [B, T, N, H] in the dtype of `q`, softmax in float32; and the pages with the tokens.
@@ -152,6 +154,11 @@ def attend_cached(
     span = pages_at_once * size
     table = jnp.pad(new.table, ((0, 0), (0, -new.table.shape[1] % pages_at_once)))
     grouped = _grouped(q, kv_heads)
+    if pages_in_place and length == 1 and layer is not None:
+        from s1jax.model import paged  # Triton, as in `attend`
+
+        if paged.can_read(pages):
+            return _ungrouped(paged.attend(grouped, pages, layer, new), q.shape).astype(q.dtype), pages
     last = new.lengths[:, None] + jnp.arange(length)  # [B, T], last slot that a query sees
 
     def attend_pages(index: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:

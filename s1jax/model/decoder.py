@@ -181,30 +181,37 @@ def _final_norm(params: Params, config: ModelConfig, x: jax.Array) -> jax.Array:
     return layers.rms_norm(x, params["final_norm"]["scale"], config.norm_eps)
 
 
-def unstack(params: Params) -> dict[str, Any]:
-    """The same weights as a decoding loop on a CPU wants them, for `forward_cached` and `logits`.
+def unstack(params: Params, weight_first: bool) -> dict[str, Any]:
+    """The same weights with `layers` a tuple of one tree per layer, for `forward_cached` and `logits`.
 
-    `layers` becomes a tuple of one tree per layer, and every kernel a matrix [outputs, inputs], see `layers.columns`.
-    A scan copies each layer's slice out of the stacked arrays at every step, which on a CPU costs as much as reading
-    the weights (benchmarks/decode.py); unstacked, the copy is made once, at the price of holding the weights twice and
-    of compiling L layers. Call it under jit.
+    A scan copies each layer's slice out of the stacked arrays at every step. On a CPU that costs as much as reading the
+    weights (benchmarks/decode.py), and on an H100 twice that: 40 instead of 15 GB go through its memory for an id of
+    Qwen2.5-7B, by the program that is compiled for it. Unstacked, the copy is made once, at the price of holding the
+    weights twice and of compiling L layers. Call it under jit.
+
+    Args:
+      params: tree of this module's docstring.
+      weight_first: every kernel becomes a matrix [outputs, inputs], as a CPU wants it, see `layers.columns`.
     """
     count = jax.tree.leaves(params["layers"])[0].shape[0]
+    if not weight_first:
+        return {**params, "layers": tuple(jax.tree.map(lambda a, i=i: a[i], params["layers"]) for i in range(count))}
 
-    def weight_first(path: tuple[Any, ...], weight: jax.Array) -> jax.Array:
+    def turn(path: tuple[Any, ...], weight: jax.Array) -> jax.Array:
         *_, projection, name = (entry.key for entry in path)
         if name != "kernel":
             return weight
         inputs = math.prod(weight.shape[: 2 if projection == "out" else 1])
         return weight.reshape(inputs, -1).T
 
-    rest = jax.tree_util.tree_map_with_path(weight_first, {k: v for k, v in params.items() if k != "layers"})
+    rest = jax.tree_util.tree_map_with_path(turn, {k: v for k, v in params.items() if k != "layers"})
     layers_ = (jax.tree.map(lambda a, i=i: a[i], params["layers"]) for i in range(count))
-    return {**rest, "layers": tuple(jax.tree_util.tree_map_with_path(weight_first, one) for one in layers_)}
+    return {**rest, "layers": tuple(jax.tree_util.tree_map_with_path(turn, one) for one in layers_)}
 
 
-def _is_unstacked(params: Params) -> bool:
-    return isinstance(params["layers"], tuple)
+def _is_weight_first(params: Params) -> bool:
+    layers_ = params["layers"]
+    return isinstance(layers_, tuple) and layers_[0]["attention"]["query"]["kernel"].ndim == 2
 
 
 def forward(
@@ -274,7 +281,7 @@ def forward_cached(
       params: tree of this module's docstring, or what `unstack` makes of it.
       config: shape of the decoder.
       tokens: int32 [B, T].
-      cache: of the same batch, with pages for the tokens in its table. Unstacked where `params` are.
+      cache: of the same batch, with pages for the tokens in its table; stacked where `params` are.
       num_tokens: int32 [B], 0..T.
       dtype: of activations.
       attend: attention, see `s1jax.model.attention.attend_cached`.
@@ -292,15 +299,19 @@ def forward_cached(
         x, pages = _block(config, weights).cached(x, angles, attend, pages, index, new)
         return (x, pages, index + 1), None
 
-    if _is_unstacked(params):
-        pages: Any = []
-        for weights, own in zip(params["layers"], cache.pages, strict=True):
-            one = _block(config, weights, weight_first=True)
-            x, own = one.cached(x, angles, attend, own, None, new)
-            pages.append(own)
-        pages = tuple(pages)
+    pages: Any = cache.pages
+    if isinstance(params["layers"], tuple):
+        apart = []
+        for index, weights in enumerate(params["layers"]):
+            one = _block(config, weights, _is_weight_first(params))
+            if isinstance(pages, tuple):
+                x, own = one.cached(x, angles, attend, pages[index], None, new)
+                apart.append(own)
+            else:
+                x, pages = one.cached(x, angles, attend, pages, jnp.int32(index), new)
+        pages = tuple(apart) or pages
     else:
-        (x, pages, _), _ = jax.lax.scan(block, (x, cache.pages, 0), params["layers"])
+        (x, pages, _), _ = jax.lax.scan(block, (x, pages, 0), params["layers"])
     hidden = _final_norm(params, config, x)
     return hidden, cache_lib.Cache(pages, cache.table, cache.lengths + num_tokens)
 
@@ -314,7 +325,7 @@ def logits(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
     """[..., D] -> float32 [..., V]; for training use `s1jax.train.loss`, which never holds them all."""
     kernel = params["embed"]["embedding"] if config.tied_embeddings else params["head"]["kernel"]
     kernel = kernel.astype(hidden.dtype)
-    if _is_unstacked(params):
+    if _is_weight_first(params):
         turned = layers.columns(hidden.reshape(-1, hidden.shape[-1]))
         product = jnp.matmul(kernel, turned, preferred_element_type=jnp.float32)
         return layers.rows(product).reshape(*hidden.shape[:-1], -1)

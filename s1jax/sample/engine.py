@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from s1jax import parallel
+from s1jax import meters, parallel
 from s1jax.config import Controls, Delimiters, InputError, ModelConfig
 from s1jax.model import decoder
 from s1jax.sample import rows as rows_lib
@@ -63,8 +63,8 @@ class Engine:
 
         Args:
           checkpoint_or_params: path of a checkpoint or training workdir, `package:NAME`, a `store.Model`, or, with
-            `config`, weights as in `s1jax.model.decoder`; they are cast once if their dtype is not `dtype`. On a CPU
-            the layers are held twice (`decoder.unstack`).
+            `config`, weights as in `s1jax.model.decoder`; they are cast once if their dtype is not `dtype`. On a CPU,
+            and on GPUs that have room for it, the layers are held twice (`decoder.unstack`).
           config: shape of the weights, where those were given.
           slots: B, rows that run at one time; on a mesh rounded up to a multiple of the row shards.
           cache_length: the most ids a row may come to, prompt included; 0 takes what the rows of a call need. Calls
@@ -97,15 +97,22 @@ class Engine:
         mesh = mesh if mesh is not None and mesh.size > 1 else None
         devices = jax.tree.leaves(params)[0].devices()
         on_cpu = all(device.platform == "cpu" for device in devices)
-        unstack = mesh is None and on_cpu
+        on_gpu = all(device.platform in ("gpu", "cuda") for device in devices)
+        loop_params = params
+        if on_gpu and meters.fits(params):
+            params = loop_params = _unstack(params, weight_first=False)
+        elif on_cpu and mesh is None:
+            loop_params = _unstack(params, weight_first=True)
         shards = 1 if mesh is None else parallel.row_shards(mesh)
         self.counts, self.dtype = Counts(), dtype
         self._setup = Setup(
             config=config,
             params=params,
-            loop_params=_unstack(params) if unstack else params,
-            unstack=unstack,
+            loop_params=loop_params,
+            unstack=on_cpu and mesh is None,
             pages_at_once=1 if on_cpu else _PAGES_AT_ONCE,
+            # Triton's products of float32 would be rounded to TF32.
+            pages_in_place=on_gpu and dtype != "float32",
             slots=-(-slots // shards) * shards,
             cache_length=cache_length,
             dtype=dtype,
@@ -219,4 +226,4 @@ def _cast(params: Mapping[str, Any], dtype: str) -> Mapping[str, Any]:
     return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
 
-_unstack = jax.jit(decoder.unstack)
+_unstack = jax.jit(decoder.unstack, static_argnames=("weight_first",))

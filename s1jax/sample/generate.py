@@ -171,7 +171,7 @@ def prefill(
     """Runs one prompt, piece by piece, so that its padding costs less than a piece.
 
     Args:
-      params: weights, stacked.
+      params: weights, stacked or as `decoder.unstack` makes them with their kernels as they are.
       tokens: int32 [T], prompt and think_start, padded on the right; T divides by `size` and by a piece.
       length: int32 scalar, ids of the prompt that are run: all but its last, which the loop feeds first.
       config: shape of the model.
@@ -236,7 +236,10 @@ def admit(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("config", "at_once", "dtype", "mesh"), donate_argnames=("run",))
+_DECODE_STATIC = ("config", "at_once", "in_place", "dtype", "mesh")
+
+
+@functools.partial(jax.jit, static_argnames=_DECODE_STATIC, donate_argnames=("run",))
 def decode(
     params: Mapping[str, Any],
     run: Run,
@@ -247,6 +250,7 @@ def decode(
     *,
     config: ModelConfig,
     at_once: int,
+    in_place: bool,
     dtype: str,
     mesh: Mesh | None,
 ) -> tuple[Run, jax.Array]:
@@ -261,6 +265,7 @@ def decode(
       leave: int32 scalar.
       config: shape of the model.
       at_once: pages, see `s1jax.model.attention.attend_cached`.
+      in_place: pages, see there.
       dtype: of activations.
       mesh: None: one device.
 
@@ -269,7 +274,9 @@ def decode(
     """
     sampling, budgets, rules = settings.sampling, settings.budgets, settings.rules
     rows = jnp.arange(run.ids.shape[0])
-    attend = parallel.attend_cached(mesh, config.num_kv_heads, split_rows=True, pages_at_once=at_once)
+    attend = parallel.attend_cached(
+        mesh, config.num_kv_heads, split_rows=True, pages_at_once=at_once, pages_in_place=in_place
+    )
 
     def goes_on(carry: tuple[Run, jax.Array]) -> jax.Array:
         run, taken = carry

@@ -56,10 +56,11 @@ class Setup:
 
     Attributes:
       config: shape of the model.
-      params: weights for the prefill, stacked.
-      loop_params: for the loop, as `decoder.unstack` makes them where `unstack`.
-      unstack: the loop wants one array a layer.
+      params: weights for the prefill.
+      loop_params: the same for the loop.
+      unstack: the loop wants one array of pages a layer.
       pages_at_once: see `s1jax.model.attention.attend_cached`.
+      pages_in_place: see there.
       slots: B.
       cache_length: the most ids of a row; 0: what the rows of a call need.
       dtype: of activations.
@@ -74,6 +75,7 @@ class Setup:
     loop_params: Mapping[str, Any]
     unstack: bool
     pages_at_once: int
+    pages_in_place: bool
     slots: int
     cache_length: int
     dtype: str
@@ -275,8 +277,8 @@ class Session:
         setup.counts.note(f"decode {len(self._held)} x {self._table.shape[1] * _PAGE}")
         self._run, taken = programs.decode(
             setup.loop_params, self._run, self._settings(), np.int32(len(self._delimiters.think_start)),
-            np.int32(steps), np.int32(leave), config=self._config, at_once=setup.pages_at_once, dtype=setup.dtype,
-            mesh=setup.mesh,
+            np.int32(steps), np.int32(leave), config=self._config, at_once=setup.pages_at_once,
+            in_place=setup.pages_in_place, dtype=setup.dtype, mesh=setup.mesh,
         )  # fmt: skip
         self._state, self._logprob, taken = jax.device_get((self._run.state, self._run.logprob, taken))
         setup.counts.steps += int(taken)

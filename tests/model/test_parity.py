@@ -98,14 +98,14 @@ def test_logits_equal_the_recorded_ones(name):
     np.testing.assert_allclose(ours, expected, rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("unstacked", [False, True])
+@pytest.mark.parametrize("unstacked", ["", "weight first", "as they are"])
 @pytest.mark.parametrize("name", CASES)
 def test_cached_steps_give_the_logits_of_whole_rows(name, unstacked):
-    """Rows of unlike lengths: a prefill, then id by id, as `s1jax.sample` runs them, stacked and unstacked.
+    """Rows of unlike lengths: a prefill, then id by id, as `s1jax.sample` runs them on TPUs, CPUs and GPUs.
 
     Their three pages are looked at one by one, or by twos.
     """
-    at_once = 1 if unstacked else 2
+    at_once = 1 if unstacked == "weight first" else 2
     config = CASES[name]
     params = parity_cases.weights(config)
     ids, prompt = parity_cases.tokens(config, (3, 20), seed=9), np.array([1, 7, 12], np.int32)
@@ -116,7 +116,8 @@ def test_cached_steps_give_the_logits_of_whole_rows(name, unstacked):
     prefill = np.where(np.arange(12) < prompt[:, None], ids[:, :12], 0)
     _, cache = _cached(params, config, prefill, empty, prompt, at_once)
     if unstacked:
-        params = jax.jit(decoder.unstack)(params)
+        params = jax.jit(decoder.unstack, static_argnums=1)(params, unstacked == "weight first")
+    if unstacked == "weight first":
         cache = dataclasses.replace(cache, pages=cache_lib.unstack(cache.pages))
     for step in range(8):
         place = prompt + step

@@ -9,6 +9,10 @@ import sys
 
 import pytest
 
+from s1jax import parallel
+from s1jax.config import MeshConfig
+from s1jax.plan import targets
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
@@ -42,6 +46,15 @@ def test_on_gpus_gathers_and_reduce_scatters_are_asynchronous(tmp_path):
     assert plan["collectives"]["reduce-scatter"] > 2 * 357_000_000
     assert plan["collectives"]["all-reduce"] < 0.01 * plan["collectives"]["reduce-scatter"]
     assert sum(plan["synchronous"].values()) == 0
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is not installed")
+@pytest.mark.parametrize("shape", [{"sequence": 2}, {"data": 2, "tensor": 2}])
+def test_two_axes_of_the_mesh_along_one_of_the_slice(shape):
+    devices = targets.devices(targets.parse("v6e:4x4"))
+    mesh = parallel.make_mesh(MeshConfig(**shape), devices)
+    assert sorted(device.id for device in mesh.devices.flat) == list(range(16))
+    assert {axis: mesh.shape[axis] for axis in shape} == shape
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is not installed")

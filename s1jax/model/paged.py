@@ -1,0 +1,113 @@
+"""Attention of one new token a row over the pages of its cache, on NVIDIA GPUs: pages are read where they lie.
+
+What `s1jax.model.attention.attend_cached` does on other machines, where it gathers some pages of every row into an
+array first. A row's pages are shared out to several programs, so that few long rows use the whole chip as well (Dao et
+al. 2023, "Flash-Decoding").
+
+Axis letters: B rows, N pages, P slots of a page, M pages of a row, K key/value heads, G query heads per key/value head,
+H head dimension, S shares of a row's pages.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+
+from s1jax.model import cache as cache_lib
+from s1jax.model.chunked import MASKED
+
+_SMALLEST = 16  # rows of a product of Triton; query heads are filled up to it
+_PROGRAMS = 512  # of one call: about four for each of an H100's 132 processors
+
+
+def can_read(pages: cache_lib.Pages) -> bool:
+    """Whether blocks of these pages can be operands of a product: H and P are powers of two from 16 on."""
+    sizes = (pages.values.shape[-1], pages.size)
+    return all(size >= _SMALLEST and size & (size - 1) == 0 for size in sizes)
+
+
+def attend(
+    q: jax.Array, pages: cache_lib.Pages, layer: jax.Array, new: cache_lib.Slots, interpret: bool = False
+) -> jax.Array:
+    """Attention over all slots of each row, that of its newest token included.
+
+    Args:
+      q: [B, K, G, H], scaled.
+      pages: of all layers, with the new tokens; those that `can_read` says yes to.
+      layer: int32 scalar.
+      new: where the new tokens went, one a row or none; rows without one get 0.
+      interpret: runs on any backend, slowly, for tests.
+
+    Returns:
+      float32 [B, K, G, H].
+    """
+    batch, kv_heads, group, head_dim = q.shape
+    count, width, size = pages.keys.shape[1], new.table.shape[1], pages.size
+    shares = min(width, 1 << max(0, math.ceil(math.log2(_PROGRAMS / (batch * kv_heads)))))
+    heads = max(_SMALLEST, pl.next_power_of_2(group))
+    q = jnp.pad(q, ((0, 0), (0, 0), (0, heads - group), (0, 0)))
+    lengths = jnp.where(new.count > 0, new.lengths + 1, 0)
+    table = layer * count + new.table
+    # Of all layers in one row; scales only where there are any.
+    arrays = [array.reshape(-1, *array.shape[2:]) for array in jax.tree.leaves(pages)]
+    of_head = [pl.BlockSpec((array.shape[0], None, *array.shape[2:]), _of_head(array.ndim - 2)) for array in arrays]
+    one = (None, None, None, heads)
+    partial = pl.BlockSpec(one, lambda b, h, s: (b, h, s, 0))
+    statistic = jax.ShapeDtypeStruct((batch, kv_heads, shares, heads), jnp.float32)
+    top, total, mean = pl.pallas_call(
+        functools.partial(_kernel, shares=shares, size=size),
+        name="paged_attention",
+        grid=(batch, kv_heads, shares),
+        in_specs=[
+            pl.BlockSpec((None, None, heads, head_dim), lambda b, h, s: (b, h, 0, 0)),
+            pl.BlockSpec((None, width), lambda b, h, s: (b, 0)),
+            pl.BlockSpec((None,), lambda b, h, s: (b,)),
+            *of_head,
+        ],
+        out_specs=[partial, partial, pl.BlockSpec((*one, head_dim), lambda b, h, s: (b, h, s, 0, 0))],
+        out_shape=[statistic, statistic, jax.ShapeDtypeStruct((*statistic.shape, head_dim), jnp.float32)],
+        compiler_params=triton.CompilerParams(num_warps=4, num_stages=3),
+        interpret=interpret,
+    )(q, table, lengths, *arrays)
+    weight = jnp.exp2(top - top.max(2, keepdims=True))  # of each share [B, K, S, G]
+    total = jnp.sum(total * weight, axis=2)
+    out = jnp.sum(mean * weight[..., None], axis=2) / jnp.maximum(total, 1)[..., None]
+    return out[:, :, :group]
+
+
+def _of_head(rest: int) -> Any:
+    return lambda b, h, s: (0, h, *(0,) * rest)
+
+
+def _kernel(q_ref, table_ref, length_ref, keys_ref, values_ref, *refs, shares, size):
+    """One row's heads [G, H] over one share of its pages: largest score, sum and unscaled mean; scores are base 2."""
+    *scales, top_ref, total_ref, mean_ref = refs
+    q, length, share = q_ref[...], length_ref[...], pl.program_id(2)
+    used = (length + size - 1) // size
+    scale = math.log2(math.e)
+
+    def add(j: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
+        top, total, mean = carry
+        page = table_ref[j]
+        scores = pl.dot(q, keys_ref[page, :, :].astype(q.dtype)) * scale
+        if scales:
+            scores = scores * scales[0][page, :][None]
+        visible = j * size + jnp.arange(size) < length
+        scores = jnp.where(visible[None], scores, MASKED)
+        higher = jnp.maximum(top, scores.max(1))
+        weights, shrink = jnp.exp2(scores - higher[:, None]), jnp.exp2(top - higher)
+        total = total * shrink + weights.sum(1)
+        if scales:
+            weights = weights * scales[1][page, :][None]
+        here = pl.dot(weights.astype(q.dtype), values_ref[page, :, :].astype(q.dtype))
+        return higher, total, mean * shrink[:, None] + here
+
+    start = (jnp.full(q.shape[:1], MASKED), jnp.zeros(q.shape[:1]), jnp.zeros(q.shape, jnp.float32))
+    bounds = used * share // shares, used * (share + 1) // shares
+    top_ref[...], total_ref[...], mean_ref[...] = jax.lax.fori_loop(*bounds, add, start)
