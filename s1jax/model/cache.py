@@ -121,25 +121,62 @@ def append(pages: Pages, layer: jax.Array | None, k: jax.Array, v: jax.Array, ne
       v: [B, T, K, H].
       new: where they go.
     """
-    steps = jnp.arange(k.shape[1])
+    tokens = Pages(k, v)
+    if pages.key_scales is not None:
+        (k, k_scale), (v, v_scale) = quantize(k), quantize(v)
+        tokens = Pages(k, v, k_scale, v_scale)
+    return _write_slots(pages, tokens, new) if layer is None else _write_pages(pages, layer, tokens, new)
+
+
+def _write_slots(pages: Pages, tokens: Pages, new: Slots) -> Pages:
+    """`append` to one layer, slot by slot: little traffic, which is what counts on a CPU."""
+    steps = jnp.arange(tokens.keys.shape[1])
     slots = new.lengths[:, None] + steps  # [B, T]
     page = jnp.take_along_axis(new.table, jnp.minimum(slots // pages.size, new.table.shape[1] - 1), axis=1)
-    nowhere = pages.values.shape[-4]  # past the last page: dropped
-    page = jnp.where(steps < new.count[:, None], page, nowhere)
-    lead = (page,) if layer is None else (layer, page)
+    page = jnp.where(steps < new.count[:, None], page, pages.values.shape[0])  # past the last page: dropped
     slot = slots % pages.size
 
-    def write(into: jax.Array, tokens: jax.Array, *place: Any) -> jax.Array:
+    def write(into: jax.Array | None, these: jax.Array | None, *place: Any) -> jax.Array | None:
+        if into is None or these is None:
+            return None
         # Advanced indices apart from each other move to the front: the update is [B, T, K, H], as `k` is.
-        return into.at[(*lead, *place)].set(tokens.astype(into.dtype), mode="drop")
+        return into.at[(page, slice(None), *place)].set(these.astype(into.dtype), mode="drop")
 
-    key_scales, value_scales = pages.key_scales, pages.value_scales
-    if key_scales is not None and value_scales is not None:
-        (k, k_scale), (v, v_scale) = quantize(k), quantize(v)
-        key_scales = write(key_scales, k_scale, slice(None), slot)
-        value_scales = write(value_scales, v_scale, slice(None), slot)
-    keys = write(pages.keys, k, slice(None), slice(None), slot)
-    return Pages(keys, write(pages.values, v, slice(None), slot), key_scales, value_scales)
+    keys, values = write(pages.keys, tokens.keys, slice(None), slot), write(pages.values, tokens.values, slot)
+    assert keys is not None and values is not None
+    scales = (write(pages.key_scales, tokens.key_scales, slot), write(pages.value_scales, tokens.value_scales, slot))
+    return Pages(keys, values, *scales)
+
+
+def _write_pages(pages: Pages, layer: jax.Array, tokens: Pages, new: Slots) -> Pages:
+    """`append` to stacked layers, page by page: those that get tokens are read, filled and written back whole.
+
+    Slots written one by one want the pages to lie in memory otherwise than reading them does, and the TPU compiler then
+    copies all of them twice, at every layer of every step (26 of 60 GB for an id of Qwen2.5-7B at 8k, one row).
+    """
+    (batch, length), size = tokens.keys.shape[:2], pages.size
+    index = new.lengths[:, None] // size + jnp.arange((length + 2 * size - 2) // size)  # [B, C], pages of the row
+    token = index[..., None] * size + jnp.arange(size) - new.lengths[:, None, None]  # [B, C, P], -1: an older one
+    fresh = (token >= 0) & (token < new.count[:, None, None])
+    page = jnp.take_along_axis(new.table, jnp.minimum(index, new.table.shape[1] - 1), axis=1)
+    page = jnp.where(fresh.any(-1), page, pages.values.shape[1])  # past the last page: dropped
+    token = jnp.clip(token, 0, length - 1)
+
+    def write(into: jax.Array, these: jax.Array, slots: int) -> jax.Array:
+        """`slots` is the axis of P behind [C]."""
+        these = these[jnp.arange(batch)[:, None, None], token].astype(into.dtype)  # [B, C, P, K, ...]
+        these = jnp.moveaxis(these, 2, slots + 2)
+        shape = [*fresh.shape[:2], *(1,) * (into.ndim - 2)]
+        shape[slots + 2] = size
+        old = into.at[layer, page].get(mode="clip")
+        return into.at[layer, page].set(jnp.where(fresh.reshape(shape), these, old), mode="drop")
+
+    keys, values = write(pages.keys, tokens.keys, 2), write(pages.values, tokens.values, 1)
+    if pages.key_scales is None:
+        return Pages(keys, values)
+    assert tokens.key_scales is not None and pages.value_scales is not None and tokens.value_scales is not None
+    scales = write(pages.key_scales, tokens.key_scales, 1), write(pages.value_scales, tokens.value_scales, 1)
+    return Pages(keys, values, *scales)
 
 
 def quantize(x: jax.Array) -> tuple[jax.Array, jax.Array]:

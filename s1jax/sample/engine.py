@@ -31,8 +31,10 @@ from s1jax.sample import rows as rows_lib
 from s1jax.sample.generate import Request, Sample
 from s1jax.sample.session import Counts, Session, Setup
 
-# Pages that accelerators read in one turn of attention's loop: 2,048 slots, so that 32k positions take 16 turns.
-_PAGES_AT_ONCE = 32
+_PAGE = 64  # slots; a row wastes half a page on average, and a step reads page by page
+_TPU_PAGE = 128  # as wide as a register there: narrower pages would be filled up to it
+# That accelerators read in one turn of attention's loop, so that 32k positions take 16 turns.
+_SLOTS_AT_ONCE = 2048
 _STEPS = 64  # between two looks of the host, which cost about 0.2 ms
 
 # Rows that have ended, ids and thinking tokens so far, those of rows that still go on included.
@@ -98,6 +100,7 @@ class Engine:
         devices = jax.tree.leaves(params)[0].devices()
         on_cpu = all(device.platform == "cpu" for device in devices)
         on_gpu = all(device.platform in ("gpu", "cuda") for device in devices)
+        page = _TPU_PAGE if all(device.platform == "tpu" for device in devices) else _PAGE
         loop_params = params
         if on_gpu and meters.fits(params):
             params = loop_params = _unstack(params, weight_first=False)
@@ -110,7 +113,8 @@ class Engine:
             params=params,
             loop_params=loop_params,
             unstack=on_cpu and mesh is None,
-            pages_at_once=1 if on_cpu else _PAGES_AT_ONCE,
+            page=page,
+            pages_at_once=1 if on_cpu else _SLOTS_AT_ONCE // page,
             # Triton's products of float32 would be rounded to TF32.
             pages_in_place=on_gpu and dtype != "float32",
             slots=-(-slots // shards) * shards,

@@ -22,7 +22,6 @@ from s1jax.sample import generate as programs
 from s1jax.sample import logits as logits_lib
 from s1jax.sample.generate import Request, Sample
 
-_PAGE = 64  # slots; a row wastes half a page on average, and a step reads page by page
 _PREFILL_PAGES = 8  # that pieces of a prompt attend to at one time: their scores fill the caches of a processor anyway
 _REFILL = 16  # a sixteenth of the slots may be empty before the loop is left to fill them
 
@@ -59,6 +58,7 @@ class Setup:
       params: weights for the prefill.
       loop_params: the same for the loop.
       unstack: the loop wants one array of pages a layer.
+      page: slots of a page.
       pages_at_once: see `s1jax.model.attention.attend_cached`.
       pages_in_place: see there.
       slots: B.
@@ -74,6 +74,7 @@ class Setup:
     params: Mapping[str, Any]
     loop_params: Mapping[str, Any]
     unstack: bool
+    page: int
     pages_at_once: int
     pages_in_place: bool
     slots: int
@@ -132,11 +133,11 @@ class Session:
         slots = self._check(limits)
         # As many slots as there are rows, in powers of two: calls with few rows share programs as well.
         num_slots = min(setup.slots, setup.shards * buckets.power_of_two(-(-len(requests) // setup.shards)))
-        self._needs = [-(-limit // _PAGE) for limit in limits]
+        self._needs = [-(-limit // setup.page) for limit in limits]
         # Equal prompts stay together: they share a prefill.
         self._queue = sorted(range(len(requests)), key=lambda i: (limits[i], requests[i].prompt))
         each = num_slots // setup.shards
-        width = -(-slots // _PAGE)
+        width = -(-slots // setup.page)
         count = each * width if setup.cache_length else buckets.bucket(sum(sorted(self._needs)[-each:]))
         self._check_memory(count, each, max(self._needs))
         self._pools = [_Pool(count) for _ in range(setup.shards)]
@@ -150,9 +151,9 @@ class Session:
         # What all rows share goes to the device once.
         shared = {name: getattr(rules, name) for name in ("legal", "end", "stop", "newline", "pad")}
         self._rules = dataclasses.replace(rules, **jax.device_put(shared))
-        setup.counts.note(f"start {num_slots} x {width * _PAGE}")
+        setup.counts.note(f"start {num_slots} x {width * setup.page}")
         self._run = programs.start(
-            self._config, num_slots, slots, count * setup.shards, _PAGE, setup.cache_dtype,
+            self._config, num_slots, slots, count * setup.shards, setup.page, setup.cache_dtype,
             unstack=setup.unstack, mesh=setup.mesh,
         )  # fmt: skip
 
@@ -186,12 +187,12 @@ class Session:
         if free is None:
             return
         split = 1 if setup.mesh is None else parallel.key_head_shards(setup.mesh, self._config.num_kv_heads)
-        page = _PAGE * cache_lib.bytes_per_slot(self._config, setup.cache_dtype) // split
+        page = setup.page * cache_lib.bytes_per_slot(self._config, setup.cache_dtype) // split
         if pages * page > free:
             raise InputError(
                 f"{rows * setup.shards} rows at one time need a cache of {pages * page / 1e9:.1f} GB on a device that"
                 f" has {free / 1e9:.1f} GB free; {free // (most * page) * setup.shards} rows of"
-                f" {most * _PAGE} ids fit: lower the slots (--batch_size) or the token limits."
+                f" {most * setup.page} ids fit: lower the slots (--batch_size) or the token limits."
             )
 
     def over(self) -> bool:
@@ -223,17 +224,17 @@ class Session:
         shared = self._prompt.shared.get(shard, [])
         pages = shared + pool.take(self._needs[index] - len(shared))
         if not shared:
-            self._prompt.shared[shard] = pages[: length // _PAGE]
+            self._prompt.shared[shard] = pages[: length // setup.page]
         pool.share(self._prompt.shared[shard])  # once more: by the prompt for the rows to come, or by this row
         self._held[slot], self._chosen[slot] = pages, index
         self._table[slot] = 0
         self._table[slot, : len(pages)] = pages
-        used = -(-length // _PAGE)
+        used = -(-length // setup.page)
         count = self._prompt.pages.keys.shape[1]
         places = np.full((setup.shards, count), np.iinfo(np.int32).max, np.int32)
         places[shard, len(shared) : used] = pages[len(shared) : used]
         setup.counts.admissions += 1
-        setup.counts.note(f"admit {count * _PAGE}")
+        setup.counts.note(f"admit {count * setup.page}")
         self._run = programs.admit(
             self._run, self._settings(), self._prompt.pages, places, np.int32(slot), np.int32(ids[-1]),
             np.int32(length), np.int32(len(self._delimiters.think_start)), mesh=setup.mesh,
@@ -248,13 +249,13 @@ class Session:
 
     def _prefill(self, ids: tuple[int, ...]) -> cache_lib.Pages:
         setup = self._setup
-        size = _PAGE * buckets.power_of_two(max(-(-(len(ids) - 1) // _PAGE), 1))
+        size = setup.page * buckets.power_of_two(max(-(-(len(ids) - 1) // setup.page), 1))
         tokens = np.zeros(size, np.int32)
         tokens[: len(ids) - 1] = ids[:-1]
         setup.counts.prefills += 1
         setup.counts.note(f"prefill {size}")
         return programs.prefill(
-            setup.params, tokens, np.int32(len(ids) - 1), config=self._config, size=_PAGE,
+            setup.params, tokens, np.int32(len(ids) - 1), config=self._config, size=setup.page,
             at_once=max(setup.pages_at_once, _PREFILL_PAGES), dtype=setup.dtype, mesh=setup.mesh,
         )  # fmt: skip
 
@@ -274,7 +275,7 @@ class Session:
         setup, busy = self._setup, len(self.occupied())
         leave = max(busy - max(len(self._held) // _REFILL, 1), 0) if self._queue else 0
         setup.counts.loops += 1
-        setup.counts.note(f"decode {len(self._held)} x {self._table.shape[1] * _PAGE}")
+        setup.counts.note(f"decode {len(self._held)} x {self._table.shape[1] * setup.page}")
         self._run, taken = programs.decode(
             setup.loop_params, self._run, self._settings(), np.int32(len(self._delimiters.think_start)),
             np.int32(steps), np.int32(leave), config=self._config, at_once=setup.pages_at_once,

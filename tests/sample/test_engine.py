@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from s1jax import meters
 from s1jax.config import Controls, InputError, ModelConfig
 from s1jax.model import decoder
 from s1jax.sample import buckets
+from s1jax.sample import engine as engine_lib
 from s1jax.sample import generate as programs
-from s1jax.sample import session as session_lib
 from s1jax.sample.engine import Engine
 from s1jax.sample.generate import Request
 from tests.sample import cases, reference
@@ -129,7 +130,7 @@ def test_a_free_slot_is_filled_while_the_others_go_on(engine):
 
 
 def test_samples_of_one_prompt_share_its_prefill_and_its_full_pages(params, monkeypatch):
-    monkeypatch.setattr(session_lib, "_PAGE", 8)
+    monkeypatch.setattr(engine_lib, "_PAGE", 8)
     delimiters, prompts, *_ = random_batch(24)
     prompt = (prompts[0] * 30)[:29]
     controls = [Controls(max_thinking_tokens=9, max_answer_tokens=4, temperature=1.0, seed=seed) for seed in range(12)]
@@ -144,7 +145,7 @@ def test_samples_of_one_prompt_share_its_prefill_and_its_full_pages(params, monk
 
 def test_rows_share_pages_only_where_none_of_them_writes(params, monkeypatch):
     """Prompts that end right before, at and after the border of a page."""
-    monkeypatch.setattr(session_lib, "_PAGE", 8)
+    monkeypatch.setattr(engine_lib, "_PAGE", 8)
     delimiters = dataclasses.replace(random_batch(25)[0], think_start=(3,))
     for length in (6, 7, 8, 9, 15, 16, 17):
         prompt = np.random.default_rng(length).integers(0, 30, length).tolist()
@@ -154,7 +155,7 @@ def test_rows_share_pages_only_where_none_of_them_writes(params, monkeypatch):
 
 
 def test_the_pool_holds_what_rows_need_and_not_the_longest_times_all(params, monkeypatch):
-    monkeypatch.setattr(session_lib, "_PAGE", 8)
+    monkeypatch.setattr(engine_lib, "_PAGE", 8)
     seen = []
     start = programs.start
     monkeypatch.setattr(programs, "start", lambda *args, **more: seen.append(args) or start(*args, **more))
@@ -258,7 +259,7 @@ def test_a_row_that_could_outgrow_the_cache_is_refused_before_anything_runs(para
 
 def test_more_rows_than_memory_holds_are_refused_with_the_number_that_fits(params, monkeypatch):
     page = 64 * 2 * CONFIG.num_layers * CONFIG.num_kv_heads * CONFIG.head_dim * 4  # bytes
-    monkeypatch.setattr(session_lib.meters, "free_memory", lambda devices: 10 * page)
+    monkeypatch.setattr(meters, "free_memory", lambda devices: 10 * page)
     delimiters, prompts, _, waits = random_batch(29)
     batch = (delimiters, prompts, [Controls(max_thinking_tokens=50, max_answer_tokens=5)] * 16, waits)
     with pytest.raises(InputError, match=r"16 rows at one time need a cache of .* 5 rows of 128 ids fit: lower"):
@@ -276,7 +277,7 @@ def test_a_row_that_just_fits_runs(params, engine):
 def test_a_prompt_of_several_pieces_is_that_of_one(params, engine, monkeypatch):
     batch = random_batch(36)
     want = run(engine, batch)
-    monkeypatch.setattr(session_lib, "_PAGE", 8)
+    monkeypatch.setattr(engine_lib, "_PAGE", 8)
     monkeypatch.setattr(programs, "_CHUNK", 8)
     jax.clear_caches()
     same(run(make(params), batch), want)
