@@ -6,6 +6,7 @@ P slots of a page.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 
@@ -18,6 +19,7 @@ from s1jax.model import chunked, fused
 from s1jax.model.blocks import Part
 
 _BLOCK = 512
+_TPU_LANES = 128
 
 # (q [B, T, N, H], k [B, T, K, H], v [B, T, K, H], segment_ids [B, T]) -> [B, T, N, H], as the decoder calls it:
 # `attend` on one device, what `s1jax.parallel.attend` makes of it on a mesh.
@@ -154,17 +156,21 @@ def attend_cached(
     span = pages_at_once * size
     table = jnp.pad(new.table, ((0, 0), (0, -new.table.shape[1] % pages_at_once)))
     grouped = _grouped(q, kv_heads)
-    if pages_in_place and length == 1 and layer is not None:
+    if pages_in_place and length == 1:
         from s1jax.model import paged  # Triton, as in `attend`
 
         if paged.can_read(pages):
             return _ungrouped(paged.attend(grouped, pages, layer, new), q.shape).astype(q.dtype), pages
     last = new.lengths[:, None] + jnp.arange(length)  # [B, T], last slot that a query sees
+    # A TPU keeps values narrower than its registers with their slots last; read otherwise, all pages would be copied.
+    turn = q.shape[3] < _TPU_LANES <= size
+    source = dataclasses.replace(pages, values=pages.values.swapaxes(-1, -2)) if turn else pages
+    mean_of = "bktip,bikhp->bkth" if turn else "bktip,bikph->bkth"
 
     def attend_pages(index: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         most, total, mean = carry
         place = jax.lax.dynamic_slice_in_dim(table, index * pages_at_once, pages_at_once, axis=1)  # i: of these pages
-        some = jax.tree.map(lambda a: a[place] if layer is None else a[layer, place], pages)
+        some = jax.tree.map(lambda a: a[place] if layer is None else a[layer, place], source)
         keys, values = some.keys.astype(q.dtype), some.values.astype(q.dtype)
         scores = jnp.einsum("bkth,bikhp->bktip", grouped, keys, preferred_element_type=jnp.float32)
         if some.key_scales is not None:
@@ -179,7 +185,7 @@ def attend_cached(
         weights = weights.reshape(*weights.shape[:-1], pages_at_once, size)
         if some.value_scales is not None:
             weights = weights * some.value_scales.swapaxes(1, 2)[:, :, None]
-        here = jnp.einsum("bktip,bikph->bkth", weights.astype(q.dtype), values, preferred_element_type=jnp.float32)
+        here = jnp.einsum(mean_of, weights.astype(q.dtype), values, preferred_element_type=jnp.float32)
         return higher, total, mean * shrink[..., None] + here
 
     shape = grouped.shape[:3]

@@ -33,14 +33,14 @@ def can_read(pages: cache_lib.Pages) -> bool:
 
 
 def attend(
-    q: jax.Array, pages: cache_lib.Pages, layer: jax.Array, new: cache_lib.Slots, interpret: bool = False
+    q: jax.Array, pages: cache_lib.Pages, layer: jax.Array | None, new: cache_lib.Slots, interpret: bool = False
 ) -> jax.Array:
     """Attention over all slots of each row, that of its newest token included.
 
     Args:
       q: [B, K, G, H], scaled.
-      pages: of all layers, with the new tokens; those that `can_read` says yes to.
-      layer: int32 scalar.
+      pages: of all layers, or of one where `layer` is None, with the new tokens; `can_read` says yes to them.
+      layer: int32 scalar, or None.
       new: where the new tokens went, one a row or none; rows without one get 0.
       interpret: runs on any backend, slowly, for tests.
 
@@ -48,14 +48,15 @@ def attend(
       float32 [B, K, G, H].
     """
     batch, kv_heads, group, head_dim = q.shape
-    count, width, size = pages.keys.shape[1], new.table.shape[1], pages.size
+    width, size = new.table.shape[1], pages.size
     shares = min(width, 1 << max(0, math.ceil(math.log2(_PROGRAMS / (batch * kv_heads)))))
     heads = max(_SMALLEST, pl.next_power_of_2(group))
     q = jnp.pad(q, ((0, 0), (0, 0), (0, heads - group), (0, 0)))
     lengths = jnp.where(new.count > 0, new.lengths + 1, 0)
-    table = layer * count + new.table
-    # Of all layers in one row; scales only where there are any.
-    arrays = [array.reshape(-1, *array.shape[2:]) for array in jax.tree.leaves(pages)]
+    table, arrays = new.table, jax.tree.leaves(pages)  # scales only where there are any
+    if layer is not None:
+        table = layer * pages.keys.shape[1] + table
+        arrays = [array.reshape(-1, *array.shape[2:]) for array in arrays]
     of_head = [pl.BlockSpec((array.shape[0], None, *array.shape[2:]), _of_head(array.ndim - 2)) for array in arrays]
     one = (None, None, None, heads)
     partial = pl.BlockSpec(one, lambda b, h, s: (b, h, s, 0))

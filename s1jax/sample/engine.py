@@ -101,18 +101,19 @@ class Engine:
         on_cpu = all(device.platform == "cpu" for device in devices)
         on_gpu = all(device.platform in ("gpu", "cuda") for device in devices)
         page = _TPU_PAGE if all(device.platform == "tpu" for device in devices) else _PAGE
-        loop_params = params
-        if on_gpu and meters.fits(params):
-            params = loop_params = _unstack(params, weight_first=False)
-        elif on_cpu and mesh is None:
+        loop_params, unstack = params, mesh is None and on_cpu
+        if unstack:
             loop_params = _unstack(params, weight_first=True)
+        elif on_gpu and meters.fits(params):
+            params = loop_params = _unstack(params, weight_first=False)
+            unstack = mesh is None
         shards = 1 if mesh is None else parallel.row_shards(mesh)
         self.counts, self.dtype = Counts(), dtype
         self._setup = Setup(
             config=config,
             params=params,
             loop_params=loop_params,
-            unstack=on_cpu and mesh is None,
+            unstack=unstack,
             page=page,
             pages_at_once=1 if on_cpu else _SLOTS_AT_ONCE // page,
             # Triton's products of float32 would be rounded to TF32.

@@ -34,7 +34,7 @@ def test_the_loop_copies_no_cache_and_no_weights(target, model):
     if on_gpu:
         params = jax.eval_shape(lambda p: decoder.unstack(p, weight_first=False), params)
     start = functools.partial(programs.start, config, SLOTS, LENGTH, SLOTS * LENGTH // page, page, "bfloat16")
-    run = jax.eval_shape(lambda: start(unstack=False, mesh=None))
+    run = jax.eval_shape(lambda: start(unstack=on_gpu, mesh=None))
     delimiters = Delimiters(
         think_start=(1, 2), think_end=(3, 4), newline=(6,), final_answer=(5,), wait=(8,), end=(3,), stop=(7,),
         ends_in_newline=(6,), num_ids=config.vocab_size,
