@@ -7,10 +7,11 @@ Planned with `python -m launch.plan --config=configs/s1_qwen2p5_3b.py --model=qw
 --target=TARGET --config.train.accumulation=N --config.data.block_size=32768 --mfu=0.2` (jax 0.10.2; compiled ahead of
 time, never run; 20 % is about what the paper's own run reached; every row counts as full, at the paper's block):
 
-    target   micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
-    h100:1   16              70.5 / 80            17308 (23165)                        459.4
-    h100:8   2               17.2 / 80             2163 (2896)                         57.4
-    h100:16  1               12.5 / 80             1082 (1448)                         28.7
+    target     micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
+    h100:1     16              70.5 / 80         17308 (23165)                          459.4
+    h100:8     2               17.2 / 80         2163 (2896)                             57.4
+    h100:16    1               12.5 / 80         1082 (1448)                             28.7
+    v5p:2x2x1  4               24.2 / 103        4327 (6009)                            247.5
 """
 
 import ml_collections

@@ -7,8 +7,8 @@ Planned with `python -m launch.plan --config=configs/s1_qwen3_32b.py --model=qwe
 --target=TARGET --config.train.accumulation=N --config.data.block_size=32768 --mfu=0.2` (jax 0.10.2; compiled ahead of
 time, never run; 20 % is about what the paper's own run reached; every row counts as full, at the paper's block):
 
-    target   micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
-    h100:16  1               65.5 / 80             9666 (12850)                        256.6
+    target     micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
+    h100:16    1               65.5 / 80         9666 (12850)                           256.6
 """
 
 import ml_collections

@@ -7,9 +7,10 @@ Planned with `python -m launch.plan --config=configs/s1_qwen3_8b.py --model=qwen
 --target=TARGET --config.train.accumulation=N --config.data.block_size=32768 --mfu=0.2` (jax 0.10.2; compiled ahead of
 time, never run; 20 % is about what the paper's own run reached; every row counts as full, at the paper's block):
 
-    target   micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
-    h100:8   2               36.4 / 80             4876 (6499)                        129.4
-    h100:16  1               24.2 / 80             2438 (3249)                         64.7
+    target     micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
+    h100:8     2               36.4 / 80         4876 (6499)                            129.4
+    h100:16    1               24.2 / 80         2438 (3249)                             64.7
+    v5p:2x2x4  1               23.7 / 103        2438 (3358)                            139.4
 """
 
 import ml_collections

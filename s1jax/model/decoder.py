@@ -281,7 +281,8 @@ def forward_cached(
       params: tree of this module's docstring, or what `unstack` makes of it.
       config: shape of the decoder.
       tokens: int32 [B, T].
-      cache: of the same batch, with pages for the tokens in its table; stacked where `params` are.
+      cache: of the same batch, with pages for the tokens in its table: stacked, or, where the layers of `params` are
+        apart, one array a layer.
       num_tokens: int32 [B], 0..T.
       dtype: of activations.
       attend: attention, see `s1jax.model.attention.attend_cached`.

@@ -40,7 +40,7 @@ def _gradients(kernel, q, k, v, segments):
 
 @pytest.mark.parametrize(
     ("length", "heads", "kv_heads", "head_dim"),
-    [(1, 2, 1, 16), (37, 4, 2, 24), (64, 3, 3, 8), (130, 6, 2, 16)],
+    [(1, 2, 2, 8), (37, 4, 2, 24), (130, 6, 2, 16)],
 )
 def test_flash_is_the_reference_with_its_gradients(length, heads, kv_heads, head_dim):
     inputs = _inputs(length, heads, kv_heads, head_dim)
@@ -63,10 +63,15 @@ def test_in_bfloat16_at_the_blocks_of_a_gpu():
 
 def test_padding_gets_zero_and_gives_no_gradient():
     q, k, v, segments = _inputs(40, 2, 1)
-    run = functools.partial(flash.attend, blocks=SMALL, interpret=True)
-    out = np.asarray(run(q, k, v, segments))
+
+    def loss(*qkv):
+        out = flash.attend(*qkv, segments, blocks=SMALL, interpret=True)
+        return out.sum(), out
+
+    gradients, out = jax.jit(jax.grad(loss, argnums=(0, 1, 2), has_aux=True))(q, k, v)
+    out = np.asarray(out)
     assert not out[segments == 0].any() and out[segments > 0].any()
-    for gradient in jax.grad(lambda *qkv: run(*qkv, segments).sum(), argnums=(0, 1, 2))(q, k, v):
+    for gradient in gradients:
         gradient = np.asarray(gradient)
         assert np.isfinite(gradient).all() and not gradient[segments == 0].any()
 

@@ -12,7 +12,7 @@ from s1jax.config import ModelConfig
 from s1jax.model import attention, paged
 from s1jax.model import cache as cache_lib
 
-PAGE, WIDTH, LAYERS = 16, 7, 3
+PAGE, WIDTH, LAYERS = 16, 7, 2
 
 
 def _filled(kv_heads, head_dim, dtype, lengths):
@@ -28,13 +28,26 @@ def _filled(kv_heads, head_dim, dtype, lengths):
     slots = cache_lib.Slots(table, jnp.zeros(rows, jnp.int32), jnp.asarray(lengths, jnp.int32))
     tokens = lambda: jnp.asarray(rng.normal(size=(rows, PAGE * WIDTH, kv_heads, head_dim)), jnp.float32)  # noqa: E731
     for layer in range(LAYERS):
-        pages = cache_lib.append(pages, jnp.int32(layer), tokens(), tokens(), slots)
+        pages = _append(pages, jnp.int32(layer), tokens(), tokens(), slots)
     return pages, table
 
 
-@pytest.mark.parametrize("dtype", ["float32", "int8"])
-@pytest.mark.parametrize("stacked", [True, False])
-@pytest.mark.parametrize(("kv_heads", "group", "programs"), [(2, 3, 512), (1, 7, 8), (3, 1, 1)])
+_append = jax.jit(cache_lib.append)
+
+
+def _attend(*args, **options):
+    return jax.jit(functools.partial(attention.attend_cached, **options))(*args)
+
+
+@pytest.mark.parametrize(
+    ("kv_heads", "group", "programs", "stacked", "dtype"),
+    [
+        (2, 3, 512, True, "float32"),
+        (2, 3, 512, False, "int8"),
+        (1, 7, 8, True, "int8"),
+        (3, 1, 1, False, "float32"),
+    ],
+)
 def test_it_is_the_attention_that_gathers(kv_heads, group, programs, stacked, dtype, monkeypatch):
     """Rows of every kind: a fresh one, page borders, a full one, and one without a new token, which gets 0."""
     monkeypatch.setattr(paged, "_PROGRAMS", programs)
@@ -47,8 +60,8 @@ def test_it_is_the_attention_that_gathers(kv_heads, group, programs, stacked, dt
     pages = pages if stacked else cache_lib.unstack(pages)[1]
     args = (draw(kv_heads * group), draw(kv_heads), draw(kv_heads), pages, layer, new)
     monkeypatch.setattr(paged, "attend", functools.partial(paged.attend, interpret=True))
-    out, after = jax.jit(functools.partial(attention.attend_cached, pages_in_place=True))(*args)
-    expected, expected_after = jax.jit(attention.attend_cached)(*args)
+    out, after = _attend(*args, pages_in_place=True)
+    expected, expected_after = _attend(*args)
     np.testing.assert_allclose(out[:7], expected[:7], rtol=0, atol=2e-6)
     assert not np.asarray(out[7]).any() and (np.abs(expected[:7]).max(axis=(1, 2, 3)) > 0.1).all()
     for one, other in zip(jax.tree.leaves(after), jax.tree.leaves(expected_after), strict=True):
@@ -64,7 +77,7 @@ def test_prompts_and_sizes_it_cannot_read_are_gathered(monkeypatch):
         rng = np.random.default_rng(0)
         q, k, v = (jnp.asarray(rng.normal(size=(2, length, heads, head_dim)), jnp.float32) for heads in (4, 2, 2))
         args = (q, k, v, pages, jnp.int32(0), new)
-        out, expected = (attention.attend_cached(*args, pages_in_place=place)[0] for place in (True, False))
+        out, expected = (_attend(*args, pages_in_place=place)[0] for place in (True, False))
         np.testing.assert_array_equal(out, expected)
 
 
@@ -74,9 +87,9 @@ def test_values_that_a_tpu_keeps_with_their_slots_last(dtype, monkeypatch):
     new = cache_lib.Slots(table, jnp.array([20, 3, 111]), jnp.array([1, 1, 1]))
     rng = np.random.default_rng(0)
     q, k, v = (jnp.asarray(rng.normal(size=(3, 1, heads, 8)), jnp.float32) for heads in (4, 2, 2))
-    expected = attention.attend_cached(q, k, v, pages, jnp.int32(1), new, pages_at_once=3)
+    expected = _attend(q, k, v, pages, jnp.int32(1), new, pages_at_once=3)
     monkeypatch.setattr(attention, "_TPU_LANES", PAGE)
-    turned = attention.attend_cached(q, k, v, pages, jnp.int32(1), new, pages_at_once=3)
+    turned = _attend(q, k, v, pages, jnp.int32(1), new, pages_at_once=3)
     for one, other in zip(jax.tree.leaves(turned), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)
 
