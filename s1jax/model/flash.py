@@ -195,10 +195,10 @@ def _forward_kernel(
         top, total, mean = carry
         here = pl.ds(j * block, block)
         visible = _visible(places[:, None], own[:, None], _places(j, block)[None], seen_ref[here][None])
-        scores = jnp.where(visible, pl.dot(q, k_ref[here, :].T) * scale, MASKED)
+        scores = jnp.where(visible, triton.dot(q, k_ref[here, :].T) * scale, MASKED)
         higher = jnp.maximum(top, scores.max(1))
         weights, shrink = jnp.exp2(scores - higher[:, None]), jnp.exp2(top - higher)
-        mean = mean * shrink[:, None] + pl.dot(weights.astype(q.dtype), v_ref[here, :])
+        mean = mean * shrink[:, None] + triton.dot(weights.astype(q.dtype), v_ref[here, :])
         return higher, total * shrink + weights.sum(1), mean
 
     start = (jnp.full(own.shape, MASKED), jnp.zeros(own.shape), jnp.zeros(q.shape, jnp.float32))
@@ -221,9 +221,9 @@ def _queries_kernel(
         here = pl.ds(j * block, block)
         k = k_ref[here, :]
         visible = _visible(places[:, None], own[:, None], _places(j, block)[None], seen_ref[here][None])
-        scores = jnp.where(visible, pl.dot(q, k.T) * (scale * _LOG2E), MASKED)
-        d_scores = jnp.exp2(scores - log_sum) * (pl.dot(d_out, v_ref[here, :].T) - delta)
-        return d_q + pl.dot(d_scores.astype(q.dtype), k)
+        scores = jnp.where(visible, triton.dot(q, k.T) * (scale * _LOG2E), MASKED)
+        d_scores = jnp.exp2(scores - log_sum) * (triton.dot(d_out, v_ref[here, :].T) - delta)
+        return d_q + triton.dot(d_scores.astype(q.dtype), k)
 
     d_q = jax.lax.fori_loop(first_ref[...], last_ref[...], add, jnp.zeros(q.shape, jnp.float32))
     d_q_ref[...] = (d_q * scale).astype(d_q_ref.dtype)
@@ -242,11 +242,11 @@ def _keys_kernel(
         here = pl.ds(i * block, block)
         q, d_out = q_ref[here, g, :], d_out_ref[here, g, :]
         visible = _visible(places_ref[here][None], own_ref[here][None], places[:, None], seen[:, None])
-        scores = jnp.where(visible, pl.dot(k, q.T) * (scale * _LOG2E), MASKED)
+        scores = jnp.where(visible, triton.dot(k, q.T) * (scale * _LOG2E), MASKED)
         weights = jnp.exp2(scores - log_sum_ref[g, here][None])
-        d_v += pl.dot(weights.astype(q.dtype), d_out)
-        d_scores = weights * (pl.dot(v, d_out.T) - delta_ref[g, here][None])
-        return d_k + pl.dot(d_scores.astype(q.dtype), q), d_v
+        d_v += triton.dot(weights.astype(q.dtype), d_out)
+        d_scores = weights * (triton.dot(v, d_out.T) - delta_ref[g, here][None])
+        return d_k + triton.dot(d_scores.astype(q.dtype), q), d_v
 
     zeros = jnp.zeros(k.shape, jnp.float32)
     first, last = first_ref[...], last_ref[...]

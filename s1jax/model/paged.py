@@ -96,7 +96,7 @@ def _kernel(q_ref, table_ref, length_ref, keys_ref, values_ref, *refs, shares, s
     def add(j: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         top, total, mean = carry
         page = table_ref[j]
-        scores = pl.dot(q, keys_ref[page, :, :].astype(q.dtype)) * scale
+        scores = triton.dot(q, keys_ref[page, :, :].astype(q.dtype)) * scale
         if scales:
             scores = scores * scales[0][page, :][None]
         visible = j * size + jnp.arange(size) < length
@@ -106,7 +106,7 @@ def _kernel(q_ref, table_ref, length_ref, keys_ref, values_ref, *refs, shares, s
         total = total * shrink + weights.sum(1)
         if scales:
             weights = weights * scales[1][page, :][None]
-        here = pl.dot(weights.astype(q.dtype), values_ref[page, :, :].astype(q.dtype))
+        here = triton.dot(weights.astype(q.dtype), values_ref[page, :, :].astype(q.dtype))
         return higher, total, mean * shrink[:, None] + here
 
     start = (jnp.full(q.shape[:1], MASKED), jnp.zeros(q.shape[:1]), jnp.zeros(q.shape, jnp.float32))
