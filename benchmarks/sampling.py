@@ -82,11 +82,8 @@ def waits(rounds: int) -> dict[str, Any]:
 
     def reprefill() -> None:
         for begin, piece in zip(borders, pieces, strict=False):
-            list(
-                engine.sample(
-                    decode_lib.requests([ids[: len(prompt) + begin + 1]], [piece], 1.0), decode_lib.DELIMITERS
-                )
-            )
+            rows = decode_lib.requests([ids[: len(prompt) + begin + 1]], [piece], 1.0)
+            list(engine.sample(rows, decode_lib.DELIMITERS))
 
     def transformers() -> None:
         for begin, piece in zip(borders, pieces, strict=False):

@@ -81,10 +81,13 @@ def peak_memory(devices: Iterable[Any]) -> int | None:
 
 def fits(tree: Any) -> bool:
     """Whether every device that holds arrays of `tree` has room for as much once more, and a tenth of it to spare."""
-    leaves = jax.tree.leaves(tree)
-    free = free_memory(leaves[0].devices())
-    held = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
-    return free is None or 1.1 * held < free
+    free = free_memory(jax.tree.leaves(tree)[0].devices())
+    return free is None or 1.1 * held_bytes(tree) < free
+
+
+def held_bytes(tree: Any) -> int:
+    """Bytes that each device holds of the arrays of `tree`, which may be abstract but have shardings."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
 
 
 def free_memory(devices: Iterable[Any]) -> int | None:

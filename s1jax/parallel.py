@@ -252,11 +252,9 @@ def attend(mesh: Mesh, implementation: str) -> attention_lib.Attend:
                 k, v = (_own_heads(x, q.shape[2], tensor) for x in (k, v))
             if shards == 1:
                 return attention_lib.attend(q, k, v, segment_ids, implementation)
-            k, v, key_segment_ids = (_whole_rows(x, shards) for x in (k, v, segment_ids))
-            part = Part(table, jax.lax.axis_index(TOKENS))
-            return attention_lib.attend(
-                q, k, v, segment_ids, implementation, part=part, key_segment_ids=key_segment_ids
-            )
+            k, v, whole_segment_ids = (_whole_rows(x, shards) for x in (k, v, segment_ids))
+            part = Part(table, jax.lax.axis_index(TOKENS), whole_segment_ids)
+            return attention_lib.attend(q, k, v, segment_ids, implementation, part=part)
 
         heads = PartitionSpec(ROWS, TOKENS, "tensor")
         keys = heads if split_keys else PartitionSpec(ROWS, TOKENS)

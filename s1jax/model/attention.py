@@ -19,7 +19,6 @@ from s1jax.model import chunked, fused
 from s1jax.model.blocks import Part
 
 _BLOCK = 512
-_TPU_LANES = 128
 
 # (q [B, T, N, H], k [B, T, K, H], v [B, T, K, H], segment_ids [B, T]) -> [B, T, N, H], as the decoder calls it:
 # `attend` on one device, what `s1jax.parallel.attend` makes of it on a mesh.
@@ -36,7 +35,6 @@ def attend(
     implementation: str = "xla",
     *,
     part: Part | None = None,
-    key_segment_ids: jax.Array | None = None,
 ) -> jax.Array:
     """Causal attention within segments.
 
@@ -50,7 +48,6 @@ def attend(
         where `choose` says so.
       part: which queries of a row these are; None: they are the row, S = T. Otherwise two runs of T / 2 neighbours,
         which together see half of all keys (`s1jax.parallel.places`).
-      key_segment_ids: int32 [B, S]; None: `segment_ids`.
 
     Returns:
       [B, T, N, H] in the dtype of `q`; softmax in float32.
@@ -63,16 +60,16 @@ def attend(
             raise ValueError("attention implementation 'cudnn' has no part of a row; use 'flash'")
         return fused.cudnn(q, k, v, segment_ids)
     if implementation == "splash":
-        return fused.splash(q, k, v, segment_ids, part=part, key_segment_ids=key_segment_ids)
+        return fused.splash(q, k, v, segment_ids, part)
     if implementation == "flash":
         from s1jax.model import flash  # Triton's part of JAX takes half a second to import
 
-        return flash.attend(q, k, v, segment_ids, part=part, key_segment_ids=key_segment_ids)
+        return flash.attend(q, k, v, segment_ids, part)
     batch, length, _, head_dim = q.shape
     # Blocks may not reach over the border between two runs.
     block = min(_BLOCK, length) if part is None else math.gcd(_BLOCK, length // 2)
     places = jnp.arange(length) if part is None else part.own
-    key_segment_ids = segment_ids if key_segment_ids is None else key_segment_ids
+    key_segment_ids = segment_ids if part is None else part.segment_ids
     if implementation == "chunked":
         grouped = (q * head_dim**-0.5).reshape(batch, length, k.shape[2], -1, head_dim)
         segments = (segment_ids, key_segment_ids)
@@ -163,7 +160,7 @@ def attend_cached(
             return _ungrouped(paged.attend(grouped, pages, layer, new), q.shape).astype(q.dtype), pages
     last = new.lengths[:, None] + jnp.arange(length)  # [B, T], last slot that a query sees
     # A TPU keeps values narrower than its registers with their slots last; read otherwise, all pages would be copied.
-    turn = q.shape[3] < _TPU_LANES <= size
+    turn = q.shape[3] < fused.LANES <= size
     source = dataclasses.replace(pages, values=pages.values.swapaxes(-1, -2)) if turn else pages
     mean_of = "bktip,bikhp->bkth" if turn else "bktip,bikph->bkth"
 

@@ -16,10 +16,12 @@ class Part:
     Attributes:
       places: int [shares, T], where every device's queries stand in the row, rising.
       index: int32 scalar, whose these are.
+      segment_ids: int32 [B, S], of the whole rows, which the keys are of.
     """
 
     places: np.ndarray
     index: jax.Array
+    segment_ids: jax.Array
 
     @property
     def own(self) -> jax.Array:

@@ -9,6 +9,7 @@ Axis letters: L layers, N pages, P slots of a page, B rows, M pages of a row, K 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -132,20 +133,14 @@ def _write_slots(pages: Pages, tokens: Pages, new: Slots) -> Pages:
     """`append` to one layer, slot by slot: little traffic, which is what counts on a CPU."""
     steps = jnp.arange(tokens.keys.shape[1])
     slots = new.lengths[:, None] + steps  # [B, T]
-    page = jnp.take_along_axis(new.table, jnp.minimum(slots // pages.size, new.table.shape[1] - 1), axis=1)
-    page = jnp.where(steps < new.count[:, None], page, pages.values.shape[0])  # past the last page: dropped
-    slot = slots % pages.size
+    page = _places(pages, new, slots // pages.size, steps < new.count[:, None])
 
-    def write(into: jax.Array | None, these: jax.Array | None, *place: Any) -> jax.Array | None:
-        if into is None or these is None:
-            return None
+    def write(into: jax.Array, these: jax.Array, axis: int) -> jax.Array:
         # Advanced indices apart from each other move to the front: the update is [B, T, K, H], as `k` is.
-        return into.at[(page, slice(None), *place)].set(these.astype(into.dtype), mode="drop")
+        place = (page, *(slice(None),) * axis, slots % pages.size)
+        return into.at[place].set(these.astype(into.dtype), mode="drop")
 
-    keys, values = write(pages.keys, tokens.keys, slice(None), slot), write(pages.values, tokens.values, slot)
-    assert keys is not None and values is not None
-    scales = (write(pages.key_scales, tokens.key_scales, slot), write(pages.value_scales, tokens.value_scales, slot))
-    return Pages(keys, values, *scales)
+    return _each(write, pages, tokens)
 
 
 def _write_pages(pages: Pages, layer: jax.Array, tokens: Pages, new: Slots) -> Pages:
@@ -158,25 +153,30 @@ def _write_pages(pages: Pages, layer: jax.Array, tokens: Pages, new: Slots) -> P
     index = new.lengths[:, None] // size + jnp.arange((length + 2 * size - 2) // size)  # [B, C], pages of the row
     token = index[..., None] * size + jnp.arange(size) - new.lengths[:, None, None]  # [B, C, P], -1: an older one
     fresh = (token >= 0) & (token < new.count[:, None, None])
-    page = jnp.take_along_axis(new.table, jnp.minimum(index, new.table.shape[1] - 1), axis=1)
-    page = jnp.where(fresh.any(-1), page, pages.values.shape[1])  # past the last page: dropped
+    page = _places(pages, new, index, fresh.any(-1))
     token = jnp.clip(token, 0, length - 1)
 
-    def write(into: jax.Array, these: jax.Array, slots: int) -> jax.Array:
-        """`slots` is the axis of P behind [C]."""
+    def write(into: jax.Array, these: jax.Array, axis: int) -> jax.Array:
         these = these[jnp.arange(batch)[:, None, None], token].astype(into.dtype)  # [B, C, P, K, ...]
-        these = jnp.moveaxis(these, 2, slots + 2)
+        these = jnp.moveaxis(these, 2, axis + 2)
         shape = [*fresh.shape[:2], *(1,) * (into.ndim - 2)]
-        shape[slots + 2] = size
+        shape[axis + 2] = size
         old = into.at[layer, page].get(mode="clip")
         return into.at[layer, page].set(jnp.where(fresh.reshape(shape), these, old), mode="drop")
 
-    keys, values = write(pages.keys, tokens.keys, 2), write(pages.values, tokens.values, 1)
-    if pages.key_scales is None:
-        return Pages(keys, values)
-    assert tokens.key_scales is not None and pages.value_scales is not None and tokens.value_scales is not None
-    scales = write(pages.key_scales, tokens.key_scales, 1), write(pages.value_scales, tokens.value_scales, 1)
-    return Pages(keys, values, *scales)
+    return _each(write, pages, tokens)
+
+
+def _places(pages: Pages, new: Slots, index: jax.Array, written: jax.Array) -> jax.Array:
+    """Pages `index` of rows, int32 [B, ...], among all pages; past the last one, to be dropped, where not `written`."""
+    page = jnp.take_along_axis(new.table, jnp.minimum(index, new.table.shape[1] - 1), axis=1)
+    return jnp.where(written, page, pages.values.shape[-4])
+
+
+def _each(write: Callable[[jax.Array, jax.Array, int], jax.Array], pages: Pages, tokens: Pages) -> Pages:
+    """`write(array, tokens, axis)` for every array; `axis`, counted behind that of pages, has the slots."""
+    axes = Pages(2, 1, *(None if scales is None else 1 for scales in (pages.key_scales, pages.value_scales)))  # type: ignore[arg-type]
+    return jax.tree.map(write, pages, tokens, axes)
 
 
 def quantize(x: jax.Array) -> tuple[jax.Array, jax.Array]:

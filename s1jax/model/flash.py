@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -28,8 +28,13 @@ from jax.experimental.pallas import triton
 from s1jax.model.blocks import Part
 from s1jax.model.chunked import MASKED
 
-_LOG2E = math.log2(math.e)
-_SMALLEST_HEAD = 16  # of Triton's products
+LOG2E = math.log2(math.e)
+SMALLEST = 16  # rows or columns of Triton's products
+_call = functools.partial(pl.pallas_call, compiler_params=triton.CompilerParams(num_warps=8, num_stages=2))
+
+
+# Of a softmax over blocks: largest score [C], sum [C] and unscaled mean [C, H], float32.
+Running = tuple[jax.Array, jax.Array, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,9 +53,8 @@ def attend(
     k: jax.Array,
     v: jax.Array,
     segment_ids: jax.Array,
-    *,
     part: Part | None = None,
-    key_segment_ids: jax.Array | None = None,
+    *,
     blocks: Blocks = Blocks(),
     interpret: bool = False,
 ) -> jax.Array:
@@ -64,7 +68,6 @@ def attend(
       v: [B, S, K, H].
       segment_ids: int32 [B, T]; 0 is padding, which attends to nothing.
       part: which queries of a row these are; None: they are the row.
-      key_segment_ids: int32 [B, S]; None: `segment_ids`.
       blocks: their sizes.
       interpret: runs on any backend, slowly, for tests.
 
@@ -73,21 +76,20 @@ def attend(
     """
     length, head_dim = q.shape[1], q.shape[3]
     places = jnp.arange(length, dtype=jnp.int32) if part is None else part.own
-    seen = segment_ids if key_segment_ids is None else key_segment_ids
-    # Two ids for padding, behind all others: no query of it has a key, and the ids of a packed row rise to its end.
-    own, seen = (jnp.where(ids > 0, ids, most) for ids, most in ((segment_ids, 2**30), (seen, 2**30 + 1)))
-    wide = max(_SMALLEST_HEAD, pl.next_power_of_2(head_dim)) - head_dim
+    wide = max(SMALLEST, pl.next_power_of_2(head_dim)) - head_dim
     coarse = max(blocks.held, blocks.met)
     tokens = lambda x: jnp.pad(x, ((0, 0), (0, -x.shape[1] % coarse), (0, 0), (0, wide)))  # noqa: E731
-    own = _pad_last(own, coarse, 2**30)
-    seen = _pad_last(seen, coarse, 2**30 + 1)
+    # Two ids for padding, behind all others: no query of it has a key, and the ids of a packed row rise to its end.
+    own = _marked(segment_ids, 2**30, coarse)
+    seen = _marked(segment_ids if part is None else part.segment_ids, 2**30 + 1, coarse)
     places = jnp.pad(places, (0, -length % coarse), mode="edge")
     out = _attend(tokens(q), tokens(k), tokens(v), own, seen, places, head_dim**-0.5, blocks, interpret)
     return out[:, :length, :, :head_dim]
 
 
-def _pad_last(ids: jax.Array, multiple: int, value: int) -> jax.Array:
-    return jnp.pad(ids, ((0, 0), (0, -ids.shape[1] % multiple)), constant_values=value)
+def _marked(ids: jax.Array, padding: int, multiple: int) -> jax.Array:
+    """Segment ids, filled up to whole blocks, with another id for padding."""
+    return jnp.pad(jnp.where(ids > 0, ids, padding), ((0, 0), (0, -ids.shape[1] % multiple)), constant_values=padding)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7, 8))
@@ -99,8 +101,8 @@ def _attend(q: Any, k: Any, v: Any, own: Any, seen: Any, places: Any, scale: flo
 def _forward(q: Any, k: Any, v: Any, own: Any, seen: Any, places: Any, scale: float, blocks: Blocks, interpret: bool):
     specs, queries, statistics = _query_specs(q, k, blocks)
     out, log_sum = _call(
-        functools.partial(_forward_kernel, scale=scale * _LOG2E, block=blocks.met),
-        "flash_forward",
+        functools.partial(_forward_kernel, scale=scale * LOG2E, block=blocks.met),
+        name="flash_forward",
         grid=(q.shape[1] // blocks.held, q.shape[2], q.shape[0]),
         in_specs=specs,
         out_specs=[queries, statistics],
@@ -124,7 +126,7 @@ def _backward(scale: float, blocks: Blocks, interpret: bool, residuals: Any, d_o
     specs, queries, statistics = _query_specs(q, k, blocks)
     d_q = _call(
         functools.partial(_queries_kernel, scale=scale, block=blocks.met),
-        "flash_backward_queries",
+        name="flash_backward_queries",
         grid=(length // blocks.held, heads, batch),
         in_specs=[*specs, queries, statistics, statistics],
         out_specs=queries,
@@ -139,7 +141,7 @@ def _backward(scale: float, blocks: Blocks, interpret: bool, residuals: Any, d_o
     needed = _needed(own, seen, places, blocks.met, blocks.held).swapaxes(1, 2)
     d_k, d_v = _call(
         functools.partial(_keys_kernel, scale=scale, block=blocks.met, group=group),
-        "flash_backward_keys",
+        name="flash_backward_keys",
         grid=(keys // blocks.held, kv_heads, batch),
         in_specs=[
             met,
@@ -191,18 +193,13 @@ def _forward_kernel(
     """Outcome and log-sum-exp, base 2, of queries [C, H] over keys [S, H]."""
     q, own, places = q_ref[...], own_ref[...], places_ref[...]
 
-    def add(j: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        top, total, mean = carry
+    def add(j: jax.Array, running: Running) -> Running:
         here = pl.ds(j * block, block)
         visible = _visible(places[:, None], own[:, None], _places(j, block)[None], seen_ref[here][None])
         scores = jnp.where(visible, triton.dot(q, k_ref[here, :].T) * scale, MASKED)
-        higher = jnp.maximum(top, scores.max(1))
-        weights, shrink = jnp.exp2(scores - higher[:, None]), jnp.exp2(top - higher)
-        mean = mean * shrink[:, None] + triton.dot(weights.astype(q.dtype), v_ref[here, :])
-        return higher, total * shrink + weights.sum(1), mean
+        return fold(running, scores, lambda weights: triton.dot(weights.astype(q.dtype), v_ref[here, :]))
 
-    start = (jnp.full(own.shape, MASKED), jnp.zeros(own.shape), jnp.zeros(q.shape, jnp.float32))
-    top, total, mean = jax.lax.fori_loop(first_ref[...], last_ref[...], add, start)
+    top, total, mean = jax.lax.fori_loop(first_ref[...], last_ref[...], add, start_of(q))
     nothing = top <= MASKED  # a query that has met no key, or masked ones only
     total = jnp.where(nothing, 1.0, total)
     out_ref[...] = jnp.where(nothing[:, None], 0.0, mean / total[:, None]).astype(out_ref.dtype)
@@ -221,7 +218,7 @@ def _queries_kernel(
         here = pl.ds(j * block, block)
         k = k_ref[here, :]
         visible = _visible(places[:, None], own[:, None], _places(j, block)[None], seen_ref[here][None])
-        scores = jnp.where(visible, triton.dot(q, k.T) * (scale * _LOG2E), MASKED)
+        scores = jnp.where(visible, triton.dot(q, k.T) * (scale * LOG2E), MASKED)
         d_scores = jnp.exp2(scores - log_sum) * (triton.dot(d_out, v_ref[here, :].T) - delta)
         return d_q + triton.dot(d_scores.astype(q.dtype), k)
 
@@ -242,7 +239,7 @@ def _keys_kernel(
         here = pl.ds(i * block, block)
         q, d_out = q_ref[here, g, :], d_out_ref[here, g, :]
         visible = _visible(places_ref[here][None], own_ref[here][None], places[:, None], seen[:, None])
-        scores = jnp.where(visible, triton.dot(k, q.T) * (scale * _LOG2E), MASKED)
+        scores = jnp.where(visible, triton.dot(k, q.T) * (scale * LOG2E), MASKED)
         weights = jnp.exp2(scores - log_sum_ref[g, here][None])
         d_v += triton.dot(weights.astype(q.dtype), d_out)
         d_scores = weights * (triton.dot(v, d_out.T) - delta_ref[g, here][None])
@@ -254,6 +251,19 @@ def _keys_kernel(
     d_k, d_v = jax.lax.fori_loop(0, group, of_head, (zeros, zeros))
     d_k_ref[...] = (d_k * scale).astype(d_k_ref.dtype)
     d_v_ref[...] = d_v.astype(d_v_ref.dtype)
+
+
+def start_of(q: jax.Array) -> Running:
+    """Nothing met yet."""
+    return jnp.full(q.shape[:1], MASKED), jnp.zeros(q.shape[:1]), jnp.zeros(q.shape, jnp.float32)
+
+
+def fold(running: Running, scores: jax.Array, weigh: Callable[[jax.Array], jax.Array]) -> Running:
+    """Meets one more block: base 2 scores [C, D], and the product [C, H] of weights [C, D] with the values."""
+    top, total, mean = running
+    higher = jnp.maximum(top, scores.max(1))
+    weights, shrink = jnp.exp2(scores - higher[:, None]), jnp.exp2(top - higher)
+    return higher, total * shrink + weights.sum(1), mean * shrink[:, None] + weigh(weights)
 
 
 def _places(index: Any, block: int) -> jax.Array:
@@ -280,25 +290,3 @@ def _bounds(needed: jax.Array) -> tuple[jax.Array, jax.Array]:
     first = jnp.where(any_, jnp.argmax(needed, -1), 0)
     last = jnp.where(any_, needed.shape[-1] - jnp.argmax(needed[..., ::-1], -1), 0)
     return first.astype(jnp.int32), last.astype(jnp.int32)
-
-
-def _call(
-    kernel: Any,
-    name: str,
-    *,
-    grid: tuple[int, ...],
-    in_specs: Sequence[Any],
-    out_specs: Any,
-    out_shape: Any,
-    interpret: bool,
-) -> Any:
-    return pl.pallas_call(
-        kernel,
-        name=name,
-        grid=grid,
-        in_specs=in_specs,
-        out_specs=out_specs,
-        out_shape=out_shape,
-        compiler_params=triton.CompilerParams(num_warps=8, num_stages=2),
-        interpret=interpret,
-    )

@@ -11,7 +11,7 @@ import numpy as np
 
 from s1jax.model.blocks import Part
 
-_LANES = 128  # blocks of splash attention are multiples of it
+LANES = 128  # width of a TPU's registers; blocks of splash attention are multiples of it
 _BLOCK = 512
 _PARTS = 8
 
@@ -21,9 +21,8 @@ def splash(
     k: jax.Array,
     v: jax.Array,
     segment_ids: jax.Array,
-    *,
     part: Part | None = None,
-    key_segment_ids: jax.Array | None = None,
+    *,
     interpret: bool = False,
 ) -> jax.Array:
     """Causal attention within segments by JAX's Pallas kernel for TPU; arguments of `s1jax.model.attention.attend`.
@@ -37,7 +36,6 @@ def splash(
       v: [B, S, K, H].
       segment_ids: int32 [B, T], not negative.
       part: which queries of a row these are; None: they are the row.
-      key_segment_ids: int32 [B, S]; None: `segment_ids`.
       interpret: runs on any backend, slowly, for tests.
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
@@ -45,9 +43,9 @@ def splash(
     length, keys, head_dim = q.shape[1], k.shape[1], q.shape[3]
     places = np.arange(length)[None] if part is None else part.places
     # A padded query stands where the last one does: no row of a block may be without any key.
-    places = np.pad(places, ((0, 0), (0, -length % _LANES)), mode="edge")
-    all_keys = keys + -keys % _LANES
-    block, key_block = (_LANES * _largest_divisor(n // _LANES, _BLOCK // _LANES) for n in (places.shape[1], all_keys))
+    places = np.pad(places, ((0, 0), (0, -length % LANES)), mode="edge")
+    all_keys = keys + -keys % LANES
+    block, key_block = (LANES * _largest_divisor(n // LANES, _BLOCK // LANES) for n in (places.shape[1], all_keys))
     count = all_keys // key_block
     # The backward kernel writes a part of the queries' gradient for every block of keys, to be added up afterwards:
     # 15 GB of parts for Qwen2.5-7B at 32k with blocks of 512. Eight of them are 1.9 GB, for 1/8 more products there.
@@ -76,12 +74,12 @@ def splash(
     if part is not None:  # of what is known of all devices' queries, this one's: [heads, blocks, ...] and [queries]
         kernel = jax.tree.map(lambda x: _share(x, min(x.ndim - 1, 1), len(places), part.index), kernel)
     q, k, v = (
-        jnp.pad(x, ((0, 0), (0, -x.shape[1] % _LANES), (0, 0), (0, 0))).swapaxes(1, 2)
+        jnp.pad(x, ((0, 0), (0, -x.shape[1] % LANES), (0, 0), (0, 0))).swapaxes(1, 2)
         for x in (q * head_dim**-0.5, k, v)
     )  # [B, N or K, T or S, H]
     own, seen = (
-        jnp.pad(ids, ((0, 0), (0, -ids.shape[1] % _LANES)), constant_values=-1)
-        for ids in (segment_ids, segment_ids if key_segment_ids is None else key_segment_ids)
+        jnp.pad(ids, ((0, 0), (0, -ids.shape[1] % LANES)), constant_values=-1)
+        for ids in (segment_ids, segment_ids if part is None else part.segment_ids)
     )
     segments = splash_attention_kernel.SegmentIds(own, seen)
     out = jax.vmap(kernel)(q, k, v, segments)

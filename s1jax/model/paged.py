@@ -20,16 +20,16 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton
 
 from s1jax.model import cache as cache_lib
+from s1jax.model import flash
 from s1jax.model.chunked import MASKED
 
-_SMALLEST = 16  # rows of a product of Triton; query heads are filled up to it
 _PROGRAMS = 512  # of one call: about four for each of an H100's 132 processors
 
 
 def can_read(pages: cache_lib.Pages) -> bool:
     """Whether blocks of these pages can be operands of a product: H and P are powers of two from 16 on."""
     sizes = (pages.values.shape[-1], pages.size)
-    return all(size >= _SMALLEST and size & (size - 1) == 0 for size in sizes)
+    return all(size >= flash.SMALLEST and size & (size - 1) == 0 for size in sizes)
 
 
 def attend(
@@ -50,7 +50,7 @@ def attend(
     batch, kv_heads, group, head_dim = q.shape
     width, size = new.table.shape[1], pages.size
     shares = min(width, 1 << max(0, math.ceil(math.log2(_PROGRAMS / (batch * kv_heads)))))
-    heads = max(_SMALLEST, pl.next_power_of_2(group))
+    heads = max(flash.SMALLEST, pl.next_power_of_2(group))
     q = jnp.pad(q, ((0, 0), (0, 0), (0, heads - group), (0, 0)))
     lengths = jnp.where(new.count > 0, new.lengths + 1, 0)
     table, arrays = new.table, jax.tree.leaves(pages)  # scales only where there are any
@@ -91,24 +91,20 @@ def _kernel(q_ref, table_ref, length_ref, keys_ref, values_ref, *refs, shares, s
     *scales, top_ref, total_ref, mean_ref = refs
     q, length, share = q_ref[...], length_ref[...], pl.program_id(2)
     used = (length + size - 1) // size
-    scale = math.log2(math.e)
 
-    def add(j: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
-        top, total, mean = carry
+    def add(j: jax.Array, running: flash.Running) -> flash.Running:
         page = table_ref[j]
-        scores = triton.dot(q, keys_ref[page, :, :].astype(q.dtype)) * scale
+        scores = triton.dot(q, keys_ref[page, :, :].astype(q.dtype)) * flash.LOG2E
         if scales:
             scores = scores * scales[0][page, :][None]
         visible = j * size + jnp.arange(size) < length
-        scores = jnp.where(visible[None], scores, MASKED)
-        higher = jnp.maximum(top, scores.max(1))
-        weights, shrink = jnp.exp2(scores - higher[:, None]), jnp.exp2(top - higher)
-        total = total * shrink + weights.sum(1)
-        if scales:
-            weights = weights * scales[1][page, :][None]
-        here = triton.dot(weights.astype(q.dtype), values_ref[page, :, :].astype(q.dtype))
-        return higher, total, mean * shrink[:, None] + here
 
-    start = (jnp.full(q.shape[:1], MASKED), jnp.zeros(q.shape[:1]), jnp.zeros(q.shape, jnp.float32))
+        def weigh(weights: jax.Array) -> jax.Array:
+            if scales:
+                weights = weights * scales[1][page, :][None]
+            return triton.dot(weights.astype(q.dtype), values_ref[page, :, :].astype(q.dtype))
+
+        return flash.fold(running, jnp.where(visible[None], scores, MASKED), weigh)
+
     bounds = used * share // shares, used * (share + 1) // shares
-    top_ref[...], total_ref[...], mean_ref[...] = jax.lax.fori_loop(*bounds, add, start)
+    top_ref[...], total_ref[...], mean_ref[...] = jax.lax.fori_loop(*bounds, add, flash.start_of(q))

@@ -150,28 +150,24 @@ def _memory(
     experiment: Experiment, model: ModelConfig, state: Any, mesh: Any, analysis: Any, target: targets.Target
 ) -> dict[str, float]:
     """Bytes of one device: `parameters`, `moments` and `peak` exact, the rest from shapes, `other` what is left."""
-    held = lambda tree: float(sum(_shard_bytes(leaf) for leaf in jax.tree.leaves(tree)))  # noqa: E731
     train, tokens = experiment.train, experiment.train.batch_size * experiment.data.block_size
     width = jnp.dtype(train.compute_dtype).itemsize
     local = tokens / parallel.parts(mesh, (*parallel.ROWS, parallel.TOKENS)) / train.accumulation
-    weights = held(state.params) / jnp.dtype(train.param_dtype).itemsize
+    params = float(meters.held_bytes(state.params))
+    weights = params / jnp.dtype(train.param_dtype).itemsize
     peak = getattr(analysis, "peak_memory_in_bytes", 0)
     if not peak:
         peak = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
     chunk = min(train.loss_chunk, local) * model.vocab_size / parallel.parts(mesh, parallel.TABLE["vocab"])
     kinds = {
-        "parameters": held(state.params),
-        "moments": held(state.opt_state),
+        "parameters": params,
+        "moments": float(meters.held_bytes(state.opt_state)),
         "weights in compute type": weights * width if train.compute_dtype != train.param_dtype else 0.0,
         "gradients": weights * (4 if train.accumulation > 1 else width),
         "layer inputs": model.num_layers * local * model.d_model * width,
         "logits of a chunk": chunk * 4,
     }
     return kinds | {"other": max(0.0, peak - sum(kinds.values())), "peak": float(peak), "limit": target.chip.memory}
-
-
-def _shard_bytes(leaf: Any) -> int:
-    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
 
 
 def _first_line(error: Exception) -> str:

@@ -97,10 +97,9 @@ class Engine:
         if any(leaf.dtype != jnp.dtype(dtype) for leaf in jax.tree.leaves(params)):
             params = _cast(params, dtype)
         mesh = mesh if mesh is not None and mesh.size > 1 else None
-        devices = jax.tree.leaves(params)[0].devices()
-        on_cpu = all(device.platform == "cpu" for device in devices)
-        on_gpu = all(device.platform in ("gpu", "cuda") for device in devices)
-        page = _TPU_PAGE if all(device.platform == "tpu" for device in devices) else _PAGE
+        platform = next(iter(jax.tree.leaves(params)[0].devices())).platform
+        on_cpu, on_gpu = platform == "cpu", platform in ("gpu", "cuda")
+        page = _TPU_PAGE if platform == "tpu" else _PAGE
         loop_params, unstack = params, mesh is None and on_cpu
         if unstack:
             loop_params = _unstack(params, weight_first=True)

@@ -160,8 +160,7 @@ def test_splash_on_parts_of_rows(monkeypatch):
 
     @jax.jit
     def run(q, k, v, segment_ids, weights, index):
-        part = blocks.Part(places, index)
-        kernel = functools.partial(fused.splash, part=part, key_segment_ids=segments, interpret=True)
+        kernel = functools.partial(fused.splash, part=blocks.Part(places, index, segments), interpret=True)
         return jax.grad(lambda *qkv: jnp.sum(weights * kernel(*qkv, segment_ids)), argnums=(0, 1, 2))(q, k, v)
 
     shares = [run(q[:, own], k, v, segments[:, own], weights[:, own], i) for i, own in enumerate(places)]
@@ -221,7 +220,7 @@ def test_queries_that_are_part_of_a_row(monkeypatch):
     q, k, v, segments = _inputs(32)
     own = np.r_[8:24]
     for kernel in KERNELS:
-        part = blocks.Part(parallel.places(32, 2), 1)
-        attend = functools.partial(attention.attend, implementation=kernel, part=part, key_segment_ids=segments)
+        part = blocks.Part(parallel.places(32, 2), 1, segments)
+        attend = functools.partial(attention.attend, implementation=kernel, part=part)
         out = jax.jit(attend)(q[:, own], k, v, segments[:, own])
         np.testing.assert_allclose(out, _expected(q, k, v, segments)[:, own], rtol=0, atol=1e-5)

@@ -1,7 +1,6 @@
 """The FlashAttention kernels in Pallas' interpreter against the reference, and compiled for an H100 where it can be."""
 
 import functools
-import importlib.util
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +10,7 @@ import pytest
 from s1jax import parallel
 from s1jax.model import attention, blocks, flash
 from s1jax.plan import flops
+from tests import compilers
 
 SMALL = flash.Blocks(held=32, met=16)
 
@@ -84,8 +84,8 @@ def test_queries_that_are_part_of_a_row():
     d_k, d_v = np.zeros(k.shape), np.zeros(v.shape)
     places = parallel.places(128, 2)
     for i, own in enumerate(places):
-        part = blocks.Part(places, i)
-        kernel = functools.partial(flash.attend, part=part, key_segment_ids=segments, blocks=SMALL, interpret=True)
+        part = blocks.Part(places, i, segments)
+        kernel = functools.partial(flash.attend, part=part, blocks=SMALL, interpret=True)
         loss = lambda q, k, v, own=own, kernel=kernel: jnp.sum(weights[:, own] * kernel(q, k, v, segments[:, own]))  # noqa: E731
         gradients = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(q[:, own], k, v)
         np.testing.assert_allclose(gradients[0], reference[1][:, own], rtol=0, atol=2e-5)
@@ -117,17 +117,13 @@ def test_operations_are_counted_to_the_diagonal():
     assert counted == 2 * 4 * blocks * 128**2 * 18 * 32
 
 
-@pytest.mark.skipif(importlib.util.find_spec("jax_cuda12_plugin") is None, reason="the GPU compiler is not installed")
 @pytest.mark.parametrize("head_dim", [64, 128])
 def test_it_compiles_for_an_h100(head_dim):
-    from s1jax.plan import targets
-
-    one = jax.sharding.SingleDeviceSharding(targets.devices(targets.parse("h100:1"))[0])
-    shape = lambda n: jax.ShapeDtypeStruct((1, 1024, n, head_dim), jnp.bfloat16, sharding=one)  # noqa: E731
-    ids = jax.ShapeDtypeStruct((1, 1024), jnp.int32, sharding=one)
+    shape = lambda n: jax.ShapeDtypeStruct((1, 1024, n, head_dim), jnp.bfloat16)  # noqa: E731
+    ids = jax.ShapeDtypeStruct((1, 1024), jnp.int32)
     loss = lambda q, k, v, s: flash.attend(q, k, v, s).astype(jnp.float32).sum()  # noqa: E731
-    traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(shape(6), shape(2), shape(2), ids)
-    text = traced.lower(lowering_platforms=("cuda",)).compile().as_text()
+    gradients = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
+    text = compilers.compile_for("h100:1", gradients, shape(6), shape(2), shape(2), ids).as_text()
     for kernel in ("flash_forward", "flash_backward_queries", "flash_backward_keys"):
         assert kernel in text
 

@@ -1,16 +1,17 @@
 """The kernel that reads pages where they lie, in Pallas' interpreter, against the attention that gathers them."""
 
 import functools
-import importlib.util
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from s1jax import presets
 from s1jax.config import ModelConfig
-from s1jax.model import attention, paged
+from s1jax.model import attention, fused, paged
 from s1jax.model import cache as cache_lib
+from tests import compilers
 
 PAGE, WIDTH, LAYERS = 16, 7, 2
 
@@ -88,29 +89,22 @@ def test_values_that_a_tpu_keeps_with_their_slots_last(dtype, monkeypatch):
     rng = np.random.default_rng(0)
     q, k, v = (jnp.asarray(rng.normal(size=(3, 1, heads, 8)), jnp.float32) for heads in (4, 2, 2))
     expected = _attend(q, k, v, pages, jnp.int32(1), new, pages_at_once=3)
-    monkeypatch.setattr(attention, "_TPU_LANES", PAGE)
+    monkeypatch.setattr(fused, "LANES", PAGE)
     turned = _attend(q, k, v, pages, jnp.int32(1), new, pages_at_once=3)
     for one, other in zip(jax.tree.leaves(turned), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-6)
 
 
-@pytest.mark.skipif(importlib.util.find_spec("jax_cuda12_plugin") is None, reason="the GPU compiler is not installed")
 @pytest.mark.parametrize("cache", ["bfloat16", "int8"])
 def test_it_compiles_for_an_h100_and_copies_no_pages(cache):
     """One layer of 7B: what is needed beside its pages is less than a copy of keys or values."""
-    from s1jax import presets
-    from s1jax.plan import targets
-
     config, rows, width = presets.PRESETS["qwen2p5_7b"], 64, 8
-    one = jax.sharding.SingleDeviceSharding(targets.devices(targets.parse("h100:1"))[0])
-    on_device = functools.partial(jax.tree.map, lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one))
     pages = jax.eval_shape(lambda: cache_lib.unstack(cache_lib.init_pages(config, rows * width, 64, cache))[0])
     ints = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)  # noqa: E731
     q, k = (jax.ShapeDtypeStruct((rows, 1, heads, 128), jnp.bfloat16) for heads in (28, 4))
     new = cache_lib.Slots(ints(rows, width), ints(rows), ints(rows))
-    args = on_device((q, k, k, pages, None, new))
     attend = jax.jit(functools.partial(attention.attend_cached, pages_in_place=True), donate_argnums=3)
-    compiled = attend.trace(*args).lower(lowering_platforms=("cuda",)).compile()
+    compiled = compilers.compile_for("h100:1", attend, q, k, k, pages, None, new)
     assert "paged_attention" in compiled.as_text()
     held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(pages))
     assert compiled.memory_analysis().temp_size_in_bytes < 0.3 * held

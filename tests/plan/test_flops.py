@@ -74,7 +74,7 @@ def test_splash_counts_its_blocks_on_and_below_the_diagonal():
     """14 H a pair in 10 of 16 blocks of 512; of a device's half of the row, half of it."""
     q, k = jnp.zeros((2, 2048, 4, 64)), jnp.zeros((2, 2048, 2, 64))
     ids = jnp.ones((2, 2048), jnp.int32)
-    part = blocks.Part(parallel.places(2048, 2), jnp.int32(0))
+    part = blocks.Part(parallel.places(2048, 2), jnp.int32(0), ids)
 
     def operations(q, ids, **settings):
         loss = lambda *qkv: fused.splash(*qkv, ids, **settings).sum()  # noqa: E731
@@ -83,4 +83,4 @@ def test_splash_counts_its_blocks_on_and_below_the_diagonal():
     whole = operations(q, ids)
     delta = 2 * q.size  # the outcome times its gradient, summed
     assert whole == 2 * 4 * 10 * 512**2 * 14 * 64 + delta
-    assert operations(q[:, :1024], ids[:, :1024], part=part, key_segment_ids=ids) == whole / 2
+    assert operations(q[:, :1024], ids[:, :1024], part=part) == whole / 2

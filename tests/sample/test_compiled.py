@@ -1,7 +1,6 @@
 """What compilers for machines that aren't here make of the decoding loop, where they are installed."""
 
 import functools
-import importlib.util
 
 import jax
 import jax.numpy as jnp
@@ -14,22 +13,17 @@ from s1jax.model import decoder
 from s1jax.plan import targets
 from s1jax.sample import budget, logits
 from s1jax.sample import generate as programs
+from tests import compilers
 
-COMPILERS = {"h100:1": "jax_cuda12_plugin", "v6e:2x2": "libtpu"}
 SLOTS, LENGTH = 16, 4096
 
 
-@pytest.mark.parametrize("target", COMPILERS)
+@pytest.mark.parametrize("target", ["h100:1", "v6e:2x2"])
 @pytest.mark.parametrize("model", ["qwen2p5_0p5b", "qwen2p5_1p5b"])  # heads of 64 and of 128
 def test_the_loop_copies_no_cache_and_no_weights(target, model):
     """A step needs room for its activations and logits only: 5 % of weights and cache."""
-    if importlib.util.find_spec(COMPILERS[target]) is None:
-        pytest.skip(f"the compiler for {target} is not installed")
-    machine, config = targets.parse(target), presets.PRESETS[model]
-    on_gpu = machine.platform == "cuda"
+    config, on_gpu = presets.PRESETS[model], targets.parse(target).platform == "cuda"
     page = 64 if on_gpu else 128
-    one = jax.sharding.SingleDeviceSharding(targets.devices(machine)[0])
-    on_device = functools.partial(jax.tree.map, lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one))
     params = decoder.abstract_params(config, jnp.bfloat16)
     if on_gpu:
         params = jax.eval_shape(lambda p: decoder.unstack(p, weight_first=False), params)
@@ -47,9 +41,9 @@ def test_the_loop_copies_no_cache_and_no_weights(target, model):
         np.zeros((SLOTS, LENGTH // page), np.int32),
     )
     number = jax.ShapeDtypeStruct((), jnp.int32)
-    traced = programs.decode.trace(
-        *on_device((params, run, settings, number, number, number)),
+    compiled = compilers.compile_for(
+        target, programs.decode, params, run, settings, number, number, number,
         config=config, at_once=2048 // page, in_place=on_gpu, dtype="bfloat16", mesh=None,
     )  # fmt: skip
-    memory = traced.lower(lowering_platforms=(machine.platform,)).compile().memory_analysis()
+    memory = compiled.memory_analysis()
     assert memory.temp_size_in_bytes < 0.05 * memory.argument_size_in_bytes
