@@ -1,11 +1,11 @@
-"""Greedy decoding of s1jax against transformers: same shapes, same run, alternating.
+"""Greedy decoding of s1jax against transformers and tunix's sampler: same shapes, same run, alternating.
 
-    python -m benchmarks.decode [--rounds 5] [--cases 1x128x256,16x128x128]
+    python -m benchmarks.decode [--rounds 5] [--cases 1x128x256,16x128x128] [--peers transformers,tunix]
 
-A case is BATCH x PROMPT x NEW ids; times include the prefill, on both sides. The s1jax side is the sampler as the
-launchers use it, budget forcing included, with budgets that never force. fp32 on a CPU. Needs torch and transformers.
-The last figure is the bandwidth of a large read in the same run: at batch 1, tokens/s can't exceed it over the bytes of
-the weights.
+A case is BATCH x PROMPT x NEW ids; times include the prefill, on all sides. The s1jax side is the sampler as the
+launchers use it, budget forcing included, with budgets that never force. fp32 on a CPU. Needs torch and transformers,
+and google-tunix where it is asked for. The last figure is the bandwidth of a large read in the same run: at batch 1,
+tokens/s can't exceed it over the bytes of the weights.
 """
 
 from __future__ import annotations
@@ -59,6 +59,41 @@ def generator() -> Callable[..., None]:
     return run
 
 
+def tunix(prompts: list[list[int]], new: int) -> Callable[[], None]:
+    """The same with tunix's sampler, its cache as long as it has to be."""
+    from tunix.generate import sampler
+
+    shape = models.CONFIG
+    cache = sampler.CacheConfig(len(prompts[0]) + new, shape.num_layers, shape.num_kv_heads, shape.head_dim)
+    engine = sampler.Sampler(models.tunix_model(), _Ids(), cache)
+    texts = [" ".join(map(str, prompt)) for prompt in prompts]
+
+    def run() -> None:
+        out = engine(texts, max_generation_steps=new, max_prompt_length=len(prompts[0]), eos_tokens=[shape.vocab_size])
+        assert all(len(ids) == new for ids in out.tokens)
+
+    return run
+
+
+class _Ids:
+    """What tunix takes for a tokenizer: texts are ids, none of which is special."""
+
+    def encode(self, text: str) -> list[int]:
+        return [int(i) for i in text.split()]
+
+    def decode(self, ids: list[int]) -> str:
+        return ""
+
+    def bos_id(self) -> int:
+        return 0
+
+    def eos_id(self) -> int:
+        return models.CONFIG.vocab_size
+
+    def pad_id(self) -> int:
+        return models.CONFIG.vocab_size + 1
+
+
 def ours(prompts: list[list[int]], new: int) -> Callable[[], None]:
     """A function that samples `new` ids after every prompt with s1jax."""
     params = jax.tree.map(jnp.asarray, models.random_params())
@@ -88,17 +123,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cases", default="1x128x256,16x128x128")
+    parser.add_argument("--peers", default="transformers")
     args = parser.parse_args()
     rng = np.random.default_rng(0)
     cases = {}
     for case in args.cases.split(","):
         batch, length, new = map(int, case.split("x"))
         prompts = rng.integers(0, models.CONFIG.vocab_size, (batch, length)).tolist()
-        theirs = functools.partial(generator(), prompts, new)
-        seconds = record.alternate({"s1jax": ours(prompts, new), "transformers": theirs}, args.rounds)
+        peers = {"transformers": lambda *case: functools.partial(generator(), *case), "tunix": tunix}
+        contenders = {name: peers[name](prompts, new) for name in args.peers.split(",")}
+        seconds = record.alternate({"s1jax": ours(prompts, new), **contenders}, args.rounds)
         cases[case] = {
             "tokens_per_second": {name: batch * new / statistics.median(times) for name, times in seconds.items()},
-            "times_faster_than_transformers": record.ratios(seconds, "s1jax", "transformers"),
+            **{f"times_faster_than_{name}": record.ratios(seconds, "s1jax", name) for name in contenders},
             "seconds": seconds,
         }
     record.write(

@@ -1,4 +1,4 @@
-"""The decoder of the CPU benchmarks, in s1jax and in transformers with the same weights.
+"""The decoder of the CPU benchmarks, in s1jax, transformers and google-tunix.
 
 8 layers, D 512, F 2048, 8/2 heads of 64, vocabulary 32,000, tied, with QKV bias: 46.8 M parameters.
 """
@@ -77,3 +77,23 @@ def transformers_model() -> Any:
         max_position_embeddings=CONFIG.context_length,
     )
     return transformers.Qwen2ForCausalLM(config)  # float32, torch's default
+
+
+def tunix_model() -> Any:
+    """The same of google-tunix, an nnx module."""
+    from flax import nnx
+    from tunix.models.qwen2 import model
+
+    config = model.ModelConfig(
+        num_layers=CONFIG.num_layers,
+        vocab_size=CONFIG.vocab_size,
+        embed_dim=CONFIG.d_model,
+        hidden_dim=CONFIG.mlp_dim,
+        num_heads=CONFIG.num_heads,
+        head_dim=CONFIG.head_dim,
+        num_kv_heads=CONFIG.num_kv_heads,
+        rope_theta=int(CONFIG.rope_theta),
+        norm_eps=CONFIG.norm_eps,
+        use_tied_embedding=True,
+    )
+    return model.Qwen2(config, rngs=nnx.Rngs(0))  # float32

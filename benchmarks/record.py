@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 RESULTS = pathlib.Path(__file__).parent / "results"
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "torch", "transformers")
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "torch", "transformers", "google-tunix")
 
 
 def alternate(contenders: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:

@@ -1,13 +1,15 @@
-"""Train step of s1jax against transformers + torch AdamW: same shapes, same run, alternating.
+"""Train step of s1jax against transformers + torch AdamW and google-tunix: same shapes, same run, alternating.
 
-    python -m benchmarks.train_step [--rounds 5] [--rows 4] [--length 512]
+    python -m benchmarks.train_step [--rounds 5] [--rows 4] [--length 512] [--peers transformers,tunix]
 
-fp32 on a CPU, no rematerialisation on either side, whole rows supervised. Needs torch and transformers.
+fp32 on a CPU, no rematerialisation on any side, whole rows supervised. Needs torch and transformers, and google-tunix
+where it is asked for.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import statistics
 from collections.abc import Callable
 from typing import Any
@@ -59,15 +61,42 @@ def theirs(tokens: np.ndarray) -> Callable[[], Any]:
     return run
 
 
+def tunix(tokens: np.ndarray) -> Callable[[], Any]:
+    """The same with tunix's model and the loss of its trainer, which has no target for the last id of a row."""
+    import optax
+    from flax import nnx
+    from tunix.sft import peft_trainer
+
+    model = models.tunix_model()
+    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-5, 0.9, 0.95, weight_decay=1e-4))
+    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
+    tokens = tokens[:, :-1]
+    rows, length = tokens.shape
+    positions = np.broadcast_to(np.arange(length, dtype=np.int32), (rows, length))
+    mask = np.broadcast_to(np.tril(np.ones((length, length), bool)), (rows, length, length))
+    batch = [jax.numpy.asarray(x) for x in (tokens, np.ones((rows, length), bool), positions, mask)]
+
+    @functools.partial(nnx.jit, donate_argnums=(0, 1))
+    def step(model: Any, optimizer: Any, *batch: jax.Array) -> jax.Array:
+        loss, gradients = nnx.value_and_grad(peft_trainer._default_loss_fn)(model, *batch)
+        optimizer.update(model, gradients)
+        return loss
+
+    return lambda: float(step(model, optimizer, *batch))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--peers", default="transformers")
     args = parser.parse_args()
     shape = (args.rows, args.length + 1)
     tokens = np.random.default_rng(0).integers(0, models.CONFIG.vocab_size, shape, dtype=np.int32)
-    seconds = record.alternate({"s1jax": ours(tokens), "transformers": theirs(tokens)}, args.rounds)
+    peers = {"transformers": theirs, "tunix": tunix}
+    contenders = {name: peers[name](tokens) for name in args.peers.split(",")}
+    seconds = record.alternate({"s1jax": ours(tokens), **contenders}, args.rounds)
     count = args.rows * args.length
     record.write(
         "train_step",
@@ -79,7 +108,7 @@ def main() -> None:
                 "parameters": models.CONFIG.num_params,
             },
             "tokens_per_second": {name: count / statistics.median(times) for name, times in seconds.items()},
-            "times_faster_than_transformers": record.ratios(seconds, "s1jax", "transformers"),
+            **{f"times_faster_than_{name}": record.ratios(seconds, "s1jax", name) for name in contenders},
             "seconds": seconds,
         },
     )

@@ -100,19 +100,15 @@ class Engine:
         platform = next(iter(jax.tree.leaves(params)[0].devices())).platform
         on_cpu, on_gpu = platform == "cpu", platform in ("gpu", "cuda")
         page = _TPU_PAGE if platform == "tpu" else _PAGE
-        loop_params, unstack = params, mesh is None and on_cpu
-        if unstack:
-            loop_params = _unstack(params, weight_first=True)
-        elif on_gpu and meters.fits(params):
-            params = loop_params = _unstack(params, weight_first=False)
-            unstack = mesh is None
+        apart = mesh is None if on_cpu else on_gpu and meters.fits(params)
+        if apart:
+            params = _unstack(params, weight_first=on_cpu)
         shards = 1 if mesh is None else parallel.row_shards(mesh)
         self.counts, self.dtype = Counts(), dtype
         self._setup = Setup(
             config=config,
             params=params,
-            loop_params=loop_params,
-            unstack=unstack,
+            unstack=apart and mesh is None,
             page=page,
             pages_at_once=1 if on_cpu else _SLOTS_AT_ONCE // page,
             # Triton's products of float32 would be rounded to TF32.

@@ -171,7 +171,7 @@ def prefill(
     """Runs one prompt, piece by piece, so that its padding costs less than a piece.
 
     Args:
-      params: weights, stacked or as `decoder.unstack` makes them with their kernels as they are.
+      params: weights, stacked or as `decoder.unstack` makes them.
       tokens: int32 [T], prompt and think_start, padded on the right; T divides by `size` and by a piece.
       length: int32 scalar, ids of the prompt that are run: all but its last, which the loop feeds first.
       config: shape of the model.

@@ -55,8 +55,7 @@ class Setup:
 
     Attributes:
       config: shape of the model.
-      params: weights for the prefill.
-      loop_params: the same for the loop.
+      params: weights, stacked or as `decoder.unstack` makes them.
       unstack: the loop wants one array of pages a layer.
       page: slots of a page.
       pages_at_once: see `s1jax.model.attention.attend_cached`.
@@ -72,7 +71,6 @@ class Setup:
 
     config: ModelConfig
     params: Mapping[str, Any]
-    loop_params: Mapping[str, Any]
     unstack: bool
     page: int
     pages_at_once: int
@@ -277,7 +275,7 @@ class Session:
         setup.counts.loops += 1
         setup.counts.note(f"decode {len(self._held)} x {self._table.shape[1] * setup.page}")
         self._run, taken = programs.decode(
-            setup.loop_params, self._run, self._settings(), np.int32(len(self._delimiters.think_start)),
+            setup.params, self._run, self._settings(), np.int32(len(self._delimiters.think_start)),
             np.int32(steps), np.int32(leave), config=self._config, at_once=setup.pages_at_once,
             in_place=setup.pages_in_place, dtype=setup.dtype, mesh=setup.mesh,
         )  # fmt: skip
