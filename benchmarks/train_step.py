@@ -9,7 +9,6 @@ where it is asked for.
 from __future__ import annotations
 
 import argparse
-import functools
 import statistics
 from collections.abc import Callable
 from typing import Any
@@ -76,13 +75,13 @@ def tunix(tokens: np.ndarray) -> Callable[[], Any]:
     mask = np.broadcast_to(np.tril(np.ones((length, length), bool)), (rows, length, length))
     batch = [jax.numpy.asarray(x) for x in (tokens, np.ones((rows, length), bool), positions, mask)]
 
-    @functools.partial(nnx.jit, donate_argnums=(0, 1))
     def step(model: Any, optimizer: Any, *batch: jax.Array) -> jax.Array:
         loss, gradients = nnx.value_and_grad(peft_trainer._default_loss_fn)(model, *batch)
         optimizer.update(model, gradients)
         return loss
 
-    return lambda: float(step(model, optimizer, *batch))
+    jitted: Any = nnx.jit(step, donate_argnums=(0, 1))
+    return lambda: float(jitted(model, optimizer, *batch))
 
 
 def main() -> None:

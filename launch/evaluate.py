@@ -229,7 +229,7 @@ def claim(out: pathlib.Path, asked: Mapping[str, Any]) -> None:
 def _asked(controls: Controls) -> dict[str, Any]:
     """All that determines the answers, for results.json."""
     about = (_CHECKPOINT, _TASK, _STRATEGIES, _BUDGETS, _WAITS, _PROBLEMS, _SPLIT, _HARD, _WAIT)
-    how = (sampling.DTYPE, sampling.CACHE_DTYPE, _BATCH)
+    how = (sampling.DTYPE, sampling.CACHE_DTYPE, sampling.WEIGHT_DTYPE, _BATCH)
     return {flag.name: flag.value for flag in (*about, *how)} | {"controls": dataclasses.asdict(controls)}
 
 

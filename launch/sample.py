@@ -3,7 +3,7 @@
     python -m launch.sample --checkpoint=CKPT --prompts=FILE.jsonl --out=FILE.jsonl --max_thinking_tokens=N
         [--min_thinking_tokens=N] [--num_waits=N] [--wait=Wait] [--max_answer_tokens=N] [--temperature=T] [--top_p=P]
         [--top_k=K] [--min_p=P] [--seed=N] [--batch_size=B] [--cache_length=S] [--dtype=float32]
-        [--cache_dtype=int8] [--mesh=data=2,tensor=4]
+        [--cache_dtype=int8] [--weight_dtype=int8] [--mesh=data=2,tensor=4]
     python -m launch.sample --checkpoint=CKPT --prompt="..."          one question, streamed to the terminal
 
 A line of the prompts file is {"question": "..."} or {"prompt_ids": [...]}, and may carry controls of its own, such as
@@ -88,6 +88,7 @@ def _answer_file(controls: Controls) -> None:
             "controls": dataclasses.asdict(controls),
         }
         | {"wait": FLAGS.wait, "dtype": sampling.dtype(), "cache_dtype": FLAGS.cache_dtype}
+        | {"weight_dtype": FLAGS.weight_dtype}
     )
     if out.exists():
         done, _ = journal_lib.read(out, run)

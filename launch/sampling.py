@@ -20,6 +20,9 @@ DTYPE = flags.DEFINE_enum(
 CACHE_DTYPE = flags.DEFINE_enum(
     "cache_dtype", "", ["", "float32", "bfloat16", "int8"], "Of the cache; by default that of the weights."
 )
+WEIGHT_DTYPE = flags.DEFINE_enum(
+    "weight_dtype", "", ["", "int8"], "int8: matrices with a scale for every output; for accelerators."
+)
 MESH = flags.DEFINE_list(
     "mesh", ["data=-1"], "Axes of the mesh and their devices, as in training: data=2,tensor=4; -1: all that are left."
 )
@@ -74,5 +77,6 @@ def engine(checkpoint: str, slots: int, cache_length: int) -> Engine:
         cache_length=cache_length,
         dtype=dtype(),
         cache_dtype=CACHE_DTYPE.value,
+        weight_dtype=WEIGHT_DTYPE.value,
         mesh=mesh if mesh.size > 1 else None,
     )

@@ -179,11 +179,11 @@ def _each(write: Callable[[jax.Array, jax.Array, int], jax.Array], pages: Pages,
     return jax.tree.map(write, pages, tokens, axes)
 
 
-def quantize(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """[..., H] -> int8 [..., H] and float32 scales [...]: their product is `x` up to half a scale."""
+def quantize(x: jax.Array, axes: int | tuple[int, ...] = -1) -> tuple[jax.Array, jax.Array]:
+    """int8, and float32 scales without `axes`, along which one is shared; their product is `x` up to half a scale."""
     wide = x.astype(jnp.float32)
-    scale = jnp.max(jnp.abs(wide), axis=-1) / _INT8_MAX
-    return jnp.round(wide / jnp.where(scale > 0, scale, 1)[..., None]).astype(jnp.int8), scale
+    scale = jnp.max(jnp.abs(wide), axis=axes, keepdims=True) / _INT8_MAX
+    return jnp.round(wide / jnp.where(scale > 0, scale, 1)).astype(jnp.int8), jnp.squeeze(scale, axes)
 
 
 def copy_pages(pages: Any, source: Pages, places: jax.Array) -> Any:

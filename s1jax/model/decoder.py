@@ -47,12 +47,12 @@ REMAT: dict[str, Any] = {
 class Attention(nnx.Module):
     """Grouped-query attention with rotary positions."""
 
-    def __init__(self, config: ModelConfig, dtype: DTypeLike, rngs: nnx.Rngs, weight_first: bool = False):
+    def __init__(self, config: ModelConfig, dtype: DTypeLike, rngs: nnx.Rngs, **form: bool):
         d, n, k, h = config.d_model, config.num_heads, config.num_kv_heads, config.head_dim
-        self.query = layers.Projection((d,), (n, h), dtype, rngs, config.qkv_bias, weight_first)
-        self.key = layers.Projection((d,), (k, h), dtype, rngs, config.qkv_bias, weight_first)
-        self.value = layers.Projection((d,), (k, h), dtype, rngs, config.qkv_bias, weight_first)
-        self.out = layers.Projection((n, h), (d,), dtype, rngs, weight_first=weight_first)
+        self.query = layers.Projection((d,), (n, h), dtype, rngs, config.qkv_bias, **form)
+        self.key = layers.Projection((d,), (k, h), dtype, rngs, config.qkv_bias, **form)
+        self.value = layers.Projection((d,), (k, h), dtype, rngs, config.qkv_bias, **form)
+        self.out = layers.Projection((n, h), (d,), dtype, rngs, **form)
         self.query_norm = layers.RMSNorm(h, config.norm_eps, dtype) if config.qk_norm else None
         self.key_norm = layers.RMSNorm(h, config.norm_eps, dtype) if config.qk_norm else None
 
@@ -65,13 +65,13 @@ class Attention(nnx.Module):
 
 
 class Block(nnx.Module):
-    """One pre-norm decoder layer."""
+    """One pre-norm decoder layer; `form` is that of its projections."""
 
-    def __init__(self, config: ModelConfig, dtype: DTypeLike, rngs: nnx.Rngs, weight_first: bool = False):
+    def __init__(self, config: ModelConfig, dtype: DTypeLike, rngs: nnx.Rngs, **form: bool):
         self.attention_norm = layers.RMSNorm(config.d_model, config.norm_eps, dtype)
-        self.attention = Attention(config, dtype, rngs, weight_first)
+        self.attention = Attention(config, dtype, rngs, **form)
         self.mlp_norm = layers.RMSNorm(config.d_model, config.norm_eps, dtype)
-        self.mlp = layers.SwiGLU(config.d_model, config.mlp_dim, dtype, rngs, weight_first)
+        self.mlp = layers.SwiGLU(config.d_model, config.mlp_dim, dtype, rngs, **form)
 
     def __call__(self, x: jax.Array, angles: Any, segment_ids: jax.Array, attend: attention_lib.Attend) -> jax.Array:
         """[B, T, D] -> [B, T, D], every token seeing its own segment up to itself."""
@@ -163,22 +163,59 @@ def logical_axes(config: ModelConfig) -> dict[str, Any]:
 
 
 @functools.cache
-def _block_structure(config: ModelConfig, weight_first: bool) -> tuple[nnx.GraphDef, nnx.State]:
+def _block_structure(config: ModelConfig, weight_first: bool, scaled: bool) -> tuple[nnx.GraphDef, nnx.State]:
     """One layer without weights."""
-    build = lambda: Block(config, jnp.dtype(jnp.float32), nnx.Rngs(params=0), weight_first)  # noqa: E731
+
+    def build() -> Block:
+        return Block(config, jnp.dtype(jnp.float32), nnx.Rngs(params=0), weight_first=weight_first, scaled=scaled)
+
     return nnx.split(nnx.eval_shape(build), nnx.Param)
 
 
 def _block(config: ModelConfig, weights: Params, weight_first: bool = False) -> Block:
     """One layer over the arrays of `weights`, a slice of params["layers"]."""
-    graph, state = _block_structure(config, weight_first)
+    graph, state = _block_structure(config, weight_first, "kernel_scale" in weights["mlp"]["gate"])
     state = jax.tree.map(lambda x: x, state)  # a copy: the cached one stays abstract
     nnx.replace_by_pure_dict(state, dict(weights))
     return nnx.merge(graph, state)
 
 
+def _embed(params: Params, tokens: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """int32 [B, T] -> [B, T, D]."""
+    embed = params["embed"]
+    x = embed["embedding"][tokens].astype(dtype)
+    return x * embed["embedding_scale"][tokens][..., None].astype(dtype) if "embedding_scale" in embed else x
+
+
 def _final_norm(params: Params, config: ModelConfig, x: jax.Array) -> jax.Array:
     return layers.rms_norm(x, params["final_norm"]["scale"], config.norm_eps)
+
+
+def quantize(params: Params) -> dict[str, Any]:
+    """The same weights with the matrices that are multiplied with in int8, for sampling.
+
+    Each has a float32 scale for every output, `kernel_scale` beside `kernel` and, where the embedding is the output
+    projection, `embedding_scale` [V]; a weight is off by half a scale at most. Activations keep their type: products
+    with few rows take as long as reading the weights, and those are half of bfloat16. Call it under jit.
+
+    Args:
+      params: tree of this module's docstring, in a floating type.
+    """
+
+    def walk(tree: Params, inputs: tuple[int, ...]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        for name, value in tree.items():
+            if name == "kernel":
+                found["kernel"], found["kernel_scale"] = cache_lib.quantize(value, inputs)
+            else:
+                found[name] = walk(value, (1, 2) if name == "out" else inputs) if isinstance(value, Mapping) else value
+        return found
+
+    whole = {**params, "layers": walk(params["layers"], (1,))}
+    if "head" in params:
+        return {**whole, "head": walk(params["head"], (0,))}
+    embedding, scale = cache_lib.quantize(params["embed"]["embedding"])
+    return {**whole, "embed": {"embedding": embedding, "embedding_scale": scale}}
 
 
 def unstack(params: Params, weight_first: bool) -> dict[str, Any]:
@@ -191,7 +228,8 @@ def unstack(params: Params, weight_first: bool) -> dict[str, Any]:
 
     Args:
       params: tree of this module's docstring.
-      weight_first: every kernel becomes a matrix [outputs, inputs], as a CPU wants it, see `layers.columns`.
+      weight_first: every kernel becomes a matrix [outputs, inputs], as a CPU wants it, see `layers.columns`; not for
+        what `quantize` returns.
     """
     count = jax.tree.leaves(params["layers"])[0].shape[0]
     if not weight_first:
@@ -257,7 +295,7 @@ def forward(
         raise ValueError(f"remat policy {remat!r} is unknown; use one of {', '.join(REMAT)}")
     if remat != "none":
         block = jax.checkpoint(block, prevent_cse=False, policy=REMAT[remat])
-    x = params["embed"]["embedding"][tokens].astype(dtype)
+    x = _embed(params, tokens, dtype)
     x, _ = jax.lax.scan(block, x, params["layers"])
     return _final_norm(params, config, x)
 
@@ -293,7 +331,7 @@ def forward_cached(
     positions = cache.lengths[:, None] + jnp.arange(tokens.shape[1])
     angles = layers.rotary_angles(positions, config.head_dim, config.rope_theta)
     new = cache_lib.Slots(cache.table, cache.lengths, num_tokens)
-    x = params["embed"]["embedding"][tokens].astype(dtype)
+    x = _embed(params, tokens, dtype)
 
     def block(carry: Any, weights: Params) -> tuple[Any, None]:
         x, pages, index = carry
@@ -324,12 +362,14 @@ def output_kernel(params: Params, config: ModelConfig) -> jax.Array:
 
 def logits(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
     """[..., D] -> float32 [..., V]; for training use `s1jax.train.loss`, which never holds them all."""
-    kernel = params["embed"]["embedding"] if config.tied_embeddings else params["head"]["kernel"]
-    kernel = kernel.astype(hidden.dtype)
+    tied = config.tied_embeddings
+    kernel = (params["embed"]["embedding"] if tied else params["head"]["kernel"]).astype(hidden.dtype)
     if _is_weight_first(params):
         turned = layers.columns(hidden.reshape(-1, hidden.shape[-1]))
         product = jnp.matmul(kernel, turned, preferred_element_type=jnp.float32)
         return layers.rows(product).reshape(*hidden.shape[:-1], -1)
     # Tied, it is contracted as it lies: a transposed copy would be made at every decoding step.
-    contract = (((hidden.ndim - 1,), (1 if config.tied_embeddings else 0,)), ((), ()))
-    return jax.lax.dot_general(hidden, kernel, contract, preferred_element_type=jnp.float32)
+    contract = (((hidden.ndim - 1,), (1 if tied else 0,)), ((), ()))
+    product = jax.lax.dot_general(hidden, kernel, contract, preferred_element_type=jnp.float32)
+    scale = params["embed"].get("embedding_scale") if tied else params["head"].get("kernel_scale")
+    return product if scale is None else product * scale

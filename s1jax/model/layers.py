@@ -63,7 +63,8 @@ def rows(y: jax.Array) -> jax.Array:
 class Projection(nnx.Module):
     """Linear map from the last axes of the input, `inputs`, to the axes `out`, with an optional bias over `out`.
 
-    With `weight_first` its kernel is [prod(out), prod(inputs)], see `columns`.
+    With `weight_first` its kernel is [prod(out), prod(inputs)], see `columns`; with `scaled` it is int8 and has a scale
+    for every output, see `s1jax.model.decoder.quantize`. The two do not go together.
     """
 
     def __init__(
@@ -74,10 +75,12 @@ class Projection(nnx.Module):
         rngs: nnx.Rngs,
         use_bias: bool = False,
         weight_first: bool = False,
+        scaled: bool = False,
     ):
         shape = (math.prod(out), math.prod(inputs)) if weight_first else (*inputs, *out)
         self.kernel = nnx.Param(_INIT_STD * jax.random.truncated_normal(rngs.params(), -3, 3, shape, dtype))
         self.bias = nnx.Param(jnp.zeros(tuple(out), dtype)) if use_bias else None
+        self.kernel_scale = nnx.Param(jnp.ones(tuple(out), jnp.float32)) if scaled else None
         self.num_in, self.out, self.weight_first = len(inputs), tuple(out), weight_first
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -87,18 +90,22 @@ class Projection(nnx.Module):
         # One matrix product over all tokens: with B and T apart, the gradient of the kernel transposes its operands
         # element by element on a CPU, which took 2 of 7 seconds of a backward pass (benchmarks/train_step.py).
         x = x.reshape(math.prod(lead), -1)
-        y = rows(kernel @ columns(x)) if self.weight_first else x @ kernel.reshape(x.shape[1], -1)
+        if self.kernel_scale is not None:
+            y = jnp.matmul(x, kernel.reshape(x.shape[1], -1), preferred_element_type=jnp.float32)
+            y = (y * self.kernel_scale[...].reshape(-1)).astype(x.dtype)
+        else:
+            y = rows(kernel @ columns(x)) if self.weight_first else x @ kernel.reshape(x.shape[1], -1)
         y = y.reshape(*lead, *self.out)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
 class SwiGLU(nnx.Module):
-    """Gated feed-forward layer with SiLU (Shazeer 2020)."""
+    """Gated feed-forward layer with SiLU (Shazeer 2020); `form`: `weight_first` or `scaled`, see `Projection`."""
 
-    def __init__(self, d_model: int, mlp_dim: int, dtype: DTypeLike, rngs: nnx.Rngs, weight_first: bool = False):
-        self.gate = Projection((d_model,), (mlp_dim,), dtype, rngs, weight_first=weight_first)
-        self.up = Projection((d_model,), (mlp_dim,), dtype, rngs, weight_first=weight_first)
-        self.down = Projection((mlp_dim,), (d_model,), dtype, rngs, weight_first=weight_first)
+    def __init__(self, d_model: int, mlp_dim: int, dtype: DTypeLike, rngs: nnx.Rngs, **form: bool):
+        self.gate = Projection((d_model,), (mlp_dim,), dtype, rngs, **form)
+        self.up = Projection((d_model,), (mlp_dim,), dtype, rngs, **form)
+        self.down = Projection((mlp_dim,), (d_model,), dtype, rngs, **form)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, T, D] -> [B, T, D]."""

@@ -59,6 +59,7 @@ class Engine:
         cache_length: int = 0,
         dtype: str = "",
         cache_dtype: str = "",
+        weight_dtype: str = "",
         mesh: Mesh | None = None,
     ):
         """Loads what is to be loaded; compiles nothing.
@@ -73,6 +74,8 @@ class Engine:
             with the same length share their programs.
           dtype: of activations; by default float32 on a CPU and bfloat16 elsewhere.
           cache_dtype: of the cache: `dtype` by default, or int8, with a scale for each head and token.
+          weight_dtype: of the matrices: `dtype` by default, or int8, see `decoder.quantize`: half the reads of bfloat16
+            on an accelerator, and slower on a CPU.
           mesh: of `s1jax.parallel`, rows along data and fsdp, heads along tensor. Weights must lie on it.
 
         Raises:
@@ -88,6 +91,8 @@ class Engine:
             params, config = self.model.params, self.model.config
         else:
             self.model, params = None, checkpoint_or_params
+        if weight_dtype not in ("", "int8"):
+            raise InputError(f"weight_dtype is {weight_dtype!r}; it is int8 or empty.")
         if slots < 1:
             raise InputError(f"slots is {slots}; it must be at least 1.")
         if cache_length > config.context_length:
@@ -100,7 +105,9 @@ class Engine:
         platform = next(iter(jax.tree.leaves(params)[0].devices())).platform
         on_cpu, on_gpu = platform == "cpu", platform in ("gpu", "cuda")
         page = _TPU_PAGE if platform == "tpu" else _PAGE
-        apart = mesh is None if on_cpu else on_gpu and meters.fits(params)
+        if weight_dtype == "int8":
+            params = _quantize(params)
+        apart = meters.fits(params) if on_gpu else on_cpu and mesh is None and not weight_dtype
         if apart:
             params = _unstack(params, weight_first=on_cpu)
         shards = 1 if mesh is None else parallel.row_shards(mesh)
@@ -226,4 +233,5 @@ def _cast(params: Mapping[str, Any], dtype: str) -> Mapping[str, Any]:
     return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
 
+_quantize = jax.jit(decoder.quantize)
 _unstack = jax.jit(decoder.unstack, static_argnames=("weight_first",))

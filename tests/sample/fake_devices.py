@@ -3,6 +3,7 @@
 Prints one JSON object per mesh.
 """
 
+import functools
 import json
 import os
 
@@ -23,10 +24,11 @@ MODEL = ModelConfig(
     vocab_size=cases.V, d_model=16, mlp_dim=24, num_layers=1, num_heads=8, num_kv_heads=2, head_dim=4, qkv_bias=True,
     context_length=96,
 )  # fmt: skip
-# (data, fsdp, sequence, tensor), type of the cache; with four shares of the heads two key heads do not divide.
-MESHES = [((2, 2, 1, 2), "")]
+# (data, fsdp, sequence, tensor), types of the cache and of the weights. Over four devices two key heads do not divide.
+MESHES = [((2, 2, 1, 2), "", "")]
 if os.environ.get("S1JAX_ALL_MESHES"):
-    MESHES += [((2, 1, 1, 4), "int8"), ((1, 1, 1, 8), ""), ((4, 2, 1, 1), "int8"), ((1, 2, 2, 2), "")]
+    MESHES += [((2, 1, 1, 4), "int8", ""), ((1, 1, 1, 8), "", "int8"), ((4, 2, 1, 1), "int8", "")]
+    MESHES += [((1, 2, 2, 2), "", "int8")]
 
 
 def main() -> None:
@@ -37,11 +39,14 @@ def main() -> None:
     prompts = [tuple(rng.integers(0, 30, rng.integers(1, 30)).tolist()) for _ in range(12)]
     # Every prompt twice: devices that share no page share its prefill.
     requests = [Request(p, cases.random_controls(rng), cases.random_wait(rng)) for p in prompts for _ in range(2)]
-    for shape, cache_dtype in MESHES:
-        one = Engine(jax.device_put(params), config=MODEL, slots=8, cache_length=96, cache_dtype=cache_dtype)
+    for shape, cache_dtype, weight_dtype in MESHES:
+        make = functools.partial(
+            Engine, config=MODEL, cache_length=96, cache_dtype=cache_dtype, weight_dtype=weight_dtype
+        )
+        one = make(jax.device_put(params), slots=8)
         mesh = parallel.make_mesh(MeshConfig(*shape))
         placed = jax.device_put(params, parallel.param_shardings(MODEL, mesh))
-        many = Engine(placed, config=MODEL, slots=7, cache_length=96, cache_dtype=cache_dtype, mesh=mesh)
+        many = make(placed, slots=7, mesh=mesh)
         wanted, found = (dict(engine.sample(requests, delimiters)) for engine in (one, many))
         same = [list(found[i].ids) == list(wanted[i].ids) for i in range(len(requests))]
         off = max(abs(found[i].logprob - wanted[i].logprob) for i in range(len(requests)))

@@ -19,12 +19,17 @@ SLOTS, LENGTH = 16, 4096
 
 
 @pytest.mark.parametrize("target", ["h100:1", "v6e:2x2"])
-@pytest.mark.parametrize("model", ["qwen2p5_0p5b", "qwen2p5_1p5b"])  # heads of 64 and of 128
-def test_the_loop_copies_no_cache_and_no_weights(target, model):
+@pytest.mark.parametrize(
+    ("model", "weight_dtype"),  # heads of 64 and of 128
+    [("qwen2p5_0p5b", "bfloat16"), ("qwen2p5_1p5b", "bfloat16"), ("qwen2p5_1p5b", "int8")],
+)
+def test_the_loop_copies_no_cache_and_no_weights(target, model, weight_dtype):
     """A step needs room for its activations and logits only: 5 % of weights and cache."""
     config, on_gpu = presets.PRESETS[model], targets.parse(target).platform == "cuda"
     page = 64 if on_gpu else 128
     params = decoder.abstract_params(config, jnp.bfloat16)
+    if weight_dtype == "int8":
+        params = jax.eval_shape(decoder.quantize, params)
     if on_gpu:
         params = jax.eval_shape(lambda p: decoder.unstack(p, weight_first=False), params)
     start = functools.partial(programs.start, config, SLOTS, LENGTH, SLOTS * LENGTH // page, page, "bfloat16")

@@ -16,6 +16,7 @@ from s1jax.sample import engine as engine_lib
 from s1jax.sample import generate as programs
 from s1jax.sample.engine import Engine
 from s1jax.sample.generate import Request
+from tests.model import test_int8
 from tests.sample import cases, reference
 from tests.sample.cases import V
 
@@ -186,6 +187,14 @@ def test_an_int8_cache_hardly_changes_the_log_probabilities(params):
     assert len(pairs) > 30
     differences = [abs(a.logprob - b.logprob) / (1 + abs(a.logprob)) for a, b in pairs]
     assert 0 < max(differences) < 0.1
+
+
+def test_int8_weights_sample_what_the_dequantised_ones_do(params):
+    batch = random_batch(29)
+    dequantised = test_int8.dequantised(jax.jit(decoder.quantize)(params))
+    same(run(make(params, weight_dtype="int8"), batch), run(make(jax.device_put(dequantised)), batch))
+    with pytest.raises(InputError, match="weight_dtype is 'int4'; it is int8 or empty"):
+        make(params, weight_dtype="int4")
 
 
 def test_no_recompilation_and_one_loop_whatever_is_forced(engine):

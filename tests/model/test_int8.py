@@ -1,0 +1,77 @@
+"""Weights in int8 against the same weights in float32, dequantised by numpy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from s1jax.model import cache as cache_lib
+from s1jax.model import decoder
+from tests.model import parity_cases
+from tests.model.parity_cases import CASES
+
+# Axes that a scale is shared along, counted from the last; the out projection has two.
+SHARED = {"query": (-3,), "key": (-3,), "value": (-3,), "out": (-3, -2), "gate": (-2,), "up": (-2,), "down": (-2,)}
+
+
+def dequantised(quantised):
+    """The tree of float32 weights that int8 weights and scales stand for."""
+
+    def walk(tree, above):
+        found = {}
+        for name, value in tree.items():
+            if isinstance(value, dict):
+                found[name] = walk(value, name)
+            elif name == "kernel" and "kernel_scale" in tree:
+                shared = SHARED.get(above, (-2,))
+                found[name] = np.asarray(value, np.float32) * np.expand_dims(np.asarray(tree["kernel_scale"]), shared)
+            elif name == "embedding" and "embedding_scale" in tree:
+                found[name] = np.asarray(value, np.float32) * np.asarray(tree["embedding_scale"])[:, None]
+            elif not name.endswith("_scale"):
+                found[name] = np.asarray(value)
+        return found
+
+    return walk(quantised, "")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_matrix_is_off_by_half_a_scale_at_most(case):
+    params = parity_cases.weights(CASES[case])
+    quantised = jax.jit(decoder.quantize)(params)
+    flat, found = (dict(jax.tree_util.tree_leaves_with_path(t)) for t in (params, dequantised(quantised)))
+    scales = {p: x for p, x in jax.tree_util.tree_leaves_with_path(quantised) if p[-1].key.endswith("_scale")}
+    assert flat.keys() == found.keys()
+    assert len(scales) == 7 + 1  # seven projections, and the output projection or the tied embedding
+    for path, weight in flat.items():
+        scale = scales.get((*path[:-1], jax.tree_util.DictKey(path[-1].key + "_scale")))
+        if scale is None:
+            np.testing.assert_array_equal(found[path], weight)
+            continue
+        shared = (-1,) if path[-1].key == "embedding" else SHARED.get(path[-2].key, (-2,))
+        assert np.all(np.abs(found[path] - weight) <= np.expand_dims(np.asarray(scale), shared) * 0.50001)
+        np.testing.assert_allclose(scale, np.abs(weight).max(shared) / 127, rtol=1e-6)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_are_those_of_the_dequantised_weights(case):
+    config, params = CASES[case], parity_cases.weights(CASES[case])
+    quantised = jax.jit(decoder.quantize)(params)
+    apart = jax.jit(decoder.unstack, static_argnums=1)(quantised, False)
+    tokens = jnp.asarray(parity_cases.tokens(config, (2, 24)))
+    positions = jnp.broadcast_to(jnp.arange(24), tokens.shape)
+
+    @jax.jit
+    def logits(params):
+        hidden = decoder.forward(params, config, tokens, positions, jnp.ones_like(tokens))
+        return decoder.logits(params, config, hidden)
+
+    @jax.jit
+    def cached(params):
+        empty = cache_lib.init_cache(config, 2, 24, page=16)
+        hidden, _ = decoder.forward_cached(params, config, tokens, empty, jnp.full(2, 24))
+        return decoder.logits(params, config, hidden)
+
+    expected = logits(dequantised(quantised))
+    for found in (logits(quantised), cached(quantised), cached(apart)):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+    assert np.abs(expected - logits(params)).max() > 1e-3  # int8 was used
