@@ -52,7 +52,7 @@ def test_every_matrix_is_off_by_half_a_scale_at_most(case):
         np.testing.assert_allclose(scale, np.abs(weight).max(shared) / 127, rtol=1e-6)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ["qwen2", "qwen3_tied_one_head"])
 def test_logits_are_those_of_the_dequantised_weights(case):
     config, params = CASES[case], parity_cases.weights(CASES[case])
     quantised = jax.jit(decoder.quantize)(params)
