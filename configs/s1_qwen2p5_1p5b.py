@@ -12,6 +12,7 @@ time, never run; 20 % is about what the paper's own run reached; every row count
     h100:8     2               10.3 / 80         1161 (1559)                             30.8
     h100:16    1                8.0 / 80         581 (780)                               15.4
     v5p:2x2x1  4               13.7 / 103        2322 (3207)                            132.8
+    v6e:2x2    4               13.7 / 34         2322 (3246)                             66.4
 """
 
 import ml_collections

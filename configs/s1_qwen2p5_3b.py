@@ -12,6 +12,7 @@ time, never run; 20 % is about what the paper's own run reached; every row count
     h100:8     2               17.2 / 80         2163 (2896)                             57.4
     h100:16    1               12.5 / 80         1082 (1448)                             28.7
     v5p:2x2x1  4               24.2 / 103        4327 (6009)                            247.5
+    v6e:2x2    4               24.2 / 34         4327 (6009)                            123.7
 """
 
 import ml_collections
