@@ -23,7 +23,6 @@ _QUARTERS = ("mesh.sequence=4", "train.accumulation=4")
 ROWS: dict[str, tuple[str, str, list[str]]] = {  # target, model, settings
     "v5p_8k": ("v5p:2x2x4", "qwen2p5_7b", ["data.block_size=8192"]),
     "v5p_8k_save_dots": ("v5p:2x2x4", "qwen2p5_7b", ["data.block_size=8192", "train.remat=save_dots"]),
-    "v5p_8k_sequence": ("v5p:2x2x4", "qwen2p5_7b", ["data.block_size=8192", *_HALVES]),
     "v5p_8k_sequence_4": ("v5p:2x2x4", "qwen2p5_7b", ["data.block_size=8192", *_QUARTERS]),
     "v5p_32k": ("v5p:2x2x4", "qwen2p5_7b", ["data.block_size=32768"]),
     "v5p_32k_sequence": ("v5p:2x2x4", "qwen2p5_7b", ["data.block_size=32768", *_HALVES]),
