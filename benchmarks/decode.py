@@ -94,6 +94,12 @@ class _Ids:
         return models.CONFIG.vocab_size + 1
 
 
+PEERS: dict[str, Callable[[list[list[int]], int], Callable[[], None]]] = {
+    "transformers": lambda prompts, new: functools.partial(generator(), prompts, new),
+    "tunix": tunix,
+}
+
+
 def ours(prompts: list[list[int]], new: int) -> Callable[[], None]:
     """A function that samples `new` ids after every prompt with s1jax."""
     params = jax.tree.map(jnp.asarray, models.random_params())
@@ -123,20 +129,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cases", default="1x128x256,16x128x128")
-    parser.add_argument("--peers", default="transformers")
+    record.add_peers(parser, PEERS)
     args = parser.parse_args()
     rng = np.random.default_rng(0)
     cases = {}
     for case in args.cases.split(","):
         batch, length, new = map(int, case.split("x"))
         prompts = rng.integers(0, models.CONFIG.vocab_size, (batch, length)).tolist()
-        peers = {"transformers": lambda *case: functools.partial(generator(), *case), "tunix": tunix}
-        contenders = {name: peers[name](prompts, new) for name in args.peers.split(",")}
-        seconds = record.alternate({"s1jax": ours(prompts, new), **contenders}, args.rounds)
+        peers = {name: PEERS[name](prompts, new) for name in args.peers}
+        seconds = record.alternate({"s1jax": ours(prompts, new), **peers}, args.rounds)
         cases[case] = {
             "tokens_per_second": {name: batch * new / statistics.median(times) for name, times in seconds.items()},
-            **{f"times_faster_than_{name}": record.ratios(seconds, "s1jax", name) for name in contenders},
-            "seconds": seconds,
+            **record.comparisons(seconds),
         }
     record.write(
         "decode",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import importlib.metadata
 import json
@@ -11,7 +12,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 RESULTS = pathlib.Path(__file__).parent / "results"
@@ -35,6 +36,24 @@ def ratios(seconds: Mapping[str, list[float]], ours: str, theirs: str) -> dict[s
     """Median, least and greatest of theirs / ours, round by round: how many times faster we are."""
     pairs = [b / a for a, b in zip(seconds[ours], seconds[theirs], strict=True)]
     return {"median": statistics.median(pairs), "min": min(pairs), "max": max(pairs)}
+
+
+def comparisons(seconds: Mapping[str, list[float]]) -> dict[str, Any]:
+    """`times_faster_than_NAME` of s1jax for every other contender, and the seconds themselves."""
+    others = [name for name in seconds if name != "s1jax"]
+    return {f"times_faster_than_{name}": ratios(seconds, "s1jax", name) for name in others} | {"seconds": seconds}
+
+
+def add_peers(parser: argparse.ArgumentParser, known: Collection[str]) -> None:
+    """Adds --peers, names out of `known` with commas between them."""
+
+    def names(text: str) -> list[str]:
+        for name in text.split(","):
+            if name not in known:
+                raise argparse.ArgumentTypeError(f"{name!r} is no peer; choose from {', '.join(known)}")
+        return text.split(",")
+
+    parser.add_argument("--peers", type=names, default=["transformers"], help=f"out of {', '.join(known)}")
 
 
 def write(name: str, results: Mapping[str, Any]) -> None:

@@ -55,7 +55,7 @@ def mixed(rounds: int) -> dict[str, Any]:
         "new_ids": sum(new),
         "steps_of_static_batches": sum(max(new[i : i + SLOTS]) for i in range(0, ROWS, SLOTS)),
         "steps_of_the_engine": engine.counts.steps // (rounds + 1),
-        **_summary(seconds, "transformers"),
+        **record.comparisons(seconds),
     }
 
 
@@ -92,8 +92,7 @@ def waits(rounds: int) -> dict[str, Any]:
     seconds = record.alternate({"s1jax": ours, "reprefill": reprefill, "transformers": transformers}, rounds)
     return {
         "ids_between_waits": pieces,
-        **_summary(seconds, "transformers"),
-        "times_faster_than_reprefill": record.ratios(seconds, "s1jax", "reprefill"),
+        **record.comparisons(seconds),
     }
 
 
@@ -141,10 +140,6 @@ def _plain_loop(params: Any, prompts: np.ndarray, new: int) -> Callable[[], None
 
     unstacked = jax.jit(decoder.unstack, static_argnums=1)(params, True)
     return lambda: jax.block_until_ready(loop(unstacked, start(params, prompts), prompts[:, -1]))
-
-
-def _summary(seconds: dict[str, list[float]], theirs: str) -> dict[str, Any]:
-    return {f"times_faster_than_{theirs}": record.ratios(seconds, "s1jax", theirs), "seconds": seconds}
 
 
 def main() -> None:

@@ -39,7 +39,7 @@ def ours(tokens: np.ndarray) -> Callable[[], Any]:
     return lambda: step(batch)
 
 
-def theirs(tokens: np.ndarray) -> Callable[[], Any]:
+def transformers(tokens: np.ndarray) -> Callable[[], Any]:
     """The same with transformers and torch.optim.AdamW."""
     import torch
 
@@ -84,18 +84,20 @@ def tunix(tokens: np.ndarray) -> Callable[[], Any]:
     return lambda: float(jitted(model, optimizer, *batch))
 
 
+PEERS = {"transformers": transformers, "tunix": tunix}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rows", type=int, default=4)
     parser.add_argument("--length", type=int, default=512)
-    parser.add_argument("--peers", default="transformers")
+    record.add_peers(parser, PEERS)
     args = parser.parse_args()
     shape = (args.rows, args.length + 1)
     tokens = np.random.default_rng(0).integers(0, models.CONFIG.vocab_size, shape, dtype=np.int32)
-    peers = {"transformers": theirs, "tunix": tunix}
-    contenders = {name: peers[name](tokens) for name in args.peers.split(",")}
-    seconds = record.alternate({"s1jax": ours(tokens), **contenders}, args.rounds)
+    peers = {name: PEERS[name](tokens) for name in args.peers}
+    seconds = record.alternate({"s1jax": ours(tokens), **peers}, args.rounds)
     count = args.rows * args.length
     record.write(
         "train_step",
@@ -107,8 +109,7 @@ def main() -> None:
                 "parameters": models.CONFIG.num_params,
             },
             "tokens_per_second": {name: count / statistics.median(times) for name, times in seconds.items()},
-            **{f"times_faster_than_{name}": record.ratios(seconds, "s1jax", name) for name in contenders},
-            "seconds": seconds,
+            **record.comparisons(seconds),
         },
     )
 

@@ -86,9 +86,11 @@ def _answer_file(controls: Controls) -> None:
             "checkpoint": digests.fingerprint(store.resolve(FLAGS.checkpoint)),
             "rows": rows,
             "controls": dataclasses.asdict(controls),
+            "wait": FLAGS.wait,
+            "dtype": sampling.dtype(),
+            "cache_dtype": FLAGS.cache_dtype,
+            "weight_dtype": FLAGS.weight_dtype,
         }
-        | {"wait": FLAGS.wait, "dtype": sampling.dtype(), "cache_dtype": FLAGS.cache_dtype}
-        | {"weight_dtype": FLAGS.weight_dtype}
     )
     if out.exists():
         done, _ = journal_lib.read(out, run)

@@ -75,3 +75,27 @@ def transformers_logits(model: Any, ids: np.ndarray, mask: np.ndarray | None = N
     with torch.no_grad():
         attention = None if mask is None else torch.from_numpy(mask.astype(np.int64))
         return model(torch.from_numpy(ids.astype(np.int64)), attention_mask=attention).logits.float().numpy()
+
+
+# Axes that a scale is shared along, counted from the last; the out projection has two.
+SHARED = {"query": (-3,), "key": (-3,), "value": (-3,), "out": (-3, -2), "gate": (-2,), "up": (-2,), "down": (-2,)}
+
+
+def dequantised(quantised):
+    """The tree of float32 weights that int8 weights and scales stand for."""
+
+    def walk(tree, above):
+        found = {}
+        for name, value in tree.items():
+            if isinstance(value, dict):
+                found[name] = walk(value, name)
+            elif name == "kernel" and "kernel_scale" in tree:
+                shared = SHARED.get(above, (-2,))
+                found[name] = np.asarray(value, np.float32) * np.expand_dims(np.asarray(tree["kernel_scale"]), shared)
+            elif name == "embedding" and "embedding_scale" in tree:
+                found[name] = np.asarray(value, np.float32) * np.asarray(tree["embedding_scale"])[:, None]
+            elif not name.endswith("_scale"):
+                found[name] = np.asarray(value)
+        return found
+
+    return walk(quantised, "")

@@ -8,30 +8,7 @@ import pytest
 from s1jax.model import cache as cache_lib
 from s1jax.model import decoder
 from tests.model import parity_cases
-from tests.model.parity_cases import CASES
-
-# Axes that a scale is shared along, counted from the last; the out projection has two.
-SHARED = {"query": (-3,), "key": (-3,), "value": (-3,), "out": (-3, -2), "gate": (-2,), "up": (-2,), "down": (-2,)}
-
-
-def dequantised(quantised):
-    """The tree of float32 weights that int8 weights and scales stand for."""
-
-    def walk(tree, above):
-        found = {}
-        for name, value in tree.items():
-            if isinstance(value, dict):
-                found[name] = walk(value, name)
-            elif name == "kernel" and "kernel_scale" in tree:
-                shared = SHARED.get(above, (-2,))
-                found[name] = np.asarray(value, np.float32) * np.expand_dims(np.asarray(tree["kernel_scale"]), shared)
-            elif name == "embedding" and "embedding_scale" in tree:
-                found[name] = np.asarray(value, np.float32) * np.asarray(tree["embedding_scale"])[:, None]
-            elif not name.endswith("_scale"):
-                found[name] = np.asarray(value)
-        return found
-
-    return walk(quantised, "")
+from tests.model.parity_cases import CASES, SHARED, dequantised
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -16,7 +16,7 @@ from s1jax.sample import engine as engine_lib
 from s1jax.sample import generate as programs
 from s1jax.sample.engine import Engine
 from s1jax.sample.generate import Request
-from tests.model import test_int8
+from tests.model import parity_cases
 from tests.sample import cases, reference
 from tests.sample.cases import V
 
@@ -191,7 +191,7 @@ def test_an_int8_cache_hardly_changes_the_log_probabilities(params):
 
 def test_int8_weights_sample_what_the_dequantised_ones_do(params):
     batch = random_batch(29)
-    dequantised = test_int8.dequantised(jax.jit(decoder.quantize)(params))
+    dequantised = parity_cases.dequantised(jax.jit(decoder.quantize)(params))
     same(run(make(params, weight_dtype="int8"), batch), run(make(jax.device_put(dequantised)), batch))
     with pytest.raises(InputError, match="weight_dtype is 'int4'; it is int8 or empty"):
         make(params, weight_dtype="int4")
