@@ -221,7 +221,7 @@ class TrainConfig:
       param_dtype: of the master weights; bfloat16 ones are updated with stochastic rounding, see
         `s1jax.train.optimizer.apply`, and are half the memory of float32 ones with their copies in compute_dtype.
       compute_dtype: of activations and of the weights inside the forward pass.
-      remat: what the backward pass keeps of a layer, see `s1jax.model.decoder.REMAT`.
+      remat: what the backward pass keeps of a layer, see `s1jax.model.remat`.
       attention: kernel, see `s1jax.model.attention.attend`; `auto` leaves the choice to its `choose`.
       loss_chunk: tokens whose logits exist at one time.
     """

@@ -33,18 +33,24 @@ MODELS = {
     "untied": ModelConfig(**SHAPE, qk_norm=True),
     "wide": ModelConfig(**SHAPE | dict(vocab_size=64), qk_norm=True, tied_embeddings=True),
 }
-CASES = [  # model, (data, fsdp, sequence, tensor), accumulation, attention
-    ("tied", (2, 2, 1, 2), 2, "chunked"),
-    ("untied", (1, 2, 2, 2), 2, "chunked"),  # tokens, rows and heads split at once
-    ("tied", (1, 1, 2, 4), 1, "xla"),  # two key heads for four shares of the query heads
+CASES = [  # model, (data, fsdp, sequence, tensor), accumulation, attention, remat
+    ("tied", (2, 2, 1, 2), 2, "chunked", "none"),
+    ("untied", (1, 2, 2, 2), 2, "chunked", "full"),  # tokens, rows and heads split at once
+    ("tied", (1, 1, 2, 4), 1, "xla", "full"),  # two key heads for four shares of the query heads
 ]
 # Every shape of the mesh, in turn with either model and kernel; minutes, so only on demand.
 SHAPES = [s for s in itertools.product((1, 2, 4, 8), repeat=4) if math.prod(s) == 8]
 ALL_CASES = [
-    ("wide" if shape[3] == 8 else ("tied", "untied")[i % 2], shape, 1 + i % 2, ("chunked", "xla")[i // 2 % 2])
+    (
+        "wide" if shape[3] == 8 else ("tied", "untied")[i % 2],
+        shape,
+        1 + i % 2,
+        ("chunked", "xla")[i // 2 % 2],
+        ("full", "none")[i // 4 % 2],
+    )
     for i, shape in enumerate(SHAPES)
 ]
-TRAIN = dict(batch_size=16, compute_dtype="float32", remat="none", loss_chunk=8)
+TRAIN = dict(batch_size=16, compute_dtype="float32", loss_chunk=8)
 
 
 def make_batch() -> dict[str, np.ndarray]:
@@ -68,13 +74,15 @@ def make_batch() -> dict[str, np.ndarray]:
     }
 
 
-def gradients(name: str, mesh: jax.sharding.Mesh, accumulation: int, kernel: str) -> tuple[float, list[np.ndarray]]:
+def gradients(
+    name: str, mesh: jax.sharding.Mesh, accumulation: int, kernel: str, remat: str
+) -> tuple[float, list[np.ndarray]]:
     model = MODELS[name]
     params = jax.jit(lambda key: decoder.init_params(model, key))(jax.random.key(0))
     rng = np.random.default_rng(1)  # biases and norms as well shall not be trivial
     params = jax.tree.map(lambda p: np.asarray(p) + 0.1 * rng.normal(size=p.shape).astype(np.float32), params)
     params = jax.device_put(params, parallel.param_shardings(model, mesh))
-    train = TrainConfig(**TRAIN, accumulation=accumulation, attention=kernel)
+    train = TrainConfig(**TRAIN, accumulation=accumulation, attention=kernel, remat=remat)
     batch = parallel.put_batch(make_batch(), mesh)
     loss, grads = jax.jit(step_lib.make_gradients(model, train, mesh))(params, batch)
     return float(loss), [np.asarray(leaf) for leaf in jax.tree.leaves(grads)]
@@ -83,10 +91,10 @@ def gradients(name: str, mesh: jax.sharding.Mesh, accumulation: int, kernel: str
 def compare() -> list[dict[str, object]]:
     one = parallel.make_mesh(MeshConfig(), jax.devices()[:1])
     cases = ALL_CASES if os.environ.get("S1JAX_ALL_MESHES") else CASES
-    expected = {name: gradients(name, one, 1, "xla") for name in {case[0] for case in cases}}
+    expected = {name: gradients(name, one, 1, "xla", "none") for name in {case[0] for case in cases}}
     found = []
-    for name, shape, accumulation, kernel in cases:
-        loss, grads = gradients(name, parallel.make_mesh(MeshConfig(*shape)), accumulation, kernel)
+    for name, shape, *settings in cases:
+        loss, grads = gradients(name, parallel.make_mesh(MeshConfig(*shape)), *settings)
         wanted_loss, wanted = expected[name]
         found.append(
             {

@@ -28,20 +28,9 @@ from s1jax.config import InputError, ModelConfig
 from s1jax.model import attention as attention_lib
 from s1jax.model import cache as cache_lib
 from s1jax.model import layers
+from s1jax.model import remat as remat_lib
 
 Params = Mapping[str, Any]
-
-# What a layer keeps for the backward pass beside its input; the rest is computed again. `save_dots` leaves out products
-# with a batch axis, the attention scores; `none` keeps everything.
-REMAT: dict[str, Any] = {
-    "none": None,
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "save_attention": jax.checkpoint_policies.save_only_these_names("attention"),
-    "save_dots": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        jax.checkpoint_policies.save_only_these_names("attention"),
-    ),
-}
 
 
 class Attention(nnx.Module):
@@ -262,6 +251,7 @@ def forward(
     dtype: DTypeLike = jnp.float32,
     remat: str = "none",
     attend: attention_lib.Attend = attention_lib.attend,
+    sums: Any = None,
 ) -> jax.Array:
     """Runs whole rows, as in training.
 
@@ -272,8 +262,9 @@ def forward(
       positions: int32 [B, T], restarting at 0 in every segment.
       segment_ids: int32 [B, T], 0 for padding.
       dtype: of activations; weights are cast to it where they are used.
-      remat: what is kept of a layer for the backward pass, see `REMAT`.
+      remat: what is kept of a layer for the backward pass, see `s1jax.model.remat`.
       attend: attention, see `s1jax.model.attention.Attend`.
+      sums: tree like params["layers"] that their gradients are added to, see `s1jax.model.remat.add_gradients`.
 
     Returns:
       Hidden states after the final norm, [B, T, D].
@@ -288,15 +279,12 @@ def forward(
         )
     angles = layers.rotary_angles(positions, config.head_dim, config.rope_theta)
 
-    def block(x: jax.Array, weights: Params) -> tuple[jax.Array, None]:
-        return _block(config, weights)(x, angles, segment_ids, attend), None
+    def block(x: jax.Array, weights: Params, shared: tuple[Any, jax.Array]) -> jax.Array:
+        angles, segment_ids = shared
+        return _block(config, weights)(x, angles, segment_ids, attend)
 
-    if remat not in REMAT:
-        raise ValueError(f"remat policy {remat!r} is unknown; use one of {', '.join(REMAT)}")
-    if remat != "none":
-        block = jax.checkpoint(block, prevent_cse=False, policy=REMAT[remat])
     x = _embed(params, tokens, dtype)
-    x, _ = jax.lax.scan(block, x, params["layers"])
+    x = remat_lib.scan(block, x, params["layers"], (angles, segment_ids), remat, sums)
     return _final_norm(params, config, x)
 
 

@@ -10,10 +10,12 @@ from typing import Any
 
 import jax.numpy as jnp
 from jax.extend import core
+from jax.interpreters import partial_eval
 
 
 def count(jaxpr: core.Jaxpr) -> float:
-    """Operations of all `dot_general`s: 2 for a multiplication with its addition, loops times their length.
+    """Operations of all `dot_general`s whose outcome is used: 2 for a multiplication with its addition, loops times
+    their length.
 
     Both sides of a condition cost what the dearer one does; the body of `shard_map` counts once per device, that of a
     Pallas kernel once for every block of its grid that it does not skip, cuDNN's attention and that of
@@ -22,6 +24,11 @@ def count(jaxpr: core.Jaxpr) -> float:
     Raises:
       ValueError: for a loop of unknown length around a product, and for a Pallas kernel that is not known here.
     """
+    return _count(partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])
+
+
+def _count(jaxpr: core.Jaxpr) -> float:
+    """`count` of all there is."""
     total = 0.0
     for equation in jaxpr.eqns:
         name = equation.primitive.name
@@ -29,7 +36,7 @@ def count(jaxpr: core.Jaxpr) -> float:
         if known is not None:
             total += known
             continue
-        inner = [count(body) for body in bodies(equation.params)]
+        inner = [_count(body) for body in bodies(equation.params)]
         if name == "dot_general":
             (contract, _), _ = equation.params["dimension_numbers"]
             left, out = _shape(equation.invars[0]), _shape(equation.outvars[0])

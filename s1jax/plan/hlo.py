@@ -82,6 +82,8 @@ def traffic(text: str) -> Traffic:
                     if branch in computations:
                         visit(branch, times, in_loop, beside)
             kind = operation.removesuffix("-start")
+            if operation == "fusion" and _reduces_and_scatters(computations[_called(instruction, "calls")]):
+                kind = "reduce-scatter"
             if kind in _COLLECTIVES:
                 size = max(_size(instruction.type.removeprefix("("), largest=operation.endswith("-start")), 0)
                 size = max(size, sum(_size(types.get(operand, "")) for operand in instruction.operands))
@@ -100,6 +102,12 @@ def _starts_collective(body: list[Instruction]) -> bool:
     """Whether a fusion does nothing but start a collective that later ones carry on: the TPU compiler's asynchronous
     collective fusion."""
     return any("AsyncCollectiveStart" in line.attributes for line in body)
+
+
+def _reduces_and_scatters(body: list[Instruction]) -> bool:
+    """Whether a fusion is the TPU compiler's reduce-scatter: a reduction of which each device keeps its part."""
+    operations = {line.operation for line in body}
+    return "all-reduce" in operations and "dynamic-slice" in operations
 
 
 def _parse(text: str) -> tuple[dict[str, list[Instruction]], str]:

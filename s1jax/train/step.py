@@ -13,16 +13,17 @@ from jax.sharding import Mesh
 
 from s1jax import parallel
 from s1jax.config import InputError, ModelConfig, OptimizerConfig, TrainConfig
-from s1jax.model import decoder
+from s1jax.model import decoder, remat
 from s1jax.train import loss as loss_lib
 from s1jax.train import optimizer as optimizer_lib
 
 Batch = dict[str, jax.Array]
 
 # Options for `jax.stages.Lowered.compile` by platform. Without the first, the TPU compiler splits gathers and products
-# into loops that compute weight gradients twice; without the next five, gathers of weights are waited for; without the
-# seventh, reductions of gradients are (it gives them to the SparseCore, which v5p and later have); the last gives the
-# backward kernel of splash attention on v5p what it has by default on v6e.
+# into loops that compute weight gradients twice; without the next five, gathers of weights are waited for. The three
+# after them give reductions to the SparseCore, which v5p and later have, beside the products: gradients are scattered
+# as they are reduced, along all axes of the slice; otherwise every device gets the whole sum and cuts its part out. The
+# last gives the backward kernel of splash attention on v5p what it has by default on v6e.
 COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {
     "tpu": {
         "xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000",
@@ -32,6 +33,8 @@ COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {
         "xla_tpu_overlap_compute_collective_tc": "true",
         "xla_enable_async_all_gather": "true",
         "xla_tpu_enable_sparse_core_collective_offload_all_reduce": "true",
+        "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": "true",
+        "xla_tpu_enable_sparse_core_collective_offload_nd_reduce_scatter": "true",
         "xla_tpu_scoped_vmem_limit_kib": "32768",
     }
 }
@@ -104,7 +107,10 @@ def make_gradients(
     matrices = optimizer_lib.is_matrix(config)
     attend = parallel.attend(mesh, train.attention)
 
-    def micro_loss(params: Any, batch: Batch) -> jax.Array:
+    def micro_loss(params: Any, batch: Batch, sums: Any = None) -> jax.Array:
+        if sums is not None:
+            rest, of_rest = ({name: tree[name] for name in tree if name != "layers"} for tree in (params, sums))
+            params = {**params, **remat.add_gradients(rest, of_rest)}
         hidden = decoder.forward(
             params,
             config,
@@ -114,6 +120,7 @@ def make_gradients(
             dtype=dtype,
             remat=train.remat,
             attend=attend,
+            sums=None if sums is None else sums["layers"],
         )
         rows_per_device = max(1, hidden.shape[0] // parallel.row_shards(mesh))
         chunk = max(1, train.loss_chunk // rows_per_device)
@@ -177,22 +184,22 @@ def make_step(
     )
 
 
-def _accumulate(
-    loss: Callable[[Any, Batch], jax.Array], params: Any, batch: Batch, count: int
-) -> tuple[jax.Array, Any]:
-    """Sum of the losses and float32 sum of the gradients of `count` micro-batches."""
-    value_and_grad = jax.value_and_grad(loss)
-    to_float32 = lambda tree: jax.tree.map(lambda g: g.astype(jnp.float32), tree)  # noqa: E731
+def _accumulate(loss: Callable[..., jax.Array], params: Any, batch: Batch, count: int) -> tuple[jax.Array, Any]:
+    """Sum of the losses and float32 sum of the gradients of `count` micro-batches.
+
+    `loss` takes parameters, a micro-batch and, as `remat.add_gradients` does, sums of gradients.
+    """
     rows = batch["tokens"].shape[0]
     if rows % count:
         raise InputError(f"train.accumulation={count} does not divide the {rows} rows of a batch; choose a divisor.")
     if count == 1:
-        value, grads = value_and_grad(params, batch)
-        return value, to_float32(grads)
+        value, grads = jax.value_and_grad(loss)(params, batch)
+        return value, jax.tree.map(lambda g: g.astype(jnp.float32), grads)
 
     def body(carry: tuple[jax.Array, Any], micro: Batch) -> tuple[tuple[jax.Array, Any], None]:
-        value, grads = value_and_grad(params, micro)
-        return jax.tree.map(jnp.add, carry, (value, to_float32(grads))), None
+        total, sums = carry
+        value, sums = jax.value_and_grad(loss, argnums=2)(params, micro, sums)
+        return (total + value, sums), None
 
     # Every count-th row goes to the same micro-batch, so that each of them has rows on every device.
     micros = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(rows // count, count, *x.shape[1:]), 0, 1), batch)

@@ -58,9 +58,12 @@ def test_two_axes_of_the_mesh_along_one_of_the_slice(shape):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is not installed")
-def test_on_tpus_gathers_of_parameters_and_reductions_are_asynchronous(tmp_path):
+@pytest.mark.parametrize("target", ["v5p:2x2x2", "v6e:2x4"])
+def test_on_tpus_gathers_of_parameters_and_reduce_scatters_are_asynchronous(tmp_path, target):
     """All but the first gather of a layer, which has nothing to run beside, and the loss's."""
-    plan = _plan(tmp_path, "v5p:2x2x2")
+    plan = _plan(tmp_path, target)
     _check_bytes(plan)
     assert plan["synchronous"].get("all-gather", 0) < 0.1 * plan["collectives"]["all-gather"]
-    assert plan["synchronous"].get("all-reduce", 0) < 0.1 * plan["collectives"]["all-reduce"]
+    assert plan["collectives"]["reduce-scatter"] > 2 * 357_000_000
+    assert plan["collectives"]["all-reduce"] < 0.01 * plan["collectives"]["reduce-scatter"]
+    assert plan["synchronous"].get("reduce-scatter", 0) == 0

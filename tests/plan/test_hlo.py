@@ -96,6 +96,28 @@ ENTRY %main.3 (a: bf16[8,4]) -> bf16[32,4] {
 """
 
 
+TPU_SCATTER = """HloModule jit_step, is_scheduled=true
+
+%all-reduce-scatter (input: f32[32,4]) -> f32[8,4] {
+  %input = f32[32,4]{1,0} parameter(0)
+  %sum = f32[32,4]{1,0} all-reduce(%input), channel_id=1, to_apply=%add
+  %me = u32[] partition-id()
+  %zero = u32[] constant(0)
+  ROOT %mine = f32[8,4]{1,0} dynamic-slice(%sum, %me, %zero), dynamic_slice_sizes={8,4}
+}
+
+ENTRY %main.4 (a: f32[32,4]) -> f32[8,4] {
+  %a = f32[32,4]{1,0} parameter(0)
+  ROOT %fusion = f32[8,4]{1,0} fusion(%a), kind=kCustom, calls=%all-reduce-scatter
+}
+"""
+
+
+def test_a_reduction_that_each_device_keeps_its_part_of():
+    found = hlo.traffic(TPU_SCATTER)
+    assert found.collectives == found.synchronous == {"reduce-scatter": 32 * 4 * 4}
+
+
 def test_collectives_beside_products_on_a_tpu():
     found = hlo.traffic(TPU_BESIDE)
     assert found.collectives == {"all-gather": 32 * 4 * 2, "all-reduce": 32 * 4 * 2}

@@ -78,7 +78,9 @@ def assert_close(ours, theirs, **tolerance):
         np.testing.assert_allclose(np.float32(one), np.float32(other), **tolerance)
 
 
-@pytest.mark.parametrize("changes", [{"accumulation": 4}, {"remat": "full", "loss_chunk": 3}])
+@pytest.mark.parametrize(
+    "changes", [{"accumulation": 4}, {"remat": "full", "loss_chunk": 3}, {"accumulation": 2, "remat": "full"}]
+)
 def test_same_loss_and_gradients(gradients, changes):
     """Micro-batches have different weights and one of them is empty, so that a mean of means would differ."""
     loss, grads = gradients(**changes)
