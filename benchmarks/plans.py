@@ -20,22 +20,31 @@ from benchmarks import record
 # Half of a row on each of two devices, and two micro-batches: as many rows a step as devices. Or quarters.
 _HALVES = ("mesh.sequence=2", "train.accumulation=2")
 _QUARTERS = ("mesh.sequence=4", "train.accumulation=4")
+_PARTS = "train.mlp_parts=4"  # of the MLP's width, one after the other
 ROWS: dict[str, tuple[str, str, list[str]]] = {  # target, model, settings
     "v5p_8k": ("v5p:2x2x4", "qwen2p5_7b", ["data.block_size=8192"]),
     "v5p_8k_save_dots": ("v5p:2x2x4", "qwen2p5_7b", ["data.block_size=8192", "train.remat=save_dots"]),
     "v5p_8k_sequence_4": ("v5p:2x2x4", "qwen2p5_7b", ["data.block_size=8192", *_QUARTERS]),
     "v5p_32k": ("v5p:2x2x4", "qwen2p5_7b", ["data.block_size=32768"]),
+    "v5p_32k_parts": ("v5p:2x2x4", "qwen2p5_7b", ["data.block_size=32768", _PARTS]),
     "v5p_32k_sequence": ("v5p:2x2x4", "qwen2p5_7b", ["data.block_size=32768", *_HALVES]),
     "v5p_32k_sequence_4": ("v5p:2x2x4", "qwen2p5_7b", ["data.block_size=32768", *_QUARTERS]),
     "v6e_32k": ("v6e:4x4", "qwen2p5_7b", ["data.block_size=32768"]),
+    "v6e_32k_parts": ("v6e:4x4", "qwen2p5_7b", ["data.block_size=32768", _PARTS]),
     "v6e_32k_sequence": ("v6e:4x4", "qwen2p5_7b", ["data.block_size=32768", *_HALVES]),
     "v5p_32b_32k": ("v5p:4x4x4", "qwen2p5_32b", ["data.block_size=32768", "train.batch_size=64"]),
+    "v5p_32b_32k_parts": (
+        "v5p:4x4x4",
+        "qwen2p5_32b",
+        ["data.block_size=32768", "train.batch_size=64", _PARTS],
+    ),
     "v5p_32b_32k_sequence": (
         "v5p:4x4x4",
         "qwen2p5_32b",
         ["data.block_size=32768", "train.batch_size=64", *_HALVES],
     ),
     "h100_32b_32k": ("h100:16", "qwen2p5_32b", ["data.block_size=32768"]),
+    "h100_32b_32k_parts": ("h100:16", "qwen2p5_32b", ["data.block_size=32768", _PARTS]),
     "h100_32b_32k_sequence": ("h100:16", "qwen2p5_32b", ["data.block_size=32768", *_HALVES]),
     "h100_3b_32k": ("h100:1", "qwen2p5_3b", ["data.block_size=32768", "train.accumulation=16"]),
     "h100_7b_32k": (

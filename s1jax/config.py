@@ -223,6 +223,8 @@ class TrainConfig:
       compute_dtype: of activations and of the weights inside the forward pass.
       remat: what the backward pass keeps of a layer, see `s1jax.model.remat`.
       attention: kernel, see `s1jax.model.attention.attend`; `auto` leaves the choice to its `choose`.
+      mlp_parts: parts of the MLP's hidden width that are computed one after the other: less memory for long rows, no
+        more operations with remat `full`.
       loss_chunk: tokens whose logits exist at one time.
     """
 
@@ -234,10 +236,11 @@ class TrainConfig:
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
     remat: Literal["none", "full", "save_attention", "save_dots"] = "full"
     attention: Literal["auto", "xla", "chunked", "splash", "cudnn", "flash"] = "xla"
+    mlp_parts: int = 1
     loss_chunk: int = 1024
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "accumulation", "loss_chunk"):
+        for name in ("batch_size", "accumulation", "mlp_parts", "loss_chunk"):
             _require(getattr(self, name) > 0, f"train.{name} is {getattr(self, name)}; it must be positive.")
         _require(self.steps > 0 or self.epochs > 0, "train.steps and train.epochs are both 0; give one of them.")
 

@@ -34,7 +34,7 @@ MODELS = {
     "wide": ModelConfig(**SHAPE | dict(vocab_size=64), qk_norm=True, tied_embeddings=True),
 }
 CASES = [  # model, (data, fsdp, sequence, tensor), accumulation, attention, remat
-    ("tied", (2, 2, 1, 2), 2, "chunked", "none"),
+    ("tied", (2, 4, 1, 1), 2, "chunked", "none"),  # and the MLP in parts, as wherever `tensor` is 1
     ("untied", (1, 2, 2, 2), 2, "chunked", "full"),  # tokens, rows and heads split at once
     ("tied", (1, 1, 2, 4), 1, "xla", "full"),  # two key heads for four shares of the query heads
 ]
@@ -82,7 +82,8 @@ def gradients(
     rng = np.random.default_rng(1)  # biases and norms as well shall not be trivial
     params = jax.tree.map(lambda p: np.asarray(p) + 0.1 * rng.normal(size=p.shape).astype(np.float32), params)
     params = jax.device_put(params, parallel.param_shardings(model, mesh))
-    train = TrainConfig(**TRAIN, accumulation=accumulation, attention=kernel, remat=remat)
+    parts = 2 if mesh.size > 1 and mesh.shape["tensor"] == 1 else 1
+    train = TrainConfig(**TRAIN, accumulation=accumulation, attention=kernel, remat=remat, mlp_parts=parts)
     batch = parallel.put_batch(make_batch(), mesh)
     loss, grads = jax.jit(step_lib.make_gradients(model, train, mesh))(params, batch)
     return float(loss), [np.asarray(leaf) for leaf in jax.tree.leaves(grads)]

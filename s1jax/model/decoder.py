@@ -62,11 +62,13 @@ class Block(nnx.Module):
         self.mlp_norm = layers.RMSNorm(config.d_model, config.norm_eps, dtype)
         self.mlp = layers.SwiGLU(config.d_model, config.mlp_dim, dtype, rngs, **form)
 
-    def __call__(self, x: jax.Array, angles: Any, segment_ids: jax.Array, attend: attention_lib.Attend) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, angles: Any, segment_ids: jax.Array, attend: attention_lib.Attend, mlp_parts: int
+    ) -> jax.Array:
         """[B, T, D] -> [B, T, D], every token seeing its own segment up to itself."""
         q, k, v = self.attention.qkv(self.attention_norm(x), angles)
         x = x + self.attention.out(attend(q, k, v, segment_ids))
-        return x + self.mlp(self.mlp_norm(x))
+        return x + self.mlp(self.mlp_norm(x), mlp_parts)
 
     def cached(
         self,
@@ -251,6 +253,7 @@ def forward(
     dtype: DTypeLike = jnp.float32,
     remat: str = "none",
     attend: attention_lib.Attend = attention_lib.attend,
+    mlp_parts: int = 1,
     sums: Any = None,
 ) -> jax.Array:
     """Runs whole rows, as in training.
@@ -264,6 +267,7 @@ def forward(
       dtype: of activations; weights are cast to it where they are used.
       remat: what is kept of a layer for the backward pass, see `s1jax.model.remat`.
       attend: attention, see `s1jax.model.attention.Attend`.
+      mlp_parts: parts of F that the MLP computes one after the other, never holding more of its hidden values.
       sums: tree like params["layers"] that their gradients are added to, see `s1jax.model.remat.add_gradients`.
 
     Returns:
@@ -281,7 +285,7 @@ def forward(
 
     def block(x: jax.Array, weights: Params, shared: tuple[Any, jax.Array]) -> jax.Array:
         angles, segment_ids = shared
-        return _block(config, weights)(x, angles, segment_ids, attend)
+        return _block(config, weights)(x, angles, segment_ids, attend, mlp_parts)
 
     x = _embed(params, tokens, dtype)
     x = remat_lib.scan(block, x, params["layers"], (angles, segment_ids), remat, sums)

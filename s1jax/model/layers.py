@@ -1,13 +1,15 @@
 """Layers of the decoder: RMSNorm, bias-or-not projections, rotary embeddings and SwiGLU.
 
 Modules hold their weights in the dtype they were created with and compute in the dtype of their input; statistics and
-rotations are float32. Axis letters: B batch, T length, D model, F mlp, H head dimension.
+rotations are float32. Axis letters: B batch, T length, R rows (B and T in one), D model, F mlp, H head dimension.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -107,8 +109,11 @@ class SwiGLU(nnx.Module):
         self.up = Projection((d_model,), (mlp_dim,), dtype, rngs, **form)
         self.down = Projection((mlp_dim,), (d_model,), dtype, rngs, **form)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, T, D] -> [B, T, D]."""
+    def __call__(self, x: jax.Array, parts: int = 1) -> jax.Array:
+        """[B, T, D] -> [B, T, D]; in `parts` of F one after the other, see `_in_parts`."""
+        if parts > 1:
+            kernels = (p.kernel[...].astype(x.dtype) for p in (self.gate, self.up, self.down))
+            return _in_parts(x.reshape(-1, x.shape[-1]), *kernels, parts).reshape(x.shape)
         if not self.down.weight_first:
             return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
         # Columns from end to end: turning them for every projection cost a fifth of the layer. The barriers keep the
@@ -118,6 +123,60 @@ class SwiGLU(nnx.Module):
         gate, up, down = (p.kernel[...].astype(x.dtype) for p in (self.gate, self.up, self.down))
         turned = columns(x.reshape(-1, x.shape[-1]))
         return rows(down @ apart(jax.nn.silu(apart(gate @ turned)) * apart(up @ turned))).reshape(x.shape)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _in_parts(x: jax.Array, gate: jax.Array, up: jax.Array, down: jax.Array, parts: int) -> jax.Array:
+    """SwiGLU of [R, D] that holds no more of its hidden width at a time than a part, forward and backward.
+
+    Outputs and gradients of the parts are added up in float32. The barriers keep the compiler from beginning all parts
+    before it ends one, and from leaving the gradients of weights for later; without them nothing was saved on a TPU.
+    Hidden values are computed again in the backward pass.
+
+    Args:
+      x: [R, D].
+      gate: [D, F].
+      up: [D, F].
+      down: [F, D].
+      parts: divides F.
+    """
+    total: Any = None
+    for gate_part, up_part, down_part in _split(gate, up, down, parts):
+        if total is not None:
+            x, total = jax.lax.optimization_barrier((x, total))
+        total = _sum(total, (jax.nn.silu(x @ gate_part) * (x @ up_part)) @ down_part)
+    return total.astype(x.dtype)
+
+
+def _in_parts_forward(x: jax.Array, gate: jax.Array, up: jax.Array, down: jax.Array, parts: int) -> tuple[Any, Any]:
+    return _in_parts(x, gate, up, down, parts), (x, gate, up, down)
+
+
+def _in_parts_backward(parts: int, kept: Any, gradient: jax.Array) -> tuple[jax.Array, ...]:
+    x, gates, ups, downs = kept
+    total: Any = None
+    of_kernels: list[Any] = []
+    for gate, up, down in _split(gates, ups, downs, parts):
+        if total is not None:
+            x, gradient, total, of_kernels = jax.lax.optimization_barrier((x, gradient, total, of_kernels))
+        hidden, pull = jax.vjp(lambda gate, up: jax.nn.silu(gate) * up, x @ gate, x @ up)
+        of_gate, of_up = pull(gradient @ down.T)
+        total = _sum(total, of_gate @ gate.T + of_up @ up.T)
+        of_kernels.append((x.T @ of_gate, x.T @ of_up, hidden.T @ gradient))
+    whole = (jnp.concatenate(one, axis) for one, axis in zip(zip(*of_kernels, strict=True), (1, 1, 0), strict=True))
+    return total.astype(x.dtype), *whole
+
+
+_in_parts.defvjp(_in_parts_forward, _in_parts_backward)
+
+
+def _split(gate: jax.Array, up: jax.Array, down: jax.Array, parts: int) -> Iterable[tuple[jax.Array, ...]]:
+    return zip(*(jnp.split(x, parts, axis) for x, axis in ((gate, 1), (up, 1), (down, 0))), strict=True)
+
+
+def _sum(total: jax.Array | None, part: jax.Array) -> jax.Array:
+    part = part.astype(jnp.float32)
+    return part if total is None else total + part
 
 
 def rotary_angles(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:

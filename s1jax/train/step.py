@@ -102,7 +102,15 @@ def make_gradients(
     The batch's arrays are [B, T] as `parallel.put_batch` places them; `train.accumulation` micro-batches
     of B / accumulation rows run one after the other. Loss and gradients are those of
     sum(weights * nll) / sum(weights) over the whole batch, float32 both.
+
+    Raises:
+      InputError: where `train.mlp_parts` does not divide the model's MLP, or the mesh splits it already.
     """
+    if train.mlp_parts > 1 and (config.mlp_dim % train.mlp_parts or mesh.shape["tensor"] > 1):
+        raise InputError(
+            f"train.mlp_parts={train.mlp_parts} wants mesh.tensor=1, which is {mesh.shape['tensor']}, and a divisor of "
+            f"the model's mlp_dim {config.mlp_dim}; change it, or set it to 1."
+        )
     dtype = jnp.dtype(train.compute_dtype)
     matrices = optimizer_lib.is_matrix(config)
     attend = parallel.attend(mesh, train.attention)
@@ -120,6 +128,7 @@ def make_gradients(
             dtype=dtype,
             remat=train.remat,
             attend=attend,
+            mlp_parts=train.mlp_parts,
             sums=None if sums is None else sums["layers"],
         )
         rows_per_device = max(1, hidden.shape[0] // parallel.row_shards(mesh))

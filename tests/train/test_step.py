@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from s1jax import parallel
-from s1jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
+from s1jax.config import InputError, MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
 from s1jax.model import decoder
 from s1jax.train import optimizer as optimizer_lib
 from s1jax.train import step as step_lib
@@ -79,7 +79,14 @@ def assert_close(ours, theirs, **tolerance):
 
 
 @pytest.mark.parametrize(
-    "changes", [{"accumulation": 4}, {"remat": "full", "loss_chunk": 3}, {"accumulation": 2, "remat": "full"}]
+    "changes",
+    [
+        {"accumulation": 4},
+        {"remat": "full", "loss_chunk": 3},
+        {"accumulation": 2, "remat": "full"},
+        {"mlp_parts": 3},
+        {"mlp_parts": 4, "remat": "full"},
+    ],
 )
 def test_same_loss_and_gradients(gradients, changes):
     """Micro-batches have different weights and one of them is empty, so that a mean of means would differ."""
@@ -87,6 +94,13 @@ def test_same_loss_and_gradients(gradients, changes):
     expected, expected_grads = gradients()
     np.testing.assert_allclose(loss, expected, rtol=1e-6)
     assert_close(grads, expected_grads, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("parts", "tensor"), [(5, 1), (2, 2)])
+def test_parts_of_the_mlp_that_can_not_be(parts, tensor):
+    mesh = jax.sharding.AbstractMesh((1, 1, 1, tensor), parallel.AXES)
+    with pytest.raises(InputError, match=f"train.mlp_parts={parts} wants mesh.tensor=1, which is {tensor}, .* 24"):
+        step_lib.make_gradients(MODEL, dataclasses.replace(TRAIN, mlp_parts=parts), mesh)
 
 
 def test_gradients_equal_autodiff_of_the_formula(gradients, params):
