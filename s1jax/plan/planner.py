@@ -137,6 +137,8 @@ def remedies(result: Plan, experiment: Experiment) -> list[str]:
         advice.append("--config.train.remat=full: only each layer's input is kept")
     if result.rows > result.devices and train.accumulation < result.rows // result.devices:
         advice.append(f"--config.train.accumulation={result.rows // result.devices}: one row a device at a time")
+    if train.mlp_parts == 1 and result.mesh["tensor"] == 1:
+        advice.append("--config.train.mlp_parts=4: less of the MLP's hidden values")
     if experiment.optimizer.moment_dtype != "bfloat16":
         advice.append("--config.optimizer.moment_dtype=bfloat16: half the moments")
     if train.param_dtype != "bfloat16":
@@ -158,12 +160,17 @@ def _memory(
     peak = getattr(analysis, "peak_memory_in_bytes", 0)
     if not peak:
         peak = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
+    copies = weights * width if train.compute_dtype != train.param_dtype else 0.0
+    gradients = weights * (4 if train.accumulation > 1 else width)
+    if train.remat == "full" and train.accumulation == 1 and copies:  # the layers' take the place of the copies
+        layers = float(meters.held_bytes(state.params["layers"]))
+        gradients *= 1 - layers / params
     chunk = min(train.loss_chunk, local) * model.vocab_size / parallel.parts(mesh, parallel.TABLE["vocab"])
     kinds = {
         "parameters": params,
         "moments": float(meters.held_bytes(state.opt_state)),
-        "weights in compute type": weights * width if train.compute_dtype != train.param_dtype else 0.0,
-        "gradients": weights * (4 if train.accumulation > 1 else width),
+        "weights in compute type": copies,
+        "gradients": gradients,
         "layer inputs": model.num_layers * local * model.d_model * width,
         "logits of a chunk": chunk * 4,
     }
