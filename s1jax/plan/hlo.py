@@ -43,12 +43,15 @@ class Traffic:
       synchronous: the same for those collectives that nothing can run beside.
       in_loops: number of synchronous all-gathers that stand in a loop.
       memory: read and written by all instructions outside of fusions; an upper bound, caches aside.
+      work: of each of those instructions, how often it runs, the FLOPs of its products and the bytes it moves. Custom
+        calls are left out: how many products they are, their text does not say.
     """
 
     collectives: dict[str, float]
     synchronous: dict[str, float]
     in_loops: int
     memory: float
+    work: list[tuple[float, float, float]]
 
 
 def traffic(text: str) -> Traffic:
@@ -60,6 +63,7 @@ def traffic(text: str) -> Traffic:
     computations, entry = _parse(text)
     collectives: dict[str, float] = collections.defaultdict(float)
     synchronous: dict[str, float] = collections.defaultdict(float)
+    work: list[tuple[float, float, float]] = []
     memory, in_loops = 0.0, 0
 
     def visit(name: str, times: float, in_loop: bool, beside: bool = False) -> None:
@@ -92,10 +96,13 @@ def traffic(text: str) -> Traffic:
                     synchronous[kind] += times * size
                     in_loops += in_loop and kind == "all-gather"
             elif not beside and operation not in _FREE and not operation.endswith("-done"):
-                memory += times * _moved(instruction, types, computations)
+                moved = _moved(instruction, types, computations)
+                memory += times * moved
+                if operation != "custom-call":
+                    work.append((times, _operations(instruction, types, computations), moved))
 
     visit(entry, 1.0, False)
-    return Traffic(dict(collectives), dict(synchronous), in_loops, memory)
+    return Traffic(dict(collectives), dict(synchronous), in_loops, memory, work)
 
 
 def _starts_collective(body: list[Instruction]) -> bool:
@@ -191,21 +198,87 @@ def _moved(instruction: Instruction, types: dict[str, str], computations: dict[s
     written = float(_size(instruction.type))
     if operation != "fusion":
         return written + sum(_size(types.get(operand, "")) for operand in operands)
-    body = computations[_called(instruction, "calls")]
-    inner = {line.name: line.type for line in body}
-    users: dict[str, list[tuple[Instruction, bool]]] = collections.defaultdict(list)  # and whether as first operand
-    for line in reversed(body):  # users before what they use: a bitcast's own users are known when it is met
-        for place, operand in enumerate(line.operands):
-            users[operand] += users[line.name] if line.operation == "bitcast" else [(line, place == 0)]
-    read = 0.0
-    for line in body:
+    name = _called(instruction, "calls")
+    uses, read = _uses(name, computations), 0.0
+    for line in computations[name]:
         if line.operation == "parameter":
-            uses = users[line.name]
-            if not uses or any(use.operation not in _IN_PLACE or not first for use, first in uses):
+            found = uses[line.name]
+            if not found or any(use.operation not in _IN_PLACE or not use.first for use in found):
                 read += _size(line.type)
                 continue
-            updates = [use for use, _ in uses if use.operation == "dynamic-update-slice"]
-            read += sum(_size(use.type) for use, _ in uses if use.operation == "dynamic-slice")
+            updates = [use for use in found if use.operation == "dynamic-update-slice"]
+            read += sum(use.result for use in found if use.operation == "dynamic-slice")
             if updates:
-                written -= _size(line.type) - sum(_size(inner.get(use.operands[1], "")) for use in updates)
+                written -= _size(line.type) - sum(use.update for use in updates)
     return read + max(written, 0.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Use:
+    """What is done with a value in a fusion, and whether the value is the first operand; bytes of result and update."""
+
+    operation: str
+    first: bool
+    result: int
+    update: int
+
+
+def _uses(name: str, computations: dict[str, list[Instruction]]) -> dict[str, list[_Use]]:
+    """Uses of every value of a fusion, looked up through bitcasts and fusions inside."""
+    body = computations[name]
+    types = {line.name: line.type for line in body}
+    uses: dict[str, list[_Use]] = collections.defaultdict(list)
+    for line in reversed(body):  # users before what they use: a bitcast's own uses are known when it is met
+        inner: list[list[_Use]] = []
+        if line.operation == "fusion":
+            called = _called(line, "calls")
+            of_inner = _uses(called, computations)
+            parameters = [one for one in computations[called] if one.operation == "parameter"]
+            parameters.sort(key=lambda one: int(one.attributes.partition(")")[0]))
+            inner = [of_inner[one.name] for one in parameters]
+        for place, operand in enumerate(line.operands):
+            if line.operation == "bitcast":
+                uses[operand] += uses[line.name]
+            elif inner:
+                # An inner fusion whose outcome is the value itself is what its own users are.
+                uses[operand] += inner[place] or uses[line.name]
+            else:
+                update = _size(types.get(line.operands[1], "")) if line.operation == "dynamic-update-slice" else 0
+                uses[operand].append(_Use(line.operation, place == 0, _size(line.type), update))
+    return uses
+
+
+def _operations(instruction: Instruction, types: dict[str, str], computations: dict[str, list[Instruction]]) -> float:
+    """FLOPs of the products in an instruction, 2 for a multiplication with its addition; custom calls have none."""
+    if instruction.operation == "fusion":
+        body = computations[_called(instruction, "calls")]
+        inner = {line.name: line.type for line in body}
+        return sum(_operations(line, inner, computations) for line in body)
+    if instruction.operation not in ("dot", "convolution"):
+        return 0.0
+    left, right = (_shape(types[operand]) for operand in instruction.operands[:2])
+    if instruction.operation == "dot":
+        contracting = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)
+        axes = [int(axis) for axis in contracting[1].split(",") if axis] if contracting else []
+        return 2.0 * math.prod(_shape(instruction.type)) * math.prod(left[axis] for axis in axes)
+    # The TPU compiler makes convolutions of all products; axes that count as space are those of heads or batches.
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
+    if not labels:
+        raise ValueError(f"convolution {instruction.name} names no dim_labels")
+    out = _shape(instruction.type)
+    window = dict(re.findall(r"(\w+)=([\dx_]+)", (re.search(r"window=\{([^}]*)\}", instruction.attributes) or [""])[0]))
+    pads = window["pad"].split("x") if "pad" in window else []
+    strides = window["stride"].split("x") if "stride" in window else []
+    taps = 1
+    for axis in (letter for letter in labels[3] if letter.isdigit()):
+        size, taken = left[labels[1].index(axis)], right[labels[2].index(axis)]
+        before = int(pads[int(axis)].split("_")[0]) if pads else 0
+        step = int(strides[int(axis)]) if strides else 1
+        places = range(out[labels[3].index(axis)])
+        taps *= sum(0 <= place * step + tap - before < size for place in places for tap in range(taken))
+    return 2.0 * left[labels[1].index("b")] * right[labels[2].index("i")] * right[labels[2].index("o")] * taps
+
+
+def _shape(type_: str) -> list[int]:
+    found = _SHAPE.search(type_)
+    return [int(size) for size in found[2].split(",") if size] if found else []

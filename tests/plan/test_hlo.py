@@ -118,6 +118,54 @@ def test_a_reduction_that_each_device_keeps_its_part_of():
     assert found.collectives == found.synchronous == {"reduce-scatter": 32 * 4 * 4}
 
 
+# A product over heads and one over stacked weights, whose slice stands in a fusion of its own.
+TPU_PRODUCTS = """HloModule jit_step, is_scheduled=true
+
+%slice_of (q.1: bf16[28,64,32], q.2: s32[]) -> bf16[64,32] {
+  %q.1 = bf16[28,64,32]{2,1,0} parameter(0)
+  %q.2 = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  %ds = bf16[1,64,32]{2,1,0} dynamic-slice(%q.1, %q.2, %zero, %zero), dynamic_slice_sizes={1,64,32}
+  ROOT %b = bf16[64,32]{1,0} bitcast(%ds)
+}
+
+%same (r.1: bf16[16,64]) -> bf16[16,64] {
+  %r.1 = bf16[16,64]{1,0} parameter(0)
+  ROOT %b.2 = bf16[16,64]{1,0} bitcast(%r.1)
+}
+
+%product (p.2: s32[], p.1: bf16[28,64,32], p.0: bf16[16,64]) -> bf16[16,32] {
+  %p.0 = bf16[16,64]{1,0} parameter(0)
+  %p.1 = bf16[28,64,32]{2,1,0} parameter(1)
+  %p.2 = s32[] parameter(2)
+  %rows = bf16[16,64]{1,0} fusion(%p.0), kind=kLoop, calls=%same
+  %weights = bf16[64,32]{1,0} fusion(%p.1, %p.2), kind=kLoop, calls=%slice_of
+  ROOT %convolution = bf16[16,32]{1,0} convolution(%rows, %weights), dim_labels=bf_io->bf
+}
+
+ENTRY %main.5 (a: bf16[16,64], w: bf16[28,64,32], i: s32[], k: bf16[4,128,64]) -> bf16[16,4,128] {
+  %a = bf16[16,64]{1,0} parameter(0)
+  %w = bf16[28,64,32]{2,1,0} parameter(1)
+  %i = s32[] parameter(2)
+  %k = bf16[4,128,64]{2,1,0} parameter(3)
+  %fusion = bf16[16,32]{1,0} fusion(%a, %w, %i), kind=kOutput, calls=%product
+  %a.1 = bf16[16,64,1]{1,0,2} bitcast(%a)
+  ROOT %heads = bf16[16,4,128]{2,0,1} convolution(%a.1, %k), window={size=4 pad=3_3 rhs_reversal=1}, dim_labels=bf0_0oi->b0f
+}
+"""  # noqa: E501
+
+
+def test_products_and_the_bytes_they_move_on_a_tpu():
+    found = hlo.traffic(TPU_PRODUCTS)
+    rows, slice_ = 2 * 16 * 64, 2 * 64 * 32
+    heads = 2 * 4 * 128 * 64 + 2 * 16 * 4 * 128
+    assert found.work == [
+        (1, 2 * 16 * 64 * 32, rows + slice_ + 4 + 2 * 16 * 32),
+        (1, 2 * 16 * 64 * 4 * 128, rows + heads),
+    ]
+    assert found.memory == sum(moved for _, _, moved in found.work)
+
+
 def test_collectives_beside_products_on_a_tpu():
     found = hlo.traffic(TPU_BESIDE)
     assert found.collectives == {"all-gather": 32 * 4 * 2, "all-reduce": 32 * 4 * 2}
@@ -153,3 +201,4 @@ def test_a_program_compiled_here():
     least = 6 * 64 * 64 * 4  # every weight once
     assert least <= found.memory <= 8 * least
     assert found.collectives == {}
+    assert sum(times * operations for times, operations, _ in found.work) == 6 * 2 * 32 * 64 * 64
