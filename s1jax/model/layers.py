@@ -160,8 +160,9 @@ def _in_parts_backward(parts: int, kept: Any, gradient: jax.Array) -> tuple[jax.
         if total is not None:
             x, gradient, total, of_kernels = jax.lax.optimization_barrier((x, gradient, total, of_kernels))
         hidden, pull = jax.vjp(lambda gate, up: jax.nn.silu(gate) * up, x @ gate, x @ up)
-        of_gate, of_up = pull(gradient @ down.T)
-        total = _sum(total, of_gate @ gate.T + of_up @ up.T)
+        # No weight is transposed: on a mesh it would be gathered twice, as it is and transposed.
+        of_gate, of_up = pull(jnp.einsum("rd,fd->rf", gradient, down))
+        total = _sum(total, jnp.einsum("rf,df->rd", of_gate, gate) + jnp.einsum("rf,df->rd", of_up, up))
         of_kernels.append((x.T @ of_gate, x.T @ of_up, hidden.T @ gradient))
     whole = (jnp.concatenate(one, axis) for one, axis in zip(zip(*of_kernels, strict=True), (1, 1, 0), strict=True))
     return total.astype(x.dtype), *whole
