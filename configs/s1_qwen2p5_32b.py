@@ -8,7 +8,7 @@ Planned with `python -m launch.plan --config=configs/s1_qwen2p5_32b.py --model=q
 time, never run; 20 % is about what the paper's own run reached; every row counts as full, at the paper's block):
 
     target     micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
-    h100:16    1               64.9 / 80         8400 (10906)                           222.9
+    h100:16    1               61.4 / 80         8400 (10906)                           222.9
     v5p:2x2x4  1               65.2 / 103        8400 (11148)                           480.4
 """
 

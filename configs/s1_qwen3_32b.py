@@ -8,7 +8,7 @@ Planned with `python -m launch.plan --config=configs/s1_qwen3_32b.py --model=qwe
 time, never run; 20 % is about what the paper's own run reached; every row counts as full, at the paper's block):
 
     target     micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
-    h100:16    1               65.5 / 80         9666 (12850)                           256.6
+    h100:16    1               61.9 / 80         9666 (12850)                           256.6
     v5p:2x2x4  1               65.9 / 103        9666 (13237)                           552.8
 """
 

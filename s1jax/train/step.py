@@ -20,18 +20,16 @@ from s1jax.train import optimizer as optimizer_lib
 Batch = dict[str, jax.Array]
 
 # Options for `jax.stages.Lowered.compile` by platform. Without the first, the TPU compiler splits gathers and products
-# into loops that compute weight gradients twice; without the next five, gathers of weights are waited for. The three
-# after them give reductions to the SparseCore, which v5p and later have, beside the products: gradients are scattered
-# as they are reduced, along all axes of the slice; otherwise every device gets the whole sum and cuts its part out. The
-# last gives the backward kernel of splash attention on v5p what it has by default on v6e.
+# into loops that compute weight gradients twice. The next six give collectives to the SparseCore, beside the products:
+# gathers of weights, over two and three axes of a slice too, and reductions of gradients, scattered along all axes;
+# otherwise both are waited for, and every device gets the whole sum. The last gives the backward kernel of splash
+# attention on v5p what it has by default on v6e.
 COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {
     "tpu": {
         "xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000",
-        "xla_tpu_enable_async_collective_fusion": "true",
-        "xla_tpu_enable_async_collective_fusion_fuse_all_gather": "true",
-        "xla_tpu_enable_async_collective_fusion_multiple_steps": "true",
-        "xla_tpu_overlap_compute_collective_tc": "true",
-        "xla_enable_async_all_gather": "true",
+        "xla_tpu_enable_sparse_core_collective_offload_all_gather": "true",
+        "xla_tpu_enable_sparse_core_collective_offload_2d_all_gather": "true",
+        "xla_tpu_enable_sparse_core_collective_offload_3d_all_gather": "true",
         "xla_tpu_enable_sparse_core_collective_offload_all_reduce": "true",
         "xla_tpu_enable_sparse_core_collective_offload_reduce_scatter": "true",
         "xla_tpu_enable_sparse_core_collective_offload_nd_reduce_scatter": "true",
