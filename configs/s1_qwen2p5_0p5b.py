@@ -13,6 +13,8 @@ time, never run; 20 % is about what the paper's own run reached; every row count
     h100:16    1                3.9 / 80         236 (322)                                6.3
     v5p:2x2x1  4                6.0 / 103        943 (1325)                              53.9
     v6e:2x2    4                6.1 / 34         943 (1350)                              27.0
+
+Rows of TPUs are by commit 12da6eb, before gradients were written in place and collectives given to the SparseCore.
 """
 
 import ml_collections

@@ -10,6 +10,8 @@ time, never run; 20 % is about what the paper's own run reached; every row count
     target     micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
     h100:16    1               36.4 / 80         4334 (5769)                            115.0
     v5p:2x2x4  1               37.7 / 103        4334 (5818)                            247.9
+
+Rows of TPUs are by commit 12da6eb, before gradients were written in place and collectives given to the SparseCore.
 """
 
 import ml_collections

@@ -13,6 +13,8 @@ time, never run; 20 % is about what the paper's own run reached; every row count
     h100:16    1                8.0 / 80         581 (780)                               15.4
     v5p:2x2x1  4               13.7 / 103        2322 (3207)                            132.8
     v6e:2x2    4               13.7 / 34         2322 (3246)                             66.4
+
+Rows of TPUs are by commit 12da6eb, before gradients were written in place and collectives given to the SparseCore.
 """
 
 import ml_collections

@@ -10,6 +10,8 @@ time, never run; 20 % is about what the paper's own run reached; every row count
     target     micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
     h100:16    1               61.4 / 80         8400 (10906)                           222.9
     v5p:2x2x4  1               65.2 / 103        8400 (11148)                           480.4
+
+Rows of TPUs are by commit 12da6eb, before gradients were written in place and collectives given to the SparseCore.
 """
 
 import ml_collections

@@ -13,6 +13,8 @@ time, never run; 20 % is about what the paper's own run reached; every row count
     h100:16    1               12.3 / 80         1082 (1448)                             28.7
     v5p:2x2x1  4               24.2 / 103        4327 (6009)                            247.5
     v6e:2x2    4               24.2 / 34         4327 (6009)                            123.7
+
+Rows of TPUs are by commit 12da6eb, before gradients were written in place and collectives given to the SparseCore.
 """
 
 import ml_collections

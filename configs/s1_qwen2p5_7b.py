@@ -12,6 +12,8 @@ time, never run; 20 % is about what the paper's own run reached; every row count
     h100:16    1               20.9 / 80         2037 (2663)                             54.1
     v5p:2x2x4  1               21.5 / 103        2037 (2737)                            116.5
     v6e:4x4    1               21.5 / 34         2037 (2737)                             58.2
+
+Rows of TPUs are by commit 12da6eb, before gradients were written in place and collectives given to the SparseCore.
 """
 
 import ml_collections

@@ -10,6 +10,8 @@ time, never run; 20 % is about what the paper's own run reached; every row count
     target     micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
     h100:16    1               35.2 / 80         4070 (5362)                            108.0
     v5p:2x2x4  1               36.6 / 103        4070 (5513)                            232.8
+
+Rows of TPUs are by commit 12da6eb, before gradients were written in place and collectives given to the SparseCore.
 """
 
 import ml_collections

@@ -10,6 +10,8 @@ time, never run; 20 % is about what the paper's own run reached; every row count
     target     micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
     h100:16    1               61.9 / 80         9666 (12850)                           256.6
     v5p:2x2x4  1               65.9 / 103        9666 (13237)                           552.8
+
+Rows of TPUs are by commit 12da6eb, before gradients were written in place and collectives given to the SparseCore.
 """
 
 import ml_collections

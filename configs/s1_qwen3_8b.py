@@ -12,6 +12,8 @@ time, never run; 20 % is about what the paper's own run reached; every row count
     h100:16    1               23.5 / 80         2438 (3249)                             64.7
     v5p:2x2x4  1               23.7 / 103        2438 (3358)                            139.4
     v6e:4x4    1               23.7 / 34         2438 (3358)                             69.7
+
+Rows of TPUs are by commit 12da6eb, before gradients were written in place and collectives given to the SparseCore.
 """
 
 import ml_collections

@@ -10,6 +10,8 @@ what the paper's own run reached; every row counts as full):
     target     micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
     h100:16    1               49.0 / 80         4625 (5906)                            122.7
     v5p:2x2x4  1               84.1 / 103        4625 (5925)                            264.5
+
+Rows of TPUs are by commit 12da6eb, before gradients were written in place and collectives given to the SparseCore.
 """
 
 import ml_collections

@@ -5,9 +5,9 @@
 The harness (https://github.com/EleutherAI/lm-evaluation-harness, 0.4.13) finds models in its own list and nowhere else:
 importing this module puts `s1jax` there, which is what `launch/lm_eval.py` does before it hands over.
 
-`--model_args` are `checkpoint`, `wait`, `dtype`, `cache_length`, `bos_token` and the fields of `s1jax.config.Controls`:
-what the task's generation settings, or `--gen_kwargs`, say takes precedence. `--batch_size` is the number of rows that
-run at one time; the harness sets it to 1 unless told otherwise.
+`--model_args` are `checkpoint`, `wait`, `dtype`, `cache_dtype`, `weight_dtype`, `cache_length`, `bos_token` and the
+fields of `s1jax.config.Controls`: what the task's generation settings, or `--gen_kwargs`, say takes precedence.
+`--batch_size` is the number of rows that run at one time; the harness sets it to 1 unless told otherwise.
 """
 
 from __future__ import annotations
@@ -29,7 +29,12 @@ from s1jax.sample import score
 from s1jax.sample.engine import Engine
 from s1jax.sample.rows import CONTROLS
 
-_ARGUMENTS = ("checkpoint", "wait", "dtype", "cache_length", "bos_token", *CONTROLS)
+_DTYPES = {
+    "dtype": ("float32", "bfloat16"),
+    "cache_dtype": ("float32", "bfloat16", "int8"),
+    "weight_dtype": ("int8",),
+}
+_ARGUMENTS = ("checkpoint", "wait", *_DTYPES, "cache_length", "bos_token", *CONTROLS)
 # What the harness and other libraries call max_answer_tokens; the first one given counts, as in the harness.
 _MAX_ANSWER = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _AUTO_BATCH_SIZE = 16
@@ -60,6 +65,8 @@ class HarnessModel(TemplateLM):
         *,
         wait: str = "Wait",
         dtype: str = "",
+        cache_dtype: str = "",
+        weight_dtype: str = "",
         cache_length: int = 0,
         bos_token: str = "",
         batch_size: int | str = _AUTO_BATCH_SIZE,
@@ -73,6 +80,8 @@ class HarnessModel(TemplateLM):
           checkpoint: s1jax checkpoint, training workdir or package:NAME.
           wait: put in place of an end of thinking; empty: the end is masked instead.
           dtype: of weights and cache; by default float32 on a CPU, bfloat16 elsewhere.
+          cache_dtype: of the cache: `dtype` by default, float32, bfloat16 or int8.
+          weight_dtype: of the matrices: `dtype` by default, or int8; log-likelihoods use those of the checkpoint.
           cache_length: cache slots per row; 0: as many as the longest row can need.
           bos_token: put before every context whose log-likelihoods are wanted, for models that were trained so. Without
             it an empty context is the end-of-sequence token.
@@ -92,8 +101,10 @@ class HarnessModel(TemplateLM):
             raise InputError(
                 "--model_args has no checkpoint; add checkpoint=CKPT, a checkpoint, a training workdir or package:NAME."
             )
-        if dtype not in ("", "float32", "bfloat16"):
-            raise InputError(f"--model_args has dtype {dtype!r}; choose float32 or bfloat16.")
+        dtypes = {"dtype": dtype, "cache_dtype": cache_dtype, "weight_dtype": weight_dtype}
+        for name, asked in dtypes.items():
+            if asked not in ("", *_DTYPES[name]):
+                raise InputError(f"--model_args has {name} {asked!r}; choose {' or '.join(_DTYPES[name])}.")
         for name, text in (("wait", wait), ("bos_token", bos_token)):
             if not isinstance(text, str):
                 raise InputError(f"--model_args has {name} {text!r}; it must be a string.")
@@ -106,7 +117,15 @@ class HarnessModel(TemplateLM):
         self.controls = from_dict(Controls, controls, "--model_args")
         self.batch_size = _batch_size(batch_size)
         self._wait, self._checkpoint = wait, str(checkpoint)
-        self._engine = Engine(self._checkpoint, slots=self.batch_size, cache_length=cache_length, dtype=dtype)
+        self._engine = Engine(
+            self._checkpoint,
+            slots=self.batch_size,
+            cache_length=cache_length,
+            dtype=dtype,
+            cache_dtype=cache_dtype,
+            weight_dtype=weight_dtype,
+        )
+        self._dtypes = dtypes | {"dtype": self._engine.dtype}
         self.model = self._engine.model
         self._bos = [self.model.tokenizer.id_of(bos_token)] if bos_token else []
         self._rows = self._thinking_tokens = 0
@@ -250,7 +269,7 @@ class HarnessModel(TemplateLM):
         return {
             "checkpoint": self._checkpoint,
             "provenance": self.model.provenance,
-            "dtype": self._engine.dtype,
+            **self._dtypes,
             "wait": self._wait,
             "controls": to_dict(self.controls),
             "generated_rows": self._rows,

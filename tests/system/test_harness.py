@@ -137,6 +137,17 @@ def test_the_harness_runs_all_kinds_of_tasks_from_its_command_line(harness, fold
     assert any(found[i] != row["answer"] for i, row in enumerate(wanted)) and any(found.values())
 
 
+def test_int8_weights_and_cache_are_those_of_the_engine(harness, folder):
+    model = harness.HarnessModel(f"{folder}/model", weight_dtype="int8", cache_dtype="int8", max_thinking_tokens=10)
+    asked = [request("generate_until", row["question"], {"until": [], "max_gen_toks": 12}) for row in ROWS]
+    engine = Engine(f"{folder}/model", weight_dtype="int8", cache_dtype="int8")
+    rows = [{"question": row["question"], "max_thinking_tokens": 10, "max_answer_tokens": 12} for row in ROWS]
+    wanted = [row["answer"] for row in engine.generate(rows, wait="Wait")]
+    assert model.generate_until(asked, disable_tqdm=True) == wanted
+    info = model.get_model_info()
+    assert info["dtype"] == "float32" and info["weight_dtype"] == info["cache_dtype"] == "int8"
+
+
 def test_log_likelihoods_equal_those_of_the_harnesss_own_model(model, folder):
     """transformers' model, the harness's truncation, windows and empty contexts; also beyond the model's context."""
     for package in ("torch", "transformers", "accelerate", "peft"):
@@ -317,6 +328,8 @@ def test_wrong_pairs_are_named(model):
         ({"max_thinking_tokens": "many"}, "max_thinking_tokens is 'many'"),
         ({"temperature": -1}, "temperature is -1"),
         ({"dtype": "float16"}, "dtype 'float16'; choose float32 or bfloat16"),
+        ({"cache_dtype": "int4"}, "cache_dtype 'int4'; choose float32 or bfloat16 or int8"),
+        ({"weight_dtype": "float32"}, "weight_dtype 'float32'; choose int8"),
         ({"wait": 3}, "wait 3; it must be a string"),
         ({"bos_token": "<s>"}, "token '<s>' is not in the tokenizer"),
         ({"cache_length": -1}, "cache_length -1"),
