@@ -102,6 +102,7 @@ def _scan_backward(layer: Layer, kept: Any, gradient: jax.Array) -> tuple[Any, .
         x, index = xs
         own = functools.partial(jax.lax.dynamic_index_in_dim, index=index, keepdims=False)
         one = jax.tree.map(own, written if sums is None else weights)
+        # Behind the barrier that this makes: without it the TPU compiler waited for one gather of each layer.
         again = jax.checkpoint(lambda x, one: layer(x, one, shared))
         gradient, of_weights = jax.vjp(again, x, one)[1](gradient)
         if sums is not None:
