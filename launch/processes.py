@@ -32,7 +32,8 @@ _SILENCE = 40  # seconds without a sign of life after which a process counts as 
 _FAREWELL = 24 * 3600  # seconds that finished processes wait for process 0, which reads the last checkpoint once more
 _REMEDY = "run the same command again in all processes to go on from the newest checkpoint."
 _ABORTED = f"error: jax ended this process, most likely because another one was lost or never came; {_REMEDY}\n"
-_PEER_GONE = ("Gloo", "remote process exited")  # in what collectives raise on CPUs and, by NCCL, on NVIDIA GPUs
+# In what collectives raise on CPUs and, by NCCL, on NVIDIA GPUs, and in what Orbax does where processes wait to save.
+_PEER_GONE = ("Gloo", "remote process exited", "heartbeat timeout")
 # Environment variables of processes that have peers, with what jax needs to find them.
 _UNFOUND = {
     "JOB_COMPLETION_INDEX": "the package kubernetes",
@@ -146,7 +147,7 @@ def _report(error: BaseException) -> int:
     import jax
 
     text = " ".join(str(error).split())
-    if isinstance(error, jax.errors.JaxRuntimeError) and any(words in text for words in _PEER_GONE):
+    if isinstance(error, jax.errors.JaxRuntimeError | TimeoutError) and any(words in text for words in _PEER_GONE):
         cli.fail(f"another process was lost ({text[:200]}); {_REMEDY}")
         return LOST
 

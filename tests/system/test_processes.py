@@ -216,7 +216,9 @@ def test_processes_that_are_not_told_how_to_meet(start, tmp_path, options, envir
         (InputError("mend it."), 2, "error: mend it.\n"),
         (OSError(errno.ENOSPC, "full"), 2, "error: no space left on the device"),
         (JaxRuntimeError("INTERNAL: Gloo all-reduce failed: Connection reset"), 75, "error: another process was lost"),
+        (TimeoutError("Timeout waiting at barrier: Task 1 heartbeat timeout."), 75, "error: another process was lost"),
         (JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"), 1, "Traceback"),
+        (TimeoutError("slow"), 1, "Traceback"),
         (KeyError("bug"), 1, "Traceback"),
     ],
 )
