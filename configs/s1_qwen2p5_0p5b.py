@@ -14,7 +14,7 @@ time, never run; 20 % is about what the paper's own run reached; every row count
     v5p:2x2x1  4                6.0 / 103        943 (1325)                              53.9
     v6e:2x2    4                6.1 / 34         943 (1350)                              27.0
 
-Rows of TPUs are by commit 12da6eb, before gradients were written in place and collectives given to the SparseCore.
+Rows of TPUs are older than commits ef96bd7 (gradients in place) and 0ca0c72 (collectives on the SparseCore).
 """
 
 import ml_collections

@@ -14,7 +14,7 @@ time, never run; 20 % is about what the paper's own run reached; every row count
     v5p:2x2x1  4               13.7 / 103        2322 (3207)                            132.8
     v6e:2x2    4               13.7 / 34         2322 (3246)                             66.4
 
-Rows of TPUs are by commit 12da6eb, before gradients were written in place and collectives given to the SparseCore.
+Rows of TPUs are older than commits ef96bd7 (gradients in place) and 0ca0c72 (collectives on the SparseCore).
 """
 
 import ml_collections

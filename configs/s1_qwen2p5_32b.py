@@ -11,7 +11,7 @@ time, never run; 20 % is about what the paper's own run reached; every row count
     h100:16    1               61.4 / 80         8400 (10906)                           222.9
     v5p:2x2x4  1               65.2 / 103        8400 (11148)                           480.4
 
-Rows of TPUs are by commit 12da6eb, before gradients were written in place and collectives given to the SparseCore.
+Rows of TPUs are older than commits ef96bd7 (gradients in place) and 0ca0c72 (collectives on the SparseCore).
 """
 
 import ml_collections

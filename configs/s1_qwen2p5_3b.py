@@ -14,7 +14,7 @@ time, never run; 20 % is about what the paper's own run reached; every row count
     v5p:2x2x1  4               24.2 / 103        4327 (6009)                            247.5
     v6e:2x2    4               24.2 / 34         4327 (6009)                            123.7
 
-Rows of TPUs are by commit 12da6eb, before gradients were written in place and collectives given to the SparseCore.
+Rows of TPUs are older than commits ef96bd7 (gradients in place) and 0ca0c72 (collectives on the SparseCore).
 """
 
 import ml_collections

@@ -13,7 +13,7 @@ time, never run; 20 % is about what the paper's own run reached; every row count
     v5p:2x2x4  1               21.5 / 103        2037 (2737)                            116.5
     v6e:4x4    1               21.5 / 34         2037 (2737)                             58.2
 
-Rows of TPUs are by commit 12da6eb, before gradients were written in place and collectives given to the SparseCore.
+Rows of TPUs are older than commits ef96bd7 (gradients in place) and 0ca0c72 (collectives on the SparseCore).
 """
 
 import ml_collections

@@ -13,7 +13,7 @@ time, never run; 20 % is about what the paper's own run reached; every row count
     v5p:2x2x4  1               23.7 / 103        2438 (3358)                            139.4
     v6e:4x4    1               23.7 / 34         2438 (3358)                             69.7
 
-Rows of TPUs are by commit 12da6eb, before gradients were written in place and collectives given to the SparseCore.
+Rows of TPUs are older than commits ef96bd7 (gradients in place) and 0ca0c72 (collectives on the SparseCore).
 """
 
 import ml_collections

@@ -9,20 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from s1jax.config import InputError, MeshConfig
+from s1jax.config import SAMPLING_DTYPES, InputError, MeshConfig
 
 if TYPE_CHECKING:
     from s1jax.sample.engine import Engine
 
-DTYPE = flags.DEFINE_enum(
-    "dtype", "", ["", "float32", "bfloat16"], "Of the weights; by default float32 on a CPU, bfloat16 elsewhere."
-)
-CACHE_DTYPE = flags.DEFINE_enum(
-    "cache_dtype", "", ["", "float32", "bfloat16", "int8"], "Of the cache; by default that of the weights."
-)
-WEIGHT_DTYPE = flags.DEFINE_enum(
-    "weight_dtype", "", ["", "int8"], "int8: matrices with a scale for every output; for accelerators."
-)
+
+def _dtype_flag(name: str, text: str) -> flags.FlagHolder[str]:
+    return flags.DEFINE_enum(name, "", ["", *SAMPLING_DTYPES[name]], text)
+
+
+DTYPE = _dtype_flag("dtype", "Of the weights; by default float32 on a CPU, bfloat16 elsewhere.")
+CACHE_DTYPE = _dtype_flag("cache_dtype", "Of the cache; by default that of the weights.")
+WEIGHT_DTYPE = _dtype_flag("weight_dtype", "int8: matrices with a scale for every output; for accelerators.")
 MESH = flags.DEFINE_list(
     "mesh", ["data=-1"], "Axes of the mesh and their devices, as in training: data=2,tensor=4; -1: all that are left."
 )

@@ -12,6 +12,9 @@ from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
 _T = TypeVar("_T")
+_FLOATS = ("float32", "bfloat16")
+# While sampling: of weights and activations, of the cache, of matrices alone. Each may be left empty.
+SAMPLING_DTYPES = {"dtype": _FLOATS, "cache_dtype": (*_FLOATS, "int8"), "weight_dtype": ("int8",)}
 
 
 class InputError(ValueError):

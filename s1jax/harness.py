@@ -24,17 +24,12 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from tqdm import tqdm
 
-from s1jax.config import Controls, InputError, from_dict, to_dict
+from s1jax.config import SAMPLING_DTYPES, Controls, InputError, from_dict, to_dict
 from s1jax.sample import score
 from s1jax.sample.engine import Engine
 from s1jax.sample.rows import CONTROLS
 
-_DTYPES = {
-    "dtype": ("float32", "bfloat16"),
-    "cache_dtype": ("float32", "bfloat16", "int8"),
-    "weight_dtype": ("int8",),
-}
-_ARGUMENTS = ("checkpoint", "wait", *_DTYPES, "cache_length", "bos_token", *CONTROLS)
+_ARGUMENTS = ("checkpoint", "wait", *SAMPLING_DTYPES, "cache_length", "bos_token", *CONTROLS)
 # What the harness and other libraries call max_answer_tokens; the first one given counts, as in the harness.
 _MAX_ANSWER = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _AUTO_BATCH_SIZE = 16
@@ -103,8 +98,8 @@ class HarnessModel(TemplateLM):
             )
         dtypes = {"dtype": dtype, "cache_dtype": cache_dtype, "weight_dtype": weight_dtype}
         for name, asked in dtypes.items():
-            if asked not in ("", *_DTYPES[name]):
-                raise InputError(f"--model_args has {name} {asked!r}; choose {' or '.join(_DTYPES[name])}.")
+            if asked not in ("", *SAMPLING_DTYPES[name]):
+                raise InputError(f"--model_args has {name} {asked!r}; choose {' or '.join(SAMPLING_DTYPES[name])}.")
         for name, text in (("wait", wait), ("bos_token", bos_token)):
             if not isinstance(text, str):
                 raise InputError(f"--model_args has {name} {text!r}; it must be a string.")

@@ -52,7 +52,7 @@ def scan(layer: Layer, x: jax.Array, weights: Any, shared: Any, remat: str, sums
 
     if remat != "none":
         body = jax.checkpoint(body, prevent_cse=False, policy=POLICIES[remat])
-    return jax.lax.scan(body, x, add_gradients(weights, sums))[0]
+    return jax.lax.scan(body, x, weights if sums is None else add_gradients(weights, sums))[0]
 
 
 @jax.custom_vjp
@@ -60,7 +60,7 @@ def add_gradients(weights: Any, sums: Any) -> Any:
     """Returns `weights`, and adds what gradients they get to `sums`.
 
     The gradient with respect to `sums` is `sums` plus that of the weights, which themselves have none. So gradients of
-    several batches add up without ever being held beside their sum. `sums` None: the weights have their gradient.
+    several batches add up without ever being held beside their sum.
     """
     return weights
 
@@ -69,8 +69,8 @@ def _add_forward(weights: Any, sums: Any) -> tuple[Any, Any]:
     return weights, sums
 
 
-def _add_backward(sums: Any, gradients: Any) -> tuple[Any, Any]:
-    return (gradients, None) if sums is None else (None, jax.tree.map(_add, sums, gradients))
+def _add_backward(sums: Any, gradients: Any) -> tuple[None, Any]:
+    return None, jax.tree.map(_add, sums, gradients)
 
 
 add_gradients.defvjp(_add_forward, _add_backward)
@@ -102,7 +102,7 @@ def _scan_backward(layer: Layer, kept: Any, gradient: jax.Array) -> tuple[Any, .
         x, index = xs
         own = functools.partial(jax.lax.dynamic_index_in_dim, index=index, keepdims=False)
         one = jax.tree.map(own, written if sums is None else weights)
-        # Behind the barrier that this makes: without it the TPU compiler waited for one gather of each layer.
+        # Behind the barrier that this makes: without it 3 % more of Qwen2.5-0.5B is gathered on eight v5p.
         again = jax.checkpoint(lambda x, one: layer(x, one, shared))
         gradient, of_weights = jax.vjp(again, x, one)[1](gradient)
         if sums is not None:
