@@ -14,14 +14,18 @@ from s1jax.config import SAMPLING_DTYPES, InputError, MeshConfig
 if TYPE_CHECKING:
     from s1jax.sample.engine import Engine
 
-
-def _dtype_flag(name: str, text: str) -> flags.FlagHolder[str]:
-    return flags.DEFINE_enum(name, "", ["", *SAMPLING_DTYPES[name]], text)
-
-
-DTYPE = _dtype_flag("dtype", "Of the weights; by default float32 on a CPU, bfloat16 elsewhere.")
-CACHE_DTYPE = _dtype_flag("cache_dtype", "Of the cache; by default that of the weights.")
-WEIGHT_DTYPE = _dtype_flag("weight_dtype", "int8: matrices with a scale for every output; for accelerators.")
+DTYPE = flags.DEFINE_enum(
+    "dtype", "", ["", *SAMPLING_DTYPES["dtype"]], "Of the weights; by default float32 on a CPU, bfloat16 elsewhere."
+)
+CACHE_DTYPE = flags.DEFINE_enum(
+    "cache_dtype", "", ["", *SAMPLING_DTYPES["cache_dtype"]], "Of the cache; by default that of the weights."
+)
+WEIGHT_DTYPE = flags.DEFINE_enum(
+    "weight_dtype",
+    "",
+    ["", *SAMPLING_DTYPES["weight_dtype"]],
+    "int8: matrices with a scale for every output; for accelerators.",
+)
 MESH = flags.DEFINE_list(
     "mesh", ["data=-1"], "Axes of the mesh and their devices, as in training: data=2,tensor=4; -1: all that are left."
 )
