@@ -325,24 +325,26 @@ def forward_cached(
     new = cache_lib.Slots(cache.table, cache.lengths, num_tokens)
     x = _embed(params, tokens, dtype)
 
-    def block(carry: Any, weights: Params) -> tuple[Any, None]:
+    def block(weights: Params, x: jax.Array, pages: Any, index: jax.Array | None) -> tuple[jax.Array, Any]:
+        return _block(config, weights, _is_weight_first(params)).cached(x, angles, attend, pages, index, new)
+
+    def body(carry: Any, weights: Params) -> tuple[Any, None]:
         x, pages, index = carry
-        x, pages = _block(config, weights).cached(x, angles, attend, pages, index, new)
-        return (x, pages, index + 1), None
+        return (*block(weights, x, pages, index), index + 1), None
 
     pages: Any = cache.pages
     if isinstance(params["layers"], tuple):
+        layer = jax.jit(block)  # traced and lowered once for all of them; compilers put it in its places
         apart = []
         for index, weights in enumerate(params["layers"]):
-            one = _block(config, weights, _is_weight_first(params))
             if isinstance(pages, tuple):
-                x, own = one.cached(x, angles, attend, pages[index], None, new)
+                x, own = layer(weights, x, pages[index], None)
                 apart.append(own)
             else:
-                x, pages = one.cached(x, angles, attend, pages, jnp.int32(index), new)
+                x, pages = layer(weights, x, pages, jnp.int32(index))
         pages = tuple(apart) or pages
     else:
-        (x, pages, _), _ = jax.lax.scan(block, (x, pages, 0), params["layers"])
+        (x, pages, _), _ = jax.lax.scan(body, (x, pages, 0), params["layers"])
     hidden = _final_norm(params, config, x)
     return hidden, cache_lib.Cache(pages, cache.table, cache.lengths + num_tokens)
 
