@@ -1,7 +1,7 @@
 """Figures of the embedded task over several bases and fine-tuning seeds: `python -m benchmarks.countdown_figures`.
 
 For every base: its accuracy in its own format, searching freely, then for every seed 1,000 other rows in another order,
-fine-tuned and evaluated on the test split (all of it; hard problems are counted apart). Runs that are complete are not
+fine-tuned and evaluated on held-out problems (hard ones are counted apart). Runs that are complete are not
 made again. Writes benchmarks/results/countdown_figures.json: each run, and the mean and deviation over runs.
 """
 

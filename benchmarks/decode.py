@@ -21,7 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import models, record
-from s1jax.config import Controls, Delimiters
+from s1jax.config import Controls
+from s1jax.delimiters import Delimiters
 from s1jax.sample.engine import Engine
 from s1jax.sample.generate import Request
 

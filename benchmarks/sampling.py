@@ -23,7 +23,8 @@ import numpy as np
 
 from benchmarks import decode as decode_lib
 from benchmarks import models, record
-from s1jax.config import Controls, Delimiters
+from s1jax.config import Controls
+from s1jax.delimiters import Delimiters
 from s1jax.model import cache as cache_lib
 from s1jax.model import decoder
 from s1jax.sample.engine import Engine

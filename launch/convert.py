@@ -73,7 +73,7 @@ def main() -> None:
             config = _export(origin_path, folder, dtype)
         else:
             read = _read_huggingface if source == "from_hf" else _read_gguf
-            params, config, tokenizer, origin = read(origin_path, dtype)
+            params, config, tokenizer, origin, eos = read(origin_path, dtype)
             if tokenizer.num_ids > config.vocab_size:
                 raise InputError(
                     f"the tokenizer has {tokenizer.num_ids} ids but the model's vocabulary {config.vocab_size} rows; "
@@ -81,6 +81,7 @@ def main() -> None:
                 )
             chat = chat_lib.FORMATS[FLAGS.chat]
             chat_lib.check(tokenizer, chat)
+            chat = chat_lib.with_stops(chat, tokenizer, eos)
             provenance = {**origin, "chat": FLAGS.chat, "command": "launch.convert", "s1jax": s1jax.__version__}
             store.save_model(folder, params, config, tokenizer, chat, provenance)
     print(f"wrote {path}: {config.num_params / 1e6:.1f} M weights in {time.monotonic() - start:.0f} s")
@@ -126,12 +127,13 @@ def _new_folder(path: str, flag: str) -> Iterator[pathlib.Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _read_huggingface(name: str, dtype: Any) -> tuple[Any, ModelConfig, Tokenizer, dict[str, Any]]:
+def _read_huggingface(name: str, dtype: Any) -> tuple[Any, ModelConfig, Tokenizer, dict[str, Any], tuple[int, ...]]:
+    """Weights, shape, tokenizer, provenance, and the ids that end a text by the model's own configuration."""
     folder = _local_folder(name)
     config = huggingface.config_from_json(huggingface.read_json(folder / "config.json"), str(folder / "config.json"))
     tokenizer = Tokenizer.load(FLAGS.tokenizer or folder)
     params = huggingface.read_params(folder, config, dtype)
-    return params, config, tokenizer, {"source": name, "format": "huggingface"}
+    return params, config, tokenizer, {"source": name, "format": "huggingface"}, huggingface.read_eos(folder)
 
 
 def _local_folder(name: str) -> pathlib.Path:
@@ -154,7 +156,8 @@ def _local_folder(name: str) -> pathlib.Path:
         ) from None
 
 
-def _read_gguf(path: str, dtype: Any) -> tuple[Any, ModelConfig, Tokenizer, dict[str, Any]]:
+def _read_gguf(path: str, dtype: Any) -> tuple[Any, ModelConfig, Tokenizer, dict[str, Any], tuple[int, ...]]:
+    """As above; the tokenizer of a GGUF file knows the one id that ends a text."""
     reader = gguf.open_file(path)
     config = gguf.read_config(reader, path)
     if FLAGS.tokenizer:
@@ -163,7 +166,7 @@ def _read_gguf(path: str, dtype: Any) -> tuple[Any, ModelConfig, Tokenizer, dict
         rebuilt = zip(("tokenizer.json", "tokenizer_config.json"), gguf.read_tokenizer(reader, path), strict=True)
         tokenizer = Tokenizer({name: json.dumps(part, ensure_ascii=False).encode() for name, part in rebuilt}, path)
     params = gguf.read_params(reader, config, path, dtype or np.float32)
-    return params, config, tokenizer, {"source": path, "format": "gguf"}
+    return params, config, tokenizer, {"source": path, "format": "gguf"}, ()
 
 
 def _export(path: str, folder: pathlib.Path, dtype: Any) -> ModelConfig:

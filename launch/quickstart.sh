@@ -14,7 +14,7 @@ begun=$SECONDS
 printf '\n1/2  Fine-tuning package:countdown_base on 1,000 examples, 5 epochs (2 to 3 minutes on 2 cores)\n'
 .venv/bin/python -m launch.train --config=configs/countdown_s1.py --workdir="$out"
 
-printf '\n2/2  Answering 400 held-out problems with thinking cut short and with thinking extended (3 to 5 minutes)\n'
+printf '\n2/2  Answering 400 held-out problems with thinking cut short and with thinking extended (2 to 3 minutes)\n'
 .venv/bin/python -m launch.evaluate --checkpoint="$out" --task=countdown --out="$out" \
   --num_problems=400 --batch_size=50 --budgets=0,16,32,64,none --waits=0,1,2,4,6,8
 

@@ -98,15 +98,13 @@ def _answer_file(controls: Controls) -> None:
         return
     partial = out.with_name(out.name + ".partial")
     with journal_lib.Journal(partial, run) as journal:
-        outputs = {row["index"]: row for row in journal.rows}
+        outputs = {row["index"]: row["output"] for row in journal.rows}
         _sample_missing(rows, names, controls, outputs, journal)
     part = out.with_name(f".{out.name}.part")
     try:
         with part.open("w", encoding="utf-8") as file:
             for index in range(len(rows)):
-                row = {"fingerprint": run, **outputs[index]}
-                row.pop("index", None)  # the place in the file says it
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                file.write(json.dumps({"fingerprint": run, **outputs[index]}, ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, out)
@@ -140,7 +138,7 @@ def _sample_missing(
         )  # fmt: skip
         for place, output in stream:
             outputs[missing[place]] = output
-            journal.append({"index": missing[place], **output})
+            journal.append({"index": missing[place], "output": output})
     seconds = time.monotonic() - begun
     thinking = sum(output["thinking_tokens"] for output in outputs.values())
     cut = sum(output["thinking_end"] == "cut" for output in outputs.values())

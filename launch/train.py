@@ -160,6 +160,9 @@ def _delimited(experiment: Experiment, tokenizer: Any, fmt: Any) -> Any:
 
 def _print_summary(summary: dict[str, Any], workdir: pathlib.Path) -> None:
     verb = "stopped at" if summary["stopped"] else "finished"
+    if "seconds" not in summary:  # nothing was left to do, and metrics.jsonl is gone
+        print(f"{verb} step {summary['steps']}; the checkpoint is {workdir}")
+        return
     print(f"{verb} step {summary['steps']} in {summary['seconds']:.0f} s; the checkpoint is {workdir}")
     print(f"  loss              {summary['first_loss']:.4f} -> {summary['last_loss']:.4f}")
     print(f"  tokens            {summary['tokens']:,}, of them supervised {summary['supervised_tokens']:,}")

@@ -85,6 +85,12 @@ def _require(condition: bool, message: str) -> None:
         raise InputError(message)
 
 
+def _at_least(least: int, where: str, config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(value >= least, f"{where}{name} is {value}; it must {'be positive' if least else 'not be negative'}.")
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Shape of one decoder of the Qwen2/2.5, Qwen3 or Llama family; every field changes the output or a shape.
@@ -243,8 +249,8 @@ class TrainConfig:
     loss_chunk: int = 1024
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "accumulation", "mlp_parts", "loss_chunk"):
-            _require(getattr(self, name) > 0, f"train.{name} is {getattr(self, name)}; it must be positive.")
+        _at_least(1, "train.", self, "batch_size", "accumulation", "mlp_parts", "loss_chunk")
+        _at_least(0, "train.", self, "steps", "epochs")
         _require(self.steps > 0 or self.epochs > 0, "train.steps and train.epochs are both 0; give one of them.")
 
 
@@ -264,6 +270,10 @@ class CheckpointConfig:
 
     every: int = 100
     keep: int = 2
+
+    def __post_init__(self) -> None:
+        _at_least(0, "checkpoint.", self, "every")
+        _at_least(1, "checkpoint.", self, "keep")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -331,7 +341,7 @@ def defaults(model: str | Mapping[str, Any] = "") -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Controls:
-    """How one row is sampled; none of these causes a recompilation.
+    """How one row is sampled; in a cache of a given length, nothing here causes a recompilation.
 
     Attributes:
       max_thinking_tokens: thinking is cut here; 0 means no thinking at all.
@@ -356,9 +366,10 @@ class Controls:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("max_thinking_tokens", "min_thinking_tokens", "num_waits", "temperature", "top_k", "min_p"):
-            _require(getattr(self, name) >= 0, f"{name} is {getattr(self, name)}; it must not be negative.")
-        _require(self.max_answer_tokens > 0, f"max_answer_tokens is {self.max_answer_tokens}; it must be positive.")
+        _at_least(
+            0, "", self, "max_thinking_tokens", "min_thinking_tokens", "num_waits", "temperature", "top_k", "min_p"
+        )
+        _at_least(1, "", self, "max_answer_tokens")
         _require(
             self.min_thinking_tokens <= self.max_thinking_tokens,
             f"min_thinking_tokens {self.min_thinking_tokens} exceeds max_thinking_tokens {self.max_thinking_tokens}.",
@@ -366,34 +377,3 @@ class Controls:
         _require(0 < self.top_p <= 1, f"top_p is {self.top_p}; it must lie in (0, 1].")
         _require(self.min_p <= 1, f"min_p is {self.min_p}; it must lie in [0, 1].")
         _require(0 <= self.seed < 2**32, f"seed is {self.seed}; it must lie in [0, 2**32).")
-
-
-@dataclasses.dataclass(frozen=True)
-class Delimiters:
-    """The ids that budget forcing needs, encoded once from strings by `s1jax.text.chat`.
-
-    Attributes:
-      think_start: forced after the prompt.
-      think_end: forced when thinking ends.
-      newline: forced before think_end when thinking is cut and its last id's text does not end in a newline.
-      final_answer: forced after think_end when thinking is cut.
-      wait: forced in place of an end of thinking; empty masks the end ids for that step instead.
-      end: sampled ids that mean "I have finished thinking"; includes every id of `stop`.
-      stop: ids that end the answer.
-      ends_in_newline: all ids whose text ends in a newline.
-      num_ids: ids 0..num_ids-1 may be known to the tokenizer; see `illegal` for holes.
-      illegal: ids below num_ids that the tokenizer does not know.
-      pad: emitted by finished rows; never part of a result.
-    """
-
-    think_start: tuple[int, ...]
-    think_end: tuple[int, ...]
-    newline: tuple[int, ...]
-    final_answer: tuple[int, ...]
-    wait: tuple[int, ...]
-    end: tuple[int, ...]
-    stop: tuple[int, ...]
-    ends_in_newline: tuple[int, ...]
-    num_ids: int
-    illegal: tuple[int, ...] = ()
-    pad: int = 0

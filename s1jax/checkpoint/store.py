@@ -238,10 +238,13 @@ def step_folder(workdir: pathlib.Path, step: int) -> pathlib.Path:
 
 def finished_steps(workdir: pathlib.Path) -> list[int]:
     """Steps of the finished checkpoints of a run, ascending."""
+    return [step for step in _steps(workdir) if digests.is_there(step_folder(workdir, step))]
+
+
+def _steps(workdir: pathlib.Path) -> list[int]:
+    """Steps of all checkpoints, ascending, those that were interrupted while being written or removed as well."""
     root = workdir / "checkpoints"
-    if not root.is_dir():
-        return []
-    return sorted(int(item.name) for item in root.iterdir() if item.name.isdigit() and digests.is_there(item))
+    return sorted(int(item.name) for item in root.iterdir() if item.name.isdigit()) if root.is_dir() else []
 
 
 class Checkpointer:
@@ -287,6 +290,7 @@ class Checkpointer:
         first = jax.process_index() == 0
         with disk_errors(folder):
             if first:
+                shutil.rmtree(folder, ignore_errors=True)  # what an interrupted save or removal left
                 _make_room(folder)
                 provenance = self._about.provenance | progress
                 _write_descriptions(folder, dataclasses.replace(self._about, provenance=provenance))
@@ -294,10 +298,7 @@ class Checkpointer:
                 from jax.experimental import multihost_utils
 
                 multihost_utils.sync_global_devices(f"checkpoint {step}")
-            parts = [
-                ocp.save_async(folder / "params", params),
-                ocp.save_async(folder / "optimizer", optimizer),
-            ]
+            parts = [ocp.save_async(folder / "params", params), ocp.save_async(folder / "optimizer", optimizer)]
         self._pending = self._pool.submit(self._finish, folder, parts, first)
 
     def wait(self) -> None:
@@ -338,10 +339,12 @@ class Checkpointer:
             if not first:
                 return
             digests.write(folder)
-            for step in finished_steps(self._workdir)[: -self._keep]:
-                # The marker goes first: what is left of an interrupted removal is no checkpoint any more.
-                (step_folder(self._workdir, step) / "digests.json").unlink()
-                shutil.rmtree(step_folder(self._workdir, step))
+            kept = finished_steps(self._workdir)[-self._keep :]
+            for step in _steps(self._workdir):
+                if step < kept[-1] and step not in kept:
+                    # The marker goes first: what is left of an interrupted removal is no checkpoint any more.
+                    (step_folder(self._workdir, step) / "digests.json").unlink(missing_ok=True)
+                    shutil.rmtree(step_folder(self._workdir, step))
 
 
 @contextlib.contextmanager

@@ -27,8 +27,8 @@ def splash(
 ) -> jax.Array:
     """Causal attention within segments by JAX's Pallas kernel for TPU; arguments of `s1jax.model.attention.attend`.
 
-    Rows are padded to a multiple of 128 with a segment of their own. Under a remat policy that saves the name
-    `attention`, output and log-sum-exp are kept.
+    Rows are padded to a multiple of 128, long ones of 512, with a segment of their own. Under a remat policy that saves
+    the name `attention`, output and log-sum-exp are kept.
 
     Args:
       q: [B, T, N, H].
@@ -42,9 +42,11 @@ def splash(
 
     length, keys, head_dim = q.shape[1], k.shape[1], q.shape[3]
     places = np.arange(length)[None] if part is None else part.places
+    # Blocks divide what is padded: 20,000 ids of the paper's second recipe are 157 x 128, and 157 is prime.
+    unit = LANES if min(length, keys) < 8 * _BLOCK else _BLOCK
     # A padded query stands where the last one does: no row of a block may be without any key.
-    places = np.pad(places, ((0, 0), (0, -length % LANES)), mode="edge")
-    all_keys = keys + -keys % LANES
+    places = np.pad(places, ((0, 0), (0, -length % unit)), mode="edge")
+    all_keys = keys + -keys % unit
     block, key_block = (LANES * _largest_divisor(n // LANES, _BLOCK // LANES) for n in (places.shape[1], all_keys))
     count = all_keys // key_block
     # The backward kernel writes a part of the queries' gradient for every block of keys, to be added up afterwards:
@@ -74,11 +76,10 @@ def splash(
     if part is not None:  # of what is known of all devices' queries, this one's: [heads, blocks, ...] and [queries]
         kernel = jax.tree.map(lambda x: _share(x, min(x.ndim - 1, 1), len(places), part.index), kernel)
     q, k, v = (
-        jnp.pad(x, ((0, 0), (0, -x.shape[1] % LANES), (0, 0), (0, 0))).swapaxes(1, 2)
-        for x in (q * head_dim**-0.5, k, v)
+        jnp.pad(x, ((0, 0), (0, -x.shape[1] % unit), (0, 0), (0, 0))).swapaxes(1, 2) for x in (q * head_dim**-0.5, k, v)
     )  # [B, N or K, T or S, H]
     own, seen = (
-        jnp.pad(ids, ((0, 0), (0, -ids.shape[1] % LANES)), constant_values=-1)
+        jnp.pad(ids, ((0, 0), (0, -ids.shape[1] % unit)), constant_values=-1)
         for ids in (segment_ids, segment_ids if part is None else part.segment_ids)
     )
     segments = splash_attention_kernel.SegmentIds(own, seen)

@@ -27,7 +27,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from s1jax.config import Controls, Delimiters, InputError
+from s1jax.config import Controls, InputError
+from s1jax.delimiters import Delimiters
 
 # Phases of a row.
 THINKING, ANSWERING, FINISHED = 0, 1, 2

@@ -25,7 +25,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from s1jax import meters, parallel
-from s1jax.config import Controls, Delimiters, InputError, ModelConfig
+from s1jax.config import Controls, InputError, ModelConfig
+from s1jax.delimiters import Delimiters
 from s1jax.model import decoder
 from s1jax.sample import rows as rows_lib
 from s1jax.sample.generate import Request, Sample

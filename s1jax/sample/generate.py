@@ -32,7 +32,7 @@ from s1jax.model import decoder
 from s1jax.sample import budget as budget_lib
 from s1jax.sample import logits as logits_lib
 
-# Tokens of a prompt that run at one time: bounds the memory of a long prefill, whose scores are [N, this, page].
+# Tokens of a prompt that run at one time: bounds the memory of a long prefill, with scores [N, this, pages at once].
 _CHUNK = 512
 
 

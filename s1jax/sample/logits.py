@@ -44,9 +44,11 @@ class Sampling:
     @classmethod
     def of(cls, controls: Sequence[Controls]) -> Sampling:
         """Takes one row's settings from each of `controls`."""
-        types = {"temperature": np.float32, "top_k": np.int32, "top_p": np.float32, "min_p": np.float32}
-        columns = {name: np.array([getattr(c, name) for c in controls], kind) for name, kind in types.items()}
-        return cls(**columns, seed=np.array([c.seed for c in controls], np.uint32))  # type: ignore[arg-type]
+        floats = ("temperature", "top_p", "min_p")
+        columns = {name: np.array([getattr(c, name) for c in controls], np.float32) for name in floats}
+        columns["top_k"] = np.array([min(c.top_k, 2**30) for c in controls], np.int32)  # no vocabulary is as large
+        columns["seed"] = np.array([c.seed for c in controls], np.uint32)
+        return cls(**columns)  # type: ignore[arg-type]
 
 
 def best(scores: jax.Array) -> jax.Array:

@@ -10,12 +10,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from s1jax.checkpoint.store import Model
-from s1jax.config import Controls, Delimiters, InputError, from_dict, to_dict
+from s1jax.config import Controls, InputError, from_dict, to_dict
+from s1jax.delimiters import Delimiters
 from s1jax.sample.generate import Request, Sample
 from s1jax.text import chat as chat_lib
 
 CONTROLS = tuple(field.name for field in dataclasses.fields(Controls))
-_OUTPUTS = ("thinking", "answer", *(field.name for field in dataclasses.fields(Sample)))
+_OUTPUTS = ("thinking", "answer", "controls", "fingerprint", *(field.name for field in dataclasses.fields(Sample)))
 
 
 def read_rows(path: str | os.PathLike[str]) -> tuple[list[dict[str, Any]], list[str]]:
@@ -89,7 +90,7 @@ class Encoder:
 
         `thinking` and `answer` are the texts without delimiters, stop id and white space at their ends (the answer of
         a cut row begins with the forced "Final Answer:"); `controls` are the settings it was sampled with. A field of
-        the row that has one of these names is kept as `input_NAME`.
+        the row that has one of these names, or that of a run's `fingerprint`, is kept as `input_NAME`.
         """
         wait = row.get("wait", wait)
         output = {f"input_{key}" if key in _OUTPUTS else key: value for key, value in row.items()}

@@ -14,7 +14,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from s1jax import meters, parallel
-from s1jax.config import Delimiters, InputError, ModelConfig
+from s1jax.config import InputError, ModelConfig
+from s1jax.delimiters import Delimiters
 from s1jax.model import cache as cache_lib
 from s1jax.sample import buckets
 from s1jax.sample import budget as budget_lib

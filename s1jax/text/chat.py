@@ -19,10 +19,12 @@ from __future__ import annotations
 
 import dataclasses
 import unicodedata
+from collections.abc import Iterable
 
 import numpy as np
 
-from s1jax.config import Delimiters, InputError
+from s1jax.config import InputError
+from s1jax.delimiters import Delimiters
 from s1jax.text.tokenizer import Tokenizer
 
 
@@ -308,6 +310,12 @@ def _encode_whole(tokenizer: Tokenizer, text: str, what: str) -> tuple[int, ...]
     if not ids or got != want:
         raise InputError(f"{what} {text!r} cannot be written in the tokenizer's ids (they say {got!r}); change it.")
     return tuple(ids)
+
+
+def with_stops(fmt: ChatFormat, tokenizer: Tokenizer, ids: Iterable[int]) -> ChatFormat:
+    """Returns the format with the tokens `ids` among those that end an answer."""
+    more = sorted(set(ids) - _stop_ids(tokenizer, fmt))
+    return dataclasses.replace(fmt, stop=(*fmt.stop, *tokenizer.tokens(more)))
 
 
 def _stop_ids(tokenizer: Tokenizer, fmt: ChatFormat) -> set[int]:

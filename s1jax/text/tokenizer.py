@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import pathlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -124,6 +124,11 @@ class Tokenizer:
         if token not in self._backend.vocab:
             raise InputError(f"token {token!r} is not in the tokenizer {self._where}; give a tokenizer that has it.")
         return self._backend.vocab[token]
+
+    def tokens(self, ids: Iterable[int]) -> list[str]:
+        """Returns the tokens of those `ids` that the vocabulary holds."""
+        names = {id_: token for token, id_ in self._backend.vocab.items()}
+        return [names[id_] for id_ in ids if id_ in names]
 
     @property
     def eos_id(self) -> int | None:

@@ -208,6 +208,18 @@ def test_a_half_written_checkpoint_is_never_picked_and_made_again(tmp_path, para
         assert checkpointer.newest_step() == 2
 
 
+def test_what_interrupted_saves_and_removals_left_is_in_nobody_s_way(tmp_path, params):
+    """Weights without descriptions or digests, where a checkpoint is to be written and below the newest."""
+    for step in ("0", "1", "7"):
+        (tmp_path / "checkpoints" / step / "params").mkdir(parents=True)
+        (tmp_path / "checkpoints" / step / "params" / "rest").write_text("rest")
+    with store.Checkpointer(tmp_path, 1, about()) as checkpointer:
+        checkpointer.save(1, params, {"step": jnp.int32(0)}, {})
+    assert store.finished_steps(tmp_path) == [1]
+    assert sorted(item.name for item in (tmp_path / "checkpoints").iterdir()) == ["1", "7"]
+    assert_same(store.load_model(tmp_path).params, params)
+
+
 def test_a_damaged_optimizer_state_is_found_at_resumption_only(tmp_path, params):
     optimizer = {"step": jnp.int32(7), "moments": params}
     with store.Checkpointer(tmp_path, 1, about()) as checkpointer:

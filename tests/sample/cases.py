@@ -1,12 +1,13 @@
 """Random delimiters, waits and controls for the tests of budget forcing."""
 
-from s1jax.config import Controls, Delimiters
+from s1jax.config import Controls
+from s1jax.delimiters import Delimiters
 
 V = 40
 
 
 def random_delimiters(rng) -> Delimiters:
-    """Delimiters of one to three ids each, over V ids of which some are unknown to the tokenizer."""
+    """Delimiters of up to three ids each, over V ids of which some are unknown to the tokenizer."""
 
     def ids(low, high):
         return tuple(int(i) for i in rng.integers(0, 30, rng.integers(low, high + 1)))
@@ -14,7 +15,7 @@ def random_delimiters(rng) -> Delimiters:
     stop = tuple(int(i) for i in rng.choice(30, rng.integers(1, 3), replace=False))
     think_end = ids(1, 3)
     return Delimiters(
-        think_start=ids(1, 3),
+        think_start=ids(0, 3),
         think_end=think_end,
         newline=ids(1, 2),
         final_answer=ids(1, 4),

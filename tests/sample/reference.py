@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from s1jax.config import Controls, Delimiters
+from s1jax.config import Controls
+from s1jax.delimiters import Delimiters
 
 
 @dataclasses.dataclass

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from s1jax.config import Controls, Delimiters, InputError
+from s1jax.config import Controls, InputError
+from s1jax.delimiters import Delimiters
 from s1jax.sample import budget as budget_lib
 from s1jax.sample import logits as logits_lib
 from s1jax.sample.generate import Sample
@@ -77,9 +78,11 @@ def test_random_rows_equal_the_reference(seed):
     waits = [cases.random_wait(rng) for _ in range(batch)]
     table = (rng.standard_normal((batch, STEPS + 4, V)) * 2).astype(np.float32)
     table[:, :, list(delimiters.end)] += rng.uniform(0, 3, (batch, 1, 1)).astype(np.float32)
-    samples, rest = run(table, controls, delimiters, waits)
+    # Without think_start, the prompt's last id decides about the newline of a row that may not think.
+    last = int(delimiters.ends_in_newline[0] if seed % 2 else rng.integers(30))
+    samples, rest = run(table, controls, delimiters, waits, last)
     for b in range(batch):
-        want = reference.run(lambda ids, b=b: table[b, len(ids) - 1], [0], controls[b], delimiters, waits[b])
+        want = reference.run(lambda ids, b=b: table[b, len(ids) - 1], [last], controls[b], delimiters, waits[b])
         cases.check(samples[b], want, (seed, b, controls[b], waits[b], delimiters))
         after, after_forced = rest[b]
         assert (after == delimiters.pad).all() and not after_forced.any()
@@ -136,6 +139,10 @@ def test_thinking_is_cut_on_a_line_of_its_own():
     assert (sample.thinking_tokens, sample.thinking_end, sample.answer_end) == (3, "cut", "length")
     sample = one(script(12, 13, 11), max_thinking_tokens=3)
     assert list(sample.ids) == [1, 2, 12, 13, 11, 1, 3, 4, 5, 6, 20, 20], "the last id ends in a newline"
+    bare, controls = dataclasses.replace(D, think_start=()), Controls(max_thinking_tokens=0, max_answer_tokens=2)
+    for last, newline in ((11, []), (12, [4])):
+        (sample,), _ = run(script(), [controls], bare, [D.wait], last)
+        assert list(sample.ids) == [*newline, 1, 3, 4, 5, 6, 20, 20], "that of the prompt decides"
 
 
 def test_end_id_at_the_last_thinking_token_comes_too_late():

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from s1jax import presets
-from s1jax.config import Controls, Delimiters
+from s1jax.config import Controls
+from s1jax.delimiters import Delimiters
 from s1jax.model import decoder
 from s1jax.plan import targets
 from s1jax.sample import budget, logits

@@ -93,7 +93,7 @@ def test_picks_equal_sorting_in_float64(seed):
         Controls(temperature=1.0, top_p=0.8),
         Controls(temperature=2.0, min_p=0.15),
         Controls(temperature=1.5, top_k=40, top_p=0.9, min_p=0.05),
-        Controls(temperature=0.3, top_k=500, top_p=0.01),
+        Controls(temperature=0.3, top_k=2**31, top_p=0.01),
     ],
 )
 def test_filters_equal_those_of_transformers(controls):

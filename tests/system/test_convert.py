@@ -20,6 +20,7 @@ from tests.model.parity_cases import CASES, weights
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONFIG = dataclasses.replace(CASES["qwen2"], vocab_size=300)
+ENDS = [257, 0]  # <|im_end|>, and what the model's own configuration names besides
 TEXT = "<|im_start|>user\nSchr\u00f6der's 12 + 34?<|im_end|>\n<|im_start|>think\n"
 
 # Runs one conversion after the other in one process, which saves the imports; prints [null or sentence, ...].
@@ -95,6 +96,7 @@ def converted(tmp_path_factory):
     """The folder in which all of RIGHT and WRONG were run, and the sentences of WRONG."""
     folder = tmp_path_factory.mktemp("convert")
     _hf_folder(folder / "hf", CONFIG)
+    (folder / "hf" / "generation_config.json").write_text(json.dumps({"eos_token_id": ENDS}))
     _hf_folder(folder / "small", CASES["qwen2"])
     _hf_folder(folder / "cut", CONFIG)
     (folder / "cut" / "model.safetensors").write_bytes((folder / "hf" / "model.safetensors").read_bytes()[:-50])
@@ -130,7 +132,9 @@ def _equal(left, right):
 def test_checkpoint_from_hugging_face_holds_everything(converted):
     folder, _ = converted
     model = store.load_model(folder / "ckpt")
-    assert model.config == CONFIG and model.chat == chat.FORMATS["s1"]
+    stop = (*chat.FORMATS["s1"].stop, "!")  # the model's own
+    assert model.config == CONFIG and model.chat == dataclasses.replace(chat.FORMATS["s1"], stop=stop)
+    assert set(ENDS) <= set(chat.delimiters(model.tokenizer, model.chat).stop)
     assert model.tokenizer.encode(TEXT) == Tokenizer.load(folder / "hf").encode(TEXT)
     assert model.provenance["source"] == str(folder / "hf") and model.provenance["format"] == "huggingface"
     _equal((model.params, CONFIG), (weights(CONFIG), CONFIG))
@@ -139,7 +143,8 @@ def test_checkpoint_from_hugging_face_holds_everything(converted):
 def test_type_and_chat_format_are_as_asked(converted):
     folder, _ = converted
     model = store.load_model(folder / "ckpt16")
-    assert model.params["embed"]["embedding"].dtype == ml_dtypes.bfloat16 and model.chat == chat.FORMATS["s1_plain"]
+    assert model.params["embed"]["embedding"].dtype == ml_dtypes.bfloat16
+    assert dataclasses.replace(model.chat, stop=()) == dataclasses.replace(chat.FORMATS["s1_plain"], stop=())
     with_exact = weights(CONFIG)["layers"]["mlp"]["up"]["kernel"].astype(ml_dtypes.bfloat16)
     np.testing.assert_array_equal(np.asarray(model.params["layers"]["mlp"]["up"]["kernel"]), with_exact)
 
@@ -150,7 +155,7 @@ def test_back_to_hugging_face(converted):
     assert len(list((folder / "back").glob("*.safetensors"))) > 2
     _equal((huggingface.read_params(folder / "back", CONFIG), CONFIG), (weights(CONFIG), CONFIG))
     ids = Tokenizer.load(folder / "back")
-    assert huggingface.read_eos(folder / "back") == (ids.id_of("<|im_end|>"),)
+    assert set(huggingface.read_eos(folder / "back")) == {ids.id_of("<|im_end|>"), ids.id_of("!")} == set(ENDS)
     assert huggingface.read_params(folder / "back16", CONFIG)["final_norm"]["scale"].dtype == ml_dtypes.bfloat16
 
 

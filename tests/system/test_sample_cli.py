@@ -20,7 +20,7 @@ from s1jax.text.tokenizer import Tokenizer
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONTEXT = 160
 ROWS = [
-    {"question": "Make 21 from 3 7 1", "answer": 21, "name": "kept"},
+    {"question": "Make 21 from 3 7 1", "answer": 21, "name": "kept", "index": 7, "fingerprint": "f", "controls": "c"},
     {"question": "Make 5 from 2 3", "max_thinking_tokens": 0},
     {"prompt_ids": [5, 6, 7], "temperature": 1.0, "seed": 3, "wait": "", "num_waits": 2},
 ]
@@ -152,7 +152,8 @@ def test_one_complete_line_per_prompt_in_order(folder, outcomes):
         assert not row["answer"].startswith(fmt.think_end) and fmt.turn_end not in row["answer"]
         if row["thinking_end"] == "cut":
             assert row["answer"].startswith("Final Answer:")
-    assert rows[0]["name"] == "kept" and rows[0]["input_answer"] == 21
+    assert rows[0]["name"] == "kept" and rows[0]["index"] == 7
+    assert [rows[0][f"input_{name}"] for name in ("answer", "fingerprint", "controls")] == [21, "f", "c"]
     assert rows[1]["thinking_tokens"] == 0 and rows[1]["thinking"] == ""
     assert rows[2]["controls"]["wait"] == "" and rows[2]["controls"]["seed"] == 3
 
@@ -193,7 +194,7 @@ def test_a_finished_run_is_not_made_again(folder, outcomes):
 
 def test_a_killed_run_goes_on_where_it_stopped(folder, outcomes, tmp_path):
     """kill -9 after the first of 40 rows is on disk; and a line cut in the middle, as a full disk leaves it."""
-    rows = [{"question": f"Make {i} from 2 3 {i}"} for i in range(40)]
+    rows = [{"question": f"Make {i} from 2 3 {i}", "index": i + 1} for i in range(40)]  # an index of the user's own
     (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
     out, partial = tmp_path / "out.jsonl", tmp_path / "out.jsonl.partial"
     command = [
@@ -213,6 +214,6 @@ def test_a_killed_run_goes_on_where_it_stopped(folder, outcomes, tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert f"ids of {40 - len(kept)} rows" in done.stdout and not partial.exists()
-    assert [row["question"] for row in lines(out)] == [row["question"] for row in rows]
+    assert [(row["question"], row["index"]) for row in lines(out)] == [tuple(row.values()) for row in rows]
     other = subprocess.run([*command, "--seed=1"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
     assert other.returncode == 2 and "out.jsonl belongs to another run" in other.stderr

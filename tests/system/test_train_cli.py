@@ -62,6 +62,8 @@ def run():
             [BASE, "--workdir=w", "--config.optimizer.moment_dtype=bfloat16", "--config.optimizer.b2=0.99"],
             "optimizer.b2 is 0.99: optimizer.moment_dtype='bfloat16' would round such slow changes away; give at most",
         ),
+        ([BASE, "--workdir=w", "--config.checkpoint.keep=-1"], "checkpoint.keep is -1; it must be positive"),
+        ([BASE, "--workdir=w", "--config.train.steps=-1"], "train.steps is -1; it must not be negative"),
         (["--config=configs/nothing.py"], "configs/nothing.py is no readable Python file"),
         (["--config=README.md"], "does not load: SyntaxError"),
     ],
