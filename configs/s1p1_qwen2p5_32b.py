@@ -9,9 +9,7 @@ what the paper's own run reached; every row counts as full):
 
     target     micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
     h100:16    1               49.0 / 80         4625 (5906)                            122.7
-    v5p:2x2x4  1               84.1 / 103        4625 (5925)                            264.5
-
-Rows of TPUs are older than commits ef96bd7 (gradients in place) and 0ca0c72 (collectives on the SparseCore).
+    v5p:2x2x4  1               49.8 / 103        4625 (6063)                            264.5
 """
 
 import ml_collections

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import runpy
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ from s1jax.config import InputError
 
 BAD_INPUT = 2  # exit code
 
+_NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
 _CONFIG_FILE = "Error whilst parsing config file"  # how config_flags introduces what a config file raised
 
 
@@ -40,6 +42,8 @@ def guarded(main: Callable[[], int | None]) -> int | None:
     except InputError as error:
         return fail(str(error))
     except OSError as error:
+        if error.errno in _NO_ACCESS and error.filename:
+            return fail(f"{error.filename}: {(error.strerror or '').lower()}; choose another path, or change that one.")
         if error.errno != errno.ENOSPC:
             raise
         where = f" while writing {error.filename}" if error.filename else ""
@@ -49,29 +53,41 @@ def guarded(main: Callable[[], int | None]) -> int | None:
 def _parse(argv: Sequence[str], config_flag: str) -> list[str]:
     try:
         rest = flags.FLAGS(list(argv))
+        if config_flag:  # a file that could not be read is reported at the first use only
+            config: Any = flags.FLAGS[config_flag].value
+            _ = config and config.keys()
     except Exception as error:
-        # config_flags raises whatever the config file raised, and KeyError or AttributeError for an unknown setting.
+        # config_flags raises whatever the config file raised, and any of three errors for an unknown setting.
         loading = any(frame.name == "_LoadConfigModule" for frame in traceback.extract_tb(error.__traceback__))
         if loading or _CONFIG_FILE in str(error):
             sys.exit(fail(f"the file of --{config_flag} does not load: {_last_line(error)}"))
         elif isinstance(error, flags.Error):
-            sys.exit(fail(f"{' '.join(str(error).split())} (--help lists the flags)"))
-        elif not config_flag or not isinstance(error, (AttributeError, KeyError)):
+            sys.exit(fail(f"{' '.join(str(error).split())} (--helpfull lists all flags)"))
+        given = [part.partition("=") for part in argv if part.startswith(f"--{config_flag}")] if config_flag else []
+        file = next((path for name, _, path in given if name == f"--{config_flag}"), "")
+        if file and isinstance(error, OSError):
+            sys.exit(fail(f"--{config_flag}={file} is no readable Python file; give one of configs/."))
+        if not file or not isinstance(error, (AttributeError, KeyError, TypeError)):
             raise
-        overrides = [part for part in argv if part.startswith(f"--{config_flag}.")]
-        named = [part for part in overrides if part.split("=")[0].split(".")[-1] in str(error)] or overrides
-        sys.exit(fail(f"{named[0]} is not a setting of the configuration; see s1jax/config.py for those there are."))
-    if config_flag:
-        flag: Any = flags.FLAGS[config_flag]
-        try:
-            _ = flag.value and flag.value.keys()
-        except OSError:  # config_flags reports a file it could not read at the first use only
-            sys.exit(fail(f"--{config_flag}={flag.config_filename} is no readable Python file; give one of configs/."))
+        there = runpy.run_path(file)["get_config"]()
+        wrong = next(("".join(part) for part in given if part[2] != file and not _is_setting(there, part[0])), None)
+        if wrong is None:
+            raise
+        sys.exit(fail(f"{wrong} is not a setting of {file}; see s1jax/config.py for those there are."))
     if flags.FLAGS["verbosity"].using_default_value:
         logging.set_verbosity(logging.FATAL)  # Orbax logs every file it writes, and errors that it raises as well
     if len(rest) > 1:
-        sys.exit(fail(f"{rest[1]!r} is no flag; every argument is --name=value, --help lists them."))
+        sys.exit(fail(f"{rest[1]!r} is no flag; every argument is --name=value, --helpfull lists them."))
     return rest
+
+
+def _is_setting(config: Any, flag: str) -> bool:
+    """Whether a configuration has what the flag --config.a.b names."""
+    for name in flag.split(".")[1:]:
+        if not hasattr(config, "keys") or name not in config:
+            return False
+        config = config[name]
+    return True
 
 
 def _last_line(error: Exception) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from absl import flags, logging
+from absl import flags
 
 import s1jax
 from launch import cli
@@ -61,7 +61,6 @@ def main() -> None:
     # An accelerator has nothing to do here, and its memory may be too small for the whole model.
     import jax
 
-    logging.set_verbosity(logging.ERROR)  # Orbax warns of the layout that the store chooses on purpose
     jax.config.update("jax_platforms", "cpu")
 
     _return_freed_memory()

@@ -149,7 +149,7 @@ def parse_strategies(texts: list[str], budgets: list[str], waits: list[str], wai
         for text in (text.strip().lower() for text in given):
             if text == "none" and flag == "--budgets":
                 found.append(Strategy())
-            elif not text.isdecimal():
+            elif not text.isascii() or not text.isdecimal():
                 also = ' or "none"' if flag == "--budgets" else ""
                 raise InputError(f'{flag} has "{text}"; give numbers that are not negative{also}, separated by commas.')
             else:
@@ -217,7 +217,7 @@ def claim(out: pathlib.Path, asked: Mapping[str, Any]) -> None:
         try:
             before = json.loads(earlier.read_text())["asked"]
         except (ValueError, KeyError, TypeError):
-            before = None
+            raise InputError(f"{earlier} is damaged; remove it, or choose another --out.") from None
         if before != asked:
             raise InputError(f"{earlier} belongs to another evaluation; choose another --out, or remove that file.")
     try:

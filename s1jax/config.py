@@ -7,6 +7,7 @@ heads, H head dimension, L layers, V vocabulary rows.
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
@@ -210,6 +211,13 @@ class OptimizerConfig:
     moment_dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
+        _require(
+            0 <= self.learning_rate < math.inf,
+            f"optimizer.learning_rate is {self.learning_rate}; give a number from 0 on.",
+        )
+        _require(
+            0 <= self.warmup_fraction <= 1, f"optimizer.warmup_fraction is {self.warmup_fraction}; it lies in [0, 1]."
+        )
         for name in ("b1", "b2") if self.moment_dtype == "bfloat16" else ():
             _require(
                 getattr(self, name) <= 0.98,
@@ -374,6 +382,7 @@ class Controls:
             self.min_thinking_tokens <= self.max_thinking_tokens,
             f"min_thinking_tokens {self.min_thinking_tokens} exceeds max_thinking_tokens {self.max_thinking_tokens}.",
         )
+        _require(self.temperature < math.inf, "temperature is inf; give a number.")
         _require(0 < self.top_p <= 1, f"top_p is {self.top_p}; it must lie in (0, 1].")
         _require(self.min_p <= 1, f"min_p is {self.min_p}; it must lie in [0, 1].")
         _require(0 <= self.seed < 2**32, f"seed is {self.seed}; it must lie in [0, 2**32).")

@@ -211,7 +211,7 @@ def resolve(path: str | os.PathLike[str]) -> pathlib.Path:
         assets = pathlib.Path(str(importlib.resources.files("s1jax") / "assets"))
         folder = assets / text.removeprefix(PACKAGE)
         if not digests.is_there(folder):
-            have = ", ".join(sorted(PACKAGE + item.name for item in assets.iterdir())) if assets.is_dir() else "none"
+            have = ", ".join(sorted(PACKAGE + item.name for item in assets.glob("*") if digests.is_there(item)))
             raise InputError(f"{text} is not in the package; it has {have or 'none'}.")
         return folder
     folder = pathlib.Path(text).absolute()

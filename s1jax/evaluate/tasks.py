@@ -206,9 +206,13 @@ def _records(path: str) -> Iterator[tuple[str, Row]]:
         # JSONL goes by many names, so that only what says it is something else is read as something else.
         yield from s1k.records(file) if file.suffix == ".parquet" else s1k.read_jsonl(file)
         return
-    with file.open(encoding="utf-8", newline="") as stream:
-        for number, record in enumerate(csv.DictReader(stream), start=1):
-            yield f"{file}:{number}", record
+    csv.field_size_limit(1 << 30)
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as stream:  # spreadsheets begin with a byte order mark
+            for number, record in enumerate(csv.DictReader(stream), start=1):
+                yield f"{file}:{number}", record
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise InputError(f"{file} is no CSV in UTF-8 ({error}); repair it.") from None
 
 
 def _from_hub(name: str) -> Iterator[tuple[str, Row]]:

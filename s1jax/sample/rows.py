@@ -107,7 +107,10 @@ def prompt_ids(model: Model, row: Mapping[str, Any], name: str) -> list[int]:
     if "question" in row:
         if not isinstance(row["question"], str) or not row["question"].strip():
             raise InputError(f"{name}: question is {row['question']!r}; it must be a text that is not empty.")
-        return chat_lib.encode_prompt(model.tokenizer, model.chat, row["question"])
+        try:
+            return chat_lib.encode_prompt(model.tokenizer, model.chat, row["question"])
+        except InputError as error:
+            raise InputError(f"{name}: {error}") from None
     ids = row["prompt_ids"]
     if not isinstance(ids, (list, tuple)) or not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
         raise InputError(f"{name}: prompt_ids must be a list of whole numbers.")

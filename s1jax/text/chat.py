@@ -305,7 +305,10 @@ def delimiters(tokenizer: Tokenizer, fmt: ChatFormat, wait: str = "Wait") -> Del
 
 def _encode_whole(tokenizer: Tokenizer, text: str, what: str) -> tuple[int, ...]:
     """Returns the ids of a forced string, and refuses one that the vocabulary cannot write (white space aside)."""
-    ids = tokenizer.encode(text)
+    try:
+        ids = tokenizer.encode(text)
+    except InputError as error:
+        raise InputError(f"{what}: {error}") from None
     want, got = ("".join(unicodedata.normalize("NFKC", part).split()) for part in (text, tokenizer.decode(ids)))
     if not ids or got != want:
         raise InputError(f"{what} {text!r} cannot be written in the tokenizer's ids (they say {got!r}); change it.")

@@ -88,8 +88,11 @@ def _claim(workdir: pathlib.Path, experiment: Experiment) -> None:
         ]
         if differ:
             more = f" (and {len(differ) - 3} more)" if len(differ) > 3 else ""
+            begun = store.finished_steps(workdir) or (workdir / "metrics.jsonl").exists()
+            remedy = "" if begun else "; or remove that one, which has not taken a step"
             raise InputError(
-                f"{workdir} holds another run: {'; '.join(differ[:3])}{more}. Choose another --workdir or its settings."
+                f"{workdir} holds another run: {'; '.join(differ[:3])}{more}. Choose another --workdir or its settings"
+                f"{remedy}."
             )
         return
     if jax.process_index():
@@ -175,7 +178,7 @@ def train(
                 kept = f"the checkpoint of step {saved} is kept" if saved else "nothing had been saved yet"
                 raise parallel.SharedError(
                     f"step {step + 1}: loss {values['loss']} or gradient norm {values['grad_norm']} is not finite on "
-                    f"the rows {shown}; {kept}. Lower optimizer.learning_rate or look at these rows."
+                    f"the rows {shown}; {kept}. Look at them, or lower optimizer.learning_rate in another --workdir."
                 )
             watcher.on_step(log.write(step + 1, values, pairs, places))
 

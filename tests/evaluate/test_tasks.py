@@ -127,6 +127,11 @@ def test_gpqa_shuffles_the_choices_the_same_way_every_time(tmp_path):
         writer.writeheader()
         writer.writerows([GPQA] * 2)
     assert tasks.load(f"gpqa:{table}").rows == task.rows[:2]
+    table.write_bytes(b"\xef\xbb\xbf" + table.read_bytes())  # as a spreadsheet saves it
+    assert tasks.load(f"gpqa:{table}").rows == task.rows[:2]
+    table.write_bytes(table.read_bytes() + b"\xff,\n")
+    with pytest.raises(InputError, match=r"a.csv is no CSV in UTF-8"):
+        tasks.load(f"gpqa:{table}")
 
 
 def test_wrong_choices_may_be_alike(tmp_path):

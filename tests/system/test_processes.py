@@ -215,6 +215,7 @@ def test_processes_that_are_not_told_how_to_meet(start, tmp_path, options, envir
     [
         (InputError("mend it."), 2, "error: mend it.\n"),
         (OSError(errno.ENOSPC, "full"), 2, "error: no space left on the device"),
+        (PermissionError(errno.EACCES, "Permission denied", "a/b"), 2, "error: a/b: permission denied; choose another"),
         (JaxRuntimeError("INTERNAL: Gloo all-reduce failed: Connection reset"), 75, "error: another process was lost"),
         (TimeoutError("Timeout waiting at barrier: Task 1 heartbeat timeout."), 75, "error: another process was lost"),
         (JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"), 1, "Traceback"),

@@ -48,6 +48,10 @@ def run():
         ([], "--config is missing"),
         ([BASE], "--workdir is missing"),
         ([BASE, "--config.data.sauce=x"], "--config.data.sauce=x is not a setting"),
+        ([BASE, "--config.train.steps=2", "--config.train.stepz=3"], "--config.train.stepz=3 is not a setting"),
+        (["--config=configs/countdown_s1.py", "--config.model.num_layers=2"], "--config.model.num_layers=2 is not a s"),
+        (["--config=configs/nothing.py", "--config.train.steps=2"], "configs/nothing.py is no readable Python file"),
+        ([BASE, "--workdir=w", "--config.optimizer.learning_rate=nan"], "optimizer.learning_rate is nan; give"),
         ([BASE, "--config.train.steps=many"], "--config.train.steps=many: invalid literal"),
         ([BASE, "--config.model=qwen9", "--workdir=w"], "config.model"),
         (
