@@ -63,14 +63,14 @@ def _parse(argv: Sequence[str], config_flag: str) -> list[str]:
             sys.exit(fail(f"the file of --{config_flag} does not load: {_last_line(error)}"))
         elif isinstance(error, flags.Error):
             sys.exit(fail(f"{' '.join(str(error).split())} (--helpfull lists all flags)"))
-        given = [part.partition("=") for part in argv if part.startswith(f"--{config_flag}")] if config_flag else []
-        file = next((path for name, _, path in given if name == f"--{config_flag}"), "")
+        file = _value_of(config_flag, argv) if config_flag else ""
         if file and isinstance(error, OSError):
             sys.exit(fail(f"--{config_flag}={file} is no readable Python file; give one of configs/."))
         if not file or not isinstance(error, (AttributeError, KeyError, TypeError)):
             raise
         there = runpy.run_path(file)["get_config"]()
-        wrong = next(("".join(part) for part in given if part[2] != file and not _is_setting(there, part[0])), None)
+        given = [part for part in argv if part.startswith(f"--{config_flag}.")]
+        wrong = next((part for part in given if not _is_setting(there, part.partition("=")[0])), None)
         if wrong is None:
             raise
         sys.exit(fail(f"{wrong} is not a setting of {file}; see s1jax/config.py for those there are."))
@@ -79,6 +79,15 @@ def _parse(argv: Sequence[str], config_flag: str) -> list[str]:
     if len(rest) > 1:
         sys.exit(fail(f"{rest[1]!r} is no flag; every argument is --name=value, --helpfull lists them."))
     return rest
+
+
+def _value_of(flag: str, argv: Sequence[str]) -> str:
+    """What --flag=value or --flag value gives; empty where it is not there."""
+    for part, after in zip(argv, [*argv[1:], ""], strict=True):
+        name, equals, value = part.partition("=")
+        if name == f"--{flag}":
+            return value if equals else after
+    return ""
 
 
 def _is_setting(config: Any, flag: str) -> bool:

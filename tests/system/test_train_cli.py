@@ -49,6 +49,7 @@ def run():
         ([BASE], "--workdir is missing"),
         ([BASE, "--config.data.sauce=x"], "--config.data.sauce=x is not a setting"),
         ([BASE, "--config.train.steps=2", "--config.train.stepz=3"], "--config.train.stepz=3 is not a setting"),
+        (["--config", BASE.split("=")[1], "--config.trian.steps", "3"], "--config.trian.steps is not a setting"),
         (["--config=configs/countdown_s1.py", "--config.model.num_layers=2"], "--config.model.num_layers=2 is not a s"),
         (["--config=configs/nothing.py", "--config.train.steps=2"], "configs/nothing.py is no readable Python file"),
         ([BASE, "--workdir=w", "--config.optimizer.learning_rate=nan"], "optimizer.learning_rate is nan; give"),
