@@ -28,7 +28,7 @@ def run(main: Callable[[], int | None], config_flag: str = "") -> None:
       config_flag: name of the `config_flags` file flag, whose own errors are told apart in the message.
 
     Exits with `BAD_INPUT` after printing `error: <sentence>` to stderr for an InputError, a flag that does not parse,
-    a broken config file or a full disk; no traceback.
+    a broken config file, a path that may not be read or written or a full disk; no traceback.
     """
     # Importing and tracing make many objects that stay: looking for garbage among them took 0.35 of 4 s (first_id).
     gc.set_threshold(100_000)
