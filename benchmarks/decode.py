@@ -146,6 +146,7 @@ def main() -> None:
     record.write(
         "decode",
         {"dtype": "float32", "parameters": models.CONFIG.num_params, "read_gb_per_s": read_bandwidth(), **cases},
+        speed=True,
     )
 
 

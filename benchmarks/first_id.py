@@ -55,7 +55,8 @@ def main() -> None:
             seconds["second"].append(until_first_id(_SAMPLE, cache))
             seconds["import"].append(until_first_id(_IMPORT, cache))
     medians = {name: statistics.median(values) for name, values in seconds.items()}
-    record.write("first_id", {"medians": {"first": first, **medians}, "seconds": {"first": [first], **seconds}})
+    found = {"medians": {"first": first, **medians}, "seconds": {"first": [first], **seconds}}
+    record.write("first_id", found, speed=True)
 
 
 if __name__ == "__main__":

@@ -120,6 +120,7 @@ def main() -> None:
             "losses": losses,
             "seconds": seconds,
         },
+        speed=True,
     )
 
 

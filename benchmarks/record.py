@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import platform
+import re
 import statistics
 import subprocess
 import time
@@ -19,17 +20,27 @@ RESULTS = pathlib.Path(__file__).parent / "results"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "torch", "transformers", "google-tunix")
 
 
-def alternate(contenders: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each contender in every round; in a round they run one after the other, after one warm-up each."""
+def alternate(contenders: Mapping[str, Callable[[], Any]], rounds: int, in_a_row: int = 1) -> dict[str, list[float]]:
+    """Seconds of each contender in every round; in a round they run one after the other, after one warm-up each.
+
+    Args:
+      contenders: what is timed, by name.
+      rounds: how often.
+      in_a_row: runs of a contender before it is the next one's turn; the median of them counts.
+    """
     for run in contenders.values():
         run()
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, run in contenders.items():
-            start = time.perf_counter()
-            run()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(statistics.median(_timed(run) for _ in range(in_a_row)))
     return seconds
+
+
+def _timed(run: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
 
 
 def ratios(seconds: Mapping[str, list[float]], ours: str, theirs: str) -> dict[str, float]:
@@ -56,13 +67,14 @@ def add_peers(parser: argparse.ArgumentParser, known: Collection[str]) -> None:
     parser.add_argument("--peers", type=names, default=["transformers"], help=f"out of {', '.join(known)}")
 
 
-def write(name: str, results: Mapping[str, Any]) -> None:
-    """Prints the record and writes it to benchmarks/results/NAME.json."""
+def write(name: str, results: Mapping[str, Any], *, speed: bool = False) -> None:
+    """Prints the record and writes it to benchmarks/results/NAME.json, or of `speed` to results/PROCESSOR/NAME.json."""
     record = {"benchmark": name, **environment(), **results}
     text = json.dumps(record, indent=1)
     print(text)
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(text + "\n")
+    folder = RESULTS / _folder(_processor()) if speed else RESULTS
+    folder.mkdir(exist_ok=True)
+    (folder / f"{name}.json").write_text(text + "\n")
 
 
 def environment() -> dict[str, Any]:
@@ -86,6 +98,11 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "versions": versions,
     }
+
+
+def _folder(processor: str) -> str:
+    """`Intel(R) Xeon(R) Processor` -> `intel_xeon`."""
+    return "_".join(re.sub(r"\(.*?\)|processor|cpu|@.*", " ", processor.lower()).split()) or "processor"
 
 
 def _processor() -> str:

@@ -151,7 +151,8 @@ def main() -> None:
     parts = {"mixed": mixed, "waits": waits, "forcing": forcing}
     for name in args.only.split(","):
         found = parts[name](args.rounds)
-        record.write(f"sampling_{name}", {"dtype": "float32", "parameters": models.CONFIG.num_params, **found})
+        found = {"dtype": "float32", "parameters": models.CONFIG.num_params, **found}
+        record.write(f"sampling_{name}", found, speed=True)
 
 
 if __name__ == "__main__":

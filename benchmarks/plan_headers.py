@@ -1,0 +1,66 @@
+"""Plans the rows of the tables in the headers of configs/ anew, by the command that each header gives.
+
+    python -m benchmarks.plan_headers configs/s1_qwen2p5_7b.py ... [--target=v5p:2x2x4]
+
+A row is a target, the micro-batches, four figures and settings of its own (`mesh.sequence=2`), if it has any; one that
+was written by hand without figures gets them. Compiles ahead of time (extras tpu-aot and gpu-aot), minutes a row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+
+_ROW = re.compile(
+    r"^    (?P<target>[a-z]\w+:\w+) +(?P<parts>\d+)"
+    r"(?P<figures>( +[\d./() ]+)?)(?P<settings>( +[a-z]\S+=\S+)*)$"
+)
+
+
+def command(header: str, row: re.Match[str], out: pathlib.Path) -> list[str]:
+    """The header's command with the row's target, micro-batches and settings."""
+    found = re.search(r"`python (-m launch\.plan [^`]+)`", header)
+    if not found:
+        sys.exit("error: the header has no `python -m launch.plan ...`; write the command before its table.")
+    text = found[1].replace("=TARGET", f"={row['target']}").replace("=N", f"={row['parts']}")
+    settings = [f"--config.{setting}" for setting in row["settings"].split()]
+    return [sys.executable, *shlex.split(text), *settings, f"--out={out}"]
+
+
+def line(row: re.Match[str], plan: dict) -> str:
+    """The row with the figures of a plan."""
+    memory = f"{plan['memory']['peak'] / 1e9:6.1f} / {plan['memory']['limit'] / 1e9:.0f}"
+    work = f"{plan['model_flops'] / 1e12:.0f} ({plan['executed_flops'] / 1e12:.0f})"
+    minutes = f"{plan['recipe']['minutes']:6.1f}"
+    settings = "  ".join(row["settings"].split())
+    return f"    {row['target']:<11}{row['parts']:<13}{memory:<19}{work:<35}{minutes}  {settings}".rstrip()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("configs", nargs="+", type=pathlib.Path, metavar="CONFIG", help="files of configs/")
+    parser.add_argument("--target", default="", help="rows of this target only, or of those whose names start with it")
+    arguments = parser.parse_args()
+    for config in arguments.configs:
+        for number, text in enumerate(config.read_text().splitlines()):
+            row = _ROW.match(text)
+            if not row or not row["target"].startswith(arguments.target):
+                continue
+            with tempfile.TemporaryDirectory() as folder:
+                out = pathlib.Path(folder, "plan.json")
+                done = subprocess.run(command(config.read_text(), row, out))
+                if not out.exists():
+                    sys.exit(f"{config}, {row['target']}: launch.plan ended with {done.returncode}; see above.")
+                lines = config.read_text().splitlines()
+                lines[number] = line(row, json.loads(out.read_text()))
+            config.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()
