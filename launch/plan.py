@@ -1,7 +1,7 @@
 """Says what a run takes before it is paid for: `python -m launch.plan --config=configs/NAME.py --target=h100:16`.
 
 Compiles the config's train step for machines that need not be here: TPU slices (pip install 's1jax[tpu-aot]'), NVIDIA
-GPUs ('s1jax[gpu-aot]'), or fake CPU devices. --search tries meshes, remat policies and micro-batches.
+GPUs ('s1jax[gpu-aot]'), or fake CPU devices. --search tries meshes, remat policies, micro-batches and the MLP in parts.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ _MFU = flags.DEFINE_float(
     "mfu", 0.0, "Share of peak that the machine is seen to reach; minutes and dollars then follow it, not the roofline."
 )
 _OUT = flags.DEFINE_string("out", "", "JSON file to write the plan to.")
-_SEARCH = flags.DEFINE_bool("search", False, "Try meshes, remat policies and accumulation; print those that fit.")
+_SEARCH = flags.DEFINE_bool("search", False, "Try meshes, remat, micro-batches, MLP parts; print what each takes.")
 
+_MLP_PARTS = 4  # that --search tries
 _SMALLEST_SLICE = {"v5p": "v5p-8", "v6e": "v6e-4", "v5e": "v5litepod-4"}  # libtpu wants to hear of one; any does
 
 
@@ -57,16 +58,19 @@ def main() -> int:
 
     model = experiment.model or store.load_metadata(experiment.init_from).config
     results = []
-    for candidate in _candidates(experiment, target.devices) if _SEARCH.value else [experiment]:
-        try:
-            results.append((planner.plan(candidate, model, target), candidate))
-        except InputError as error:
-            if not _SEARCH.value:
-                raise
-            print(f"{_name(candidate)}: {error}")
-            continue
-        if _SEARCH.value:
-            print(f"{_name(candidate)}: {_line(results[-1][0])}", flush=True)
+    for attempts in _candidates(experiment, target.devices) if _SEARCH.value else [[experiment]]:
+        for candidate in attempts:
+            try:
+                results.append((planner.plan(candidate, model, target), candidate))
+            except InputError as error:
+                if not _SEARCH.value:
+                    raise
+                print(f"{_name(candidate)}: {error}")
+                continue
+            if _SEARCH.value:
+                print(f"{_name(candidate)}: {_line(results[-1][0])}", flush=True)
+            if results[-1][0].fits:
+                break
     fitting = [pair for pair in results if pair[0].fits] or results
     if not fitting:
         raise InputError(f"nothing that was tried fits {target.name}; use more devices or shorter rows.")
@@ -80,8 +84,12 @@ def main() -> int:
     return 0 if best.fits else 1
 
 
-def _candidates(experiment: Experiment, devices: int) -> list[Experiment]:
-    """Meshes of up to 8-way tensor or sequence parallelism x remat policies x micro-batches."""
+def _candidates(experiment: Experiment, devices: int) -> list[list[Experiment]]:
+    """Meshes of up to 8-way tensor or sequence parallelism x remat policies x micro-batches.
+
+    Each in the forms to try until one fits: as it is and, with full remat, with the MLP in parts, which takes less
+    memory and is no faster.
+    """
     found = []
     rows = experiment.train.batch_size
     policies: tuple[Literal["save_dots", "save_attention", "full"], ...] = ("save_dots", "save_attention", "full")
@@ -92,14 +100,18 @@ def _candidates(experiment: Experiment, devices: int) -> list[Experiment]:
         mesh = MeshConfig(**{"fsdp": devices // size, axis: size})
         for accumulation in sorted({1, rows * size // devices}):
             train = dataclasses.replace(experiment.train, remat=remat, accumulation=accumulation)
-            found.append(dataclasses.replace(experiment, mesh=mesh, train=train))
+            forms = [train]
+            if remat == "full" and mesh.tensor == 1 and train.mlp_parts == 1:
+                forms.append(dataclasses.replace(train, mlp_parts=_MLP_PARTS))
+            found.append([dataclasses.replace(experiment, mesh=mesh, train=form) for form in forms])
     return found
 
 
 def _name(experiment: Experiment) -> str:
     mesh, train = experiment.mesh, experiment.train
     axes = " ".join(f"{axis}={size}" for axis, size in dataclasses.asdict(mesh).items() if size != 1 or axis == "fsdp")
-    return f"{axes} remat={train.remat} accumulation={train.accumulation}"
+    parts = f" mlp_parts={train.mlp_parts}" if train.mlp_parts != 1 else ""
+    return f"{axes} remat={train.remat} accumulation={train.accumulation}{parts}"
 
 
 def _line(plan: Plan) -> str:

@@ -169,9 +169,10 @@ def _memory(
     local = tokens / parallel.parts(mesh, (*parallel.ROWS, parallel.TOKENS)) / train.accumulation
     params = float(meters.held_bytes(state.params))
     weights = params / jnp.dtype(train.param_dtype).itemsize
-    peak = getattr(analysis, "peak_memory_in_bytes", 0)
-    if not peak:
-        peak = analysis.argument_size_in_bytes + analysis.temp_size_in_bytes
+    peak = analysis.peak_memory_in_bytes
+    if target.platform == "cpu":  # whose compiler leaves out what is temporary
+        results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+        peak = analysis.argument_size_in_bytes + results + analysis.temp_size_in_bytes
     copies = weights * width if train.compute_dtype != train.param_dtype else 0.0
     gradients = weights * (4 if train.accumulation > 1 else width)
     if train.remat == "full" and train.accumulation == 1 and copies:  # the layers' take the place of the copies

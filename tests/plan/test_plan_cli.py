@@ -34,6 +34,7 @@ def test_plan_of_fully_sharded_training(tmp_path):
     weights = (layers + 126 * 128 + 4 * 2 * 128 + 128) / 8 + 4 * 8 * 32
     assert plan["memory"]["parameters"] == 4 * weights
     assert plan["memory"]["moments"] == pytest.approx(2 * 4 * weights, abs=16)  # and two counters of steps
+    assert plan["memory"]["peak"] > 3 * 4 * weights + plan["memory"]["layer inputs"]
     # The layers' weights are gathered forward and backward, and their gradients meet once.
     assert plan["collectives"]["all-gather"] >= 2 * 4 * layers
     recipe = plan["recipe"]
@@ -42,11 +43,16 @@ def test_plan_of_fully_sharded_training(tmp_path):
     assert recipe["dollars"] == pytest.approx(315 * seconds / 3600 * 8 * 2)
 
 
-def test_search_prints_what_fits():
-    done = _run(*SMALL, "--target=cpu:1", "--search", "--config.train.batch_size=1", "--config.data.block_size=64")
+def test_search_prints_what_it_tries_and_puts_the_mlp_in_parts_where_nothing_else_fits():
+    settings = ["--config.train.batch_size=12288", "--config.data.block_size=64"]
+    done = _run(*SMALL, "--target=cpu:1", "--search", *settings)
     assert done.returncode == 0, done.stderr[-2000:]
-    tried = [line.split(": ")[0] for line in done.stdout.splitlines() if line.startswith("fsdp=")]
-    assert tried == [f"fsdp=1 remat={remat} accumulation=1" for remat in ("save_dots", "save_attention", "full")]
+    tried = dict(line.split(": ") for line in done.stdout.splitlines() if line.startswith("fsdp="))
+    forms = [f"remat={remat} accumulation={n}" for remat in ("save_dots", "save_attention", "full") for n in (1, 12288)]
+    forms.insert(5, "remat=full accumulation=1 mlp_parts=4")
+    assert list(tried) == [f"fsdp=1 {form}" for form in forms]
+    fits = ["does not fit" not in tried[f"fsdp=1 {form}"] for form in forms]
+    assert fits == [False, True, False, True, False, True, True]
 
 
 @pytest.mark.parametrize(
