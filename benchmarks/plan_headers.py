@@ -37,9 +37,9 @@ def line(row: re.Match[str], plan: dict) -> str:
     """The row with the figures of a plan."""
     memory = f"{plan['memory']['peak'] / 1e9:6.1f} / {plan['memory']['limit'] / 1e9:.0f}"
     work = f"{plan['model_flops'] / 1e12:.0f} ({plan['executed_flops'] / 1e12:.0f})"
-    minutes = f"{plan['recipe']['minutes']:6.1f}"
     settings = "  ".join(row["settings"].split())
-    return f"    {row['target']:<11}{row['parts']:<13}{memory:<19}{work:<35}{minutes}  {settings}".rstrip()
+    figures = f"{memory:<20}{work:<39}{plan['recipe']['minutes']:5.1f}"
+    return f"    {row['target']:<11}{row['parts']:<14}{figures}  {settings}".rstrip()
 
 
 def main() -> None:
