@@ -11,10 +11,8 @@ time, never run; 20 % is about what the paper's own run reached; every row count
     h100:1     16              12.4 / 80         3771 (5144)                            100.1
     h100:8     2                4.4 / 80         471 (643)                               12.5
     h100:16    1                3.9 / 80         236 (322)                                6.3
-    v5p:2x2x1  4                6.0 / 103        943 (1325)                              53.9
-    v6e:2x2    4                6.1 / 34         943 (1350)                              27.0
-
-Rows of TPUs are older than commits ef96bd7 (gradients in place) and 0ca0c72 (collectives on the SparseCore).
+    v5p:2x2x1  4                5.9 / 103        943 (1350)                              53.9
+    v6e:2x2    4                5.9 / 34         943 (1350)                              27.0
 """
 
 import ml_collections

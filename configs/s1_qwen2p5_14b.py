@@ -9,9 +9,8 @@ time, never run; 20 % is about what the paper's own run reached; every row count
 
     target     micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
     h100:16    1               36.4 / 80         4334 (5769)                            115.0
-    v5p:2x2x4  1               37.7 / 103        4334 (5818)                            247.9
-
-Rows of TPUs are older than commits ef96bd7 (gradients in place) and 0ca0c72 (collectives on the SparseCore).
+    v5p:2x2x4  1               35.9 / 103        4334 (5950)                            247.9
+    v6e:4x8    1               18.8 / 34         2167 (2975)                             62.0  mesh.sequence=2
 """
 
 import ml_collections

@@ -11,10 +11,8 @@ time, never run; 20 % is about what the paper's own run reached; every row count
     h100:1     16              34.4 / 80         9289 (12475)                           246.6
     h100:8     2                9.7 / 80         1161 (1559)                             30.8
     h100:16    1                8.0 / 80         581 (780)                               15.4
-    v5p:2x2x1  4               13.7 / 103        2322 (3207)                            132.8
-    v6e:2x2    4               13.7 / 34         2322 (3246)                             66.4
-
-Rows of TPUs are older than commits ef96bd7 (gradients in place) and 0ca0c72 (collectives on the SparseCore).
+    v5p:2x2x1  4               13.1 / 103        2322 (3246)                            132.8
+    v6e:2x2    4               13.0 / 34         2322 (3246)                             66.4
 """
 
 import ml_collections

@@ -9,9 +9,8 @@ time, never run; 20 % is about what the paper's own run reached; every row count
 
     target     micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
     h100:16    1               61.4 / 80         8400 (10906)                           222.9
-    v5p:2x2x4  1               65.2 / 103        8400 (11148)                           480.4
-
-Rows of TPUs are older than commits ef96bd7 (gradients in place) and 0ca0c72 (collectives on the SparseCore).
+    v5p:2x2x4  1               60.8 / 103        8400 (11148)                           480.4
+    v6e:8x8    1               16.1 / 34         2100 (2787)                             60.0  mesh.sequence=4
 """
 
 import ml_collections

@@ -9,9 +9,8 @@ time, never run; 20 % is about what the paper's own run reached; every row count
 
     target     micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
     h100:16    1               35.2 / 80         4070 (5362)                            108.0
-    v5p:2x2x4  1               36.6 / 103        4070 (5513)                            232.8
-
-Rows of TPUs are older than commits ef96bd7 (gradients in place) and 0ca0c72 (collectives on the SparseCore).
+    v5p:2x2x4  1               34.4 / 103        4070 (5513)                            232.8
+    v6e:4x8    1               18.2 / 34         2035 (2757)                             58.2  mesh.sequence=2
 """
 
 import ml_collections

@@ -9,9 +9,8 @@ time, never run; 20 % is about what the paper's own run reached; every row count
 
     target     micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
     h100:16    1               61.9 / 80         9666 (12850)                           256.6
-    v5p:2x2x4  1               65.9 / 103        9666 (13237)                           552.8
-
-Rows of TPUs are older than commits ef96bd7 (gradients in place) and 0ca0c72 (collectives on the SparseCore).
+    v5p:2x2x4  1               61.5 / 103        9666 (13237)                           552.8
+    v6e:8x8    1               16.5 / 34         2417 (3309)                             69.1  mesh.sequence=4
 """
 
 import ml_collections

@@ -10,10 +10,8 @@ time, never run; 20 % is about what the paper's own run reached; every row count
     target     micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
     h100:8     2               35.1 / 80         4876 (6499)                            129.4
     h100:16    1               23.5 / 80         2438 (3249)                             64.7
-    v5p:2x2x4  1               23.7 / 103        2438 (3358)                            139.4
-    v6e:4x4    1               23.7 / 34         2438 (3358)                             69.7
-
-Rows of TPUs are older than commits ef96bd7 (gradients in place) and 0ca0c72 (collectives on the SparseCore).
+    v5p:2x2x4  1               22.8 / 103        2438 (3358)                            139.4
+    v6e:4x4    1               22.8 / 34         2438 (3358)                             69.7
 """
 
 import ml_collections

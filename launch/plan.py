@@ -139,8 +139,8 @@ def _table(plan: Plan, record: dict[str, Any]) -> list[str]:
     lines.append(f"  {'model FLOPs':<26}{p.model_flops / 1e12:9.2f} TFLOP a device and step")
     lines.append(f"  {'executed FLOPs':<26}{p.executed_flops / 1e12:9.2f} {executed}")
     for kind, size in sorted(p.collectives.items()):
-        waiting = p.synchronous.get(kind, 0.0)
-        lines.append(f"  {kind:<26}{size / 1e9:9.2f} GB, {waiting / 1e9:.2f} of them synchronous")
+        alone = p.exposed.get(kind, 0.0)
+        lines.append(f"  {kind:<26}{size / 1e9:9.2f} GB, {alone / 1e9:.2f} of them beside no product")
     for kind, seconds in p.seconds.items():
         lines.append(f"  {'roofline: ' + kind:<26}{seconds:9.3f} s")
     lines.append(f"  {'MFU at the roofline':<26}{100 * p.mfu:9.1f} %")

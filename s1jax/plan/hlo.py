@@ -20,6 +20,7 @@ _FREE = {
     *("while", "conditional", "call", "async-start", "async-update", "async-done", "copy-start", "copy-done"),
     *("partition-id", "replica-id", "call-start", "call-done"),
 }
+_NO_KERNELS = ("PrepareAsyncCallStart", "PrepareAsyncCallDone", "AllocateBuffer", "AssumeGatherIndicesInBound")
 _IN_PLACE = ("dynamic-slice", "dynamic-update-slice")
 
 
@@ -40,15 +41,16 @@ class Traffic:
 
     Attributes:
       collectives: by operation, bytes of the larger side of each: what a gather makes, what a reduction takes.
-      synchronous: the same for those collectives that nothing can run beside.
-      in_loops: number of synchronous all-gathers that stand in a loop.
+      exposed: the same for those collectives that no product runs beside: they are waited for where they stand, or
+        no product stands between their start and their end.
+      in_loops: number of exposed all-gathers that stand in a loop.
       memory: read and written by all instructions outside of fusions; an upper bound, caches aside.
       work: of each of those instructions, how often it runs, the FLOPs of its products and the bytes it moves. Custom
         calls are left out: how many products they are, their text does not say.
     """
 
     collectives: dict[str, float]
-    synchronous: dict[str, float]
+    exposed: dict[str, float]
     in_loops: int
     memory: float
     work: list[tuple[float, float, float]]
@@ -62,7 +64,7 @@ def traffic(text: str) -> Traffic:
     """
     computations, entry = _parse(text)
     collectives: dict[str, float] = collections.defaultdict(float)
-    synchronous: dict[str, float] = collections.defaultdict(float)
+    exposed: dict[str, float] = collections.defaultdict(float)
     work: list[tuple[float, float, float]] = []
     memory, in_loops = 0.0, 0
 
@@ -71,6 +73,7 @@ def traffic(text: str) -> Traffic:
         nonlocal memory, in_loops
         body = computations[name]
         types = {instruction.name: instruction.type for instruction in body}
+        alone = set() if beside else _alone(body, types, computations)
         for instruction in body:
             operation = instruction.operation
             if operation == "while":
@@ -78,7 +81,7 @@ def traffic(text: str) -> Traffic:
                 visit(_called(instruction, "body"), times * runs, True, beside)
             elif operation in ("call", "call-start", "async-start"):  # call-start: on a TPU's SparseCore
                 called = _called(instruction, "calls" if operation == "async-start" else "to_apply")
-                visit(called, times, in_loop, beside or operation != "call")
+                visit(called, times, in_loop, beside or (operation != "call" and instruction.name not in alone))
             elif operation == "fusion" and _starts_collective(computations[_called(instruction, "calls")]):
                 visit(_called(instruction, "calls"), times, in_loop, True)
             elif operation == "conditional":
@@ -92,8 +95,8 @@ def traffic(text: str) -> Traffic:
                 size = max(_size(instruction.type.removeprefix("("), largest=operation.endswith("-start")), 0)
                 size = max(size, sum(_size(types.get(operand, "")) for operand in instruction.operands))
                 collectives[kind] += times * size
-                if not operation.endswith("-start") and not beside:
-                    synchronous[kind] += times * size
+                if not beside and (not operation.endswith("-start") or instruction.name in alone):
+                    exposed[kind] += times * size
                     in_loops += in_loop and kind == "all-gather"
             elif not beside and operation not in _FREE and not operation.endswith("-done"):
                 moved = _moved(instruction, types, computations)
@@ -102,7 +105,27 @@ def traffic(text: str) -> Traffic:
                     work.append((times, _operations(instruction, types, computations), moved))
 
     visit(entry, 1.0, False)
-    return Traffic(dict(collectives), dict(synchronous), in_loops, memory, work)
+    return Traffic(dict(collectives), dict(exposed), in_loops, memory, work)
+
+
+def _alone(body: list[Instruction], types: dict[str, str], computations: dict[str, list[Instruction]]) -> set[str]:
+    """What a computation starts and ends with no product between, by name; its lines stand in the order they run."""
+    alone, running = set(), dict[str, bool]()  # whether a product has come since it was started
+    for line in body:
+        if line.operation.endswith("-start"):
+            running[line.name] = False
+        elif line.operation.endswith("-done"):
+            alone |= {operand for operand in line.operands if running.pop(operand, True) is False}
+        elif _is_product(line, types, computations):
+            running = dict.fromkeys(running, True)
+    return alone
+
+
+def _is_product(line: Instruction, types: dict[str, str], computations: dict[str, list[Instruction]]) -> bool:
+    """Whether an instruction multiplies matrices, a loop or a kernel included."""
+    if line.operation == "custom-call":
+        return not any(f'"{target}"' in line.attributes for target in _NO_KERNELS)
+    return line.operation == "while" or _operations(line, types, computations) > 0
 
 
 def _starts_collective(body: list[Instruction]) -> bool:

@@ -36,7 +36,7 @@ class Plan:
       model_flops: what the model needs, causal attention counted once, nothing for recomputation.
       executed_flops: matrix products of the program, recomputation included.
       collectives: bytes by operation.
-      synchronous: those of them that nothing runs beside.
+      exposed: those of them that nothing runs beside.
       memory_bytes: read and written.
       seconds: of each resource by itself at full use; `step`, see `_step`.
       compile_seconds: of the compiler, on the machine at hand.
@@ -51,7 +51,7 @@ class Plan:
     model_flops: float
     executed_flops: float
     collectives: dict[str, float]
-    synchronous: dict[str, float]
+    exposed: dict[str, float]
     memory_bytes: float
     seconds: dict[str, float]
     compile_seconds: float
@@ -116,7 +116,7 @@ def plan(experiment: Experiment, model: ModelConfig, target: targets.Target) -> 
         model_flops=needed / mesh.size,
         executed_flops=executed,
         collectives=traffic.collectives,
-        synchronous=traffic.synchronous,
+        exposed=traffic.exposed,
         memory_bytes=traffic.memory,
         seconds=seconds | {"step": _step(traffic, executed, seconds["interconnect"], target.chip)},
         compile_seconds=seconds_compiling,

@@ -32,6 +32,13 @@ def _plan(tmp_path, target):
     return json.loads(out.read_text())
 
 
+def _check_most_run_beside_products(plan):
+    """What is left are the first weights of a layer, the last gradients and what the loss gathers."""
+    collectives, exposed = plan["collectives"], plan["exposed"]
+    assert exposed.get("all-gather", 0) < 0.15 * collectives["all-gather"]
+    assert exposed.get("reduce-scatter", 0) < 0.3 * collectives["reduce-scatter"]
+
+
 def _check_bytes(plan):
     """Two gathers and one reduction of the parameters in bfloat16, and what the loss moves."""
     weights = 2 * 357_897_088  # of the layers' matrices; a gather makes them whole
@@ -40,23 +47,22 @@ def _check_bytes(plan):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("jax_cuda12_plugin") is None, reason="the GPU compiler is not installed")
-def test_on_gpus_gathers_and_reduce_scatters_are_asynchronous(tmp_path):
+def test_on_gpus_gathers_and_reduce_scatters_run_beside_products(tmp_path):
     plan = _plan(tmp_path, "h100:8")
     _check_bytes(plan)
     assert plan["collectives"]["reduce-scatter"] > 2 * 357_000_000
     assert plan["collectives"]["all-reduce"] < 0.01 * plan["collectives"]["reduce-scatter"]
-    assert sum(plan["synchronous"].values()) == 0
+    _check_most_run_beside_products(plan)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is not installed")
 @pytest.mark.parametrize("target", ["v5p:2x2x2", "v6e:2x4"])
-def test_on_tpus_gathers_of_parameters_and_reduce_scatters_are_asynchronous(tmp_path, target):
+def test_on_tpus_gathers_of_parameters_and_reduce_scatters_run_beside_products(tmp_path, target):
     plan = _plan(tmp_path, target)
     _check_bytes(plan)
-    assert plan["synchronous"].get("all-gather", 0) == 0
     assert plan["collectives"]["reduce-scatter"] > 2 * 357_000_000
     assert plan["collectives"]["all-reduce"] < 0.01 * plan["collectives"]["reduce-scatter"]
-    assert plan["synchronous"].get("reduce-scatter", 0) == 0
+    _check_most_run_beside_products(plan)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is not installed")

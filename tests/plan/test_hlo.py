@@ -48,6 +48,8 @@ GPU = """HloModule jit_step, is_scheduled=true
   %x = bf16[16]{0} get-tuple-element(%p.1), index=2
   %slice = f32[1,3]{1,0} fusion(%w, %i), kind=kLoop, calls=%fused
   %start = ((bf16[16]{0}), bf16[2]{0}) reduce-scatter-start(%x), channel_id=3, dimensions={0}, to_apply=%add
+  %square = bf16[4,4]{1,0} bitcast(%x)
+  %product = bf16[4,4]{1,0} dot(%square, %square), lhs_contracting_dims={1}, rhs_contracting_dims={0}
   %done = bf16[2]{0} reduce-scatter-done(%start)
   %gather = ((bf16[2]{0}, f32[3]{0}), (bf16[16]{0}, /*index=1*/f32[24]{0})) all-gather-start(%done, %slice), channel_id=4
   %both = (bf16[16]{0}, f32[24]{0}) all-gather-done(%gather)
@@ -91,7 +93,12 @@ ENTRY %main.3 (a: bf16[8,4]) -> bf16[32,4] {
   %part = bf16[32,4]{1,0} get-tuple-element(%async-collective-start), index=1
   %whole = bf16[32,4]{1,0} fusion(%part), kind=kCustom, calls=%carrying_on
   %call-start = ((bf16[32,4], token[]), bf16[32,4]) call-start(%whole), to_apply=%reducing
-  ROOT %call-done = bf16[32,4]{1,0} call-done(%call-start)
+  %square = bf16[4,8]{1,0} bitcast(%a)
+  %product = bf16[8,8]{1,0} convolution(%a, %square), dim_labels=bf_io->bf
+  %call-done = bf16[32,4]{1,0} call-done(%call-start)
+  %again-start = ((bf16[32,4], token[]), bf16[32,4]) call-start(%call-done), to_apply=%reducing
+  %prepare = s32[] custom-call(), custom_call_target="PrepareAsyncCallStart"
+  ROOT %again-done = bf16[32,4]{1,0} call-done(%again-start)
 }
 """
 
@@ -115,7 +122,7 @@ ENTRY %main.4 (a: f32[32,4]) -> f32[8,4] {
 
 def test_a_reduction_that_each_device_keeps_its_part_of():
     found = hlo.traffic(TPU_SCATTER)
-    assert found.collectives == found.synchronous == {"reduce-scatter": 32 * 4 * 4}
+    assert found.collectives == found.exposed == {"reduce-scatter": 32 * 4 * 4}
 
 
 # A product over heads and one over stacked weights, whose slice stands in a fusion of its own.
@@ -168,22 +175,25 @@ def test_products_and_the_bytes_they_move_on_a_tpu():
 
 def test_collectives_beside_products_on_a_tpu():
     found = hlo.traffic(TPU_BESIDE)
-    assert found.collectives == {"all-gather": 32 * 4 * 2, "all-reduce": 32 * 4 * 2}
-    assert found.synchronous == {} and found.in_loops == 0
+    assert found.collectives == {"all-gather": 32 * 4 * 2, "all-reduce": 2 * 32 * 4 * 2}
+    assert found.exposed == {"all-reduce": 32 * 4 * 2}  # the second, beside which nothing but preparations run
+    assert found.in_loops == 0
 
 
-def test_synchronous_collectives_in_a_loop():
+def test_collectives_that_a_loop_waits_for():
     found = hlo.traffic(TPU)
     assert found.collectives == {"all-gather": 28 * 32 * 4 * 2, "all-reduce": 28 * 32 * 4 * 2}
-    assert found.synchronous == found.collectives
+    assert found.exposed == found.collectives
     assert found.in_loops == 1
 
 
 def test_asynchronous_collectives_and_slices_of_stacked_weights():
     found = hlo.traffic(GPU)
     assert found.collectives == {"reduce-scatter": 28 * 16 * 2, "all-gather": 28 * (16 * 2 + 24 * 4)}
-    assert found.synchronous == {} and found.in_loops == 0
-    assert found.memory == 28 * (2 * 3 * 4 + 4)  # a slice is read, not the stack; the index; a slice is written
+    assert found.exposed == {"all-gather": 28 * (16 * 2 + 24 * 4)}  # the product runs beside the other one
+    assert found.in_loops == 1
+    slice_, product = 2 * 3 * 4 + 4, 3 * 16 * 2  # a slice is read, not the stack; the index; a slice is written
+    assert found.memory == 28 * (slice_ + product)
 
 
 def test_a_loop_of_unknown_length_is_refused():
