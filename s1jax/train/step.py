@@ -19,9 +19,9 @@ from s1jax.train import optimizer as optimizer_lib
 
 Batch = dict[str, jax.Array]
 
-# On GPUs gathers and reduce-scatters of weights stay apart: each is begun early, and several may be under way. By default
-# they are put together into one that a layer waits for: no product ran beside 14 of 14 GB of reduce-scatters and 4.2 of
-# 27 GB of gathers of Qwen2.5-7B at 8k on 16 H100, now 1.2 and 1.2.
+# On GPUs gathers and reduce-scatters of weights stay apart: each is begun early, and several may be under way. By
+# default they are put together into one that a layer waits for: no product ran beside 14 of 14 GB of reduce-scatters
+# and 4.2 of 27 GB of gathers of Qwen2.5-7B at 8k on 16 H100, now 1.2 and 1.2.
 _GPU: dict[str, str | int | bool] = {
     "xla_gpu_all_gather_combine_threshold_bytes": 1,
     "xla_gpu_reduce_scatter_combine_threshold_bytes": 1,
