@@ -9,8 +9,8 @@ time, never run; 20 % is about what the paper's own run reached; every row count
 
     target     micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
     h100:1     16              34.4 / 80         9289 (12475)                           246.6
-    h100:8     2                9.7 / 80         1161 (1559)                             30.8
-    h100:16    1                8.0 / 80         581 (780)                               15.4
+    h100:8     2               10.1 / 80         1161 (1559)                             30.8
+    h100:16    1                7.8 / 80         581 (780)                               15.4
     v5p:2x2x1  4               13.1 / 103        2322 (3246)                            132.8
     v6e:2x2    4               13.0 / 34         2322 (3246)                             66.4
 """

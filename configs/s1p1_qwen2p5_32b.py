@@ -8,7 +8,7 @@ Planned with `python -m launch.plan --config=configs/s1p1_qwen2p5_32b.py --model
 what the paper's own run reached; every row counts as full):
 
     target     micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
-    h100:16    1               49.0 / 80         4625 (5906)                            122.7
+    h100:16    1               49.2 / 80         4625 (5906)                            122.7
     v5p:2x2x4  1               49.8 / 103        4625 (6063)                            264.5
 """
 
