@@ -63,6 +63,7 @@ CHIPS: dict[str, Chip] = {
     "v5p": Chip(_peak("TPU v5p"), 95.74 * _GIB, 2765e9, 600e9),
     "v6e": Chip(_peak("TPU v6e"), 31.25 * _GIB, 1638e9, 448e9),
     "v5e": Chip(_peak("TPU v5e"), 15.75 * _GIB, 819e9, 200e9),
+    # Of GPUs, what the share of their memory that launch/processes.py asks jax for covers.
     "h100": Chip(_peak("H100"), 80e9, 3352e9, 450e9),
     "h200": Chip(_peak("H200"), 141e9, 4800e9, 450e9),
     "cpu": Chip(1e11, 16e9, 2e10, 1e10),  # no claim: for tests
