@@ -4,6 +4,7 @@
 #   machine_state          prints none, waiting, ready or lost; fails where that cannot be told
 #   create                 where it is none
 #   revive                 where it is lost; what follows is waiting, ready or none again
+#   delete                 for good; nothing where the machine was there before. It is only shown, never run from here
 #   on_all, on_first LINE  run a line of shell on all machines or on the first one
 #   copy FILE              puts a file into the home folder of all machines
 #   start                  starts the run on all machines, by worker.sh
@@ -120,6 +121,13 @@ follow() {
   on_first "bash s1jax/launch/worker.sh follow" || true # how the run ended is asked for afterwards
 }
 
+# Said however this script ends, Ctrl-C included.
+still_there() {
+  local command
+  command=$(shown delete 3>&1)
+  [[ -z $command ]] || say "$name is still there and still costs money; this deletes it:"$'\n'"$command"
+}
+
 make_ready() {
   local state='' before='' try
   while [[ $state != ready ]]; do
@@ -127,7 +135,10 @@ make_ready() {
     [[ $state == "$before" ]] || say "$name: $state"
     before=$state
     case $state in
-      none) create || give_up "$name could not be created; see above." ;;
+      none)
+        trap - EXIT
+        create || give_up "$name could not be created; see above."
+        ;;
       lost)
         revive || {
           say "$name: no success; trying again in 5 minutes"
@@ -136,6 +147,7 @@ make_ready() {
         ;;
       waiting) sleep 30 ;;
     esac
+    trap still_there EXIT
   done
   # A machine answers some time after it is ready.
   for ((try = 0; try < 20; try++)); do
@@ -186,7 +198,7 @@ drive() {
     case $code in
       running) sleep 10 ;; # only the connection broke
       0)
-        say "done; $name is still there and still costs money"
+        say "done"
         return
         ;;
       2) exit 2 ;; # bad input stays bad

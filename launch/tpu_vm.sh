@@ -4,7 +4,9 @@
 #     -- --config=configs/s1_qwen2p5_7b.py --workdir=runs/s1_qwen2p5_7b
 # Creates the slice by a queued resource, or reuses the one of that name, copies the last commit, installs, runs launch.train on
 # all workers and shows the first worker's output. When the slice is preempted it is deleted and created again, and the same
-# command resumes. Ends with the run's exit code. Flags of this script come first, those of launch.train after --:
+# command resumes. Ends with the run's exit code; the slice stays until you delete it. The checkpoint to start from
+# (config.init_from, here runs/qwen2p5_7b) isn't copied: it must lie in what --mount mounts.
+# Flags of this script come first, those of launch.train after --:
 #   --name=     of the slice and its queued resource
 #   --zone=     of Google Cloud
 #   --type=     accelerator type, for example v5p-32 (16 chips) or v6e-16
@@ -55,8 +57,12 @@ create() {
     ${spot:+--spot}
 }
 
+delete() {
+  tpus queued-resources delete "$name" --force
+}
+
 revive() {
-  tpus queued-resources delete "$name" --force || tpus tpu-vm delete "$name" # a slice that was made without a request
+  delete || tpus tpu-vm delete "$name" # a slice that was made without a request
 }
 
 reach() {

@@ -158,6 +158,12 @@ def test_the_batch_script_is_sound():
     subprocess.run([shellcheck, "-x", LAUNCH / "slurm.sbatch"], cwd=ROOT, check=True)
 
 
+def test_examples_of_machines_mount_the_checkpoint_to_start_from():
+    texts = [(LAUNCH / name).read_text() for name in ("tpu_vm.sh", "gpu_vm.sh")] + [(ROOT / "README.md").read_text()]
+    examples = re.findall(r"bash launch/\w+_vm\.sh (--.*)", re.sub(r"\\\n#?", " ", "\n".join(texts)))
+    assert len(examples) == 5 and all("--mount=" in example for example in examples)
+
+
 def test_the_readme_names_every_recipe():
     section = (ROOT / "README.md").read_text().partition("## On your cluster\n")[2].partition("\n## ")[0]
     for name in ("tpu_vm.sh", "gpu_vm.sh", "slurm.sbatch", "gke_jobset.yaml", "skypilot.yaml"):
