@@ -87,6 +87,8 @@ check_train() {
   if [[ -n $mount && $workdir != runs/?* ]]; then
     fail "--workdir=$workdir is not in runs/, which --mount mounts; name a folder in it, for example runs/NAME."
   fi
+  run git cat-file -e "HEAD:$config" 2>/dev/null ||
+    fail "--config=$config is not in the last commit, which is all that the machine gets; commit it and give its path from here."
 }
 
 archive() {
@@ -96,7 +98,7 @@ archive() {
 pack() {
   run mkdir -p build
   run git archive --format=tar.gz --output="$(archive)" HEAD
-  [[ -n $dry_run ]] || git diff --quiet HEAD || say "note: changes that are not committed stay here"
+  [[ -n $dry_run || -z $(git status --porcelain) ]] || say "note: changes that are not committed stay here"
 }
 
 prepare() {

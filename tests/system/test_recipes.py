@@ -89,7 +89,9 @@ def test_a_run_that_ends_by_itself_is_not_tried_again_and_its_slice_is_named(tmp
     place.answer(requests=["ACTIVE"], machines=["READY"], states=["none", code])
     outcome, log = place.run("tpu_vm.sh", *TPU, "--", *TRAIN)
     assert outcome.returncode == code
-    assert steps(log) == f"archive {SETUP}" + (" logs" if code in (1, 143) else "")  # bad input is said by the first worker
+    assert steps(log) == f"archive {SETUP}" + (
+        " logs" if code in (1, 143) else ""
+    )  # bad input is said by the first worker
     delete = "tpus queued-resources delete s1 --force --zone=us-east5-a --quiet\n"
     assert outcome.stderr.endswith(COSTS + delete) and " delete " not in "".join(log)
 
@@ -160,6 +162,26 @@ def test_bad_flags_are_one_sentence(tmp_path, script, arguments, words):
     outcome, log = Place(tmp_path).run(script, *arguments)
     assert outcome.returncode == 2 and log == []
     assert outcome.stderr.startswith("error: ") and words in outcome.stderr and outcome.stderr.count("\n") == 1
+
+
+def test_a_config_that_the_machine_would_lack_is_refused(tmp_path):
+    place = Place(tmp_path)
+    place.answer(committed=["!128"])
+    new = place.folder / "configs/new.py"
+    new.touch()
+    for config in ("configs/new.py", str(new)):
+        outcome, log = place.run("tpu_vm.sh", *TPU, "--", f"--config={config}", TRAIN[1])
+        assert outcome.returncode == 2 and log == [f"git cat-file -e HEAD:{config}"]
+        assert outcome.stderr.startswith(f"error: --config={config} is not in the last commit")
+        assert outcome.stderr.count("\n") == 1
+
+
+def test_files_that_stay_here_are_told(tmp_path):
+    place = Place(tmp_path)
+    place.answer(requests=["ACTIVE"], machines=["READY"], states=["0"], uncommitted=["?? configs/own.py"])
+    assert "not committed stay here" in place.run("tpu_vm.sh", *TPU, "--", *TRAIN)[0].stderr
+    place.answer(uncommitted=[""])
+    assert "not committed" not in place.run("tpu_vm.sh", *TPU, "--", *TRAIN)[0].stderr
 
 
 def test_a_stopped_vm_is_started_again_with_its_disk(tmp_path):
