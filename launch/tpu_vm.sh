@@ -24,6 +24,10 @@ name='' zone='' type='' runtime='' project='' spot='' extra=tpu
 parse_flags "name zone type runtime project" "spot" "$@"
 [[ -n $name && -n $zone && -n $type ]] || fail "--name=, --zone= or --type= is missing; a slice needs all three."
 [[ -z $spot || -n $mount ]] || fail "--spot needs --mount; without shared storage a preemption takes the checkpoints with it."
+# The number is of cores (v4, v5p), of which a host has 8, or of chips, of which a slice of one host has at most 8.
+if [[ -z $mount && $type =~ -([0-9]+)$ ]] && ((10#${BASH_REMATCH[1]} > 8)); then
+  fail "--type=$type has several hosts and needs --mount; a checkpoint needs storage that all of them see."
+fi
 patience=$((${#spot} > 0 ? 5 : 1))
 case $type in
   v4-*) runtime=${runtime:-tpu-ubuntu2204-base} ;;

@@ -144,6 +144,8 @@ def test_a_slice_that_cannot_be_had_ends_the_script(tmp_path):
         ("tpu_vm.sh", ["--name=", *TPU[1:]], "--name has no value"),
         ("tpu_vm.sh", ["--name=s1", "--zone=z"], "--type= is missing"),
         ("tpu_vm.sh", [*TPU[:4], "--", *TRAIN], "--spot needs --mount"),
+        ("tpu_vm.sh", [*TPU[:3], "--", *TRAIN], "--type=v5p-32 has several hosts and needs --mount"),
+        ("tpu_vm.sh", [*TPU[:2], "--type=v6e-16", "--", *TRAIN], "--type=v6e-16 has several hosts"),
         ("tpu_vm.sh", ["--name=s1", "--zone=z", "--type=v9-8", "--", *TRAIN], "--type=v9-8 has no runtime"),
         ("tpu_vm.sh", TPU, "--workdir=FOLDER is missing"),
         ("tpu_vm.sh", [*TPU, "--", TRAIN[0]], "--workdir=FOLDER is missing"),
@@ -162,6 +164,12 @@ def test_bad_flags_are_one_sentence(tmp_path, script, arguments, words):
     outcome, log = Place(tmp_path).run(script, *arguments)
     assert outcome.returncode == 2 and log == []
     assert outcome.stderr.startswith("error: ") and words in outcome.stderr and outcome.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("kind", ["v4-8", "v5p-8", "v5litepod-8", "v6e-8"])
+def test_a_slice_of_one_host_needs_no_mount(tmp_path, kind):
+    outcome, _ = Place(tmp_path).run("tpu_vm.sh", *TPU[:2], f"--type={kind}", "--dry_run", "--", *TRAIN)
+    assert outcome.returncode == 0, outcome.stderr
 
 
 def test_a_config_that_the_machine_would_lack_is_refused(tmp_path):
