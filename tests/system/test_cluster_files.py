@@ -82,6 +82,20 @@ def test_jobsets_are_what_the_controller_wants(jobset):
     subprocess.run(["bash", "-n", "-c", container["command"][-1]], check=True)
 
 
+@pytest.mark.parametrize(("failing", "code"), [("tar", 1), ("pip", 1), ("python", 2), ("", 0)])
+@pytest.mark.parametrize("jobset", jobsets(), ids=lambda jobset: jobset["metadata"]["name"])
+def test_a_pod_that_cannot_be_set_up_is_no_bad_input(tmp_path, jobset, failing, code):
+    place = Place(tmp_path, commands=("tar", "ln", "pip", "python"))
+    if failing:
+        place.program(place.path / failing, "#!/bin/bash\nexit 2\n")
+    (container,) = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"]
+    environment = {"PATH": str(place.path), "JOB_COMPLETION_INDEX": "0"}
+    outcome = subprocess.run(container["command"], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert outcome.returncode == code, outcome.stderr
+    started = place.log.exists() and "python -m launch.train" in place.log.read_text()
+    assert started == (not failing)
+
+
 def test_pods_and_chips_of_the_jobsets_agree():
     tpu, gpu = jobsets()
     job = tpu["spec"]["replicatedJobs"][0]["template"]["spec"]
