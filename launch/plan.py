@@ -1,7 +1,8 @@
 """Says what a run takes before it is paid for: `python -m launch.plan --config=configs/NAME.py --target=h100:16`.
 
-Compiles the config's train step for machines that need not be here: TPU slices (pip install 's1jax[tpu-aot]'), NVIDIA
-GPUs ('s1jax[gpu-aot]'), or fake CPU devices. --search tries meshes, remat policies, micro-batches and the MLP in parts.
+Compiles the config's train step for machines that need not be here: TPU slices (python -m pip install
+'s1jax[tpu-aot]'), NVIDIA GPUs ('s1jax[gpu-aot]'), or fake CPU devices. --search tries meshes, remat policies,
+micro-batches and the MLP in parts.
 """
 
 from __future__ import annotations

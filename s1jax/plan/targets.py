@@ -150,6 +150,6 @@ def devices(target: Target) -> list[Any]:
             raise InputError(f"--target={target.name}: another process holds libtpu; wait for it to end.") from None
         raise InputError(
             f"--target={target.name}: its compiler gives no such machine ({reason}); "
-            f"install it with pip install 's1jax[{extra}]', or choose another arrangement."
+            f"install it with python -m pip install 's1jax[{extra}]', or choose another arrangement."
         ) from None
     return list(description.devices)
