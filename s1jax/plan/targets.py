@@ -85,10 +85,12 @@ def parse(text: str) -> Target:
             f"(chips: {', '.join(CHIPS)})."
         )
     devices = math.prod(int(n) for n in shape.split("x"))
+    if not devices:
+        raise InputError(f"--target={text} has no device; give at least 1 along every side.")
     chip, topology = CHIPS[kind], f"{kind}:{shape}"
     if kind in gpu_descriptions.TEXT:
         hosts = max(1, devices // _GPUS_PER_HOST)
-        if not devices or (devices > _GPUS_PER_HOST and devices % _GPUS_PER_HOST):
+        if devices > _GPUS_PER_HOST and devices % _GPUS_PER_HOST:
             raise InputError(f"--target={text}: hosts have {_GPUS_PER_HOST} GPUs; give 1 to 8, or a multiple of 8.")
         topology = f"1x{hosts}x{devices // hosts}"
         if hosts > 1:
