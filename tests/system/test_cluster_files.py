@@ -151,7 +151,7 @@ def test_commands_in_the_recipes_name_files_and_flags_that_exist():
         text = re.sub(r"(?m)\\\n|^# ", " ", recipe.read_text())
         for name in re.findall(r"configs/\w+\.py", text):
             assert name == "configs/NAME.py" or (ROOT / name).is_file(), (recipe.name, name)
-        for line in re.findall(r"-m launch\.train (.*)", text):
+        for line in re.findall(r"-m launch\.(?:train|plan) (.*)", text):
             for flag in re.findall(r"--([\w.]+)=", line):
                 node = settings
                 for part in flag.split(".")[1:]:
