@@ -17,7 +17,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["s1jax", "s1jax.*"]),
-    package_data={"s1jax": ["assets/**/*"]},
+    package_data={"s1jax": ["assets/**/*", "assets/**/.*"]},
     install_requires=[
         "absl-py",
         "array_record",

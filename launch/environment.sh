@@ -44,8 +44,8 @@ environment() {
   if [[ ! -e .venv ]]; then
     python=$(find_python)
     printf 'Making .venv with %s\n' "$("$python" --version)"
-    if uv --version >/dev/null 2>&1; then
-      uv venv --quiet --python "$("$python" -c 'import sys; print(sys.executable)')" .venv
+    if uv --version >/dev/null 2>&1; then # --seed: with pip, by which other extras are installed
+      uv venv --quiet --seed --python "$("$python" -c 'import sys; print(sys.executable)')" .venv
     else
       "$python" -m venv .venv ||
         { rm -rf .venv; fail "$python cannot make virtual environments; install its venv module (Debian: python3-venv)."; }

@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # Trains on one Google Cloud VM with GPUs, or on any hosts that answer over ssh:
-#   bash launch/gpu_vm.sh --name=s1 --zone=us-central1-a --type=a3-highgpu-8g \
+#   bash launch/gpu_vm.sh --name=s1 --zone=us-central1-a --type=a3-highgpu-8g --mount='sudo mount 10.0.0.2:/share runs' \
 #     -- --config=configs/s1_qwen2p5_7b.py --workdir=runs/s1_qwen2p5_7b
 #   bash launch/gpu_vm.sh --host=user@10.0.0.5,user@10.0.0.6 --mount='sudo mount 10.0.0.2:/share runs' -- --config=... --workdir=...
 # Creates the VM or reuses the one of that name, copies the last commit, installs, runs launch.train and shows its output (of the
 # first host). A VM that was preempted or stopped is started again with its disk, and the same command resumes. Ends with the
-# run's exit code. Flags of this script come first, those of launch.train after --:
+# run's exit code; the VM stays until you delete it. The checkpoint to start from (config.init_from, here runs/qwen2p5_7b) isn't
+# copied: it must lie in what --mount mounts, or be made in ~/s1jax/runs/ of a host that is there, by launch.convert.
+# Flags of this script come first, those of launch.train after --:
 #   --name=         of the VM
 #   --zone=         of Google Cloud
 #   --type=         machine type; left out: a3-highgpu-8g (8 H100); a3-highgpu-1g has one
@@ -61,6 +63,10 @@ create() {
     --image-project=ubuntu-os-accelerator-images --image-family="${image:-ubuntu-accelerator-2404-amd64-with-nvidia-580}" \
     --network-interface=nic-type=GVNIC --maintenance-policy=TERMINATE \
     ${spot:+--provisioning-model=SPOT --instance-termination-action=STOP}
+}
+
+delete() {
+  [[ -n $host ]] || compute instances delete "$name"
 }
 
 revive() {

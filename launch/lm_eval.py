@@ -19,7 +19,7 @@ def main() -> None:
         from lm_eval.__main__ import cli_evaluate
     except ModuleNotFoundError as error:
         package = str(error.name).split(".")[0]
-        raise InputError(f"{package} is not installed; pip install -e .[harness] brings it.") from None
+        raise InputError(f"{package} is not installed; python -m pip install -e .[harness] brings it.") from None
     from s1jax import harness  # noqa: F401  which registers the model
 
     cli_evaluate()

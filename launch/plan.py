@@ -1,7 +1,8 @@
 """Says what a run takes before it is paid for: `python -m launch.plan --config=configs/NAME.py --target=h100:16`.
 
-Compiles the config's train step for machines that need not be here: TPU slices (pip install 's1jax[tpu-aot]'), NVIDIA
-GPUs ('s1jax[gpu-aot]'), or fake CPU devices. --search tries meshes, remat policies, micro-batches and the MLP in parts.
+Compiles the config's train step for machines that need not be here: TPU slices (python -m pip install
+'s1jax[tpu-aot]'), NVIDIA GPUs ('s1jax[gpu-aot]'), or fake CPU devices. --search tries meshes, remat policies,
+micro-batches and the MLP in parts.
 """
 
 from __future__ import annotations
@@ -41,6 +42,13 @@ _SMALLEST_SLICE = {"v5p": "v5p-8", "v6e": "v6e-4", "v5e": "v5litepod-4"}  # libt
 def main() -> int:
     if _CONFIG.value is None or _TARGET.value is None:
         raise InputError("give --config=configs/NAME.py and --target=CHIP:ARRANGEMENT, for example --target=h100:16.")
+    if not 0 <= _MFU.value <= 1:
+        raise InputError(f"--mfu={_MFU.value} is no share of the peak; give 0 to 1, for example --mfu=0.2.")
+    out = pathlib.Path(_OUT.value)  # looked at now, because compiling takes minutes
+    if _OUT.value and out.is_dir():
+        raise InputError(f"--out={out} is a folder; name a file.")
+    if not out.parent.is_dir():
+        raise InputError(f"--out={out}: there is no folder {out.parent}; make it, or choose another.")
     settings = _CONFIG.value.to_dict()
     experiment = presets.experiment(settings | ({"init_from": "", "model": _MODEL.value} if _MODEL.value else {}))
     target = targets.parse(_TARGET.value)
@@ -58,7 +66,13 @@ def main() -> int:
 
     model = experiment.model or store.load_metadata(experiment.init_from).config
     results = []
-    for attempts in _candidates(experiment, target.devices) if _SEARCH.value else [[experiment]]:
+    tries = _candidates(experiment, target.devices) if _SEARCH.value else [[experiment]]
+    if not tries:
+        raise InputError(
+            f"config.train.batch_size={experiment.train.batch_size} does not divide over the {target.devices} devices "
+            f"of {target.name}, nor over a half, a quarter or an eighth of them; change one or the other."
+        )
+    for attempts in tries:
         for candidate in attempts:
             try:
                 results.append((planner.plan(candidate, model, target), candidate))
@@ -80,7 +94,7 @@ def main() -> int:
     if not best.fits:
         print("It does not fit. " + "; ".join(planner.remedies(best, chosen)) + ".")
     if _OUT.value:
-        pathlib.Path(_OUT.value).write_text(json.dumps(record, indent=1) + "\n")
+        out.write_text(json.dumps(record, indent=1) + "\n")
     return 0 if best.fits else 1
 
 
@@ -122,6 +136,7 @@ def _line(plan: Plan) -> str:
 def _record(plan: Plan, experiment: Experiment, steps: int) -> dict[str, Any]:
     """The plan as JSON, with what the whole recipe takes."""
     values = dataclasses.asdict(plan)
+    experiment = dataclasses.replace(experiment, mesh=MeshConfig(**plan.mesh))  # as it came to be: no -1
     seconds = plan.seconds["step"]
     if _MFU.value:
         seconds = plan.mfu * seconds / _MFU.value

@@ -4,6 +4,7 @@
 #   machine_state          prints none, waiting, ready or lost; fails where that cannot be told
 #   create                 where it is none
 #   revive                 where it is lost; what follows is waiting, ready or none again
+#   delete                 for good; nothing where the machine was there before. It is only shown, never run from here
 #   on_all, on_first LINE  run a line of shell on all machines or on the first one
 #   copy FILE              puts a file into the home folder of all machines
 #   start                  starts the run on all machines, by worker.sh
@@ -86,6 +87,8 @@ check_train() {
   if [[ -n $mount && $workdir != runs/?* ]]; then
     fail "--workdir=$workdir is not in runs/, which --mount mounts; name a folder in it, for example runs/NAME."
   fi
+  run git cat-file -e "HEAD:$config" 2>/dev/null ||
+    fail "--config=$config is not in the last commit, which is all that the machine gets; commit it and give its path from here."
 }
 
 archive() {
@@ -95,7 +98,7 @@ archive() {
 pack() {
   run mkdir -p build
   run git archive --format=tar.gz --output="$(archive)" HEAD
-  [[ -n $dry_run ]] || git diff --quiet HEAD || say "note: changes that are not committed stay here"
+  [[ -n $dry_run || -z $(git status --porcelain) ]] || say "note: changes that are not committed stay here"
 }
 
 prepare() {
@@ -120,6 +123,13 @@ follow() {
   on_first "bash s1jax/launch/worker.sh follow" || true # how the run ended is asked for afterwards
 }
 
+# Said however this script ends, Ctrl-C included.
+still_there() {
+  local command
+  command=$(shown delete 3>&1)
+  [[ -z $command ]] || say "$name is still there and still costs money; this deletes it:"$'\n'"$command"
+}
+
 make_ready() {
   local state='' before='' try
   while [[ $state != ready ]]; do
@@ -127,7 +137,10 @@ make_ready() {
     [[ $state == "$before" ]] || say "$name: $state"
     before=$state
     case $state in
-      none) create || give_up "$name could not be created; see above." ;;
+      none)
+        trap - EXIT
+        create || give_up "$name could not be created; see above."
+        ;;
       lost)
         revive || {
           say "$name: no success; trying again in 5 minutes"
@@ -136,6 +149,7 @@ make_ready() {
         ;;
       waiting) sleep 30 ;;
     esac
+    trap still_there EXIT
   done
   # A machine answers some time after it is ready.
   for ((try = 0; try < 20; try++)); do
@@ -186,7 +200,7 @@ drive() {
     case $code in
       running) sleep 10 ;; # only the connection broke
       0)
-        say "done; $name is still there and still costs money"
+        say "done"
         return
         ;;
       2) exit 2 ;; # bad input stays bad

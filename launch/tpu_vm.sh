@@ -4,7 +4,9 @@
 #     -- --config=configs/s1_qwen2p5_7b.py --workdir=runs/s1_qwen2p5_7b
 # Creates the slice by a queued resource, or reuses the one of that name, copies the last commit, installs, runs launch.train on
 # all workers and shows the first worker's output. When the slice is preempted it is deleted and created again, and the same
-# command resumes. Ends with the run's exit code. Flags of this script come first, those of launch.train after --:
+# command resumes. Ends with the run's exit code; the slice stays until you delete it. The checkpoint to start from
+# (config.init_from, here runs/qwen2p5_7b) isn't copied: it must lie in what --mount mounts.
+# Flags of this script come first, those of launch.train after --:
 #   --name=     of the slice and its queued resource
 #   --zone=     of Google Cloud
 #   --type=     accelerator type, for example v5p-32 (16 chips) or v6e-16
@@ -22,6 +24,10 @@ name='' zone='' type='' runtime='' project='' spot='' extra=tpu
 parse_flags "name zone type runtime project" "spot" "$@"
 [[ -n $name && -n $zone && -n $type ]] || fail "--name=, --zone= or --type= is missing; a slice needs all three."
 [[ -z $spot || -n $mount ]] || fail "--spot needs --mount; without shared storage a preemption takes the checkpoints with it."
+# The number is of cores (v4, v5p), of which a host has 8, or of chips, of which a slice of one host has at most 8.
+if [[ -z $mount && $type =~ -([0-9]+)$ ]] && ((10#${BASH_REMATCH[1]} > 8)); then
+  fail "--type=$type has several hosts and needs --mount; a checkpoint needs storage that all of them see."
+fi
 patience=$((${#spot} > 0 ? 5 : 1))
 case $type in
   v4-*) runtime=${runtime:-tpu-ubuntu2204-base} ;;
@@ -55,8 +61,12 @@ create() {
     ${spot:+--spot}
 }
 
+delete() {
+  tpus queued-resources delete "$name" --force
+}
+
 revive() {
-  tpus queued-resources delete "$name" --force || tpus tpu-vm delete "$name" # a slice that was made without a request
+  delete || tpus tpu-vm delete "$name" # a slice that was made without a request
 }
 
 reach() {

@@ -1,6 +1,7 @@
 """The rules of the house: which room imports what, who prints and reads the environment, and what files look like."""
 
 import ast
+import glob
 import pathlib
 import re
 import subprocess
@@ -126,6 +127,16 @@ def test_every_public_function_and_class_says_what_it_is_for():
 def test_no_file_is_too_long_to_read_in_a_sitting():
     lengths = {file.relative_to(ROOT).as_posix(): len(file.read_text().splitlines()) for file in FILES}
     assert {name: length for name, length in lengths.items() if length > 400} == {}
+
+
+def test_all_of_the_assets_are_in_the_package():
+    """The arrays of an Orbax checkpoint are told by a `.zarray`, which `*` does not match."""
+    setup = ast.parse((ROOT / "setup.py").read_text())
+    (data,) = [k.value for k in ast.walk(setup) if isinstance(k, ast.keyword) and k.arg == "package_data"]
+    patterns = ast.literal_eval(data)["s1jax"]
+    packed = {file for pattern in patterns for file in glob.glob(pattern, root_dir=ROOT / "s1jax", recursive=True)}
+    assets = (ROOT / "s1jax" / "assets").rglob("*")
+    assert {str(file.relative_to(ROOT / "s1jax")) for file in assets if file.is_file()} - packed == set()
 
 
 def test_no_file_is_called_utils():

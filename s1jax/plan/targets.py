@@ -63,6 +63,7 @@ CHIPS: dict[str, Chip] = {
     "v5p": Chip(_peak("TPU v5p"), 95.74 * _GIB, 2765e9, 600e9),
     "v6e": Chip(_peak("TPU v6e"), 31.25 * _GIB, 1638e9, 448e9),
     "v5e": Chip(_peak("TPU v5e"), 15.75 * _GIB, 819e9, 200e9),
+    # Of GPUs, what the share of their memory that launch/processes.py asks jax for covers.
     "h100": Chip(_peak("H100"), 80e9, 3352e9, 450e9),
     "h200": Chip(_peak("H200"), 141e9, 4800e9, 450e9),
     "cpu": Chip(1e11, 16e9, 2e10, 1e10),  # no claim: for tests
@@ -84,10 +85,12 @@ def parse(text: str) -> Target:
             f"(chips: {', '.join(CHIPS)})."
         )
     devices = math.prod(int(n) for n in shape.split("x"))
+    if not devices:
+        raise InputError(f"--target={text} has no device; give at least 1 along every side.")
     chip, topology = CHIPS[kind], f"{kind}:{shape}"
     if kind in gpu_descriptions.TEXT:
         hosts = max(1, devices // _GPUS_PER_HOST)
-        if not devices or (devices > _GPUS_PER_HOST and devices % _GPUS_PER_HOST):
+        if devices > _GPUS_PER_HOST and devices % _GPUS_PER_HOST:
             raise InputError(f"--target={text}: hosts have {_GPUS_PER_HOST} GPUs; give 1 to 8, or a multiple of 8.")
         topology = f"1x{hosts}x{devices // hosts}"
         if hosts > 1:
@@ -149,6 +152,6 @@ def devices(target: Target) -> list[Any]:
             raise InputError(f"--target={target.name}: another process holds libtpu; wait for it to end.") from None
         raise InputError(
             f"--target={target.name}: its compiler gives no such machine ({reason}); "
-            f"install it with pip install 's1jax[{extra}]', or choose another arrangement."
+            f"install it with python -m pip install 's1jax[{extra}]', or choose another arrangement."
         ) from None
     return list(description.devices)

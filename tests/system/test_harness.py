@@ -361,4 +361,6 @@ def test_the_launcher_ends_in_one_sentence(monkeypatch, capsys):
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "lm_eval", None)
     assert cli.guarded(launcher.main) == cli.BAD_INPUT
-    assert capsys.readouterr().err == "error: lm_eval is not installed; pip install -e .[harness] brings it.\n"
+    assert (
+        capsys.readouterr().err == "error: lm_eval is not installed; python -m pip install -e .[harness] brings it.\n"
+    )

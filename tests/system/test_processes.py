@@ -14,10 +14,12 @@ import time
 import numpy as np
 import pytest
 from jax.errors import JaxRuntimeError
+from jaxlib import xla_client
 
 from launch import processes
 from s1jax.checkpoint import store
 from s1jax.config import InputError
+from s1jax.plan import gpu_descriptions, targets
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RUN = [
@@ -243,3 +245,23 @@ def test_what_jax_aborts_says_so():
     assert done.returncode == 75
     last = done.stderr.splitlines()[-1]
     assert last.startswith("error: jax ended this process") and "run the same command again" in last
+
+
+@pytest.mark.parametrize("name", ["XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"])
+def test_a_process_gets_the_memory_that_plans_count_on(monkeypatch, name):
+    monkeypatch.setattr(processes, "_join", lambda: None)
+
+    def share():
+        return xla_client.generate_pjrt_gpu_plugin_options()["memory_fraction"]
+
+    # Set first, so that monkeypatch undoes what `run` sets.
+    for variable in ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
+        monkeypatch.setenv(variable, "")
+        monkeypatch.delenv(variable)
+    fraction = processes.run(share)
+    for kind, text in gpu_descriptions.TEXT.items():
+        card = int(re.search(r"device_memory_size: (\d+)", text)[1])
+        assert targets.CHIPS[kind].memory <= fraction * card
+    monkeypatch.delenv("XLA_CLIENT_MEM_FRACTION")
+    monkeypatch.setenv(name, "0.5")
+    assert processes.run(share) == 0.5

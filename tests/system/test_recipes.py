@@ -80,13 +80,20 @@ def test_a_preempted_slice_is_made_again_and_the_same_command_runs_on_it(tmp_pat
     assert "s1 was preempted" in outcome.stderr
 
 
-@pytest.mark.parametrize("code", [1, 2, 143])
-def test_a_run_that_fails_by_itself_is_not_tried_again(tmp_path, code):
+COSTS = "== s1 is still there and still costs money; this deletes it:\ngcloud compute "
+
+
+@pytest.mark.parametrize("code", [0, 1, 2, 143])
+def test_a_run_that_ends_by_itself_is_not_tried_again_and_its_slice_is_named(tmp_path, code):
     place = Place(tmp_path)
     place.answer(requests=["ACTIVE"], machines=["READY"], states=["none", code])
     outcome, log = place.run("tpu_vm.sh", *TPU, "--", *TRAIN)
     assert outcome.returncode == code
-    assert steps(log) == f"archive {SETUP}" + (" logs" if code != 2 else "")  # bad input is said by the first worker
+    assert steps(log) == f"archive {SETUP}" + (
+        " logs" if code in (1, 143) else ""
+    )  # bad input is said by the first worker
+    delete = "tpus queued-resources delete s1 --force --zone=us-east5-a --quiet\n"
+    assert outcome.stderr.endswith(COSTS + delete) and " delete " not in "".join(log)
 
 
 def test_a_lost_worker_is_tried_again_but_not_for_ever(tmp_path):
@@ -110,6 +117,7 @@ def test_an_installation_that_fails_is_not_followed_by_a_run(tmp_path):
     place.answer(requests=["ACTIVE"], machines=["READY"], states=["none"], starts=["!7"])
     outcome, log = place.run("tpu_vm.sh", *TPU, "--", *TRAIN)
     assert outcome.returncode == 1 and steps(log) == "archive copy unpack install start"
+    assert COSTS in outcome.stderr
 
 
 def test_a_slice_that_cannot_be_had_ends_the_script(tmp_path):
@@ -117,6 +125,7 @@ def test_a_slice_that_cannot_be_had_ends_the_script(tmp_path):
     place.answer(changes=["!1"])
     outcome, log = place.run("tpu_vm.sh", *TPU, "--", *TRAIN)
     assert outcome.returncode == 1 and "could not be created" in outcome.stderr and steps(log) == "archive create"
+    assert "costs money" not in outcome.stderr
     place.answer(requests=["FAILED"])
     outcome, log = place.run("tpu_vm.sh", *TPU, "--", *TRAIN)
     assert outcome.returncode == 2 and "has failed" in outcome.stderr and steps(log) == "archive"
@@ -135,6 +144,8 @@ def test_a_slice_that_cannot_be_had_ends_the_script(tmp_path):
         ("tpu_vm.sh", ["--name=", *TPU[1:]], "--name has no value"),
         ("tpu_vm.sh", ["--name=s1", "--zone=z"], "--type= is missing"),
         ("tpu_vm.sh", [*TPU[:4], "--", *TRAIN], "--spot needs --mount"),
+        ("tpu_vm.sh", [*TPU[:3], "--", *TRAIN], "--type=v5p-32 has several hosts and needs --mount"),
+        ("tpu_vm.sh", [*TPU[:2], "--type=v6e-16", "--", *TRAIN], "--type=v6e-16 has several hosts"),
         ("tpu_vm.sh", ["--name=s1", "--zone=z", "--type=v9-8", "--", *TRAIN], "--type=v9-8 has no runtime"),
         ("tpu_vm.sh", TPU, "--workdir=FOLDER is missing"),
         ("tpu_vm.sh", [*TPU, "--", TRAIN[0]], "--workdir=FOLDER is missing"),
@@ -155,6 +166,32 @@ def test_bad_flags_are_one_sentence(tmp_path, script, arguments, words):
     assert outcome.stderr.startswith("error: ") and words in outcome.stderr and outcome.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("kind", ["v4-8", "v5p-8", "v5litepod-8", "v6e-8"])
+def test_a_slice_of_one_host_needs_no_mount(tmp_path, kind):
+    outcome, _ = Place(tmp_path).run("tpu_vm.sh", *TPU[:2], f"--type={kind}", "--dry_run", "--", *TRAIN)
+    assert outcome.returncode == 0, outcome.stderr
+
+
+def test_a_config_that_the_machine_would_lack_is_refused(tmp_path):
+    place = Place(tmp_path)
+    place.answer(committed=["!128"])
+    new = place.folder / "configs/new.py"
+    new.touch()
+    for config in ("configs/new.py", str(new)):
+        outcome, log = place.run("tpu_vm.sh", *TPU, "--", f"--config={config}", TRAIN[1])
+        assert outcome.returncode == 2 and log == [f"git cat-file -e HEAD:{config}"]
+        assert outcome.stderr.startswith(f"error: --config={config} is not in the last commit")
+        assert outcome.stderr.count("\n") == 1
+
+
+def test_files_that_stay_here_are_told(tmp_path):
+    place = Place(tmp_path)
+    place.answer(requests=["ACTIVE"], machines=["READY"], states=["0"], uncommitted=["?? configs/own.py"])
+    assert "not committed stay here" in place.run("tpu_vm.sh", *TPU, "--", *TRAIN)[0].stderr
+    place.answer(uncommitted=[""])
+    assert "not committed" not in place.run("tpu_vm.sh", *TPU, "--", *TRAIN)[0].stderr
+
+
 def test_a_stopped_vm_is_started_again_with_its_disk(tmp_path):
     place = Place(tmp_path)
     place.answer(
@@ -167,6 +204,7 @@ def test_a_stopped_vm_is_started_again_with_its_disk(tmp_path):
     create = next(line for line in log if " create " in line)
     assert "--machine-type=a3-highgpu-1g" in create and "--provisioning-model=SPOT" in create
     assert "worker.sh install cuda" in " ".join(log) and "--coordinator" not in " ".join(log)
+    assert outcome.stderr.endswith(COSTS + "instances delete s1 --zone=z --quiet\n")
 
 
 def test_hosts_get_the_addresses_of_each_other(tmp_path):
@@ -175,6 +213,7 @@ def test_hosts_get_the_addresses_of_each_other(tmp_path):
     outcome, log = place.run("gpu_vm.sh", "--host=me@10.0.0.5,me@10.0.0.6", "--", *TRAIN)
     assert outcome.returncode == 0, outcome.stderr
     assert not any(line.startswith("gcloud") for line in log)
+    assert "costs money" not in outcome.stderr  # nothing was made here
     starts = [line for line in log if "worker.sh start" in line]
     for index, line in enumerate(starts):
         assert f"me@10.0.0.{5 + index} bash s1jax" in line

@@ -1,6 +1,7 @@
 """The two scripts that set everything up, with stand-ins for Python and uv that write down what they were asked for."""
 
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -53,7 +54,15 @@ def test_quickstart_installs_trains_and_evaluates(tmp_path):
 def test_uv_is_used_where_it_is_there(tmp_path):
     outcome, log = make_place(tmp_path, ("python3", "uv")).run("quickstart.sh")
     assert outcome.returncode == 0, outcome.stderr
-    assert log[0].startswith("uv venv") and log[1].startswith("uv pip install") and log[1].endswith("-e .")
+    assert (
+        log[0].startswith("uv venv --quiet --seed ") and log[1].startswith("uv pip install") and log[1].endswith("-e .")
+    )
+
+
+def test_what_is_installed_by_hand_goes_into_the_environment():
+    """A bare `pip` may belong to another Python."""
+    for name in ("README.md", "WORKSPACE.md", "launch/lm_eval.py", "launch/plan.py", "s1jax/plan/targets.py"):
+        assert not re.search("(?<!-m )pip install", (ROOT / name).read_text()), name
 
 
 def test_quickstart_stops_where_training_fails(tmp_path):
