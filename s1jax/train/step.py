@@ -22,17 +22,17 @@ Batch = dict[str, jax.Array]
 # On GPUs gathers and reduce-scatters of weights stay apart: each is begun early, and several may be under way. By
 # default they are put together into one that a layer waits for: no product ran beside 14 of 14 GB of reduce-scatters
 # and 4.2 of 27 GB of gathers of Qwen2.5-7B at 8k on 16 H100, now 1.2 and 1.2.
-_GPU: dict[str, str | int | bool] = {
-    "xla_gpu_all_gather_combine_threshold_bytes": 1,
-    "xla_gpu_reduce_scatter_combine_threshold_bytes": 1,
-    "xla_gpu_experimental_parallel_collective_overlap_limit": 8,
+_GPU: dict[str, str | bool] = {
+    "xla_gpu_all_gather_combine_threshold_bytes": "1",
+    "xla_gpu_reduce_scatter_combine_threshold_bytes": "1",
+    "xla_gpu_experimental_parallel_collective_overlap_limit": "8",
 }
 # Options for `jax.stages.Lowered.compile` by backend. Without the first, the TPU compiler splits gathers and products
 # into loops that compute weight gradients twice. The next six give collectives to the SparseCore, beside the products:
 # gathers of weights, over two and three axes of a slice too, and reductions of gradients, scattered along all axes;
 # otherwise both are waited for, and every device gets the whole sum. The last gives the backward kernel of splash
 # attention on v5p what it has by default on v6e.
-COMPILER_OPTIONS: dict[str, dict[str, str | int | bool]] = {
+COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {
     "tpu": {
         "xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000",
         "xla_tpu_enable_sparse_core_collective_offload_all_gather": "true",
