@@ -16,10 +16,11 @@ from s1jax.plan import targets
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-def _plan(tmp_path, target):
+def _plan(tmp_path, target, rows=8):
     """Qwen2.5-0.5B's own width and vocabulary; rows are short, which changes no collective."""
     out = tmp_path / "plan.json"
-    settings = ["--config.data.block_size=1024", "--config.train.batch_size=8", f"--out={out}", f"--target={target}"]
+    batch = ["--config.data.block_size=1024", f"--config.train.batch_size={rows}"]
+    settings = [*batch, f"--out={out}", f"--target={target}"]
     command = ["-m", "launch.plan", "--config=configs/s1_qwen2p5_0p5b.py", "--model=qwen2p5_0p5b", *settings]
     done = subprocess.run(
         [sys.executable, *command],
@@ -63,6 +64,12 @@ def test_on_tpus_gathers_of_parameters_and_reduce_scatters_run_beside_products(t
     assert plan["collectives"]["reduce-scatter"] > 2 * 357_000_000
     assert plan["collectives"]["all-reduce"] < 0.01 * plan["collectives"]["reduce-scatter"]
     _check_most_run_beside_products(plan)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is not installed")
+def test_gathers_in_a_cube_of_tpus_are_no_all_reduces(tmp_path):
+    collectives = _plan(tmp_path, "v5p:4x4x4", rows=64)["collectives"]
+    assert collectives["all-reduce"] < 0.1 * collectives["all-gather"]
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="the TPU compiler is not installed")
