@@ -15,6 +15,7 @@ from absl import app, flags, logging
 from s1jax.config import InputError
 
 BAD_INPUT = 2  # exit code
+INTERRUPTED = 130  # likewise, after Ctrl-C, as of shells
 
 _NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
 _CONFIG_FILE = "Error whilst parsing config file"  # how config_flags introduces what a config file raised
@@ -36,9 +37,15 @@ def run(main: Callable[[], int | None], config_flag: str = "") -> None:
 
 
 def guarded(main: Callable[[], int | None]) -> int | None:
-    """Returns what `main` returns, or prints the sentence of what the user can correct and returns `BAD_INPUT`."""
+    """Returns what `main` returns, or prints the sentence of what the user can correct and returns `BAD_INPUT`.
+
+    After Ctrl-C it says how to go on and returns `INTERRUPTED`.
+    """
     try:
         return main()
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on", file=sys.stderr, flush=True)
+        return INTERRUPTED
     except InputError as error:
         return fail(str(error))
     except OSError as error:

@@ -10,7 +10,7 @@ All problems are answered once for each strategy (`s1jax.evaluate.strategies`), 
 
 `--budgets=0,64,none` is short for forcing:max=0,forcing:max=64,none; `--waits=1,2` for forcing:waits=1,forcing:waits=2.
 DIR gets samples.jsonl, every answer; results.json, the table with all settings; scaling.png, accuracy against average
-thinking tokens. The same command goes on where it was stopped.
+thinking tokens. The same command goes on where it was stopped, and grades the answers of a finished evaluation again.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
+import functools
 import importlib.metadata
 import json
 import os
@@ -93,7 +94,10 @@ def main() -> None:
     questions = [ask(strategy, task, about) for strategy in chosen]
     out = pathlib.Path(_OUT.value)
     asked = _asked(controls)
-    claim(out, asked)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise InputError(f"--out {out} is a file; choose another folder.") from error
     # Only now, so that a mistyped flag is answered at once.
     import jax
 
@@ -102,38 +106,45 @@ def main() -> None:
 
     begun = time.monotonic()
     dtype = sampling.dtype()
-    run = journal_lib.fingerprint({**asked, "dtype": dtype, "checkpoint": digests.fingerprint(folder)})
-    slots = _shared_slots(about, chosen, questions, controls)
-    engine = sampling.engine(_CHECKPOINT.value, _BATCH.value, slots)
+    weights = digests.fingerprint(folder)
+    run = journal_lib.fingerprint({**asked, "dtype": dtype, "checkpoint": weights, "questions": questions})
+    slots = check_rows(about, task, chosen, questions, controls)
+    # Loaded with the first sample that is missing.
+    engine = functools.cache(functools.partial(sampling.engine, _CHECKPOINT.value, _BATCH.value, slots))
     samples, partial = out / "samples.jsonl.partial", out / "results.json.partial"
-    with journal_lib.Journal(out / "samples.journal", run) as journal:
-        runs = sample_all(engine, task, chosen, questions, controls, journal, samples)
-    curves = {"all": runs, **scaling.families(runs)}
-    metrics = {family: scaling.metrics(some) for family, some in curves.items()}
-    results = {
-        "asked": asked,
-        "problems": len(task.rows),
-        "runs": [scaling.record(run) for run in runs],
-        "metrics": metrics,
-        "scales": "accuracy, error, control, cut, performance: %; scaling: percentage points per 1,000 thinking tokens;"
-        " tokens, seconds_per_problem, dollars_per_problem: means over problems",
-        "seconds": round(time.monotonic() - begun, 1),
-        "dollars_per_hour": _DOLLARS.value,
-        "dtype": dtype,
-        "checkpoint": about.provenance,
-        "versions": _versions(),
-        "machine": {
-            "platform": platform.platform(),
-            "cpus": os.cpu_count(),
-            "devices": [device.device_kind for device in jax.devices()],
-        },
-    }
     title = f"{pathlib.Path(_CHECKPOINT.value).name.removeprefix('package:')} on {task.title}"
-    scaling.plot(runs, out / "scaling.png", title, _WAIT.value)
-    partial.write_text(json.dumps(results, indent=2) + "\n")
-    samples.rename(out / "samples.jsonl")
-    partial.rename(out / "results.json")
-    (out / "samples.journal").unlink(missing_ok=True)
+    with journal_lib.Journal(out / "samples.journal", run) as journal:
+        earlier, rows = finished(out, run)
+        runs = sample_all(engine, task, chosen, questions, controls, journal, [*rows, *journal.rows], samples)
+        curves = {"all": runs, **scaling.families(runs)}
+        metrics = {family: scaling.metrics(some) for family, some in curves.items()}
+        results = {
+            "asked": asked,
+            "fingerprint": run,
+            "problems": len(task.rows),
+            "runs": [scaling.record(run) for run in runs],
+            "metrics": metrics,
+            "scales": "accuracy, error, control, cut, performance: %; scaling: percentage points per 1,000 thinking"
+            " tokens; tokens, seconds_per_problem, dollars_per_problem: means over problems",
+            "seconds": round(time.monotonic() - begun, 1),
+            "dollars_per_hour": _DOLLARS.value,
+            "dtype": dtype,
+            "batch_size": _BATCH.value,
+            "checkpoint": about.provenance,
+            "versions": _versions(),
+            "machine": {
+                "platform": platform.platform(),
+                "cpus": os.cpu_count(),
+                "devices": [device.device_kind for device in jax.devices()],
+            },
+        }
+        # Where nothing was left to sample, how and where it was sampled stays what it was.
+        results |= {name: earlier[name] for name in ("seconds", "batch_size", "machine") if name in earlier}
+        partial.write_text(json.dumps(results, indent=2) + "\n")
+        samples.rename(out / "samples.jsonl")
+        partial.rename(out / "results.json")
+        journal.remove()
+        scaling.plot(runs, out / "scaling.png", title, _WAIT.value)
     table.show(runs, metrics, title)
     print(f"wrote results.json, samples.jsonl and scaling.png to {out}")
 
@@ -210,26 +221,33 @@ def ask(strategy: Strategy, task: Task, about: Any) -> list[str]:
         raise InputError(f'"{strategy.name(_WAIT.value)}": {error}') from error
 
 
-def claim(out: pathlib.Path, asked: Mapping[str, Any]) -> None:
-    """Makes the folder; refuses one that holds the results of another evaluation."""
-    earlier = out / "results.json"
-    if earlier.exists():
-        try:
-            before = json.loads(earlier.read_text())["asked"]
-        except (ValueError, KeyError, TypeError):
-            raise InputError(f"{earlier} is damaged; remove it, or choose another --out.") from None
-        if before != asked:
-            raise InputError(f"{earlier} belongs to another evaluation; choose another --out, or remove that file.")
+def finished(out: pathlib.Path, run: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Returns results and samples of this evaluation that are in the folder already; empty where it has none.
+
+    Raises:
+      InputError: the folder holds results of another evaluation, or damaged ones.
+    """
+    file, samples = out / "results.json", out / "samples.jsonl"
+    if not file.exists():
+        return {}, []
     try:
-        out.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise InputError(f"--out {out} is a file; choose another folder.") from error
+        earlier = json.loads(file.read_text())
+        same = earlier.get("fingerprint") == run
+        there = [json.loads(line) for line in samples.read_bytes().splitlines()] if same else []
+    except (ValueError, AttributeError, FileNotFoundError):
+        raise InputError(f"{file} or {samples} is damaged or missing; remove both, or choose another --out.") from None
+    if not same:
+        raise InputError(
+            f"{file} belongs to another evaluation (other checkpoint, questions or settings); choose another --out, or"
+            " remove that file."
+        )
+    return earlier, there
 
 
 def _asked(controls: Controls) -> dict[str, Any]:
-    """All that determines the answers, for results.json."""
+    """The flags that determine the answers, for results.json; how many are drawn at one time does not."""
     about = (_CHECKPOINT, _TASK, _STRATEGIES, _BUDGETS, _WAITS, _PROBLEMS, _SPLIT, _HARD, _WAIT)
-    how = (sampling.DTYPE, sampling.CACHE_DTYPE, sampling.WEIGHT_DTYPE, _BATCH)
+    how = (sampling.DTYPE, sampling.CACHE_DTYPE, sampling.WEIGHT_DTYPE)
     return {flag.name: flag.value for flag in (*about, *how)} | {"controls": dataclasses.asdict(controls)}
 
 
@@ -243,32 +261,34 @@ def _versions() -> dict[str, str]:
 
 
 def sample_all(
-    engine: Any,
+    engine: Callable[[], Any],
     task: Task,
     chosen: Sequence[Strategy],
     questions: Sequence[Sequence[str]],
     controls: Controls,
     journal: Any,
+    there: Sequence[Mapping[str, Any]],
     file: pathlib.Path,
 ) -> list[scaling.Run]:
     """Makes every run, writes its rows to `file`, and returns what came of each.
 
     Args:
-      engine: see `s1jax.sample.engine`.
+      engine: loads it, see `s1jax.sample.engine`.
       task: the problems.
       chosen: the runs.
       questions: of each run, one a problem.
       controls: that hold for all runs.
-      journal: of what is sampled; what it holds already is not sampled again.
+      journal: of what is sampled.
+      there: samples that there are already and that are not drawn again.
       file: JSONL file to write.
     """
     from launch import progress
 
     count = len(task.rows)
     kept: dict[str, list[dict[str, Any]]] = collections.defaultdict(list)
-    for record in journal.rows:
-        del record["fingerprint"]
-        kept[record["run"]].append(record)
+    # The same one may stand in samples.jsonl and in a journal that a killed process could not remove any more.
+    for record in {(row["run"], row["problem"], row["attempt"]): row for row in there}.values():
+        kept[record["run"]].append({name: value for name, value in record.items() if name != "fingerprint"})
     settled: dict[Strategy, list[outcomes.Outcome]] = {}
     seconds: dict[Strategy, float] = {}
     with progress.Bar("evaluating", len(chosen) * count) as bar, file.open("w", encoding="utf-8") as stream:
@@ -285,10 +305,12 @@ def sample_all(
             for row in sorted(rows, key=lambda row: (row["problem"], row["attempt"])):
                 problems[row["problem"]].append(row)
             found = [outcomes.settle(strategy, task, *pair) for pair in zip(task.rows, problems, strict=True)]
-            for outcome, samples in zip(found, problems, strict=True):
+            for given, outcome, samples in zip(task.rows, found, problems, strict=True):
+                # The references are those that the verdicts are by, which may be newer than the samples.
+                own = {key: value for key, value in given.items() if key != "question"}
                 for i, sample in enumerate(samples):
                     verdict = {"correct": outcome.correct[i], "chosen": i == outcome.chosen}
-                    stream.write(json.dumps({**sample, **verdict}, ensure_ascii=False) + "\n")
+                    stream.write(json.dumps({**sample, **own, **verdict}, ensure_ascii=False) + "\n")
             stream.flush()
             settled[strategy], seconds[strategy] = found, sum(row["seconds"] for row in rows)
             accuracy, _ = scaling.accuracy([outcome.right for outcome in found])
@@ -304,7 +326,7 @@ def sample_all(
 
 
 def sample_run(
-    engine: Any,
+    engine: Callable[[], Any],
     task: Task,
     strategy: Strategy,
     questions: Sequence[str],
@@ -326,7 +348,7 @@ def sample_run(
         def told(_: int, ids: int, __: int, left: Mapping[int, int] = left, begun: float = begun) -> None:
             report(len(task.rows) - len(left), f"{ids / (time.monotonic() - begun):,.0f} tokens/s")
 
-        stream = engine.stream(
+        stream = engine().stream(
             [place.row for place in wanted], controls, wait=_WAIT.value, progress=told,
             names=[f"problem {place.problem} of {task.title}" for place in wanted],
         )  # fmt: skip
@@ -341,19 +363,30 @@ def sample_run(
                 del left[place.problem]
 
 
-def _shared_slots(
-    about: Any, chosen: Sequence[Strategy], questions: Sequence[Sequence[str]], controls: Controls
+def check_rows(
+    about: Any, task: Task, chosen: Sequence[Strategy], questions: Sequence[Sequence[str]], controls: Controls
 ) -> int:
-    """Cache slots that hold the longest row of any run, or 0 (each run for itself) where those are many."""
-    from s1jax.sample import session
-    from s1jax.sample.generate import Request
-    from s1jax.text import chat
+    """Checks every row of every run, so that none is refused after others were sampled.
 
-    every = {question for asked in questions for question in asked}
-    prompt = max((chat.encode_prompt(about.tokenizer, about.chat, question) for question in every), key=len)
-    most = max(strategy.limit(controls.max_thinking_tokens) for strategy in [*chosen, Strategy()])
-    request = Request(tuple(prompt), dataclasses.replace(controls, max_thinking_tokens=most))
-    slots = -(-session.longest(request, chat.delimiters(about.tokenizer, about.chat, _WAIT.value)) // 64) * 64
+    Returns:
+      cache slots that hold the longest row of any run, or 0 (each run for itself) where those are many.
+
+    Raises:
+      InputError: names the run and the problem whose row the model has no room for, or which has a bad setting.
+    """
+    from s1jax.sample import rows, session
+
+    encode, most = rows.Encoder(about), 0
+    delimiters = encode.delimiters(_WAIT.value)
+    settings = {**dataclasses.asdict(controls), "wait": _WAIT.value}
+    for strategy, asked in zip(chosen, questions, strict=True):
+        for i, (row, question) in enumerate(zip(task.rows, asked, strict=True)):
+            name = f'"{strategy.name(_WAIT.value)}", problem {i} of {task.title}'
+            request = encode.request(strategy.row(row, question, 0, settings), controls, _WAIT.value, name)
+            ids = session.longest(request, delimiters)
+            session.check_length(request, ids, about.config.context_length)
+            most = max(most, ids)
+    slots = -(-most // 64) * 64
     return slots if slots <= min(_SHARED_SLOTS, about.config.context_length) else 0
 
 

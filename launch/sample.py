@@ -74,9 +74,11 @@ def _answer_file(controls: Controls) -> None:
     from s1jax.sample import rows as rows_lib
 
     out = pathlib.Path(FLAGS.out)
-    if out.is_dir() or not out.parent.is_dir():
-        raise InputError(f"--out={out} cannot be written: {'it' if out.is_dir() else out.parent} is"
-                         f" {'a folder' if out.is_dir() else 'no folder'}; give the path of a file.")  # fmt: skip
+    if not out.parent.is_dir():
+        raise InputError(f"--out={out} cannot be written: {out.parent} is no folder; give the path of a file.")
+    if out.exists() and not out.is_file():
+        what = "a folder" if out.is_dir() else "no regular file"
+        raise InputError(f"--out={out} cannot be written: it is {what}; give the path of a file.")
     rows, names = rows_lib.read_rows(FLAGS.prompts)
     from s1jax.checkpoint import digests, store
     from s1jax.sample import journal as journal_lib
@@ -92,25 +94,26 @@ def _answer_file(controls: Controls) -> None:
             "weight_dtype": FLAGS.weight_dtype,
         }
     )
-    if out.exists():
-        done, _ = journal_lib.read(out, run)
-        print(f"{out} has all {len(done)} rows already")
-        return
-    partial = out.with_name(out.name + ".partial")
-    with journal_lib.Journal(partial, run) as journal:
+    with journal_lib.Journal(out.with_name(out.name + ".partial"), run) as journal:
+        if out.exists() and out.stat().st_size:  # an empty one, as mktemp makes it, holds nothing to be lost
+            done = len(journal_lib.read(out, run)[0])
+            if done != len(rows):
+                raise InputError(f"{out} holds {done} of {len(rows)} rows; remove it, and the command samples anew.")
+            print(f"{out} has all {done} rows already")
+            return
         outputs = {row["index"]: row["output"] for row in journal.rows}
         _sample_missing(rows, names, controls, outputs, journal)
-    part = out.with_name(f".{out.name}.part")
-    try:
-        with part.open("w", encoding="utf-8") as file:
-            for index in range(len(rows)):
-                file.write(json.dumps({"fingerprint": run, **outputs[index]}, ensure_ascii=False) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, out)
-    finally:
-        part.unlink(missing_ok=True)
-    partial.unlink(missing_ok=True)
+        part = out.with_name(f".{out.name}.part")
+        try:
+            with part.open("w", encoding="utf-8") as file:
+                for index in range(len(rows)):
+                    file.write(json.dumps({"fingerprint": run, **outputs[index]}, ensure_ascii=False) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, out)
+        finally:
+            part.unlink(missing_ok=True)
+        journal.remove()
 
 
 def _sample_missing(
@@ -188,7 +191,8 @@ class _Part:
             self._console.rule(self._name, align="left", style=self._style)
             self._shown = ""
         stable = text if over else text.rstrip("\ufffd")
-        self._console.print(stable[len(self._shown) :], style=self._style, end="\n" if over else "", markup=False)
+        self._console.print(stable[len(self._shown) :], style=self._style, end="\n" if over else "", markup=False,
+                            emoji=False)  # fmt: skip
         self._shown, self._over = stable, over
 
 

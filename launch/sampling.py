@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+import re
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -41,7 +42,7 @@ def parse_mesh(texts: list[str]) -> MeshConfig:
     axes: dict[str, int] = {}
     for text in texts:
         name, _, number = text.strip().partition("=")
-        if name not in names or name in axes or not number.lstrip("-").isdecimal():
+        if name not in names or name in axes or not re.fullmatch(r"-?[0-9]+", number):
             raise InputError(f"--mesh has {text!r}; give axes out of {', '.join(names)} as in tensor=4.")
         axes[name] = int(number)
     return MeshConfig(**dict.fromkeys(names, 1) | axes)

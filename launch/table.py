@@ -29,7 +29,7 @@ def show(runs: list[scaling.Run], metrics: Mapping[str, Mapping[str, float | Non
     names = {"all": "all runs", "budgets": "budgets only", "waits": "waits only"}
     for family, values in metrics.items():
         figures.add_row(names.get(family, family), *(_figure(value, ".1f") for value in values.values()))
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    console = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 120)
     console.print(table, figures)
 
 

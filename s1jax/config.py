@@ -382,7 +382,8 @@ class Controls:
             self.min_thinking_tokens <= self.max_thinking_tokens,
             f"min_thinking_tokens {self.min_thinking_tokens} exceeds max_thinking_tokens {self.max_thinking_tokens}.",
         )
-        _require(self.temperature < math.inf, "temperature is inf; give a number.")
-        _require(0 < self.top_p <= 1, f"top_p is {self.top_p}; it must lie in (0, 1].")
+        # Sampling computes in float32, which holds nothing much beyond these.
+        _require(self.temperature <= 1e38, f"temperature is {self.temperature}; it must lie in [0, 1e38].")
+        _require(1e-37 <= self.top_p <= 1, f"top_p is {self.top_p}; it must lie in [1e-37, 1].")
         _require(self.min_p <= 1, f"min_p is {self.min_p}; it must lie in [0, 1].")
         _require(0 <= self.seed < 2**32, f"seed is {self.seed}; it must lie in [0, 2**32).")

@@ -198,7 +198,8 @@ def plot(runs: Sequence[Run], path: pathlib.Path, title: str, wait: str = "Wait"
         axes.errorbar(
             [run.thinking_tokens for run in curve], [run.accuracy for run in curve],
             yerr=[run.error for run in curve], color=colour, marker=marker, markersize=6, linewidth=1.8, capsize=3,
-            elinewidth=1.1, linestyle="--" if curve[0].parallel else "-", label=legend.get(family, family), zorder=3,
+            elinewidth=1.1, linestyle="--" if curve[0].parallel else "-", label=_literal(legend.get(family, family)),
+            zorder=3,
         )  # fmt: skip
     wide = max(run.thinking_tokens for run in runs) * 0.15  # about the width of a label
     high = max(run.accuracy for run in runs) * 0.08
@@ -214,14 +215,14 @@ def plot(runs: Sequence[Run], path: pathlib.Path, title: str, wait: str = "Wait"
             axes.plot(run.thinking_tokens, run.accuracy, "D", color="#222222", markersize=6.5, zorder=5)
         # The curves rise: below and to the right of a point there is room, above and to the left for the common one.
         axes.annotate(
-            run.label, (run.thinking_tokens, run.accuracy),
+            _literal(run.label), (run.thinking_tokens, run.accuracy),
             xytext=(-7, 6) if natural else (-6 if crowded else 7, below),
             ha="right" if natural else "left", textcoords="offset points", fontsize=8.5, color="#444444", zorder=6,
             path_effects=[withStroke(linewidth=2.5, foreground="white")],
         )  # fmt: skip
     axes.set_xlabel("average thinking tokens")
     axes.set_ylabel("accuracy (%)")
-    axes.set_title(title, fontsize=11)
+    axes.set_title(_literal(title), fontsize=11)
     axes.grid(color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
@@ -229,3 +230,8 @@ def plot(runs: Sequence[Run], path: pathlib.Path, title: str, wait: str = "Wait"
     axes.margins(x=0.1)
     axes.legend(frameon=False, loc="best", fontsize=9.5)
     figure.savefig(path)
+
+
+def _literal(text: str) -> str:
+    """Escapes what matplotlib would take for the borders of a formula."""
+    return text.replace("$", r"\$")

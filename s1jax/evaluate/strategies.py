@@ -154,7 +154,8 @@ class Strategy:
         """Thinking tokens at which a sampler cuts; `most` holds for all runs.
 
         A sample to be rejected is given one token more than fits and is cut there: what it would have thought beyond
-        is never sampled. A cut sample is always one that does not fit.
+        is never sampled. A cut sample never fits, not even one that was cut earlier because a wait of several ids had
+        no room any more: it might have thought on.
         """
         if self.selection and self.selection.kind == "reject":
             return self.selection.max_thinking_tokens + 1
@@ -170,7 +171,7 @@ class Strategy:
 
     def _fits(self, sample: Sample) -> bool:
         assert self.selection is not None
-        return sample["thinking_tokens"] <= self.selection.max_thinking_tokens
+        return sample["thinking_end"] != "cut" and sample["thinking_tokens"] <= self.selection.max_thinking_tokens
 
     def choose(
         self, samples: Sequence[Sample], answers: Sequence[str | None], same: Callable[[str, str], bool]
@@ -266,6 +267,9 @@ def parse(text: str) -> Strategy:
         forcing = Forcing(max_thinking_tokens=most)
     if forcing and forcing.max_thinking_tokens is not None and selection and selection.kind == "reject":
         raise InputError(f"strategy {text!r} cuts what it would reject; drop forcing:max.")
+    least = forcing.min_thinking_tokens if forcing else 0
+    if selection and selection.kind == "reject" and least > selection.max_thinking_tokens:
+        raise InputError(f"strategy {text!r} rejects all that has its minimum; lower min or raise reject's max.")
     return Strategy(instruction, forcing or Forcing(), selection)
 
 

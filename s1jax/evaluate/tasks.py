@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import json
 import pathlib
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -84,6 +86,10 @@ def load(name: str, num_problems: int = 0, split: str = "test") -> Task:
         if num_problems and number == num_problems:
             break
         found.append(_row(kind, {str(key).lower(): value for key, value in record.items()}, where, number))
+        try:
+            json.dumps(found[-1], ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:  # half a surrogate pair, which the file of samples could not hold
+            raise InputError(f"{where} is no valid Unicode ({error.reason}); repair the row.") from None
     if len(found) < max(num_problems, 1):
         asked = f"--num_problems is {num_problems}, but {file or kind} holds {len(found)} rows; ask for fewer."
         raise InputError(asked if found else f"{file or kind} holds no rows; give at least one question.")
@@ -147,8 +153,9 @@ def _row(kind: str, record: dict[str, Any], where: str, number: int) -> dict[str
         return {"question": "\n".join([f"{question}\n", *lines]), "choices": choices, "reference": right}
     reference = grading.reference(record, where)
     if kind in ("aime24", "aime25"):
-        # Published answers are written 025, 25 or 25.0; all AIME answers are whole numbers of 0..999.
-        digits = reference.removesuffix(".0").lstrip("0") or "0"
+        # Published answers are written 025, 25, 25.0 or 25^\circ; all AIME answers are whole numbers of 0..999.
+        bare = re.sub(r"\s*(\^\s*(\\circ|\{\s*\\circ\s*\})|°)$", "", reference)
+        digits = bare.removesuffix(".0").lstrip("0") or "0"
         if not digits.isascii() or not digits.isdigit() or len(digits) > 3:
             raise InputError(
                 f"{where}: answer {reference!r} is no whole number of 0..999, as all of AIME are; repair it."

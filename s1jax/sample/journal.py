@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -47,41 +48,71 @@ def read(path: pathlib.Path, run: str) -> tuple[list[dict[str, Any]], int]:
     return rows, size
 
 
+def _stands_at(path: pathlib.Path, file: BinaryIO) -> bool:
+    return path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
+
+
+def _lock(path: pathlib.Path) -> BinaryIO:
+    """Opens the file for this process alone."""
+    file = path.open("ab")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        lost = not _stands_at(path, file)
+    except BlockingIOError:
+        lost = True
+    except OSError:  # a file system without locks
+        lost = False
+    if lost:  # its owner has it, or removed it between the opening and the lock
+        file.close()
+        raise InputError(f"another process writes {path}; wait until it has ended, or choose another file.")
+    return file
+
+
 class Journal:
-    """The rows of one run, a JSON line each, appended as they end.
+    """The rows of one run, a JSON line each, appended as they end. One process at a time has the file open.
 
     Attributes:
       rows: those that were there when the file was opened.
     """
 
     def __init__(self, path: str | os.PathLike[str], run: str):
-        """Reads the file, if there is one; it is made with the first row.
+        """Locks the file, which is made where there is none, and reads it.
 
         Args:
           path: of the file.
           run: see `fingerprint`; every row has it in its field of that name.
 
         Raises:
-          InputError: see `read`.
+          InputError: another process writes it, or see `read`.
         """
         self._path, self._run = pathlib.Path(path), run
-        self.rows, self._size = read(self._path, run) if self._path.exists() else ([], 0)
-        self._file: BinaryIO | None = None
+        self._file: BinaryIO | None = _lock(self._path)
+        try:
+            self.rows, size = read(self._path, run)
+        except BaseException:
+            self._file.close()
+            raise
+        self._file.truncate(size)
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Writes a row; from then on it outlives the process."""
-        if self._file is None:
-            self._file = self._path.open("ab")
-            self._file.truncate(self._size)
+        assert self._file is not None, "the journal is closed"
         self._file.write(json.dumps({"fingerprint": self._run, **row}, ensure_ascii=False).encode() + b"\n")
         self._file.flush()
 
     def close(self) -> None:
-        """Brings everything to the disk."""
+        """Brings everything to the disk, removes the file where it holds nothing, and gives up the lock."""
         if self._file is not None:
             os.fsync(self._file.fileno())
+            if not os.fstat(self._file.fileno()).st_size:
+                self.remove()
             self._file.close()
             self._file = None
+
+    def remove(self) -> None:
+        """Removes the file, when its rows stand elsewhere; whoever opens it from then on makes one of their own."""
+        if self._file is not None and _stands_at(self._path, self._file):
+            self._path.unlink()
 
     def __enter__(self) -> Journal:
         return self

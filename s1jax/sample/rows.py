@@ -33,7 +33,7 @@ def read_rows(path: str | os.PathLike[str]) -> tuple[list[dict[str, Any]], list[
         raise InputError(f"{path} does not exist; give a JSONL file of prompts.")
     rows, names = [], []
     try:
-        lines = path.read_text("utf-8").split("\n")
+        lines = path.read_text("utf-8-sig").split("\n")  # some editors begin with a byte order mark
     except UnicodeDecodeError as error:
         raise InputError(f"{path} is not UTF-8 text (byte {error.start}); give a JSONL file of prompts.") from None
     for number, line in enumerate(lines, 1):
@@ -41,10 +41,14 @@ def read_rows(path: str | os.PathLike[str]) -> tuple[list[dict[str, Any]], list[
             continue
         try:
             row = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{path}:{number} is not JSON ({error}); repair or remove the line.") from None
         if not isinstance(row, dict):
             raise InputError(f'{path}:{number} is no JSON object; a row reads {{"question": "..."}}.')
+        try:
+            json.dumps(row, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:  # half a surrogate pair, which no output could hold
+            raise InputError(f"{path}:{number} is no valid Unicode ({error.reason}); repair the line.") from None
         rows.append(row)
         names.append(f"{path}:{number}")
     if not rows:

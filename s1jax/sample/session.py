@@ -161,7 +161,7 @@ class Session:
         config, cache_length = self._config, self._setup.cache_length
         limit = cache_length or config.context_length
         for request, ids in zip(self._requests, limits, strict=True):
-            prompt, controls, name = request.prompt, request.controls, request.name
+            prompt, name = request.prompt, request.name
             if not prompt and not self._delimiters.think_start:
                 raise InputError(f"{name}: the prompt is empty; give at least one id.")
             bad = [i for i in prompt if not 0 <= i < config.vocab_size]
@@ -169,14 +169,7 @@ class Session:
                 raise InputError(
                     f"{name}: prompt id {bad[0]} lies outside the model's vocabulary of {config.vocab_size} ids."
                 )
-            if ids > limit:
-                what = "cache length" if cache_length else "model's context length"
-                raise InputError(
-                    f"{name}: a prompt of {len(prompt)} ids, {controls.max_thinking_tokens} of thinking,"
-                    f" {controls.max_answer_tokens} of answer and the delimiters come to {ids} ids,"
-                    f" but the {what} is {limit}; lower max_thinking_tokens or max_answer_tokens, or shorten the"
-                    " prompt."
-                )
+            check_length(request, ids, limit, "cache length" if cache_length else "model's context length")
         return cache_length or buckets.bucket(max(limits))
 
     def _check_memory(self, pages: int, rows: int, most: int) -> None:
@@ -324,3 +317,18 @@ def longest(request: Request, delimiters: Delimiters) -> int:
     forced = (delimiters.think_start, delimiters.newline, delimiters.think_end, delimiters.final_answer)
     controls = request.controls
     return len(request.prompt) + sum(map(len, forced)) + controls.max_thinking_tokens + controls.max_answer_tokens
+
+
+def check_length(request: Request, ids: int, limit: int, what: str = "model's context length") -> None:
+    """Checks that `ids`, the `longest` that the row can come to, are within `limit`.
+
+    Raises:
+      InputError: they are not; names the row, its lengths, and the limit as `what`.
+    """
+    controls = request.controls
+    if ids > limit:
+        raise InputError(
+            f"{request.name}: a prompt of {len(request.prompt)} ids, {controls.max_thinking_tokens} of thinking,"
+            f" {controls.max_answer_tokens} of answer and the delimiters come to {ids} ids, but the {what} is {limit};"
+            " lower max_thinking_tokens or max_answer_tokens, or shorten the prompt."
+        )

@@ -32,7 +32,9 @@ SETTINGS = {"seed": 7, "max_thinking_tokens": 50, "wait": "Wait"}
 
 def test_what_a_run_wants_next():
     def places(text, *rows):
-        done = [{"problem": i, "attempt": j, "thinking_tokens": tokens} for i, j, tokens in rows]
+        done = [
+            {"problem": i, "attempt": j, "thinking_tokens": tokens, "thinking_end": "natural"} for i, j, tokens in rows
+        ]
         found = outcomes.wanted(strategies.parse(text), TASK_OF_TWO, ["a?", "b?"], SETTINGS, done)
         for one in found:
             assert one.row["question"] == ["a?", "b?"][one.problem] and one.row["right"] == str(one.problem + 1)

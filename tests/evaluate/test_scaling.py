@@ -125,3 +125,10 @@ def test_the_plot_is_a_picture_of_some_size(tmp_path, count, accuracy):
     picture = (tmp_path / "scaling.png").read_bytes()
     width, height = (int.from_bytes(picture[i : i + 4]) for i in (16, 20))
     assert picture.startswith(b"\x89PNG") and width > 1000 and height > 600
+
+
+def test_dollars_are_no_formula_for_the_plot(tmp_path):
+    """Between two of them matplotlib would read mathematics, and raise where it makes no sense."""
+    dear = run(5, 50, families=('waits with "$_$"',), label="$_$")
+    scaling.plot([dear], tmp_path / "scaling.png", "cost $5_ vs $_10, 1 problems", wait="$^$")
+    assert (tmp_path / "scaling.png").stat().st_size

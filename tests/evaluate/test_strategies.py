@@ -144,8 +144,8 @@ def test_rows_have_the_wait_and_the_temperature_of_their_strategy():
     assert strategies.parse("majority:2:temperature=0.9").row({}, "q", 0, ALL)["temperature"] == 0.9
 
 
-def samples(*tokens):
-    return [{"thinking_tokens": count} for count in tokens]
+def samples(*tokens, end="natural"):
+    return [{"thinking_tokens": count, "thinking_end": end} for count in tokens]
 
 
 def test_one_sample_or_as_many_as_vote():
@@ -163,6 +163,8 @@ def test_rejection_samples_until_thinking_fits():
     assert strategy.counted(samples(11, 10), 1) == samples(10)
     assert strategy.counted(samples(11, 12), None) == samples(12)
     assert strategy.limit(384) == 11 and strategy.range(384, None) == (0, 10)
+    # Cut at 9, where a wait of three ids had no room under 11: it might have thought on.
+    assert strategy.wanted(samples(9, end="cut")) == 1 and strategy.choose(samples(9, end="cut"), ["a"], str) is None
 
 
 def test_votes_against_plain_counting():

@@ -101,8 +101,10 @@ def test_columns_of_math500_and_aime(tmp_path):
     assert tasks.load(f"math500:{file}").rows == [{"question": "p", "reference": "\\frac{1}{2}"}]
     rows = [{"Problem": "p", "Solution": "s", "Answer": "025"}, {"question": "q", "answer": 7}]
     rows += [{"problem": "r", "solution": "so \\boxed{108}"}, {"problem": "s", "answer": "000"}]
+    rows += [{"problem": "t", "answer": degrees} for degrees in (r"336^\circ", r"36^{\circ}", "090°")]
     task = tasks.load("aime24:" + write(tmp_path / "b.jsonl", rows))
-    assert [row["reference"] for row in task.rows] == ["25", "7", "108", "0"]
+    assert [row["reference"] for row in task.rows] == ["25", "7", "108", "0", "336", "36", "90"]
+    assert task.grade(r"\boxed{336^\circ}", task.rows[4]) and task.grade(r"\boxed{336}", task.rows[4])
     assert task.grade("\\boxed{025}", task.rows[0]) and task.grade("\\boxed{25}", task.rows[0])
     assert task.same("025", "25") and not task.same("25", "250")
     with pytest.raises(InputError, match=r"c\.jsonl:2: answer '1000' is no whole number of 0\.\.999"):
@@ -165,6 +167,7 @@ def test_choices_in_a_list(tmp_path, answer):
         ("gsm8k", {"answer": "#### 4"}, "1: no text `question`"),
         ("gsm8k", {"question": "q"}, "1: no answer to grade against"),
         ("aime24", {"question": "q", "answer": "x"}, "no whole number"),
+        ("gsm8k", {"question": "half a \ud83d", "answer": "#### 4"}, "1 is no valid Unicode"),
     ],
 )
 def test_wrong_rows_are_named(tmp_path, kind, row, message):

@@ -11,6 +11,7 @@ import types
 import jax
 import pytest
 
+from launch import table
 from s1jax.checkpoint import store
 from s1jax.config import ModelConfig
 from s1jax.data import countdown, countdown_four
@@ -25,6 +26,8 @@ SUMS = [
     {"question": "Make 5 from 2 3 1", "solution": "so \\boxed{5}"},
     {"question": "Make 6 from 2 3 1", "answer": 6},
 ]
+REGRADED = [SUMS[0] | {"answer": 22}, *SUMS[1:]]
+OTHERS = [SUMS[0] | {"question": "Make 20 from 3 7 1"}, *SUMS[1:]]
 # Flags, and words of the one sentence they end in; {checkpoint} is there, and {rows0}, {rows1}, ... are WRONG_ROWS.
 WRONG = [
     (["--checkpoint=", "--budgets=0"], "--checkpoint is missing"),
@@ -43,6 +46,8 @@ WRONG = [
     (["--strategies=token:8", "--allow_untrained", "--checkpoint=package:countdown_base"], "cannot write the instr"),
     (["--budgets=0,-3"], '--budgets has "-3"'),
     (["--waits=none"], '--waits has "none"'),
+    (["--strategies=forcing:min=9+reject:max=8:temperature=1"], "rejects all that has its minimum"),
+    (["--strategies=none,majority:2:temperature=1e39"], '"majority of 2 at 1e+39", problem 0 of countdown (test)'),
     (["--budgets=0,500"], "--budgets has 500, more than --max_thinking_tokens 384"),
     (["--checkpoint=x", "--budgets=0"], "x is not a folder"),
     (["--budgets=0", "--hard", "--task=gsm8k:{rows0}"], "--hard is for --task=countdown, not for gsm8k"),
@@ -51,6 +56,10 @@ WRONG = [
     (["--budgets=0", "--buget=3"], "buget"),
     (["--budgets=0", "--task=nothing.jsonl"], "nothing.jsonl does not exist"),
     (["--waits=1", "--num_problems=3", "--max_thinking_tokens=600"], "context length is 512"),
+    (
+        ["--budgets=0,none", "--num_problems=3", "--max_thinking_tokens=600"],
+        '"no limit", problem 0 of countdown (test)',
+    ),
     (["--budgets=0", "--task={rows0}"], "no rows"),
     (["--budgets=0", "--task={rows1}"], "rows1.jsonl:2 is not JSON"),
     (["--budgets=0", "--task={rows2}"], "rows2.jsonl:3: no answer"),
@@ -71,16 +80,19 @@ STRATEGIES = {
     "reject:max=9:samples=2:temperature=1": "rejected above 9, 2 tries at 1",
 }  # fmt: skip
 # Runs the launcher once for each list of flags, in one process: importing and compiling take nearly all the time. A
-# number before the flags is that of the samples after which it is killed.
+# number before the flags is that of the samples after which it is killed; files behind them are written before.
 DRIVER = """
-import contextlib, io, json, sys
+import contextlib, io, json, pathlib, sys
 from unittest import mock
 from absl.testing import flagsaver
 from launch import cli, evaluate
 from s1jax.sample.journal import Journal
 outcomes = []
 append = Journal.append
-for stop, flags in json.loads(sys.argv.pop()):
+for stop, flags, files in json.loads(sys.argv.pop()):
+    for path, text in (files or {}).items():
+        pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+        pathlib.Path(path).write_text(text)
     out, err = io.StringIO(), io.StringIO()
     written = []
 
@@ -115,7 +127,8 @@ def runs(tmp_path_factory):
     fmt, token = chat.FORMATS["countdown"], {"experiment": {"data": {"control": "token"}}}
     store.save_model(folder / "model", params, config, tokenizer, fmt, {"made by": "a test"})
     store.save_model(folder / "token", params, config, tokenizer, fmt, token)
-    (folder / "sums.jsonl").write_text("\n".join(map(json.dumps, SUMS)) + "\n\n")
+    texts = ["\n".join(map(json.dumps, rows)) + "\n\n" for rows in (SUMS, REGRADED, OTHERS)]
+    (folder / "sums.jsonl").write_text(texts[0])
     names = {"checkpoint": folder / "model", "token": folder / "token"}
     for i, text in enumerate(WRONG_ROWS):
         names[f"rows{i}"] = folder / f"rows{i}.jsonl"
@@ -136,18 +149,25 @@ def runs(tmp_path_factory):
         [*strategies, f"--out={folder}/stopped", "--seed=5"],
         [*strategies, f"--out={folder}/stopped"],
     ]
-    stops = [None, None, None, None, 14]
+    question = [*small, "--budgets=4", "--num_problems=2", f"--task={folder}/sums.jsonl"]
+    again, half = [*question, f"--out={folder}/sums"], [*question, f"--out={folder}/half"]
+    every += [[*again, "--batch_size=1", "--dollars_per_hour=36"], again, half, half, half]
+    stops = [None, None, None, None, 14, *[None] * 4, 1]
+    edits = [None] * 7 + [{str(folder / "sums.jsonl"): text} for text in (*texts[1:], texts[0], texts[2], texts[0])]
+    edits[11][str(folder / "half" / "scaling.png" / "in the way")] = ""
     for i, (flags, _) in enumerate(WRONG):
         defaults = [f"--checkpoint={folder}/model", f"--out={folder}/wrong{i}"]
         every.append([flag.format(**names) for flag in [*defaults, *flags]])
     process = subprocess.run(
-        [sys.executable, "-c", DRIVER, json.dumps(list(itertools.zip_longest(stops, every)))],
+        [sys.executable, "-c", DRIVER, json.dumps(list(itertools.zip_longest(stops, every, edits)))],
         cwd=ROOT, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
-    countdown_run, other_seed, sums, strategies_run, stopped, changed, resumed, *wrong = json.loads(process.stdout)
+    countdown_run, other_seed, sums, strategies_run, stopped, changed, resumed, *rest = json.loads(process.stdout)
+    again, others, *half = rest[:5]
     return types.SimpleNamespace(
-        countdown=countdown_run, other_seed=other_seed, sums=sums, wrong=wrong, folder=folder,
+        countdown=countdown_run, other_seed=other_seed, sums=sums, wrong=rest[5:], folder=folder,
+        again=again, others=others, half=half,
         strategies=strategies_run, stopped=stopped, changed=changed, resumed=resumed,
         countdown_out=folder / "deep" / "countdown", sums_out=folder / "sums",
     )  # fmt: skip
@@ -270,10 +290,33 @@ def test_a_folder_with_other_results_is_left_alone(runs):
     assert json.loads((runs.countdown_out / "results.json").read_text())["asked"]["controls"]["seed"] == 3
 
 
+def test_a_finished_evaluation_is_graded_again_and_not_sampled(runs):
+    """References and the price may have changed; questions may not."""
+    assert runs.sums["written"] == 2 and runs.again["code"] == 0, runs.again["err"]
+    assert runs.again["written"] == 0 and "cut at 4" in runs.again["out"]
+    results = json.loads((runs.sums_out / "results.json").read_text())
+    assert results["dollars_per_hour"] == 36 and results["batch_size"] == 2
+    assert results["runs"][0]["dollars_per_problem"] > 0
+    assert runs.others["code"] == 2 and "results.json belongs to another evaluation" in runs.others["err"]
+    assert runs.others["written"] == 0
+
+
+def test_a_killed_evaluation_does_not_go_on_with_other_questions(runs):
+    stopped, refused, resumed = runs.half
+    assert stopped["code"] == 9 and stopped["written"] == 1
+    assert refused["code"] == 2 and "samples.journal belongs to another run" in refused["err"]
+    assert resumed["written"] == 1
+    # The plot could not be written, and nothing is lost by that.
+    assert resumed["code"] == 2 and "scaling.png: is a directory" in resumed["err"]
+    out = runs.folder / "half"
+    assert {file.name for file in out.iterdir()} == {"results.json", "samples.jsonl", "scaling.png"}
+    assert len(samples_in(out)) == json.loads((out / "results.json").read_text())["problems"] == 2
+
+
 def test_a_file_of_questions_is_graded_as_mathematics(runs):
     assert runs.sums["code"] == 0, runs.sums["err"]
     samples = samples_in(runs.sums_out)
-    assert [row["reference"] for row in samples] == ["21", "5"]
+    assert [row["reference"] for row in samples] == ["22", "5"]  # of the second time
     assert [row["correct"] for row in samples] == [grading.correct(row["answer"], row["reference"]) for row in samples]
     results = json.loads((runs.sums_out / "results.json").read_text())
     assert results["metrics"]["all"]["scaling"] is None and "2 problems" in runs.sums["out"]
@@ -283,8 +326,19 @@ def test_a_file_of_questions_is_graded_as_mathematics(runs):
 def test_wrong_input_ends_in_one_sentence_that_names_it(runs, number):
     outcome, words = runs.wrong[number], WRONG[number][1]
     sentence = outcome["err"].splitlines()[-1]
-    assert outcome["code"] == 2 and sentence.startswith("error: ") and words in sentence
+    assert outcome["written"] == 0 and outcome["code"] == 2 and sentence.startswith("error: ") and words in sentence
     assert "Traceback" not in outcome["err"] and not (runs.folder / f"wrong{number}" / "results.json").exists()
+
+
+def test_the_table_shows_names_as_they_are(capsys):
+    """Neither `[/b]` nor `:100:`, which a wait string may hold, is an instruction to Rich."""
+    run = scaling.Run(
+        name="[/b] :100: x1", label="", families=("waits",), parallel=False, problems=1, accuracy=0, error=0,
+        thinking_tokens=0, answer_tokens=0, total_tokens=0, samples=1, control=None, in_range=None, cut=0, seconds=0,
+    )  # fmt: skip
+    table.show([run], {"all": scaling.metrics([run])}, "[red] on countdown")
+    shown = capsys.readouterr().out
+    assert "[/b] :100: x1" in shown and "[red] on countdown" in shown
 
 
 def test_the_command_line_itself():

@@ -11,6 +11,7 @@ import time
 import jax
 import pytest
 
+from launch import cli
 from s1jax.checkpoint import store
 from s1jax.config import ModelConfig
 from s1jax.model import decoder
@@ -32,17 +33,21 @@ WRONG = [
     (["--out="], "--out=FILE.jsonl goes with --prompts"),
     (["--out={folder}"], "is a folder"),
     (["--out={folder}/no/where.jsonl"], "is no folder"),
+    (["--out={folder}/pipe"], "it is no regular file"),
     (["--checkpoint={folder}/none"], "none is not a folder"),
     (["--checkpoint={folder}/think"], "delimiter '<think>'"),
     (["--prompts={folder}/none.jsonl"], "none.jsonl does not exist"),
     (["--temperature=-1"], "temperature is -1.0"),
     (["--top_p=0"], "top_p is 0.0"),
+    (["--top_p=1e-50"], "top_p is 1e-50"),
+    (["--temperature=1e39"], r"temperature is 1e\+39"),
     (["--min_thinking_tokens=50"], "min_thinking_tokens 50 exceeds max_thinking_tokens 20"),
     (["--max_thinking_tokens=many"], "many"),
     (["--max_thinking=3"], "max_thinking"),
     (["--batch_size=0"], "batch_size"),
     (["--mesh=data=3"], "mesh.data=3.* does not divide the 1 devices"),
     (["--mesh=rows=1"], "--mesh has 'rows=1'; give axes out of data"),
+    (["--mesh=data=--1"], "--mesh has 'data=--1'; give axes out of data"),
     (["--max_answer_tokens=500"], f"prompts.jsonl:1: a prompt of .* context length is {CONTEXT}"),
     (["--cache_length=40", "--max_thinking_tokens=30"], "prompts.jsonl:1: a prompt of .* cache length is 40"),
     (["--prompts={f0}"], "f0.jsonl holds no rows"),
@@ -55,6 +60,8 @@ WRONG = [
     (["--prompts={f7}"], "f7.jsonl:1 is no JSON object"),
     (["--prompts={f8}"], "f8.jsonl:1: question is ' '"),
     (["--prompts={f9}"], "f9.jsonl:1: wait is 3"),
+    (["--prompts={f10}"], "f10.jsonl:1 is not JSON"),
+    (["--prompts={f11}"], "f11.jsonl:2 is no valid Unicode"),
 ]
 WRONG_ROWS = [
     "\n\n",
@@ -67,14 +74,22 @@ WRONG_ROWS = [
     "[1, 2]",
     '{"question": " "}',
     '{"question": "Make 5", "wait": 3}',
+    '{"question": ' + "[" * 100_000,
+    '{"question": "Make 5"}\n{"question": "Make 5", "name": "half a \\ud83d"}',
 ]
-# Runs the launcher once for each list of flags, in one process: importing and compiling take nearly all the time.
+# Runs the launcher once for each list of flags, in one process: importing and compiling take nearly all the time. What
+# stands before the flags is done before.
+EMOJI = """
+from s1jax.sample import rows
+plain = rows.texts
+rows.texts = lambda *given: (":100: " + plain(*given)[0], plain(*given)[1])"""
 DRIVER = """
-import contextlib, io, json, sys
+import contextlib, io, json, pathlib, sys
 from absl.testing import flagsaver
 from launch import cli, sample
 outcomes = []
-for flags in json.loads(sys.argv.pop()):
+for before, flags in json.loads(sys.argv.pop()):
+    exec(before)
     out, err = io.StringIO(), io.StringIO()
     with flagsaver.flagsaver(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         sys.argv[1:] = flags
@@ -99,7 +114,9 @@ def folder(tmp_path_factory):
     tokenizer = Tokenizer.load(ROOT / "s1jax/assets/countdown_tokenizer")
     store.save_model(folder / "model", params, config, tokenizer, chat.FORMATS["s1_plain"], {})
     store.save_model(folder / "think", params, config, tokenizer, chat.FORMATS["think"], {})
-    (folder / "prompts.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
+    (folder / "prompts.jsonl").write_text("\ufeff" + "\n".join(map(json.dumps, ROWS)))  # as some editors begin files
+    os.mkfifo(folder / "pipe")
+    (folder / "empty.jsonl").touch()
     for i, text in enumerate(WRONG_ROWS):
         (folder / f"f{i}.jsonl").write_text(text)
     return folder
@@ -107,7 +124,8 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def outcomes(folder):
-    """Outcomes of: the file, it again reversed and one by one, one prompt, the file once more, and all of WRONG."""
+    """Outcomes of: the file, it again reversed and one by one, one prompt, the file once more, all of WRONG, the file
+    with an output that lacks a row, and with an empty one."""
     names = {"folder": str(folder), **{f"f{i}": str(folder / f"f{i}.jsonl") for i in range(len(WRONG_ROWS))}}
     base = [f"--checkpoint={folder}/model", "--max_thinking_tokens=20", "--max_answer_tokens=6"]
     file = [*base, f"--prompts={folder}/prompts.jsonl", f"--out={folder}/out.jsonl"]
@@ -119,8 +137,13 @@ def outcomes(folder):
         file,
     ]
     runs += [[*file, f"--out={folder}/none.jsonl", *(flag.format(**names) for flag in flags)] for flags, _ in WRONG]
+    runs += [[*file, f"--out={folder}/short.jsonl"], [*file, f"--out={folder}/empty.jsonl"]]
+    shorten = f"""
+folder = pathlib.Path({str(folder)!r})
+(folder / "short.jsonl").write_text("".join((folder / "out.jsonl").read_text().splitlines(True)[:2]))"""
+    before = ["", "", EMOJI, "rows.texts = plain", *[""] * len(WRONG), shorten, ""]
     done = subprocess.run(
-        [sys.executable, "-c", DRIVER, json.dumps(runs)],
+        [sys.executable, "-c", DRIVER, json.dumps(list(zip(before, runs, strict=True)))],
         cwd=ROOT,
         env={**os.environ, "JAX_PLATFORMS": "cpu"},
         capture_output=True,
@@ -170,6 +193,7 @@ def test_one_prompt_is_streamed_with_thinking_and_answer_told_apart(outcomes):
     assert outcomes[2]["code"] == 0, outcomes[2]["err"]
     shown = outcomes[2]["out"]
     assert shown.startswith("thinking ─") and "\nanswer ─" in shown
+    assert "\n:100: " in shown  # as it was written, no picture
     assert "thinking tokens (" in outcomes[2]["err"]
 
 
@@ -190,6 +214,20 @@ def test_nothing_is_lost_and_nothing_half_written(folder, outcomes):
 
 def test_a_finished_run_is_not_made_again(folder, outcomes):
     assert outcomes[3]["code"] == 0 and "has all 3 rows already" in outcomes[3]["out"]
+
+
+def test_an_output_that_lacks_rows_is_not_taken_for_a_finished_one(folder, outcomes):
+    assert outcomes[-2]["code"] == 2 and "short.jsonl holds 2 of 3 rows; remove it" in outcomes[-2]["err"]
+    assert len(lines(folder / "short.jsonl")) == 2
+    assert outcomes[-1]["code"] == 0 and lines(folder / "empty.jsonl") == lines(folder / "out.jsonl")
+
+
+def test_ctrl_c_is_one_sentence(capsys):
+    def main():
+        raise KeyboardInterrupt
+
+    assert cli.guarded(main) == 130
+    assert capsys.readouterr().err == "interrupted; the same command goes on\n"
 
 
 def test_a_killed_run_goes_on_where_it_stopped(folder, outcomes, tmp_path):

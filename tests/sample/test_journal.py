@@ -1,0 +1,43 @@
+"""The journal of a run: what a killed process leaves, and that one process at a time writes it."""
+
+import pytest
+
+from s1jax.config import InputError
+from s1jax.sample.journal import Journal
+
+
+def test_rows_outlive_the_process_and_half_a_line_does_not(tmp_path):
+    with Journal(tmp_path / "j", "run") as journal:
+        journal.append({"index": 1, "text": "ä"})
+    with (tmp_path / "j").open("ab") as file:
+        file.write(b'{"fingerprint": "run", "ind')
+    with Journal(tmp_path / "j", "run") as journal:
+        assert journal.rows == [{"fingerprint": "run", "index": 1, "text": "ä"}]
+        journal.append({"index": 2})
+    with Journal(tmp_path / "j", "run") as journal:
+        assert [row["index"] for row in journal.rows] == [1, 2]
+    before = (tmp_path / "j").read_bytes()
+    with pytest.raises(InputError, match="j belongs to another run"):
+        Journal(tmp_path / "j", "another")
+    assert (tmp_path / "j").read_bytes() == before
+
+
+def test_a_second_writer_is_refused(tmp_path):
+    with Journal(tmp_path / "j", "run") as journal:
+        journal.append({"index": 1})
+        with pytest.raises(InputError, match=r"another process writes .*j; wait"):
+            Journal(tmp_path / "j", "run")
+        journal.append({"index": 2})
+    with Journal(tmp_path / "j", "run") as journal:
+        assert [row["index"] for row in journal.rows] == [1, 2]
+        journal.remove()
+        other = Journal(tmp_path / "j", "another")  # a file of its own
+    other.append({"index": 3})
+    other.close()
+    assert b"another" in (tmp_path / "j").read_bytes()
+
+
+def test_nothing_is_left_of_a_run_without_rows(tmp_path):
+    with Journal(tmp_path / "j", "run"):
+        pass
+    assert not list(tmp_path.iterdir())
