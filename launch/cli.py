@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import os
 import runpy
 import sys
 import traceback
@@ -16,6 +17,11 @@ from s1jax.config import InputError
 
 BAD_INPUT = 2  # exit code
 INTERRUPTED = 130  # likewise, after Ctrl-C, as of shells
+
+# jax gives a process three quarters of a GPU unless told otherwise: 63.7 GB of an H100, for which s1jax/plan/targets.py
+# counts on 80. What is left is for CUDA, NCCL and cuDNN.
+_MEMORY_FRACTION = "0.95"
+_MEMORY_NAMES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")  # jax refuses both at a time
 
 _NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
 _CONFIG_FILE = "Error whilst parsing config file"  # how config_flags introduces what a config file raised
@@ -39,12 +45,15 @@ def run(main: Callable[[], int | None], config_flag: str = "") -> None:
 def guarded(main: Callable[[], int | None]) -> int | None:
     """Returns what `main` returns, or prints the sentence of what the user can correct and returns `BAD_INPUT`.
 
-    After Ctrl-C it says how to go on and returns `INTERRUPTED`.
+    After Ctrl-C it says how to go on and returns `INTERRUPTED`. Sets the share of a GPU's memory that jax takes, unless
+    the environment does.
     """
+    if not any(name in os.environ for name in _MEMORY_NAMES):
+        os.environ[_MEMORY_NAMES[0]] = _MEMORY_FRACTION
     try:
         return main()
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on", file=sys.stderr, flush=True)
+        print("interrupted; run the same command again", file=sys.stderr, flush=True)
         return INTERRUPTED
     except InputError as error:
         return fail(str(error))

@@ -28,11 +28,6 @@ _PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this one i
 STOPPED = 128 + signal.SIGTERM  # exit code
 LOST = 75  # exit code of processes that lost another one; EX_TEMPFAIL of sysexits.h
 
-# jax gives a process three quarters of a GPU unless told otherwise: 63.7 GB of an H100, for which s1jax/plan/targets.py
-# counts on 80. What is left is for CUDA, NCCL and cuDNN.
-_MEMORY_FRACTION = "0.95"
-_MEMORY_NAMES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")  # jax refuses both at a time
-
 _SILENCE = 40  # seconds without a sign of life after which a process counts as lost
 _FAREWELL = 24 * 3600  # seconds that finished processes wait for process 0, which reads the last checkpoint once more
 _REMEDY = "run the same command again in all processes to go on from the newest checkpoint."
@@ -55,8 +50,6 @@ def run(main: Callable[[], int]) -> int:
     Raises:
       InputError: where flags or cluster do not say which processes there are, or where they do not meet.
     """
-    if not any(name in os.environ for name in _MEMORY_NAMES):
-        os.environ[_MEMORY_NAMES[0]] = _MEMORY_FRACTION
     _join()
     import jax
 

@@ -16,7 +16,7 @@ import pytest
 from jax.errors import JaxRuntimeError
 from jaxlib import xla_client
 
-from launch import processes
+from launch import cli, processes
 from s1jax.checkpoint import store
 from s1jax.config import InputError
 from s1jax.plan import gpu_descriptions, targets
@@ -249,19 +249,17 @@ def test_what_jax_aborts_says_so():
 
 @pytest.mark.parametrize("name", ["XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"])
 def test_a_process_gets_the_memory_that_plans_count_on(monkeypatch, name):
-    monkeypatch.setattr(processes, "_join", lambda: None)
-
     def share():
         return xla_client.generate_pjrt_gpu_plugin_options()["memory_fraction"]
 
-    # Set first, so that monkeypatch undoes what `run` sets.
+    # Set first, so that monkeypatch undoes what `guarded` sets.
     for variable in ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"):
         monkeypatch.setenv(variable, "")
         monkeypatch.delenv(variable)
-    fraction = processes.run(share)
+    fraction = cli.guarded(share)
     for kind, text in gpu_descriptions.TEXT.items():
         card = int(re.search(r"device_memory_size: (\d+)", text)[1])
         assert targets.CHIPS[kind].memory <= fraction * card
     monkeypatch.delenv("XLA_CLIENT_MEM_FRACTION")
     monkeypatch.setenv(name, "0.5")
-    assert processes.run(share) == 0.5
+    assert cli.guarded(share) == 0.5

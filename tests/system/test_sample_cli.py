@@ -227,7 +227,7 @@ def test_ctrl_c_is_one_sentence(capsys):
         raise KeyboardInterrupt
 
     assert cli.guarded(main) == 130
-    assert capsys.readouterr().err == "interrupted; the same command goes on\n"
+    assert capsys.readouterr().err == "interrupted; run the same command again\n"
 
 
 def test_a_killed_run_goes_on_where_it_stopped(folder, outcomes, tmp_path):
