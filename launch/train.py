@@ -64,35 +64,35 @@ def _train(experiment: Experiment, workdir: pathlib.Path, began: float, profile:
 
     mesh, about, batches, notes = parallel.together(lambda: _prepare(experiment))
     first = jax.process_index() == 0
-    loop.claim_workdir(workdir, experiment)
-    experiment, fallback = parallel.choose_attention(experiment, mesh, jax.default_backend())
-    if fallback:
-        notes.append(fallback)
-    for note in notes if first else []:
-        print(f"note: {note}")
+    with loop.claim_workdir(workdir, experiment, batches.digest):
+        experiment, fallback = parallel.choose_attention(experiment, mesh, jax.default_backend())
+        if fallback:
+            notes.append(fallback)
+        for note in notes if first else []:
+            print(f"note: {note}")
 
-    def make_params() -> Any:
-        from s1jax.model import decoder
+        def make_params() -> Any:
+            from s1jax.model import decoder
 
-        if experiment.init_from:
-            return store.load_model(experiment.init_from, mesh=mesh).params
-        shardings = parallel.param_shardings(about.config, mesh)
-        init = jax.jit(decoder.init_params, static_argnums=(0, 2), out_shardings=shardings)
-        return init(about.config, jax.random.key(experiment.seed), experiment.train.param_dtype)
+            if experiment.init_from:
+                return store.load_model(experiment.init_from, mesh=mesh).params
+            shardings = parallel.param_shardings(about.config, mesh)
+            init = jax.jit(decoder.init_params, static_argnums=(0, 2), out_shardings=shardings)
+            return init(about.config, jax.random.key(experiment.seed), experiment.train.param_dtype)
 
-    stop_asked = processes.stop_asked()
-    with progress.Bar("starting", batches.num_steps, shown=first) as bar:
+        stop_asked = processes.stop_asked()
+        with progress.Bar("starting", batches.num_steps, shown=first) as bar:
 
-        def on_step(record: dict[str, Any]) -> None:
-            detail = f"loss {record['loss']:.4f}  {record['tokens_per_second']:,.0f} tokens/s"
-            if record["dollars"]:
-                detail += f"  {record['dollars']:,.2f} USD so far, {record['dollars_to_go']:,.2f} to go"
-            bar.update(record["step"], detail)
+            def on_step(record: dict[str, Any]) -> None:
+                detail = f"loss {record['loss']:.4f}  {record['tokens_per_second']:,.0f} tokens/s"
+                if record["dollars"]:
+                    detail += f"  {record['dollars']:,.2f} USD so far, {record['dollars_to_go']:,.2f} to go"
+                bar.update(record["step"], detail)
 
-        watcher = loop.Watcher(bar.phase, on_step, stop_asked)
-        summary = loop.train(experiment, about, make_params, batches, workdir, mesh, watcher, began, profile)
-    if first:
-        _print_summary(summary, workdir)
+            watcher = loop.Watcher(bar.phase, on_step, stop_asked)
+            summary = loop.train(experiment, about, make_params, batches, workdir, mesh, watcher, began, profile)
+        if first:
+            _print_summary(summary, workdir)
     return processes.STOPPED if summary["stopped"] else 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -108,6 +109,15 @@ class Batches:
             )
         size = self.num_rows // shares
         self._rows = slice(share * size, (share + 1) * size)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all examples in their order: ids, and which of them are supervised."""
+        digest = hashlib.sha256()
+        for example in self._examples:
+            digest.update(len(example.ids).to_bytes(8, "little"))
+            digest.update(example.ids.astype("<i4").tobytes() + example.supervised.tobytes())
+        return digest.hexdigest()
 
     def names(self, step: int) -> list[str]:
         """Returns where the sequences of a step came from, over all processes."""

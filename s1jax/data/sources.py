@@ -17,6 +17,8 @@ CORPUS = "countdown_corpus"
 class CorpusBatches:
     """The endless text of the Countdown base model, cut off after `num_steps` batches."""
 
+    digest = ""  # of rows: the settings say all
+
     def __init__(self, data: DataConfig, num_steps: int, num_rows: int, share: int = 0, shares: int = 1):
         """Draws nothing yet.
 

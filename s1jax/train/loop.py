@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import json
 import pathlib
 import time
@@ -57,19 +58,75 @@ class Watcher:
     should_stop: Callable[[int], bool] = lambda step: False
 
 
-def claim_workdir(workdir: pathlib.Path, experiment: Experiment) -> None:
-    """Makes the folder of a run with its config.json, or checks that the run in it is this one.
+@contextlib.contextmanager
+def claim_workdir(workdir: pathlib.Path, experiment: Experiment, rows: str = "") -> Iterator[None]:
+    """Holds the folder of a run for a block: makes it with its config.json, or checks that the run in it is this one.
+
+    Process 0 keeps a lock on WORKDIR/.lock, which the system takes back when the process ends, however it does; where
+    the file system has no locks, nothing keeps a second run out.
+
+    Args:
+      workdir: the folder.
+      experiment: the settings.
+      rows: digest of the rows that are trained on, kept in rows.sha256; empty: they follow from the settings.
 
     Raises:
-      InputError: where the folder holds a run of other settings (says which) or is a file, or where another process
-        than the first doesn't see it or has other settings.
+      InputError: where another process trains in the folder, where it holds a run of other settings (says which) or of
+        other rows or is a file, or where another process than the first doesn't see it or has other settings.
     """
     first = jax.process_index() == 0
-    parallel.together(lambda: _claim(workdir, experiment) if first else None)
-    parallel.together(lambda: None if first else _claim(workdir, experiment))
+    with contextlib.ExitStack() as held:
+        parallel.together(lambda: _claim(workdir, experiment, rows, held) if first else None)
+        parallel.together(lambda: None if first else _claim(workdir, experiment, rows, held))
+        yield
 
 
-def _claim(workdir: pathlib.Path, experiment: Experiment) -> None:
+def _claim(workdir: pathlib.Path, experiment: Experiment, rows: str, held: contextlib.ExitStack) -> None:
+    if workdir.exists() and not workdir.is_dir():
+        raise InputError(f"{workdir} is a file; choose another --workdir.")
+    if jax.process_index() == 0:
+        _lock(workdir, held)
+    _check_settings(workdir, experiment)
+    if rows:
+        _check_rows(workdir, experiment.data.source, rows)
+
+
+def _lock(workdir: pathlib.Path, held: contextlib.ExitStack) -> None:
+    """Makes the folder and keeps other processes out of it until `held` is closed."""
+    with store.disk_errors(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = held.enter_context((workdir / ".lock").open("a"))
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(
+            f"{workdir} is being trained in by another process; wait for it, stop it, or choose another --workdir."
+        ) from None
+    except OSError:  # a file system without locks
+        return
+
+
+def _check_rows(workdir: pathlib.Path, source: str, rows: str) -> None:
+    """Compares the digest of the rows with that of the run; one that has none yet gets it."""
+    file = workdir / "rows.sha256"
+    there = file.read_text().strip() if file.exists() else ""
+    if there == rows:
+        return
+    if there and _begun(workdir):
+        raise InputError(
+            f"the rows of data.source {source} changed since the run in {workdir} began, or how they are encoded; "
+            f"choose another --workdir, or remove {file} to go on with rows you mended."
+        )
+    if jax.process_index() == 0:
+        with store.disk_errors(file):
+            file.write_text(rows + "\n")
+
+
+def _begun(workdir: pathlib.Path) -> bool:
+    return bool(store.finished_steps(workdir)) or (workdir / "metrics.jsonl").exists()
+
+
+def _check_settings(workdir: pathlib.Path, experiment: Experiment) -> None:
     file = workdir / "config.json"
     here = config_lib.to_dict(experiment)
     if file.exists():
@@ -88,8 +145,7 @@ def _claim(workdir: pathlib.Path, experiment: Experiment) -> None:
         ]
         if differ:
             more = f" (and {len(differ) - 3} more)" if len(differ) > 3 else ""
-            begun = store.finished_steps(workdir) or (workdir / "metrics.jsonl").exists()
-            remedy = "" if begun else "; or remove that one, which has not taken a step"
+            remedy = "" if _begun(workdir) else "; or remove that one, which has not taken a step"
             raise InputError(
                 f"{workdir} holds another run: {'; '.join(differ[:3])}{more}. Choose another --workdir or its settings"
                 f"{remedy}."
@@ -97,12 +153,9 @@ def _claim(workdir: pathlib.Path, experiment: Experiment) -> None:
         return
     if jax.process_index():
         raise InputError(f"{file}, which process 0 has, is not there; all processes have to see the same --workdir.")
-    if workdir.exists() and not workdir.is_dir():
-        raise InputError(f"{workdir} is a file; choose another --workdir.")
-    if store.finished_steps(workdir) or (workdir / "metrics.jsonl").exists():
+    if _begun(workdir):
         raise InputError(f"{workdir} holds a run without its config.json; choose another --workdir.")
-    with store.disk_errors(workdir):
-        workdir.mkdir(parents=True, exist_ok=True)
+    with store.disk_errors(file):
         file.write_text(json.dumps(here, indent=2) + "\n")
 
 
