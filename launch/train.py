@@ -25,7 +25,7 @@ import time
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from launch import cli, processes
 from s1jax import config as config_lib
@@ -47,6 +47,9 @@ def main() -> int:
         raise InputError("--config is missing; give a file of configs/, for example --config=configs/countdown_s1.py.")
     if not _WORKDIR.value:
         raise InputError("--workdir is missing; name the folder that shall hold the run.")
+    if not isinstance(_CONFIG.value, ConfigDict):
+        kind = type(_CONFIG.value).__name__
+        raise InputError(f"get_config of --config's file returns a {kind}; it must be an ml_collections.ConfigDict.")
     profile = range(0) if _PROFILE.value is None else _steps(_PROFILE.value)
     experiment = presets.experiment(_CONFIG.value.to_dict())
     workdir = pathlib.Path(_WORKDIR.value)
