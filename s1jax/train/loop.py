@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from s1jax import config as config_lib
-from s1jax import meters, parallel
+from s1jax import parallel
 from s1jax.checkpoint import store
 from s1jax.config import Experiment, InputError
 from s1jax.train import optimizer as optimizer_lib
@@ -208,9 +208,9 @@ def train(
         start = int(multihost_utils.broadcast_one_to_all(np.int32(checkpointer.newest_step() or 0)))
         if start:
             watcher.on_phase(f"loading the checkpoint of step {start}")
-            params, rest = checkpointer.restore(
-                start, abstract.params, {"step": abstract.step, "opt_state": abstract.opt_state}
-            )
+            rest = {"step": abstract.step, "opt_state": abstract.opt_state}
+            with _earlier(workdir, start):
+                params, rest = checkpointer.restore(start, abstract.params, rest)
             state = step_lib.TrainState(rest["step"], params, rest["opt_state"])
         else:
             watcher.on_phase("placing the weights")
@@ -221,7 +221,7 @@ def train(
             progress = {"step": step, "num_steps": num_steps, "loss": log.last.get("loss")}
             checkpointer.save(step, state.params, {"step": state.step, "opt_state": state.opt_state}, progress)
 
-        def settle(step: int, metrics: dict[str, jax.Array], pairs: int, places: int) -> None:
+        def settle(step: int, metrics: dict[str, jax.Array], places: int) -> None:
             values = {name: array.item() for name, array in jax.device_get(metrics).items()}
             if not values["finite"]:
                 names = batches.names(step)
@@ -233,16 +233,15 @@ def train(
                     f"step {step + 1}: loss {values['loss']} or gradient norm {values['grad_norm']} is not finite on "
                     f"the rows {shown}; {kept}. Look at them, or lower optimizer.learning_rate in another --workdir."
                 )
-            watcher.on_step(log.write(step + 1, values, pairs, places))
+            watcher.on_step(log.write(step + 1, values, places))
 
         if start < num_steps:
             watcher.on_phase("reading the first batch and compiling the step")
         options = step_lib.COMPILER_OPTIONS.get(jax.default_backend())
-        pending: tuple[int, dict[str, jax.Array], int, int] | None = None
+        pending: tuple[int, dict[str, jax.Array], int] | None = None
         profile = range(max(profile.start, start + 1), min(profile.stop, num_steps + 1))
         compiled = None
         stopped = False
-        shares = parallel.row_share(mesh)[1]
         step = start
         for step, batch in zip(range(start, num_steps), batches.iterate(start), strict=False):
             arrays = parallel.put_batch(batch, mesh)
@@ -261,7 +260,7 @@ def train(
             # The host waits for the step before this one, so the devices always have one step queued.
             if pending is not None:
                 settle(*pending)
-            pending = (step, metrics, meters.attended_pairs(batch) * shares, arrays["tokens"].size)
+            pending = (step, metrics, arrays["tokens"].size)
             stopped = watcher.should_stop(step + 1) and step + 1 < num_steps
             due = stopped or step + 1 == num_steps or (settings.every and (step + 1) % settings.every == 0)
             profiled = step + 1 in profile[-1:]
@@ -279,6 +278,20 @@ def train(
         watcher.on_phase("finishing the checkpoint")
         checkpointer.wait()
         return log.summary(stopped)
+
+
+@contextlib.contextmanager
+def _earlier(workdir: pathlib.Path, step: int) -> Iterator[None]:
+    """Adds to an error with the checkpoint of a step what to do where there is an earlier one."""
+    try:
+        yield
+    except InputError as error:
+        before = [other for other in store.finished_steps(workdir) if other < step]
+        if not before:
+            raise
+        folder = store.step_folder(workdir, step)
+        sentence = f"{str(error).rstrip('.')}; remove {folder} to go on from step {before[-1]}."
+        raise type(error)(sentence) from error
 
 
 def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:

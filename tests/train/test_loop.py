@@ -5,6 +5,7 @@ import errno
 import itertools
 import json
 import pathlib
+import shutil
 import time
 
 import jax
@@ -13,7 +14,7 @@ import pytest
 
 import s1jax
 from s1jax import config as config_lib
-from s1jax import parallel
+from s1jax import meters, parallel
 from s1jax.checkpoint import store
 from s1jax.config import (
     CheckpointConfig,
@@ -137,6 +138,13 @@ def test_one_line_a_step(whole):
         np.testing.assert_allclose(line["tokens_per_second"], 14 / line["seconds"])
         np.testing.assert_allclose(line["supervised_tokens_per_second"], 9 / line["seconds"])
     assert lines[0]["learning_rate"] == 0 and lines[1]["learning_rate"] == pytest.approx(1e-2)
+
+
+def test_mfu_counts_the_pairs_of_the_whole_batch(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("s1jax.meters.PEAK_FLOPS", (("cpu", 1e12),))
+    run(tmp_path / "w", should_stop=lambda step: True)
+    (line,) = records(tmp_path / "w")
+    assert line["mfu"] * line["seconds"] * 1e12 == pytest.approx(meters.train_flops(MODEL, 14, 36 + 21))
 
 
 def test_wall_clock_and_dollars(whole):
@@ -269,6 +277,20 @@ def test_a_loss_that_is_not_finite_names_step_and_rows_and_keeps_the_checkpoint(
     assert store.finished_steps(tmp_path / "w") == [2]
     assert [line["step"] for line in records(tmp_path / "w")] == [1, 2, 3]
     assert run(tmp_path / "w", Rows(), make_params=never)["steps"] == STEPS, "goes on when the rows were mended"
+
+
+def test_a_damaged_newest_checkpoint_says_where_to_go_on_from(run, whole, tmp_path):
+    shutil.copytree(whole[0], tmp_path / "w")
+    newest = tmp_path / "w" / "checkpoints" / "6"
+    (newest / "s1jax.json").write_text("")
+    with pytest.raises(InputError, match=rf"s1jax.json has 0 bytes .*; remove {newest} to go on from step 4\.$"):
+        run(tmp_path / "w")
+    shutil.rmtree(newest)
+    assert run(tmp_path / "w", make_params=never)["steps"] == STEPS
+    shutil.rmtree(tmp_path / "w" / "checkpoints" / "4")
+    (newest / "s1jax.json").write_text("")
+    with pytest.raises(InputError, match=r"use another one or copy it again\.$"):
+        run(tmp_path / "w")
 
 
 def test_a_full_disk_is_one_sentence(run, tmp_path, monkeypatch):
