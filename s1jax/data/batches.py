@@ -10,7 +10,7 @@ import numpy as np
 from s1jax.config import InputError
 from s1jax.data import packing
 from s1jax.data.packing import Batch, Example
-from s1jax.data.s1k import Row
+from s1jax.data.s1k import Row, named
 from s1jax.text import chat
 from s1jax.text.tokenizer import Tokenizer
 
@@ -21,12 +21,13 @@ def encode_rows(tokenizer: Tokenizer, fmt: chat.ChatFormat, rows: Sequence[Row])
     """Encodes rows of text in a chat format.
 
     Raises:
-      InputError: if the tokenizer lacks a delimiter of the format.
+      InputError: if the tokenizer lacks a delimiter of the format, or cannot encode a row (names it).
     """
     chat.check(tokenizer, fmt)
     examples = []
     for row in rows:
-        ids, supervised = chat.encode_row(tokenizer, fmt, row.question, row.trace, row.answer)
+        with named(row):
+            ids, supervised = chat.encode_row(tokenizer, fmt, row.question, row.trace, row.answer)
         examples.append(Example(ids, supervised, row.name))
     return examples
 
