@@ -1,8 +1,8 @@
 """Trains a model: `python -m launch.train --config=configs/NAME.py --workdir=DIR [--config.a.b=v ...]`.
 
-The same command run again goes on from the newest checkpoint in DIR. DIR gets config.json, metrics.jsonl, tensorboard/
-and checkpoints/STEP, and is itself a checkpoint to every other launcher. --profile=3:6 writes an XProf trace of steps 3
-to 6 to DIR/profile.
+The same command run again goes on from the newest checkpoint in DIR. DIR gets config.json, rows.sha256 (of the encoded
+rows), metrics.jsonl, tensorboard/ and checkpoints/STEP, and is itself a checkpoint to every other launcher; one run at
+a time has it. --profile=3:6 writes an XProf trace of steps 3 to 6 to DIR/profile.
 
 On several hosts the same command runs in every process, with a DIR that all of them see. Processes find each other as
 launch/processes.py says; on a machine without a cluster, give --coordinator=HOST:PORT --num_processes=N --process_id=I.
