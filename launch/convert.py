@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import math
 import pathlib
 import re
 import shutil
@@ -25,7 +26,7 @@ from absl import flags
 
 import s1jax
 from launch import cli
-from s1jax.checkpoint import gguf, huggingface, store
+from s1jax.checkpoint import gguf, huggingface, huggingface_config, store
 from s1jax.config import InputError, ModelConfig
 from s1jax.text import chat as chat_lib
 from s1jax.text.tokenizer import Tokenizer
@@ -56,8 +57,8 @@ def main() -> None:
     source, target = _one("from_hf", "from_gguf", "from"), _one("to", "to_hf")
     if (source == "from") != (target == "to_hf"):
         raise InputError("convert goes --from_hf or --from_gguf with --to, or --from with --to_hf.")
-    if FLAGS.max_shard_gb <= 0:
-        raise InputError(f"--max_shard_gb is {FLAGS.max_shard_gb}; it must be positive.")
+    if not 0 < FLAGS.max_shard_gb < math.inf:
+        raise InputError(f"--max_shard_gb is {FLAGS.max_shard_gb}; it must be positive and finite.")
     # An accelerator has nothing to do here, and its memory may be too small for the whole model.
     import jax
 
@@ -129,10 +130,12 @@ def _new_folder(path: str, flag: str) -> Iterator[pathlib.Path]:
 def _read_huggingface(name: str, dtype: Any) -> tuple[Any, ModelConfig, Tokenizer, dict[str, Any], tuple[int, ...]]:
     """Weights, shape, tokenizer, provenance, and the ids that end a text by the model's own configuration."""
     folder = _local_folder(name)
-    config = huggingface.config_from_json(huggingface.read_json(folder / "config.json"), str(folder / "config.json"))
+    config = huggingface_config.config_from_json(
+        huggingface_config.read_json(folder / "config.json"), str(folder / "config.json")
+    )
     tokenizer = Tokenizer.load(FLAGS.tokenizer or folder)
     params = huggingface.read_params(folder, config, dtype)
-    return params, config, tokenizer, {"source": name, "format": "huggingface"}, huggingface.read_eos(folder)
+    return params, config, tokenizer, {"source": name, "format": "huggingface"}, huggingface_config.read_eos(folder)
 
 
 def _local_folder(name: str) -> pathlib.Path:

@@ -1,8 +1,8 @@
 """Trains a model: `python -m launch.train --config=configs/NAME.py --workdir=DIR [--config.a.b=v ...]`.
 
-The same command run again goes on from the newest checkpoint in DIR. DIR gets config.json, metrics.jsonl, tensorboard/
-and checkpoints/STEP, and is itself a checkpoint to every other launcher. --profile=3:6 writes an XProf trace of steps 3
-to 6 to DIR/profile.
+The same command run again goes on from the newest checkpoint in DIR. DIR gets config.json, rows.sha256 (of the encoded
+rows), metrics.jsonl, tensorboard/ and checkpoints/STEP, and is itself a checkpoint to every other launcher; one run at
+a time has it. --profile=3:6 writes an XProf trace of steps 3 to 6 to DIR/profile.
 
 On several hosts the same command runs in every process, with a DIR that all of them see. Processes find each other as
 launch/processes.py says; on a machine without a cluster, give --coordinator=HOST:PORT --num_processes=N --process_id=I.
@@ -25,7 +25,7 @@ import time
 from typing import Any
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
 from launch import cli, processes
 from s1jax import config as config_lib
@@ -47,6 +47,9 @@ def main() -> int:
         raise InputError("--config is missing; give a file of configs/, for example --config=configs/countdown_s1.py.")
     if not _WORKDIR.value:
         raise InputError("--workdir is missing; name the folder that shall hold the run.")
+    if not isinstance(_CONFIG.value, ConfigDict):
+        kind = type(_CONFIG.value).__name__
+        raise InputError(f"get_config of --config's file returns a {kind}; it must be an ml_collections.ConfigDict.")
     profile = range(0) if _PROFILE.value is None else _steps(_PROFILE.value)
     experiment = presets.experiment(_CONFIG.value.to_dict())
     workdir = pathlib.Path(_WORKDIR.value)
@@ -64,35 +67,35 @@ def _train(experiment: Experiment, workdir: pathlib.Path, began: float, profile:
 
     mesh, about, batches, notes = parallel.together(lambda: _prepare(experiment))
     first = jax.process_index() == 0
-    loop.claim_workdir(workdir, experiment)
-    experiment, fallback = parallel.choose_attention(experiment, mesh, jax.default_backend())
-    if fallback:
-        notes.append(fallback)
-    for note in notes if first else []:
-        print(f"note: {note}")
+    with loop.claim_workdir(workdir, experiment, batches.digest):
+        experiment, fallback = parallel.choose_attention(experiment, mesh, jax.default_backend())
+        if fallback:
+            notes.append(fallback)
+        for note in notes if first else []:
+            print(f"note: {note}")
 
-    def make_params() -> Any:
-        from s1jax.model import decoder
+        def make_params() -> Any:
+            from s1jax.model import decoder
 
-        if experiment.init_from:
-            return store.load_model(experiment.init_from, mesh=mesh).params
-        shardings = parallel.param_shardings(about.config, mesh)
-        init = jax.jit(decoder.init_params, static_argnums=(0, 2), out_shardings=shardings)
-        return init(about.config, jax.random.key(experiment.seed), experiment.train.param_dtype)
+            if experiment.init_from:
+                return store.load_model(experiment.init_from, mesh=mesh).params
+            shardings = parallel.param_shardings(about.config, mesh)
+            init = jax.jit(decoder.init_params, static_argnums=(0, 2), out_shardings=shardings)
+            return init(about.config, jax.random.key(experiment.seed), experiment.train.param_dtype)
 
-    stop_asked = processes.stop_asked()
-    with progress.Bar("starting", batches.num_steps, shown=first) as bar:
+        stop_asked = processes.stop_asked()
+        with progress.Bar("starting", batches.num_steps, shown=first) as bar:
 
-        def on_step(record: dict[str, Any]) -> None:
-            detail = f"loss {record['loss']:.4f}  {record['tokens_per_second']:,.0f} tokens/s"
-            if record["dollars"]:
-                detail += f"  {record['dollars']:,.2f} USD so far, {record['dollars_to_go']:,.2f} to go"
-            bar.update(record["step"], detail)
+            def on_step(record: dict[str, Any]) -> None:
+                detail = f"loss {record['loss']:.4f}  {record['tokens_per_second']:,.0f} tokens/s"
+                if record["dollars"]:
+                    detail += f"  {record['dollars']:,.2f} USD so far, {record['dollars_to_go']:,.2f} to go"
+                bar.update(record["step"], detail)
 
-        watcher = loop.Watcher(bar.phase, on_step, stop_asked)
-        summary = loop.train(experiment, about, make_params, batches, workdir, mesh, watcher, began, profile)
-    if first:
-        _print_summary(summary, workdir)
+            watcher = loop.Watcher(bar.phase, on_step, stop_asked)
+            summary = loop.train(experiment, about, make_params, batches, workdir, mesh, watcher, began, profile)
+        if first:
+            _print_summary(summary, workdir)
     return processes.STOPPED if summary["stopped"] else 0
 
 

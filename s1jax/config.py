@@ -92,6 +92,12 @@ def _at_least(least: int, where: str, config: Any, *names: str) -> None:
         _require(value >= least, f"{where}{name} is {value}; it must {'be positive' if least else 'not be negative'}.")
 
 
+def _from_zero(where: str, config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _require(0 <= value < math.inf, f"{where}{name} is {value}; give a number from 0 on.")
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Shape of one decoder of the Qwen2/2.5, Qwen3 or Llama family; every field changes the output or a shape.
@@ -154,7 +160,7 @@ class DataConfig:
     Attributes:
       source: `countdown`, `countdown_corpus`, `s1k`, `s1k_1_1`, or the path of a JSONL/parquet file or folder of rows.
       traces: whose thinking the `s1k_1_1` rows carry.
-      num_rows: use this many rows from the front of the source; 0 takes all.
+      num_rows: use this many rows from the front of the source; 0 takes all, but 1,000 of `countdown`.
       block_size: T, ids in one row of a batch.
       batching: `padded` puts one sequence in a row (the paper), `packed` as many as fit, told apart by segment ids.
       weighting: `sequence` averages over each sequence's supervised ids, then over sequences (the paper);
@@ -176,6 +182,7 @@ class DataConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        _require(bool(self.source.strip()), f"data.source is {self.source!r}; name a source or a file of rows.")
         _require(self.block_size > 1, f"data.block_size is {self.block_size}; it must be at least 2.")
         _require(self.num_rows >= 0, f"data.num_rows is {self.num_rows}; give 0 for all rows.")
 
@@ -211,18 +218,17 @@ class OptimizerConfig:
     moment_dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
-        _require(
-            0 <= self.learning_rate < math.inf,
-            f"optimizer.learning_rate is {self.learning_rate}; give a number from 0 on.",
-        )
-        _require(
-            0 <= self.warmup_fraction <= 1, f"optimizer.warmup_fraction is {self.warmup_fraction}; it lies in [0, 1]."
-        )
-        for name in ("b1", "b2") if self.moment_dtype == "bfloat16" else ():
+        _from_zero("optimizer.", self, "learning_rate", "weight_decay", "clip_norm")
+        share = self.warmup_fraction
+        _require(0 <= share <= 1, f"optimizer.warmup_fraction is {share}; it lies in [0, 1].")
+        _require(0 < self.eps < math.inf, f"optimizer.eps is {self.eps}; give a positive number.")
+        for name in ("b1", "b2"):
+            value = getattr(self, name)
+            _require(0 <= value < 1, f"optimizer.{name} is {value}; it must lie in [0, 1).")
             _require(
-                getattr(self, name) <= 0.98,
-                f"optimizer.{name} is {getattr(self, name)}: optimizer.moment_dtype='bfloat16' would round such slow "
-                "changes away; give at most 0.98, or 'float32' moments.",
+                value <= 0.98 or self.moment_dtype == "float32",
+                f"optimizer.{name} is {value}: optimizer.moment_dtype='bfloat16' would round such slow changes away; "
+                "give at most 0.98, or 'float32' moments.",
             )
 
 
@@ -289,6 +295,9 @@ class CostConfig:
     """Price in US dollars of one device for one hour; 0 leaves dollars out."""
 
     per_device_hour: float = 0.0
+
+    def __post_init__(self) -> None:
+        _from_zero("cost.", self, "per_device_hour")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,19 +8,20 @@ from collections.abc import Iterable
 from typing import Any
 
 import jax
-import numpy as np
 
 from s1jax.config import ModelConfig
 
 # Dense bf16 peak in FLOP/s of one device, by what `jax.Device.device_kind` contains; the first match counts.
-# Sources: the makers' data sheets (NVIDIA H100 SXM/PCIe/NVL, H200, A100, L4; Google Cloud's TPU pages). A v2 or v3 chip
-# shows as two devices, hence half a chip's figure.
+# Sources: the makers' data sheets (NVIDIA H100 SXM/PCIe/NVL, H200, A100, L40S, L40, L4; Google Cloud's TPU pages). A
+# v2 or v3 chip shows as two devices, hence half a chip's figure.
 PEAK_FLOPS: tuple[tuple[str, float], ...] = (
     ("H100 PCIe", 756e12),
     ("H100 NVL", 835e12),
     ("H100", 989e12),
     ("H200", 989e12),
     ("A100", 312e12),
+    ("L40S", 362e12),
+    ("L40", 181e12),
     ("L4", 121e12),
     ("TPU v2", 22.5e12),
     ("TPU v3", 61.5e12),
@@ -35,16 +36,13 @@ PEAK_FLOPS: tuple[tuple[str, float], ...] = (
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """Peak bf16 FLOP/s of a device, or None where it is not known (a CPU, for example)."""
+    """Peak bf16 FLOP/s of a device, or None where it is not known (a CPU, a MIG slice of a GPU)."""
+    if "MIG" in device_kind:
+        return None
     return next((peak for name, peak in PEAK_FLOPS if name.lower() in device_kind.lower()), None)
 
 
-def attended_pairs(batch: dict[str, np.ndarray]) -> int:
-    """Number of (query, key) pairs within the batch's causal segments, padding left out; n (n + 1) / 2 for length n."""
-    return int(np.sum((batch["positions"].astype(np.int64) + 1) * (batch["segment_ids"] > 0)))
-
-
-def train_flops(config: ModelConfig, tokens: int, pairs: int) -> float:
+def train_flops(config: ModelConfig, tokens: int, pairs: float) -> float:
     """Floating-point operations of one training step that the model itself needs; nothing for recomputation.
 
     6 * weights * tokens + 12 * L * N * H * pairs. Weights are those that tokens are multiplied with: all but the rows
@@ -55,7 +53,7 @@ def train_flops(config: ModelConfig, tokens: int, pairs: int) -> float:
     Args:
       config: shape of the model.
       tokens: ids fed to it, without padding.
-      pairs: of `attended_pairs`.
+      pairs: (query, key) pairs within the causal segments, padding left out; n (n + 1) / 2 for length n.
     """
     weights = config.num_params - (0 if config.tied_embeddings else config.vocab_size * config.d_model)
     attention = 12 * config.num_layers * config.num_heads * config.head_dim * pairs

@@ -42,3 +42,21 @@ def test_an_experiment_takes_a_preset_by_name():
 def test_an_unknown_preset_is_named_with_the_known_ones():
     with pytest.raises(InputError, match=r"'qwen9' is no preset; choose one of qwen2p5_0p5b"):
         presets.experiment({"model": "qwen9"})
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "values", "message"),
+    [
+        ("optimizer", "b1", (-0.1, 1.0, float("nan")), r"it must lie in \[0, 1\)"),
+        ("optimizer", "b2", (-0.1, 1.0, float("nan")), r"it must lie in \[0, 1\)"),
+        ("optimizer", "eps", (0.0, -1e-8, float("inf"), float("nan")), "give a positive number"),
+        ("optimizer", "weight_decay", (-0.1, float("inf"), float("nan")), "give a number from 0 on"),
+        ("optimizer", "clip_norm", (-1.0, float("inf"), float("nan")), "give a number from 0 on"),
+        ("cost", "per_device_hour", (-1.0, float("inf"), float("nan")), "give a number from 0 on"),
+        ("data", "source", ("", " "), "name a source or a file of rows"),
+    ],
+)
+def test_a_setting_out_of_range_is_named(group, name, values, message):
+    for value in values:
+        with pytest.raises(InputError, match=rf"^{group}\.{name} is .*; {message}"):
+            presets.experiment({"model": "qwen3_0p6b", group: {name: value}})

@@ -82,6 +82,9 @@ def read_config(reader: gguf.GGUFReader, where: str) -> ModelConfig:
     scaling = get("rope.scaling.type", "none")
     if scaling != "none" or get("rope.scaling.factor", 1.0) != 1.0:
         raise InputError(f"{where}: rotary scaling of type {scaling!r} is not supported; get the unscaled model.")
+    linear = get("rope.scale_linear", 0.0)  # of files from before 2023-11
+    if linear not in (0.0, 1.0):
+        raise InputError(f"{where}: rotary scaling by {linear:g} is not supported; get the unscaled model.")
     if get("expert_count", 0):
         raise InputError(f"{where}: a mixture of experts is not supported; s1jax reads dense decoders.")
     d_model, num_heads = get("embedding_length"), get("attention.head_count")
@@ -92,6 +95,10 @@ def read_config(reader: gguf.GGUFReader, where: str) -> ModelConfig:
                 f"{where}: {family}.{key} is {get(key)}, the head dimension {head_dim}; they must be equal."
             )
     shapes = {tensor.name: tensor.shape for tensor in reader.tensors}
+    if "rope_freqs.weight" in shapes:  # Llama 3.1 and later
+        raise InputError(
+            f"{where}: tensor rope_freqs.weight asks for rotary scaling, which is not supported; get another model."
+        )
     if "token_embd.weight" not in shapes:
         raise InputError(f"{where} lacks tensor token_embd.weight; get a complete file.")
     return ModelConfig(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy as np
 from s1jax.config import InputError
 from s1jax.data import packing
 from s1jax.data.packing import Batch, Example
-from s1jax.data.s1k import Row
+from s1jax.data.s1k import Row, named
 from s1jax.text import chat
 from s1jax.text.tokenizer import Tokenizer
 
@@ -20,12 +21,13 @@ def encode_rows(tokenizer: Tokenizer, fmt: chat.ChatFormat, rows: Sequence[Row])
     """Encodes rows of text in a chat format.
 
     Raises:
-      InputError: if the tokenizer lacks a delimiter of the format.
+      InputError: if the tokenizer lacks a delimiter of the format, or cannot encode a row (names it).
     """
     chat.check(tokenizer, fmt)
     examples = []
     for row in rows:
-        ids, supervised = chat.encode_row(tokenizer, fmt, row.question, row.trace, row.answer)
+        with named(row):
+            ids, supervised = chat.encode_row(tokenizer, fmt, row.question, row.trace, row.answer)
         examples.append(Example(ids, supervised, row.name))
     return examples
 
@@ -108,6 +110,15 @@ class Batches:
             )
         size = self.num_rows // shares
         self._rows = slice(share * size, (share + 1) * size)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all examples in their order: ids, and which of them are supervised."""
+        digest = hashlib.sha256()
+        for example in self._examples:
+            digest.update(len(example.ids).to_bytes(8, "little"))
+            digest.update(example.ids.astype("<i4").tobytes() + example.supervised.tobytes())
+        return digest.hexdigest()
 
     def names(self, step: int) -> list[str]:
         """Returns where the sequences of a step came from, over all processes."""

@@ -15,7 +15,7 @@ import statistics
 from collections.abc import Sequence
 
 from s1jax.config import InputError
-from s1jax.data.s1k import Row
+from s1jax.data.s1k import Row, named
 from s1jax.text import chat
 from s1jax.text.chat import ChatFormat
 from s1jax.text.tokenizer import Tokenizer
@@ -31,10 +31,13 @@ def make_rows(rows: Sequence[Row], control: str, tokenizer: Tokenizer, fmt: Chat
       fmt: has the instructions.
 
     Raises:
-      InputError: if the tokenizer cannot write an instruction (names the row), or all traces are equally long for
-        `class`.
+      InputError: if the tokenizer cannot write an instruction or encode a trace (names the row), or all traces are
+        equally long for `class`.
     """
-    counts = [chat.thinking_tokens(tokenizer, fmt, row.trace) for row in rows] if control != "step" else []
+    counts = []
+    for row in rows if control != "step" else ():
+        with named(row):
+            counts.append(chat.thinking_tokens(tokenizer, fmt, row.trace))
     median = statistics.median_low(counts) if counts else 0
     if control == "class" and max(counts) == median:
         raise InputError(f"data.control class: no trace is longer than the median of {median} tokens; give other rows.")
@@ -48,10 +51,8 @@ def make_rows(rows: Sequence[Row], control: str, tokenizer: Tokenizer, fmt: Chat
             bound = bucket(counts[i])
         else:
             bound = "short" if counts[i] <= median else "long"
-        try:
+        with named(row):
             question = chat.instruct(tokenizer, fmt, row.question, control, bound)
-        except InputError as error:
-            raise InputError(f"{row.name}: {error}") from error
         made.append(dataclasses.replace(row, question=question, trace=trace))
     return made
 

@@ -11,6 +11,7 @@ second run needs no network. A folder prepared by that builder can be given as a
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -38,6 +39,15 @@ class Row:
     trace: str
     answer: str
     name: str
+
+
+@contextlib.contextmanager
+def named(row: Row) -> Iterator[None]:
+    """Puts the row's name before what goes wrong with it."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{row.name}: {error}") from error
 
 
 def load_rows(source: str, traces: str = "deepseek", num_rows: int = 0) -> list[Row]:

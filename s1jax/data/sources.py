@@ -17,6 +17,8 @@ CORPUS = "countdown_corpus"
 class CorpusBatches:
     """The endless text of the Countdown base model, cut off after `num_steps` batches."""
 
+    digest = ""  # of rows: the settings say all
+
     def __init__(self, data: DataConfig, num_steps: int, num_rows: int, share: int = 0, shares: int = 1):
         """Draws nothing yet.
 
@@ -77,6 +79,12 @@ def make(
             raise InputError(f"data.source {CORPUS} has no end; give train.steps.")
         if data.control:
             raise InputError(f"data.control {data.control} needs rows with questions, which {CORPUS} has not; drop it.")
+        wrong = [s for i, s in enumerate(countdown.SYMBOLS) if not tokenizer.knows(s) or tokenizer.id_of(s) != i]
+        if wrong:
+            raise InputError(
+                f"data.source {CORPUS} is made of Countdown's ids, which the tokenizer does not have for {wrong[0]!r}; "
+                "give the tokenizer of configs/countdown_base.py, or another data.source."
+            )
         if train.batch_size % multiple:
             raise InputError(
                 f"train.batch_size {train.batch_size} does not divide by mesh.data * mesh.fsdp * train.accumulation ="

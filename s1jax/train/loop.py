@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import json
 import pathlib
 import time
@@ -16,7 +17,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from s1jax import config as config_lib
-from s1jax import meters, parallel
+from s1jax import parallel
 from s1jax.checkpoint import store
 from s1jax.config import Experiment, InputError
 from s1jax.train import optimizer as optimizer_lib
@@ -57,19 +58,75 @@ class Watcher:
     should_stop: Callable[[int], bool] = lambda step: False
 
 
-def claim_workdir(workdir: pathlib.Path, experiment: Experiment) -> None:
-    """Makes the folder of a run with its config.json, or checks that the run in it is this one.
+@contextlib.contextmanager
+def claim_workdir(workdir: pathlib.Path, experiment: Experiment, rows: str = "") -> Iterator[None]:
+    """Holds the folder of a run for a block: makes it with its config.json, or checks that the run in it is this one.
+
+    Process 0 keeps a lock on WORKDIR/.lock, which the system takes back when the process ends, however it does; where
+    the file system has no locks, nothing keeps a second run out.
+
+    Args:
+      workdir: the folder.
+      experiment: the settings.
+      rows: digest of the rows that are trained on, kept in rows.sha256; empty: they follow from the settings.
 
     Raises:
-      InputError: where the folder holds a run of other settings (says which) or is a file, or where another process
-        than the first doesn't see it or has other settings.
+      InputError: where another process trains in the folder, where it holds a run of other settings (says which) or of
+        other rows or is a file, or where another process than the first doesn't see it or has other settings.
     """
     first = jax.process_index() == 0
-    parallel.together(lambda: _claim(workdir, experiment) if first else None)
-    parallel.together(lambda: None if first else _claim(workdir, experiment))
+    with contextlib.ExitStack() as held:
+        parallel.together(lambda: _claim(workdir, experiment, rows, held) if first else None)
+        parallel.together(lambda: None if first else _claim(workdir, experiment, rows, held))
+        yield
 
 
-def _claim(workdir: pathlib.Path, experiment: Experiment) -> None:
+def _claim(workdir: pathlib.Path, experiment: Experiment, rows: str, held: contextlib.ExitStack) -> None:
+    if workdir.exists() and not workdir.is_dir():
+        raise InputError(f"{workdir} is a file; choose another --workdir.")
+    if jax.process_index() == 0:
+        _lock(workdir, held)
+    _check_settings(workdir, experiment)
+    if rows:
+        _check_rows(workdir, experiment.data.source, rows)
+
+
+def _lock(workdir: pathlib.Path, held: contextlib.ExitStack) -> None:
+    """Makes the folder and keeps other processes out of it until `held` is closed."""
+    with store.disk_errors(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = held.enter_context((workdir / ".lock").open("a"))
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(
+            f"{workdir} is being trained in by another process; wait for it, stop it, or choose another --workdir."
+        ) from None
+    except OSError:  # a file system without locks
+        return
+
+
+def _check_rows(workdir: pathlib.Path, source: str, rows: str) -> None:
+    """Compares the digest of the rows with that of the run; one that has none yet gets it."""
+    file = workdir / "rows.sha256"
+    there = file.read_text().strip() if file.exists() else ""
+    if there == rows:
+        return
+    if there and _begun(workdir):
+        raise InputError(
+            f"the rows of data.source {source} changed since the run in {workdir} began, or how they are encoded; "
+            f"choose another --workdir, or remove {file} to go on with rows you mended."
+        )
+    if jax.process_index() == 0:
+        with store.disk_errors(file):
+            file.write_text(rows + "\n")
+
+
+def _begun(workdir: pathlib.Path) -> bool:
+    return bool(store.finished_steps(workdir)) or (workdir / "metrics.jsonl").exists()
+
+
+def _check_settings(workdir: pathlib.Path, experiment: Experiment) -> None:
     file = workdir / "config.json"
     here = config_lib.to_dict(experiment)
     if file.exists():
@@ -88,8 +145,7 @@ def _claim(workdir: pathlib.Path, experiment: Experiment) -> None:
         ]
         if differ:
             more = f" (and {len(differ) - 3} more)" if len(differ) > 3 else ""
-            begun = store.finished_steps(workdir) or (workdir / "metrics.jsonl").exists()
-            remedy = "" if begun else "; or remove that one, which has not taken a step"
+            remedy = "" if _begun(workdir) else "; or remove that one, which has not taken a step"
             raise InputError(
                 f"{workdir} holds another run: {'; '.join(differ[:3])}{more}. Choose another --workdir or its settings"
                 f"{remedy}."
@@ -97,12 +153,9 @@ def _claim(workdir: pathlib.Path, experiment: Experiment) -> None:
         return
     if jax.process_index():
         raise InputError(f"{file}, which process 0 has, is not there; all processes have to see the same --workdir.")
-    if workdir.exists() and not workdir.is_dir():
-        raise InputError(f"{workdir} is a file; choose another --workdir.")
-    if store.finished_steps(workdir) or (workdir / "metrics.jsonl").exists():
+    if _begun(workdir):
         raise InputError(f"{workdir} holds a run without its config.json; choose another --workdir.")
-    with store.disk_errors(workdir):
-        workdir.mkdir(parents=True, exist_ok=True)
+    with store.disk_errors(file):
         file.write_text(json.dumps(here, indent=2) + "\n")
 
 
@@ -155,9 +208,9 @@ def train(
         start = int(multihost_utils.broadcast_one_to_all(np.int32(checkpointer.newest_step() or 0)))
         if start:
             watcher.on_phase(f"loading the checkpoint of step {start}")
-            params, rest = checkpointer.restore(
-                start, abstract.params, {"step": abstract.step, "opt_state": abstract.opt_state}
-            )
+            rest = {"step": abstract.step, "opt_state": abstract.opt_state}
+            with _earlier(workdir, start):
+                params, rest = checkpointer.restore(start, abstract.params, rest)
             state = step_lib.TrainState(rest["step"], params, rest["opt_state"])
         else:
             watcher.on_phase("placing the weights")
@@ -168,7 +221,7 @@ def train(
             progress = {"step": step, "num_steps": num_steps, "loss": log.last.get("loss")}
             checkpointer.save(step, state.params, {"step": state.step, "opt_state": state.opt_state}, progress)
 
-        def settle(step: int, metrics: dict[str, jax.Array], pairs: int, places: int) -> None:
+        def settle(step: int, metrics: dict[str, jax.Array], places: int) -> None:
             values = {name: array.item() for name, array in jax.device_get(metrics).items()}
             if not values["finite"]:
                 names = batches.names(step)
@@ -180,16 +233,15 @@ def train(
                     f"step {step + 1}: loss {values['loss']} or gradient norm {values['grad_norm']} is not finite on "
                     f"the rows {shown}; {kept}. Look at them, or lower optimizer.learning_rate in another --workdir."
                 )
-            watcher.on_step(log.write(step + 1, values, pairs, places))
+            watcher.on_step(log.write(step + 1, values, places))
 
         if start < num_steps:
             watcher.on_phase("reading the first batch and compiling the step")
         options = step_lib.COMPILER_OPTIONS.get(jax.default_backend())
-        pending: tuple[int, dict[str, jax.Array], int, int] | None = None
+        pending: tuple[int, dict[str, jax.Array], int] | None = None
         profile = range(max(profile.start, start + 1), min(profile.stop, num_steps + 1))
         compiled = None
         stopped = False
-        shares = parallel.row_share(mesh)[1]
         step = start
         for step, batch in zip(range(start, num_steps), batches.iterate(start), strict=False):
             arrays = parallel.put_batch(batch, mesh)
@@ -208,7 +260,7 @@ def train(
             # The host waits for the step before this one, so the devices always have one step queued.
             if pending is not None:
                 settle(*pending)
-            pending = (step, metrics, meters.attended_pairs(batch) * shares, arrays["tokens"].size)
+            pending = (step, metrics, arrays["tokens"].size)
             stopped = watcher.should_stop(step + 1) and step + 1 < num_steps
             due = stopped or step + 1 == num_steps or (settings.every and (step + 1) % settings.every == 0)
             profiled = step + 1 in profile[-1:]
@@ -226,6 +278,20 @@ def train(
         watcher.on_phase("finishing the checkpoint")
         checkpointer.wait()
         return log.summary(stopped)
+
+
+@contextlib.contextmanager
+def _earlier(workdir: pathlib.Path, step: int) -> Iterator[None]:
+    """Adds to an error with the checkpoint of a step what to do where there is an earlier one."""
+    try:
+        yield
+    except InputError as error:
+        before = [other for other in store.finished_steps(workdir) if other < step]
+        if not before:
+            raise
+        folder = store.step_folder(workdir, step)
+        sentence = f"{str(error).rstrip('.')}; remove {folder} to go on from step {before[-1]}."
+        raise type(error)(sentence) from error
 
 
 def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:

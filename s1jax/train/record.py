@@ -89,20 +89,19 @@ class RunLog:
         if self._first_step_began is None:
             self._first_step_began = self._clock
 
-    def write(self, step: int, values: dict[str, Any], pairs: int, places: int) -> dict[str, Any]:
+    def write(self, step: int, values: dict[str, Any], places: int) -> dict[str, Any]:
         """Adds the line of a step that has just ended and returns it.
 
         Args:
           step: counted from 1.
           values: metrics of `step.make_step`.
-          pairs: of `meters.attended_pairs` over the whole batch.
           places: rows of the whole batch times their length.
         """
         now = time.monotonic()
         seconds, self._clock = now - self._clock, now
         assert self._first_step_began is not None
         pace = (now - self._first_step_began) / (step - self._start)
-        flops = meters.train_flops(self._config, values["tokens"], pairs)
+        flops = meters.train_flops(self._config, values["tokens"], values["pairs"])
         record = {
             "step": step,
             "loss": values["loss"],

@@ -171,7 +171,7 @@ def make_step(
     and `finite` is False.
 
     Metrics, all scalars: loss, learning_rate, grad_norm (before clipping), supervised (ids with weight > 0), tokens
-    (ids that are no padding), finite.
+    (ids that are no padding), pairs ((query, key) pairs within causal segments, float32), finite.
     """
     rate = optimizer_lib.schedule(optimizer, num_steps)
     gradients = make_gradients(config, train, mesh)
@@ -190,6 +190,8 @@ def make_step(
             "grad_norm": norm,
             "supervised": jnp.sum(batch["weights"] > 0),
             "tokens": jnp.sum(batch["segment_ids"] > 0),
+            # n (n + 1) / 2 for a segment of n; counted here because a process has its own rows only.
+            "pairs": jnp.sum((batch["positions"] + 1) * (batch["segment_ids"] > 0), dtype=jnp.float32),
             "finite": finite,
         }
         return new, metrics

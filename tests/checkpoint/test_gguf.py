@@ -168,7 +168,8 @@ def test_large_tensors_are_decoded_in_pieces(tmp_path, monkeypatch):
         ({"skip": ("block_count",)}, "m.gguf lacks the metadata llama.block_count"),
         ({"skip": ("token_embd.weight",)}, "lacks tensor token_embd.weight"),
         ({"skip": ("blk.1.attn_k.weight",)}, "lacks tensor blk.1.attn_k.weight"),
-        ({"tensors": {"rope_freqs.weight": (np.ones(6, np.float32), None)}}, "unexpected tensor rope_freqs.weight"),
+        ({"tensors": {"rope_freqs.weight": (np.ones(6, np.float32), None)}}, "rope_freqs.weight asks for rotary"),
+        ({"metadata": {"rope.scale_linear": 4.0}}, "rotary scaling by 4 is not supported"),
         ({"metadata": {"feed_forward_length": 81}}, r"ffn_gate.weight has shape \[80, 48\] where .* says \[81, 48\]"),
         (
             {"skip": ("blk.0.ffn_up.weight",), "tensors": {"blk.0.ffn_up.weight": (np.zeros((80, 48), np.int8), None)}},

@@ -1,6 +1,5 @@
 """Hugging Face folders in and out, with everything that can be wrong with them."""
 
-import dataclasses
 import json
 
 import ml_dtypes
@@ -9,9 +8,8 @@ import pytest
 import safetensors.numpy
 
 from s1jax.checkpoint import huggingface as hf
-from s1jax.checkpoint import names
+from s1jax.checkpoint import huggingface_config, names
 from s1jax.config import InputError
-from s1jax.presets import PRESETS
 from tests.model.parity_cases import CASES, weights
 
 CONFIG = CASES["qwen2"]
@@ -44,7 +42,7 @@ def test_round_trip(tmp_path, name, shard):
         files = list(tmp_path.glob("*.safetensors"))
         largest = max(view.nbytes for view in names.views(config, params, "huggingface").values())
         assert len(files) > 3 and all(path.stat().st_size <= max(9000, largest) + 2000 for path in files)
-    read = hf.config_from_json(hf.read_json(tmp_path / "config.json"))
+    read = huggingface_config.config_from_json(huggingface_config.read_json(tmp_path / "config.json"))
     assert read == config
     _assert_equal(hf.read_params(tmp_path, read), params)
 
@@ -100,111 +98,11 @@ def test_what_transformers_writes_is_read(tmp_path):
     for name, config in CASES.items():
         params = weights(config)
         transformers_model(config, params).save_pretrained(tmp_path / name, max_shard_size=30_000)
-        assert "rope_parameters" in hf.read_json(tmp_path / name / "config.json")
-        assert hf.config_from_json(hf.read_json(tmp_path / name / "config.json")) == config
+        assert "rope_parameters" in huggingface_config.read_json(tmp_path / name / "config.json")
+        assert (
+            huggingface_config.config_from_json(huggingface_config.read_json(tmp_path / name / "config.json")) == config
+        )
         _assert_equal(hf.read_params(tmp_path / name, config), params)
-
-
-# config.json
-
-
-@pytest.mark.parametrize("name", PRESETS)
-def test_presets_survive_the_round_trip_through_config_json(name):
-    assert hf.config_from_json(json.loads(json.dumps(hf.config_to_json(PRESETS[name])))) == PRESETS[name]
-
-
-# Published config.json files, as of transformers 4: rope_theta at the top, head_dim only where it is not D / N.
-_QWEN2P5_32B = {
-    "architectures": ["Qwen2ForCausalLM"], "attention_dropout": 0.0, "bos_token_id": 151643, "eos_token_id": 151645,
-    "hidden_act": "silu", "hidden_size": 5120, "initializer_range": 0.02, "intermediate_size": 27648,
-    "max_position_embeddings": 32768, "max_window_layers": 70, "model_type": "qwen2", "num_attention_heads": 40,
-    "num_hidden_layers": 64, "num_key_value_heads": 8, "rms_norm_eps": 1e-06, "rope_theta": 1000000.0,
-    "sliding_window": 131072, "tie_word_embeddings": False, "torch_dtype": "bfloat16", "use_cache": True,
-    "use_sliding_window": False, "vocab_size": 152064,
-}  # fmt: skip
-_QWEN3_0P6B = {
-    "architectures": ["Qwen3ForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "head_dim": 128,
-    "hidden_act": "silu", "hidden_size": 1024, "intermediate_size": 3072, "max_position_embeddings": 40960,
-    "max_window_layers": 28, "model_type": "qwen3", "num_attention_heads": 16, "num_hidden_layers": 28,
-    "num_key_value_heads": 8, "rms_norm_eps": 1e-06, "rope_scaling": None, "rope_theta": 1000000,
-    "sliding_window": None, "tie_word_embeddings": True, "use_sliding_window": False, "vocab_size": 151936,
-}  # fmt: skip
-_SMOLLM2_135M = {
-    "architectures": ["LlamaForCausalLM"], "attention_bias": False, "hidden_act": "silu", "hidden_size": 576,
-    "intermediate_size": 1536, "max_position_embeddings": 8192, "mlp_bias": False, "model_type": "llama",
-    "num_attention_heads": 9, "num_hidden_layers": 30, "num_key_value_heads": 3, "pretraining_tp": 1,
-    "rms_norm_eps": 1e-05, "rope_interleaved": False, "rope_scaling": None, "rope_theta": 100000,
-    "tie_word_embeddings": True, "vocab_size": 49152,
-}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("values", "preset"),
-    [(_QWEN2P5_32B, "qwen2p5_32b"), (_QWEN3_0P6B, "qwen3_0p6b"), (_SMOLLM2_135M, "smollm2_135m")],
-)
-def test_published_config_files_give_the_presets(values, preset):
-    assert hf.config_from_json(values) == PRESETS[preset]
-
-
-def test_silence_means_what_transformers_assumes():
-    transformers = pytest.importorskip("transformers")
-    for base in (_QWEN2P5_32B, _QWEN3_0P6B, _SMOLLM2_135M):
-        kind = {k: v for k, v in base.items() if k in ("model_type", "vocab_size", "hidden_size", "intermediate_size",
-                "num_hidden_layers", "num_attention_heads", "num_key_value_heads")}  # fmt: skip
-        theirs = transformers.AutoConfig.for_model(**kind)
-        ours = hf.config_from_json(kind)
-        assert ours.rope_theta == theirs.rope_parameters["rope_theta"]
-        assert ours.norm_eps == theirs.rms_norm_eps
-        assert ours.tied_embeddings == theirs.tie_word_embeddings
-        assert ours.context_length == theirs.max_position_embeddings
-        assert ours.head_dim == getattr(theirs, "head_dim", theirs.hidden_size // theirs.num_attention_heads)
-
-
-@pytest.mark.parametrize(
-    ("changes", "sentence"),
-    [
-        ({"model_type": "gemma2", "architectures": ["Gemma2ForCausalLM"]}, "architecture Gemma2ForCausalLM .* unknown"),
-        ({"architectures": ["Qwen2ForSequenceClassification"]}, "Qwen2ForSequenceClassification .* is unknown"),
-        ({"model_type": None}, "is unknown; s1jax reads Qwen2ForCausalLM"),
-        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_scaling asks for rotary scaling of type 'yarn'"),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "type 'llama3'"),
-        ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e6, "factor": 2.0}}, "rope_parameters .* 'linear'"),
-        ({"rope_parameters": {"full_attention": {"rope_theta": 1e6}}}, r"rope_parameters asks .* \(full_attention\)"),
-        ({"rope_parameters": {"rope_theta": 1e4}}, "rope_theta is 1000000.0 but rope_parameters says 10000.0"),
-        ({"rope_scaling": "yarn"}, "rope_scaling is 'yarn'; it must be a JSON object"),
-        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
-        ({"use_sliding_window": True}, "use_sliding_window is True"),
-        ({"layer_types": ["full_attention", "sliding_attention"]}, "layer_types"),
-        ({"attention_bias": True}, "attention_bias is True"),
-        ({"mlp_bias": True}, "mlp_bias is True"),
-        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
-        ({"quantization_config": {"bits": 4}}, "quantization_config"),
-        ({"hidden_size": None}, "config.json lacks hidden_size"),
-        ({"num_hidden_layers": "64"}, "num_hidden_layers is '64'; it must be of type int"),
-        ({"tie_word_embeddings": 1}, "tie_word_embeddings is 1; it must be of type bool"),
-        ({"hidden_size": 5121}, "hidden_size 5121 is no multiple of num_attention_heads 40"),
-        ({"num_key_value_heads": 7}, "no multiple of model.num_kv_heads 7"),
-        ({"num_attention_heads": 0}, "num_attention_heads 0"),
-    ],
-)
-def test_configurations_that_cannot_be_represented_are_refused(changes, sentence):
-    with pytest.raises(InputError, match=sentence):
-        hf.config_from_json({**_QWEN2P5_32B, **changes})
-
-
-def test_models_that_no_architecture_describes_are_not_written():
-    with pytest.raises(InputError, match="qkv_bias with qk_norm"):
-        hf.config_to_json(dataclasses.replace(CONFIG, qk_norm=True))
-    with pytest.raises(InputError, match="d_model 48 is no multiple of num_heads 5"):
-        hf.config_to_json(dataclasses.replace(CASES["llama"], num_heads=5, num_kv_heads=5))
-
-
-def test_eos_comes_from_the_generation_config_first(tmp_path):
-    assert hf.read_eos(tmp_path) == ()
-    (tmp_path / "config.json").write_text('{"eos_token_id": 2}')
-    assert hf.read_eos(tmp_path) == (2,)
-    (tmp_path / "generation_config.json").write_text('{"eos_token_id": [2, 7]}')
-    assert hf.read_eos(tmp_path) == (2, 7)
 
 
 # Damaged folders
@@ -247,6 +145,14 @@ def test_tied_models_may_store_the_head_only_if_it_is_the_embedding(tmp_path, dt
         hf.read_params(tmp_path, config, dtype)
 
 
+def test_rotary_frequencies_of_older_llamas_are_left_out(tmp_path):
+    params = _folder(tmp_path, dtype=ml_dtypes.bfloat16)
+    _rewrite(tmp_path, lambda t: t.update({"model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(6, np.float32)}))
+    read = hf.read_params(tmp_path, CONFIG)
+    assert read["embed"]["embedding"].dtype == ml_dtypes.bfloat16
+    np.testing.assert_array_equal(read["final_norm"]["scale"], params["final_norm"]["scale"].astype(ml_dtypes.bfloat16))
+
+
 def test_untied_models_need_their_head(tmp_path):
     _folder(tmp_path)
     _rewrite(tmp_path, lambda t: t.pop("lm_head.weight"))
@@ -276,24 +182,30 @@ def _edit_index(folder, change):
 
 
 def test_index_that_names_a_missing_shard(sharded):
-    file = hf.read_json(sharded / hf.INDEX)["weight_map"][K0]
+    file = huggingface_config.read_json(sharded / hf.INDEX)["weight_map"][K0]
     (sharded / file).unlink()
     with pytest.raises(InputError, match=f"names the shard {file}, which does not exist"):
         hf.find_tensors(sharded)
 
 
 def test_index_that_names_a_tensor_its_shard_lacks(sharded):
-    other = hf.read_json(sharded / hf.INDEX)["weight_map"]["model.embed_tokens.weight"]
+    other = huggingface_config.read_json(sharded / hf.INDEX)["weight_map"]["model.embed_tokens.weight"]
     _edit_index(sharded, lambda index: index.update({"model.nothing": other}))
     with pytest.raises(InputError, match=f"model.nothing is not listed where it is, {other} lacks it"):
         hf.find_tensors(sharded)
 
 
 def test_tensor_in_two_shards(sharded):
-    first = sharded / hf.read_json(sharded / hf.INDEX)["weight_map"]["model.embed_tokens.weight"]
+    first = sharded / huggingface_config.read_json(sharded / hf.INDEX)["weight_map"]["model.embed_tokens.weight"]
     tensors = safetensors.numpy.load_file(first)
     safetensors.numpy.save_file({**tensors, K0: np.zeros((16, 48), np.float32)}, first)
     with pytest.raises(InputError, match=f"{K0} is not listed where it is, {first.name} holds it as well"):
+        hf.find_tensors(sharded)
+
+
+def test_index_whose_files_are_no_names(sharded):
+    _edit_index(sharded, lambda index: index.update({K0: ["a"]}))
+    with pytest.raises(InputError, match=rf"index.json: weight_map.{K0} is \['a'\]; it must be the name of a file"):
         hf.find_tensors(sharded)
 
 
@@ -309,17 +221,3 @@ def test_folders_without_safetensors(tmp_path):
     (tmp_path / "pytorch_model.bin").touch()
     with pytest.raises(InputError, match=r"only PyTorch .bin files; s1jax reads safetensors"):
         hf.find_tensors(tmp_path)
-
-
-def test_broken_json_is_reported_with_its_line(tmp_path):
-    with pytest.raises(InputError, match=r"config.json does not exist"):
-        hf.read_json(tmp_path / "config.json")
-    (tmp_path / "config.json").write_text('{"a": 1,\n oops}')
-    with pytest.raises(InputError, match=r"config.json, line 2: broken JSON"):
-        hf.read_json(tmp_path / "config.json")
-    (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(InputError, match="does not hold a JSON object"):
-        hf.read_json(tmp_path / "config.json")
-    (tmp_path / "config.json").write_bytes(b"\xff\xfe")
-    with pytest.raises(InputError, match="is not UTF-8"):
-        hf.read_json(tmp_path / "config.json")

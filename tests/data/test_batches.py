@@ -61,6 +61,20 @@ def test_steps_of_the_paper():
     assert data.names(0) != data.names(63)
 
 
+def test_the_digest_changes_with_any_id_mask_or_count():
+    def digest(rows):
+        return Batches(rows, batch_size=2, block_size=BLOCK).digest
+
+    rows = examples(3)
+    ids, mask = rows[1].ids.copy(), rows[1].supervised.copy()
+    ids[-1] += 1
+    mask[0] ^= True
+    renamed = [Example(row.ids, row.supervised, "elsewhere") for row in rows]
+    changed = [[rows[0], Example(*one, "row 1"), rows[2]] for one in ((ids, rows[1].supervised), (rows[1].ids, mask))]
+    assert digest(rows) == digest(renamed)
+    assert len({digest(kind) for kind in (rows, rows[:2], rows[::-1], *changed)}) == 5
+
+
 @pytest.mark.parametrize("weighting", ["sequence", "token"])
 @pytest.mark.parametrize("seed", range(4))
 def test_packed_holds_what_padded_holds(weighting, seed):

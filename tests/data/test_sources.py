@@ -77,6 +77,27 @@ def test_settings_that_cannot_be_met(tokenizer, data, train, message):
         sources.make(experiment(data, **train), tokenizer, CHAT, 2)
 
 
+def test_the_corpus_wants_the_tokenizer_of_countdown(tokenizer):
+    """The same symbols by other ids."""
+    spec = json.loads(tokenizer.files["tokenizer.json"])
+    vocab = spec["model"]["vocab"]
+    vocab["98"], vocab["99"] = vocab["99"], vocab["98"]
+    other = Tokenizer({"tokenizer.json": json.dumps(spec).encode()}, "other")
+    settings = experiment({"source": "countdown_corpus", "block_size": 96}, steps=5)
+    with pytest.raises(InputError, match=r"Countdown's ids, which the tokenizer does not have for '98'; give the"):
+        sources.make(settings, other, CHAT, 1)
+
+
+@pytest.mark.parametrize("control", ["", "token"])
+def test_a_row_that_the_tokenizer_cannot_encode_is_named(tokenizer, tmp_path, control):
+    row = {"question": "Make 5 from 2 3 1", "thinking_trajectories": ["2+3=\u20ac"], "attempt": "5", "solution": ""}
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps(row) + "\n")
+    settings = experiment({"source": str(file), "block_size": 48, "control": control})
+    with pytest.raises(InputError, match=r"rows.jsonl:1: the tokenizer cannot encode"):
+        sources.make(settings, tokenizer, chat.FORMATS["countdown"], 1)
+
+
 def test_long_rows_are_counted(tokenizer, tmp_path):
     rows = [
         {"question": "Make 5 from 2 3 1", "thinking_trajectories": ["2+3=5"] * n, "attempt": "(2+3)*1"} for n in (1, 9)

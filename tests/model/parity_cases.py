@@ -54,9 +54,9 @@ def transformers_model(config: ModelConfig, params: names.Params) -> Any:
     import torch
     import transformers
 
-    from s1jax.checkpoint import huggingface
+    from s1jax.checkpoint import huggingface_config
 
-    values = huggingface.config_to_json(config)
+    values = huggingface_config.config_to_json(config)
     kind = getattr(transformers, values["architectures"][0])
     model = kind(kind.config_class(**values))
     state = {

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import tokenizers
 
-from s1jax.checkpoint import huggingface, names, store
+from s1jax.checkpoint import huggingface, huggingface_config, names, store
 from s1jax.text import chat
 from s1jax.text.tokenizer import Tokenizer
 from tests.checkpoint import test_gguf
@@ -50,6 +50,8 @@ WRONG = [
     (["--from_hf={0}/hf", "--to_hf={0}/new"], "or --from with --to_hf"),
     (["--from={0}/ckpt", "--to={0}/new"], "or --from with --to_hf"),
     (["--from={0}/ckpt", "--to_hf={0}/new", "--max_shard_gb=0"], "--max_shard_gb is 0.0"),
+    (["--from={0}/ckpt", "--to_hf={0}/new", "--max_shard_gb=inf"], "--max_shard_gb is inf; it must be positive and"),
+    (["--from={0}/ckpt", "--to_hf={0}/new", "--max_shard_gb=nan"], "--max_shard_gb is nan"),
     (["--from_hf={0}/hf", "--to={0}/hf"], "exists and is not empty; remove it or choose another"),
     (["--from_hf={0}/none", "--to={0}/new"], "none is neither a folder nor a hub id"),
     (["--from_hf=owner/model", "--to={0}/new"], "could not be fetched from the hub"),
@@ -151,11 +153,11 @@ def test_type_and_chat_format_are_as_asked(converted):
 
 def test_back_to_hugging_face(converted):
     folder, _ = converted
-    assert huggingface.config_from_json(huggingface.read_json(folder / "back" / "config.json")) == CONFIG
+    assert huggingface_config.config_from_json(huggingface_config.read_json(folder / "back" / "config.json")) == CONFIG
     assert len(list((folder / "back").glob("*.safetensors"))) > 2
     _equal((huggingface.read_params(folder / "back", CONFIG), CONFIG), (weights(CONFIG), CONFIG))
     ids = Tokenizer.load(folder / "back")
-    assert set(huggingface.read_eos(folder / "back")) == {ids.id_of("<|im_end|>"), ids.id_of("!")} == set(ENDS)
+    assert set(huggingface_config.read_eos(folder / "back")) == {ids.id_of("<|im_end|>"), ids.id_of("!")} == set(ENDS)
     assert huggingface.read_params(folder / "back16", CONFIG)["final_norm"]["scale"].dtype == ml_dtypes.bfloat16
 
 

@@ -82,6 +82,14 @@ def test_wrong_flags(run, flags, message):
     assert message in err
 
 
+def test_a_config_that_is_a_plain_dict(run, tmp_path):
+    (tmp_path / "config.py").write_text("def get_config():\n    return {'model': 'qwen3_0p6b'}\n")
+    process = run(f"--config={tmp_path}/config.py", "--workdir=w")
+    _, err = process.communicate()
+    assert process.returncode == 2
+    assert err == "error: get_config of --config's file returns a dict; it must be an ml_collections.ConfigDict.\n"
+
+
 def test_sigterm_saves_and_the_same_command_goes_on(run, tmp_path):
     flags = [BASE, *TINY, f"--workdir={tmp_path}/w", "--config.train.steps=100000", "--config.checkpoint.every=0"]
     process = run(*flags)

@@ -60,7 +60,6 @@ def part(workdir: pathlib.Path, devices: int, shape: tuple[int, int, int], last:
     """Goes on with the run in `workdir` up to step `last`."""
     mesh = parallel.make_mesh(MeshConfig(*shape), jax.devices()[:devices])
     experiment = dataclasses.replace(EXPERIMENT, mesh=MeshConfig(*shape))
-    loop.claim_workdir(workdir, experiment)
     train, data = experiment.train, experiment.data
     batches = Batches(
         examples(),
@@ -76,7 +75,8 @@ def part(workdir: pathlib.Path, devices: int, shape: tuple[int, int, int], last:
         lambda: decoder.init_params(MODEL, jax.random.key(0)), out_shardings=parallel.param_shardings(MODEL, mesh)
     )
     watcher = loop.Watcher(should_stop=lambda step: step == last)
-    loop.train(experiment, about, init, batches, workdir, mesh, watcher)
+    with loop.claim_workdir(workdir, experiment, batches.digest):
+        loop.train(experiment, about, init, batches, workdir, mesh, watcher)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import errno
 import itertools
 import json
 import pathlib
+import shutil
 import time
 
 import jax
@@ -13,7 +14,7 @@ import pytest
 
 import s1jax
 from s1jax import config as config_lib
-from s1jax import parallel
+from s1jax import meters, parallel
 from s1jax.checkpoint import store
 from s1jax.config import (
     CheckpointConfig,
@@ -102,11 +103,11 @@ def about():
 @pytest.fixture(scope="module")
 def run(about):
     def run(workdir, batches=None, make_params=None, experiment=EXPERIMENT, began=None, profile=range(0), **watcher):
-        loop.claim_workdir(workdir, experiment)
         mesh = parallel.make_mesh(MeshConfig(), jax.devices()[:1])
         make_params = make_params or jax.jit(lambda: decoder.init_params(MODEL, jax.random.key(0)))
         told = loop.Watcher(**watcher)
-        return loop.train(experiment, about, make_params, batches or Rows(), workdir, mesh, told, began, profile)
+        with loop.claim_workdir(workdir, experiment):
+            return loop.train(experiment, about, make_params, batches or Rows(), workdir, mesh, told, began, profile)
 
     return run
 
@@ -137,6 +138,13 @@ def test_one_line_a_step(whole):
         np.testing.assert_allclose(line["tokens_per_second"], 14 / line["seconds"])
         np.testing.assert_allclose(line["supervised_tokens_per_second"], 9 / line["seconds"])
     assert lines[0]["learning_rate"] == 0 and lines[1]["learning_rate"] == pytest.approx(1e-2)
+
+
+def test_mfu_counts_the_pairs_of_the_whole_batch(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("s1jax.meters.PEAK_FLOPS", (("cpu", 1e12),))
+    run(tmp_path / "w", should_stop=lambda step: True)
+    (line,) = records(tmp_path / "w")
+    assert line["mfu"] * line["seconds"] * 1e12 == pytest.approx(meters.train_flops(MODEL, 14, 36 + 21))
 
 
 def test_wall_clock_and_dollars(whole):
@@ -271,6 +279,20 @@ def test_a_loss_that_is_not_finite_names_step_and_rows_and_keeps_the_checkpoint(
     assert run(tmp_path / "w", Rows(), make_params=never)["steps"] == STEPS, "goes on when the rows were mended"
 
 
+def test_a_damaged_newest_checkpoint_says_where_to_go_on_from(run, whole, tmp_path):
+    shutil.copytree(whole[0], tmp_path / "w")
+    newest = tmp_path / "w" / "checkpoints" / "6"
+    (newest / "s1jax.json").write_text("")
+    with pytest.raises(InputError, match=rf"s1jax.json has 0 bytes .*; remove {newest} to go on from step 4\.$"):
+        run(tmp_path / "w")
+    shutil.rmtree(newest)
+    assert run(tmp_path / "w", make_params=never)["steps"] == STEPS
+    shutil.rmtree(tmp_path / "w" / "checkpoints" / "4")
+    (newest / "s1jax.json").write_text("")
+    with pytest.raises(InputError, match=r"use another one or copy it again\.$"):
+        run(tmp_path / "w")
+
+
 def test_a_full_disk_is_one_sentence(run, tmp_path, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -280,44 +302,81 @@ def test_a_full_disk_is_one_sentence(run, tmp_path, monkeypatch):
         run(tmp_path / "w")
 
 
+def claim(workdir, experiment, rows=""):
+    with loop.claim_workdir(workdir, experiment, rows):
+        return
+
+
+def test_a_workdir_is_for_one_process_at_a_time(tmp_path, monkeypatch):
+    with loop.claim_workdir(tmp_path / "w", EXPERIMENT):
+        with pytest.raises(InputError, match=r"w is being trained in by another process; .* choose another --workdir"):
+            claim(tmp_path / "w", EXPERIMENT)
+        with pytest.raises(InputError, match="by another process"):  # nor does it touch the other's config.json
+            claim(tmp_path / "w", dataclasses.replace(EXPERIMENT, seed=1))
+
+        def unsupported(*_):
+            raise OSError(errno.ENOLCK, "No locks available")
+
+        with monkeypatch.context() as patched:
+            patched.setattr("fcntl.flock", unsupported)
+            claim(tmp_path / "w", EXPERIMENT)
+    claim(tmp_path / "w", EXPERIMENT)
+
+
+def test_changed_rows_are_noticed_once_a_step_was_taken(tmp_path):
+    file = tmp_path / "w" / "rows.sha256"
+    claim(tmp_path / "w", EXPERIMENT)
+    assert not file.exists()
+    for rows in ("one", "two"):  # a run of an earlier version, and one that has not begun
+        claim(tmp_path / "w", EXPERIMENT, rows)
+        assert file.read_text().strip() == rows
+    (tmp_path / "w" / "metrics.jsonl").touch()
+    claim(tmp_path / "w", EXPERIMENT, "two")
+    with pytest.raises(InputError, match=r"rows of data\.source countdown changed since .*; choose another --workdir"):
+        claim(tmp_path / "w", EXPERIMENT, "three")
+    file.unlink()
+    claim(tmp_path / "w", EXPERIMENT, "three")
+    assert file.read_text().strip() == "three"
+
+
 def test_a_workdir_of_another_run(tmp_path):
-    loop.claim_workdir(tmp_path / "w", EXPERIMENT)
+    claim(tmp_path / "w", EXPERIMENT)
     free = dataclasses.replace(
         EXPERIMENT, mesh=MeshConfig(data=2), cost=CostConfig(2.0), checkpoint=CheckpointConfig(every=7)
     )
-    loop.claim_workdir(tmp_path / "w", free)
+    claim(tmp_path / "w", free)
     other = dataclasses.replace(EXPERIMENT, optimizer=OptimizerConfig(learning_rate=3.0), seed=4)
     message = (
         "holds another run: optimizer.learning_rate is 0.01 there and 3.0 here; seed is 0 there and 4 here. Choose"
     )
     with pytest.raises(InputError, match=message):
-        loop.claim_workdir(tmp_path / "w", other)
+        claim(tmp_path / "w", other)
     pretrained = dataclasses.replace(EXPERIMENT, model=None, init_from="package:countdown_base")
     with pytest.raises(InputError, match=r"init_from is '' there and 'package:countdown_base' here; model.* more"):
-        loop.claim_workdir(tmp_path / "w", pretrained)
+        claim(tmp_path / "w", pretrained)
 
 
 def test_a_workdir_that_cannot_be_used(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="is a file"):
-        loop.claim_workdir(tmp_path / "file", EXPERIMENT)
+        claim(tmp_path / "file", EXPERIMENT)
     (tmp_path / "w").mkdir()
     (tmp_path / "w" / "metrics.jsonl").touch()
     with pytest.raises(InputError, match=r"without its config\.json"):
-        loop.claim_workdir(tmp_path / "w", EXPERIMENT)
+        claim(tmp_path / "w", EXPERIMENT)
     (tmp_path / "w" / "config.json").write_text("{")
     with pytest.raises(InputError, match="is no JSON"):
-        loop.claim_workdir(tmp_path / "w", EXPERIMENT)
+        claim(tmp_path / "w", EXPERIMENT)
 
 
 def test_a_run_of_an_earlier_version_goes_on(tmp_path):
     """Its config.json lacks the settings that were added since; they had their defaults' meaning."""
-    loop.claim_workdir(tmp_path / "w", EXPERIMENT)
+    claim(tmp_path / "w", EXPERIMENT)
     file = tmp_path / "w" / "config.json"
     there = json.loads(file.read_text())
     del there["delimiters"], there["data"]["control"]
     file.write_text(json.dumps(there))
-    loop.claim_workdir(tmp_path / "w", EXPERIMENT)
+    claim(tmp_path / "w", EXPERIMENT)
     data = dataclasses.replace(EXPERIMENT.data, control="token")
     with pytest.raises(InputError, match=r"data\.control is '' there and 'token' here"):
-        loop.claim_workdir(tmp_path / "w", dataclasses.replace(EXPERIMENT, data=data))
+        claim(tmp_path / "w", dataclasses.replace(EXPERIMENT, data=data))

@@ -142,6 +142,11 @@ def test_step_learns_donates_and_counts(mesh, params):
     assert losses == sorted(losses, reverse=True)
     assert int(state.step) == 4
     assert int(metrics["tokens"]) == 32 and int(metrics["supervised"]) == 32
+    segments = make_batch()["segment_ids"]
+    mask = (
+        (segments[:, :, None] == segments[:, None, :]) & (segments[:, :, None] > 0) & np.tril(np.ones((12, 12), bool))
+    )
+    assert metrics["pairs"] == mask.sum() == 15 + 28 + 36 + 78
     np.testing.assert_allclose(metrics["learning_rate"], 1e-2 * 0.5 * (1 + np.cos(np.pi * 3 / 10)), rtol=1e-6)
 
 

@@ -1,0 +1,211 @@
+"""config.json of Hugging Face model folders, with generation_config.json beside it, read and written.
+
+Keys as in transformers' Qwen2, Qwen3 and Llama.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from s1jax.config import InputError, ModelConfig
+
+# model_type -> architecture, and what transformers assumes where config.json is silent.
+_FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen2": ("Qwen2ForCausalLM", {"max_position_embeddings": 32768}),
+    "qwen3": ("Qwen3ForCausalLM", {"max_position_embeddings": 32768, "head_dim": 128}),
+    "llama": ("LlamaForCausalLM", {"max_position_embeddings": 2048}),
+}
+_DEFAULTS = {"rope_theta": 1e4, "rms_norm_eps": 1e-6, "tie_word_embeddings": False}
+
+# Settings that change the computation in a way this decoder does not have: key -> the only value accepted.
+_FIXED = {
+    "hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "use_sliding_window": False,
+    "partial_rotary_factor": 1.0, "quantization_config": None,
+}  # fmt: skip
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """Reads a JSON object; InputError names the file when it is missing, broken (with the line) or no object."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist; give a folder with a complete Hugging Face model.") from None
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path}, line {error.lineno}: broken JSON ({error.msg}); get the file again.") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{path} is not UTF-8 text; get the file again.") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path} does not hold a JSON object; get the file again.")
+    return values
+
+
+def wrong_type(where: object, key: str, value: Any, wanted: str) -> InputError:
+    """The error for a value of a JSON file that has another type than it must have."""
+    return InputError(f"{where}: {key} is {value!r}; it must be {wanted}, so get the file again.")
+
+
+def config_from_json(values: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
+    """Translates the contents of a config.json.
+
+    Args:
+      values: its keys, as written by transformers 4 (`rope_theta`) or 5 (`rope_parameters`).
+      where: name of the file in errors.
+
+    Raises:
+      InputError: unknown architecture, a setting that the decoder cannot represent, a missing or mistyped key.
+    """
+    family = values.get("model_type")
+    if not isinstance(family, str | None):
+        raise wrong_type(where, "model_type", family, "a string")
+    architectures = values.get("architectures") or [_FAMILIES.get(str(family), ("",))[0] or "unnamed"]
+    if not isinstance(architectures, list):
+        raise wrong_type(where, "architectures", architectures, "a list")
+    if family not in _FAMILIES or architectures != [_FAMILIES[family][0]]:
+        raise InputError(
+            f"{where}: architecture {', '.join(map(str, architectures))} (model_type {family!r}) is unknown; "
+            f"s1jax reads {', '.join(name for name, _ in _FAMILIES.values())}."
+        )
+    for key, accepted in _FIXED.items():
+        if values.get(key, accepted) not in (accepted, None):
+            raise InputError(
+                f"{where}: {key} is {values[key]!r}, which this decoder does not compute; only {accepted!r} is."
+            )
+    layer_types = values.get("layer_types") or []
+    if not isinstance(layer_types, list):
+        raise wrong_type(where, "layer_types", layer_types, "a list")
+    if any(kind != "full_attention" for kind in layer_types):
+        raise InputError(f"{where}: layer_types names other layers than full_attention, which this decoder lacks.")
+
+    known = {**_DEFAULTS, **_FAMILIES[family][1], **{k: v for k, v in values.items() if v is not None}}
+    if family == "llama" or values.get("num_key_value_heads", 0) is None:
+        known.setdefault("num_key_value_heads", known.get("num_attention_heads"))
+
+    def get(key: str, kind: type) -> Any:
+        if key not in known:
+            raise InputError(f"{where} lacks {key}; get the complete file.")
+        value = known[key]
+        if kind is float and type(value) is int:
+            value = float(value)
+        if type(value) is not kind:
+            raise InputError(f"{where}: {key} is {value!r}; it must be of type {kind.__name__}.")
+        return value
+
+    d_model, num_heads = get("hidden_size", int), get("num_attention_heads", int)
+    if "head_dim" not in known:
+        if num_heads <= 0 or d_model % num_heads:
+            raise InputError(
+                f"{where}: hidden_size {d_model} is no multiple of num_attention_heads {num_heads}; add head_dim."
+            )
+        known["head_dim"] = d_model // num_heads
+    known["rope_theta"] = _rope_theta(values, known["rope_theta"], where)
+    return ModelConfig(
+        vocab_size=get("vocab_size", int),
+        d_model=d_model,
+        mlp_dim=get("intermediate_size", int),
+        num_layers=get("num_hidden_layers", int),
+        num_heads=num_heads,
+        num_kv_heads=get("num_key_value_heads", int),
+        head_dim=get("head_dim", int),
+        rope_theta=get("rope_theta", float),
+        norm_eps=get("rms_norm_eps", float),
+        qkv_bias=family == "qwen2",
+        qk_norm=family == "qwen3",
+        tied_embeddings=get("tie_word_embeddings", bool),
+        context_length=get("max_position_embeddings", int),
+    )
+
+
+def _rope_theta(values: Mapping[str, Any], default: Any, where: str) -> Any:
+    """Base of the rotary frequencies from either spelling; rejects every kind of scaling."""
+    theta = default
+    for key in ("rope_scaling", "rope_parameters"):
+        rope = values.get(key) or {}
+        if not isinstance(rope, Mapping):
+            raise InputError(f"{where}: {key} is {rope!r}; it must be a JSON object.")
+        kind = rope.get("rope_type", rope.get("type", "default"))
+        more = set(rope) - {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
+        if kind != "default" or more or rope.get("partial_rotary_factor", 1.0) != 1.0:
+            remedy = "get a model without rotary scaling"
+            if kind in ("yarn", "dynamic"):  # the others change positions within the unscaled context as well
+                remedy = f"remove {key} to use the model within its unscaled context"
+            raise InputError(
+                f"{where}: {key} asks for rotary scaling of type {kind!r} ({', '.join(sorted(rope))}), which s1jax "
+                f"does not compute; {remedy}."
+            )
+        found = rope.get("rope_theta", theta)
+        if values.get("rope_theta") is not None and found != values["rope_theta"]:
+            raise InputError(f"{where}: rope_theta is {values['rope_theta']} but {key} says {found}; keep one.")
+        theta = found
+    return theta
+
+
+def config_to_json(config: ModelConfig, eos: Sequence[int] = (), dtype: Any = np.float32) -> dict[str, Any]:
+    """The inverse of `config_from_json`: a config.json that transformers 4 and 5 read the same way.
+
+    Args:
+      config: of the model.
+      eos: ids that end a text; none leaves `eos_token_id` null.
+      dtype: of the stored weights.
+
+    Raises:
+      InputError: no architecture of transformers has this combination of settings.
+    """
+    if config.qkv_bias and config.qk_norm:
+        raise InputError(
+            "qkv_bias with qk_norm: no architecture of transformers has both; the model cannot be exported."
+        )
+    family = "qwen2" if config.qkv_bias else "qwen3" if config.qk_norm else "llama"
+    if family == "llama" and config.d_model % config.num_heads:
+        raise InputError(
+            f"d_model {config.d_model} is no multiple of num_heads {config.num_heads}, which transformers "
+            "requires of a Llama; the model cannot be exported."
+        )
+    return {
+        "architectures": [_FAMILIES[family][0]],
+        "model_type": family,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.d_model,
+        "intermediate_size": config.mlp_dim,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": config.context_length,
+        "rms_norm_eps": config.norm_eps,
+        "rope_theta": config.rope_theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "tie_word_embeddings": config.tied_embeddings,
+        "attention_dropout": 0.0,
+        "bos_token_id": None,
+        "eos_token_id": one_or_list(eos),
+        "torch_dtype": np.dtype(dtype).name,
+    }
+
+
+def one_or_list(ids: Sequence[int]) -> int | list[int] | None:
+    """Ids that end a text as `eos_token_id` has them."""
+    return None if not ids else ids[0] if len(ids) == 1 else list(ids)
+
+
+def read_eos(folder: pathlib.Path) -> tuple[int, ...]:
+    """Ids that end a text, from generation_config.json or else config.json; empty when neither says.
+
+    Raises:
+      InputError: where the file says something else than an id or a list of ids.
+    """
+    for name in ("generation_config.json", "config.json"):
+        if (folder / name).exists():
+            ids = read_json(folder / name).get("eos_token_id")
+            if ids is None:
+                continue
+            ids = ids if isinstance(ids, list) else [ids]
+            if not all(type(id_) is int for id_ in ids):
+                raise wrong_type(folder / name, "eos_token_id", ids, "an id or a list of ids")
+            return tuple(ids)
+    return ()
