@@ -86,9 +86,8 @@ def plan(experiment: Experiment, model: ModelConfig, target: targets.Target) -> 
     with targets.answering_for(target):
         traced = step.trace(state, batch)
         lowered = traced.lower(lowering_platforms=(target.platform,))
-    options = step_lib.COMPILER_OPTIONS.get(target.platform)
     try:
-        compiled = lowered.compile(compiler_options=options)
+        compiled = step_lib.compile_for(target.platform, lowered)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -97,7 +96,7 @@ def plan(experiment: Experiment, model: ModelConfig, target: targets.Target) -> 
             "smaller data.block_size."
         ) from None
     seconds_compiling = time.monotonic() - start
-    traffic = hlo.traffic(compiled.as_text())
+    traffic = hlo.traffic(compiled.as_text() or "")
     needed = meters.train_flops(model, math.prod(shape), train.batch_size * block * (block + 1) // 2)
     executed = flops.count(traced.jaxpr.jaxpr) / mesh.size
     moved = sum(2 * size if kind == "all-reduce" else size for kind, size in traffic.collectives.items())

@@ -237,7 +237,6 @@ def train(
 
         if start < num_steps:
             watcher.on_phase("reading the first batch and compiling the step")
-        options = step_lib.COMPILER_OPTIONS.get(jax.default_backend())
         pending: tuple[int, dict[str, jax.Array], int] | None = None
         profile = range(max(profile.start, start + 1), min(profile.stop, num_steps + 1))
         compiled = None
@@ -246,7 +245,7 @@ def train(
         for step, batch in zip(range(start, num_steps), batches.iterate(start), strict=False):
             arrays = parallel.put_batch(batch, mesh)
             if compiled is None:
-                compiled = step_fn.lower(state, arrays).compile(compiler_options=options)
+                compiled = step_lib.compile_for(jax.default_backend(), step_fn.lower(state, arrays))
                 watcher.on_phase("training")
                 log.start_clock()
             if step + 1 in profile[:1]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -84,6 +86,20 @@ def abstract_state(config: ModelConfig, tx: optax.GradientTransformation, mesh: 
     return TrainState(
         jax.ShapeDtypeStruct((), jnp.int32, sharding=one), jax.tree.map(with_sharding, shapes, shardings), opt_state
     )
+
+
+def compile_for(backend: str, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
+    """Compiles a step with the `COMPILER_OPTIONS` of a backend; warns of those that its compiler does not know."""
+    options = dict(COMPILER_OPTIONS.get(backend, {}))
+    while True:
+        try:
+            return lowered.compile(compiler_options=options)
+        except jax.errors.JaxRuntimeError as error:
+            unknown = re.search(r"No such compile option: '(\w+)'", str(error))
+            if not unknown or unknown[1] not in options:
+                raise
+            del options[unknown[1]]
+            warnings.warn(f"this compiler has no option {unknown[1]}; the step is compiled without.", stacklevel=2)
 
 
 def _dict_keys(path: tuple[Any, ...]) -> tuple[str, ...]:

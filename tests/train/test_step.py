@@ -184,3 +184,15 @@ def test_types_at_rest(mesh, params, dtype):
     assert jax.tree.map(lambda x: x.dtype, after) == jax.tree.map(lambda x: x.dtype, state)
     floats = lambda tree: {str(x.dtype) for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)}  # noqa: E731
     assert floats(after.params) == {dtype} and floats(after.opt_state) == {"float32"}
+
+
+def test_an_option_that_the_compiler_does_not_know_is_left_out(monkeypatch):
+    options = {"xla_of_another_day": "1", "xla_cpu_enable_fast_math": True}
+    monkeypatch.setitem(step_lib.COMPILER_OPTIONS, "cpu", options)
+    lowered = jax.jit(lambda x: x + 1).lower(jnp.zeros(3))
+    with pytest.warns(UserWarning, match="no option xla_of_another_day"):
+        compiled = step_lib.compile_for("cpu", lowered)
+    np.testing.assert_array_equal(compiled(jnp.zeros(3)), np.ones(3))
+    monkeypatch.setitem(step_lib.COMPILER_OPTIONS, "cpu", {"xla_cpu_enable_fast_math": "perhaps"})
+    with pytest.raises(jax.errors.JaxRuntimeError, match="not a valid bool"):
+        step_lib.compile_for("cpu", lowered)
