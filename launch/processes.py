@@ -32,8 +32,9 @@ _SILENCE = 40  # seconds without a sign of life after which a process counts as 
 _FAREWELL = 24 * 3600  # seconds that finished processes wait for process 0, which reads the last checkpoint once more
 _REMEDY = "run the same command again in all processes to go on from the newest checkpoint."
 _ABORTED = f"error: jax ended this process, most likely because another one was lost or never came; {_REMEDY}\n"
-# In what collectives raise on CPUs and, by NCCL, on NVIDIA GPUs, and in what Orbax does where processes wait to save.
-_PEER_GONE = ("Gloo", "remote process exited", "heartbeat timeout")
+# In what collectives raise on CPUs and, by NCCL, on NVIDIA GPUs, and in what the coordination service and Orbax raise
+# where processes wait for each other to save.
+_PEER_GONE = ("Gloo", "remote process exited", "heartbeat timeout", "Barrier", "oordination service", "UNAVAILABLE:")
 # Environment variables of processes that have peers, with what jax needs to find them.
 _UNFOUND = {
     "JOB_COMPLETION_INDEX": "the package kubernetes",
@@ -144,10 +145,12 @@ def _aborted(_: int) -> None:
 
 def _report(error: BaseException) -> int:
     """Says what went wrong in this process, and returns the exit code for it."""
-    import jax
-
-    text = " ".join(str(error).split())
-    if isinstance(error, jax.errors.JaxRuntimeError | TimeoutError) and any(words in text for words in _PEER_GONE):
+    text = ""
+    cause: BaseException | None = None if isinstance(error, InputError) else error
+    while cause is not None:  # a save that failed for it is another error with this one as its cause
+        text += " ".join(str(cause).split()) + " "
+        cause = cause.__cause__ or cause.__context__
+    if any(words in text for words in _PEER_GONE):
         cli.fail(f"another process was lost ({text[:200]}); {_REMEDY}")
         return LOST
 

@@ -154,7 +154,8 @@ def story(start, tmp_path_factory):
 
 def test_a_lost_process_ends_the_others_with_a_sentence(story):
     job, code, seconds = story["lost"]
-    assert code == 75 and seconds < 60
+    assert code == 75, job.err(0)[-3000:]
+    assert seconds < 60
     last = job.err(0).splitlines()[-1]
     assert last.startswith("error: ") and "another process was lost" in last and "run the same command again" in last
     assert "Traceback" not in job.err(0)
@@ -245,6 +246,18 @@ def test_what_jax_aborts_says_so():
     assert done.returncode == 75
     last = done.stderr.splitlines()[-1]
     assert last.startswith("error: jax ended this process") and "run the same command again" in last
+
+
+def test_a_lost_peer_is_known_behind_the_error_of_a_save(capsys):
+    try:
+        try:
+            raise JaxRuntimeError("DEADLINE_EXCEEDED: Barrier timed out. Id: save::3")
+        except JaxRuntimeError as error:
+            raise ValueError("could not finish step 3") from error
+    except ValueError as error:
+        assert processes._report(error) == processes.LOST
+    assert "another process was lost (could not finish step 3 DEADLINE_EXCEEDED" in capsys.readouterr().err
+    assert processes._report(InputError("a Barrier of the user's own")) == cli.BAD_INPUT
 
 
 @pytest.mark.parametrize("name", ["XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"])
