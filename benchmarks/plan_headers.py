@@ -9,13 +9,13 @@ was written by hand without figures gets them. Compiles ahead of time (extras tp
 from __future__ import annotations
 
 import argparse
-import json
 import pathlib
 import re
 import shlex
-import subprocess
 import sys
 import tempfile
+
+from benchmarks import plans
 
 _ROW = re.compile(
     r"^    (?P<target>[a-z]\w+:\w+) +(?P<parts>\d+)"
@@ -23,14 +23,13 @@ _ROW = re.compile(
 )
 
 
-def command(header: str, row: re.Match[str], out: pathlib.Path) -> list[str]:
-    """The header's command with the row's target, micro-batches and settings."""
-    found = re.search(r"`python (-m launch\.plan [^`]+)`", header)
+def arguments_of(header: str, row: re.Match[str]) -> list[str]:
+    """Those of the header's command, with the row's target, micro-batches and settings."""
+    found = re.search(r"`python -m launch\.plan ([^`]+)`", header)
     if not found:
         sys.exit("error: the header has no `python -m launch.plan ...`; write the command before its table.")
     text = found[1].replace("=TARGET", f"={row['target']}").replace("=N", f"={row['parts']}")
-    settings = [f"--config.{setting}" for setting in row["settings"].split()]
-    return [sys.executable, *shlex.split(text), *settings, f"--out={out}"]
+    return shlex.split(text) + [f"--config.{setting}" for setting in row["settings"].split()]
 
 
 def line(row: re.Match[str], plan: dict) -> str:
@@ -48,18 +47,15 @@ def main() -> None:
     parser.add_argument("--target", default="", help="rows of this target only, or of those whose names start with it")
     arguments = parser.parse_args()
     for config in arguments.configs:
-        for number, text in enumerate(config.read_text().splitlines()):
-            row = _ROW.match(text)
+        header = config.read_text()
+        lines = header.splitlines()
+        for number, row in enumerate(map(_ROW.match, lines)):
             if not row or not row["target"].startswith(arguments.target):
                 continue
             with tempfile.TemporaryDirectory() as folder:
                 out = pathlib.Path(folder, "plan.json")
-                done = subprocess.run(command(config.read_text(), row, out))
-                if not out.exists():
-                    sys.exit(f"{config}, {row['target']}: launch.plan ended with {done.returncode}; see above.")
-                lines = config.read_text().splitlines()
-                lines[number] = line(row, json.loads(out.read_text()))
-            config.write_text("\n".join(lines) + "\n")
+                lines[number] = line(row, plans.run(arguments_of(header, row), out, f"{config}, {row['target']}"))
+            config.write_text("\n".join(lines) + "\n")  # after each: the next may take minutes, or fail
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import pathlib
 import subprocess
 import sys
 import tempfile
+from typing import Any
 
 from benchmarks import record
 
@@ -60,15 +61,19 @@ ROWS: dict[str, tuple[str, str, list[str]]] = {  # target, model, settings
 }
 
 
-def plan(name: str, out: pathlib.Path) -> dict[str, object]:
+def run(arguments: list[str], out: pathlib.Path, what: str) -> dict[str, Any]:
+    """Runs launch.plan with these arguments and returns the JSON it wrote; `what` is what a failure is told of."""
+    done = subprocess.run([sys.executable, "-m", "launch.plan", *arguments, f"--out={out}"])
+    if not out.exists():
+        sys.exit(f"{what}: launch.plan ended with {done.returncode}; see above.")
+    return json.loads(out.read_text())
+
+
+def plan(name: str, out: pathlib.Path) -> dict[str, Any]:
     """Runs launch.plan for a row and returns its JSON."""
     target, model, settings = ROWS[name]
     flags = [f"--config.{setting}" for setting in [*settings, "train.loss_chunk=256"]]
-    command = ["-m", "launch.plan", f"--config=configs/s1_{model}.py", f"--model={model}", f"--target={target}"]
-    done = subprocess.run([sys.executable, *command, *flags, f"--out={out}"])
-    if not out.exists():
-        sys.exit(f"{name}: launch.plan ended with {done.returncode}; see above.")
-    return json.loads(out.read_text())
+    return run([f"--config=configs/s1_{model}.py", f"--model={model}", f"--target={target}", *flags], out, name)
 
 
 def main() -> None:

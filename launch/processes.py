@@ -34,7 +34,10 @@ _REMEDY = "run the same command again in all processes to go on from the newest 
 _ABORTED = f"error: jax ended this process, most likely because another one was lost or never came; {_REMEDY}\n"
 # In what collectives raise on CPUs and, by NCCL, on NVIDIA GPUs, and in what the coordination service and Orbax raise
 # where processes wait for each other to save.
-_PEER_GONE = ("Gloo", "remote process exited", "heartbeat timeout", "Barrier", "oordination service", "UNAVAILABLE:")
+_PEER_GONE = (
+    *("Gloo", "remote process exited", "heartbeat timeout", "Barrier", "UNAVAILABLE:"),
+    *("coordination service", "Coordination service"),
+)
 # Environment variables of processes that have peers, with what jax needs to find them.
 _UNFOUND = {
     "JOB_COMPLETION_INDEX": "the package kubernetes",

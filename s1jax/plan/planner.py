@@ -36,7 +36,7 @@ class Plan:
       model_flops: what the model needs, causal attention counted once, nothing for recomputation.
       executed_flops: matrix products of the program, recomputation included.
       collectives: bytes by operation.
-      exposed: those of them that nothing runs beside.
+      exposed: those of them that no product runs beside.
       memory_bytes: read and written.
       seconds: of each resource by itself at full use; `step`, see `_step`.
       compile_seconds: of the compiler, on the machine at hand.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -11,6 +10,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, BinaryIO
 
+from s1jax import locks
 from s1jax.config import InputError
 
 
@@ -55,14 +55,7 @@ def _stands_at(path: pathlib.Path, file: BinaryIO) -> bool:
 def _lock(path: pathlib.Path) -> BinaryIO:
     """Opens the file for this process alone."""
     file = path.open("ab")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        lost = not _stands_at(path, file)
-    except BlockingIOError:
-        lost = True
-    except OSError:  # a file system without locks
-        lost = False
-    if lost:  # its owner has it, or removed it between the opening and the lock
+    if not locks.take(file) or not _stands_at(path, file):  # its owner has it, or removed it since it was opened
         file.close()
         raise InputError(f"another process writes {path}; wait until it has ended, or choose another file.")
     return file

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import json
 import pathlib
 import time
@@ -17,7 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from s1jax import config as config_lib
-from s1jax import parallel
+from s1jax import locks, parallel
 from s1jax.checkpoint import store
 from s1jax.config import Experiment, InputError
 from s1jax.train import optimizer as optimizer_lib
@@ -96,14 +95,10 @@ def _lock(workdir: pathlib.Path, held: contextlib.ExitStack) -> None:
     with store.disk_errors(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         file = held.enter_context((workdir / ".lock").open("a"))
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+    if not locks.take(file):
         raise InputError(
             f"{workdir} is being trained in by another process; wait for it, stop it, or choose another --workdir."
-        ) from None
-    except OSError:  # a file system without locks
-        return
+        )
 
 
 def _check_rows(workdir: pathlib.Path, source: str, rows: str) -> None:
