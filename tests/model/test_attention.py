@@ -80,7 +80,7 @@ def test_chunked_never_holds_scores_of_a_whole_row(monkeypatch):
         loss = lambda *qkv: jnp.sum(attention.attend(*qkv, segments, kernel) ** 2)  # noqa: E731
         return jax.grad(loss, argnums=(0, 1, 2))
 
-    assert _largest_array(gradients("xla"), q, k, v) >= 2 * 4 * length**2
+    assert _largest_array(gradients("xla"), q, k, v) >= 2 * 4 * length**2 / 2  # two runs of queries
     assert _largest_array(gradients("chunked"), q, k, v) <= 2 * 4 * length * 16
 
 
