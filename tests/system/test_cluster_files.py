@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -80,6 +81,17 @@ def test_jobsets_are_what_the_controller_wants(jobset):
     assert container["resources"]["requests"] == container["resources"]["limits"]
     assert "\nexec python -m launch.train " in container["command"][-1]
     subprocess.run(["bash", "-n", "-c", container["command"][-1]], check=True)
+
+
+@pytest.mark.parametrize("jobset", jobsets(), ids=lambda jobset: jobset["metadata"]["name"])
+def test_jobs_keep_to_the_schemas_of_kubernetes(jobset):
+    (replicated,) = jobset["spec"]["replicatedJobs"]
+    job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "any"}, **replicated["template"]}
+    release = kubernetes_validate.latest_version()
+    kubernetes_validate.validate(job, release, strict=True)
+    job["spec"]["template"]["spec"]["nodeSelectors"] = {}
+    with pytest.raises(kubernetes_validate.ValidationError, match="nodeSelectors"):
+        kubernetes_validate.validate(job, release, strict=True)
 
 
 @pytest.mark.parametrize(("failing", "code"), [("tar", 1), ("pip", 1), ("python", 2), ("", 0)])
