@@ -3,9 +3,10 @@
     python -m benchmarks.decode [--rounds 5] [--cases 1x128x256,16x128x128] [--peers transformers,tunix]
 
 A case is BATCH x PROMPT x NEW ids; times include the prefill, on all sides. The s1jax side is the sampler as the
-launchers use it, budget forcing included, with budgets that never force. fp32 on a CPU. Needs torch and transformers,
-and google-tunix where it is asked for. The last figure is the bandwidth of a large read in the same run: at batch 1,
-tokens/s can't exceed it over the bytes of the weights.
+launchers use it, budget forcing included, with budgets that never force. fp32 on a CPU. Each runs three times in a
+row, and the median counts, as in benchmarks/train_step.py. Needs torch and transformers, and google-tunix where it is
+asked for. The last figure is the bandwidth of a large read in the same run: at batch 1, tokens/s can't exceed it over
+the bytes of the weights.
 """
 
 from __future__ import annotations
@@ -138,7 +139,7 @@ def main() -> None:
         batch, length, new = map(int, case.split("x"))
         prompts = rng.integers(0, models.CONFIG.vocab_size, (batch, length)).tolist()
         peers = {name: PEERS[name](prompts, new) for name in args.peers}
-        seconds = record.alternate({"s1jax": ours(prompts, new), **peers}, args.rounds)
+        seconds = record.alternate({"s1jax": ours(prompts, new), **peers}, args.rounds, in_a_row=3)
         cases[case] = {
             "tokens_per_second": {name: batch * new / statistics.median(times) for name, times in seconds.items()},
             **record.comparisons(seconds),

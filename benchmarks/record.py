@@ -101,15 +101,18 @@ def environment() -> dict[str, Any]:
 
 
 def _folder(processor: str) -> str:
-    """`Intel(R) Xeon(R) Processor` -> `intel_xeon`."""
+    """`Intel(R) Xeon(R) Processor family 6 model 143` -> `intel_xeon_family_6_model_143`."""
     return "_".join(re.sub(r"\(.*?\)|processor|cpu|@.*", " ", processor.lower()).split()) or "processor"
 
 
 def _processor() -> str:
+    """`AMD EPYC family 25 model 17`: hypervisors give processors of several generations one name."""
     try:
-        for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
-        pass
-    return platform.processor()
+        lines = []
+    found = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    if "model name" not in found:
+        return platform.processor()
+    numbers = [f"{word} {found[key]}" for word, key in (("family", "cpu family"), ("model", "model")) if key in found]
+    return " ".join([found["model name"], *numbers])
