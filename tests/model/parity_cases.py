@@ -24,7 +24,7 @@ CASES = {
     "llama": _config(num_heads=4, head_dim=12, num_kv_heads=2, rope_theta=1.3e5, norm_eps=1e-5),
     "llama_tied": _config(num_heads=12, head_dim=4, num_kv_heads=3, tied_embeddings=True, mlp_dim=33),
 }
-GOLDEN = ("qwen2", "qwen3_tied_one_head", "llama")
+WHOLE = ("qwen2", "qwen3_tied_one_head", "llama")  # those with goldens of whole rows, see make_golden.py
 
 
 def weights(config: ModelConfig, seed: int = 0) -> names.Params:
@@ -47,6 +47,17 @@ def weights(config: ModelConfig, seed: int = 0) -> names.Params:
 def tokens(config: ModelConfig, shape: tuple[int, ...], seed: int = 1) -> np.ndarray:
     """int32 ids of the given shape."""
     return np.random.default_rng(seed).integers(config.vocab_size, size=shape).astype(np.int32)
+
+
+def packed(parts: list[np.ndarray], length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """One row [1, length] of ids, positions and segment ids that holds `parts` one after the other, then padding."""
+    ids, positions, segment_ids = (np.zeros((1, length), np.int32) for _ in range(3))
+    start = 0
+    for number, part in enumerate(parts, 1):
+        place = slice(start, start + len(part))
+        ids[0, place], positions[0, place], segment_ids[0, place] = part, np.arange(len(part)), number
+        start += len(part)
+    return ids, positions, segment_ids
 
 
 def transformers_model(config: ModelConfig, params: names.Params) -> Any:

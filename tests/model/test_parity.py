@@ -71,32 +71,40 @@ def test_padded_rows_equal_transformers(both):
     np.testing.assert_allclose(_ours(config, params, ids, lengths)[real], expected[real], rtol=0, atol=TOLERANCE)
 
 
+SEGMENTS = [120, 37, 1, 130]  # of a row of 300, and 12 of padding
+
+
+def _packed_logits(config, params, parts):
+    """Our logits of each of `parts`, computed in one packed row of 300."""
+    ids, positions, segment_ids = parity_cases.packed(parts, 300)
+    logits = np.asarray(_logits(params, config, ids, positions, segment_ids))[0]
+    return np.split(logits, np.cumsum([len(part) for part in parts]))[:-1]
+
+
 def test_packed_rows_equal_transformers_one_by_one(both):
     config, params, model = both
-    lengths = [120, 37, 1, 130]  # and 12 of padding
-    ids = parity_cases.tokens(config, (1, 300), seed=8)
-    segment_ids, positions = np.zeros((1, 300), np.int32), np.zeros((1, 300), np.int32)
-    start = 0
-    for number, length in enumerate(lengths, 1):
-        segment_ids[0, start : start + length] = number
-        positions[0, start : start + length] = np.arange(length)
-        start += length
-    packed = np.asarray(_logits(params, config, ids, positions, segment_ids))
-    start = 0
-    for length in lengths:
-        part = slice(start, start + length)
-        expected = parity_cases.transformers_logits(model, ids[:, part])
-        np.testing.assert_allclose(packed[:, part], expected, rtol=0, atol=TOLERANCE)
-        start += length
+    parts = np.split(parity_cases.tokens(config, (sum(SEGMENTS),), seed=8), np.cumsum(SEGMENTS)[:-1])
+    for ours, part in zip(_packed_logits(config, params, parts), parts, strict=True):
+        expected = parity_cases.transformers_logits(model, part[None])[0]
+        np.testing.assert_allclose(ours, expected, rtol=0, atol=TOLERANCE)
 
 
-@pytest.mark.parametrize("name", parity_cases.GOLDEN)
+@pytest.mark.parametrize("name", CASES)
 def test_logits_equal_the_recorded_ones(name):
-    config = CASES[name]
+    """Whole, padded and packed: what is recorded of a row holds for every row that begins like it."""
+    config, stride = CASES[name], make_golden.STRIDE
+    params = parity_cases.weights(config)
+    row = parity_cases.tokens(config, (1, make_golden.LENGTH))
     with np.load(make_golden.PATH) as golden:
         expected = golden[name]
-    ours = _ours(config, parity_cases.weights(config), parity_cases.tokens(config, make_golden.SHAPE))
-    np.testing.assert_allclose(ours, expected, rtol=0, atol=TOLERANCE)
+    assert expected.shape[0] * stride == make_golden.LENGTH and expected.std() > 0.5
+    lengths = [300, 173, 1]
+    whole = _ours(config, params, np.repeat(row, 3, axis=0), lengths)
+    beginnings = _packed_logits(config, params, [row[0, :length] for length in SEGMENTS])
+    for ours, length in zip([*whole, *beginnings], [*lengths, *SEGMENTS], strict=True):
+        np.testing.assert_allclose(
+            ours[:length:stride], expected[: -(-length // stride)], rtol=0, atol=TOLERANCE, err_msg=f"{length} ids"
+        )
 
 
 @pytest.mark.parametrize(
