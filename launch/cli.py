@@ -35,7 +35,7 @@ def run(main: Callable[[], int | None], config_flag: str = "") -> None:
       config_flag: name of the `config_flags` file flag, whose own errors are told apart in the message.
 
     Exits with `BAD_INPUT` after printing `error: <sentence>` to stderr for an InputError, a flag that does not parse,
-    a broken config file, a path that may not be read or written or a full disk; no traceback.
+    a broken config file, a path that may not be read or written, a full disk or memory; no traceback.
     """
     # Importing and tracing make many objects that stay: looking for garbage among them took 0.35 of 4 s (first_id).
     gc.set_threshold(100_000)
@@ -60,10 +60,13 @@ def guarded(main: Callable[[], int | None]) -> int | None:
     except OSError as error:
         if error.errno in _NO_ACCESS and error.filename:
             return fail(f"{error.filename}: {(error.strerror or '').lower()}; choose another path, or change that one.")
-        if error.errno != errno.ENOSPC:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
+        full = "no space left on the device" if error.errno == errno.ENOSPC else "the disk quota is used up"
         where = f" while writing {error.filename}" if error.filename else ""
-        return fail(f"no space left on the device{where}; free some space and run the same command again.")
+        return fail(f"{full}{where}; free some space and run the same command again.")
+    except MemoryError:
+        return fail("the memory of this machine is not enough; give fewer or shorter rows, or take a larger machine.")
 
 
 def _parse(argv: Sequence[str], config_flag: str) -> list[str]:
@@ -74,7 +77,8 @@ def _parse(argv: Sequence[str], config_flag: str) -> list[str]:
             _ = config and config.keys()
     except Exception as error:
         # config_flags raises whatever the config file raised, and any of three errors for an unknown setting.
-        loading = any(frame.name == "_LoadConfigModule" for frame in traceback.extract_tb(error.__traceback__))
+        frames = traceback.extract_tb(error.__traceback__)
+        loading = any(frame.name in ("_LoadConfigModule", "get_config") for frame in frames)
         if loading or _CONFIG_FILE in str(error):
             sys.exit(fail(f"the file of --{config_flag} does not load: {_last_line(error)}"))
         elif isinstance(error, flags.Error):
@@ -84,7 +88,10 @@ def _parse(argv: Sequence[str], config_flag: str) -> list[str]:
             sys.exit(fail(f"--{config_flag}={file} is no readable Python file; give one of configs/."))
         if not file or not isinstance(error, (AttributeError, KeyError, TypeError)):
             raise
-        there = runpy.run_path(file)["get_config"]()
+        get_config = runpy.run_path(file).get("get_config")
+        if not callable(get_config):
+            sys.exit(fail(f"{file} has no function get_config; give one of configs/."))
+        there = get_config()
         given = [part for part in argv if part.startswith(f"--{config_flag}.")]
         wrong = next((part for part in given if not _is_setting(there, part.partition("=")[0])), None)
         if wrong is None:

@@ -119,7 +119,7 @@ def _prepare(experiment: Experiment) -> tuple[Any, Any, Any, list[str]]:
 
 def _steps(text: str) -> range:
     """Steps of --profile."""
-    found = re.fullmatch(r"([0-9]+)(?::([0-9]+))?", text)
+    found = re.fullmatch(r"([0-9]{1,18})(?::([0-9]{1,18}))?", text)
     first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
     if not 1 <= first <= last:
         raise InputError(f"--profile={text} is neither a step nor FIRST:LAST; give for example --profile=3:6.")
@@ -139,26 +139,32 @@ def _about(experiment: Experiment) -> Any:
         start = store.load_metadata(experiment.init_from)
         fmt = chat.FORMATS[experiment.chat] if experiment.chat else start.chat
         provenance["init_from"] = start.provenance
-        return store.Metadata(start.config, start.tokenizer, _delimited(experiment, start.tokenizer, fmt), provenance)
+        return store.Metadata(start.config, start.tokenizer, _chat_format(experiment, start.tokenizer, fmt), provenance)
     assert experiment.model is not None  # Experiment has either
     if not experiment.tokenizer or not experiment.chat:
         raise InputError("config.tokenizer and config.chat are needed where config.init_from is not given.")
     tokenizer = Tokenizer.load(experiment.tokenizer)
-    fmt = _delimited(experiment, tokenizer, chat.FORMATS[experiment.chat])
+    fmt = _chat_format(experiment, tokenizer, chat.FORMATS[experiment.chat])
     return store.Metadata(experiment.model, tokenizer, fmt, provenance)
 
 
-def _delimited(experiment: Experiment, tokenizer: Any, fmt: Any) -> Any:
-    """The chat format with the delimiters of the experiment."""
+def _chat_format(experiment: Experiment, tokenizer: Any, fmt: Any) -> Any:
+    """The chat format with the delimiters of the experiment.
+
+    Raises:
+      InputError: if the tokenizer lacks one. A source without chat would never notice, and nothing could be sampled.
+    """
     from s1jax.text import chat
 
     wanted = experiment.delimiters
-    if not wanted.think_start and not wanted.think_end:
-        return fmt
+    setting = "delimiters" if wanted.think_start or wanted.think_end else "chat"
     try:
-        return chat.with_delimiters(tokenizer, fmt, wanted.think_start, wanted.think_end)
+        if setting == "delimiters":
+            fmt = chat.with_delimiters(tokenizer, fmt, wanted.think_start, wanted.think_end)
+        chat.check(tokenizer, fmt)
     except InputError as error:
-        raise InputError(f"config.delimiters: {error}") from error
+        raise InputError(f"config.{setting}: {error}") from error
+    return fmt
 
 
 def _print_summary(summary: dict[str, Any], workdir: pathlib.Path) -> None:

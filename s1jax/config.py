@@ -75,6 +75,7 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             raise InputError(f"{where} is {value!r}; it must be a list.")
         return tuple(_convert(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        _require(abs(value) < 2**1023, f"{where} is beyond 2**1023; give a smaller number.")
         return float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise InputError(f"{where} is {value!r}; it must be of type {hint.__name__}.")
@@ -345,6 +346,7 @@ class Experiment:
             bool(self.init_from) != (self.model is not None),
             "config.init_from and config.model: give exactly one, a checkpoint to start from or a shape to initialise.",
         )
+        _require(-(2**63) <= self.seed < 2**63, f"config.seed is {self.seed}; it must lie in [-2**63, 2**63).")
 
 
 def defaults(model: str | Mapping[str, Any] = "") -> dict[str, Any]:

@@ -26,9 +26,11 @@ def read_rows(path: str | os.PathLike[str]) -> tuple[list[dict[str, Any]], list[
       the rows, and for each what it is called in messages: `path:line`.
 
     Raises:
-      InputError: if the file is missing, holds no row, or a line is no JSON object.
+      InputError: if the file is missing or a folder, holds no row, or a line is no JSON object.
     """
     path = pathlib.Path(path)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; give a JSONL file of prompts.")
     if not path.is_file():
         raise InputError(f"{path} does not exist; give a JSONL file of prompts.")
     rows, names = [], []
@@ -87,7 +89,12 @@ class Encoder:
         if not isinstance(own, str):
             raise InputError(f"{name}: wait is {own!r}; it must be a string.")
         prompt = tuple(prompt_ids(self._model, row, name))
-        return Request(prompt, row_controls(row, defaults, name), self.delimiters(own).wait, name)
+        controls = row_controls(row, defaults, name)
+        try:
+            ids = self.delimiters(own).wait
+        except InputError as error:  # of all rows alike, where they have no wait of their own
+            raise InputError(f"{name}: {error}" if "wait" in row else str(error)) from None
+        return Request(prompt, controls, ids, name)
 
     def output(self, row: Mapping[str, Any], request: Request, sample: Sample, wait: str) -> dict[str, Any]:
         """The row's own fields; all fields of `Sample`, the arrays as lists; and three more.

@@ -1,5 +1,6 @@
 """`python -m launch.sample` from the outside: what it writes and shows, and what it says to wrong input."""
 
+import errno
 import json
 import os
 import pathlib
@@ -37,6 +38,7 @@ WRONG = [
     (["--checkpoint={folder}/none"], "none is not a folder"),
     (["--checkpoint={folder}/think"], "delimiter '<think>'"),
     (["--prompts={folder}/none.jsonl"], "none.jsonl does not exist"),
+    (["--prompts={folder}"], "is a folder; give a JSONL file of prompts"),
     (["--temperature=-1"], "temperature is -1.0"),
     (["--top_p=0"], "top_p is 0.0"),
     (["--top_p=1e-50"], "top_p is 1e-50"),
@@ -62,6 +64,9 @@ WRONG = [
     (["--prompts={f9}"], "f9.jsonl:1: wait is 3"),
     (["--prompts={f10}"], "f10.jsonl:1 is not JSON"),
     (["--prompts={f11}"], "f11.jsonl:2 is no valid Unicode"),
+    (["--prompts={f12}"], "f12.jsonl:2: wait: the tokenizer cannot encode"),
+    (["--wait=\u20ac"], "error: wait: the tokenizer cannot encode"),
+    (["--prompts={f13}"], r"f13.jsonl:1.temperature is beyond 2\*\*1023"),
 ]
 WRONG_ROWS = [
     "\n\n",
@@ -76,6 +81,8 @@ WRONG_ROWS = [
     '{"question": "Make 5", "wait": 3}',
     '{"question": ' + "[" * 100_000,
     '{"question": "Make 5"}\n{"question": "Make 5", "name": "half a \\ud83d"}',
+    '{"question": "Make 5"}\n{"question": "Make 5", "wait": "\u20ac"}',
+    '{"question": "Make 5", "temperature": 1' + "0" * 400 + "}",
 ]
 # Runs the launcher once for each list of flags, in one process: importing and compiling take nearly all the time. What
 # stands before the flags is done before.
@@ -222,12 +229,21 @@ def test_an_output_that_lacks_rows_is_not_taken_for_a_finished_one(folder, outco
     assert outcomes[-1]["code"] == 0 and lines(folder / "empty.jsonl") == lines(folder / "out.jsonl")
 
 
-def test_ctrl_c_is_one_sentence(capsys):
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted; run the same command again\n"),
+        (OSError(errno.EDQUOT, "quota", "a/b"), 2, "error: the disk quota is used up while writing a/b; free some"),
+        (MemoryError(), 2, "error: the memory of this machine is not enough; "),
+    ],
+)
+def test_what_the_machine_refuses_is_one_sentence(capsys, error, code, said):
     def main():
-        raise KeyboardInterrupt
+        raise error
 
-    assert cli.guarded(main) == 130
-    assert capsys.readouterr().err == "interrupted; run the same command again\n"
+    assert cli.guarded(main) == code
+    err = capsys.readouterr().err
+    assert err.startswith(said) and err.count("\n") == 1
 
 
 def test_a_killed_run_goes_on_where_it_stopped(folder, outcomes, tmp_path):

@@ -71,6 +71,7 @@ def run():
         ([BASE, "--workdir=w", "--config.train.steps=-1"], "train.steps is -1; it must not be negative"),
         (["--config=configs/nothing.py"], "configs/nothing.py is no readable Python file"),
         (["--config=README.md"], "does not load: SyntaxError"),
+        ([BASE, "--workdir=w", f"--config.seed={2**70}"], "config.seed is 1180591620717411303424; it must lie"),
     ],
 )
 def test_wrong_flags(run, flags, message):
@@ -82,12 +83,32 @@ def test_wrong_flags(run, flags, message):
     assert message in err
 
 
-def test_a_config_that_is_a_plain_dict(run, tmp_path):
-    (tmp_path / "config.py").write_text("def get_config():\n    return {'model': 'qwen3_0p6b'}\n")
-    process = run(f"--config={tmp_path}/config.py", "--workdir=w")
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        (
+            "def get_config():\n    return {'model': 'qwen3_0p6b'}\n",
+            "get_config of --config's file returns a dict; it must be an ml_collections.ConfigDict.",
+        ),
+        ("def get_config():\n    raise KeyError('boom')\n", "the file of --config does not load: KeyError: 'boom'"),
+        ("config = {}\n", "{file} has no function get_config; give one of configs/."),
+    ],
+)
+def test_files_that_make_no_config(run, tmp_path, text, sentence):
+    file = tmp_path / "config.py"
+    file.write_text(text)
+    process = run(f"--config={file}", "--workdir=w")
+    _, err = process.communicate()
+    assert process.returncode == 2 and err == f"error: {sentence.format(file=file)}\n"
+
+
+def test_a_chat_format_that_the_tokenizer_lacks(run, tmp_path):
+    """The corpus has no chat, so that nothing else would notice before the checkpoint is sampled."""
+    process = run(BASE, *TINY, "--config.chat=think", "--config.train.steps=1", f"--workdir={tmp_path}/w")
     _, err = process.communicate()
     assert process.returncode == 2
-    assert err == "error: get_config of --config's file returns a dict; it must be an ml_collections.ConfigDict.\n"
+    assert err.startswith("error: config.chat: delimiter '<think>' is not in the tokenizer; ") and err.count("\n") == 1
+    assert not (tmp_path / "w" / "checkpoints").exists()
 
 
 def test_sigterm_saves_and_the_same_command_goes_on(run, tmp_path):
