@@ -21,6 +21,7 @@ import dataclasses
 import functools
 import importlib.metadata
 import json
+import math
 import os
 import pathlib
 import platform
@@ -77,6 +78,8 @@ def main() -> None:
         raise InputError("--checkpoint is missing; give a checkpoint, a training workdir or package:NAME.")
     if not _OUT.value:
         raise InputError("--out is missing; name the folder for the results.")
+    if not math.isfinite(_DOLLARS.value):
+        raise InputError(f"--dollars_per_hour is {_DOLLARS.value}; give a price, or 0 to leave dollars out.")
     if _HARD.value and _TASK.value not in ("countdown", "countdown_hard"):
         raise InputError(f"--hard is for --task=countdown, not for {_TASK.value}; drop it.")
     task = tasks.load("countdown_hard" if _HARD.value else _TASK.value, _PROBLEMS.value, _SPLIT.value)
@@ -160,11 +163,12 @@ def parse_strategies(texts: list[str], budgets: list[str], waits: list[str], wai
         for text in (text.strip().lower() for text in given):
             if text == "none" and flag == "--budgets":
                 found.append(Strategy())
-            elif not text.isascii() or not text.isdecimal():
+            elif (number := strategies.whole(text)) is None:
                 also = ' or "none"' if flag == "--budgets" else ""
-                raise InputError(f'{flag} has "{text}"; give numbers that are not negative{also}, separated by commas.')
+                wanted = f"numbers of 0 to {strategies.MOST}{also}, separated by commas"
+                raise InputError(f'{flag} has "{text:.40}"; give {wanted}.')
             else:
-                found.append(strategies.parse(f"forcing:{'max' if flag == '--budgets' else 'waits'}={int(text)}"))
+                found.append(strategies.parse(f"forcing:{'max' if flag == '--budgets' else 'waits'}={number}"))
     found += map(strategies.parse, texts)
     if not found:
         raise InputError(
@@ -350,7 +354,7 @@ def sample_run(
 
         stream = engine().stream(
             [place.row for place in wanted], controls, wait=_WAIT.value, progress=told,
-            names=[f"problem {place.problem} of {task.title}" for place in wanted],
+            names=[task.place(place.problem) for place in wanted],
         )  # fmt: skip
         for index, output in stream:
             now, place = time.monotonic(), wanted[index]
@@ -381,7 +385,7 @@ def check_rows(
     settings = {**dataclasses.asdict(controls), "wait": _WAIT.value}
     for strategy, asked in zip(chosen, questions, strict=True):
         for i, (row, question) in enumerate(zip(task.rows, asked, strict=True)):
-            name = f'"{strategy.name(_WAIT.value)}", problem {i} of {task.title}'
+            name = f'"{strategy.name(_WAIT.value)}", {task.place(i)}'
             request = encode.request(strategy.row(row, question, 0, settings), controls, _WAIT.value, name)
             ids = session.longest(request, delimiters)
             session.check_length(request, ids, about.config.context_length)

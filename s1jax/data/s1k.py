@@ -140,8 +140,13 @@ def _files(path: pathlib.Path) -> list[pathlib.Path]:
     files = sorted(
         file
         for file in path.rglob("*")
-        if file.suffix in (".jsonl", ".parquet") and not file.name.startswith(("test", "validation", "."))
+        if file.suffix in (".jsonl", ".parquet")
+        and not file.name.startswith(("test", "validation", "."))
+        and not file.is_dir()
     )
+    for file in files:
+        if not file.exists():
+            raise InputError(f"{file} is a link to a file that does not exist; repair or remove it.")
     if not files:
         raise InputError(f"data.source {path} is a folder without .jsonl or .parquet files; {wanted}.")
     return files
@@ -174,7 +179,8 @@ def _parquet(file: pathlib.Path) -> Iterator[tuple[str, Record]]:
                 for record in batch.to_pylist():
                     number += 1
                     yield f"{file}:{number}", record
-    except (pyarrow.ArrowException, OSError) as error:
+    # Text that is not UTF-8 is a ValueError, an unknown time zone a KeyError, a date of no calendar an OverflowError.
+    except (pyarrow.ArrowException, OSError, ValueError, KeyError, OverflowError) as error:
         raise InputError(f"{file} is no parquet file that can be read ({error}); write it again.") from None
 
 

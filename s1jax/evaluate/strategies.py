@@ -28,6 +28,8 @@ from s1jax.config import InputError
 
 Sample = Mapping[str, Any]
 STEP_TOKENS = 100  # at most in one step, by which the paper judges the control of steps
+MOST = 2**31 - 1  # of whole numbers: samplers count in int32
+MOST_VOTES = 10_000  # all samples of a vote are asked for at one time
 REJECT_SAMPLES = 16  # at most, where a strategy names no number
 
 
@@ -234,6 +236,14 @@ class Strategy:
         return [math.nextafter(count, math.inf) for count in plain], math.inf
 
 
+def whole(text: str) -> int | None:
+    """Returns the whole number of 0 to `MOST` that a text is; None where it is none."""
+    digits = text.lstrip("0") or text[:1]
+    if not digits.isascii() or not digits.isdecimal() or len(digits) > len(str(MOST)):  # int() refuses very long ones
+        return None
+    return int(digits) if int(digits) <= MOST else None
+
+
 def parse(text: str) -> Strategy:
     """Returns the strategy that a text names, see the module's text.
 
@@ -289,14 +299,15 @@ class _Part:
     def error(self, fault: str) -> InputError:
         return InputError(f"strategy {self._text!r}: {self._piece!r} {fault}.")
 
-    def whole(self, name: str, least: int = 0, default: int | None = None) -> int | None:
+    def whole(self, name: str, least: int = 0, most: int = MOST) -> int | None:
         """Takes out a whole number."""
         value = self.values.pop(name, None)
         if value is None:
-            return default
-        if not value.isascii() or not value.isdecimal() or int(value) < least:
-            raise self.error(f"has {value!r} where a whole number of at least {least} belongs; give one")
-        return int(value)
+            return None
+        number = whole(value)
+        if number is None or not least <= number <= most:
+            raise self.error(f"has {value!r} where a whole number of {least} to {most} belongs; give one")
+        return number
 
     def done(self) -> None:
         """Raises where something was not understood."""
@@ -338,7 +349,7 @@ def _selection(part: _Part) -> Selection:
     if temperature is not None and not 0 < temperature < math.inf:
         raise part.error(f"has temperature {warm!r}; give a number above 0")
     if part.kind == "majority":
-        samples = part.whole("", least=1)
+        samples = part.whole("", least=1, most=MOST_VOTES)
         if samples is None:
             raise part.error("names no number of samples; write for example majority:8")
         return Selection("majority", samples, 0, temperature)

@@ -46,6 +46,7 @@ class Task:
       right: (answer, its row) -> whether it is right.
       max_thinking_tokens: of runs without a budget, where nothing else is asked for.
       max_answer_tokens: likewise.
+      places: file:line of each row, for messages; empty where they come from no file.
     """
 
     title: str
@@ -55,6 +56,11 @@ class Task:
     right: Callable[[str, Row], bool]
     max_thinking_tokens: int = 4096
     max_answer_tokens: int = 1024
+    places: Sequence[str] = ()
+
+    def place(self, number: int) -> str:
+        """What messages call the row `number`."""
+        return self.places[number] if self.places else f"problem {number} of {self.title}"
 
     def grade(self, text: str, row: Row) -> bool:
         """Whether the text of an answer is right."""
@@ -76,16 +82,20 @@ def load(name: str, num_problems: int = 0, split: str = "test") -> Task:
     """
     if name in COUNTDOWN:
         return _countdown(name, num_problems, split)
+    if not name:
+        raise InputError(f"--task names no task; give a file of rows, or one of {', '.join(NAMES)}.")
     kind, _, file = name.partition(":")
     if kind not in NAMES or kind in COUNTDOWN:
         kind, file = "", name
     if kind == "choices" and not file:
         raise InputError("task choices needs a file; give choices:FILE.jsonl.")
     found: list[dict[str, Any]] = []
+    places: list[str] = []
     for number, (where, record) in enumerate(_records(file) if file else _from_hub(kind)):
         if num_problems and number == num_problems:
             break
         found.append(_row(kind, {str(key).lower(): value for key, value in record.items()}, where, number))
+        places.append(where)
         try:
             json.dumps(found[-1], ensure_ascii=False).encode()
         except UnicodeEncodeError as error:  # half a surrogate pair, which the file of samples could not hold
@@ -95,8 +105,10 @@ def load(name: str, num_problems: int = 0, split: str = "test") -> Task:
         raise InputError(asked if found else f"{file or kind} holds no rows; give at least one question.")
     title = f"{kind or pathlib.Path(file).stem}, {len(found)} problems"
     if kind in ("gpqa", "choices"):
-        return Task(title, found, _letter, str.__eq__, lambda answer, row: answer == row["reference"])
-    return Task(title, found, _final, grading.equal, lambda answer, row: grading.equal(answer, row["reference"]))
+        task = Task(title, found, _letter, str.__eq__, lambda answer, row: answer == row["reference"])
+    else:
+        task = Task(title, found, _final, grading.equal, lambda answer, row: grading.equal(answer, row["reference"]))
+    return dataclasses.replace(task, places=places)
 
 
 def _countdown(name: str, num_problems: int, split: str) -> Task:

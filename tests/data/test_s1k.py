@@ -77,6 +77,27 @@ def test_folder_reads_its_files_in_order_without_the_test_split(tmp_path):
     assert load_rows(str(tmp_path / "data" / "test-00000.jsonl"))[0].answer == "a 3"  # asked for by name
 
 
+def test_a_folder_may_have_folders_named_like_files_and_no_dangling_links(tmp_path):
+    write_jsonl(tmp_path / "a.jsonl" / "b.jsonl", [record(S1K, 0)])
+    assert [row.name for row in load_rows(str(tmp_path))] == [f"{tmp_path}/a.jsonl/b.jsonl:1"]
+    (tmp_path / "c.jsonl").symlink_to(tmp_path / "gone")
+    with pytest.raises(InputError, match=r"c\.jsonl is a link to a file that does not exist; repair or remove it"):
+        load_rows(str(tmp_path))
+
+
+@pytest.mark.parametrize(("kind", "value"), [("string", b"\xff"), ("timestamp", 0)])
+def test_parquet_with_values_that_are_none(tmp_path, kind, value):
+    """Text that is not UTF-8 and a time in a zone that there is not: writers don't look at either."""
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    if kind == "string":
+        column = pyarrow.array([value]).cast(pyarrow.binary()).view(pyarrow.string())
+    else:
+        column = pyarrow.array([value], pyarrow.timestamp("us", "Nowhere/Zone"))
+    parquet.write_table(pyarrow.table({"question": column}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"a\.parquet is no parquet file that can be read \(.*\); write it again"):
+        load_rows(str(tmp_path / "a.parquet"))
+
+
 def test_blank_lines_are_skipped_but_counted(tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text("\n" + json.dumps(record(S1K, 0)) + "\n  \r\n" + json.dumps(record(S1K, 1)))

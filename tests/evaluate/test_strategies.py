@@ -99,8 +99,12 @@ def test_texts_mean_strategies(text, strategy, name, families):
         ("", "'' is none of none, forcing"),
         ("budget:3", "'budget:3' is none of none, forcing"),
         ("token", "names no bound; write for example token:8"),
-        ("token:0", "'0' where a whole number of at least 1"),
+        ("token:0", "'0' where a whole number of 1 to 2147483647"),
         ("token:-3", "'-3' where a whole number"),
+        ("token:2147483648", "'2147483648' where a whole number"),
+        ("forcing:max=" + "9" * 5000, "9' where a whole number of 0 to 2147483647"),
+        ("forcing:waits=", "'' where a whole number"),
+        ("majority:99999999999:temperature=1", "'99999999999' where a whole number of 1 to 10000 belongs"),
         ("step:x", "'x' where a whole number"),
         ("token:8:tokens=3", "'tokens', which means nothing"),
         ("none:3", "'3', which means nothing"),
@@ -123,6 +127,11 @@ def test_texts_mean_strategies(text, strategy, name, families):
 def test_texts_that_mean_nothing(text, message):
     with pytest.raises(InputError, match=message):
         strategies.parse(text)
+
+
+@pytest.mark.parametrize(("text", "number"), [("0", 0), ("000", 0), ("007", 7), ("2147483647", 2**31 - 1)])
+def test_whole_numbers(text, number):
+    assert strategies.whole(text) == number
 
 
 @pytest.mark.parametrize("text", ["none", "forcing:max=3:waits=1", "token:8+forcing", "majority:3", "reject:max=5"])

@@ -87,6 +87,13 @@ def test_four_numbers_are_solvable_and_split():
         tasks.load("countdown_four", 5000)
 
 
+def test_rows_are_called_by_their_place(tmp_path):
+    file = tmp_path / "a.jsonl"
+    file.write_text('\n{"question": "q", "answer": 1}\n')
+    assert tasks.load(str(file)).place(0) == f"{file}:2"
+    assert tasks.load("countdown", 3).place(2) == "problem 2 of countdown (test), 3 held-out problems"
+
+
 @pytest.mark.skipif(not GSM8K.exists(), reason="GSM8K is not at hand (../shared/data)")
 def test_gsm8k_from_its_own_file():
     task = tasks.load(f"gsm8k:{GSM8K}", 3)
@@ -180,6 +187,7 @@ def test_wrong_rows_are_named(tmp_path, kind, row, message):
     [
         ("nothing.jsonl", 0, "nothing.jsonl does not exist; countdown, .*gsm8k.* are the names of tasks"),
         ("choices", 0, "needs a file"),
+        ("", 0, "--task names no task; give a file of rows, or one of countdown, "),
         ("{empty}", 0, "empty.jsonl holds no rows"),
         ("{two}", 3, "--num_problems is 3, but .*two.jsonl holds 2 rows"),
         ("countdown_easy", 10**6, "easy problems; 1000000 were asked for"),

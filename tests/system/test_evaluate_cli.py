@@ -46,6 +46,10 @@ WRONG = [
     (["--strategies=token:8", "--allow_untrained", "--checkpoint=package:countdown_base"], "cannot write the instr"),
     (["--budgets=0,-3"], '--budgets has "-3"'),
     (["--waits=none"], '--waits has "none"'),
+    (["--budgets=" + "9" * 5000], '9"; give numbers of 0 to 2147483647 or "none", separated'),
+    (["--budgets=0", "--dollars_per_hour=nan"], "--dollars_per_hour is nan; give a price"),
+    (["--budgets=0", "--dollars_per_hour=inf"], "--dollars_per_hour is inf; give a price"),
+    (["--budgets=0", "--task="], "--task names no task"),
     (["--strategies=forcing:min=9+reject:max=8:temperature=1"], "rejects all that has its minimum"),
     (["--strategies=none,majority:2:temperature=1e39"], '"majority of 2 at 1e+39", problem 0 of countdown (test)'),
     (["--budgets=0,500"], "--budgets has 500, more than --max_thinking_tokens 384"),
@@ -65,6 +69,10 @@ WRONG = [
     (["--budgets=0", "--task={rows2}"], "rows2.jsonl:3: no answer"),
     (["--budgets=0", "--task={rows3}"], "rows3.jsonl:1: no text `question`"),
     (["--budgets=0", "--task={rows4}"], "rows4.jsonl:1: `answer` has several lines"),
+    (
+        ["--waits=1", "--task={rows5}", "--max_thinking_tokens=40", "--max_answer_tokens=12"],
+        '"Wait x1", {rows5}:2: the tokenizer cannot encode',
+    ),
 ]
 WRONG_ROWS = [
     "",
@@ -72,6 +80,7 @@ WRONG_ROWS = [
     '{"question": "Make 5", "answer": 5}\n\n{"question": "Make 5"}',
     '{"questions": "Make 5", "answer": 5}',
     '{"question": "Make 5", "answer": "so\\nit is"}',
+    '{"question": "Make 5", "answer": 5}\n{"question": "Make \u20ac 5", "answer": 5}',
 ]
 STRATEGIES = {
     "none": "no limit", "token:8": "token 8", "token:8+forcing": "token 8, cut at 8", "step:2": "step 2",
@@ -324,7 +333,7 @@ def test_a_file_of_questions_is_graded_as_mathematics(runs):
 
 @pytest.mark.parametrize("number", range(len(WRONG)))
 def test_wrong_input_ends_in_one_sentence_that_names_it(runs, number):
-    outcome, words = runs.wrong[number], WRONG[number][1]
+    outcome, words = runs.wrong[number], WRONG[number][1].replace("{rows5}", f"{runs.folder}/rows5.jsonl")
     sentence = outcome["err"].splitlines()[-1]
     assert outcome["written"] == 0 and outcome["code"] == 2 and sentence.startswith("error: ") and words in sentence
     assert "Traceback" not in outcome["err"] and not (runs.folder / f"wrong{number}" / "results.json").exists()
