@@ -109,6 +109,23 @@ def compare() -> list[dict[str, object]]:
     return found
 
 
+def operations() -> list[float]:
+    """Operations of one device for the gradients of 16 rows, layers counted once: rows split 8 ways, and 4 by 2."""
+    model = MODELS["untied"]
+    counted = []
+    for shape, parts in itertools.product(((1, 8, 1, 1), (1, 4, 2, 1)), (1, 2)):
+        mesh = parallel.make_mesh(MeshConfig(*shape))
+        step = step_lib.make_gradients(model, TrainConfig(**TRAIN, attention="chunked", mlp_parts=parts), mesh)
+        params = jax.tree.map(
+            lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
+            decoder.abstract_params(model),
+            parallel.param_shardings(model, mesh),
+        )
+        compiled = jax.jit(step).lower(params, parallel.put_batch(make_batch(), mesh)).compile()
+        counted.append(compiled.cost_analysis()["flops"])
+    return counted
+
+
 def attention_with_three_key_heads() -> list[float]:
     """Differences of outcome and gradients from one device's, with key heads 0, 0, 1 on one device and 1, 2, 2 on the
     other, and four devices to a row."""
@@ -182,6 +199,7 @@ def checkpoints(folder: pathlib.Path) -> list[bool]:
 if __name__ == "__main__":
     found = {
         "compare": compare(),
+        "operations": operations(),
         "attention": attention_with_three_key_heads(),
         "shards": shards(),
         "rounding": rounding(),

@@ -36,6 +36,12 @@ def test_meshes_give_the_single_device_loss_and_gradients(results):
         assert case["size"] > 0.01, case
 
 
+def test_no_device_computes_what_another_one_computes(results):
+    """Where rows and tokens are both split, B and T put together had every device compute whole rows."""
+    by_rows, by_rows_in_parts, by_both, by_both_in_parts = results["operations"]
+    assert by_both < 1.1 * by_rows and by_both_in_parts < 1.1 * by_rows_in_parts, results["operations"]
+
+
 def test_key_heads_that_do_not_divide(results):
     assert len(results["attention"]) == 4 and max(results["attention"]) < 1e-5
 

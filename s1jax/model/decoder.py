@@ -154,18 +154,19 @@ def logical_axes(config: ModelConfig) -> dict[str, Any]:
 
 
 @functools.cache
-def _block_structure(config: ModelConfig, weight_first: bool, scaled: bool) -> tuple[nnx.GraphDef, nnx.State]:
+def _block_structure(config: ModelConfig, **form: bool) -> tuple[nnx.GraphDef, nnx.State]:
     """One layer without weights."""
 
     def build() -> Block:
-        return Block(config, jnp.dtype(jnp.float32), nnx.Rngs(params=0), weight_first=weight_first, scaled=scaled)
+        return Block(config, jnp.dtype(jnp.float32), nnx.Rngs(params=0), **form)
 
     return nnx.split(nnx.eval_shape(build), nnx.Param)
 
 
-def _block(config: ModelConfig, weights: Params, weight_first: bool = False) -> Block:
+def _block(config: ModelConfig, weights: Params, weight_first: bool = False, apart: bool = False) -> Block:
     """One layer over the arrays of `weights`, a slice of params["layers"]."""
-    graph, state = _block_structure(config, weight_first, "kernel_scale" in weights["mlp"]["gate"])
+    scaled = "kernel_scale" in weights["mlp"]["gate"]
+    graph, state = _block_structure(config, weight_first=weight_first, scaled=scaled, apart=apart)
     state = jax.tree.map(lambda x: x, state)  # a copy: the cached one stays abstract
     nnx.replace_by_pure_dict(state, dict(weights))
     return nnx.merge(graph, state)
@@ -254,6 +255,7 @@ def forward(
     remat: str = "none",
     attend: attention_lib.Attend = attention_lib.attend,
     mlp_parts: int = 1,
+    apart: bool = False,
     sums: Any = None,
 ) -> jax.Array:
     """Runs whole rows, as in training.
@@ -268,6 +270,7 @@ def forward(
       remat: what is kept of a layer for the backward pass, see `s1jax.model.remat`.
       attend: attention, see `s1jax.model.attention.Attend`.
       mlp_parts: parts of F that the MLP computes one after the other, never holding more of its hidden values.
+      apart: B and T are both split among devices, see `s1jax.model.layers.Projection`.
       sums: tree like params["layers"] that their gradients are added to, see `s1jax.model.remat.add_gradients`.
 
     Returns:
@@ -285,7 +288,7 @@ def forward(
 
     def block(x: jax.Array, weights: Params, shared: tuple[Any, jax.Array]) -> jax.Array:
         angles, segment_ids = shared
-        return _block(config, weights)(x, angles, segment_ids, attend, mlp_parts)
+        return _block(config, weights, apart=apart)(x, angles, segment_ids, attend, mlp_parts)
 
     x = _embed(params, tokens, dtype)
     x = remat_lib.scan(block, x, params["layers"], (angles, segment_ids), remat, sums)

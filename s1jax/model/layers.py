@@ -66,7 +66,8 @@ class Projection(nnx.Module):
     """Linear map from the last axes of the input, `inputs`, to the axes `out`, with an optional bias over `out`.
 
     With `weight_first` its kernel is [prod(out), prod(inputs)], see `columns`; with `scaled` it is int8 and has a scale
-    for every output, see `s1jax.model.decoder.quantize`. The two do not go together.
+    for every output, see `s1jax.model.decoder.quantize`. The two do not go together. With `apart` B and T are not put
+    together: where both are split among devices, every device would compute whole rows.
     """
 
     def __init__(
@@ -78,12 +79,13 @@ class Projection(nnx.Module):
         use_bias: bool = False,
         weight_first: bool = False,
         scaled: bool = False,
+        apart: bool = False,
     ):
         shape = (math.prod(out), math.prod(inputs)) if weight_first else (*inputs, *out)
         self.kernel = nnx.Param(_INIT_STD * jax.random.truncated_normal(rngs.params(), -3, 3, shape, dtype))
         self.bias = nnx.Param(jnp.zeros(tuple(out), dtype)) if use_bias else None
         self.kernel_scale = nnx.Param(jnp.ones(tuple(out), jnp.float32)) if scaled else None
-        self.num_in, self.out, self.weight_first = len(inputs), tuple(out), weight_first
+        self.num_in, self.out, self.weight_first, self.apart = len(inputs), tuple(out), weight_first, apart
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, T, *inputs] -> [B, T, *out] in the dtype of `x`."""
@@ -91,18 +93,18 @@ class Projection(nnx.Module):
         lead = x.shape[: x.ndim - self.num_in]
         # One matrix product over all tokens: with B and T apart, the gradient of the kernel transposes its operands
         # element by element on a CPU, which took 2 of 7 seconds of a backward pass (benchmarks/train_step.py).
-        x = x.reshape(math.prod(lead), -1)
+        x = x.reshape(*lead, -1) if self.apart else x.reshape(math.prod(lead), -1)
         if self.kernel_scale is not None:
-            y = jnp.matmul(x, kernel.reshape(x.shape[1], -1), preferred_element_type=jnp.float32)
+            y = jnp.matmul(x, kernel.reshape(x.shape[-1], -1), preferred_element_type=jnp.float32)
             y = (y * self.kernel_scale[...].reshape(-1)).astype(x.dtype)
         else:
-            y = rows(kernel @ columns(x)) if self.weight_first else x @ kernel.reshape(x.shape[1], -1)
+            y = rows(kernel @ columns(x)) if self.weight_first else x @ kernel.reshape(x.shape[-1], -1)
         y = y.reshape(*lead, *self.out)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
 class SwiGLU(nnx.Module):
-    """Gated feed-forward layer with SiLU (Shazeer 2020); `form`: `weight_first` or `scaled`, see `Projection`."""
+    """Gated feed-forward layer with SiLU (Shazeer 2020); `form`: `weight_first`, `scaled` or `apart`, see `Projection`."""
 
     def __init__(self, d_model: int, mlp_dim: int, dtype: DTypeLike, rngs: nnx.Rngs, **form: bool):
         self.gate = Projection((d_model,), (mlp_dim,), dtype, rngs, **form)
@@ -113,7 +115,8 @@ class SwiGLU(nnx.Module):
         """[B, T, D] -> [B, T, D]; in `parts` of F one after the other, see `_in_parts`."""
         if parts > 1:
             kernels = (p.kernel[...].astype(x.dtype) for p in (self.gate, self.up, self.down))
-            return _in_parts(x.reshape(-1, x.shape[-1]), *kernels, parts).reshape(x.shape)
+            flat = x if self.down.apart else x.reshape(-1, x.shape[-1])
+            return _in_parts(flat, *kernels, parts).reshape(x.shape)
         if not self.down.weight_first:
             return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
         # Columns from end to end: turning them for every projection cost a fifth of the layer. The barriers keep the
@@ -127,14 +130,14 @@ class SwiGLU(nnx.Module):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _in_parts(x: jax.Array, gate: jax.Array, up: jax.Array, down: jax.Array, parts: int) -> jax.Array:
-    """SwiGLU of [R, D] that holds no more of its hidden width at a time than a part, forward and backward.
+    """SwiGLU of [..., D] that holds no more of its hidden width at a time than a part, forward and backward.
 
     Outputs and gradients of the parts are added up in float32. The barriers keep the compiler from beginning all parts
     before it ends one, and from leaving the gradients of weights for later; without them nothing was saved on a TPU.
     Hidden values are computed again in the backward pass.
 
     Args:
-      x: [R, D].
+      x: [..., D].
       gate: [D, F].
       up: [D, F].
       down: [F, D].
@@ -161,9 +164,9 @@ def _in_parts_backward(parts: int, kept: Any, gradient: jax.Array) -> tuple[jax.
             x, gradient, total, of_kernels = jax.lax.optimization_barrier((x, gradient, total, of_kernels))
         hidden, pull = jax.vjp(lambda gate, up: jax.nn.silu(gate) * up, x @ gate, x @ up)
         # No weight is transposed: on a mesh it would be gathered twice, as it is and transposed.
-        of_gate, of_up = pull(jnp.einsum("rd,fd->rf", gradient, down))
-        total = _sum(total, jnp.einsum("rf,df->rd", of_gate, gate) + jnp.einsum("rf,df->rd", of_up, up))
-        of_kernels.append((x.T @ of_gate, x.T @ of_up, hidden.T @ gradient))
+        of_gate, of_up = pull(jnp.einsum("...d,fd->...f", gradient, down))
+        total = _sum(total, jnp.einsum("...f,df->...d", of_gate, gate) + jnp.einsum("...f,df->...d", of_up, up))
+        of_kernels.append((_outer(x, of_gate), _outer(x, of_up), _outer(hidden, gradient)))
     whole = (jnp.concatenate(one, axis) for one, axis in zip(zip(*of_kernels, strict=True), (1, 1, 0), strict=True))
     return total.astype(x.dtype), *whole
 
@@ -173,6 +176,12 @@ _in_parts.defvjp(_in_parts_forward, _in_parts_backward)
 
 def _split(gate: jax.Array, up: jax.Array, down: jax.Array, parts: int) -> Iterable[tuple[jax.Array, ...]]:
     return zip(*(jnp.split(x, parts, axis) for x, axis in ((gate, 1), (up, 1), (down, 0))), strict=True)
+
+
+def _outer(x: jax.Array, y: jax.Array) -> jax.Array:
+    """[..., A], [..., B] -> [A, B], summed over the rest."""
+    rest = tuple(range(x.ndim - 1))
+    return jax.lax.dot_general(x, y, ((rest, rest), ((), ())))
 
 
 def _sum(total: jax.Array | None, part: jax.Array) -> jax.Array:

@@ -145,6 +145,7 @@ def make_gradients(
         if sums is not None:
             rest, of_rest = ({name: tree[name] for name in tree if name != "layers"} for tree in (params, sums))
             params = {**params, **remat.add_gradients(rest, of_rest)}
+        rows_per_device = max(1, batch["tokens"].shape[0] // parallel.row_shards(mesh))
         hidden = decoder.forward(
             params,
             config,
@@ -155,9 +156,9 @@ def make_gradients(
             remat=train.remat,
             attend=attend,
             mlp_parts=train.mlp_parts,
+            apart=rows_per_device > 1 and mesh.shape["sequence"] > 1,
             sums=None if sums is None else sums["layers"],
         )
-        rows_per_device = max(1, hidden.shape[0] // parallel.row_shards(mesh))
         chunk = max(1, train.loss_chunk // rows_per_device)
         kernel = decoder.output_kernel(params, config)
         return loss_lib.cross_entropy(hidden, kernel, batch["targets"], batch["weights"], chunk, mesh)
