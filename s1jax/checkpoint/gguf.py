@@ -45,16 +45,29 @@ def open_file(path: str | os.PathLike[str]) -> gguf.GGUFReader:
         raise InputError(f"{path} does not exist; give the path of a .gguf file.") from None
     except (ValueError, KeyError, IndexError, OSError) as error:
         raise InputError(f"{path} is no complete GGUF file ({error}); get it again.") from None
-    if _get(reader, "split.count", 1) > 1:
+    if _get(reader, str(path), "split.count", int, 1) > 1:
         raise InputError(
             f"{path} is one part of a split GGUF file; join the parts with llama.cpp's gguf-split --merge."
         )
     return reader
 
 
-def _get(reader: gguf.GGUFReader, key: str, default: Any = None) -> Any:
+def _get(reader: gguf.GGUFReader, where: str, key: str, kind: type, default: Any = None) -> Any:
+    """A value of the metadata; InputError names the file and the key where the value is damaged or no `kind`."""
     field = reader.get_field(key)
-    return default if field is None else field.contents()
+    if field is None:
+        return default
+    try:
+        value = field.contents()
+    except (ValueError, IndexError, KeyError, TypeError):  # no UTF-8 text, or a type that does not exist
+        raise InputError(f"{where}: the metadata {key} is damaged; get the file again.") from None
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise InputError(
+            f"{where}: the metadata {key} is of type {type(value).__name__}, not {kind.__name__}; get the file again."
+        )
+    return value
 
 
 def read_config(reader: gguf.GGUFReader, where: str) -> ModelConfig:
@@ -67,32 +80,33 @@ def read_config(reader: gguf.GGUFReader, where: str) -> ModelConfig:
     Raises:
       InputError: unknown architecture, a setting the decoder cannot represent, or a missing one.
     """
-    family = _get(reader, "general.architecture")
+    family = _get(reader, where, "general.architecture", str)
     if family not in _ARCHITECTURES:
         raise InputError(f"{where}: architecture {family!r} is unknown; s1jax reads {', '.join(_ARCHITECTURES)}.")
 
-    def get(key: str, default: Any = None) -> Any:
-        value = _get(reader, f"{family}.{key}", default)
+    def get(key: str, kind: type, default: Any = None) -> Any:
+        field = reader.get_field(f"{family}.{key}")
+        if field is not None and field.types[0] == gguf.GGUFValueType.ARRAY:
+            raise InputError(f"{where}: {family}.{key} differs between layers, which this decoder does not compute.")
+        value = _get(reader, where, f"{family}.{key}", kind, default)
         if value is None:
             raise InputError(f"{where} lacks the metadata {family}.{key}; get a complete file.")
-        if isinstance(value, list):
-            raise InputError(f"{where}: {family}.{key} differs between layers, which this decoder does not compute.")
         return value
 
-    scaling = get("rope.scaling.type", "none")
-    if scaling != "none" or get("rope.scaling.factor", 1.0) != 1.0:
+    scaling = get("rope.scaling.type", str, "none")
+    if scaling != "none" or get("rope.scaling.factor", float, 1.0) != 1.0:
         raise InputError(f"{where}: rotary scaling of type {scaling!r} is not supported; get the unscaled model.")
-    linear = get("rope.scale_linear", 0.0)  # of files from before 2023-11
+    linear = get("rope.scale_linear", float, 0.0)  # of files from before 2023-11
     if linear not in (0.0, 1.0):
         raise InputError(f"{where}: rotary scaling by {linear:g} is not supported; get the unscaled model.")
-    if get("expert_count", 0):
+    if get("expert_count", int, 0):
         raise InputError(f"{where}: a mixture of experts is not supported; s1jax reads dense decoders.")
-    d_model, num_heads = get("embedding_length"), get("attention.head_count")
-    head_dim = get("attention.key_length", get("rope.dimension_count", d_model // max(num_heads, 1)))
+    d_model, num_heads = get("embedding_length", int), get("attention.head_count", int)
+    head_dim = get("attention.key_length", int, get("rope.dimension_count", int, d_model // max(num_heads, 1)))
     for key in ("attention.value_length", "rope.dimension_count"):
-        if get(key, head_dim) != head_dim:
+        if get(key, int, head_dim) != head_dim:
             raise InputError(
-                f"{where}: {family}.{key} is {get(key)}, the head dimension {head_dim}; they must be equal."
+                f"{where}: {family}.{key} is {get(key, int)}, the head dimension {head_dim}; they must be equal."
             )
     shapes = {tensor.name: tensor.shape for tensor in reader.tensors}
     if "rope_freqs.weight" in shapes:  # Llama 3.1 and later
@@ -101,21 +115,25 @@ def read_config(reader: gguf.GGUFReader, where: str) -> ModelConfig:
         )
     if "token_embd.weight" not in shapes:
         raise InputError(f"{where} lacks tensor token_embd.weight; get a complete file.")
-    return ModelConfig(
+    settings: dict[str, Any] = dict(
         vocab_size=int(shapes["token_embd.weight"][-1]),
         d_model=d_model,
-        mlp_dim=get("feed_forward_length"),
-        num_layers=get("block_count"),
+        mlp_dim=get("feed_forward_length", int),
+        num_layers=get("block_count", int),
         num_heads=num_heads,
-        num_kv_heads=get("attention.head_count_kv", num_heads),
+        num_kv_heads=get("attention.head_count_kv", int, num_heads),
         head_dim=head_dim,
-        rope_theta=_decimal(get("rope.freq_base", 1e4)),
-        norm_eps=_decimal(get("attention.layer_norm_rms_epsilon")),
+        rope_theta=_decimal(get("rope.freq_base", float, 1e4)),
+        norm_eps=_decimal(get("attention.layer_norm_rms_epsilon", float)),
         qkv_bias=family == "qwen2",
         qk_norm=family == "qwen3",
         tied_embeddings="output.weight" not in shapes,
-        context_length=get("context_length"),
+        context_length=get("context_length", int),
     )
+    try:
+        return ModelConfig(**settings)
+    except InputError as error:  # knows no file
+        raise InputError(f"{where}: {error}") from None
 
 
 def _decimal(value: float) -> float:
@@ -138,19 +156,17 @@ def read_params(reader: gguf.GGUFReader, config: ModelConfig, where: str, dtype:
     Raises:
       InputError: names missing, extra or misshaped tensors and unreadable types.
     """
-    params = names_lib.allocate(config, dtype)
-    targets = names_lib.views(config, params, "gguf")
-    names_lib.check_names([tensor.name for tensor in reader.tensors], targets, where)
     for tensor in reader.tensors:
         if tensor.tensor_type.name not in READABLE:
             raise InputError(
                 f"{where}: tensor {tensor.name} has type {tensor.tensor_type.name}; s1jax reads {', '.join(READABLE)}, "
                 "so get another quantisation of the model."
             )
-        names_lib.check_shape(
-            tensor.name, tuple(int(size) for size in reversed(tensor.shape)), targets[tensor.name].shape, where
-        )
-    interleaved = _get(reader, "general.architecture") == "llama"
+    found = {tensor.name: (tuple(map(int, reversed(tensor.shape))), where) for tensor in reader.tensors}
+    names_lib.check(config, "gguf", found, where)
+    params = names_lib.allocate(config, dtype)
+    targets = names_lib.views(config, params, "gguf")
+    interleaved = _get(reader, where, "general.architecture", str) == "llama"
     for tensor in reader.tensors:
         target = targets[tensor.name]
         if interleaved and tensor.name.endswith(("attn_q.weight", "attn_k.weight")):
@@ -185,7 +201,7 @@ def read_tokenizer(reader: gguf.GGUFReader, where: str) -> tuple[dict[str, Any],
     Raises:
       InputError: the file has no tokenizer, no byte-level BPE, or cuts words in a way not known here.
     """
-    kind, pre = _get(reader, "tokenizer.ggml.model"), _get(reader, "tokenizer.ggml.pre")
+    kind, pre = (_get(reader, where, f"tokenizer.ggml.{key}", str) for key in ("model", "pre"))
     remedy = "pass --tokenizer=DIR with the model's Hugging Face tokenizer"
     if kind != "gpt2":
         raise InputError(f"{where} has a tokenizer of type {kind!r}, not byte-level BPE (gpt2); {remedy}.")
@@ -205,10 +221,13 @@ def read_tokenizer(reader: gguf.GGUFReader, where: str) -> tuple[dict[str, Any],
     else:
         raise InputError(f"{where}: tokenizer.ggml.pre is {pre!r}, a way of cutting words unknown here; {remedy}.")
 
-    tokens, merges = _get(reader, "tokenizer.ggml.tokens", []), _get(reader, "tokenizer.ggml.merges", [])
-    types = _get(reader, "tokenizer.ggml.token_type", [])
+    tokens, merges, types = (
+        _get(reader, where, f"tokenizer.ggml.{key}", list, []) for key in ("tokens", "merges", "token_type")
+    )
     if not tokens or len(types) != len(tokens):
         raise InputError(f"{where} has {len(tokens)} tokens and {len(types)} token types; {remedy}.")
+    if not all(isinstance(text, str) for text in (*tokens, *merges)):
+        raise InputError(f"{where} has tokens or merges that are no text; {remedy}.")
     known = gguf.TokenType
     vocab, added = {}, []
     for index, (token, token_type) in enumerate(zip(tokens, types, strict=True)):
@@ -226,8 +245,8 @@ def read_tokenizer(reader: gguf.GGUFReader, where: str) -> tuple[dict[str, Any],
     named = {"eos_token": "eos_token_id", "pad_token": "padding_token_id"}
     about: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     for name, key in named.items():
-        index = _get(reader, f"tokenizer.ggml.{key}")
-        if index is not None and index < len(tokens):
+        index = _get(reader, where, f"tokenizer.ggml.{key}", int)
+        if index is not None and 0 <= index < len(tokens):
             about[name] = tokens[index]
     model = {
         "version": "1.0",

@@ -8,6 +8,7 @@ tensor; writing copies out one tensor at a time. Names and layouts come from `s1
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -45,15 +46,15 @@ def find_tensors(folder: pathlib.Path) -> dict[str, pathlib.Path]:
         for name, file in weight_map.items():
             if not isinstance(file, str):
                 raise huggingface_config.wrong_type(folder / INDEX, f"weight_map.{name}", file, "the name of a file")
-    elif (folder / SINGLE).exists():
+    elif (folder / SINGLE).is_file():
         weight_map = dict.fromkeys(_keys(folder / SINGLE), SINGLE)
     else:
         hint = "only PyTorch .bin files" if list(folder.glob("*.bin")) else f"neither {SINGLE} nor {INDEX}"
         raise InputError(f"{folder} has {hint}; s1jax reads safetensors, so save the model in that format.")
     for file in sorted(set(weight_map.values())):
         path = folder / file
-        if not path.exists():
-            raise InputError(f"{folder / INDEX} names the shard {file}, which does not exist; get it again.")
+        if not os.path.isfile(path):  # false for whatever no file can be called, too
+            raise InputError(f"{folder / INDEX} names the shard {file!r}, which does not exist; get it again.")
         promised, stored = {name for name, at in weight_map.items() if at == file}, set(_keys(path))
         if promised != stored:
             odd = sorted(promised ^ stored)[0]
@@ -73,6 +74,8 @@ def _open(path: pathlib.Path) -> Any:
         return safetensors.safe_open(path, framework="np", backend="pread")
     except safetensors.SafetensorError as error:
         raise InputError(f"{path} is damaged ({error}); get the file again.") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error}); get the file again.") from None
 
 
 def read_params(folder: pathlib.Path, config: ModelConfig, dtype: Any = None) -> names_lib.Params:
@@ -93,20 +96,15 @@ def read_params(folder: pathlib.Path, config: ModelConfig, dtype: Any = None) ->
       InputError: names missing, extra, misshaped or non-float tensors.
     """
     files = find_tensors(folder)
-    found = set(files)
+    stored = _stored_dtype(files)
+    handles = {path: _open(path) for path in sorted(set(files.values()))}
+    found = {name: (tuple(handles[path].get_slice(name).get_shape()), str(path)) for name, path in files.items()}
     head, embedding = "lm_head.weight", "model.embed_tokens.weight"
     if config.tied_embeddings:
-        found -= {head}
-    # A tree of zero-size stand-ins would do for names; the real one costs address space only, until it is filled.
-    if dtype is None:
-        dtype = _stored_dtype(files)
-    params = names_lib.allocate(config, dtype)
+        found.pop(head, None)
+    names_lib.check(config, "huggingface", found, str(folder))
+    params = names_lib.allocate(config, dtype or stored)
     targets = names_lib.views(config, params, "huggingface")
-    names_lib.check_names(found, targets, str(folder))
-    handles = {path: _open(path) for path in sorted(set(files.values()))}
-    for name in sorted(targets, key=lambda name: files[name]):
-        stored = handles[files[name]].get_slice(name)
-        names_lib.check_shape(name, tuple(stored.get_shape()), targets[name].shape, str(files[name]))
     for name in sorted(targets, key=lambda name: files[name]):
         names_lib.copy(targets[name], handles[files[name]].get_tensor(name))
     if config.tied_embeddings and head in files:

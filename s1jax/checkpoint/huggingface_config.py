@@ -6,6 +6,7 @@ Keys as in transformers' Qwen2, Qwen3 and Llama.
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -39,6 +40,12 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
         raise InputError(f"{path}, line {error.lineno}: broken JSON ({error.msg}); get the file again.") from None
     except UnicodeDecodeError:
         raise InputError(f"{path} is not UTF-8 text; get the file again.") from None
+    except RecursionError:
+        raise InputError(f"{path} is nested too deep; get the file again.") from None
+    except ValueError:  # Python converts no number of more than 4,300 digits
+        raise InputError(f"{path} holds a number with too many digits; get the file again.") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}); get the file again.") from None
     if not isinstance(values, dict):
         raise InputError(f"{path} does not hold a JSON object; get the file again.")
     return values
@@ -90,7 +97,9 @@ def config_from_json(values: Mapping[str, Any], where: str = "config.json") -> M
             raise InputError(f"{where} lacks {key}; get the complete file.")
         value = known[key]
         if kind is float and type(value) is int:
-            value = float(value)
+            value = float(str(value))  # infinite where float(value) would overflow
+        if value in (math.inf, -math.inf) or value != value:
+            raise InputError(f"{where}: {key} is {value}; it must be finite.")
         if type(value) is not kind:
             raise InputError(f"{where}: {key} is {value!r}; it must be of type {kind.__name__}.")
         return value
@@ -103,7 +112,7 @@ def config_from_json(values: Mapping[str, Any], where: str = "config.json") -> M
             )
         known["head_dim"] = d_model // num_heads
     known["rope_theta"] = _rope_theta(values, known["rope_theta"], where)
-    return ModelConfig(
+    settings: dict[str, Any] = dict(
         vocab_size=get("vocab_size", int),
         d_model=d_model,
         mlp_dim=get("intermediate_size", int),
@@ -118,6 +127,10 @@ def config_from_json(values: Mapping[str, Any], where: str = "config.json") -> M
         tied_embeddings=get("tie_word_embeddings", bool),
         context_length=get("max_position_embeddings", int),
     )
+    try:
+        return ModelConfig(**settings)
+    except InputError as error:  # knows no file
+        raise InputError(f"{where}: {error}") from None
 
 
 def _rope_theta(values: Mapping[str, Any], default: Any, where: str) -> Any:

@@ -10,6 +10,7 @@ Axis letters: D model, F mlp, N query heads, K key/value heads, H head dimension
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -117,6 +118,18 @@ def views(
     return found
 
 
+def shapes(config: ModelConfig, names: Literal["huggingface", "gguf"]) -> dict[str, tuple[int, ...]]:
+    """Stored name -> stored shape of every tensor of `config`, as `views` has them, without any array."""
+    sizes = _sizes(config)
+    found: dict[str, tuple[int, ...]] = {}
+    for row in rows(config):
+        shape = tuple(math.prod(sizes[axis] for axis in group) for group in row.stored.split(" "))
+        name = getattr(row, names)
+        layers = range(config.num_layers if "{}" in name else 1)
+        found.update((name.format(layer), shape) for layer in layers)
+    return found
+
+
 def _stored(array: np.ndarray, row: Row) -> np.ndarray:
     """View of `array`, whose axes are row.axes, transposed and merged to row.stored."""
     order = row.stored.replace(" ", "")
@@ -140,12 +153,40 @@ def copy(target: np.ndarray, source: np.ndarray) -> None:
             target[block] = source[block].astype(target.dtype, copy=False)
 
 
-def check_names(found: Iterable[str], expected: Iterable[str], where: str) -> None:
-    """Compares tensor names, before any data is read.
+def check(
+    config: ModelConfig,
+    names: Literal["huggingface", "gguf"],
+    found: Mapping[str, tuple[tuple[int, ...], str]],
+    where: str,
+) -> None:
+    """Compares the tensors of a model on disk with its configuration, before memory is taken for any.
+
+    Args:
+      config: of the model; its sizes may be wrong by any factor.
+      names: which of the table's columns names the tensors.
+      found: stored name -> stored shape and the file that holds it.
+      where: what holds all of them, in messages.
 
     Raises:
-      InputError: names tensors that are missing from or extra in `where`.
+      InputError: names tensors that are missing, extra or of another shape.
     """
+    if config.num_layers > len(found):  # a layer has several tensors; a billion of names would take all memory
+        raise InputError(
+            f"{where} has {len(found)} tensors, too few for the {config.num_layers} layers of its configuration; "
+            "get the configuration that belongs to these weights."
+        )
+    expected = shapes(config, names)
+    _check_names(found, expected, where)
+    for name, wanted in expected.items():
+        shape, file = found[name]
+        if shape != wanted:
+            raise InputError(
+                f"{file}: tensor {name} has shape {list(shape)} where the configuration says {list(wanted)}; "
+                "get the configuration that belongs to these weights."
+            )
+
+
+def _check_names(found: Iterable[str], expected: Iterable[str], where: str) -> None:
     found, expected = set(found), set(expected)
     for problem, names in (("lacks", expected - found), ("has the unexpected", found - expected)):
         if names:
@@ -154,12 +195,3 @@ def check_names(found: Iterable[str], expected: Iterable[str], where: str) -> No
                 f"{where} {problem} tensor{'s' * (len(names) > 1)} {listed}; its configuration does not describe "
                 "these weights, so get a complete copy or correct the configuration."
             )
-
-
-def check_shape(name: str, found: tuple[int, ...], expected: tuple[int, ...], where: str) -> None:
-    """Raises InputError, naming the tensor, when its shape in `where` is not what the configuration says."""
-    if tuple(found) != tuple(expected):
-        raise InputError(
-            f"{where}: tensor {name} has shape {list(found)} where the configuration says {list(expected)}; "
-            "get the configuration that belongs to these weights."
-        )

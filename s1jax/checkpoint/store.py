@@ -28,13 +28,14 @@ from typing import Any
 import numpy as np
 
 from s1jax import config as config_lib
-from s1jax.checkpoint import digests
+from s1jax.checkpoint import digests, trees
 from s1jax.config import InputError, ModelConfig
 from s1jax.text.chat import ChatFormat
 from s1jax.text.tokenizer import Tokenizer
 
 FORMAT = 1
 _CHUNK_BYTES = 1 << 25  # of an array, in one file
+_FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk, or what one user may have of it
 PACKAGE = "package:"  # prefix of the checkpoints that ship in s1jax/assets
 
 
@@ -140,9 +141,9 @@ def load_params(
 
     wanted = decoder.abstract_params(config)
     stored = ocp.metadata(folder).metadata
-    _compare(_flatten(stored), _flatten(wanted), folder)
+    trees.compare(stored, wanted, folder, "the weights do not belong to the model in s1jax.json")
     if host:
-        return _load_host(folder, _flatten(stored), dtype)
+        return _load_host(folder, trees.flatten(stored), dtype)
     if mesh is None:
         one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         shardings = jax.tree.map(lambda _: one, wanted)
@@ -177,27 +178,6 @@ def _load_host(folder: pathlib.Path, stored: dict[str, Any], dtype: Any) -> Any:
         with context:
             (node[last],) = jax.tree.leaves(ocp.load(folder, wanted))
     return params
-
-
-def _compare(stored: dict[str, Any], wanted: dict[str, Any], folder: pathlib.Path) -> None:
-    for name in sorted(set(stored) ^ set(wanted)):
-        fault = "is missing" if name in wanted else "is not part of that model"
-        raise InputError(f"{folder}: {name} {fault}; the weights do not belong to the model in s1jax.json.")
-    for name, leaf in wanted.items():
-        if tuple(stored[name].shape) != tuple(leaf.shape):
-            raise InputError(
-                f"{folder}: {name} has shape {tuple(stored[name].shape)}, the model in s1jax.json wants {leaf.shape}."
-            )
-
-
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as {"a/b/c": leaf}."""
-    if not isinstance(tree, dict):
-        return {prefix: tree}
-    found: dict[str, Any] = {}
-    for name, child in tree.items():
-        found.update(_flatten(child, f"{prefix}/{name}" if prefix else name))
-    return found
 
 
 def resolve(path: str | os.PathLike[str]) -> pathlib.Path:
@@ -329,7 +309,15 @@ class Checkpointer:
         folder = step_folder(self._workdir, step)
         index, count = jax.process_index(), jax.process_count()  # every process verifies some of the files
         parallel.together(lambda: digests.verify(folder, lambda name: zlib.crc32(name.encode()) % count == index))
-        _compare(_flatten(ocp.metadata(folder / "params").metadata), _flatten(params), folder / "params")
+        if not (folder / "optimizer").is_dir():
+            raise InputError(
+                f"{folder} has no optimizer state to go on from; remove it, or give it to another run as init_from."
+            )
+        for part, wanted, fault in (
+            ("params", params, "the weights are not those of the run's model"),
+            ("optimizer", optimizer, "it was saved with another optimizer.name, which going on from it needs"),
+        ):
+            trees.compare(ocp.metadata(folder / part).metadata, wanted, folder / part, fault)
         return ocp.load(folder / "params", params), ocp.load(folder / "optimizer", optimizer)
 
     def _finish(self, folder: pathlib.Path, parts: list[Any], first: bool) -> None:
@@ -355,7 +343,7 @@ def disk_errors(folder: pathlib.Path) -> Iterator[None]:
     except Exception as error:
         cause: BaseException | None = error
         while cause is not None:
-            if getattr(cause, "errno", None) == errno.ENOSPC or os.strerror(errno.ENOSPC) in str(cause):
+            if any(getattr(cause, "errno", None) == full or os.strerror(full) in str(cause) for full in _FULL):
                 raise InputError(
                     f"no space left on the device while writing {folder}; free some space and run the same command "
                     "again (finished checkpoints are kept)."

@@ -63,8 +63,17 @@ class Tokenizer:
             self._backend = _HuggingFace(files["tokenizer.json"], f"{where}/tokenizer.json")
         elif len(models) == 1:
             added = dict(self._companion("added_tokens.json"))
-            for id_, token in config.get("added_tokens_decoder", {}).items():
-                added[token["content"]] = int(id_)
+            try:
+                for id_, token in config.get("added_tokens_decoder", {}).items():
+                    added[token["content"]] = int(id_)
+            except (AttributeError, KeyError, TypeError, ValueError):
+                raise InputError(
+                    f"{where}/tokenizer_config.json: added_tokens_decoder is no table of tokens; get the file again."
+                ) from None
+            if not all(isinstance(token, str) and type(id_) is int for token, id_ in added.items()):
+                raise InputError(
+                    f"{where} has an added token that is no text or whose id is no number; repair its files."
+                )
             self._backend = _SentencePiece(files[models[0]], added, f"{where}/{models[0]}")
         else:
             raise InputError(
@@ -72,7 +81,15 @@ class Tokenizer:
                 " tokenizer.json or one SentencePiece .model file, or the path of such a file."
             )
         self.num_ids = 1 + max(self._backend.vocab.values())
-        self._named = {key: config.get(f"{key}_token") for key in ("eos", "pad")}
+        self._named: dict[str, str | None] = {}
+        for key in ("eos", "pad"):
+            token = config.get(f"{key}_token")
+            token = token.get("content") if isinstance(token, dict) else token
+            if not isinstance(token, str | None):
+                raise InputError(
+                    f"{where}/tokenizer_config.json: {key}_token is {token!r}; it must be one token; repair the file."
+                )
+            self._named[key] = token
 
     @classmethod
     def load(cls, path: str | pathlib.Path) -> Tokenizer:
@@ -162,7 +179,6 @@ class Tokenizer:
 
     def _named_id(self, key: str) -> int | None:
         token = self._named[key]
-        token = token.get("content") if isinstance(token, dict) else token
         if token is not None:
             return self._backend.vocab.get(token)
         return self._backend.named.get(key) if isinstance(self._backend, _SentencePiece) else None
@@ -172,7 +188,7 @@ class Tokenizer:
             return {}
         try:
             values = json.loads(self.files[name])
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"{self._where}/{name} is not JSON ({error}); repair or remove it.") from None
         if not isinstance(values, dict):
             raise InputError(f"{self._where}/{name} is no JSON object; repair or remove it.")

@@ -1,5 +1,6 @@
 """Hugging Face folders in and out, with everything that can be wrong with them."""
 
+import dataclasses
 import json
 
 import ml_dtypes
@@ -10,6 +11,7 @@ import safetensors.numpy
 from s1jax.checkpoint import huggingface as hf
 from s1jax.checkpoint import huggingface_config, names
 from s1jax.config import InputError
+from s1jax.presets import PRESETS
 from tests.model.parity_cases import CASES, weights
 
 CONFIG = CASES["qwen2"]
@@ -134,6 +136,32 @@ def test_wrong_tensors_are_named(tmp_path, change, sentence):
         hf.read_params(tmp_path, CONFIG)
 
 
+@pytest.mark.parametrize("stored", [np.int8, np.int64, np.float64])
+def test_unreadable_types_are_refused_whatever_is_asked_for(tmp_path, stored):
+    _folder(tmp_path)
+    _rewrite(tmp_path, lambda t: t.update({K0: t[K0].astype(stored)}))
+    for dtype in (None, np.float32, ml_dtypes.bfloat16):
+        with pytest.raises(InputError, match=f"tensor {K0} is stored as [IF](8|64); s1jax reads F32, F16, BF16"):
+            hf.read_params(tmp_path, CONFIG, dtype)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (vars(PRESETS["qwen2p5_32b"]), "has 27 tensors, too few for the 64 layers of its configuration"),
+        ({"num_layers": 10**9}, "too few for the 1000000000 layers"),
+        ({"num_layers": 20}, "lacks tensors model.layers.10.input_layernorm.weight, .* and 213 more"),
+        ({"vocab_size": 10**15}, r"embed_tokens.weight has shape \[61, 48\] .* says \[1000000000000000, 48\]"),
+        ({"mlp_dim": 10**30}, rf"{hf.SINGLE}: tensor .*mlp.*weight has shape .* says \[.*10{{30}}"),
+    ],
+)
+def test_models_far_larger_than_their_weights_take_no_memory(tmp_path, monkeypatch, changes, sentence):
+    _folder(tmp_path)
+    monkeypatch.setattr(names, "allocate", lambda *_: pytest.fail("took memory"))
+    with pytest.raises(InputError, match=sentence):
+        hf.read_params(tmp_path, dataclasses.replace(CONFIG, **changes))
+
+
 @pytest.mark.parametrize("dtype", [None, np.float32])
 def test_tied_models_may_store_the_head_only_if_it_is_the_embedding(tmp_path, dtype):
     config = CASES["qwen3_tied_one_head"]
@@ -184,7 +212,14 @@ def _edit_index(folder, change):
 def test_index_that_names_a_missing_shard(sharded):
     file = huggingface_config.read_json(sharded / hf.INDEX)["weight_map"][K0]
     (sharded / file).unlink()
-    with pytest.raises(InputError, match=f"names the shard {file}, which does not exist"):
+    with pytest.raises(InputError, match=f"names the shard '{file}', which does not exist"):
+        hf.find_tensors(sharded)
+
+
+@pytest.mark.parametrize("file", ["", ".", "\0", "a" * 300])
+def test_index_that_names_what_no_file_is_called(sharded, file):
+    _edit_index(sharded, lambda index: index.update({K0: file}))
+    with pytest.raises(InputError, match=r"index.json names the shard '.*', which does not exist"):
         hf.find_tensors(sharded)
 
 

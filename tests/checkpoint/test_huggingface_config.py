@@ -96,11 +96,15 @@ def test_silence_means_what_transformers_assumes():
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"hidden_size": None}, "config.json lacks hidden_size"),
-        ({"num_hidden_layers": "64"}, "num_hidden_layers is '64'; it must be of type int"),
+        ({"num_hidden_layers": "64"}, "^config.json: num_hidden_layers is '64'; it must be of type int"),
         ({"tie_word_embeddings": 1}, "tie_word_embeddings is 1; it must be of type bool"),
         ({"hidden_size": 5121}, "hidden_size 5121 is no multiple of num_attention_heads 40"),
         ({"num_key_value_heads": 7}, "no multiple of model.num_kv_heads 7"),
         ({"num_attention_heads": 0}, "num_attention_heads 0"),
+        ({"num_attention_heads": 0, "head_dim": 8}, "^config.json: model.num_heads is 0; it must be positive"),
+        ({"num_hidden_layers": -1}, "^config.json: model.num_layers is -1"),
+        ({"rope_theta": 10**400}, "rope_theta is inf; it must be finite"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan; it must be finite"),
     ],
 )
 def test_configurations_that_cannot_be_represented_are_refused(changes, sentence):
@@ -139,3 +143,11 @@ def test_broken_json_is_reported_with_its_line(tmp_path):
     (tmp_path / "config.json").write_bytes(b"\xff\xfe")
     with pytest.raises(InputError, match="is not UTF-8"):
         huggingface_config.read_json(tmp_path / "config.json")
+    (tmp_path / "config.json").write_text('{"a": ' + "[" * 10**5 + "]" * 10**5 + "}")
+    with pytest.raises(InputError, match=r"config.json is nested too deep"):
+        huggingface_config.read_json(tmp_path / "config.json")
+    (tmp_path / "config.json").write_text('{"a": ' + "1" * 5000 + "}")
+    with pytest.raises(InputError, match=r"config.json holds a number with too many digits"):
+        huggingface_config.read_json(tmp_path / "config.json")
+    with pytest.raises(InputError, match=r"cannot be read \(Is a directory\)"):
+        huggingface_config.read_json(tmp_path)

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+import os
 import pathlib
 import shutil
 import subprocess
@@ -15,10 +16,11 @@ import pytest
 
 import s1jax
 from s1jax.checkpoint import digests, store
-from s1jax.config import InputError, ModelConfig
+from s1jax.config import InputError, ModelConfig, OptimizerConfig
 from s1jax.model import decoder
 from s1jax.text import chat
 from s1jax.text.tokenizer import Tokenizer
+from s1jax.train import optimizer as optimizer_lib
 
 MODEL = ModelConfig(
     vocab_size=128, d_model=16, mlp_dim=24, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8, tied_embeddings=True
@@ -136,7 +138,7 @@ def rewrite(checkpoint, **changes):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"mlp_dim": 32}, r"layers/mlp/down/kernel has shape \(2, 24, 16\), the model .* wants \(2, 32, 16\)"),
+        ({"mlp_dim": 32}, r"layers/mlp/down/kernel has shape \(2, 24, 16\) instead of \(2, 32, 16\); the weights do"),
         ({"tied_embeddings": False}, "head/kernel is missing"),
         ({"qkv_bias": True}, "attention/key/bias is missing"),
         ({"d_modle": 3}, "d_modle is not a setting"),
@@ -234,12 +236,32 @@ def test_a_damaged_optimizer_state_is_found_at_resumption_only(tmp_path, params)
     store.load_model(tmp_path)
 
 
+def test_the_state_of_another_optimizer_is_refused(tmp_path, params):
+    tx = {name: optimizer_lib.make(OptimizerConfig(name=name), MODEL, 5) for name in ("adamw", "muon")}
+    states = {name: {"step": jnp.int32(1), "opt_state": jax.jit(tx[name].init)(params)} for name in tx}
+    for one, other in (("adamw", "muon"), ("muon", "adamw")):
+        with store.Checkpointer(tmp_path / one, 1, about()) as checkpointer:
+            checkpointer.save(1, params, states[one], {})
+            checkpointer.wait()
+            assert_same(checkpointer.restore(1, abstract(params), abstract(states[one]))[1], states[one])
+            with pytest.raises(InputError, match=r"optimizer: .*; it was saved with another optimizer.name"):
+                checkpointer.restore(1, abstract(params), abstract(states[other]))
+
+
+def test_a_model_is_no_state_of_a_run(original, tmp_path, params):
+    shutil.copytree(original, tmp_path / "checkpoints" / "1")
+    checkpointer = store.Checkpointer(tmp_path, 1, about())
+    with checkpointer, pytest.raises(InputError, match="checkpoints/1 has no optimizer state"):
+        checkpointer.restore(1, abstract(params), {})
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 @pytest.mark.parametrize("kind", ["here", "in Orbax"])
-def test_a_full_disk_is_one_sentence(tmp_path, params, monkeypatch, kind):
+def test_a_full_disk_is_one_sentence(tmp_path, params, monkeypatch, kind, code):
     from orbax.checkpoint import v1 as ocp
 
     def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device", "somewhere")
+        raise OSError(code, os.strerror(code), "somewhere")
 
     def full_in_orbax(*_):
         try:

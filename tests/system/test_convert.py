@@ -10,9 +10,11 @@ import sys
 import ml_dtypes
 import numpy as np
 import pytest
+import safetensors.numpy
 import tokenizers
 
 from s1jax.checkpoint import huggingface, huggingface_config, names, store
+from s1jax.presets import PRESETS
 from s1jax.text import chat
 from s1jax.text.tokenizer import Tokenizer
 from tests.checkpoint import test_gguf
@@ -24,11 +26,25 @@ ENDS = [257, 0]  # <|im_end|>, and what the model's own configuration names besi
 TEXT = "<|im_start|>user\nSchr\u00f6der's 12 + 34?<|im_end|>\n<|im_start|>think\n"
 
 # Runs one conversion after the other in one process, which saves the imports; prints [null or sentence, ...].
+# The folder of the second argument stands in for the hub; a model that is not in it is asked of the real one, offline.
 DRIVER = """
-import json, sys
+import fnmatch, json, pathlib, shutil, sys
+import huggingface_hub
 from absl import flags
 from launch import convert
 from s1jax.config import InputError
+ask_the_hub = huggingface_hub.snapshot_download
+def snapshot_download(name, *, allow_patterns):
+    model = pathlib.Path(sys.argv[2], name)
+    if not model.is_dir():
+        return ask_the_hub(name, allow_patterns=allow_patterns)
+    snapshot = model.with_name(model.name + "_snapshot")
+    snapshot.mkdir()
+    for file in model.iterdir():
+        if any(fnmatch.fnmatch(file.name, pattern) for pattern in allow_patterns):
+            shutil.copy(file, snapshot)
+    return str(snapshot)
+huggingface_hub.snapshot_download = snapshot_download
 results = []
 for arguments in json.loads(sys.argv[1]):
     for name in flags.FLAGS:
@@ -60,6 +76,10 @@ WRONG = [
     (["--from_hf={0}/small", "--to={0}/new"], "the tokenizer has 258 ids but the model's vocabulary 61 rows"),
     (["--from_hf={0}/hf", "--to={0}/new", "--chat=think"], "delimiter '<think>' is not in the tokenizer"),
     (["--from_hf={0}/cut", "--to={0}/new"], "model.safetensors is damaged"),
+    (["--from_hf={0}/int8", "--to={0}/new", "--dtype=float32"], "is stored as I8; s1jax reads F32, F16, BF16"),
+    (["--from_hf={0}/huge", "--to={0}/new"], "too few for the 64 layers of its configuration"),
+    (["--from_hf={0}/no_heads", "--to={0}/new"], "no_heads/config.json: model.num_heads is 0; it must be positive"),
+    (["--from_hf={0}/bad_eos", "--to={0}/new"], "bad_eos/tokenizer_config.json: eos_token is ['a']"),
     (["--from_gguf={0}/none.gguf", "--to={0}/new"], "none.gguf does not exist"),
     (["--from_gguf={0}/hf/config.json", "--to={0}/new"], "no complete GGUF file"),
     (["--from_gguf={0}/bare.gguf", "--to={0}/new"], "pass --tokenizer=DIR"),
@@ -73,6 +93,7 @@ RIGHT = [
     ["--from={0}/ckpt", "--to_hf={0}/back", "--max_shard_gb=0.00003"],
     ["--from={0}/ckpt16", "--to_hf={0}/back16"],
     ["--from_gguf={0}/bare.gguf", "--to={0}/from_gguf", "--tokenizer={0}/hf"],
+    ["--from_hf=owner/tiny", "--to={0}/from_hub"],
     ["--from_gguf={0}/full.gguf", "--to={0}/from_gguf_alone", "--chat=s1_plain", "--dtype=bfloat16"],
 ]
 
@@ -103,6 +124,21 @@ def converted(tmp_path_factory):
     _hf_folder(folder / "cut", CONFIG)
     (folder / "cut" / "model.safetensors").write_bytes((folder / "hf" / "model.safetensors").read_bytes()[:-50])
     (folder / "empty").mkdir()
+    (folder / "hub" / "owner").mkdir(parents=True)
+    _hf_folder(folder / "hub" / "owner" / "tiny", CONFIG)
+    (folder / "hub" / "owner" / "tiny" / "pytorch_model.bin").write_text("the weights once more")
+    _hf_folder(folder / "int8", CONFIG)
+    tensors = safetensors.numpy.load_file(folder / "int8" / "model.safetensors")
+    safetensors.numpy.save_file(
+        {name: tensor.astype(np.int8) for name, tensor in tensors.items()}, folder / "int8" / "model.safetensors"
+    )
+    _hf_folder(folder / "huge", CONFIG)
+    (folder / "huge" / "config.json").write_text(json.dumps(huggingface_config.config_to_json(PRESETS["qwen2p5_32b"])))
+    _hf_folder(folder / "no_heads", CONFIG)
+    values = huggingface_config.read_json(folder / "no_heads" / "config.json") | {"num_attention_heads": 0}
+    (folder / "no_heads" / "config.json").write_text(json.dumps(values))
+    _hf_folder(folder / "bad_eos", CONFIG)
+    (folder / "bad_eos" / "tokenizer_config.json").write_text('{"eos_token": ["a"]}')
     llama = dataclasses.replace(CASES["llama"], vocab_size=300)
     test_gguf._write(folder / "bare.gguf", llama, weights(llama), "llama", metadata={"tokenizer.ggml.model": "llama"})
     metadata = test_gguf._small("smollm")
@@ -116,7 +152,7 @@ def converted(tmp_path_factory):
     store.save_model(folder / "both", weights(both), both, Tokenizer.load(folder / "hf"), chat.FORMATS["s1"], {})
     runs = [[part.format(folder) for part in arguments] for arguments in [*RIGHT, *(flags for flags, _ in WRONG)]]
     done = subprocess.run(
-        [sys.executable, "-c", DRIVER, json.dumps(runs)],
+        [sys.executable, "-c", DRIVER, json.dumps(runs), str(folder / "hub")],
         cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1"}, text=True, capture_output=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -140,6 +176,15 @@ def test_checkpoint_from_hugging_face_holds_everything(converted):
     assert model.tokenizer.encode(TEXT) == Tokenizer.load(folder / "hf").encode(TEXT)
     assert model.provenance["source"] == str(folder / "hf") and model.provenance["format"] == "huggingface"
     _equal((model.params, CONFIG), (weights(CONFIG), CONFIG))
+
+
+def test_a_model_of_the_hub_is_fetched_without_what_is_not_read(converted):
+    folder, _ = converted
+    model = store.load_model(folder / "from_hub")
+    _equal((model.params, CONFIG), (weights(CONFIG), CONFIG))
+    assert model.provenance["source"] == "owner/tiny" and model.tokenizer.encode(TEXT)
+    fetched = {path.name for path in (folder / "hub" / "owner" / "tiny_snapshot").iterdir()}
+    assert fetched == {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}
 
 
 def test_type_and_chat_format_are_as_asked(converted):

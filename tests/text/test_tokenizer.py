@@ -220,6 +220,26 @@ def test_broken_companion_names_the_file(folders, tmp_path):
             Tokenizer.load(tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["sentencepiece_bpe", KINDS[0]])
+@pytest.mark.parametrize("values", [["a"], 7, {"content": ["a"]}])
+def test_a_named_token_that_is_no_text(folders, tmp_path, kind, values):
+    shutil.copytree(folders[kind], tmp_path, dirs_exist_ok=True)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": values}))
+    with pytest.raises(InputError, match=r"tokenizer_config.json: eos_token is .*; it must be one token; repair"):
+        Tokenizer.load(tmp_path)
+
+
+@pytest.mark.parametrize("values", [7, {"x": {"content": "a"}}, {"5": "a"}, {"5": {}}, {"5": {"content": 3}}])
+def test_added_tokens_that_are_none(folders, tmp_path, values):
+    shutil.copy(folders["sentencepiece_bpe"] / "tokenizer.model", tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": values}))
+    with pytest.raises(InputError, match=r"added_tokens_decoder is no table|has an added token that is no text"):
+        Tokenizer.load(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("[" * 10**5)
+    with pytest.raises(InputError, match=r"tokenizer_config.json is not JSON"):
+        Tokenizer.load(tmp_path)
+
+
 def test_text_a_vocabulary_cannot_hold_is_one_sentence():
     spec = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1}, unk_token="<unk>"))
     tokenizer = Tokenizer({"tokenizer.json": spec.to_str().encode()})
