@@ -88,3 +88,10 @@ def _leaves(tree):
     if not isinstance(tree, dict):
         return [tree]
     return [leaf for value in tree.values() for leaf in _leaves(value)]
+
+
+@pytest.mark.parametrize("column", ["huggingface", "gguf"])
+@pytest.mark.parametrize("name", CASES)
+def test_shapes_are_those_of_the_views(name, column):
+    views = names.views(CASES[name], names.allocate(CASES[name], np.int8), column)
+    assert names.shapes(CASES[name], column) == {tensor: view.shape for tensor, view in views.items()}
