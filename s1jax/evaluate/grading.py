@@ -26,7 +26,9 @@ LONGEST = 400
 
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)|\\boxed\s+(?P<bare>[^\s{$]+)")
 # "Answer:" also stands inside "Final Answer:" and "**Answer:**"; a GSM8K mark begins its line.
-_MARK = re.compile(r"(?:final\s+)?\banswer\s*(?:\*\*)?\s*:(?:\*\*)?|^[ \t]*####", re.IGNORECASE | re.MULTILINE)
+_MARK = re.compile(r"(?:final\s+)?\banswer\s*(?:\*\*)?\s*[:\uff1a](?:\*\*)?|^[ \t]*####", re.IGNORECASE | re.MULTILINE)
+# A line that only opens or closes mathematics or code.
+_FENCE = re.compile(r"\\[\[\]()]|\$+|`{3,}\w*")
 # Names of the choices of a question, in order.
 LETTERS = string.ascii_uppercase
 # A LaTeX command around a letter or a word: `\text{B}`, `\mathbf{(B)}`.
@@ -37,7 +39,12 @@ _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 _BASE = re.compile(r"(\w+)_\{?(\d+)\}?")
 # What separates thousands in LaTeX and in some countries' writing.
 _THIN = re.compile(r"(?<=\d)(?:\\[,!;: ]|[ \u00a0\u202f~])+(?=\d{3}(?!\d))")
-_NUMBER = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?")
+_NUMBER = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:(?<=\d)[eE][+-]?\d{1,3})?")
+_PERCENT = re.compile(r"\s*\\?%$")
+# An en dash for a minus, which is no range: nothing stands in front of it.
+_DASH = re.compile(r"(?<![\w\s)}])\u2013(?=[\d.])")
+_MIXED = re.compile(r"([+-]?\d+) (\d+)/(\d+)")
+_REPEATING = re.compile(r"(\d+)\.(\d*)\\(?:overline|bar)\s*\{(\d+)\}")
 
 
 def boxed(text: str) -> str | None:
@@ -82,15 +89,22 @@ def extract(text: str) -> str | None:
     r"""Returns the answer that the last mark of `text` gives, or None where no mark is followed by anything.
 
     A box after the last "Answer:" or `####` is the answer; without such a box it is the first line with anything in
-    it after the mark. Without any mark it is the last box of the text.
+    it after the mark, where `\[`, `$$` and the like alone count as nothing. Without any mark it is the last box.
     """
     for mark in reversed(list(_MARK.finditer(text))):
         tail = text[mark.end() :]
-        line = next((line.strip(" \t*") for line in tail.splitlines() if line.strip(" \t*")), "")
-        answer = boxed(tail) or line
+        answer = boxed(tail) or next(_lines(tail), "")
         if answer:
             return answer
     return boxed(text)
+
+
+def _lines(text: str) -> Iterator[str]:
+    """Yields the lines that hold more than asterisks or the beginning or end of mathematics or code."""
+    for line in text.splitlines():
+        line = line.strip(" \t*")
+        if line and not _FENCE.fullmatch(line):
+            yield line
 
 
 def reference(row: Mapping[str, Any], where: str) -> str:
@@ -133,17 +147,17 @@ def final(text: str) -> str:
     """Returns the answer that `text` gives: what `extract` finds, else its last line; at most `LONGEST` characters."""
     answer = extract(text)
     if answer is None:
-        lines = [line.strip() for line in text.splitlines() if line.strip()]
-        answer = lines[-1] if lines else ""
+        answer = next(reversed(list(_lines(text))), "")
     return answer[-LONGEST:]
 
 
 def letter(text: str, choices: Sequence[str]) -> str | None:
     r"""Returns the letter of the choice that `text` gives, or None where it gives none or more than one.
 
-    Looked for in the final answer, in this order: nothing but a letter (`C`, `(C)`, `\boxed{\text{C}}`); a letter in
-    front (`C) 12 m`, `C. 12 m`); one behind "is", "option" or "choice"; one in parentheses; the only letter that
-    stands alone, where "A" before a word is an article; and last the text of one of the choices.
+    Looked for in the final answer, in this order: nothing but a letter (`C`, `(C)`, `option c`, `\boxed{\text{C}}`); a
+    letter in front (`C) 12 m`, `C. 12 m`); one behind "is", "option" or "choice"; one in parentheses; the only letter
+    that stands alone, where "A" and "I" before a word are no letters; and last the text of one of the choices. A letter
+    that is denied ("not A", "A is wrong") does not count.
 
     Args:
       text: an answer of a model.
@@ -151,17 +165,19 @@ def letter(text: str, choices: Sequence[str]) -> str | None:
     """
     answer = _COMMAND.sub(r"\1", _clean(final(text))).strip().strip("*").strip()
     letters = LETTERS[: len(choices)]
-    bare = re.fullmatch(r"[(\[{]?([A-Za-z])[)\]}]?[.:,]?", answer)
+    bare = re.fullmatch(r"(?:(?:option|choice)\s+)?[(\[{]?([A-Z])[)\]}]?[.:,]?", answer, re.IGNORECASE)
     if bare:
         return bare[1].upper() if bare[1].upper() in letters else None
-    one = f"([{letters}])"
+    one, any_ = f"([{letters}])", rf"\(?\b[{letters}]\b\)?"
+    denied = rf"\b(?:[Nn]either|[Nn]ot|nor)\s+{any_}(?:\s+n?or\s+{any_})*|{any_}\s+is\s+(?:wrong|incorrect|false|not)\b"
+    claimed = re.sub(denied, "", answer)
     for pattern in (
         rf"^\(?{one}[).:](?=\s|$)",
         rf"\b(?:is|option|choice|answer)\s*:?\s*\(?{one}\b",
         rf"\({one}\)",
-        rf"(?<![\w'\\]){one}(?![\w'])(?!\s+(?!or\b|and\b)[a-z])",
+        rf"(?<![\w'\\])(?![AI]\s+(?!or\b|and\b|is\b)[a-z]){one}(?![\w'])",
     ):
-        found = set(re.findall(pattern, answer))
+        found = set(re.findall(pattern, claimed))
         if found:
             return found.pop() if len(found) == 1 else None
     same = [name for name, choice in zip(letters, choices, strict=True) if equal(answer, choice)]
@@ -169,7 +185,11 @@ def letter(text: str, choices: Sequence[str]) -> str | None:
 
 
 def equal(answer: str, right: str) -> bool:
-    """Whether two bare answers mean the same: as text, as exact numbers, or to math-verify; see `correct`."""
+    """Whether two bare answers mean the same: as text, as exact numbers, or to math-verify; see `correct`.
+
+    A percentage is as good as its number (50% and 50), and math-verify takes a decimal of six places and more for the
+    fraction that it rounds: 0.3333333 is 1/3 to it, 0.33 is not.
+    """
     answer, right = _clean(answer), _clean(right)
     if not answer or not right:
         return False
@@ -178,6 +198,9 @@ def equal(answer: str, right: str) -> bool:
     numbers = _number(answer), _number(right)
     if None not in numbers:
         return numbers[0] == numbers[1]
+    shares = [_number(_PERCENT.sub("", text)) for text in (answer, right)]
+    if None not in shares and shares[0] == shares[1]:  # math-verify compares whole percentages only
+        return True
     bases = _BASE.fullmatch(answer), _BASE.fullmatch(right)
     if bases[0] and bases[1]:  # math-verify reads 12_3 as 12
         return bases[0].groups() == bases[1].groups()
@@ -185,15 +208,30 @@ def equal(answer: str, right: str) -> bool:
 
 
 def _clean(answer: str) -> str:
-    r"""Takes off what surrounds an answer: dollars (mathematics, money), full stop, spaces also in thousands."""
-    answer = answer.replace("\\$", "").replace("$", "").replace("\u2212", "-").replace("{,}", ",")
-    answer = answer.strip().strip("*").strip()
-    answer = re.sub(r"^\\[(\[](.*)\\[)\]]$", r"\1", answer)
-    return _THIN.sub("", answer.rstrip(".").strip())
+    r"""Takes off what surrounds an answer, and writes numbers in the one way that the rest here reads.
+
+    What goes: signs of money and mathematics, Markdown, one LaTeX command around everything, the full stop, spaces in
+    thousands. `1 1/2` becomes `1\frac{1}{2}`, and `0.\overline{3}` becomes `\frac{3}{9}`.
+    """
+    answer = re.sub(r"\\?[$€£¥]", "", answer).replace("\u2212", "-").replace("{,}", ",").strip("*` \t\n")
+    answer = re.sub(r"^\\[(\[](.*)\\[)\]]$", r"\1", answer).strip().rstrip(".").strip()
+    if wrapped := _COMMAND.fullmatch(answer):
+        answer = wrapped[1].strip()
+    answer = _REPEATING.sub(_repeating, _DASH.sub("-", answer))
+    if mixed := _MIXED.fullmatch(answer):
+        return rf"{mixed[1]}\frac{{{mixed[2]}}}{{{mixed[3]}}}"
+    return _THIN.sub("", answer)
+
+
+def _repeating(match: re.Match[str]) -> str:
+    """Returns a repeating decimal as a fraction: its digits less those that stand once, over nines and zeros."""
+    whole, once, again = match.groups()
+    above = int(whole + once + again) - int(whole + once)
+    return rf"\frac{{{above}}}{{{(10 ** len(again) - 1) * 10 ** len(once)}}}"
 
 
 def _number(text: str) -> fractions.Fraction | None:
-    """Returns a plain number such as `-1,234.50` exactly; None for anything else, `1/2` and `12 apples` included."""
+    """Returns a plain number such as `-1,234.50` or `1e3` exactly; None for all else, such as `1/2` or `12 apples`."""
     if not re.search(r"\d", text) or not _NUMBER.fullmatch(text):
         return None
     return fractions.Fraction(text.replace(",", ""))
@@ -214,7 +252,9 @@ def _math_equal(answer: str, right: str) -> bool:
     try:
         with _time_limit(TIMEOUT):
             targets, guesses = readings(right), readings(answer)
-            return any(math_verify.verify(a, b, timeout_seconds=None) for a in targets for b in guesses)
+            pairs = [(a, b) for a in targets for b in guesses]
+            # It reads `-1<x<5` as the interval (-1,5) on one side only.
+            return any(math_verify.verify(*pair, timeout_seconds=None) for a, b in pairs for pair in ((a, b), (b, a)))
     except _TooLongError:
         return False
 
