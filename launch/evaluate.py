@@ -16,10 +16,8 @@ thinking tokens. The same command goes on where it was stopped, and grades the a
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 import functools
-import importlib.metadata
 import json
 import math
 import os
@@ -32,6 +30,7 @@ from typing import Any
 from absl import flags
 
 from launch import cli, sampling, table
+from s1jax import files
 from s1jax.config import Controls, InputError
 from s1jax.evaluate import outcomes, scaling, strategies, tasks
 from s1jax.evaluate.strategies import Strategy
@@ -89,6 +88,7 @@ def main() -> None:
         temperature=_TEMPERATURE.value, top_p=_TOP_P.value, top_k=_TOP_K.value, min_p=_MIN_P.value, seed=_SEED.value,
     )  # fmt: skip
     check_limits(chosen, controls)
+    sampling.parse_mesh(sampling.MESH.value)
     from s1jax.checkpoint import store
 
     folder = store.resolve(_CHECKPOINT.value)
@@ -116,7 +116,7 @@ def main() -> None:
     engine = functools.cache(functools.partial(sampling.engine, _CHECKPOINT.value, _BATCH.value, slots))
     samples, partial = out / "samples.jsonl.partial", out / "results.json.partial"
     title = f"{pathlib.Path(_CHECKPOINT.value).name.removeprefix('package:')} on {task.title}"
-    with journal_lib.Journal(out / "samples.journal", run) as journal:
+    with files.named(out), journal_lib.Journal(out / "samples.journal", run) as journal:
         earlier, rows = finished(out, run)
         runs = sample_all(engine, task, chosen, questions, controls, journal, [*rows, *journal.rows], samples)
         curves = {"all": runs, **scaling.families(runs)}
@@ -134,7 +134,7 @@ def main() -> None:
             "dtype": dtype,
             "batch_size": _BATCH.value,
             "checkpoint": about.provenance,
-            "versions": _versions(),
+            "versions": sampling.versions(),
             "machine": {
                 "platform": platform.platform(),
                 "cpus": os.cpu_count(),
@@ -232,13 +232,16 @@ def finished(out: pathlib.Path, run: str) -> tuple[dict[str, Any], list[dict[str
       InputError: the folder holds results of another evaluation, or damaged ones.
     """
     file, samples = out / "results.json", out / "samples.jsonl"
-    if not file.exists():
+    if not file.exists() and not samples.exists():
         return {}, []
     try:
+        there = [json.loads(line) for line in samples.read_bytes().splitlines()]
+        _ = [(row["run"], row["problem"], row["attempt"]) for row in there]
+        if not file.exists():  # of a process that was killed before it wrote its results, or somebody else's file
+            return {}, []
         earlier = json.loads(file.read_text())
         same = earlier.get("fingerprint") == run
-        there = [json.loads(line) for line in samples.read_bytes().splitlines()] if same else []
-    except (ValueError, AttributeError, FileNotFoundError):
+    except (ValueError, AttributeError, KeyError, TypeError, FileNotFoundError):
         raise InputError(f"{file} or {samples} is damaged or missing; remove both, or choose another --out.") from None
     if not same:
         raise InputError(
@@ -253,15 +256,6 @@ def _asked(controls: Controls) -> dict[str, Any]:
     about = (_CHECKPOINT, _TASK, _STRATEGIES, _BUDGETS, _WAITS, _PROBLEMS, _SPLIT, _HARD, _WAIT)
     how = (sampling.DTYPE, sampling.CACHE_DTYPE, sampling.WEIGHT_DTYPE)
     return {flag.name: flag.value for flag in (*about, *how)} | {"controls": dataclasses.asdict(controls)}
-
-
-def _versions() -> dict[str, str]:
-    """Of Python and of the libraries that have a say in the results, as far as they are installed."""
-    found = {"python": platform.python_version()}
-    for name in ("s1jax", "jax", "jaxlib", "flax", "numpy", "math-verify"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
 
 
 def sample_all(

@@ -25,6 +25,7 @@ from absl import flags
 from rich.console import Console
 
 from launch import cli, progress, sampling
+from s1jax import files
 from s1jax.config import Controls, InputError
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def main() -> None:
     if one == bool(FLAGS.out):
         raise InputError("--out=FILE.jsonl goes with --prompts; --prompt writes to the terminal.")
     controls = Controls(**{field.name: getattr(FLAGS, field.name) for field in dataclasses.fields(Controls)})
+    sampling.parse_mesh(sampling.MESH.value)
     if one:
         _answer(controls)
     else:
@@ -105,7 +107,7 @@ def _answer_file(controls: Controls) -> None:
         _sample_missing(rows, names, controls, outputs, journal)
         part = out.with_name(f".{out.name}.part")
         try:
-            with part.open("w", encoding="utf-8") as file:
+            with files.named(out), part.open("w", encoding="utf-8") as file:
                 for index in range(len(rows)):
                     file.write(json.dumps({"fingerprint": run, **outputs[index]}, ensure_ascii=False) + "\n")
                 file.flush()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import importlib.metadata
 import os
 import pathlib
+import platform
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -42,7 +45,7 @@ def parse_mesh(texts: list[str]) -> MeshConfig:
     axes: dict[str, int] = {}
     for text in texts:
         name, _, number = text.strip().partition("=")
-        if name not in names or name in axes or not re.fullmatch(r"-?[0-9]+", number):
+        if name not in names or name in axes or not re.fullmatch(r"-?[0-9]{1,9}", number):
             raise InputError(f"--mesh has {text!r}; give axes out of {', '.join(names)} as in tensor=4.")
         axes[name] = int(number)
     return MeshConfig(**dict.fromkeys(names, 1) | axes)
@@ -84,3 +87,12 @@ def engine(checkpoint: str, slots: int, cache_length: int) -> Engine:
         weight_dtype=WEIGHT_DTYPE.value,
         mesh=mesh if mesh.size > 1 else None,
     )
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the libraries that have a say in the results, as far as they are installed."""
+    found = {"python": platform.python_version()}
+    for name in ("s1jax", "jax", "jaxlib", "flax", "numpy", "math-verify"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found

@@ -17,6 +17,7 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
+from s1jax import files as files_lib
 from s1jax.checkpoint import huggingface_config
 from s1jax.checkpoint import names as names_lib
 from s1jax.config import InputError, ModelConfig
@@ -194,7 +195,7 @@ def _write_shard(path: pathlib.Path, tensors: Mapping[str, np.ndarray], dtype: n
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the data starts at a multiple of 8 bytes
-    with path.open("wb") as file:
+    with files_lib.named(path), path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors.values():
             contiguous = np.empty(tensor.shape, dtype)

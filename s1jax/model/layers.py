@@ -104,7 +104,7 @@ class Projection(nnx.Module):
 
 
 class SwiGLU(nnx.Module):
-    """Gated feed-forward layer with SiLU (Shazeer 2020); `form`: `weight_first`, `scaled` or `apart`, see `Projection`."""
+    """Gated feed-forward layer with SiLU (Shazeer 2020); `form`: of its projections, see `Projection`."""
 
     def __init__(self, d_model: int, mlp_dim: int, dtype: DTypeLike, rngs: nnx.Rngs, **form: bool):
         self.gate = Projection((d_model,), (mlp_dim,), dtype, rngs, **form)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from s1jax import locks
+from s1jax import files
 from s1jax.config import InputError
 
 
@@ -55,7 +55,7 @@ def _stands_at(path: pathlib.Path, file: BinaryIO) -> bool:
 def _lock(path: pathlib.Path) -> BinaryIO:
     """Opens the file for this process alone."""
     file = path.open("ab")
-    if not locks.take(file) or not _stands_at(path, file):  # its owner has it, or removed it since it was opened
+    if not files.take(file) or not _stands_at(path, file):  # its owner has it, or removed it since it was opened
         file.close()
         raise InputError(f"another process writes {path}; wait until it has ended, or choose another file.")
     return file
@@ -90,16 +90,18 @@ class Journal:
     def append(self, row: Mapping[str, Any]) -> None:
         """Writes a row; from then on it outlives the process."""
         assert self._file is not None, "the journal is closed"
-        self._file.write(json.dumps({"fingerprint": self._run, **row}, ensure_ascii=False).encode() + b"\n")
-        self._file.flush()
+        with files.named(self._path):
+            self._file.write(json.dumps({"fingerprint": self._run, **row}, ensure_ascii=False).encode() + b"\n")
+            self._file.flush()
 
     def close(self) -> None:
         """Brings everything to the disk, removes the file where it holds nothing, and gives up the lock."""
         if self._file is not None:
-            os.fsync(self._file.fileno())
-            if not os.fstat(self._file.fileno()).st_size:
-                self.remove()
-            self._file.close()
+            with files.named(self._path):
+                os.fsync(self._file.fileno())
+                if not os.fstat(self._file.fileno()).st_size:
+                    self.remove()
+                self._file.close()
             self._file = None
 
     def remove(self) -> None:

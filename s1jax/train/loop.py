@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from s1jax import config as config_lib
-from s1jax import locks, parallel
+from s1jax import files, parallel
 from s1jax.checkpoint import store
 from s1jax.config import Experiment, InputError
 from s1jax.train import optimizer as optimizer_lib
@@ -95,7 +95,7 @@ def _lock(workdir: pathlib.Path, held: contextlib.ExitStack) -> None:
     with store.disk_errors(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         file = held.enter_context((workdir / ".lock").open("a"))
-    if not locks.take(file):
+    if not files.take(file):
         raise InputError(
             f"{workdir} is being trained in by another process; wait for it, stop it, or choose another --workdir."
         )

@@ -11,9 +11,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from s1jax import meters
+from s1jax import files, meters
 from s1jax.checkpoint import store
-from s1jax.config import Experiment, ModelConfig
+from s1jax.config import Experiment, InputError, ModelConfig
 
 _FLUSH_EVERY = 10.0  # seconds between writes of the TensorBoard events
 
@@ -49,9 +49,10 @@ class RunLog:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        for writer in (self._file, self._events):
-            if writer is not None:
-                writer.close()
+        with files.named(self._workdir):
+            for writer in (self._file, self._events):
+                if writer is not None:
+                    writer.close()
 
     def begin(self, start: int, num_steps: int) -> None:
         """Opens the files; lines of steps after `start`, which a killed run wrote and which come again, are removed."""
@@ -60,15 +61,18 @@ class RunLog:
             return
         path = self._workdir / "metrics.jsonl"
         if path.exists():
-            for line in path.read_text().splitlines():
+            lines = path.read_bytes().splitlines()
+            for number, line in enumerate(lines, 1):
                 try:
                     record = json.loads(line)
-                except ValueError:  # the last line of a killed run
-                    break
-                # Of removed lines as well: that time was spent.
-                self._earlier_seconds, self._earlier_dollars = record["wall_seconds"], record["dollars"]
-                if record["step"] <= start:
-                    self._records.append(record)
+                    # Of removed lines as well: that time was spent.
+                    self._earlier_seconds, self._earlier_dollars = record["wall_seconds"], record["dollars"]
+                    if record["step"] <= start:
+                        self._records.append(record)
+                except (ValueError, KeyError, TypeError):
+                    if number == len(lines):  # of a killed run
+                        break
+                    raise InputError(f"{path}:{number} is no line of a run's metrics; remove that line.") from None
         with store.disk_errors(path):
             partial = path.with_suffix(".partial")
             partial.write_text("".join(json.dumps(record) + "\n" for record in self._records))

@@ -222,6 +222,17 @@ def test_a_wait_costs_its_own_ids_and_nothing_else(engine):
         assert engine.counts.prefills - before.prefills == engine.counts.loops - before.loops == 1
 
 
+def test_the_host_looks_in_every_64_steps(params):
+    """Whatever a row's length; waits and budgets bring no further looks."""
+    delimiters, prompts, *_ = random_batch(35)
+    delimiters = dataclasses.replace(delimiters, end=tuple(range(30)), stop=(1,))
+    engine = Engine(params, config=dataclasses.replace(CONFIG, context_length=400), slots=1)
+    controls = Controls(max_thinking_tokens=200, num_waits=60, max_answer_tokens=3)
+    (sample,) = run(engine, (delimiters, [prompts[0]], [controls], [(31, 33)]))
+    assert sample.waits == 60 and engine.counts.steps == len(sample.ids) - len(delimiters.think_start) > 128
+    assert engine.counts.loops == -(-engine.counts.steps // 64)
+
+
 def test_progress_reports_do_not_change_the_result(params, engine):
     batch = random_batch(22)
     seen = []

@@ -41,3 +41,13 @@ def test_nothing_is_left_of_a_run_without_rows(tmp_path):
     with Journal(tmp_path / "j", "run"):
         pass
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_names_the_file(tmp_path):
+    with Journal(tmp_path / "other", "run") as journal:
+        journal._file.close()
+        journal._file = open("/dev/full", "ab", buffering=0)  # noqa: SIM115
+        with pytest.raises(OSError, match="No space left") as caught:
+            journal.append({"index": 1})
+        assert caught.value.filename == str(tmp_path / "other")
+        journal._file = None

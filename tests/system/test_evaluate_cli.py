@@ -50,6 +50,8 @@ WRONG = [
     (["--budgets=0", "--dollars_per_hour=nan"], "--dollars_per_hour is nan; give a price"),
     (["--budgets=0", "--dollars_per_hour=inf"], "--dollars_per_hour is inf; give a price"),
     (["--budgets=0", "--task="], "--task names no task"),
+    (["--budgets=0", "--mesh=fdsp=2"], "--mesh has 'fdsp=2'"),
+    (["--budgets=0", "--num_problems=2", "--out={mine}"], "samples.jsonl is damaged or missing"),
     (["--strategies=forcing:min=9+reject:max=8:temperature=1"], "rejects all that has its minimum"),
     (["--strategies=none,majority:2:temperature=1e39"], '"majority of 2 at 1e+39", problem 0 of countdown (test)'),
     (["--budgets=0,500"], "--budgets has 500, more than --max_thinking_tokens 384"),
@@ -139,6 +141,9 @@ def runs(tmp_path_factory):
     texts = ["\n".join(map(json.dumps, rows)) + "\n\n" for rows in (SUMS, REGRADED, OTHERS)]
     (folder / "sums.jsonl").write_text(texts[0])
     names = {"checkpoint": folder / "model", "token": folder / "token"}
+    names["mine"] = folder / "mine"
+    names["mine"].mkdir()
+    (names["mine"] / "samples.jsonl").write_text('{"run": "of somebody else"}\n')
     for i, text in enumerate(WRONG_ROWS):
         names[f"rows{i}"] = folder / f"rows{i}.jsonl"
         names[f"rows{i}"].write_text(text)

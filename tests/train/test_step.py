@@ -10,6 +10,8 @@ import pytest
 
 from s1jax import parallel
 from s1jax.config import InputError, MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
+from s1jax.data.batches import Batches
+from s1jax.data.packing import Example
 from s1jax.model import decoder
 from s1jax.train import optimizer as optimizer_lib
 from s1jax.train import step as step_lib
@@ -70,6 +72,27 @@ def make_run(mesh, params, train=TRAIN, dtype="float32"):
     tx, abstract, step = make_step(mesh, train, dtype)
     copy = jax.tree.map(jnp.array, params)  # the step donates what it is given
     return step_lib.init_state(copy, tx, abstract), step
+
+
+@pytest.mark.parametrize("attention", ["xla", "chunked"])
+@pytest.mark.parametrize("weighting", ["sequence", "token"])
+def test_packed_rows_have_the_loss_and_gradients_of_padded_ones(mesh, params, attention, weighting):
+    rng = np.random.default_rng(0)
+    examples = []
+    for index in range(8):
+        length = int(rng.integers(5, 50))
+        examples.append(Example(rng.integers(29, size=length).astype(np.int32), np.arange(length) >= 3, f"row {index}"))
+    train = dataclasses.replace(TRAIN, batch_size=8, loss_chunk=64, attention=attention)
+    compute = jax.jit(step_lib.make_gradients(MODEL, train, mesh))
+    found = []
+    for batching in ("padded", "packed"):
+        batches = Batches(examples, batch_size=8, block_size=64, batching=batching, weighting=weighting)
+        found.append((batches.batch(0)["tokens"].shape, *compute(params, batches.batch(0))))
+    (padded_shape, padded_loss, padded), (packed_shape, packed_loss, packed) = found
+    assert packed_shape[0] < padded_shape[0]
+    np.testing.assert_allclose(packed_loss, padded_loss, rtol=0, atol=1e-5)
+    assert_close(packed, padded, rtol=0, atol=1e-5)
+    assert max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(padded)) > 0.01
 
 
 def assert_close(ours, theirs, **tolerance):
