@@ -8,21 +8,34 @@ The harness has no way to be told of a model from outside, hence this command; `
 
 from __future__ import annotations
 
+import pathlib
 import sys
+import traceback
 
 from launch import cli
 from s1jax.config import InputError
 
 
-def main() -> None:
+def main() -> int | None:
+    """Hands over to the harness, and gives its own errors (an unknown task, a data set out of reach) one sentence."""
     try:
         from lm_eval.__main__ import cli_evaluate
     except ModuleNotFoundError as error:
         package = str(error.name).split(".")[0]
         raise InputError(f"{package} is not installed; python -m pip install -e .[harness] brings it.") from None
-    from s1jax import harness  # noqa: F401  which registers the model
+    from s1jax import harness  # which registers the model
 
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except InputError:
+        raise
+    except Exception as error:
+        ours = pathlib.Path(harness.__file__).parent
+        if any(ours in pathlib.Path(frame.filename).parents for frame in traceback.extract_tb(error.__traceback__)):
+            raise
+        what = " ".join("".join(traceback.format_exception_only(error)).split())
+        return cli.fail(f"lm-evaluation-harness: {what}")
+    return None
 
 
 if __name__ == "__main__":

@@ -106,19 +106,23 @@ def request(kind, *arguments, document=0):
     return Instance(kind, {}, arguments, 0, metadata=("a_task", document, 1))
 
 
+def run_launcher(*arguments, home):
+    command = [sys.executable, "-m", "launch.lm_eval", *arguments]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1", "HF_HOME": str(home)}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+
+
 def answers(evaluation):
     return [sample["resps"][0][0] for sample in evaluation["samples"]["answers"]]
 
 
 def test_the_harness_runs_all_kinds_of_tasks_from_its_command_line(harness, folder):
     arguments = f"checkpoint={folder}/model,max_thinking_tokens=10,num_waits=2,wait=Wait,dtype=float32"
-    command = [
-        sys.executable, "-m", "launch.lm_eval", "--model", "s1jax", "--model_args", arguments,
-        "--tasks", "answers,choices,texts", "--include_path", f"{folder}/tasks", "--batch_size", "4",
-        "--output_path", f"{folder}/out", "--log_samples",
-    ]  # fmt: skip
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1", "HF_HOME": f"{folder}/home"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+    done = run_launcher(
+        "--model", "s1jax", "--model_args", arguments, "--tasks", "answers,choices,texts",
+        "--include_path", f"{folder}/tasks", "--batch_size", "4", "--output_path", f"{folder}/out", "--log_samples",
+        home=folder / "home",
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "|answers|" in done.stdout.replace(" ", "") and "s1jax ({'checkpoint'" in done.stdout
     (file,) = (folder / "out").rglob("results_*.json")
@@ -364,3 +368,25 @@ def test_the_launcher_ends_in_one_sentence(monkeypatch, capsys):
     assert (
         capsys.readouterr().err == "error: lm_eval is not installed; python -m pip install -e .[harness] brings it.\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("tasks", "sentence"),
+    [
+        (["--tasks", "nosuch"], "ValueError: Tasks not found: nosuch"),
+        (["--tasks", "answers", "--limit", "0"], "ValueError: task.build_requests() did not find any docs!"),
+    ],
+)
+def test_errors_of_the_harness_itself_are_one_sentence(harness, folder, tasks, sentence):
+    arguments = ["--model", "s1jax", "--model_args", f"checkpoint={folder}/model", "--include_path", f"{folder}/tasks"]
+    done = run_launcher(*arguments, *tasks, home=folder / "home")
+    assert done.returncode == cli.BAD_INPUT and "Traceback" not in done.stderr
+    assert done.stderr.endswith(f"error: lm-evaluation-harness: {sentence}\n")
+
+
+def test_errors_with_a_frame_of_ours_keep_their_traceback(harness, monkeypatch):
+    import lm_eval.__main__
+
+    monkeypatch.setattr(lm_eval.__main__, "cli_evaluate", lambda: harness._cut(None, ["x"]))
+    with pytest.raises(AttributeError):
+        launcher.main()
