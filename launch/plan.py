@@ -49,6 +49,8 @@ def main() -> int:
         raise InputError(f"--out={out} is a folder; name a file.")
     if not out.parent.is_dir():
         raise InputError(f"--out={out}: there is no folder {out.parent}; make it, or choose another.")
+    if _OUT.value:
+        _check_writable(out)
     settings = _CONFIG.value.to_dict()
     experiment = presets.experiment(settings | ({"init_from": "", "model": _MODEL.value} if _MODEL.value else {}))
     target = targets.parse(_TARGET.value)
@@ -96,6 +98,17 @@ def main() -> int:
     if _OUT.value:
         out.write_text(json.dumps(record, indent=1) + "\n")
     return 0 if best.fits else 1
+
+
+def _check_writable(out: pathlib.Path) -> None:
+    """Raises InputError where nothing can be written to `out`; what it holds stays as it is."""
+    new = not out.exists()
+    try:
+        out.open("a").close()  # a mode says too little: root may write everywhere, and in /proc nobody
+    except OSError as error:
+        raise InputError(f"--out={out} can't be written ({error.strerror}); choose another file.") from None
+    if new:
+        out.unlink()
 
 
 def _candidates(experiment: Experiment, devices: int) -> list[list[Experiment]]:
@@ -162,7 +175,7 @@ def _table(plan: Plan, record: dict[str, Any]) -> list[str]:
     how = f"at {100 * _MFU.value:.0f} % MFU" if _MFU.value else "at the roofline, which no machine reaches"
     cost = f", ${recipe['dollars']:,.2f}" if recipe["dollars"] else ""
     lines.append(f"  the recipe: {recipe['steps']} steps, {recipe['minutes']:.1f} minutes{cost} {how}")
-    return lines
+    return [*lines, f"  note: {p.note}"] if p.note else lines
 
 
 if __name__ == "__main__":

@@ -55,6 +55,11 @@ class Traffic:
     memory: float
     work: list[tuple[float, float, float]]
 
+    @property
+    def operations(self) -> float:
+        """FLOPs of all products, those of custom calls left out."""
+        return sum(times * operations for times, operations, _ in self.work)
+
 
 def traffic(text: str) -> Traffic:
     """Adds up an optimised module, as `compiled.as_text()` gives it.

@@ -1,8 +1,8 @@
 """Compiles the real train step for a target and says what a run of it takes.
 
-Memory is the compiler's own account, FLOPs are counted in the jaxpr (`flops`), traffic in the optimised HLO (`hlo`).
-The time of a step is a roofline: every instruction takes what its products take at peak or its operands at full
-bandwidth, whichever is longer, and the interconnect is busy beside them. No machine reaches it.
+Memory is the compiler's own account, traffic is counted in the optimised HLO (`hlo`), FLOPs in the jaxpr (`flops`) or
+the HLO, wherever they are more. The time of a step is a roofline: every instruction takes what its products take at peak
+or its operands at full bandwidth, whichever is longer, and the interconnect is busy beside them. No machine reaches it.
 """
 
 from __future__ import annotations
@@ -34,12 +34,13 @@ class Plan:
       block_size: ids per row.
       memory: bytes by kind; `peak` is the compiler's figure of all together, `limit` what a program may use.
       model_flops: what the model needs, causal attention counted once, nothing for recomputation.
-      executed_flops: matrix products of the program, recomputation included.
+      executed_flops: matrix products of the program, recomputation and what several devices do alike included.
       collectives: bytes by operation.
       exposed: those of them that no product runs beside.
       memory_bytes: read and written.
       seconds: of each resource by itself at full use; `step`, see `_step`.
       compile_seconds: of the compiler, on the machine at hand.
+      note: a sentence where another attention than the one asked for was compiled; else empty.
     """
 
     target: str
@@ -55,6 +56,7 @@ class Plan:
     memory_bytes: float
     seconds: dict[str, float]
     compile_seconds: float
+    note: str
 
     @property
     def fits(self) -> bool:
@@ -73,7 +75,7 @@ def plan(experiment: Experiment, model: ModelConfig, target: targets.Target) -> 
       InputError: where the mesh does not divide the devices, the batch or the model, or the compiler gives up.
     """
     mesh = parallel.make_mesh(experiment.mesh, targets.devices(target))
-    experiment, _ = parallel.choose_attention(experiment, mesh, target.platform)
+    experiment, note = parallel.choose_attention(experiment, mesh, target.platform)
     train, block = experiment.train, experiment.data.block_size
     parallel.check_batch(train.batch_size, block, mesh, f"a step of train.batch_size={train.batch_size}")
     tx = optimizer_lib.make(experiment.optimizer, model, 100)
@@ -98,7 +100,8 @@ def plan(experiment: Experiment, model: ModelConfig, target: targets.Target) -> 
     seconds_compiling = time.monotonic() - start
     traffic = hlo.traffic(compiled.as_text() or "")
     needed = meters.train_flops(model, math.prod(shape), train.batch_size * block * (block + 1) // 2)
-    executed = flops.count(traced.jaxpr.jaxpr) / mesh.size
+    # The partitioned program may do a product on several devices; kernels are in the jaxpr alone.
+    executed = max(flops.count(traced.jaxpr.jaxpr) / mesh.size, traffic.operations)
     moved = sum(2 * size if kind == "all-reduce" else size for kind, size in traffic.collectives.items())
     seconds = {
         "compute": executed / target.chip.flops,
@@ -119,6 +122,7 @@ def plan(experiment: Experiment, model: ModelConfig, target: targets.Target) -> 
         memory_bytes=traffic.memory,
         seconds=seconds | {"step": _step(traffic, executed, seconds["interconnect"], target.chip)},
         compile_seconds=seconds_compiling,
+        note=note or "",
     )
 
 
@@ -127,11 +131,10 @@ def _step(traffic: hlo.Traffic, executed: float, interconnect: float, chip: targ
 
     Products that stand in no instruction are those of kernels (attention, on a GPU most others), at peak.
     """
-    seen = sum(times * operations for times, operations, _ in traffic.work)
     alone = sum(
         times * max(operations / chip.flops, moved / chip.bandwidth) for times, operations, moved in traffic.work
     )
-    return max(alone + max(0.0, executed - seen) / chip.flops, interconnect)
+    return max(alone + (executed - traffic.operations) / chip.flops, interconnect)
 
 
 def num_steps(experiment: Experiment, num_rows: int) -> int:

@@ -69,6 +69,8 @@ CHIPS: dict[str, Chip] = {
     "cpu": Chip(1e11, 16e9, 2e10, 1e10),  # no claim: for tests
 }
 _GPUS_PER_HOST = 8
+# How libtpu says that another process has it, or left its lock behind.
+_LOCKED = ("in use", "lockfile", "ALREADY_EXISTS", "resource busy")
 _BETWEEN_HOSTS = 400e9  # bytes/s of a host's eight ports, shared by rings through its eight GPUs
 
 
@@ -148,8 +150,10 @@ def devices(target: Target) -> list[Any]:
             description = topologies.get_topology_desc(platform="tpu", topology_name=target.topology)
     except Exception as error:  # the plugins raise what they like
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if "in use" in reason or "lockfile" in reason:
-            raise InputError(f"--target={target.name}: another process holds libtpu; wait for it to end.") from None
+        if target.platform == "tpu" and any(words in reason for words in _LOCKED):
+            raise InputError(
+                f"--target={target.name}: another process holds libtpu's lock; wait for it to end ({reason})."
+            ) from None
         raise InputError(
             f"--target={target.name}: its compiler gives no such machine ({reason}); "
             f"install it with python -m pip install 's1jax[{extra}]', or choose another arrangement."

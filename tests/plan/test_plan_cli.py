@@ -8,6 +8,10 @@ import subprocess
 import sys
 
 import pytest
+from jax.experimental import topologies
+
+from s1jax.config import InputError
+from s1jax.plan import targets
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SMALL = ["--config=configs/countdown_s1.py", "--config.data.batching=padded", "--config.train.attention=chunked"]
@@ -44,6 +48,27 @@ def test_plan_of_fully_sharded_training(tmp_path):
     assert recipe["dollars"] == pytest.approx(315 * seconds / 3600 * 8 * 2)
 
 
+def test_products_that_several_devices_do_alike_are_counted_on_each(tmp_path):
+    """Two key heads on four devices: each projects to both of them."""
+    out = tmp_path / "plan.json"
+    model = ["--model=qwen2p5_1p5b", "--config.data.block_size=64", "--config.train.batch_size=8"]
+    done = _run(*SMALL, *model, "--target=cpu:8", "--config.mesh.tensor=4", f"--out={out}")
+    assert done.returncode in (0, 1), done.stderr[-2000:]
+    keys = 28 * 2 * 1536 * 2 * 128
+    weights = 28 * (1536 * 128 * 2 * 12 + 3 * 1536 * 8960) + keys + 1536 * 151936
+    tokens, pairs = 8 * 64, 8 * 64 * 64
+    once = 6 * weights * tokens + 14 * 28 * 12 * 128 * pairs
+    assert once < json.loads(out.read_text())["executed_flops"] * 8 <= once + 3 * 6 * keys * tokens
+
+
+def test_another_attention_than_asked_for_is_told(tmp_path):
+    out = tmp_path / "plan.json"
+    done = _run(*SMALL, "--config.train.attention=splash", "--target=cpu:1", f"--out={out}")
+    note = "train.attention=splash runs on TPU only; chunked is used instead."
+    assert done.returncode == 0 and f"  note: {note}\n" in done.stdout, done.stderr[-2000:]
+    assert json.loads(out.read_text())["note"] == note
+
+
 def test_search_prints_what_it_tries_and_puts_the_mlp_in_parts_where_nothing_else_fits():
     settings = ["--config.train.batch_size=12288", "--config.data.block_size=64"]
     done = _run(*SMALL, "--target=cpu:1", "--search", *settings)
@@ -66,6 +91,7 @@ def test_search_prints_what_it_tries_and_puts_the_mlp_in_parts_where_nothing_els
         (["--target=cpu:8", "--mfu=20"], "--mfu=20.0 is no share of the peak; give 0 to 1, for example --mfu=0.2"),
         (["--target=cpu:8", "--out=nowhere/plan.json"], "--out=nowhere/plan.json: there is no folder nowhere; make it"),
         (["--target=cpu:8", "--out=configs"], "--out=configs is a folder"),
+        (["--target=cpu:8", "--out=/proc/plan.json"], "--out=/proc/plan.json can't be written (No such file"),
         (["--target=h100:12"], "hosts have 8 GPUs"),
         (["--target=cpu:3"], "a step of train.batch_size=16 has 16 rows, which mesh.fsdp = 3 does not divide"),
         (["--target=cpu:8", "--config.mesh.sequence=8", "--config.data.block_size=200"], "a multiple of 16"),
@@ -77,6 +103,28 @@ def test_bad_input_is_one_sentence(arguments, message):
     done = _run(*SMALL, *arguments)
     assert done.returncode == 2
     assert message in done.stderr and done.stderr.count("\n") == 1 and not done.stdout
+
+
+@pytest.mark.parametrize(
+    ("reason", "sentence"),
+    [
+        (
+            "ABORTED: Internal error when accessing libtpu multi-process lockfile.",
+            "another process holds libtpu's lock",
+        ),
+        ("ABORTED: The TPU is already in use by process with pid 42.", "another process holds libtpu's lock; wait"),
+        ("ALREADY_EXISTS: x", "another process holds libtpu's lock"),
+        ("UNKNOWN: open(/dev/accel0): Device or resource busy", "another process holds libtpu's lock"),
+        ("NOT_FOUND: no topology v5p:9x9", "pip install 's1jax\\[tpu-aot\\]', or choose another arrangement"),
+    ],
+)
+def test_a_compiler_in_use_is_told_from_a_missing_one(monkeypatch, reason, sentence):
+    def refuse(**_):
+        raise RuntimeError(reason)
+
+    monkeypatch.setattr(topologies, "get_topology_desc", refuse)
+    with pytest.raises(InputError, match=sentence):
+        targets.devices(targets.parse("v5p:2x2x1"))
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="the TPU compiler is installed")
