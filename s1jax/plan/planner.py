@@ -1,7 +1,7 @@
 """Compiles the real train step for a target and says what a run of it takes.
 
 Memory is the compiler's own account, traffic is counted in the optimised HLO (`hlo`), FLOPs in the jaxpr (`flops`) or
-the HLO, wherever they are more. The time of a step is a roofline: every instruction takes what its products take at peak
+the HLO, where they are more. The time of a step is a roofline: every instruction takes what its products take at peak
 or its operands at full bandwidth, whichever is longer, and the interconnect is busy beside them. No machine reaches it.
 """
 
