@@ -65,6 +65,14 @@ def guarded(main: Callable[[], int | None]) -> int | None:
         full = "no space left on the device" if error.errno == errno.ENOSPC else "the disk quota is used up"
         where = f" while writing {error.filename}" if error.filename else ""
         return fail(f"{full}{where}; free some space and run the same command again.")
+    except RuntimeError as error:
+        if not str(error).startswith("Unable to initialize backend"):
+            raise
+        said = " ".join(str(error).split())[:300]
+        return fail(
+            f"jax found no device: {said}; install the extra for it (pip install -e .[cuda] or .[tpu]), end the"
+            " process that has it, or change JAX_PLATFORMS."
+        )
     except MemoryError:
         return fail("the memory of this machine is not enough; give fewer or shorter rows, or take a larger machine.")
 

@@ -100,9 +100,13 @@ def _train(experiment: Experiment, workdir: pathlib.Path, began: float, profile:
 
 
 def _prepare(experiment: Experiment) -> tuple[Any, Any, Any, list[str]]:
-    """Mesh, model and batches of the run, and notes on its rows."""
+    """Mesh, model and batches of the run, and notes on its rows.
+
+    What does not go together is found here, before the run has its folder: a correction would be another run.
+    """
     from s1jax import parallel
     from s1jax.data import sources
+    from s1jax.train import step
 
     mesh = parallel.make_mesh(experiment.mesh)
     about = _about(experiment)
@@ -112,6 +116,9 @@ def _prepare(experiment: Experiment) -> tuple[Any, Any, Any, list[str]]:
             f"config.data.block_size {experiment.data.block_size} exceeds the model's context_length "
             f"{about.config.context_length}; choose a smaller one."
         )
+    parallel.check_batch(parallel.row_shards(mesh), experiment.data.block_size, mesh, "the batch")
+    parallel.param_shardings(about.config, mesh)
+    step.make_gradients(about.config, experiment.train, mesh)
     share, shares = parallel.row_share(mesh)
     batches, notes = sources.make(experiment, about.tokenizer, about.chat, parallel.row_shards(mesh), share, shares)
     return mesh, about, batches, notes

@@ -162,7 +162,7 @@ def check_batch(rows: int, length: int, mesh: Mesh, what: str) -> None:
     shards = mesh.shape[TOKENS]
     if shards > 1 and length % (2 * shards):
         raise InputError(
-            f"{what} has rows of {length} ids, which 2 * {_product(mesh, (TOKENS,))} does not divide; "
+            f"{what} has rows of {length} ids, which twice {_product(mesh, (TOKENS,))} does not divide; "
             f"choose a data.block_size that is a multiple of {2 * shards}, or a smaller mesh.sequence."
         )
 

@@ -93,7 +93,7 @@ def test_model_that_does_not_divide_the_mesh(shape, message):
     [
         ((2, 2, 1, 1), 6, 3, r"the batch has 6 rows, which mesh.data \* mesh.fsdp = 4 does not divide"),
         ((1, 2, 1, 1), 3, 3, "3 rows, which mesh.fsdp = 2 does not divide"),
-        ((1, 1, 4, 1), 1, 12, r"rows of 12 ids, which 2 \* mesh.sequence = 4 does not divide; .* a multiple of 8"),
+        ((1, 1, 4, 1), 1, 12, r"rows of 12 ids, which twice mesh.sequence = 4 does not divide; .* a multiple of 8"),
     ],
 )
 def test_batch_that_does_not_divide_the_mesh(shape, rows, length, message):

@@ -108,6 +108,11 @@ def make(
         for names, verb in ((fitted.dropped, "dropped"), (fitted.truncated, "truncated"))
         if names
     ]
+    if data.batching == "padded" and train.batch_size % multiple:
+        notes.append(
+            f"train.batch_size {train.batch_size} does not divide by mesh.data * mesh.fsdp * train.accumulation ="
+            f" {multiple}: {-train.batch_size % multiple} rows of every step are empty; a multiple of it has none."
+        )
     inside = _end_inside(tokenizer, fmt, rows)
     if inside:
         more = ", ..." if len(inside) > 1 else ""

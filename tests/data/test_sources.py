@@ -31,6 +31,8 @@ def test_countdown_makes_the_steps_of_the_paper(tokenizer):
     padded, notes = sources.make(experiment({"block_size": 192}), tokenizer, CHAT, 1)
     packed, _ = sources.make(experiment({"block_size": 192, "batching": "packed"}), tokenizer, CHAT, 1)
     assert padded.num_steps == packed.num_steps == 315 and notes == []
+    uneven, notes = sources.make(experiment({"block_size": 192}), tokenizer, CHAT, 3)
+    assert uneven.num_rows == 18 and len(notes) == 1 and "= 3: 2 rows of every step are empty" in notes[0]
     assert padded.num_rows == 16 > packed.num_rows
     assert padded.names(7) == packed.names(7) and len(padded.names(7)) == 16
     assert padded.names(62) == packed.names(62) and len(padded.names(62)) == 1000 - 62 * 16

@@ -235,6 +235,7 @@ def test_an_output_that_lacks_rows_is_not_taken_for_a_finished_one(folder, outco
         (KeyboardInterrupt(), 130, "interrupted; run the same command again\n"),
         (OSError(errno.EDQUOT, "quota", "a/b"), 2, "error: the disk quota is used up while writing a/b; free some"),
         (MemoryError(), 2, "error: the memory of this machine is not enough; "),
+        (RuntimeError("Unable to initialize backend 'tpu':\n none"), 2, "error: jax found no device: Unable to init"),
     ],
 )
 def test_what_the_machine_refuses_is_one_sentence(capsys, error, code, said):

@@ -102,6 +102,12 @@ def test_files_that_make_no_config(run, tmp_path, text, sentence):
     assert process.returncode == 2 and err == f"error: {sentence.format(file=file)}\n"
 
 
+def test_a_setting_that_does_not_go_together_leaves_no_folder(run, tmp_path):
+    process = run("--config=configs/countdown_s1.py", "--config.train.mlp_parts=5", f"--workdir={tmp_path}/w")
+    _, err = process.communicate()
+    assert process.returncode == 2 and err.startswith("error: train.mlp_parts=5 wants") and not list(tmp_path.iterdir())
+
+
 def test_a_chat_format_that_the_tokenizer_lacks(run, tmp_path):
     """The corpus has no chat, so that nothing else would notice before the checkpoint is sampled."""
     process = run(BASE, *TINY, "--config.chat=think", "--config.train.steps=1", f"--workdir={tmp_path}/w")
