@@ -2,6 +2,8 @@
 
     python -m launch.train --config=configs/countdown_base.py --workdir=runs/countdown_base
 
+It took 234 s on 2 cores of an AMD EPYC (Zen 4) with Python 3.11 and jax 0.10.2.
+
 What ships as `package:countdown_base` is this run, made by `python -m benchmarks.ship_countdown_base`; its command,
 commit, seed, loss and time stand in s1jax/assets/countdown_base/s1jax.json. How it does by itself, in its own format:
 
