@@ -10,6 +10,7 @@ what the paper's own run reached; every row counts as full):
     target     micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
     h100:16    1               49.2 / 80         4625 (5906)                            122.7
     v5p:2x2x4  1               49.8 / 103        4625 (6063)                            264.5
+    v6e:8x8    1               13.6 / 34         1156 (1516)                             33.1  mesh.sequence=4
 """
 
 import ml_collections
