@@ -13,6 +13,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
+from s1jax import files
 from s1jax.config import InputError
 
 BAD_INPUT = 2  # exit code
@@ -60,7 +61,7 @@ def guarded(main: Callable[[], int | None]) -> int | None:
     except OSError as error:
         if error.errno in _NO_ACCESS and error.filename:
             return fail(f"{error.filename}: {(error.strerror or '').lower()}; choose another path, or change that one.")
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in files.FULL:
             raise
         full = "no space left on the device" if error.errno == errno.ENOSPC else "the disk quota is used up"
         where = f" while writing {error.filename}" if error.filename else ""

@@ -27,8 +27,6 @@ def main() -> int | None:
 
     try:
         cli_evaluate()
-    except InputError:
-        raise
     except Exception as error:
         ours = pathlib.Path(harness.__file__).parent
         if any(ours in pathlib.Path(frame.filename).parents for frame in traceback.extract_tb(error.__traceback__)):

@@ -6,10 +6,13 @@ A run's folder is had by one process while it trains, a file of samples while it
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
 from typing import IO, Any
+
+FULL = (errno.ENOSPC, errno.EDQUOT)  # of OSErrors: the disk is full, or what one user may have of it
 
 
 def take(file: IO[Any]) -> bool:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
-import errno
 import importlib.resources
 import json
 import os
@@ -28,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from s1jax import config as config_lib
+from s1jax import files
 from s1jax.checkpoint import digests, trees
 from s1jax.config import InputError, ModelConfig
 from s1jax.text.chat import ChatFormat
@@ -35,7 +35,6 @@ from s1jax.text.tokenizer import Tokenizer
 
 FORMAT = 1
 _CHUNK_BYTES = 1 << 25  # of an array, in one file
-_FULL = (errno.ENOSPC, errno.EDQUOT)  # the disk, or what one user may have of it
 PACKAGE = "package:"  # prefix of the checkpoints that ship in s1jax/assets
 
 
@@ -343,7 +342,7 @@ def disk_errors(folder: pathlib.Path) -> Iterator[None]:
     except Exception as error:
         cause: BaseException | None = error
         while cause is not None:
-            if any(getattr(cause, "errno", None) == full or os.strerror(full) in str(cause) for full in _FULL):
+            if any(getattr(cause, "errno", None) == full or os.strerror(full) in str(cause) for full in files.FULL):
                 raise InputError(
                     f"no space left on the device while writing {folder}; free some space and run the same command "
                     "again (finished checkpoints are kept)."
