@@ -22,7 +22,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from s1jax.config import Experiment, InputError, MeshConfig, ModelConfig
 from s1jax.model import attention as attention_lib
 from s1jax.model import cache as cache_lib
-from s1jax.model import decoder
+from s1jax.model import decoder, layers
 from s1jax.model.blocks import Part
 
 AXES = ("data", "fsdp", "sequence", "tensor")
@@ -268,6 +268,30 @@ def attend(mesh: Mesh, implementation: str) -> attention_lib.Attend:
         )(q, k, v, segment_ids)
 
     return on_mesh
+
+
+def lookup(mesh: Mesh) -> decoder.Lookup:
+    """`s1jax.model.layers.lookup` on a mesh, for `s1jax.model.decoder.forward` on batches of `put_batch`.
+
+    Each device looks up its slice of the width and of the vocabulary for the tokens of all devices that have other
+    slices, and hands the values over. Left to the compiler, the whole embedding is gathered where `sequence` splits
+    rows, twice a micro-batch: 1.6 GB each of Qwen2.5-32B's.
+    """
+    if mesh.size == 1:
+        return layers.lookup
+
+    def device(embedding: jax.Array, tokens: jax.Array) -> jax.Array:
+        tokens = jax.lax.all_gather(tokens, WIDTH, axis=0, tiled=True) - embedding.shape[0] * jax.lax.axis_index(vocab)
+        here = (tokens >= 0) & (tokens < embedding.shape[0])
+        x = jnp.where(here[..., None], layers.lookup(embedding, jnp.where(here, tokens, 0)), 0)
+        return jax.lax.psum(jax.lax.all_to_all(x, WIDTH, split_axis=0, concat_axis=2, tiled=True), vocab)
+
+    vocab = TABLE["vocab"]
+    tokens = PartitionSpec(ROWS, TOKENS)
+    # Replication is checked by the tests, as in `s1jax.train.loss`.
+    return jax.shard_map(
+        device, mesh=mesh, in_specs=(PartitionSpec(vocab, WIDTH), tokens), out_specs=tokens, check_vma=False
+    )
 
 
 def key_head_shards(mesh: Mesh, kv_heads: int) -> int:

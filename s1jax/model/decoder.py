@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -31,6 +31,7 @@ from s1jax.model import layers
 from s1jax.model import remat as remat_lib
 
 Params = Mapping[str, Any]
+Lookup = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 class Attention(nnx.Module):
@@ -173,7 +174,7 @@ def _block(config: ModelConfig, weights: Params, weight_first: bool = False, apa
 
 
 def _embed(params: Params, tokens: jax.Array, dtype: DTypeLike) -> jax.Array:
-    """int32 [B, T] -> [B, T, D]."""
+    """int32 [B, T] -> [B, T, D], of `quantize`d weights as well."""
     embed = params["embed"]
     x = embed["embedding"][tokens].astype(dtype)
     return x * embed["embedding_scale"][tokens][..., None].astype(dtype) if "embedding_scale" in embed else x
@@ -254,6 +255,7 @@ def forward(
     dtype: DTypeLike = jnp.float32,
     remat: str = "none",
     attend: attention_lib.Attend = attention_lib.attend,
+    lookup: Lookup = layers.lookup,
     mlp_parts: int = 1,
     apart: bool = False,
     sums: Any = None,
@@ -269,6 +271,7 @@ def forward(
       dtype: of activations; weights are cast to it where they are used.
       remat: what is kept of a layer for the backward pass, see `s1jax.model.remat`.
       attend: attention, see `s1jax.model.attention.Attend`.
+      lookup: rows of the embedding, see `s1jax.model.layers.lookup`; on a mesh `s1jax.parallel.lookup`.
       mlp_parts: parts of F that the MLP computes one after the other, never holding more of its hidden values.
       apart: B and T are both split among devices, see `s1jax.model.layers.Projection`.
       sums: tree like params["layers"] that their gradients are added to, see `s1jax.model.remat.add_gradients`.
@@ -290,7 +293,7 @@ def forward(
         angles, segment_ids = shared
         return _block(config, weights, apart=apart)(x, angles, segment_ids, attend, mlp_parts)
 
-    x = _embed(params, tokens, dtype)
+    x = lookup(params["embed"]["embedding"], tokens).astype(dtype)
     x = remat_lib.scan(block, x, params["layers"], (angles, segment_ids), remat, sums)
     return _final_norm(params, config, x)
 

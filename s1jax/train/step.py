@@ -139,7 +139,7 @@ def make_gradients(
         )
     dtype = jnp.dtype(train.compute_dtype)
     matrices = optimizer_lib.is_matrix(config)
-    attend = parallel.attend(mesh, train.attention)
+    attend, lookup = parallel.attend(mesh, train.attention), parallel.lookup(mesh)
 
     def micro_loss(params: Any, batch: Batch, sums: Any = None) -> jax.Array:
         if sums is not None:
@@ -155,6 +155,7 @@ def make_gradients(
             dtype=dtype,
             remat=train.remat,
             attend=attend,
+            lookup=lookup,
             mlp_parts=train.mlp_parts,
             apart=rows_per_device > 1 and mesh.shape["sequence"] > 1,
             sums=None if sums is None else sums["layers"],
@@ -195,6 +196,7 @@ def make_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         loss, grads = gradients(state.params, batch)
+        grads = jax.lax.with_sharding_constraint(grads, state_shardings.params)
         norm = optax.global_norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         grads = optimizer_lib.clip(grads, norm, optimizer.clip_norm)
