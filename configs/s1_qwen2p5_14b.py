@@ -12,6 +12,8 @@ time, never run; 20 % is about what the paper's own run reached; every row count
     h100:16    1               36.1 / 80         4334 (5769)                            115.0
     v5p:2x2x4  1               35.9 / 103        4334 (5950)                            247.9
     v6e:4x8    1               18.8 / 34         2167 (2975)                             62.0  mesh.sequence=2
+
+One H100 does not hold it: weights and moments alone take 6 bytes a weight, in bfloat16.
 """
 
 import ml_collections

@@ -12,6 +12,8 @@ time, never run; 20 % is about what the paper's own run reached; every row count
     h100:16    1               61.4 / 80         8400 (10906)                           222.9
     v5p:2x2x4  1               60.8 / 103        8400 (11148)                           480.4
     v6e:8x8    1               16.1 / 34         2100 (2787)                             60.0  mesh.sequence=4
+
+One H100 does not hold it: weights and moments alone take 6 bytes a weight, in bfloat16.
 """  # noqa: E501, a row of the table
 
 import ml_collections

@@ -12,6 +12,8 @@ time, never run; 20 % is about what the paper's own run reached; every row count
     h100:16    1               35.0 / 80         4070 (5362)                            108.0
     v5p:2x2x4  1               34.4 / 103        4070 (5513)                            232.8
     v6e:4x8    1               18.2 / 34         2035 (2757)                             58.2  mesh.sequence=2
+
+One H100 does not hold it: weights and moments alone take 6 bytes a weight, in bfloat16.
 """
 
 import ml_collections

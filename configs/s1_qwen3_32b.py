@@ -12,6 +12,8 @@ time, never run; 20 % is about what the paper's own run reached; every row count
     h100:16    1               61.7 / 80         9666 (12850)                           256.6
     v5p:2x2x4  1               61.5 / 103        9666 (13237)                           552.8
     v6e:8x8    1               16.5 / 34         2417 (3309)                             69.1  mesh.sequence=4
+
+One H100 does not hold it: weights and moments alone take 6 bytes a weight, in bfloat16.
 """  # noqa: E501, a row of the table
 
 import ml_collections

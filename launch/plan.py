@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import math
 import os
 import pathlib
 from typing import TYPE_CHECKING, Any, Literal
@@ -28,14 +29,21 @@ if TYPE_CHECKING:  # it imports jax, which must see the flags first
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File of configs/; single settings as --config.a.b=v.")
 _TARGET = flags.DEFINE_string("target", None, "CHIP:ARRANGEMENT, for example v5p:4x4x4, v6e:4x4, h100:16, cpu:8.")
 _MODEL = flags.DEFINE_string("model", "", "Shape by name (s1jax/presets.py), for a config whose checkpoint isn't here.")
-_ROWS = flags.DEFINE_integer("num_rows", 1000, "Rows that the recipe trains on.", 1)
+_ROWS = flags.DEFINE_integer("num_rows", 0, "Rows that the recipe trains on; 0: config.data.num_rows, or 1,000.", 0)
+_ROWS_PER_STEP = flags.DEFINE_integer("rows_per_step", 0, "Rows of a packed batch; 0: config.train.batch_size.", 0)
 _MFU = flags.DEFINE_float(
-    "mfu", 0.0, "Share of peak that the machine is seen to reach; minutes and dollars then follow it, not the roofline."
+    "mfu",
+    0.0,
+    "Share of peak that the machine is seen to reach, places of padding counted as work, which training's own figure "
+    "leaves out; minutes and dollars then follow it, not the roofline.",
 )
 _OUT = flags.DEFINE_string("out", "", "JSON file to write the plan to.")
 _SEARCH = flags.DEFINE_bool("search", False, "Try meshes, remat, micro-batches, MLP parts; print what each takes.")
 
-_MLP_PARTS = 4  # that --search tries
+# That --search tries, besides the experiment's own.
+_POLICIES: tuple[Literal["save_dots", "save_attention", "full"], ...] = ("save_dots", "save_attention", "full")
+_MLP_PARTS = 4
+_SHOWN = 5  # of what --search found, in the end
 _SMALLEST_SLICE = {"v5p": "v5p-8", "v6e": "v6e-4", "v5e": "v5litepod-4"}  # libtpu wants to hear of one; any does
 
 
@@ -52,7 +60,8 @@ def main() -> int:
     if _OUT.value:
         _check_writable(out)
     settings = _CONFIG.value.to_dict()
-    experiment = presets.experiment(settings | ({"init_from": "", "model": _MODEL.value} if _MODEL.value else {}))
+    shape = _MODEL.value or _preset_of(str(settings.get("init_from", "")))
+    experiment = presets.experiment(settings | ({"init_from": "", "model": shape} if shape else {}))
     target = targets.parse(_TARGET.value)
     # A topology is not a machine: nothing but the CPU is started, and nothing is asked of a cloud.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
@@ -70,17 +79,21 @@ def main() -> int:
     results = []
     tries = _candidates(experiment, target.devices) if _SEARCH.value else [[experiment]]
     if not tries:
+        rows = _ROWS_PER_STEP.value or experiment.train.batch_size
         raise InputError(
-            f"config.train.batch_size={experiment.train.batch_size} does not divide over the {target.devices} devices "
-            f"of {target.name}, nor over a half, a quarter or an eighth of them; change one or the other."
+            f"the {rows} rows of a step (config.train.batch_size) do not divide over the {target.devices} devices of "
+            f"{target.name} in any of the meshes that are tried; change one or the other."
         )
     for attempts in tries:
         for candidate in attempts:
             try:
-                results.append((planner.plan(candidate, model, target), candidate))
+                results.append((planner.plan(candidate, model, target, _ROWS_PER_STEP.value), candidate))
             except InputError as error:
                 if not _SEARCH.value:
-                    raise
+                    if not isinstance(error, planner.DoesNotFitError):
+                        raise
+                    cli.fail(str(error))
+                    return 1
                 print(f"{_name(candidate)}: {error}")
                 continue
             if _SEARCH.value:
@@ -90,11 +103,17 @@ def main() -> int:
     fitting = [pair for pair in results if pair[0].fits] or results
     if not fitting:
         raise InputError(f"nothing that was tried fits {target.name}; use more devices or shorter rows.")
-    best, chosen = min(fitting, key=lambda pair: (pair[0].seconds["step"], pair[0].memory["peak"]))
-    record = _record(best, chosen, planner.num_steps(chosen, _ROWS.value))
+    fitting.sort(key=lambda pair: (pair[0].seconds["step"], pair[0].memory["peak"]))
+    if _SEARCH.value:
+        print(f"\nthe fastest of {len(fitting)} that fit:" if fitting[0][0].fits else "\nnone fits; the fastest:")
+        for result, candidate in fitting[:_SHOWN]:
+            print(f"  {_name(candidate)}: {_line(result)}")
+        print()
+    best, chosen = fitting[0]
+    record = _record(best, chosen, planner.num_steps(chosen, _ROWS.value or chosen.data.num_rows or 1000))
     print("\n".join(_table(best, record)))
     if not best.fits:
-        print("It does not fit. " + "; ".join(planner.remedies(best, chosen)) + ".")
+        print("It does not fit. " + "; ".join(planner.remedies(chosen, best.mesh, best.rows)) + ".")
     if _OUT.value:
         out.write_text(json.dumps(record, indent=1) + "\n")
     return 0 if best.fits else 1
@@ -111,26 +130,41 @@ def _check_writable(out: pathlib.Path) -> None:
         out.unlink()
 
 
+def _preset_of(checkpoint: str) -> str:
+    """The published model that a checkpoint which isn't here is named after: runs/qwen2p5_32b; else empty."""
+    path = pathlib.Path(checkpoint)
+    if path.name not in presets.PRESETS or path.exists():
+        return ""
+    print(f"note: {checkpoint} is not here; its shape is taken to be that of {path.name}.")
+    return path.name
+
+
 def _candidates(experiment: Experiment, devices: int) -> list[list[Experiment]]:
     """Meshes of up to 8-way tensor or sequence parallelism x remat policies x micro-batches.
 
-    Each in the forms to try until one fits: as it is and, with full remat, with the MLP in parts, which takes less
-    memory and is no faster.
+    What the experiment has other than its defaults stays: `mesh.data`, and `mesh.tensor` with `mesh.sequence`; its
+    remat policy and micro-batches are tried as well. Each in the forms to try until one fits: as it is and, with full
+    remat, with the MLP in parts, which takes less memory and is no faster.
     """
     found = []
-    rows = experiment.train.batch_size
-    policies: tuple[Literal["save_dots", "save_attention", "full"], ...] = ("save_dots", "save_attention", "full")
+    train, asked = experiment.train, experiment.mesh
+    rows = _ROWS_PER_STEP.value or train.batch_size
+    policies = list(dict.fromkeys((train.remat, *_POLICIES)))
     inner = [("tensor", 1), *((axis, size) for axis in ("tensor", "sequence") for size in (2, 4, 8))]
-    for (axis, size), remat in itertools.product(inner, policies):
-        if devices % size or rows % (devices // size):
+    meshes = [{axis: size} for axis, size in inner]
+    if (asked.tensor, asked.sequence) != (1, 1):
+        meshes = [{"tensor": asked.tensor, "sequence": asked.sequence}]
+    for axes, remat in itertools.product(meshes, policies):
+        size, data = math.prod(axes.values()), max(asked.data, 1)
+        if devices % (data * size) or rows % (devices // size):
             continue
-        mesh = MeshConfig(**{"fsdp": devices // size, axis: size})
-        for accumulation in sorted({1, rows * size // devices}):
-            train = dataclasses.replace(experiment.train, remat=remat, accumulation=accumulation)
-            forms = [train]
+        mesh = MeshConfig(**{"data": data, "fsdp": devices // (data * size), **axes})
+        for accumulation in sorted({1, train.accumulation, rows * size // devices}):
+            form = dataclasses.replace(train, remat=remat, accumulation=accumulation)
+            forms = [form]
             if remat == "full" and mesh.tensor == 1 and train.mlp_parts == 1:
-                forms.append(dataclasses.replace(train, mlp_parts=_MLP_PARTS))
-            found.append([dataclasses.replace(experiment, mesh=mesh, train=form) for form in forms])
+                forms.append(dataclasses.replace(form, mlp_parts=_MLP_PARTS))
+            found.append([dataclasses.replace(experiment, mesh=mesh, train=one) for one in forms])
     return found
 
 
@@ -143,7 +177,7 @@ def _name(experiment: Experiment) -> str:
 
 def _line(plan: Plan) -> str:
     verdict = "" if plan.fits else ", does not fit"
-    return f"{plan.memory['peak'] / 1e9:.1f} GB, step {plan.seconds['step']:.2f} s{verdict}"
+    return f"{plan.memory['peak'] / 1e9:#.3g} GB, step {plan.seconds['step']:#.3g} s{verdict}"
 
 
 def _record(plan: Plan, experiment: Experiment, steps: int) -> dict[str, Any]:
@@ -172,7 +206,11 @@ def _table(plan: Plan, record: dict[str, Any]) -> list[str]:
     for kind, seconds in p.seconds.items():
         lines.append(f"  {'roofline: ' + kind:<26}{seconds:9.3f} s")
     lines.append(f"  {'MFU at the roofline':<26}{100 * p.mfu:9.1f} %")
-    how = f"at {100 * _MFU.value:.0f} % MFU" if _MFU.value else "at the roofline, which no machine reaches"
+    how = (
+        f"at {100 * _MFU.value:.0f} % MFU, padding included"
+        if _MFU.value
+        else "at the roofline, which no machine reaches"
+    )
     cost = f", ${recipe['dollars']:,.2f}" if recipe["dollars"] else ""
     lines.append(f"  the recipe: {recipe['steps']} steps, {recipe['minutes']:.1f} minutes{cost} {how}")
     return [*lines, f"  note: {p.note}"] if p.note else lines

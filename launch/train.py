@@ -12,7 +12,8 @@ Exit codes, the same in all processes except where only one of them fails:
 
     0    the run is finished and its checkpoint is on the disk
     2    the input is wrong, in a way that the message says
-    75   another process was lost, at most a minute ago; the same command goes on from the newest checkpoint
+    75   another process was lost, at most a minute ago, or did not come within five; the same command goes on from the
+         newest checkpoint
     143  a SIGTERM to any process stopped all of them at the same step with a checkpoint; the same command goes on
     1    anything else, after a traceback
 """
@@ -68,7 +69,7 @@ def _train(experiment: Experiment, workdir: pathlib.Path, began: float, profile:
     mesh, about, batches, notes = parallel.together(lambda: _prepare(experiment))
     first = jax.process_index() == 0
     with loop.claim_workdir(workdir, experiment, batches.digest):
-        experiment, fallback = parallel.choose_attention(experiment, mesh, jax.default_backend())
+        experiment, fallback = parallel.choose_attention(experiment, about.config, mesh, jax.default_backend())
         if fallback:
             notes.append(fallback)
         for note in notes if first else []:

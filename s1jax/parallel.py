@@ -105,13 +105,20 @@ def param_shardings(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
     """The tree of `decoder.init_params` with a NamedSharding for every array.
 
     Raises:
-      InputError: where an axis of the model does not divide by its mesh axes.
+      InputError: where an axis of the model does not divide by its mesh axes, or two axes of a weight lie along the
+        same one.
     """
 
     def place(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct, axes: tuple[str, ...]) -> NamedSharding:
         spec: list[tuple[str, ...]] = []
         for size, axis in zip(leaf.shape, axes, strict=True):
             along = TABLE[axis]
+            taken = [other for other, earlier in zip(axes, spec, strict=False) if set(earlier) & set(along)]
+            if taken:
+                name = "/".join(entry.key for entry in path)
+                raise InputError(
+                    f"TABLE puts {name}'s axes {taken[0]} and {axis} along mesh.{along[0]} both; move one of them."
+                )
             if size % parts(mesh, along):
                 if axis != "kv_heads":
                     name = "/".join(entry.key for entry in path)
@@ -223,11 +230,15 @@ def places(length: int, shards: int) -> np.ndarray:
     return np.concatenate([runs[:shards], runs[: shards - 1 : -1]], axis=1)
 
 
-def choose_attention(experiment: Experiment, mesh: Mesh, platform: str) -> tuple[Experiment, str | None]:
+def choose_attention(
+    experiment: Experiment, model: ModelConfig, mesh: Mesh, platform: str
+) -> tuple[Experiment, str | None]:
     """The experiment with the attention that runs on this mesh, and a sentence where it isn't what was asked for."""
-    train = experiment.train
-    packed = experiment.data.batching == "packed"
-    name, note = attention_lib.choose(train.attention, platform, train.compute_dtype, packed, mesh.shape[TOKENS])
+    train, data = experiment.train, experiment.data
+    packed = data.batching == "packed" or data.source == "countdown_corpus"  # which packs whatever it is asked for
+    name, note = attention_lib.choose(
+        train.attention, platform, train.compute_dtype, packed, mesh.shape[TOKENS], model.head_dim
+    )
     chosen: Any = name
     return dataclasses.replace(experiment, train=dataclasses.replace(train, attention=chosen)), note
 

@@ -34,9 +34,9 @@ MODELS = {
     "wide": ModelConfig(**SHAPE | dict(vocab_size=64), qk_norm=True, tied_embeddings=True),
 }
 CASES = [  # model, (data, fsdp, sequence, tensor), accumulation, attention, remat
-    ("tied", (2, 4, 1, 1), 2, "chunked", "none"),  # and the MLP in parts, as wherever `tensor` is 1
+    ("tied", (2, 4, 1, 1), 2, "chunked", "save_dots"),  # and the MLP in parts, as wherever `tensor` is 1
     ("untied", (1, 2, 2, 2), 2, "chunked", "full"),  # tokens, rows and heads split at once
-    ("tied", (1, 1, 2, 4), 1, "xla", "full"),  # two key heads for four shares of the query heads
+    ("tied", (1, 1, 2, 4), 1, "xla", "save_attention"),  # two key heads for four shares of the query heads
 ]
 # Every shape of the mesh, in turn with either model and kernel; minutes, so only on demand.
 SHAPES = [s for s in itertools.product((1, 2, 4, 8), repeat=4) if math.prod(s) == 8]
@@ -46,7 +46,7 @@ ALL_CASES = [
         shape,
         1 + i % 2,
         ("chunked", "xla")[i // 2 % 2],
-        ("full", "none")[i // 4 % 2],
+        ("full", "none", "save_dots", "save_attention")[i // 4 % 4],
     )
     for i, shape in enumerate(SHAPES)
 ]

@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 
 from s1jax import parallel
-from s1jax.config import InputError, MeshConfig, ModelConfig
+from s1jax.config import DataConfig, Experiment, InputError, MeshConfig, ModelConfig, TrainConfig
 from s1jax.model import decoder
 
 ROOT = pathlib.Path(__file__).parent.parent
-MODEL = ModelConfig(vocab_size=30, d_model=12, mlp_dim=20, num_layers=1, num_heads=6, num_kv_heads=3, head_dim=4)
+MODEL = ModelConfig(vocab_size=30, d_model=12, mlp_dim=20, num_layers=1, num_heads=6, num_kv_heads=3, head_dim=8)
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +86,25 @@ def test_model_that_does_not_divide_the_mesh(shape, message):
     mesh = jax.sharding.AbstractMesh(shape, parallel.AXES)
     with pytest.raises(InputError, match=message):
         parallel.param_shardings(MODEL, mesh)
+
+
+def test_two_axes_of_a_weight_along_one_of_the_mesh(monkeypatch):
+    mesh = jax.sharding.AbstractMesh((1, 2, 1, 1), parallel.AXES)
+    monkeypatch.setitem(parallel.TABLE, "mlp", ("fsdp",))
+    with pytest.raises(
+        InputError, match=r"TABLE puts layers/mlp/\w+/kernel's axes \w+ and \w+ along mesh\.fsdp both; move"
+    ):
+        parallel.param_shardings(MODEL, mesh)
+
+
+@pytest.mark.parametrize("source", ["countdown", "countdown_corpus"])
+def test_attention_that_knows_no_segments_never_gets_any(source):
+    """The corpus packs rows whatever data.batching says."""
+    mesh = parallel.make_mesh(MeshConfig(), jax.devices()[:1])
+    train = TrainConfig(attention="auto", compute_dtype="bfloat16")
+    experiment = Experiment(model=MODEL, data=DataConfig(source=source), train=train)
+    chosen, _ = parallel.choose_attention(experiment, MODEL, mesh, "gpu")
+    assert chosen.train.attention == ("flash" if source == "countdown_corpus" else "cudnn")
 
 
 @pytest.mark.parametrize(

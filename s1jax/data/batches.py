@@ -51,6 +51,7 @@ class Batches:
       num_steps: steps of the run.
       steps_per_epoch: steps of one epoch.
       num_rows: rows of the global batch, the same at every step.
+      filled_rows: how many of them the fullest step fills.
       block_size: T.
     """
 
@@ -102,6 +103,7 @@ class Batches:
         rows = batch_size
         if self._packed:
             rows = max(len(self._bins(self._members(step))) for step in range(self.num_steps))
+        self.filled_rows = rows
         self.num_rows = -(-rows // row_multiple) * row_multiple
         if self.num_rows % shares:
             raise InputError(

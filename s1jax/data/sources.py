@@ -108,11 +108,6 @@ def make(
         for names, verb in ((fitted.dropped, "dropped"), (fitted.truncated, "truncated"))
         if names
     ]
-    if data.batching == "padded" and train.batch_size % multiple:
-        notes.append(
-            f"train.batch_size {train.batch_size} does not divide by mesh.data * mesh.fsdp * train.accumulation ="
-            f" {multiple}: {-train.batch_size % multiple} rows of every step are empty; a multiple of it has none."
-        )
     inside = _end_inside(tokenizer, fmt, rows)
     if inside:
         more = ", ..." if len(inside) > 1 else ""
@@ -133,6 +128,13 @@ def make(
         share=share,
         shares=shares,
     )
+    empty = made.num_rows - made.filled_rows
+    if empty:
+        split = "mesh.data * mesh.fsdp * train.accumulation"
+        notes.append(
+            f"a step has {made.filled_rows} rows at most, and {split} = {multiple} does not divide them: {empty} rows"
+            " of every step are empty; a divisor has none."
+        )
     return made, notes
 
 

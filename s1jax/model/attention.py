@@ -91,7 +91,7 @@ def attend(
     return checkpoint_name(jnp.concatenate(means, axis=1), "attention")
 
 
-def choose(asked: str, platform: str, dtype: str, packed: bool, sequence: int) -> tuple[str, str | None]:
+def choose(asked: str, platform: str, dtype: str, packed: bool, sequence: int, head_dim: int) -> tuple[str, str | None]:
     """Picks the implementation for a run.
 
     Args:
@@ -101,6 +101,7 @@ def choose(asked: str, platform: str, dtype: str, packed: bool, sequence: int) -
       dtype: of activations.
       packed: rows hold several segments.
       sequence: devices that share a row.
+      head_dim: H.
 
     Returns:
       its name for `attend`, and a sentence where it isn't what was asked for.
@@ -115,6 +116,7 @@ def choose(asked: str, platform: str, dtype: str, packed: bool, sequence: int) -
             *nvidia,
             (packed, "knows no segments (data.batching=packed)"),
             (sequence > 1, "has no part of a row (mesh.sequence > 1)"),
+            (head_dim % 8 > 0 or head_dim > 256, f"wants a head_dim of 8, 16, ..., 256, not {head_dim}"),
         ],
         "flash": nvidia,
     }

@@ -11,9 +11,14 @@ import functools
 import math
 import re
 
+import numpy as np
+
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s64": 8, "u64": 8, "f64": 8}
 _SHAPE = re.compile(r"\b(pred|bf16|[suf]\d+\w*)\[([\d,]*)\]")
-_COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+_COLLECTIVES = (
+    *("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all"),
+    *("collective-permute", "collective-broadcast"),
+)
 # Instructions that touch no memory of their own, or whose bodies are counted instead.
 _FREE = {
     *("parameter", "constant", "iota", "tuple", "get-tuple-element", "bitcast", "opt-barrier", "after-all"),
@@ -43,7 +48,9 @@ class Traffic:
       collectives: by operation, bytes of the larger side of each: what a gather makes, what a reduction takes.
       exposed: the same for those collectives that no product runs beside: they are waited for where they stand, or
         no product stands between their start and their end.
-      in_loops: number of exposed all-gathers that stand in a loop.
+      synchronous: number of all-gathers in loops that nothing at all can run beside: they are not started and ended.
+      between: bytes of every collective, times its runs, an all-reduce's twice, and one of the groups of devices, by
+        their places in the mesh, that take part in it; none for a group of all devices.
       memory: read and written by all instructions outside of fusions; an upper bound, caches aside.
       work: of each of those instructions, how often it runs, the FLOPs of its products and the bytes it moves. Custom
         calls are left out: how many products they are, their text does not say.
@@ -51,7 +58,8 @@ class Traffic:
 
     collectives: dict[str, float]
     exposed: dict[str, float]
-    in_loops: int
+    synchronous: int
+    between: list[tuple[float, tuple[int, ...]]]
     memory: float
     work: list[tuple[float, float, float]]
 
@@ -70,12 +78,13 @@ def traffic(text: str) -> Traffic:
     computations, entry = _parse(text)
     collectives: dict[str, float] = collections.defaultdict(float)
     exposed: dict[str, float] = collections.defaultdict(float)
+    between: list[tuple[float, tuple[int, ...]]] = []
     work: list[tuple[float, float, float]] = []
-    memory, in_loops = 0.0, 0
+    memory, synchronous = 0.0, 0
 
-    def visit(name: str, times: float, in_loop: bool, beside: bool = False) -> None:
-        """Adds a computation; `beside` others, where it was started and is waited for later."""
-        nonlocal memory, in_loops
+    def visit(name: str, times: float, in_loop: bool, started: bool = False, beside: bool = False) -> None:
+        """Adds a computation; `started` and waited for later, `beside` a product that stands between."""
+        nonlocal memory, synchronous
         body = computations[name]
         types = {instruction.name: instruction.type for instruction in body}
         alone = set() if beside else _alone(body, types, computations)
@@ -83,16 +92,17 @@ def traffic(text: str) -> Traffic:
             operation = instruction.operation
             if operation == "while":
                 runs = _trip_count(instruction, computations)
-                visit(_called(instruction, "body"), times * runs, True, beside)
+                visit(_called(instruction, "body"), times * runs, True, started, beside)
             elif operation in ("call", "call-start", "async-start"):  # call-start: on a TPU's SparseCore
                 called = _called(instruction, "calls" if operation == "async-start" else "to_apply")
-                visit(called, times, in_loop, beside or (operation != "call" and instruction.name not in alone))
+                starts = operation != "call"
+                visit(called, times, in_loop, started or starts, beside or (starts and instruction.name not in alone))
             elif operation == "fusion" and _starts_collective(computations[_called(instruction, "calls")]):
-                visit(_called(instruction, "calls"), times, in_loop, True)
+                visit(_called(instruction, "calls"), times, in_loop, True, True)
             elif operation == "conditional":
                 for branch in re.findall(r"%([\w.\-]+)", instruction.attributes.split("metadata=")[0]):
                     if branch in computations:
-                        visit(branch, times, in_loop, beside)
+                        visit(branch, times, in_loop, started, beside)
             kind = operation.removesuffix("-start")
             if operation == "fusion" and _reduces_and_scatters(computations[_called(instruction, "calls")]):
                 kind = "reduce-scatter"
@@ -100,9 +110,10 @@ def traffic(text: str) -> Traffic:
                 size = max(_size(instruction.type.removeprefix("("), largest=operation.endswith("-start")), 0)
                 size = max(size, sum(_size(types.get(operand, "")) for operand in instruction.operands))
                 collectives[kind] += times * size
+                between.append(((2 if kind == "all-reduce" else 1) * times * size, _group(instruction.attributes)))
+                synchronous += in_loop and kind == "all-gather" and operation == kind and not started
                 if not beside and (not operation.endswith("-start") or instruction.name in alone):
                     exposed[kind] += times * size
-                    in_loops += in_loop and kind == "all-gather"
             elif not beside and operation not in _FREE and not operation.endswith("-done"):
                 moved = _moved(instruction, types, computations)
                 memory += times * moved
@@ -110,7 +121,27 @@ def traffic(text: str) -> Traffic:
                     work.append((times, _operations(instruction, types, computations), moved))
 
     visit(entry, 1.0, False)
-    return Traffic(dict(collectives), dict(exposed), in_loops, memory, work)
+    return Traffic(dict(collectives), dict(exposed), synchronous, between, memory, work)
+
+
+def _group(attributes: str) -> tuple[int, ...]:
+    """One of the groups of devices of a collective, in any of the forms that HLO has for them; () for all devices."""
+    pairs = re.search(r"source_target_pairs=\{\{(\d+,\d+)\}", attributes)
+    listed = pairs or re.search(r"replica_groups=\{\{([\d,]+)\}", attributes)
+    if listed:
+        return tuple(int(place) for place in listed[1].split(","))
+    tiled = re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes)
+    if tiled:
+        shape, along, order = ([int(n) for n in (part or "").split(",") if n] for part in tiled.groups())
+        places = np.arange(math.prod(along)).reshape(along).transpose(order or None)
+        return tuple(places.reshape(shape)[0].tolist())
+    axes = re.search(r"replica_groups=mesh\[([^\]]*)\] ?\{([^}]*)\}", attributes)
+    if axes and ":" not in axes[2]:
+        named = re.findall(r"'(\w+)'", axes[2])
+        sizes = {name: int(size) for name, size in re.findall(r"'(\w+)'=(\d+)", axes[1])}
+        places = np.arange(math.prod(sizes.values())).reshape(list(sizes.values()))
+        return tuple(places[tuple(slice(None) if name in named else 0 for name in sizes)].reshape(-1).tolist())
+    return ()
 
 
 def _alone(body: list[Instruction], types: dict[str, str], computations: dict[str, list[Instruction]]) -> set[str]:
@@ -187,6 +218,8 @@ def _size(type_: str, largest: bool = False) -> int:
     """Bytes of a type; of its largest half for `largest`: an asynchronous start holds operands beside results."""
     sizes = []
     for kind, shape in _SHAPE.findall(type_):
+        if largest and not shape:  # the tokens of an asynchronous start
+            continue
         width = _BYTES.get(kind) or (1 if kind.startswith("f8") else 4)
         sizes.append(width * math.prod(int(n) for n in shape.split(",") if n))
     half = len(sizes) // 2

@@ -7,6 +7,7 @@ or its operands at full bandwidth, whichever is longer, and the interconnect is 
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
 import time
@@ -14,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from s1jax import meters, parallel
 from s1jax.config import Experiment, InputError, ModelConfig
@@ -37,10 +39,11 @@ class Plan:
       executed_flops: matrix products of the program, recomputation and what several devices do alike included.
       collectives: bytes by operation.
       exposed: those of them that no product runs beside.
+      synchronous_gathers: number of gathers in loops that nothing at all can run beside.
       memory_bytes: read and written.
       seconds: of each resource by itself at full use; `step`, see `_step`.
       compile_seconds: of the compiler, on the machine at hand.
-      note: a sentence where another attention than the one asked for was compiled; else empty.
+      note: sentences on what was compiled otherwise than asked for; else empty.
     """
 
     target: str
@@ -53,6 +56,7 @@ class Plan:
     executed_flops: float
     collectives: dict[str, float]
     exposed: dict[str, float]
+    synchronous_gathers: int
     memory_bytes: float
     seconds: dict[str, float]
     compile_seconds: float
@@ -68,22 +72,37 @@ class Plan:
         return self.model_flops / targets.parse(self.target).chip.flops / self.seconds["step"]
 
 
-def plan(experiment: Experiment, model: ModelConfig, target: targets.Target) -> Plan:
-    """Compiles the step of `experiment` on a `model` for `target`; rows of a batch are padded to their full length.
+class DoesNotFitError(InputError):
+    """The compiler found no room for a step; the sentence says what to change."""
+
+
+def plan(experiment: Experiment, model: ModelConfig, target: targets.Target, rows: int = 0) -> Plan:
+    """Compiles the step of `experiment` on a `model` for `target`; every place of a batch is taken for a token.
+
+    Args:
+      experiment: of which `mesh`, `train`, `optimizer` and `data.block_size` matter.
+      model: its shape.
+      target: of `targets.parse`.
+      rows: of a batch; 0: `train.batch_size`, as many as padded batches have.
 
     Raises:
+      DoesNotFitError: where the compiler says so, as for TPUs; GPUs' and CPUs' don't.
       InputError: where the mesh does not divide the devices, the batch or the model, or the compiler gives up.
     """
     mesh = parallel.make_mesh(experiment.mesh, targets.devices(target))
-    experiment, note = parallel.choose_attention(experiment, mesh, target.platform)
+    experiment, note = parallel.choose_attention(experiment, model, mesh, target.platform)
     train, block = experiment.train, experiment.data.block_size
-    parallel.check_batch(train.batch_size, block, mesh, f"a step of train.batch_size={train.batch_size}")
+    notes = [note] if note else []
+    if experiment.data.batching == "packed" and not rows:
+        notes.append("packed rows of a step are fewer than its sequences; see launch.train's, give --rows_per_step.")
+    rows = rows or train.batch_size
+    parallel.check_batch(rows, block, mesh, f"a step of train.batch_size={train.batch_size}")
     tx = optimizer_lib.make(experiment.optimizer, model, 100)
     state = step_lib.abstract_state(model, tx, mesh, train.param_dtype)
     step = step_lib.make_step(model, train, experiment.optimizer, 100, tx, mesh, state)
     kinds = dict.fromkeys(("tokens", "targets", "positions", "segment_ids"), jnp.int32) | {"weights": jnp.float32}
-    shape, rows = (train.batch_size, block), parallel.token_sharding(mesh)
-    batch = {name: jax.ShapeDtypeStruct(shape, kind, sharding=rows) for name, kind in kinds.items()}
+    shape, lies = (rows, block), parallel.token_sharding(mesh)
+    batch = {name: jax.ShapeDtypeStruct(shape, kind, sharding=lies) for name, kind in kinds.items()}
     start = time.monotonic()
     with targets.answering_for(target):
         traced = step.trace(state, batch)
@@ -93,36 +112,46 @@ def plan(experiment: Experiment, model: ModelConfig, target: targets.Target) -> 
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        raise InputError(
-            f"{target.name}: the step does not fit ({_first_line(error)}); use more devices, remat='full' or a "
-            "smaller data.block_size."
-        ) from None
+        advice = "; ".join(remedies(experiment, dict(mesh.shape), rows))
+        raise DoesNotFitError(f"{target.name}: the step does not fit ({_first_line(error)}). {advice}.") from None
     seconds_compiling = time.monotonic() - start
     traffic = hlo.traffic(compiled.as_text() or "")
-    needed = meters.train_flops(model, math.prod(shape), train.batch_size * block * (block + 1) // 2)
+    needed = meters.train_flops(model, math.prod(shape), rows * block * (block + 1) // 2)
     # The partitioned program may do a product on several devices; kernels are in the jaxpr alone.
     executed = max(flops.count(traced.jaxpr.jaxpr) / mesh.size, traffic.operations)
-    moved = sum(2 * size if kind == "all-reduce" else size for kind, size in traffic.collectives.items())
     seconds = {
         "compute": executed / target.chip.flops,
         "memory": traffic.memory / target.chip.bandwidth,
-        "interconnect": moved * (mesh.size - 1) / mesh.size / target.chip.interconnect,
+        "interconnect": interconnect(traffic, mesh.devices.reshape(-1), target),
     }
     return Plan(
         target=target.name,
         devices=mesh.size,
         mesh=dict(mesh.shape),
-        rows=train.batch_size,
+        rows=rows,
         block_size=block,
-        memory=_memory(experiment, model, state, mesh, compiled.memory_analysis(), target),
+        memory=_memory(experiment, model, state, mesh, compiled.memory_analysis(), target, rows),
         model_flops=needed / mesh.size,
         executed_flops=executed,
         collectives=traffic.collectives,
         exposed=traffic.exposed,
+        synchronous_gathers=traffic.synchronous,
         memory_bytes=traffic.memory,
         seconds=seconds | {"step": _step(traffic, executed, seconds["interconnect"], target.chip)},
         compile_seconds=seconds_compiling,
-        note=note or "",
+        note=" ".join(notes),
+    )
+
+
+def interconnect(traffic: hlo.Traffic, devices: np.ndarray, target: targets.Target) -> float:
+    """Seconds of all collectives one after the other, each at what its group of `devices`, those of the mesh in their
+    order, has between them."""
+    by_group = collections.defaultdict[tuple[int, ...], float](float)
+    for size, group in traffic.between:
+        by_group[group or tuple(range(len(devices)))] += size
+    return sum(
+        size * (len(group) - 1) / len(group) / target.interconnect([devices[place] for place in group])
+        for group, size in by_group.items()
     )
 
 
@@ -142,31 +171,32 @@ def num_steps(experiment: Experiment, num_rows: int) -> int:
     return experiment.train.steps or math.ceil(num_rows / experiment.train.batch_size) * experiment.train.epochs
 
 
-def remedies(result: Plan, experiment: Experiment) -> list[str]:
-    """What to change where the step doesn't fit, the cheapest first."""
-    train, advice = experiment.train, []
+def remedies(experiment: Experiment, mesh: dict[str, int], rows: int) -> list[str]:
+    """What to change where a step of `rows` rows doesn't fit, the cheapest first; `mesh`: sizes by axis."""
+    train, devices, advice = experiment.train, math.prod(mesh.values()), list[str]()
     if train.attention == "xla":
         advice.append("--config.train.attention=auto: no scores of whole rows")
     if train.remat != "full":
         advice.append("--config.train.remat=full: only each layer's input is kept")
-    if result.rows > result.devices and train.accumulation < result.rows // result.devices:
-        advice.append(f"--config.train.accumulation={result.rows // result.devices}: one row a device at a time")
-    if train.mlp_parts == 1 and result.mesh["tensor"] == 1:
+    if train.accumulation < rows // devices:
+        advice.append(f"--config.train.accumulation={rows // devices}: one row a device at a time")
+    if train.mlp_parts == 1 and mesh["tensor"] == 1:
         advice.append("--config.train.mlp_parts=4: less of the MLP's hidden values")
     if experiment.optimizer.moment_dtype != "bfloat16":
         advice.append("--config.optimizer.moment_dtype=bfloat16: half the moments")
     if train.param_dtype != "bfloat16":
         advice.append("--config.train.param_dtype=bfloat16: half the weights, rounded at random")
-    shorter = f"a shorter data.block_size (now {result.block_size})"
-    advice.append(f"{shorter}, mesh.sequence=2, mesh.tensor=2, or more devices")
-    return advice
+    if rows > devices:
+        advice.append(f"--config.train.batch_size={devices}, accumulation=1: no sums of gradients, but another recipe")
+    split = ", mesh.sequence=2, mesh.tensor=2" if devices > 1 else ""
+    return [*advice, f"a shorter data.block_size (now {experiment.data.block_size}){split}, or more devices"]
 
 
 def _memory(
-    experiment: Experiment, model: ModelConfig, state: Any, mesh: Any, analysis: Any, target: targets.Target
+    experiment: Experiment, model: ModelConfig, state: Any, mesh: Any, analysis: Any, target: targets.Target, rows: int
 ) -> dict[str, float]:
     """Bytes of one device: `parameters`, `moments` and `peak` exact, the rest from shapes, `other` what is left."""
-    train, tokens = experiment.train, experiment.train.batch_size * experiment.data.block_size
+    train, tokens = experiment.train, rows * experiment.data.block_size
     width = jnp.dtype(train.compute_dtype).itemsize
     local = tokens / parallel.parts(mesh, (*parallel.ROWS, parallel.TOKENS)) / train.accumulation
     params = float(meters.held_bytes(state.params))

@@ -1,8 +1,8 @@
 """Machines that a step can be compiled for without having one: `v5p:4x4x4`, `v6e:4x4`, `h100:16`, `cpu:8`.
 
 Peaks are those of `s1jax.meters`; the rest are the makers' figures: Google Cloud's pages "TPU v5p", "TPU v6e" and
-"TPU v5e" (HBM size and bandwidth, interconnect per chip), NVIDIA's data sheets of H100 SXM and H200 (NVLink 4: 450 GB/s
-each way; InfiniBand NDR: eight 400 Gb/s ports a host).
+"TPU v5e" (HBM size and bandwidth, interconnect and its links per chip), NVIDIA's data sheets of H100 SXM and H200
+(NVLink 4: 450 GB/s each way; InfiniBand NDR: eight 400 Gb/s ports a host).
 """
 
 from __future__ import annotations
@@ -27,13 +27,16 @@ class Chip:
       flops: dense bf16 FLOP/s.
       memory: bytes a program may use.
       bandwidth: of that memory, bytes/s.
-      interconnect: bytes/s that a device takes part with in a gather over all of them.
+      interconnect: bytes/s that a device sends and receives: of a TPU over all of its links, of a GPU to others of
+        its host.
+      links: of a TPU chip.
     """
 
     flops: float
     memory: float
     bandwidth: float
     interconnect: float
+    links: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +54,27 @@ class Target:
         """What JAX calls the compiler: `cpu`, `cuda` or `tpu`."""
         return "cpu" if self.kind == "cpu" else "cuda" if self.kind in gpu_descriptions.TEXT else "tpu"
 
+    def interconnect(self, group: list[Any]) -> float:
+        """Bytes/s of a gather or a reduction among n of `devices`, (n - 1) / n of whose whole each has to get.
+
+        GPUs of several hosts pass on what they have in as many rings as each host has of them, every one through a port
+        of its own. TPUs use the links of those axes of the slice along which they lie; one link of an axis that does
+        not close to a ring. No figure of a maker says more; a compiler may find a better way.
+        """
+        if self.platform == "cuda":
+            hosts = {device.id // _GPUS_PER_HOST for device in group}
+            rings = len(group) / len(hosts)
+            return self.chip.interconnect if len(hosts) == 1 else min(self.chip.interconnect, rings * _PORT)
+        if self.platform == "cpu":
+            return self.chip.interconnect
+        sides = [int(n) for n in self.topology.partition(":")[2].split("x")]
+        along = [len(set(places)) > 1 for places in zip(*(device.coords for device in group), strict=True)]
+        # Cubes of 4 are joined to a torus by switches in between, v5e and v6e along sides of 16.
+        closed = [side % 4 == 0 for side in sides] if len(sides) == 3 else [side == 16 for side in sides]
+        whole = len(sides) == 2 or all(closed)
+        links = sum(1 + (whole and ring) for used, ring in zip(along, closed, strict=False) if used)
+        return self.chip.interconnect * max(links, 1) / self.chip.links
+
 
 def _peak(device_kind: str) -> float:
     peak = meters.peak_flops(device_kind)
@@ -60,9 +84,9 @@ def _peak(device_kind: str) -> float:
 
 _GIB = 2.0**30
 CHIPS: dict[str, Chip] = {
-    "v5p": Chip(_peak("TPU v5p"), 95.74 * _GIB, 2765e9, 600e9),
-    "v6e": Chip(_peak("TPU v6e"), 31.25 * _GIB, 1638e9, 448e9),
-    "v5e": Chip(_peak("TPU v5e"), 15.75 * _GIB, 819e9, 200e9),
+    "v5p": Chip(_peak("TPU v5p"), 95.74 * _GIB, 2765e9, 600e9, 6),
+    "v6e": Chip(_peak("TPU v6e"), 31.25 * _GIB, 1638e9, 448e9, 4),
+    "v5e": Chip(_peak("TPU v5e"), 15.75 * _GIB, 819e9, 200e9, 4),
     # Of GPUs, what the share of their memory that launch/processes.py asks jax for covers.
     "h100": Chip(_peak("H100"), 80e9, 3352e9, 450e9),
     "h200": Chip(_peak("H200"), 141e9, 4800e9, 450e9),
@@ -71,7 +95,8 @@ CHIPS: dict[str, Chip] = {
 _GPUS_PER_HOST = 8
 # How libtpu says that another process has it, or left its lock behind.
 _LOCKED = ("in use", "lockfile", "ALREADY_EXISTS", "resource busy")
-_BETWEEN_HOSTS = 400e9  # bytes/s of a host's eight ports, shared by rings through its eight GPUs
+_PORT = 50e9  # bytes/s of one of a host's eight ports
+_MOST_CPUS = 1024
 
 
 def parse(text: str) -> Target:
@@ -89,15 +114,15 @@ def parse(text: str) -> Target:
     devices = math.prod(int(n) for n in shape.split("x"))
     if not devices:
         raise InputError(f"--target={text} has no device; give at least 1 along every side.")
-    chip, topology = CHIPS[kind], f"{kind}:{shape}"
+    if kind == "cpu" and devices > _MOST_CPUS:
+        raise InputError(f"--target={text}: fake devices take memory and time; give at most {_MOST_CPUS}.")
+    topology = f"{kind}:{shape}"
     if kind in gpu_descriptions.TEXT:
         hosts = max(1, devices // _GPUS_PER_HOST)
         if devices > _GPUS_PER_HOST and devices % _GPUS_PER_HOST:
             raise InputError(f"--target={text}: hosts have {_GPUS_PER_HOST} GPUs; give 1 to 8, or a multiple of 8.")
         topology = f"1x{hosts}x{devices // hosts}"
-        if hosts > 1:
-            chip = dataclasses.replace(chip, interconnect=_BETWEEN_HOSTS)
-    return Target(text, kind, chip, devices, topology)
+    return Target(text, kind, CHIPS[kind], devices, topology)
 
 
 @contextlib.contextmanager
@@ -152,7 +177,7 @@ def devices(target: Target) -> list[Any]:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if target.platform == "tpu" and any(words in reason for words in _LOCKED):
             raise InputError(
-                f"--target={target.name}: another process holds libtpu's lock; wait for it to end ({reason})."
+                f"--target={target.name}: another process holds libtpu's lock; wait for it to end."
             ) from None
         raise InputError(
             f"--target={target.name}: its compiler gives no such machine ({reason}); "

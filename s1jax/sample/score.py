@@ -67,7 +67,7 @@ def log_likelihoods(
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))  # so that memory, if it runs out, does so at once
     batch_size = min(batch_size, len(rows))
     (device,) = jax.tree.leaves(params)[0].devices()
-    implementation, _ = attention.choose("auto", device.platform, dtype, packed=False, sequence=1)
+    implementation, _ = attention.choose("auto", device.platform, dtype, False, 1, config.head_dim)
     results: dict[int, tuple[float, bool]] = {}
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]

@@ -23,8 +23,9 @@ from s1jax.train import optimizer as optimizer_lib
 from s1jax.train import record as record_lib
 from s1jax.train import step as step_lib
 
-# Settings that may differ when a run is resumed: they change neither its numbers nor its order.
-_FREE = ("mesh", "checkpoint", "cost")
+# Settings that may differ when a run is resumed: they change neither its order nor, but for rounding, its numbers.
+_HOW = ("accumulation", "attention", "loss_chunk", "mlp_parts", "remat")  # what fits other machines
+_FREE = ("mesh", "checkpoint", "cost", *(f"train.{name}" for name in _HOW))
 
 
 class Source(Protocol):
@@ -136,7 +137,7 @@ def _check_settings(workdir: pathlib.Path, experiment: Experiment) -> None:
         differ = [
             f"{name} is {_show(old.get(name))} there and {_show(new.get(name))} here"
             for name in sorted(set(old) | set(new))
-            if name.split(".")[0] not in _FREE and old.get(name) != new.get(name)
+            if not {name, name.split(".")[0]} & {*_FREE} and old.get(name) != new.get(name)
         ]
         if differ:
             more = f" (and {len(differ) - 3} more)" if len(differ) > 3 else ""

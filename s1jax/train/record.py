@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 import time
@@ -55,7 +56,10 @@ class RunLog:
                     writer.close()
 
     def begin(self, start: int, num_steps: int) -> None:
-        """Opens the files; lines of steps after `start`, which a killed run wrote and which come again, are removed."""
+        """Reads what is there; lines of steps after `start`, which a killed run wrote, go when the first comes again.
+
+        Not before: a process that ends until then leaves the next one what it has to know of the time that was spent.
+        """
         self._start, self._num_steps = start, num_steps
         if not self._first:
             return
@@ -73,15 +77,14 @@ class RunLog:
                     if number == len(lines):  # of a killed run
                         break
                     raise InputError(f"{path}:{number} is no line of a run's metrics; remove that line.") from None
-        with store.disk_errors(path):
-            partial = path.with_suffix(".partial")
-            partial.write_text("".join(json.dumps(record) + "\n" for record in self._records))
-            partial.rename(path)
-            self._file = path.open("a", buffering=1)
-            try:
-                self._events = _Events(self._workdir / "tensorboard", start)
-            except ImportError:  # metrics.jsonl has the same numbers
-                return
+
+    def _open(self, path: pathlib.Path) -> None:
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(record) + "\n" for record in self._records[:-1]))
+        partial.rename(path)
+        self._file = path.open("a", buffering=1)
+        with contextlib.suppress(ImportError):  # metrics.jsonl has the same numbers
+            self._events = _Events(self._workdir / "tensorboard", self._start)
 
     @property
     def last(self) -> dict[str, Any]:
@@ -125,7 +128,10 @@ class RunLog:
         }
         self._records.append(record)
         if self._first:
-            with store.disk_errors(self._workdir / "metrics.jsonl"):
+            path = self._workdir / "metrics.jsonl"
+            with store.disk_errors(path):
+                if self._file is None:
+                    self._open(path)
                 self._file.write(json.dumps(record) + "\n")
                 if self._events is not None:
                     self._events.add(record)

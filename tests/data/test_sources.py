@@ -32,7 +32,8 @@ def test_countdown_makes_the_steps_of_the_paper(tokenizer):
     packed, _ = sources.make(experiment({"block_size": 192, "batching": "packed"}), tokenizer, CHAT, 1)
     assert padded.num_steps == packed.num_steps == 315 and notes == []
     uneven, notes = sources.make(experiment({"block_size": 192}), tokenizer, CHAT, 3)
-    assert uneven.num_rows == 18 and len(notes) == 1 and "= 3: 2 rows of every step are empty" in notes[0]
+    assert uneven.num_rows == 18 and len(notes) == 1
+    assert "16 rows at most" in notes[0] and "= 3 does not divide them: 2 rows of every step are empty" in notes[0]
     assert padded.num_rows == 16 > packed.num_rows
     assert padded.names(7) == packed.names(7) and len(padded.names(7)) == 16
     assert padded.names(62) == packed.names(62) and len(padded.names(62)) == 1000 - 62 * 16
@@ -41,8 +42,10 @@ def test_countdown_makes_the_steps_of_the_paper(tokenizer):
 
 def test_rows_are_a_multiple_of_shards_and_accumulation(tokenizer):
     data = {"block_size": 192, "batching": "packed", "num_rows": 40}
-    made, _ = sources.make(experiment(data, accumulation=3), tokenizer, CHAT, row_shards=4)
-    assert made.num_rows % 12 == 0
+    made, notes = sources.make(experiment(data, accumulation=3), tokenizer, CHAT, row_shards=4)
+    assert made.num_rows == 12 and len(notes) == 1
+    fullest = max((made.batch(step)["segment_ids"] > 0).any(axis=1).sum() for step in range(made.num_steps))
+    assert fullest == made.filled_rows < 12 and f"{12 - fullest} rows of every step are empty" in notes[0]
 
 
 def test_the_corpus_is_a_function_of_seed_and_step(tokenizer):

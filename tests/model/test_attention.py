@@ -210,11 +210,14 @@ def test_cudnn_is_the_reference_with_its_gradients():
     ],
 )
 def test_what_a_kernel_cannot_do_falls_back_with_a_sentence(asked, platform, packed, sequence, chosen, why):
-    name, note = attention.choose(asked, platform, "bfloat16", packed, sequence)
+    name, note = attention.choose(asked, platform, "bfloat16", packed, sequence, 64)
     assert name == chosen
     assert (note is None) if why is None else (why in note and "chunked is used instead" in note)
     for fused_name in ("cudnn", "flash"):
-        assert attention.choose(fused_name, "gpu", "float32", False, 1)[0] == "chunked"
+        assert attention.choose(fused_name, "gpu", "float32", False, 1, 64)[0] == "chunked"
+    for head_dim in (20, 264):
+        assert attention.choose("auto", "gpu", "bfloat16", False, 1, head_dim) == ("flash", None)
+        assert f"not {head_dim}" in attention.choose("cudnn", "gpu", "bfloat16", False, 1, head_dim)[1]
 
 
 def test_queries_that_are_part_of_a_row(monkeypatch):

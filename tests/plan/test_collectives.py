@@ -36,6 +36,7 @@ def _plan(tmp_path, target, rows=8):
 def _check_most_run_beside_products(plan):
     """What is left are the first weights of a layer, the last gradients and what the loss gathers."""
     collectives, exposed = plan["collectives"], plan["exposed"]
+    assert plan["synchronous_gathers"] == 0
     assert exposed.get("all-gather", 0) < 0.15 * collectives["all-gather"]
     assert exposed.get("reduce-scatter", 0) < 0.3 * collectives["reduce-scatter"]
 

@@ -177,23 +177,59 @@ def test_collectives_beside_products_on_a_tpu():
     found = hlo.traffic(TPU_BESIDE)
     assert found.collectives == {"all-gather": 32 * 4 * 2, "all-reduce": 2 * 32 * 4 * 2}
     assert found.exposed == {"all-reduce": 32 * 4 * 2}  # the second, beside which nothing but preparations run
-    assert found.in_loops == 0
+    assert found.synchronous == 0
 
 
 def test_collectives_that_a_loop_waits_for():
     found = hlo.traffic(TPU)
     assert found.collectives == {"all-gather": 28 * 32 * 4 * 2, "all-reduce": 28 * 32 * 4 * 2}
     assert found.exposed == found.collectives
-    assert found.in_loops == 1
+    assert found.synchronous == 1
+    assert found.between == [(28 * 32 * 4 * 2, ()), (2 * 28 * 32 * 4 * 2, ())]
 
 
 def test_asynchronous_collectives_and_slices_of_stacked_weights():
     found = hlo.traffic(GPU)
     assert found.collectives == {"reduce-scatter": 28 * 16 * 2, "all-gather": 28 * (16 * 2 + 24 * 4)}
     assert found.exposed == {"all-gather": 28 * (16 * 2 + 24 * 4)}  # the product runs beside the other one
-    assert found.in_loops == 1
+    assert found.synchronous == 0
     slice_, product = 2 * 3 * 4 + 4, 3 * 16 * 2  # a slice is read, not the stack; the index; a slice is written
     assert found.memory == 28 * (slice_ + product)
+
+
+PERMUTE = """HloModule jit_step, is_scheduled=true
+
+ENTRY %main.6 (a: bf16[8,64]) -> bf16[8,64] {
+  %a = bf16[8,64]{1,0} parameter(0)
+  %start = (bf16[8,64]{1,0}, bf16[8,64]{1,0}, u32[], u32[]) collective-permute-start(%a), source_target_pairs={{0,1},{1,0}}
+  ROOT %done = bf16[8,64]{1,0} collective-permute-done(%start)
+}
+"""  # noqa: E501
+
+
+def test_the_tokens_of_an_asynchronous_start_are_no_data():
+    found = hlo.traffic(PERMUTE)
+    assert found.collectives == {"collective-permute": 2 * 8 * 64}
+    assert found.between == [(2 * 8 * 64, (0, 1))]
+
+
+@pytest.mark.parametrize(
+    ("groups", "first"),
+    [
+        ("{{0,4},{1,5},{2,6},{3,7}}", (0, 4)),
+        ("[2,4]<=[8]", (0, 1, 2, 3)),
+        ("[4,2]<=[2,4]T(1,0)", (0, 4)),
+        ("[2,4]<=[2,2,2]T(1,0,2)", (0, 1, 4, 5)),
+        ("mesh['axis_0'=2,'axis_1'=4] {'axis_1'}", (0, 1, 2, 3)),
+        ("mesh['axis_0'=2,'axis_1'=4] {'axis_0'}", (0, 4)),
+        ("mesh['axis_0'=2,'axis_1'=2,'axis_2'=2] {'axis_0','axis_2'}", (0, 1, 4, 5)),
+        ("mesh['axis_0'=8] {'axis_0':(1)2}", ()),  # a part of an axis: taken for all
+        ("{}", ()),
+    ],
+)
+def test_devices_of_a_collective(groups, first):
+    text = TPU.replace("all-gather(%x), channel_id=1,", f"all-gather(%x), channel_id=1, replica_groups={groups},")
+    assert hlo.traffic(text).between[0] == (28 * 32 * 4 * 2, first)
 
 
 def test_a_loop_of_unknown_length_is_refused():

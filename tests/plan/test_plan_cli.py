@@ -1,20 +1,25 @@
 """`python -m launch.plan` from the outside, for fake CPU devices: its figures against formulas, and its refusals."""
 
+import dataclasses
 import importlib.util
 import json
 import os
 import pathlib
 import subprocess
 import sys
+import types
 
 import pytest
 from jax.experimental import topologies
 
-from s1jax.config import InputError
+from launch import plan as plan_cli
+from s1jax.config import Experiment, InputError, MeshConfig, ModelConfig, TrainConfig
 from s1jax.plan import targets
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SMALL = ["--config=configs/countdown_s1.py", "--config.data.batching=padded", "--config.train.attention=chunked"]
+
+MODEL = ModelConfig(vocab_size=64, d_model=16, mlp_dim=32, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8)
 
 
 def _run(*arguments):
@@ -69,16 +74,50 @@ def test_another_attention_than_asked_for_is_told(tmp_path):
     assert json.loads(out.read_text())["note"] == note
 
 
+def test_a_checkpoint_that_is_not_here_has_the_shape_that_it_is_named_after(tmp_path):
+    """As the shipped configs name theirs. Its rows are those of config.data, and what does not fit ends with 1."""
+    out = tmp_path / "plan.json"
+    size = ["--config.train.batch_size=1", "--config.data.block_size=64", "--config.data.num_rows=10"]
+    done = _run("--config=configs/s1_qwen2p5_1p5b.py", *size, "--target=cpu:1", "--mfu=0.2", f"--out={out}")
+    assert done.returncode == 1, done.stderr[-2000:]
+    assert done.stdout.startswith("note: runs/qwen2p5_1p5b is not here; its shape is taken to be that of qwen2p5_1p5b.")
+    assert "\nIt does not fit. --config.train.mlp_parts=4: " in done.stdout and done.stdout.endswith("devices.\n")
+    plan = json.loads(out.read_text())
+    assert not plan["fits"] and plan["memory"]["parameters"] == 4 * 1_543_714_304
+    assert plan["recipe"]["steps"] == 50
+    assert "50 steps" in done.stdout and "at 20 % MFU, padding included" in done.stdout
+
+
 def test_search_prints_what_it_tries_and_puts_the_mlp_in_parts_where_nothing_else_fits():
     settings = ["--config.train.batch_size=12288", "--config.data.block_size=64"]
     done = _run(*SMALL, "--target=cpu:1", "--search", *settings)
     assert done.returncode == 0, done.stderr[-2000:]
     tried = dict(line.split(": ") for line in done.stdout.splitlines() if line.startswith("fsdp="))
-    forms = [f"remat={remat} accumulation={n}" for remat in ("save_dots", "save_attention", "full") for n in (1, 12288)]
-    forms.insert(5, "remat=full accumulation=1 mlp_parts=4")
+    policies = ("none", "save_dots", "save_attention", "full")  # the first is the config's own
+    forms = [f"remat={remat} accumulation={n}" for remat in policies for n in (1, 12288)]
+    forms.insert(7, "remat=full accumulation=1 mlp_parts=4")
     assert list(tried) == [f"fsdp=1 {form}" for form in forms]
-    fits = ["does not fit" not in tried[f"fsdp=1 {form}"] for form in forms]
-    assert fits == [False, True, False, True, False, True, True]
+    fits = [form for form in forms if "does not fit" not in tried[f"fsdp=1 {form}"]]
+    assert fits == [*forms[1:6:2], *forms[7:]]
+    shown = [line[2:].split(": ") for line in done.stdout.splitlines() if line.startswith("  fsdp=")]
+    assert f"\nthe fastest of {len(fits)} that fit:\n" in done.stdout
+    assert sorted(name for name, _ in shown) == sorted(f"fsdp=1 {form}" for form in fits)
+    seconds = [float(line.split("step ")[1].split()[0]) for _, line in shown]
+    assert seconds == sorted(seconds)
+    assert f"\ncpu:1: 1 devices, {shown[0][0]}, 12288 rows" in done.stdout
+
+
+def test_search_keeps_the_axes_that_were_given(monkeypatch):
+    train = TrainConfig(batch_size=16, remat="none", accumulation=2)
+    experiment = Experiment(model=MODEL, mesh=MeshConfig(data=2, tensor=2), train=train)
+    monkeypatch.setattr(plan_cli, "_ROWS_PER_STEP", types.SimpleNamespace(value=0))
+    tried = [attempts[0] for attempts in plan_cli._candidates(experiment, 8)]
+    assert {one.mesh for one in tried} == {MeshConfig(data=2, fsdp=2, sequence=1, tensor=2)}
+    assert {one.train.remat for one in tried} == {"none", "save_dots", "save_attention", "full"}
+    assert {one.train.accumulation for one in tried} == {1, 2, 4}
+    free = plan_cli._candidates(dataclasses.replace(experiment, mesh=MeshConfig()), 8)
+    meshes = {attempts[0].mesh for attempts in free}
+    assert len(meshes) == 7 and all(mesh.fsdp * mesh.sequence * mesh.tensor == 8 for mesh in meshes)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +126,11 @@ def test_search_prints_what_it_tries_and_puts_the_mlp_in_parts_where_nothing_els
         (["--target=v9:4"], "--target=v9:4 is no target"),
         (["--target=cpu:0"], "--target=cpu:0 has no device; give at least 1"),
         (["--target=v5p:2x0x2"], "--target=v5p:2x0x2 has no device"),
-        (["--target=cpu:3", "--search"], "train.batch_size=16 does not divide over the 3 devices of cpu:3"),
+        (
+            ["--target=cpu:3", "--search"],
+            "the 16 rows of a step (config.train.batch_size) do not divide over the 3 dev",
+        ),
+        (["--target=cpu:200000"], "--target=cpu:200000: fake devices take memory and time; give at most 1024"),
         (["--target=cpu:8", "--mfu=20"], "--mfu=20.0 is no share of the peak; give 0 to 1, for example --mfu=0.2"),
         (["--target=cpu:8", "--out=nowhere/plan.json"], "--out=nowhere/plan.json: there is no folder nowhere; make it"),
         (["--target=cpu:8", "--out=configs"], "--out=configs is a folder"),

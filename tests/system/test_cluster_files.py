@@ -22,7 +22,8 @@ TRAIN = ("--config=configs/countdown_s1.py", "--workdir=runs/a b")
 @pytest.mark.parametrize(
     ("code", "limit", "preempted", "requeued"),
     [(0, False, "None", False), (143, True, "None", True), (143, False, "2026-01-01T00:00:00", True),
-     (143, False, "None", False), (2, True, "None", False), (1, False, "2026-01-01T00:00:00", False)],
+     (143, False, "None", False), (2, True, "None", False), (1, False, "2026-01-01T00:00:00", False),
+     (138, False, "None", False)],  # 138: the step itself was killed by a USR1
 )  # fmt: skip
 def test_slurm_requeues_what_was_stopped_from_outside(tmp_path, code, limit, preempted, requeued):
     place = Place(tmp_path, commands=("scancel",))

@@ -144,11 +144,12 @@ def story(start, tmp_path_factory):
         seen[part] = job, job.codes(), latest(workdir), store.finished_steps(workdir)[-1]
         return latest(workdir)
 
-    reached = stop("again", start(*two), 1)
+    reached = stop("again", start(*two, "--config.train.attention=splash"), 1)
     # A coordinator for one process alone, which has two devices.
-    reached = stop("one", start(flags, 1, f"--workdir={workdir}", devices=2), 0)
     tensor = ("--config.mesh.fsdp=1", "--config.mesh.tensor=2")
-    reached = stop("two", start(open_mpi, 2, f"--workdir={workdir}", *tensor), 0)
+    reached = stop("one", start(flags, 1, f"--workdir={workdir}", *tensor, devices=2), 0)
+    sequence = ("--config.mesh.fsdp=1", "--config.mesh.sequence=2")
+    reached = stop("two", start(open_mpi, 2, f"--workdir={workdir}", *sequence), 0)
     return seen
 
 
@@ -175,8 +176,13 @@ def test_only_the_first_process_speaks(story, part):
     assert job.out(1) == "" and job.err(1) == ""
 
 
+def test_attention_that_is_not_to_be_had_is_told_once(story):
+    job = story["again"][0]
+    assert job.out(0).count("note: train.attention=splash runs on TPU only; chunked is used instead.") == 1
+
+
 def test_moving_between_processes_is_the_run_in_one(story, start, tmp_path):
-    """2 processes, lost, 2 processes, 1 process with 2 devices, 2 processes that share every row."""
+    """2 processes, lost, 2 processes, 1 process with 2 devices that share heads, 2 processes that share every row."""
     moved = records(story["workdir"])
     job = start(lambda *_: ([], {}), 1, f"--workdir={tmp_path}/w", "--config.checkpoint.every=0")
     job.until(lambda: latest(tmp_path / "w") >= moved[-1]["step"])

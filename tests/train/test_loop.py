@@ -350,7 +350,11 @@ def test_changed_rows_are_noticed_once_a_step_was_taken(tmp_path):
 def test_a_workdir_of_another_run(tmp_path):
     claim(tmp_path / "w", EXPERIMENT)
     free = dataclasses.replace(
-        EXPERIMENT, mesh=MeshConfig(data=2), cost=CostConfig(2.0), checkpoint=CheckpointConfig(every=7)
+        EXPERIMENT,
+        mesh=MeshConfig(data=2),
+        cost=CostConfig(2.0),
+        checkpoint=CheckpointConfig(every=7),
+        train=dataclasses.replace(EXPERIMENT.train, remat="full", accumulation=2, loss_chunk=7, attention="chunked"),
     )
     claim(tmp_path / "w", free)
     other = dataclasses.replace(EXPERIMENT, optimizer=OptimizerConfig(learning_rate=3.0), seed=4)
