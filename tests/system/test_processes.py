@@ -1,6 +1,7 @@
 """`launch.train` in several processes that meet over loopback: in 2, 1 and 2 of them, one lost, one told to stop."""
 
 import errno
+import http.server
 import json
 import os
 import pathlib
@@ -9,6 +10,8 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 
 import numpy as np
@@ -57,6 +60,44 @@ def tpu_jobset(index, count, port):
     return [], {"JAX_COORDINATOR_PORT": port, **tpu, **slices}
 
 
+_CHIP = """
+import glob, pathlib
+
+found = glob.glob
+chip = pathlib.Path(__file__).with_name("vendor")
+glob.glob = lambda path, **kw: [str(chip)] if path == "/sys/bus/pci/devices/*/vendor" else found(path, **kw)
+"""
+
+
+def cloud_tpu(index, count, port):
+    """Hosts of a Cloud TPU slice: each with a chip on its bus and a stand-in for the metadata server that jax asks."""
+    says = {"agent-worker-number": str(index), "worker-network-endpoints": ",".join(["localhost"] * count)}
+
+    class Metadata(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            text = says.get(self.path.rpartition("/")[2], "")
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("localhost", 0), Metadata)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    host = pathlib.Path(tempfile.mkdtemp())
+    for name, text in {"vendor": "0x1ae0", "device": "0x0062", "sitecustomize.py": _CHIP}.items():
+        (host / name).write_text(text)
+    path = f"{host}:{os.environ.get('PYTHONPATH', '')}"
+    address = f"localhost:{server.server_port}"
+    return [], {
+        "JAX_FORCE_TPU_INIT": "1",  # as if libtpu were installed
+        "PYTHONPATH": path,
+        "GCE_METADATA_IP": address,
+        "JAX_COORDINATOR_PORT": port,
+    }
+
+
 class Job:
     """Processes of one command; their output is in files."""
 
@@ -71,6 +112,7 @@ class Job:
             arguments, environment = cluster(index, count, port)
             own = apart if index == count - 1 else ()
             env = os.environ | {"JAX_PLATFORMS": "cpu"}
+            env.pop("TPU_SKIP_MDS_QUERY", None)  # jax has set it here: this machine has no TPU
             env |= {"JAX_NUM_CPU_DEVICES": str(devices), "TF_CPP_MIN_LOG_LEVEL": "2"}
             env |= {name: str(value) for name, value in environment.items()}
             command = [sys.executable, "-m", "launch.train", *RUN, *options, *arguments, *own]
@@ -130,8 +172,7 @@ def story(start, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("story") / "w"
     seen = {"workdir": workdir}
 
-    two = (slurm, 2, f"--workdir={workdir}")
-    job = start(*two)
+    job = start(slurm, 2, f"--workdir={workdir}")
     job.until(lambda: latest(workdir) >= 7 and store.finished_steps(workdir))
     job.processes[1].send_signal(signal.SIGKILL)
     begun = time.monotonic()
@@ -144,7 +185,8 @@ def story(start, tmp_path_factory):
         seen[part] = job, job.codes(), latest(workdir), store.finished_steps(workdir)[-1]
         return latest(workdir)
 
-    reached = stop("again", start(*two, "--config.train.attention=splash"), 1)
+    splash = "--config.train.attention=splash"
+    reached = stop("again", start(cloud_tpu, 2, f"--workdir={workdir}", splash), 1)
     # A coordinator for one process alone, which has two devices.
     tensor = ("--config.mesh.fsdp=1", "--config.mesh.tensor=2")
     reached = stop("one", start(flags, 1, f"--workdir={workdir}", *tensor, devices=2), 0)
