@@ -177,7 +177,7 @@ def _name(experiment: Experiment) -> str:
 
 def _line(plan: Plan) -> str:
     verdict = "" if plan.fits else ", does not fit"
-    return f"{plan.memory['peak'] / 1e9:#.3g} GB, step {plan.seconds['step']:#.3g} s{verdict}"
+    return f"{plan.memory['peak'] / 1e9:.3g} GB, step {plan.seconds['step']:.3g} s{verdict}"
 
 
 def _record(plan: Plan, experiment: Experiment, steps: int) -> dict[str, Any]:

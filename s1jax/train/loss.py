@@ -2,8 +2,9 @@
 
 B rows, T length, C chunk length, D model, V vocabulary; b and v are one device's share of B and V.
 
-On a mesh the vocabulary lies along all axes but `data`: a chunk's hidden states are gathered over `fsdp` and
-`sequence`, and each device computes its slice of the vocabulary for all of them. Logits take the memory they would with
+On a mesh the vocabulary lies along all axes but `data`: what a device has of the output projection's width is exchanged
+for what it needs of its outputs, a chunk's hidden states are gathered over `fsdp` and `sequence`, and each device
+computes its slice of the vocabulary for all of them. Logits take the memory they would with
 the tokens left where they are, but no device ever holds the whole output projection (1.1 GB in bfloat16 for
 Qwen2.5-7B) or its gradient (2.2 GB in float32). Gathering and reducing those would move 3.3 GB a step; hidden states
 and their gradients move 0.23 GB per 1,024 tokens a device where `fsdp` is 16: less up to rows of about 14,000 tokens,
@@ -24,7 +25,8 @@ from s1jax import parallel
 from s1jax.model import blocks
 
 _GATHERED = parallel.WIDTH  # the mesh axes over which hidden states are gathered
-_VOCAB = (*parallel.TABLE["vocab"], *_GATHERED)
+_TENSOR = parallel.TABLE["vocab"]
+_VOCAB = (*_TENSOR, *_GATHERED)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -74,29 +76,36 @@ def _run(
     mesh: Mesh | None,
     gradients: bool,
 ) -> tuple[jax.Array, Any, Any]:
-    """Returns (loss, d_hidden [B, T, D], d_kernel [D, V] float32), the latter two None without `gradients`."""
+    """Returns (loss, d_hidden [B, T, D], d_kernel [D, V]), the latter two None without `gradients`."""
     kernel = kernel.astype(hidden.dtype)
-    size = kernel.shape[1]
     if mesh is None or mesh.size == 1:
-        return _one_device(hidden, kernel, targets, weights, chunk, gradients, size)
-    kernel = jnp.pad(kernel, ((0, 0), (0, -size % parallel.parts(mesh, _VOCAB))))
-    tokens = P(parallel.ROWS, parallel.TOKENS)
+        return _one_device(hidden, kernel, targets, weights, chunk, gradients)
+    shares = parallel.parts(mesh, _GATHERED)
+    tokens, lies = P(parallel.ROWS, parallel.TOKENS), P(_GATHERED, _TENSOR)
 
     def device(h: jax.Array, k: jax.Array, t: jax.Array, w: jax.Array) -> tuple[jax.Array, Any, Any]:
-        total, d_hidden, d_kernel = _one_device(h, k, t, w, chunk, gradients, size, on_mesh=True)
+        size = k.shape[1]
+        k = jnp.pad(k, ((0, 0), (0, -size % shares)))
+        # By hand: where the vocabulary is split already, the compiler makes the whole kernel on every device.
+        k = jax.lax.all_to_all(k, _GATHERED, split_axis=1, concat_axis=0, tiled=True)
+        of_tensor = size * jax.lax.axis_index(_TENSOR)
+        columns = of_tensor + k.shape[1] * jax.lax.axis_index(_GATHERED), of_tensor + size
+        total, d_hidden, d_kernel = _one_device(h, k, t, w, chunk, gradients, columns)
         others = [axis for axis in parallel.ROWS if axis not in _GATHERED]
         total, d_kernel = jax.lax.psum((total, d_kernel), others)
+        if gradients:
+            d_kernel = d_kernel.astype(k.dtype)
+            d_kernel = jax.lax.all_to_all(d_kernel, _GATHERED, split_axis=0, concat_axis=1, tiled=True)[:, :size]
         return total, d_hidden, d_kernel
 
     # Replication is checked by the tests: the checker would want every zero in the loop marked by hand.
-    total, d_hidden, d_kernel = jax.shard_map(
+    return jax.shard_map(
         device,
         mesh=mesh,
-        in_specs=(tokens, P(None, _VOCAB), tokens, tokens),
-        out_specs=(P(), tokens, P(None, _VOCAB)) if gradients else (P(), None, None),
+        in_specs=(tokens, lies, tokens, tokens),
+        out_specs=(P(), tokens, lies) if gradients else (P(), None, None),
         check_vma=False,
     )(hidden, kernel, targets, weights)
-    return total, d_hidden, d_kernel[:, :size] if gradients else None
 
 
 def _one_device(
@@ -106,14 +115,17 @@ def _one_device(
     weights: jax.Array,
     chunk: int,
     gradients: bool,
-    vocab_size: int,
-    on_mesh: bool = False,
+    columns: tuple[jax.Array, jax.Array] | None = None,
 ) -> tuple[jax.Array, Any, Any]:
-    """`_run` on one device's tokens [b, T] and slice of the vocabulary [D, v], whose columns from V on are padding."""
+    """`_run` on one device's tokens [b, T] and slice of the vocabulary [D, v].
+
+    `columns`: which id the slice begins with, and from which id on it is padding; None: it is the whole vocabulary.
+    """
+    on_mesh = columns is not None
+    first, end = columns or (0, 0)
     length = hidden.shape[1]
     chunk = min(chunk, length)
     over_slices = functools.partial(jax.lax.psum, axis_name=_VOCAB) if on_mesh else lambda x: x
-    first = jax.lax.axis_index(_VOCAB) * kernel.shape[1] if on_mesh else 0
 
     def body(carry: tuple[jax.Array, Any], xs: tuple[jax.Array, ...]) -> tuple[tuple[jax.Array, Any], Any]:
         total, d_kernel = carry
@@ -123,7 +135,8 @@ def _one_device(
         logits = jnp.einsum("bcd,dv->bcv", h, kernel, preferred_element_type=jnp.float32)
         index = first + jax.lax.broadcasted_iota(jnp.int32, logits.shape, 2)
         if on_mesh:
-            logits = jnp.where(index < vocab_size, logits, -jnp.inf)
+            index = jnp.where(index < end, index, -1)  # padding has the place of another slice's ids
+            logits = jnp.where(index < 0, -jnp.inf, logits)
         hit = index == t[..., None]
         top = logits.max(-1, keepdims=True)
         if on_mesh:
@@ -137,7 +150,7 @@ def _one_device(
         d_hidden = jnp.einsum("bcv,dv->bcd", d_logits, kernel)
         if on_mesh:
             d_hidden = jax.lax.psum_scatter(d_hidden, _GATHERED, scatter_dimension=0, tiled=True)
-            d_hidden = jax.lax.psum(d_hidden, parallel.TABLE["vocab"])
+            d_hidden = jax.lax.psum(d_hidden, _TENSOR)
         d_kernel += jnp.einsum("bcd,bcv->dv", h, d_logits, preferred_element_type=jnp.float32)
         return (total, d_kernel), d_hidden
 
