@@ -128,7 +128,8 @@ def main() -> None:
             "runs": [scaling.record(run) for run in runs],
             "metrics": metrics,
             "scales": "accuracy, error, control, cut, performance: %; scaling: percentage points per 1,000 thinking"
-            " tokens; tokens, seconds_per_problem, dollars_per_problem: means over problems",
+            " tokens; tokens, seconds_per_problem, dollars_per_problem: means over problems; seconds of a run: without"
+            " loading and compiling",
             "seconds": round(time.monotonic() - begun, 1),
             "dollars_per_hour": _DOLLARS.value,
             "dtype": dtype,
@@ -281,6 +282,7 @@ def sample_all(
       file: JSONL file to write.
     """
     from launch import progress
+    from s1jax import meters
 
     count = len(task.rows)
     kept: dict[str, list[dict[str, Any]]] = collections.defaultdict(list)
@@ -289,7 +291,8 @@ def sample_all(
         kept[record["run"]].append({name: value for name, value in record.items() if name != "fingerprint"})
     settled: dict[Strategy, list[outcomes.Outcome]] = {}
     seconds: dict[Strategy, float] = {}
-    with progress.Bar("evaluating", len(chosen) * count) as bar, file.open("w", encoding="utf-8") as stream:
+    bar = progress.Bar("evaluating", len(chosen) * count)
+    with meters.clock() as clock, bar, file.open("w", encoding="utf-8") as stream:
         for number, (strategy, asked) in enumerate(zip(chosen, questions, strict=True)):
             name = strategy.name(_WAIT.value)
             bar.phase(f"run {number + 1} of {len(chosen)}: {name}")
@@ -298,7 +301,7 @@ def sample_all(
             def report(done: int, detail: str, before: int = number * count) -> None:
                 bar.update(before + done, detail)
 
-            sample_run(engine, task, strategy, asked, controls, journal, rows, report)
+            sample_run(engine, task, strategy, asked, controls, journal, rows, report, clock)
             problems: list[list[dict[str, Any]]] = [[] for _ in range(count)]
             for row in sorted(rows, key=lambda row: (row["problem"], row["attempt"])):
                 problems[row["problem"]].append(row)
@@ -332,26 +335,31 @@ def sample_run(
     journal: Any,
     rows: list[dict[str, Any]],
     report: Callable[[int, str], None],
+    clock: Callable[[], float],
 ) -> None:
     """Draws what a run still wants and adds it to `rows` and to the journal; `seconds` of a row is since the last one.
 
-    A strategy that looks at its samples before it wants more is asked again when all that it wanted are there.
-    `report` is told how many problems are done.
+    They are of sampling alone, whichever run comes first: the engine is loaded before, and `clock` stands still while
+    programs are compiled. A strategy that looks at its samples before it wants more is asked again when all that it
+    wanted are there. `report` is told how many problems are done.
     """
     name, settings = strategy.name(_WAIT.value), {**dataclasses.asdict(controls), "wait": _WAIT.value}
     while wanted := outcomes.wanted(strategy, task, questions, settings, rows):
         left = collections.Counter(place.problem for place in wanted)
-        begun = last = time.monotonic()
+        loaded = engine()
+        begun = last = clock()
 
-        def told(_: int, ids: int, __: int, left: Mapping[int, int] = left, begun: float = begun) -> None:
-            report(len(task.rows) - len(left), f"{ids / (time.monotonic() - begun):,.0f} tokens/s")
+        def told(_: int, ids: int, thinking: int, left: Mapping[int, int] = left, begun: float = begun) -> None:
+            seconds = max(clock() - begun, 1e-9)
+            share = f", {100 * thinking / ids:.0f} % thinking" if ids else ""
+            report(len(task.rows) - len(left), f"{ids / seconds:,.0f} tokens/s{share}")
 
-        stream = engine().stream(
+        stream = loaded.stream(
             [place.row for place in wanted], controls, wait=_WAIT.value, progress=told,
             names=[task.place(place.problem) for place in wanted],
         )  # fmt: skip
         for index, output in stream:
-            now, place = time.monotonic(), wanted[index]
+            now, place = clock(), wanted[index]
             own = {"run": name, "problem": place.problem, "attempt": place.attempt, "seconds": now - last}
             rows.append({**output, **own})
             journal.append(rows[-1])

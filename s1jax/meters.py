@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import pathlib
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -69,6 +71,24 @@ def mfu(flops: float, seconds: float, device_kind: str, devices: int) -> float |
 def dollars(seconds: float, devices: int, per_device_hour: float) -> float:
     """US dollars for `devices` devices held `seconds` seconds."""
     return seconds / 3600 * devices * per_device_hour
+
+
+@contextlib.contextmanager
+def clock() -> Iterator[Callable[[], float]]:
+    """Yields a clock in seconds that stands still while programs are traced, compiled or loaded."""
+    spans: list[tuple[float, float]] = []
+
+    def note(event: str, start_time: float, end_time: float, **_: Any) -> None:
+        if event.startswith("/jax/core/compile/"):
+            while spans and spans[-1][0] >= start_time:  # a function is traced while one that calls it is
+                spans.pop()
+            spans.append((start_time, end_time))
+
+    jax.monitoring.register_event_time_span_listener(note)
+    try:
+        yield lambda: time.monotonic() - sum(end - start for start, end in spans)
+    finally:
+        jax.monitoring.unregister_event_time_span_listener(note)
 
 
 def peak_memory(devices: Iterable[Any]) -> int | None:

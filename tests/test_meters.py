@@ -1,7 +1,9 @@
 """Figures of speed and cost against counts done by hand."""
 
+import time
 import types
 
+import jax
 import numpy as np
 import pytest
 
@@ -64,3 +66,23 @@ def test_peak_memory_is_that_of_the_fullest_device_where_the_backend_tells():
     assert meters.peak_memory([half, full, half]) == 2**33
     assert meters.peak_memory([silent, half]) == 2**32
     assert meters.peak_memory([silent]) is None
+
+
+def test_the_clock_stands_still_while_programs_are_compiled():
+    @jax.jit
+    def inner(x):
+        time.sleep(0.2)  # once, while it is traced
+        return x + 1
+
+    @jax.jit
+    def outer(x):
+        time.sleep(0.2)
+        return inner(x) * 2
+
+    with meters.clock() as clock:
+        begun = clock()
+        assert outer(1.0) == 4 and inner(1) == 2
+        slept = clock() - begun
+        time.sleep(0.3)
+        passed = clock() - begun
+    assert 0 <= slept < 0.2 and passed - slept >= 0.3

@@ -44,7 +44,7 @@ class Run:
       control: percentage of those samples whose thinking tokens lie in the range asked for; None where no range is.
       in_range: whether the mean does, which is what the paper counts; None likewise.
       cut: percentage of those samples whose thinking was cut, rather than ended by the model.
-      seconds: wall-clock time that sampling took, over all problems.
+      seconds: wall-clock time that sampling took, over all problems; loading and compiling left out.
       dollars: for one problem; None where no price is known.
     """
 
