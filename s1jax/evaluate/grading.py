@@ -18,6 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from s1jax.config import InputError
+from s1jax.evaluate import units
 
 # Seconds that one comparison by math-verify may take: "9^{9^{9}}" would otherwise never end.
 TIMEOUT = 3
@@ -27,14 +28,26 @@ LONGEST = 400
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)|\\boxed\s+(?P<bare>[^\s{$]+)")
 # "Answer:" also stands inside "Final Answer:" and "**Answer:**"; a GSM8K mark begins its line.
 _MARK = re.compile(r"(?:final\s+)?\banswer\s*(?:\*\*)?\s*[:\uff1a](?:\*\*)?|^[ \t]*####", re.IGNORECASE | re.MULTILINE)
-# A line that only opens or closes mathematics or code.
-_FENCE = re.compile(r"\\[\[\]()]|\$+|`{3,}\w*")
+# A line that only opens or closes mathematics or code, or is an empty box.
+_FENCE = re.compile(r"\\[\[\]()]|\$+|`{3,}\w*|\$*\\(?:boxed|fbox)\s*\{\s*\}\$*")
 # Names of the choices of a question, in order.
 LETTERS = string.ascii_uppercase
 # A LaTeX command around a letter or a word: `\text{B}`, `\mathbf{(B)}`.
 _COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox|boldsymbol)\s*\{([^{}]*)\}")
 # Two letters in a row that are no LaTeX command.
 _WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
+# Behind a number and at most one word: another answer ("7 or 8 m", "5 hours and 30 minutes", "x=1 or x=2"), or what
+# makes it a bound ("5 or more").
+_JOINED = r"\d[^A-Za-z\d]*(?:[A-Za-z]+[^A-Za-z\d]+)?\b"
+_SEVERAL = re.compile(_JOINED + r"(?:or|and)\b\W*(?:[a-z]\s*=\W*)?\d[\d.,/]*\D*$")
+_BOUND = re.compile(_JOINED + r"or\s+(?:more|less|fewer|greater|higher|lower|larger|smaller|above|below|over|under)\b")
+# One row or one column: what stands between its ends.
+_VECTOR = re.compile(r"\\begin\{([pb]matrix)\}(.*)\\end\{\1\}", re.DOTALL)
+_POWER_OF_TEN = re.compile(
+    r"([+-]?\d+(?:\.\d+)?)\s*(?:\\times|\\cdot|[*×x])\s*10\s*\^\s*(?:\{\s*([+-]?\d{1,3})\s*\}|([+-]?\d{1,3}))"
+)
+# What ends an AIME answer that is an angle.
+_DEGREES = re.compile(r"\s*(?:\^\s*(?:\\circ|\{\s*\\circ\s*\})|°)$")
 # Digits and their base: `4210_{5}`.
 _BASE = re.compile(r"(\w+)_\{?(\d+)\}?")
 # What separates thousands in LaTeX and in some countries' writing.
@@ -51,38 +64,44 @@ def boxed(text: str) -> str | None:
     r"""Returns what the last complete `\boxed{...}` of `text` holds; None where there is none.
 
     Braces are matched, so `\boxed{\frac{1}{2}}` gives `\frac{1}{2}`; `\boxed 5` gives `5`; a box that holds nothing
-    but a box gives what is in the inner one. A box whose braces never close (a cut answer) does not count.
+    but a box gives what is in the inner one. A box whose braces never close (a cut answer) does not count, and an empty
+    one only where no other does.
     """
     content, after = None, 0
+    closed = _closed_braces(text)
     for match in _BOXED.finditer(text):
         if match.start() < after:
             continue  # inside the box before it
         if match["bare"]:
             content, after = match["bare"], match.end()
-        elif end := _closing_brace(text, match.end()):
-            content, after = text[match.end() + 1 : end].strip(), end
-    inner = _BOXED.match(content) if content else None
-    if content and inner and _closing_brace(content, inner.end()) == len(content) - 1:
-        return boxed(content)
+        elif match.end() in closed:
+            after = closed[match.end()]
+            start, end = _within(text, match.end() + 1, after)
+            while (inner := _BOXED.match(text, start, end)) and closed.get(inner.end()) == end - 1:
+                start, end = _within(text, inner.end() + 1, end - 1)
+            content = text[start:end] or content or ""
     return content
 
 
-def _closing_brace(text: str, start: int) -> int:
-    """Returns where the brace at `start` is closed; 0 where it never is."""
-    depth = 0
-    position = start
-    while position < len(text):
-        letter = text[position]
-        if letter == "\\":
-            position += 1  # `\{` and `\}` are letters of the answer, not braces
-        elif letter == "{":
-            depth += 1
-        elif letter == "}":
-            depth -= 1
-            if depth == 0:
-                return position
-        position += 1
-    return 0
+def _within(text: str, start: int, end: int) -> tuple[int, int]:
+    """Returns `start` and `end` without the white space inside."""
+    while start < end and text[start].isspace():
+        start += 1
+    while start < end and text[end - 1].isspace():
+        end -= 1
+    return start, end
+
+
+def _closed_braces(text: str) -> dict[int, int]:
+    """Returns where the braces of a text are closed that are."""
+    found: dict[int, int] = {}
+    opened: list[int] = []
+    for match in re.finditer(r"\\.|[{}]", text, re.DOTALL):  # `\{` and `\}` are letters of the answer, not braces
+        if match[0] == "{":
+            opened.append(match.start())
+        elif match[0] == "}" and opened:
+            found[opened.pop()] = match.start()
+    return found
 
 
 def extract(text: str) -> str | None:
@@ -116,7 +135,8 @@ def reference(row: Mapping[str, Any], where: str) -> str:
       where: name of the row in errors, for example `gsm8k.jsonl:3`.
 
     Raises:
-      InputError: neither field is there, or it holds several lines and no marked answer.
+      InputError: neither field is there, or it holds several lines and no marked answer, or a longer one than what is
+        looked at of a model's.
     """
     for field in ("answer", "solution"):
         value = row.get(field)
@@ -128,6 +148,11 @@ def reference(row: Mapping[str, Any], where: str) -> str:
             raise InputError(
                 f"{where}: `{field}` has several lines and no final answer; end it in a line `#### ANSWER` or give "
                 "the bare answer."
+            )
+        if len(answer) > LONGEST:
+            raise InputError(
+                f"{where}: the answer in `{field}` has {len(answer)} characters, and no more than {LONGEST} of a"
+                " model's are looked at; give a shorter one."
             )
         return answer
     raise InputError(f"{where}: no answer to grade against; give the row a field `answer` or `solution`.")
@@ -157,19 +182,24 @@ def letter(text: str, choices: Sequence[str]) -> str | None:
     Looked for in the final answer, in this order: nothing but a letter (`C`, `(C)`, `option c`, `\boxed{\text{C}}`); a
     letter in front (`C) 12 m`, `C. 12 m`); one behind "is", "option" or "choice"; one in parentheses; the only letter
     that stands alone, where "A" and "I" before a word are no letters; and last the text of one of the choices. A letter
-    that is denied ("not A", "A is wrong") does not count.
+    that is denied ("not A", "all but A", "A is wrong") does not count.
 
     Args:
       text: an answer of a model.
       choices: texts of A, B, C, ... in this order.
     """
-    answer = _COMMAND.sub(r"\1", _clean(final(text))).strip().strip("*").strip()
+    answer = _COMMAND.sub(r"\1", _clean(final(text))).strip().strip("*'\"`\u2018\u2019\u201c\u201d").strip()
     letters = LETTERS[: len(choices)]
     bare = re.fullmatch(r"(?:(?:option|choice)\s+)?[(\[{]?([A-Z])[)\]}]?[.:,]?", answer, re.IGNORECASE)
     if bare:
         return bare[1].upper() if bare[1].upper() in letters else None
     one, any_ = f"([{letters}])", rf"\(?\b[{letters}]\b\)?"
-    denied = rf"\b(?:[Nn]either|[Nn]ot|nor)\s+{any_}(?:\s+n?or\s+{any_})*|{any_}\s+is\s+(?:wrong|incorrect|false|not)\b"
+    others = r"(?:\s+of\s+(?:the\s+\w+|them|these))?(?:\s+(?:options?|choices?|answers?|others?))?"
+    but = rf"(?:[Aa]ll|[Aa]ny\w*|[Ee]very\w*){others}\s+(?:but|except(?:\s+for)?)"
+    denied = (
+        rf"\b(?:[Nn]either|[Nn]ot|nor|{but})\s+{any_}(?:(?:,|\s+n?or|\s+and)\s+{any_})*"
+        rf"|{any_}\s+is\s+(?:wrong|incorrect|false|not)\b"
+    )
     claimed = re.sub(denied, "", answer)
     for pattern in (
         rf"^\(?{one}[).:](?=\s|$)",
@@ -188,8 +218,12 @@ def equal(answer: str, right: str) -> bool:
     """Whether two bare answers mean the same: as text, as exact numbers, or to math-verify; see `correct`.
 
     A percentage is as good as its number (50% and 50), and math-verify takes a decimal of six places and more for the
-    fraction that it rounds: 0.3333333 is 1/3 to it, 0.33 is not.
+    fraction that it rounds: 0.3333333 is 1/3 to it, 0.33 is not. A unit may be missing on one side; two of them have to
+    be the same (5 m and 5 meters). A vector is the same as a matrix of one row or column and as a tuple. More than
+    `LONGEST` characters are compared as text.
     """
+    if max(len(answer), len(right)) > LONGEST:
+        return answer.strip().casefold() == right.strip().casefold()
     answer, right = _clean(answer), _clean(right)
     if not answer or not right:
         return False
@@ -198,6 +232,15 @@ def equal(answer: str, right: str) -> bool:
     numbers = _number(answer), _number(right)
     if None not in numbers:
         return numbers[0] == numbers[1]
+    bounds = [_BOUND.search(_COMMAND.sub(r"\1", text)) is not None for text in (answer, right)]
+    if bounds[0] != bounds[1]:
+        return False
+    (one, unit), (other, second) = units.split(answer), units.split(right)
+    if unit and second:
+        return not units.differ(unit, second) and equal(one, other)
+    vectors = _tuple(answer), _tuple(right)
+    if (vectors[0] is None) != (vectors[1] is None):
+        return _math_equal(vectors[0] or answer, vectors[1] or right)
     shares = [_number(_PERCENT.sub("", text)) for text in (answer, right)]
     if None not in shares and shares[0] == shares[1]:  # math-verify compares whole percentages only
         return True
@@ -211,7 +254,7 @@ def _clean(answer: str) -> str:
     r"""Takes off what surrounds an answer, and writes numbers in the one way that the rest here reads.
 
     What goes: signs of money and mathematics, Markdown, one LaTeX command around everything, the full stop, spaces in
-    thousands. `1 1/2` becomes `1\frac{1}{2}`, and `0.\overline{3}` becomes `\frac{3}{9}`.
+    thousands. `1 1/2` becomes `1\frac{1}{2}`, `0.\overline{3}` becomes `\frac{3}{9}`, and `4\times 10^3` becomes `4e3`.
     """
     answer = re.sub(r"\\?[$€£¥]", "", answer).replace("\u2212", "-").replace("{,}", ",").strip("*` \t\n")
     answer = re.sub(r"^\\[(\[](.*)\\[)\]]$", r"\1", answer).strip().rstrip(".").strip()
@@ -220,7 +263,21 @@ def _clean(answer: str) -> str:
     answer = _REPEATING.sub(_repeating, _DASH.sub("-", answer))
     if mixed := _MIXED.fullmatch(answer):
         return rf"{mixed[1]}\frac{{{mixed[2]}}}{{{mixed[3]}}}"
-    return _THIN.sub("", answer)
+    answer = _THIN.sub("", answer)
+    if power := _POWER_OF_TEN.fullmatch(answer):
+        return f"{power[1]}e{power[2] or power[3]}"
+    return answer
+
+
+def _tuple(text: str) -> str | None:
+    r"""Returns `(1,2)` for a matrix of one row or one column; None for all else."""
+    matrix = _VECTOR.fullmatch(text)
+    if matrix is None or r"\begin" in matrix[2]:
+        return None
+    rows = [row.split("&") for row in re.split(r"\\\\(?:\[[^\]]*\])?", matrix[2]) if row.strip()]
+    if len(rows) != 1 and any(len(row) != 1 for row in rows):
+        return None
+    return f"({','.join(cell.strip() for row in rows for cell in row)})"
 
 
 def _repeating(match: re.Match[str]) -> str:
@@ -228,6 +285,12 @@ def _repeating(match: re.Match[str]) -> str:
     whole, once, again = match.groups()
     above = int(whole + once + again) - int(whole + once)
     return rf"\frac{{{above}}}{{{(10 ** len(again) - 1) * 10 ** len(once)}}}"
+
+
+def whole_number(answer: str) -> int | None:
+    r"""Returns the whole number that a bare answer is, such as `025`, `25.0`, `$25$` or `25^\circ`; or None."""
+    number = _number(_DEGREES.sub("", _clean(answer))) if len(answer) <= LONGEST else None
+    return int(number) if number is not None and number.denominator == 1 else None
 
 
 def _number(text: str) -> fractions.Fraction | None:
@@ -245,8 +308,11 @@ def _math_equal(answer: str, right: str) -> bool:
     logging.getLogger("math_verify").setLevel(logging.ERROR)
 
     def readings(text: str) -> list[Any]:
-        # A sentence ("12 apples") is read for the number in it, too. Mathematics is not: "5x" and "7!" are no 5 and 7.
-        forms = [f"${text}$", text] if _WORD.search(text) else [f"${text}$"]
+        # A sentence ("12 apples") is read for the number in it, too, unless it gives several. Mathematics is not: "5x"
+        # and "7!" are no 5 and 7.
+        plain = _COMMAND.sub(r"\1", text)
+        sentence = _WORD.search(text) and not _SEVERAL.search(plain)
+        forms = dict.fromkeys([f"${text}$", text, plain] if sentence else [f"${text}$"])
         return [found for form in forms if (found := math_verify.parse(form, parsing_timeout=None))]
 
     try:

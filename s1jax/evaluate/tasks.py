@@ -12,7 +12,6 @@ import dataclasses
 import json
 import pathlib
 import random
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -165,14 +164,13 @@ def _row(kind: str, record: dict[str, Any], where: str, number: int) -> dict[str
         return {"question": "\n".join([f"{question}\n", *lines]), "choices": choices, "reference": right}
     reference = grading.reference(record, where)
     if kind in ("aime24", "aime25"):
-        # Published answers are written 025, 25, 25.0 or 25^\circ; all AIME answers are whole numbers of 0..999.
-        bare = re.sub(r"\s*(\^\s*(\\circ|\{\s*\\circ\s*\})|°)$", "", reference)
-        digits = bare.removesuffix(".0").lstrip("0") or "0"
-        if not digits.isascii() or not digits.isdigit() or len(digits) > 3:
+        # Published answers are written 025, 25, 25.0, $25$ or 25^\circ; all AIME answers are whole numbers of 0..999.
+        whole = grading.whole_number(reference)
+        if whole is None or not 0 <= whole <= 999:
             raise InputError(
                 f"{where}: answer {reference!r} is no whole number of 0..999, as all of AIME are; repair it."
             )
-        reference = digits
+        reference = str(whole)
     return {"question": question, "reference": reference}
 
 
@@ -183,9 +181,9 @@ def _choices(record: dict[str, Any], where: str, number: int) -> tuple[list[str]
     `choices` with the right one in `answer` as a letter, as a place from 0, or as its text.
     """
     if "correct answer" in record:
-        right = str(record["correct answer"]).strip()
+        right = _choice(record["correct answer"])
         names = sorted(name for name in record if name.startswith("incorrect answer"))
-        choices = [right, *(str(record[name]).strip() for name in names)]
+        choices = [right, *(_choice(record[name]) for name in names)]
         random.Random(f"choices {number}").shuffle(choices)
         answer: Any = right
     else:
@@ -194,7 +192,7 @@ def _choices(record: dict[str, Any], where: str, number: int) -> tuple[list[str]
             raise InputError(
                 f"{where}: no list `choices`; give it, or GPQA's columns Correct Answer and Incorrect Answer 1."
             )
-        choices = [str(choice).strip() for choice in given]
+        choices = [_choice(choice) for choice in given]
         answer = answer.strip() if isinstance(answer, str) else answer
     letters = grading.LETTERS[: len(choices)]
     if not 2 <= len(choices) <= len(letters) or not all(choices):
@@ -213,6 +211,10 @@ def _choices(record: dict[str, Any], where: str, number: int) -> tuple[list[str]
     if choices.count(choices[place]) > 1:  # two wrong ones may be alike
         raise InputError(f"{where}: the right choice {choices[place]!r} is there twice; repair the row.")
     return choices, letters[place]
+
+
+def _choice(value: Any) -> str:
+    return "" if value is None else str(value).strip()
 
 
 def _records(path: str) -> Iterator[tuple[str, Row]]:

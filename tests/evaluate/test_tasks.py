@@ -109,8 +109,10 @@ def test_columns_of_math500_and_aime(tmp_path):
     rows = [{"Problem": "p", "Solution": "s", "Answer": "025"}, {"question": "q", "answer": 7}]
     rows += [{"problem": "r", "solution": "so \\boxed{108}"}, {"problem": "s", "answer": "000"}]
     rows += [{"problem": "t", "answer": degrees} for degrees in (r"336^\circ", r"36^{\circ}", "090°")]
+    others = ("$25$", "$025$", "25.00", "25.", r"\(25\)", r"$25^\circ$", r"\text{25}", "+25")
+    rows += [{"problem": "u", "answer": written} for written in others]
     task = tasks.load("aime24:" + write(tmp_path / "b.jsonl", rows))
-    assert [row["reference"] for row in task.rows] == ["25", "7", "108", "0", "336", "36", "90"]
+    assert [row["reference"] for row in task.rows] == ["25", "7", "108", "0", "336", "36", "90", *["25"] * len(others)]
     assert task.grade(r"\boxed{336^\circ}", task.rows[4]) and task.grade(r"\boxed{336}", task.rows[4])
     assert task.grade("\\boxed{025}", task.rows[0]) and task.grade("\\boxed{25}", task.rows[0])
     assert task.same("025", "25") and not task.same("25", "250")
@@ -166,6 +168,8 @@ def test_choices_in_a_list(tmp_path, answer):
             r"1: the choices are \['a'\]; give 2 to 26, none",
         ),
         ("choices", {"question": "q", "choices": ["a", ""], "answer": "A"}, "none of them empty"),
+        ("choices", {"question": "q", "choices": ["a", None], "answer": "A"}, "none of them empty"),
+        ("gpqa", {**GPQA, "Incorrect Answer 1": None}, "none of them empty"),
         ("choices", {"question": "q", "choices": ["a", "a"], "answer": "A"}, "1: the right choice 'a' is there twice"),
         ("choices", {"question": "q", "choices": ["a", "b"], "answer": "C"}, r"1: `answer` is 'C'"),
         ("choices", {"question": "q", "choices": ["a", "b"], "answer": 2}, r"1: `answer` is 2"),
@@ -174,6 +178,8 @@ def test_choices_in_a_list(tmp_path, answer):
         ("gsm8k", {"answer": "#### 4"}, "1: no text `question`"),
         ("gsm8k", {"question": "q"}, "1: no answer to grade against"),
         ("aime24", {"question": "q", "answer": "x"}, "no whole number"),
+        ("aime24", {"question": "q", "answer": "2.5"}, "no whole number"),
+        ("aime24", {"question": "q", "answer": "-3"}, "no whole number"),
         ("gsm8k", {"question": "half a \ud83d", "answer": "#### 4"}, "1 is no valid Unicode"),
     ],
 )
