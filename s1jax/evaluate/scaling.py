@@ -16,9 +16,10 @@ from typing import Any
 
 from s1jax.config import InputError
 
-# Of the curves of a plot, in order: waits, budgets, then what else there is.
+# Of the curves of a plot, in order: waits, budgets, then what else there is. Their numbers have no common divisor, so
+# that pairs of both do not come again before the 57th curve.
 _COLOURS = ("#1f6feb", "#d9480f", "#2b8a3e", "#862e9c", "#0b7285", "#e67700", "#c2255c", "#495057")
-_MARKERS = ("o", "s", "^", "v", "P", "X", "*", "d")
+_MARKERS = ("o", "s", "^", "v", "P", "X", "d")
 
 # One number for all rows, or one a row.
 Bound = float | Sequence[float]
@@ -184,7 +185,7 @@ def plot(runs: Sequence[Run], path: pathlib.Path, title: str, wait: str = "Wait"
         "waits": f'thinking extended with "{wait}"' if wait else "end of thinking suppressed",
         "budgets": "thinking cut at a budget",
     }
-    looks = itertools.cycle(zip(_COLOURS, _MARKERS, strict=True))
+    looks = zip(itertools.cycle(_COLOURS), itertools.cycle(_MARKERS), strict=True)
     curves = families(runs)
     # The run without any control is a point of both; where it is the only one of a curve, the other shows it.
     alone = [name for name in legend if len(curves[name]) == 1 and len(curves[name][0].families) > 1]
@@ -228,7 +229,7 @@ def plot(runs: Sequence[Run], path: pathlib.Path, title: str, wait: str = "Wait"
     axes.spines[["top", "right"]].set_visible(False)
     axes.set_ylim(0, max(axes.get_ylim()[1], 1))
     axes.margins(x=0.1)
-    axes.legend(frameon=False, loc="best", fontsize=9.5)
+    axes.legend(frameon=False, loc="best", fontsize=9.5, handlelength=4)  # as long as four dashes
     figure.savefig(path)
 
 

@@ -2,7 +2,7 @@
 2501.19393), section 3 and appendix E.1.
 
 A strategy is an instruction in the question (or none), the controls of budget forcing, and a choice among samples (or
-one sample). It is written as parts joined by `+`:
+one sample). It is written as parts joined by `+`, where case matters in STRING only:
 
     none                       thinking ends by itself
     forcing:max=64             thinking is cut at 64 tokens; also min=N, waits=N and wait=STRING (wait=none: no string,
@@ -221,9 +221,10 @@ class Strategy:
             classes (short: fewer, long: more); None where they were not sampled.
         """
         low: float = self.forcing.min_thinking_tokens
-        high: float = most if self.forcing.max_thinking_tokens is None else self.forcing.max_thinking_tokens
+        own: float | None = self.forcing.max_thinking_tokens
         if self.selection and self.selection.kind == "reject":
-            high = self.selection.max_thinking_tokens
+            own = self.selection.max_thinking_tokens
+        high = most if own is None else own
         if self.instruction is None:
             return low, high
         if self.instruction.most_tokens is not None:
@@ -232,8 +233,8 @@ class Strategy:
             return None
         # Strictly fewer or more, of single counts as of their means.
         if self.instruction.amount == "short":
-            return low, [math.nextafter(count, -math.inf) for count in plain]
-        return [math.nextafter(count, math.inf) for count in plain], math.inf
+            return low, [min(high, math.nextafter(count, -math.inf)) for count in plain]
+        return [max(low, math.nextafter(count, math.inf)) for count in plain], math.inf if own is None else own
 
 
 def whole(text: str) -> int | None:
@@ -292,7 +293,7 @@ class _Part:
         self.kind = kind.strip().lower()
         # The value without a name goes by the empty one; of two such values the first is not understood.
         named = (item.partition("=") if "=" in item else ("", "", item) for item in rest)
-        self.values = {name: value for name, _, value in named}
+        self.values = {name.strip().lower(): value for name, _, value in named}
         if len(self.values) < len(rest):
             raise self.error("names something twice; drop one")
 
@@ -304,7 +305,7 @@ class _Part:
         value = self.values.pop(name, None)
         if value is None:
             return None
-        number = whole(value)
+        number = whole(value.strip())
         if number is None or not least <= number <= most:
             raise self.error(f"has {value!r} where a whole number of {least} to {most} belongs; give one")
         return number
@@ -318,7 +319,7 @@ class _Part:
 
 def _instruction(part: _Part) -> Instruction:
     if part.kind == "class":
-        name = part.values.pop("", "")
+        name = part.values.pop("", "").strip().lower()
         if name not in ("short", "long"):
             raise part.error("is neither class:short nor class:long; write one of them")
         return Instruction("class", name)

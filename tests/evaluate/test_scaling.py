@@ -127,6 +127,23 @@ def test_the_plot_is_a_picture_of_some_size(tmp_path, count, accuracy):
     assert picture.startswith(b"\x89PNG") and width > 1000 and height > 600
 
 
+def test_curves_can_be_told_apart(tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: figures.append(figure))
+    runs = [run(20 * i, i, families=(f"family {i}",), parallel=True) for i in range(20)]
+    scaling.plot(runs, tmp_path / "scaling.png", "a model on a task, 100 problems")
+    (axes,) = figures[0].axes
+    lines = [curve.lines[0] for curve in axes.containers]
+    assert len({(line.get_color(), line.get_marker()) for line in lines}) == len(runs)
+    legend = axes.get_legend()
+    width = lines[0].get_linewidth()
+    assert {line.get_linestyle() for line in lines} == {"--"}
+    # A dash and its gap are 3.7 and 1.6 widths of the line, and the marker covers one of them.
+    assert legend.handlelength * 9.5 > 3 * (3.7 + 1.6) * width
+
+
 def test_dollars_are_no_formula_for_the_plot(tmp_path):
     """Between two of them matplotlib would read mathematics, and raise where it makes no sense."""
     dear = run(5, 50, families=('waits with "$_$"',), label="$_$")

@@ -265,6 +265,20 @@ def test_r1_format():
     assert found.end == tuple(sorted((tokenizer.id_of("</think>"), *found.stop)))
 
 
+def test_instructions_of_s1_letter_by_letter():
+    s1 = chat.FORMATS["s1"]
+    assert s1.token_instruction == "\n\nThink for up to {tokens} tokens."
+    assert s1.step_instruction == "\n\nThink for up to {steps} steps."
+    assert s1.step_header == "{steps} steps left\n"
+    assert s1.short_instruction == (
+        "\n\nAnswer after a short amount of thinking. Do not spend excessive time double-checking your work."
+    )
+    assert s1.long_instruction == (
+        "\n\nAnswer after a long amount of thinking. If you feel like you are finished early, spend the extra time"
+        " trying to double-check your work until you are absolutely sure that you have the correct answer."
+    )
+
+
 def test_instructions_in_the_paper_s_words(qwen):
     """As its released evaluation asks (eval/lm-evaluation-harness/lm_eval/tasks/aime/utils.py)."""
     for name in ("s1", "think", "think_r1"):
