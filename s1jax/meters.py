@@ -80,7 +80,7 @@ def clock() -> Iterator[Callable[[], float]]:
 
     def note(event: str, start_time: float, end_time: float, **_: Any) -> None:
         if event.startswith("/jax/core/compile/"):
-            while spans and spans[-1][0] >= start_time:  # a function is traced while one that calls it is
+            while spans and spans[-1][0] >= start_time:  # compiled while another one was traced
                 spans.pop()
             spans.append((start_time, end_time))
 
