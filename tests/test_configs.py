@@ -1,6 +1,7 @@
 """The shipped configurations: which there are, and that the tables in their headers follow from shapes and FLOPs."""
 
 import importlib
+import json
 import pathlib
 
 import pytest
@@ -37,3 +38,24 @@ def test_tables_of_plans(name):
         steps = -(-1000 // batch) * settings["train"]["epochs"]
         seconds = steps * flops / target.devices / (0.2 * target.chip.flops)
         assert float(minutes) == pytest.approx(seconds / 60, abs=0.1)
+
+
+# Rows of README's table of peaks, and the records of their last four columns.
+PEAKS = {
+    "v5p 2x2x4, Qwen2.5-7B, 8,192": ("v5p_8k", "", "", "v5p_8k_sequence_4"),
+    "v5p 2x2x4, Qwen2.5-7B, 32,768": ("v5p_32k", "v5p_32k_parts", "v5p_32k_sequence", "v5p_32k_sequence_4"),
+    "v6e 4x4, Qwen2.5-7B, 32,768": ("v6e_32k", "v6e_32k_parts", "v6e_32k_sequence", ""),
+    "v5p 4x4x4, Qwen2.5-32B, 32,768": ("v5p_32b_32k", "v5p_32b_32k_parts", "v5p_32b_32k_sequence", ""),
+    "16 H100, Qwen2.5-32B, 32,768": ("h100_32b_32k", "h100_32b_32k_parts", "h100_32b_32k_sequence", ""),
+    "1 H100, Qwen2.5-3B, 32,768": ("h100_3b_32k", "", "", ""),
+    "1 H100, Qwen2.5-7B, 32,768": ("h100_7b_32k", "", "", ""),
+}
+
+
+@pytest.mark.parametrize("row", PEAKS)
+def test_the_readme_has_the_peaks_that_are_recorded(row):
+    root = CONFIGS.parent
+    plans = json.loads((root / "benchmarks" / "results" / "plans.json").read_text())["plans"]
+    (line,) = [line for line in (root / "README.md").read_text().splitlines() if line.startswith(f"| {row}")]
+    cells = [cell.strip().partition(" GB")[0] for cell in line.strip("|").split("|")[-4:]]
+    assert cells == [f"{plans[name]['memory']['peak'] / 1e9:.1f}" if name else "" for name in PEAKS[row]]
