@@ -76,10 +76,13 @@ def test_chunked_never_holds_scores_of_a_whole_row(monkeypatch):
     length = 256
     q, k, v, segments = _inputs(length)
 
-    def gradients(kernel):
-        loss = lambda *qkv: jnp.sum(attention.attend(*qkv, segments, kernel) ** 2)  # noqa: E731
+    def gradients(kernel, segments=segments, part=None):
+        loss = lambda *qkv: jnp.sum(attention.attend(*qkv, segments, kernel, part=part) ** 2)  # noqa: E731
         return jax.grad(loss, argnums=(0, 1, 2))
 
+    half = length // 2  # of the queries, on one of two devices
+    of_part = gradients("chunked", segments[:, :half], blocks.Part(parallel.places(length, 2), 1, segments))
+    assert _largest_array(of_part, q[:, :half], k, v) <= 2 * 4 * half * 32
     assert _largest_array(gradients("xla"), q, k, v) >= 2 * 4 * length**2 / 2  # two runs of queries
     assert _largest_array(gradients("chunked"), q, k, v) <= 2 * 4 * length * 16
 
