@@ -5,9 +5,9 @@
 
 A row that ends leaves its slot to the next one while the others go on (continuous batching). The cache is a pool of
 pages, of which a row gets as many as it can come to need; so nothing is reserved for the longest row but by itself.
-Rows that follow each other with the same prompt share its prefill and its full pages. What a row emits does not depend
-on the slots, on their number or on the order, up to the rounding of the matrix products, which for some sizes depends
-on the number of slots: that can only show where two ids are as good as equally probable.
+Rows that follow each other with the same prompt share its prefill and its full pages. What a row emits does not
+depend on the slots, on their number or on the order, up to the rounding of the matrix products, which for some sizes
+depends on the number of slots: that can only show where two ids are as good as equally probable.
 
 Rows with the highest limits start first, so that at the end few wait for a long one.
 """
@@ -30,7 +30,8 @@ from s1jax.delimiters import Delimiters
 from s1jax.model import decoder
 from s1jax.sample import rows as rows_lib
 from s1jax.sample.generate import Request, Sample
-from s1jax.sample.session import Counts, Session, Setup
+from s1jax.sample.session import Session
+from s1jax.sample.shapes import Counts, Setup
 
 _PAGE = 64  # slots; a row wastes half a page on average, and a step reads page by page
 _TPU_PAGE = 128  # as wide as a register there: narrower pages would be filled up to it
@@ -72,7 +73,7 @@ class Engine:
           config: shape of the weights, where those were given.
           slots: B, rows that run at one time; on a mesh rounded up to a multiple of the row shards.
           cache_length: the most ids a row may come to, prompt included; 0 takes what the rows of a call need. Calls
-            with the same length share their programs.
+            with the same length share their programs, see `s1jax.sample.shapes.choose`.
           dtype: of activations; by default float32 on a CPU and bfloat16 elsewhere.
           cache_dtype: of the cache: `dtype` by default, or int8, with a scale for each head and token.
           weight_dtype: of the matrices: `dtype` by default, or int8, see `decoder.quantize`: half the reads of bfloat16

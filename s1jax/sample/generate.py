@@ -4,8 +4,9 @@ The body of the decoding loop is: run the model on each row's last id, sample, l
 queue ids, store. A wait, a cut or an answer is an array update on the device; the host is asked for nothing until a row
 has ended that another one can take the place of. `s1jax.sample.engine` calls these programs.
 
-Compilation depends on the model, the number of slots, the shapes of the cache and, for prefill and admission, on the
-prompt's length rounded up to a power of two; never on budgets, waits, temperatures or seeds.
+Compilation depends on the model, the number of slots, the shapes of the cache (`s1jax.sample.setup`) and, for prefill
+and admission, on the prompt's length rounded up to a power of two; never on budgets, waits of up to 64 ids,
+temperatures or seeds.
 
 Axis letters: B slots (rows that run at one time), T prompt length, S ids that a row may emit, M pages of a row,
 V vocabulary rows.
@@ -318,6 +319,6 @@ def decode(
 
 
 @jax.jit
-def read_ids(run: Run, slot: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`ids` and `forced` of one slot, [S] each."""
-    return run.ids[slot], run.forced[slot]
+def read_ids(ids: jax.Array, forced: jax.Array, slot: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`ids` and `forced` of one slot, [S] each, out of those of all, [B, S]."""
+    return ids[slot], forced[slot]

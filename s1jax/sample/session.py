@@ -6,83 +6,23 @@ Axis letters: B slots, M pages of a row.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 
-from s1jax import meters, parallel
-from s1jax.config import InputError, ModelConfig
+from s1jax.config import InputError
 from s1jax.delimiters import Delimiters
 from s1jax.model import cache as cache_lib
-from s1jax.sample import buckets
 from s1jax.sample import budget as budget_lib
 from s1jax.sample import generate as programs
 from s1jax.sample import logits as logits_lib
+from s1jax.sample import shapes
 from s1jax.sample.generate import Request, Sample
+from s1jax.sample.shapes import Setup
 
 _PREFILL_PAGES = 8  # that pieces of a prompt attend to at one time: their scores fill the caches of a processor anyway
 _REFILL = 16  # a sixteenth of the slots may be empty before the loop is left to fill them
-
-
-@dataclasses.dataclass
-class Counts:
-    """What an engine has done so far.
-
-    Attributes:
-      prefills: prompts that were run.
-      admissions: rows that were put into a slot.
-      loops: times that the decoding loop was entered.
-      steps: steps of the loop, of all slots at once.
-      programs: what was compiled, or found compiled: name -> number of calls.
-    """
-
-    prefills: int = 0
-    admissions: int = 0
-    loops: int = 0
-    steps: int = 0
-    programs: dict[str, int] = dataclasses.field(default_factory=dict)
-
-    def note(self, program: str) -> None:
-        """Counts a call of a program."""
-        self.programs[program] = self.programs.get(program, 0) + 1
-
-
-@dataclasses.dataclass(frozen=True)
-class Setup:
-    """What all calls of an engine have in common.
-
-    Attributes:
-      config: shape of the model.
-      params: weights, stacked or as `decoder.unstack` makes them.
-      unstack: the loop wants one array of pages a layer.
-      page: slots of a page.
-      pages_at_once: see `s1jax.model.attention.attend_cached`.
-      pages_in_place: see there.
-      slots: B.
-      cache_length: the most ids of a row; 0: what the rows of a call need.
-      dtype: of activations.
-      cache_dtype: of the cache.
-      mesh: None: one device.
-      shards: row shards of the mesh; the slots, and the pages, are split among them.
-      counts: of what is done.
-    """
-
-    config: ModelConfig
-    params: Mapping[str, Any]
-    unstack: bool
-    page: int
-    pages_at_once: int
-    pages_in_place: bool
-    slots: int
-    cache_length: int
-    dtype: str
-    cache_dtype: str
-    mesh: Mesh | None
-    shards: int
-    counts: Counts
 
 
 class _Pool:
@@ -129,35 +69,34 @@ class Session:
         self._setup, self._requests, self._delimiters = setup, requests, delimiters
         self._config = setup.config
         limits = [longest(request, delimiters) for request in requests]
-        slots = self._check(limits)
-        # As many slots as there are rows, in powers of two: calls with few rows share programs as well.
-        num_slots = min(setup.slots, setup.shards * buckets.power_of_two(-(-len(requests) // setup.shards)))
+        self._check(limits)
+        longest_prompt = max(len(request.prompt) for request in requests) + len(delimiters.think_start) - 1
+        shape = shapes.choose(setup, limits, longest_prompt)
         self._needs = [-(-limit // setup.page) for limit in limits]
         # Equal prompts stay together: they share a prefill.
         self._queue = sorted(range(len(requests)), key=lambda i: (limits[i], requests[i].prompt))
-        each = num_slots // setup.shards
-        width = -(-slots // setup.page)
-        count = each * width if setup.cache_length else buckets.bucket(sum(sorted(self._needs)[-each:]))
-        self._check_memory(count, each, max(self._needs))
-        self._pools = [_Pool(count) for _ in range(setup.shards)]
+        self._pools = [_Pool(shape.pages) for _ in range(setup.shards)]
         self._prompt: _Prompt | None = None
-        self._held: list[list[int] | None] = [None] * num_slots  # pages of the row in a slot
-        self._table = np.zeros((num_slots, width), np.int32)
-        self._chosen = np.zeros(num_slots, np.int32)  # its request, or the last one that was there
+        self._held: list[list[int] | None] = [None] * shape.slots  # pages of the row in a slot
+        self._table = np.zeros((shape.slots, shape.length // setup.page), np.int32)
+        self._chosen = np.zeros(shape.slots, np.int32)  # its request, or the last one that was there
         self._sampling = logits_lib.Sampling.of([request.controls for request in requests])
         self._budgets = budget_lib.Budgets.of([request.controls for request in requests])
         rules = budget_lib.Rules.of(delimiters, self._config.vocab_size, [request.wait for request in requests])
         # What all rows share goes to the device once.
         shared = {name: getattr(rules, name) for name in ("legal", "end", "stop", "newline", "pad")}
         self._rules = dataclasses.replace(rules, **jax.device_put(shared))
-        setup.counts.note(f"start {num_slots} x {width * setup.page}")
+        pages = shape.pages * setup.shards
+        self._rows = f"{shape.slots} x {shape.length}"
+        self._sizes = f"{self._rows} in {pages} pages"
+        self._forced = f"{rules.forced.shape[2]} forced"
+        setup.counts.note(f"start {self._sizes}")
         self._run = programs.start(
-            self._config, num_slots, slots, count * setup.shards, setup.page, setup.cache_dtype,
-            unstack=setup.unstack, mesh=setup.mesh,
+            self._config, shape.slots, shape.length, pages, setup.page, setup.cache_dtype, unstack=setup.unstack,
+            mesh=setup.mesh,
         )  # fmt: skip
 
-    def _check(self, limits: Sequence[int]) -> int:
-        """Checks every row and returns the number of cache slots of the longest."""
+    def _check(self, limits: Sequence[int]) -> None:
         config, cache_length = self._config, self._setup.cache_length
         limit = cache_length or config.context_length
         for request, ids in zip(self._requests, limits, strict=True):
@@ -170,22 +109,6 @@ class Session:
                     f"{name}: prompt id {bad[0]} lies outside the model's vocabulary of {config.vocab_size} ids."
                 )
             check_length(request, ids, limit, "cache length" if cache_length else "model's context length")
-        return cache_length or buckets.bucket(max(limits))
-
-    def _check_memory(self, pages: int, rows: int, most: int) -> None:
-        """Refuses a cache that the device has no room for."""
-        setup = self._setup
-        free = meters.free_memory(jax.tree.leaves(setup.params)[0].devices())
-        if free is None:
-            return
-        split = 1 if setup.mesh is None else parallel.key_head_shards(setup.mesh, self._config.num_kv_heads)
-        page = setup.page * cache_lib.bytes_per_slot(self._config, setup.cache_dtype) // split
-        if pages * page > free:
-            raise InputError(
-                f"{rows * setup.shards} rows at one time need a cache of {pages * page / 1e9:.1f} GB on a device that"
-                f" has {free / 1e9:.1f} GB free; {free // (most * page) * setup.shards} rows of"
-                f" {most * setup.page} ids fit: lower the slots (--batch_size) or the token limits."
-            )
 
     def over(self) -> bool:
         """Whether all rows have ended and been released."""
@@ -226,7 +149,7 @@ class Session:
         places = np.full((setup.shards, count), np.iinfo(np.int32).max, np.int32)
         places[shard, len(shared) : used] = pages[len(shared) : used]
         setup.counts.admissions += 1
-        setup.counts.note(f"admit {count * setup.page}")
+        setup.counts.note(f"admit {count * setup.page} to {self._sizes}, {self._forced}")
         self._run = programs.admit(
             self._run, self._settings(), self._prompt.pages, places, np.int32(slot), np.int32(ids[-1]),
             np.int32(length), np.int32(len(self._delimiters.think_start)), mesh=setup.mesh,
@@ -241,7 +164,7 @@ class Session:
 
     def _prefill(self, ids: tuple[int, ...]) -> cache_lib.Pages:
         setup = self._setup
-        size = setup.page * buckets.power_of_two(max(-(-(len(ids) - 1) // setup.page), 1))
+        size = shapes.prefill_slots(setup.page, len(ids) - 1)
         tokens = np.zeros(size, np.int32)
         tokens[: len(ids) - 1] = ids[:-1]
         setup.counts.prefills += 1
@@ -267,7 +190,7 @@ class Session:
         setup, busy = self._setup, len(self.occupied())
         leave = max(busy - max(len(self._held) // _REFILL, 1), 0) if self._queue else 0
         setup.counts.loops += 1
-        setup.counts.note(f"decode {len(self._held)} x {self._table.shape[1] * setup.page}")
+        setup.counts.note(f"decode {self._sizes}, {self._forced}")
         self._run, taken = programs.decode(
             setup.params, self._run, self._settings(), np.int32(len(self._delimiters.think_start)),
             np.int32(steps), np.int32(leave), config=self._config, at_once=setup.pages_at_once,
@@ -295,7 +218,8 @@ class Session:
     def read(self, slot: int) -> Sample:
         """What the row in `slot` has emitted so far."""
         state = self._state
-        ids, forced = jax.device_get(programs.read_ids(self._run, np.int32(slot)))
+        self._setup.counts.note(f"read_ids {self._rows}")
+        ids, forced = jax.device_get(programs.read_ids(self._run.ids, self._run.forced, np.int32(slot)))
         start = np.array(self._delimiters.think_start, np.int32)
         count = int(state.count[slot]) - len(start)
         ended = "" if state.phase[slot] != budget_lib.FINISHED else "stop" if state.stopped[slot] else "length"

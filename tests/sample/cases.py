@@ -1,9 +1,20 @@
-"""Random delimiters, waits and controls for the tests of budget forcing."""
+"""Random weights, delimiters, waits and controls for the tests of budget forcing."""
+
+import functools
+
+import jax
 
 from s1jax.config import Controls
 from s1jax.delimiters import Delimiters
+from s1jax.model import decoder
 
 V = 40
+
+
+def random_weights(config):
+    """Large enough that ids differ clearly from each other and contexts matter."""
+    tree = jax.jit(functools.partial(decoder.init_params, config))(jax.random.key(3))
+    return jax.tree.map(lambda a: a * 14 if a.ndim > 2 else a, tree)
 
 
 def random_delimiters(rng) -> Delimiters:
