@@ -5,11 +5,11 @@
 
 A row that ends leaves its slot to the next one while the others go on (continuous batching). The cache is a pool of
 pages, of which a row gets as many as it can come to need; so nothing is reserved for the longest row but by itself.
-Rows that follow each other with the same prompt share its prefill and its full pages. What a row emits does not
+Rows with the same prompt share its prefill and its full pages, whatever else they ask for. What a row emits does not
 depend on the slots, on their number or on the order, up to the rounding of the matrix products, which for some sizes
 depends on the number of slots: that can only show where two ids are as good as equally probable.
 
-Rows with the highest limits start first, so that at the end few wait for a long one.
+Rows with the highest limits, and others with their prompts, start first, so that at the end few wait for a long one.
 """
 
 from __future__ import annotations

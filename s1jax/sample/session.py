@@ -73,8 +73,12 @@ class Session:
         longest_prompt = max(len(request.prompt) for request in requests) + len(delimiters.think_start) - 1
         shape = shapes.choose(setup, limits, longest_prompt)
         self._needs = [-(-limit // setup.page) for limit in limits]
-        # Equal prompts stay together: they share a prefill.
-        self._queue = sorted(range(len(requests)), key=lambda i: (limits[i], requests[i].prompt))
+        prompts = [request.prompt for request in requests]
+        most: dict[tuple[int, ...], int] = {}
+        for each, limit in zip(prompts, limits, strict=True):
+            most[each] = max(limit, most.get(each, 0))
+        # Rows with one prompt, which share a prefill, follow each other where the longest of them would stand.
+        self._queue = sorted(range(len(requests)), key=lambda i: (most[prompts[i]], prompts[i], limits[i]))
         self._pools = [_Pool(shape.pages) for _ in range(setup.shards)]
         self._prompt: _Prompt | None = None
         self._held: list[list[int] | None] = [None] * shape.slots  # pages of the row in a slot

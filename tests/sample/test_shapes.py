@@ -127,3 +127,19 @@ def test_prompts_are_prefilled_in_a_few_sizes(params):
     dict(engine.sample(requests([1, 63, 64, 65, 127, 128, 129, 512, 513]), delimiters))
     sizes = {name: calls for name, calls in engine.counts.programs.items() if name.startswith("prefill")}
     assert sizes == {"prefill 64": 3, "prefill 128": 3, "prefill 256": 1, "prefill 512": 1, "prefill 1024": 1}
+
+
+@pytest.mark.parametrize("limits", [[9, 9, 9, 9], [3, 40, 11, 0]])
+def test_a_prompt_is_prefilled_once_whatever_its_rows_ask_for(params, limits):
+    prompts = [row.prompt for row in requests([50, 70, 50, 9])]
+    rows = [
+        Request(prompt, Controls(max_thinking_tokens=most + length, max_answer_tokens=2), (5,))
+        for most in limits
+        for length, prompt in enumerate(prompts)
+    ]
+    engine = Engine(params, config=CONFIG, slots=4)
+    samples = dict(engine.sample(rows, DELIMITERS))
+    assert engine.counts.prefills == 4 and engine.counts.admissions == 16
+    alone = Engine(params, config=CONFIG, slots=1)
+    for i, row in enumerate(rows):
+        assert dict(alone.sample([row], DELIMITERS))[0].ids.tolist() == samples[i].ids.tolist()
