@@ -385,16 +385,16 @@ class Controls:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        _at_least(
-            0, "", self, "max_thinking_tokens", "min_thinking_tokens", "num_waits", "temperature", "top_k", "min_p"
-        )
+        for name, hint in typing.get_type_hints(Controls).items():
+            object.__setattr__(self, name, _convert(hint, getattr(self, name), name))
+        _at_least(0, "", self, "max_thinking_tokens", "min_thinking_tokens", "num_waits", "top_k")
         _at_least(1, "", self, "max_answer_tokens")
         _require(
             self.min_thinking_tokens <= self.max_thinking_tokens,
             f"min_thinking_tokens {self.min_thinking_tokens} exceeds max_thinking_tokens {self.max_thinking_tokens}.",
         )
         # Sampling computes in float32, which holds nothing much beyond these.
-        _require(self.temperature <= 1e38, f"temperature is {self.temperature}; it must lie in [0, 1e38].")
+        _require(0 <= self.temperature <= 1e38, f"temperature is {self.temperature}; it must lie in [0, 1e38].")
         _require(1e-37 <= self.top_p <= 1, f"top_p is {self.top_p}; it must lie in [1e-37, 1].")
-        _require(self.min_p <= 1, f"min_p is {self.min_p}; it must lie in [0, 1].")
+        _require(0 <= self.min_p <= 1, f"min_p is {self.min_p}; it must lie in [0, 1].")
         _require(0 <= self.seed < 2**32, f"seed is {self.seed}; it must lie in [0, 2**32).")

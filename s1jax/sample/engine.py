@@ -17,7 +17,7 @@ from __future__ import annotations
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from s1jax import meters, parallel
-from s1jax.config import Controls, InputError, ModelConfig
+from s1jax.config import SAMPLING_DTYPES, Controls, InputError, ModelConfig
 from s1jax.delimiters import Delimiters
 from s1jax.model import decoder
 from s1jax.sample import rows as rows_lib
@@ -83,8 +83,16 @@ class Engine:
         Raises:
           InputError: the checkpoint can't be loaded, or a setting makes no sense.
         """
+        for name, asked in (("dtype", dtype), ("cache_dtype", cache_dtype), ("weight_dtype", weight_dtype)):
+            if not isinstance(asked, str) or asked not in ("", *SAMPLING_DTYPES[name]):
+                raise InputError(f"{name} is {asked!r}; it is {', '.join(SAMPLING_DTYPES[name])} or empty.")
+        for name, number, least in (("slots", slots, 1), ("cache_length", cache_length, 0)):
+            if not isinstance(number, int) or number < least:
+                raise InputError(f"{name} is {number!r}; it must be at least {least}, a whole number.")
         dtype = dtype or default_dtype()
         if isinstance(checkpoint_or_params, (str, os.PathLike)):
+            if config is not None:
+                raise InputError("config goes with weights, not with a checkpoint, which has its own; leave it out.")
             from s1jax.checkpoint import store  # Orbax takes a second to import
 
             checkpoint_or_params = store.load_model(pathlib.Path(checkpoint_or_params), mesh=mesh, dtype=dtype)
@@ -93,10 +101,6 @@ class Engine:
             params, config = self.model.params, self.model.config
         else:
             self.model, params = None, checkpoint_or_params
-        if weight_dtype not in ("", "int8"):
-            raise InputError(f"weight_dtype is {weight_dtype!r}; it is int8 or empty.")
-        if slots < 1:
-            raise InputError(f"slots is {slots}; it must be at least 1.")
         if cache_length > config.context_length:
             raise InputError(
                 f"cache_length {cache_length} exceeds the model's context_length {config.context_length}; give less."
@@ -133,7 +137,7 @@ class Engine:
 
     def generate(
         self,
-        rows: Sequence[Mapping[str, Any]],
+        rows: Iterable[Mapping[str, Any]],
         controls: Controls | None = None,
         *,
         wait: str = "Wait",
@@ -142,11 +146,11 @@ class Engine:
     ) -> list[dict[str, Any]]:
         """Samples every row and returns their outputs in order; arguments and errors are those of `stream`."""
         outputs = dict(self.stream(rows, controls, wait=wait, names=names, progress=progress))
-        return [outputs[i] for i in range(len(rows))]
+        return [outputs[i] for i in range(len(outputs))]
 
     def stream(
         self,
-        rows: Sequence[Mapping[str, Any]],
+        rows: Iterable[Mapping[str, Any]],
         controls: Controls | None = None,
         *,
         wait: str = "Wait",
@@ -167,13 +171,18 @@ class Engine:
           (place in `rows`, output, see `s1jax.sample.rows.output`) as rows end, in any order.
 
         Raises:
-          InputError: before anything runs, for a row that has a bad field or could outgrow the cache.
+          InputError: before anything runs, for a row that has a bad field or could outgrow the cache, and for other
+            arguments that make no sense.
         """
         if self.model is None:
             raise InputError("this engine was made from weights alone; make it from a checkpoint to sample text.")
-        encode = rows_lib.Encoder(self.model)
+        encode, rows = rows_lib.Encoder(self.model), list(rows)
         names = [f"row {i}" for i in range(len(rows))] if names is None else names
+        if len(names) != len(rows):
+            raise InputError(f"names has {len(names)} entries for {len(rows)} rows; give one for every row.")
         defaults = Controls() if controls is None else controls
+        if not isinstance(defaults, Controls):
+            raise InputError(f"controls is {controls!r}; give Controls, as in Controls(max_thinking_tokens=512).")
         requests = [encode.request(row, defaults, wait, name) for row, name in zip(rows, names, strict=True)]
         samples = self.sample(requests, encode.delimiters(wait), progress=progress)
         return ((i, encode.output(rows[i], requests[i], sample, wait)) for i, sample in samples)

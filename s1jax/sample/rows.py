@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import functools
 import json
+import numbers
 import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from s1jax.checkpoint.store import Model
 from s1jax.config import Controls, InputError, from_dict, to_dict
@@ -17,6 +22,9 @@ from s1jax.text import chat as chat_lib
 
 CONTROLS = tuple(field.name for field in dataclasses.fields(Controls))
 _OUTPUTS = ("thinking", "answer", "controls", "fingerprint", *(field.name for field in dataclasses.fields(Sample)))
+
+_KNOWN = {"question", "prompt_ids", "wait", *CONTROLS, *_OUTPUTS, *(f"input_{name}" for name in _OUTPUTS)}
+_CLOSE = 0.85  # of 1: a letter more or less in the shortest of the controls' names
 
 
 def read_rows(path: str | os.PathLike[str]) -> tuple[list[dict[str, Any]], list[str]]:
@@ -77,7 +85,7 @@ class Encoder:
         Args:
           row: has `question` (the chat format is put around it) or `prompt_ids` (used as they are; think_start is
             forced after them), and, if it wants, its own `wait` and fields of `Controls`. Other fields are handed
-            through to `output`.
+            through to `output`, unless they look like a control that was misspelt.
           defaults: controls of what the row does not say itself.
           wait: if it has none of its own; may be empty.
           name: what messages call it.
@@ -85,6 +93,8 @@ class Encoder:
         Raises:
           InputError: for a bad field.
         """
+        if not isinstance(row, Mapping):
+            raise InputError(f'{name} is {row!r:.80}; a row reads {{"question": "..."}}.')
         own = row.get("wait", wait)
         if not isinstance(own, str):
             raise InputError(f"{name}: wait is {own!r}; it must be a string.")
@@ -123,13 +133,23 @@ def prompt_ids(model: Model, row: Mapping[str, Any], name: str) -> list[int]:
         except InputError as error:
             raise InputError(f"{name}: {error}") from None
     ids = row["prompt_ids"]
-    if not isinstance(ids, (list, tuple)) or not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
+    ids = ids.tolist() if isinstance(ids, np.ndarray) else ids
+    whole = isinstance(ids, (list, tuple)) and all(isinstance(i, numbers.Integral) for i in ids)
+    if not whole or any(isinstance(i, bool) for i in ids):
         raise InputError(f"{name}: prompt_ids must be a list of whole numbers.")
-    return list(ids)
+    return [int(i) for i in ids]
 
 
 def row_controls(row: Mapping[str, Any], defaults: Controls, name: str) -> Controls:
-    """Returns `defaults` with the controls that the row has of its own."""
+    """Returns `defaults` with the controls that the row has of its own.
+
+    Raises:
+      InputError: one of them has a bad value, or a field has nearly the name of one.
+    """
+    for key in row:
+        meant = _meant(key)
+        if meant:
+            raise InputError(f"{name}: {key} is no control; write {meant} if it is meant, else give it another name.")
     own = {key: row[key] for key in CONTROLS if key in row}
     if not own:
         return defaults
@@ -137,6 +157,15 @@ def row_controls(row: Mapping[str, Any], defaults: Controls, name: str) -> Contr
         return from_dict(Controls, {**to_dict(defaults), **own}, name)
     except InputError as error:
         raise error if str(error).startswith(name) else InputError(f"{name}: {error}") from None
+
+
+@functools.lru_cache(maxsize=1024)
+def _meant(key: Any) -> str:
+    """The control whose name was misspelt; empty for all other fields."""
+    if key in _KNOWN or not isinstance(key, str):
+        return ""
+    names = (*CONTROLS, "wait")
+    return next(iter(difflib.get_close_matches(key.lower().replace("-", "_"), names, n=1, cutoff=_CLOSE)), "")
 
 
 def texts(model: Model, sample: Sample, delimiters: Delimiters) -> tuple[str, str]:
