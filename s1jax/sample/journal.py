@@ -28,24 +28,29 @@ def read(path: pathlib.Path, run: str) -> tuple[list[dict[str, Any]], int]:
     Raises:
       InputError: the file holds rows of another run, or something else.
     """
+    foreign = InputError(f"{path} is no output of a run; choose another file, or remove it.")
     rows: list[dict[str, Any]] = []
-    size = 0
-    for line in path.read_bytes().splitlines(keepends=True):
-        if not line.endswith(b"\n"):
-            break
+    *lines, torn = path.read_bytes().split(b"\n")
+    for line in lines:
         try:
             row = json.loads(line)
             same = row["fingerprint"] == run
         except (ValueError, KeyError, TypeError):
-            raise InputError(f"{path} is no output of a run; choose another file, or remove it.") from None
+            raise foreign from None
         if not same:
             raise InputError(
                 f"{path} belongs to another run (other checkpoint, rows or settings); choose another file, or remove"
                 " it."
             )
         rows.append(row)
-        size += len(line)
-    return rows, size
+    begin = _line({}, run)[: -len(b"}\n")]
+    if not (torn.startswith(begin) or begin.startswith(torn)):  # somebody's text without a newline at its end
+        raise foreign
+    return rows, sum(len(line) + 1 for line in lines)
+
+
+def _line(row: Mapping[str, Any], run: str) -> bytes:
+    return json.dumps({"fingerprint": run, **row}, ensure_ascii=False).encode() + b"\n"
 
 
 def _stands_at(path: pathlib.Path, file: BinaryIO) -> bool:
@@ -91,7 +96,7 @@ class Journal:
         """Writes a row; from then on it outlives the process."""
         assert self._file is not None, "the journal is closed"
         with files.named(self._path):
-            self._file.write(json.dumps({"fingerprint": self._run, **row}, ensure_ascii=False).encode() + b"\n")
+            self._file.write(_line(row, self._run))
             self._file.flush()
 
     def close(self) -> None:

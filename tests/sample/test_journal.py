@@ -22,6 +22,31 @@ def test_rows_outlive_the_process_and_half_a_line_does_not(tmp_path):
     assert (tmp_path / "j").read_bytes() == before
 
 
+def test_a_line_may_be_torn_anywhere(tmp_path):
+    path = tmp_path / "j"
+    with Journal(path, "run") as journal:
+        for index in range(2):
+            journal.append({"index": index, "text": "ä\r\u2028\x85\n"})
+    whole = path.read_bytes()
+    for size in range(len(whole) + 1):
+        path.write_bytes(whole[:size])
+        with Journal(path, "run") as journal:
+            assert [row["index"] for row in journal.rows] == list(range(whole[:size].count(b"\n")))
+            journal.append({"index": 9})
+        with Journal(path, "run") as journal:
+            assert [row["index"] for row in journal.rows] == [*range(whole[:size].count(b"\n")), 9]
+
+
+@pytest.mark.parametrize("text", [b"my notes", b"my\rnotes", b'{"fingerprint": "other', b'{"finger: x', b" "])
+def test_a_text_without_a_newline_at_its_end_is_not_taken_for_a_torn_line(tmp_path, text):
+    line = b'{"fingerprint": "run", "index": 0}\n'
+    for before in (b"", line):
+        (tmp_path / "j").write_bytes(before + text)
+        with pytest.raises(InputError, match="j is no output of a run; choose another file"):
+            Journal(tmp_path / "j", "run")
+        assert (tmp_path / "j").read_bytes() == before + text
+
+
 def test_a_second_writer_is_refused(tmp_path):
     with Journal(tmp_path / "j", "run") as journal:
         journal.append({"index": 1})
