@@ -101,6 +101,7 @@ def _answer_file(controls: Controls) -> None:
             done = len(journal_lib.read(out, run)[0])
             if done != len(rows):
                 raise InputError(f"{out} holds {done} of {len(rows)} rows; remove it, and the command samples anew.")
+            journal.remove()  # of a process that was killed when the output was complete
             print(f"{out} has all {done} rows already")
             return
         outputs = {row["index"]: row["output"] for row in journal.rows}

@@ -270,5 +270,8 @@ def test_a_killed_run_goes_on_where_it_stopped(folder, outcomes, tmp_path):
     assert done.returncode == 0, done.stderr
     assert f"ids of {40 - len(kept)} rows" in done.stdout and not partial.exists()
     assert [(row["question"], row["index"]) for row in lines(out)] == [tuple(row.values()) for row in rows]
+    partial.write_bytes(before[0])  # as if it had been killed before it removed that
+    last = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    assert last.returncode == 0 and "has all 40 rows already" in last.stdout and not partial.exists()
     other = subprocess.run([*command, "--seed=1"], cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
     assert other.returncode == 2 and "out.jsonl belongs to another run" in other.stderr
