@@ -293,12 +293,18 @@ def decode(
         )
         logits = decoder.logits(params, config, hidden[:, 0])  # [B, V]
 
-        # An empty wait makes a row sample twice. A loop, so that the program holds the sampler once.
+        # An empty wait makes a row sample twice, with the same noise. A loop, so that the program holds the sampler
+        # once; the second time it takes the other rows for greedy, whose choice costs least.
+        noise = logits_lib.noise(sampling, old.count, logits.shape[-1])
+
         def draw(carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
-            _, without_end, _ = carry
-            sampled = logits_lib.pick(logits, budget_lib.allowed(old.fresh | without_end, rules), sampling, old.count)
+            first, again, _ = carry
+            now = again | ~jnp.any(again)
+            allowed = budget_lib.allowed(old.fresh | again, rules)
+            picked = logits_lib.pick(logits, allowed, logits_lib.only(sampling, now), old.count, noise)
+            sampled = jnp.where(now, picked, first)
             lacking = budget_lib.lacks_wait(old, sampled, budgets, rules)
-            return sampled, without_end | lacking, jnp.any(lacking)
+            return sampled, again | lacking, jnp.any(lacking)
 
         no = jnp.zeros_like(active)
         sampled, again, _ = lax.while_loop(lambda carry: carry[2], draw, (old.last, no, jnp.array(True)))

@@ -78,7 +78,18 @@ def log_probability(logits: jax.Array, ids: jax.Array) -> jax.Array:
     return chosen - jax.nn.logsumexp(logits, axis=-1)
 
 
-def pick(logits: jax.Array, allowed: jax.Array, sampling: Sampling, count: jax.Array) -> jax.Array:
+def noise(sampling: Sampling, count: jax.Array, size: int) -> jax.Array:
+    """What `pick` adds, float32 [B, size], for those who pick twice with the same `count`; 0 if all rows are greedy."""
+    return lax.cond(
+        jnp.any(sampling.temperature > 0),
+        lambda: jax.vmap(_noise, (0, 0, None))(sampling.seed, count, size),
+        lambda: jnp.zeros((count.shape[0], size), jnp.float32),
+    )
+
+
+def pick(
+    logits: jax.Array, allowed: jax.Array, sampling: Sampling, count: jax.Array, drawn: jax.Array | None = None
+) -> jax.Array:
     """Chooses one id for each row.
 
     The noise of a row depends on its seed and `count` alone, so neither the batch size nor the row's place in the batch
@@ -89,6 +100,7 @@ def pick(logits: jax.Array, allowed: jax.Array, sampling: Sampling, count: jax.A
       allowed: bool [B, V], ids that may be chosen; at least one in each row.
       sampling: settings of each row.
       count: int32 [B], number of ids that the row has so far.
+      drawn: its `noise`, where that was made before.
 
     Returns:
       int32 [B]. The most probable allowed id where the temperature is 0.
@@ -96,11 +108,22 @@ def pick(logits: jax.Array, allowed: jax.Array, sampling: Sampling, count: jax.A
     logits = jnp.where(allowed, logits, -jnp.inf)
 
     def sampled() -> jax.Array:
-        noise = jax.vmap(_noise, (0, 0, None))(sampling.seed, count, logits.shape[-1])
+        added = noise(sampling, count, logits.shape[-1]) if drawn is None else drawn
         is_greedy = sampling.temperature[:, None] == 0
-        return best(jnp.where(is_greedy, logits, filtered(logits, sampling) + noise))
+        return best(jnp.where(is_greedy, logits, filtered(logits, sampling) + added))
 
     return lax.cond(jnp.any(sampling.temperature > 0), sampled, lambda: best(logits))
+
+
+def only(sampling: Sampling, rows: jax.Array) -> Sampling:
+    """The settings of `rows`, bool [B], and greedy choice in all others; what no row asks for, `pick` leaves out."""
+    return Sampling(
+        temperature=jnp.where(rows, sampling.temperature, 0),
+        top_k=jnp.where(rows, sampling.top_k, 0),
+        top_p=jnp.where(rows, sampling.top_p, 1),
+        min_p=jnp.where(rows, sampling.min_p, 0),
+        seed=sampling.seed,
+    )
 
 
 def filtered(logits: jax.Array, sampling: Sampling) -> jax.Array:

@@ -13,6 +13,7 @@ from s1jax.model import decoder
 from s1jax.sample import buckets
 from s1jax.sample import engine as engine_lib
 from s1jax.sample import generate as programs
+from s1jax.sample import logits as logits_lib
 from s1jax.sample.engine import Engine
 from s1jax.sample.generate import Request
 from tests.model import parity_cases
@@ -186,6 +187,11 @@ def test_an_int8_cache_hardly_changes_the_log_probabilities(params):
     assert 0 < max(differences) < 0.1
 
 
+def test_rows_in_an_int8_cache_do_not_depend_on_the_slots(params):
+    batch = random_batch(27, rows=24)
+    same(*(run(make(params, cache_dtype="int8", slots=slots), batch) for slots in (1, 16)))
+
+
 def test_int8_weights_sample_what_the_dequantised_ones_do(params):
     batch = random_batch(29)
     dequantised = parity_cases.dequantised(jax.jit(decoder.quantize)(params))
@@ -217,6 +223,27 @@ def test_a_wait_costs_its_own_ids_and_nothing_else(engine):
         assert sample.waits == waits
         assert engine.counts.steps - before.steps == len(sample.ids) - len(delimiters.think_start)
         assert engine.counts.prefills - before.prefills == engine.counts.loops - before.loops == 1
+
+
+def test_a_masked_end_makes_no_other_row_sample_again(params, monkeypatch):
+    """A greedy row masks an end at every other step, beside one that is sampled once a step."""
+    filtered, calls = logits_lib.filtered, []
+
+    def counting(*given):
+        jax.debug.callback(lambda: calls.append(1))
+        return filtered(*given)
+
+    monkeypatch.setattr(logits_lib, "filtered", counting)
+    config = dataclasses.replace(CONFIG, norm_eps=2e-6)  # programs of its own
+    delimiters, prompts, *_ = random_batch(35)
+    delimiters = dataclasses.replace(delimiters, end=tuple(range(20)), stop=(1,))
+    greedy = Controls(max_thinking_tokens=40, min_thinking_tokens=40, max_answer_tokens=1)
+    sampled = dataclasses.replace(greedy, min_thinking_tokens=0, max_thinking_tokens=55, temperature=1.0)
+    batch = (delimiters, prompts[:2], [greedy, sampled], [(), ()])
+    engine = Engine(params, config=config, slots=2, cache_length=LENGTH)
+    assert run(engine, batch)[0].waits > 10
+    jax.effects_barrier()
+    assert 0 < len(calls) <= engine.counts.steps
 
 
 def test_the_host_looks_in_every_64_steps(params):
