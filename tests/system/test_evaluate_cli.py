@@ -299,6 +299,40 @@ def test_a_killed_evaluation_goes_on(runs):
     assert whole == resumed
 
 
+def test_an_evaluation_goes_on_after_a_hard_kill_within_a_line(runs):
+    """Nothing is closed and nothing flushed, and the eighth sample is on the disk in half."""
+    kill = """
+import os, sys
+from launch import cli, evaluate
+from s1jax.sample.journal import Journal
+append, written = Journal.append, []
+def killed(self, row):
+    written.append(row)
+    append(self, row)
+    if len(written) == 8:
+        os.truncate(self._path, self._path.stat().st_size - 50)
+        os._exit(9)
+Journal.append = killed
+cli.run(evaluate.main)
+"""
+    out = runs.folder / "killed"
+    flags = [
+        f"--checkpoint={runs.folder}/model", "--max_thinking_tokens=40", "--max_answer_tokens=12", "--batch_size=2",
+        f"--out={out}", "--budgets=0,8,none", "--waits=0,2", "--num_problems=5", "--temperature=1", "--seed=3",
+    ]  # fmt: skip
+    first, second = (
+        subprocess.run([sys.executable, *how, *flags], cwd=ROOT, capture_output=True, text=True, timeout=300)
+        for how in (["-c", kill], ["-m", "launch.evaluate"])
+    )
+    assert first.returncode == 9, first.stderr
+    assert second.returncode == 0, second.stderr
+    whole, resumed = (
+        [{key: value for key, value in row.items() if key != "seconds"} for row in samples_in(folder)]
+        for folder in (runs.countdown_out, out)
+    )
+    assert whole == resumed and not (out / "samples.journal").exists()
+
+
 def test_a_folder_with_other_results_is_left_alone(runs):
     assert runs.other_seed["code"] == 2 and "belongs to another evaluation" in runs.other_seed["err"]
     assert json.loads((runs.countdown_out / "results.json").read_text())["asked"]["controls"]["seed"] == 3

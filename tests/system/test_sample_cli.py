@@ -188,6 +188,10 @@ def test_one_complete_line_per_prompt_in_order(folder, outcomes):
     assert rows[2]["controls"]["wait"] == "" and rows[2]["controls"]["seed"] == 3
 
 
+def test_the_progress_says_how_fast_it_is_and_how_much_of_it_is_thinking(outcomes):
+    assert re.search(r"tok/s, \d+ % thinking", outcomes[0]["err"]), outcomes[0]["err"]
+
+
 def test_rows_do_not_depend_on_order_and_batch(folder, outcomes):
     assert outcomes[1]["code"] == 0, outcomes[1]["err"]
     for a, b in zip(lines(folder / "out.jsonl"), lines(folder / "reversed_out.jsonl")[::-1], strict=True):
