@@ -8,11 +8,11 @@ Planned with `python -m launch.plan --config=configs/s1_qwen2p5_0p5b.py --model=
 time, never run; 20 % is about what the paper's own run reached; every row counts as full, at the paper's block):
 
     target     micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
-    h100:1     16              12.4 / 80         3771 (5144)                            100.1
-    h100:8     2                4.6 / 80         471 (643)                               12.5
-    h100:16    1                3.8 / 80         236 (322)                                6.3
-    v5p:2x2x1  4                5.9 / 103        943 (1350)                              53.9
-    v6e:2x2    4                5.9 / 34         943 (1350)                              27.0
+    h100:1     16              13.2 / 80         3771 (5144)                            100.1
+    h100:8     2                4.3 / 80         471 (643)                               12.5
+    h100:16    1                3.6 / 80         236 (322)                                6.3
+    v5p:2x2x1  4                5.8 / 103        943 (1350)                              53.9
+    v6e:2x2    4                5.8 / 34         943 (1350)                              27.0
 """
 
 import ml_collections

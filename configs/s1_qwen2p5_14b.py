@@ -8,10 +8,10 @@ Planned with `python -m launch.plan --config=configs/s1_qwen2p5_14b.py --model=q
 time, never run; 20 % is about what the paper's own run reached; every row counts as full, at the paper's block):
 
     target     micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
-    h100:8     2               57.6 / 80         8668 (11538)                           230.1
-    h100:16    1               36.1 / 80         4334 (5769)                            115.0
-    v5p:2x2x4  1               35.9 / 103        4334 (5950)                            247.9
-    v6e:4x8    1               18.8 / 34         2167 (2975)                             62.0  mesh.sequence=2
+    h100:8     2               56.8 / 80         8668 (11538)                           230.1
+    h100:16    1               35.9 / 80         4334 (5769)                            115.0
+    v5p:2x2x4  1               35.4 / 103        4334 (5950)                            247.9
+    v6e:4x8    1               18.2 / 34         2167 (2975)                             62.0  mesh.sequence=2
 
 One H100 does not hold it: weights and moments alone take 6 bytes a weight, in bfloat16.
 """

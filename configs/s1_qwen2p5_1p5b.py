@@ -8,10 +8,10 @@ Planned with `python -m launch.plan --config=configs/s1_qwen2p5_1p5b.py --model=
 time, never run; 20 % is about what the paper's own run reached; every row counts as full, at the paper's block):
 
     target     micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
-    h100:1     16              34.4 / 80         9289 (12475)                           246.6
-    h100:8     2               10.1 / 80         1161 (1559)                             30.8
-    h100:16    1                7.8 / 80         581 (780)                               15.4
-    v5p:2x2x1  4               13.1 / 103        2322 (3246)                            132.8
+    h100:1     16              35.8 / 80         9289 (12475)                           246.6
+    h100:8     2                9.6 / 80         1161 (1559)                             30.8
+    h100:16    1                7.4 / 80         581 (780)                               15.4
+    v5p:2x2x1  4               12.9 / 103        2322 (3246)                            132.8
     v6e:2x2    4               13.0 / 34         2322 (3246)                             66.4
 """
 

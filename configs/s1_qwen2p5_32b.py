@@ -8,8 +8,8 @@ Planned with `python -m launch.plan --config=configs/s1_qwen2p5_32b.py --model=q
 time, never run; 20 % is about what the paper's own run reached; every row counts as full, at the paper's block):
 
     target     micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
-    h100:8     2               73.6 / 80         16799 (21813)                          445.9  train.mlp_parts=4  train.param_dtype=bfloat16  optimizer.moment_dtype=bfloat16
-    h100:16    1               61.4 / 80         8400 (10906)                           222.9
+    h100:8     2               72.5 / 80         16799 (21813)                          445.9  train.mlp_parts=4  train.param_dtype=bfloat16  optimizer.moment_dtype=bfloat16
+    h100:16    1               61.2 / 80         8400 (10906)                           222.9
     v5p:2x2x4  1               60.8 / 103        8400 (11148)                           480.4
     v6e:8x8    1               16.1 / 34         2100 (2787)                             60.0  mesh.sequence=4
 

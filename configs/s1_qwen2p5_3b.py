@@ -8,9 +8,9 @@ Planned with `python -m launch.plan --config=configs/s1_qwen2p5_3b.py --model=qw
 time, never run; 20 % is about what the paper's own run reached; every row counts as full, at the paper's block):
 
     target     micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
-    h100:1     16              65.3 / 80         17308 (23165)                          459.4
-    h100:8     2               16.6 / 80         2163 (2896)                             57.4
-    h100:16    1               12.2 / 80         1082 (1448)                             28.7
+    h100:1     16              65.8 / 80         17308 (23165)                          459.4
+    h100:8     2               16.1 / 80         2163 (2896)                             57.4
+    h100:16    1               11.7 / 80         1082 (1448)                             28.7
     v5p:2x2x1  4               22.9 / 103        4327 (6009)                            247.5
     v6e:2x2    4               22.9 / 34         4327 (6009)                            123.7
 """

@@ -8,8 +8,8 @@ Planned with `python -m launch.plan --config=configs/s1_qwen3_14b.py --model=qwe
 time, never run; 20 % is about what the paper's own run reached; every row counts as full, at the paper's block):
 
     target     micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
-    h100:8     2               56.4 / 80         8140 (10724)                           216.1
-    h100:16    1               35.0 / 80         4070 (5362)                            108.0
+    h100:8     2               55.6 / 80         8140 (10724)                           216.1
+    h100:16    1               34.8 / 80         4070 (5362)                            108.0
     v5p:2x2x4  1               34.4 / 103        4070 (5513)                            232.8
     v6e:4x8    1               18.2 / 34         2035 (2757)                             58.2  mesh.sequence=2
 

@@ -8,8 +8,8 @@ Planned with `python -m launch.plan --config=configs/s1_qwen3_32b.py --model=qwe
 time, never run; 20 % is about what the paper's own run reached; every row counts as full, at the paper's block):
 
     target     micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
-    h100:8     2               74.1 / 80         19332 (25701)                          513.1  train.mlp_parts=4  train.param_dtype=bfloat16  optimizer.moment_dtype=bfloat16
-    h100:16    1               61.7 / 80         9666 (12850)                           256.6
+    h100:8     2               72.9 / 80         19332 (25701)                          513.1  train.mlp_parts=4  train.param_dtype=bfloat16  optimizer.moment_dtype=bfloat16
+    h100:16    1               61.5 / 80         9666 (12850)                           256.6
     v5p:2x2x4  1               61.5 / 103        9666 (13237)                           552.8
     v6e:8x8    1               16.5 / 34         2417 (3309)                             69.1  mesh.sequence=4
 

@@ -11,8 +11,8 @@ time, never run; 20 % is about what the paper's own run reached; every row count
     h100:1     1               79.3 / 80         2438 (3249)                            1027.1  train.batch_size=1  train.param_dtype=bfloat16  optimizer.moment_dtype=bfloat16  train.mlp_parts=4
     h100:8     2               34.7 / 80         4876 (6499)                            129.4
     h100:16    1               23.2 / 80         2438 (3249)                             64.7
-    v5p:2x2x4  1               22.8 / 103        2438 (3358)                            139.4
-    v6e:4x4    1               22.8 / 34         2438 (3358)                             69.7
+    v5p:2x2x4  1               22.4 / 103        2438 (3358)                            139.4
+    v6e:4x4    1               22.4 / 34         2438 (3358)                             69.7
 """  # noqa: E501, a row of the table
 
 import ml_collections

@@ -10,8 +10,8 @@ what the paper's own run reached; every row counts as full):
     target     micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
     h100:8     2               61.3 / 80         9249 (11812)                           245.5  train.mlp_parts=4  train.param_dtype=bfloat16  optimizer.moment_dtype=bfloat16
     h100:16    1               49.0 / 80         4625 (5906)                            122.7
-    v5p:2x2x4  1               49.8 / 103        4625 (6063)                            264.5
-    v6e:8x8    1               13.6 / 34         1156 (1516)                             33.1  mesh.sequence=4
+    v5p:2x2x4  1               49.2 / 103        4625 (6063)                            264.5
+    v6e:8x8    1               12.8 / 34         1156 (1516)                             33.1  mesh.sequence=4
 
 One H100 does not hold it: weights and moments alone take 6 bytes a weight, in bfloat16.
 """  # noqa: E501, a row of the table
