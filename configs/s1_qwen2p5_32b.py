@@ -10,8 +10,8 @@ time, never run; 20 % is about what the paper's own run reached; every row count
     target     micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
     h100:8     2               72.5 / 80         16799 (21813)                          445.9  train.mlp_parts=4  train.param_dtype=bfloat16  optimizer.moment_dtype=bfloat16
     h100:16    1               61.2 / 80         8400 (10906)                           222.9
-    v5p:2x2x4  1               60.8 / 103        8400 (11148)                           480.4
-    v6e:8x8    1               16.1 / 34         2100 (2787)                             60.0  mesh.sequence=4
+    v5p:2x2x4  1               60.2 / 103        8400 (11148)                           480.4
+    v6e:8x8    1               16.2 / 34         2100 (2787)                             60.0  mesh.sequence=4
 
 One H100 does not hold it: weights and moments alone take 6 bytes a weight, in bfloat16.
 """  # noqa: E501, a row of the table

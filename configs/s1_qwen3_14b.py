@@ -10,8 +10,8 @@ time, never run; 20 % is about what the paper's own run reached; every row count
     target     micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
     h100:8     2               55.6 / 80         8140 (10724)                           216.1
     h100:16    1               34.8 / 80         4070 (5362)                            108.0
-    v5p:2x2x4  1               34.4 / 103        4070 (5513)                            232.8
-    v6e:4x8    1               18.2 / 34         2035 (2757)                             58.2  mesh.sequence=2
+    v5p:2x2x4  1               33.9 / 103        4070 (5513)                            232.8
+    v6e:4x8    1               17.5 / 34         2035 (2757)                             58.2  mesh.sequence=2
 
 One H100 does not hold it: weights and moments alone take 6 bytes a weight, in bfloat16.
 """

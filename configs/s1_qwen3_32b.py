@@ -10,7 +10,7 @@ time, never run; 20 % is about what the paper's own run reached; every row count
     target     micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
     h100:8     2               72.9 / 80         19332 (25701)                          513.1  train.mlp_parts=4  train.param_dtype=bfloat16  optimizer.moment_dtype=bfloat16
     h100:16    1               61.5 / 80         9666 (12850)                           256.6
-    v5p:2x2x4  1               61.5 / 103        9666 (13237)                           552.8
+    v5p:2x2x4  1               60.9 / 103        9666 (13237)                           552.8
     v6e:8x8    1               16.5 / 34         2417 (3309)                             69.1  mesh.sequence=4
 
 One H100 does not hold it: weights and moments alone take 6 bytes a weight, in bfloat16.

@@ -12,8 +12,8 @@ time, never run; 20 % is about what the paper's own run reached; every row count
     h100:1     1               74.5 / 80         2037 (2663)                            858.1  train.batch_size=1  train.param_dtype=bfloat16  optimizer.moment_dtype=bfloat16
     h100:8     2               31.2 / 80         4073 (5326)                            108.1
     h100:16    1               20.5 / 80         2037 (2663)                             54.1
-    v5p:2x2x4  1               19.9 / 103        2037 (2737)                            116.5
-    v6e:4x4    1               19.9 / 34         2037 (2737)                             58.2
+    v5p:2x2x4  1               19.5 / 103        2037 (2737)                            116.5
+    v6e:4x4    1               19.5 / 34         2037 (2737)                             58.2
 """  # noqa: E501, a row of the table
 
 import ml_collections

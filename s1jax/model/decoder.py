@@ -173,10 +173,10 @@ def _block(config: ModelConfig, weights: Params, weight_first: bool = False, apa
     return nnx.merge(graph, state)
 
 
-def _embed(params: Params, tokens: jax.Array, dtype: DTypeLike) -> jax.Array:
-    """int32 [B, T] -> [B, T, D], of `quantize`d weights as well."""
+def _embed(params: Params, tokens: jax.Array, dtype: DTypeLike, lookup: Lookup = layers.lookup) -> jax.Array:
+    """int32 [B, T] -> [B, T, D]."""
     embed = params["embed"]
-    x = embed["embedding"][tokens].astype(dtype)
+    x = lookup(embed["embedding"], tokens).astype(dtype)
     return x * embed["embedding_scale"][tokens][..., None].astype(dtype) if "embedding_scale" in embed else x
 
 
@@ -293,7 +293,7 @@ def forward(
         angles, segment_ids = shared
         return _block(config, weights, apart=apart)(x, angles, segment_ids, attend, mlp_parts)
 
-    x = lookup(params["embed"]["embedding"], tokens).astype(dtype)
+    x = _embed(params, tokens, dtype, lookup)
     x = remat_lib.scan(block, x, params["layers"], (angles, segment_ids), remat, sums)
     return _final_norm(params, config, x)
 

@@ -1,25 +1,20 @@
 """`python -m launch.plan` from the outside, for fake CPU devices: its figures against formulas, and its refusals."""
 
-import dataclasses
 import importlib.util
 import json
 import os
 import pathlib
 import subprocess
 import sys
-import types
 
 import pytest
 from jax.experimental import topologies
 
-from launch import plan as plan_cli
-from s1jax.config import Experiment, InputError, MeshConfig, ModelConfig, TrainConfig
+from s1jax.config import InputError
 from s1jax.plan import targets
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SMALL = ["--config=configs/countdown_s1.py", "--config.data.batching=padded", "--config.train.attention=chunked"]
-
-MODEL = ModelConfig(vocab_size=64, d_model=16, mlp_dim=32, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8)
 
 
 def _run(*arguments):
@@ -107,17 +102,32 @@ def test_search_prints_what_it_tries_and_puts_the_mlp_in_parts_where_nothing_els
     assert f"\ncpu:1: 1 devices, {shown[0][0]}, 12288 rows" in done.stdout
 
 
-def test_search_keeps_the_axes_that_were_given(monkeypatch):
-    train = TrainConfig(batch_size=16, remat="none", accumulation=2)
-    experiment = Experiment(model=MODEL, mesh=MeshConfig(data=2, tensor=2), train=train)
-    monkeypatch.setattr(plan_cli, "_ROWS_PER_STEP", types.SimpleNamespace(value=0))
-    tried = [attempts[0] for attempts in plan_cli._candidates(experiment, 8)]
-    assert {one.mesh for one in tried} == {MeshConfig(data=2, fsdp=2, sequence=1, tensor=2)}
-    assert {one.train.remat for one in tried} == {"none", "save_dots", "save_attention", "full"}
-    assert {one.train.accumulation for one in tried} == {1, 2, 4}
-    free = plan_cli._candidates(dataclasses.replace(experiment, mesh=MeshConfig()), 8)
-    meshes = {attempts[0].mesh for attempts in free}
-    assert len(meshes) == 7 and all(mesh.fsdp * mesh.sequence * mesh.tensor == 8 for mesh in meshes)
+CANDIDATES = """
+import json, sys
+from absl import flags
+from launch import plan
+from s1jax.config import Experiment, MeshConfig, ModelConfig, TrainConfig
+
+flags.FLAGS(["plan"])
+model = ModelConfig(vocab_size=64, d_model=16, mlp_dim=32, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8)
+train = TrainConfig(batch_size=16, remat="none", accumulation=2)
+for mesh in (MeshConfig(data=2, tensor=2), MeshConfig()):
+    tried = plan._candidates(Experiment(model=model, mesh=mesh, train=train), 8)
+    print(json.dumps([plan._name(attempts[0]) for attempts in tried]))
+"""
+
+
+def test_search_keeps_the_axes_that_were_given():
+    """In a process of its own: launchers have flags of the same names."""
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", CANDIDATES], cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    given, free = ([name.split(" remat=") for name in json.loads(line)] for line in done.stdout.splitlines())
+    assert {mesh for mesh, _ in given} == {"data=2 fsdp=2 tensor=2"}
+    policies = ("none", "save_dots", "save_attention", "full")
+    assert {rest for _, rest in given} == {f"{remat} accumulation={n}" for remat in policies for n in (1, 2, 4)}
+    inner = [f"fsdp={8 // n} {axis}={n}" for axis in ("sequence", "tensor") for n in (2, 4, 8)]
+    assert {mesh for mesh, _ in free} == {"fsdp=8", *inner}
 
 
 @pytest.mark.parametrize(
