@@ -64,7 +64,7 @@ _CHIP = """
 import glob, pathlib
 
 found = glob.glob
-chip = pathlib.Path(__file__).with_name("vendor")
+chip = pathlib.Path(__file__).parent / "0000:00:05.0" / "vendor"
 glob.glob = lambda path, **kw: [str(chip)] if path == "/sys/bus/pci/devices/*/vendor" else found(path, **kw)
 """
 
@@ -86,8 +86,11 @@ def cloud_tpu(index, count, port):
     server = http.server.ThreadingHTTPServer(("localhost", 0), Metadata)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     host = pathlib.Path(tempfile.mkdtemp())
-    for name, text in {"vendor": "0x1ae0", "device": "0x0062", "sitecustomize.py": _CHIP}.items():
-        (host / name).write_text(text)
+    chip = host / "0000:00:05.0"  # as Linux names places on the bus
+    chip.mkdir()
+    (chip / "vendor").write_text("0x1ae0")
+    (chip / "device").write_text("0x0062")
+    (host / "sitecustomize.py").write_text(_CHIP)
     path = f"{host}:{os.environ.get('PYTHONPATH', '')}"
     address = f"localhost:{server.server_port}"
     return [], {
