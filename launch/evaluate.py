@@ -351,7 +351,7 @@ def sample_run(
 
         def told(_: int, ids: int, thinking: int, left: Mapping[int, int] = left, begun: float = begun) -> None:
             seconds = max(clock() - begun, 1e-9)
-            share = f", {100 * thinking / ids:.0f} % thinking" if ids else ""
+            share = sampling.thinking_share(thinking, ids)
             report(len(task.rows) - len(left), f"{ids / seconds:,.0f} tokens/s{share}")
 
         stream = loaded.stream(

@@ -135,7 +135,7 @@ def _sample_missing(
         bar.update(before)
 
         def report(done: int, num_ids: int, thinking: int) -> None:
-            share = f", {100 * thinking / num_ids:.0f} % thinking" if num_ids else ""
+            share = sampling.thinking_share(thinking, num_ids)
             bar.update(before + done, f"{num_ids / (time.monotonic() - begun):.0f} tok/s{share}")
 
         stream = engine.stream(

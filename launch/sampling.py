@@ -35,6 +35,11 @@ MESH = flags.DEFINE_list(
 )
 
 
+def thinking_share(thinking: int, num_ids: int) -> str:
+    """`, 61 % thinking`: the share of the ids so far; empty before the first."""
+    return f", {100 * thinking / num_ids:.0f} % thinking" if num_ids else ""
+
+
 def parse_mesh(texts: list[str]) -> MeshConfig:
     """Returns the mesh that `--mesh` names; axes that it leaves out have one device.
 

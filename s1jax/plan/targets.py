@@ -70,9 +70,9 @@ class Target:
         sides = [int(n) for n in self.topology.partition(":")[2].split("x")]
         along = [len(set(places)) > 1 for places in zip(*(device.coords for device in group), strict=True)]
         # Cubes of 4 are joined to a torus by switches in between, v5e and v6e along sides of 16.
-        closed = [side % 4 == 0 for side in sides] if len(sides) == 3 else [side == 16 for side in sides]
-        whole = len(sides) == 2 or all(closed)
-        links = sum(1 + (whole and ring) for used, ring in zip(along, closed, strict=False) if used)
+        cubes = all(side % 4 == 0 for side in sides)
+        closed = [cubes if len(sides) == 3 else side == 16 for side in sides]
+        links = sum(1 + ring for used, ring in zip(along, closed, strict=False) if used)
         return self.chip.interconnect * max(links, 1) / self.chip.links
 
 

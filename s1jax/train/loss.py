@@ -4,11 +4,10 @@ B rows, T length, C chunk length, D model, V vocabulary; b and v are one device'
 
 On a mesh the vocabulary lies along all axes but `data`: what a device has of the output projection's width is exchanged
 for what it needs of its outputs, a chunk's hidden states are gathered over `fsdp` and `sequence`, and each device
-computes its slice of the vocabulary for all of them. Logits take the memory they would with
-the tokens left where they are, but no device ever holds the whole output projection (1.1 GB in bfloat16 for
-Qwen2.5-7B) or its gradient (2.2 GB in float32). Gathering and reducing those would move 3.3 GB a step; hidden states
-and their gradients move 0.23 GB per 1,024 tokens a device where `fsdp` is 16: less up to rows of about 14,000 tokens,
-more beyond.
+computes its slice of the vocabulary for all of them. Logits take the memory they would with the tokens left where they
+are, but no device ever holds the whole output projection (1.1 GB in bfloat16 for Qwen2.5-7B) or its gradient (2.2 GB in
+float32). Gathering and reducing those would move 3.3 GB a step; hidden states and their gradients move 0.23 GB per
+1,024 tokens a device where `fsdp` is 16: less up to rows of about 14,000 tokens, more beyond.
 """
 
 from __future__ import annotations

@@ -196,7 +196,6 @@ def make_step(
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         loss, grads = gradients(state.params, batch)
-        grads = jax.lax.with_sharding_constraint(grads, state_shardings.params)
         norm = optax.global_norm(grads)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         grads = optimizer_lib.clip(grads, norm, optimizer.clip_norm)

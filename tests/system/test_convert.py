@@ -11,12 +11,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-import tokenizers
 
 from s1jax.checkpoint import huggingface, huggingface_config, names, store
 from s1jax.presets import PRESETS
 from s1jax.text import chat
 from s1jax.text.tokenizer import Tokenizer
+from tests import byte_tokenizer
 from tests.checkpoint import test_gguf
 from tests.model.parity_cases import CASES, weights
 
@@ -98,20 +98,10 @@ RIGHT = [
 ]
 
 
-def _tokenizer(folder):
-    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    model = tokenizers.models.BPE({char: i for i, char in enumerate(alphabet)}, [])
-    tokenizer = tokenizers.Tokenizer(model)
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
-    tokenizer.save(str(folder / "tokenizer.json"))
-
-
 def _hf_folder(folder, config):
     folder.mkdir()
     huggingface.write_model(folder, weights(config), config)
-    _tokenizer(folder)
+    byte_tokenizer.save(folder)
 
 
 @pytest.fixture(scope="module")

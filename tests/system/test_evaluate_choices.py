@@ -6,7 +6,6 @@ import sys
 
 import jax
 import pytest
-import tokenizers
 
 from s1jax.checkpoint import store
 from s1jax.config import ModelConfig
@@ -14,7 +13,8 @@ from s1jax.evaluate import grading
 from s1jax.model import decoder
 from s1jax.text import chat
 from s1jax.text.tokenizer import Tokenizer
-from tests.system.harness_cases import ROOT
+from tests import byte_tokenizer
+from tests.system.stand_ins import ROOT
 
 ROWS = [
     {"question": "Which is the largest?", "choices": ["5", "7", "6"], "answer": "B"},
@@ -26,13 +26,7 @@ ROWS = [
 def folder(tmp_path_factory):
     """A random model over bytes, the rows, and the evaluation of one on the other."""
     folder = tmp_path_factory.mktemp("choices")
-    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    model = tokenizers.models.BPE({char: i for i, char in enumerate(alphabet)}, [])
-    tokenizer = tokenizers.Tokenizer(model)
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<|im_start|>", "<|im_end|>"])
-    tokenizer.save(str(folder / "tokenizer.json"))
+    byte_tokenizer.save(folder)
     config = ModelConfig(
         vocab_size=258, d_model=32, mlp_dim=64, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=16,
         tied_embeddings=True, context_length=512,

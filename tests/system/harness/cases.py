@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import subprocess
 import sys
 
@@ -14,8 +13,8 @@ from s1jax.config import ModelConfig
 from s1jax.model import decoder
 from s1jax.text import chat
 from s1jax.text.tokenizer import Tokenizer
+from tests.system.stand_ins import ROOT
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 CONTEXT = 96
 FORMAT = chat.FORMATS["s1_plain"]
 ROWS = [

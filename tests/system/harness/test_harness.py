@@ -12,23 +12,7 @@ from s1jax.model import decoder
 from s1jax.sample import score
 from s1jax.sample.engine import Engine
 from s1jax.text import chat
-from tests.system import harness_cases
-from tests.system.harness_cases import CONTEXT, FORMAT, ROWS, run_launcher
-
-
-@pytest.fixture(scope="module")
-def harness():
-    pytest.importorskip("lm_eval", reason="the harness is not installed: pip install -e .[harness]")
-    from s1jax import harness
-
-    return harness
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("harness")
-    harness_cases.make(folder)
-    return folder
+from tests.system.harness.cases import CONTEXT, FORMAT, ROWS, run_launcher
 
 
 @pytest.fixture(scope="module")

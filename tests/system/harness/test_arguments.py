@@ -9,23 +9,7 @@ import pytest
 from launch import cli
 from launch import lm_eval as launcher
 from s1jax.config import InputError
-from tests.system import harness_cases
-from tests.system.harness_cases import CONTEXT, ROOT, run_launcher
-
-
-@pytest.fixture(scope="module")
-def harness():
-    pytest.importorskip("lm_eval", reason="the harness is not installed: pip install -e .[harness]")
-    from s1jax import harness
-
-    return harness
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("harness")
-    harness_cases.make(folder)
-    return folder
+from tests.system.harness.cases import CONTEXT, ROOT, run_launcher
 
 
 @pytest.mark.parametrize(
