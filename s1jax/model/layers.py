@@ -62,6 +62,19 @@ def rows(y: jax.Array) -> jax.Array:
     return jax.lax.optimization_barrier(y).T
 
 
+def product(kernel: jax.Array, turned: jax.Array) -> jax.Array:
+    """[F, D] @ [D, R] -> [F, R], with the weight on its left.
+
+    XLA runs a product of one row with a matrix of up to 2**19 weights on one core of a CPU; as two products, batched,
+    it has two, and takes 0.6 of the time with 512 x 512 weights. Larger ones have all cores as they are.
+    """
+    half, odd = divmod(kernel.shape[0], 2)
+    if turned.shape[1] > 1 or odd or not 2**17 < kernel.size <= 2**19:
+        return kernel @ turned
+    both = jnp.broadcast_to(turned, (2, *turned.shape))  # matmul would make one product of it again
+    return jax.lax.batch_matmul(kernel.reshape(2, half, -1), both).reshape(-1, 1)
+
+
 class Projection(nnx.Module):
     """Linear map from the last axes of the input, `inputs`, to the axes `out`, with an optional bias over `out`.
 
@@ -98,7 +111,7 @@ class Projection(nnx.Module):
             y = jnp.matmul(x, kernel.reshape(x.shape[-1], -1), preferred_element_type=jnp.float32)
             y = (y * self.kernel_scale[...].reshape(-1)).astype(x.dtype)
         else:
-            y = rows(kernel @ columns(x)) if self.weight_first else x @ kernel.reshape(x.shape[-1], -1)
+            y = rows(product(kernel, columns(x))) if self.weight_first else x @ kernel.reshape(x.shape[-1], -1)
         y = y.reshape(*lead, *self.out)
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 

@@ -123,7 +123,7 @@ class Engine:
             params=params,
             unstack=apart and mesh is None,
             page=page,
-            pages_at_once=1 if on_cpu else _SLOTS_AT_ONCE // page,
+            pages_at_once=_pages_at_once(slots) if on_cpu else _SLOTS_AT_ONCE // page,
             # Triton's products of float32 would be rounded to TF32.
             pages_in_place=on_gpu and dtype != "float32",
             slots=-(-slots // shards) * shards,
@@ -237,6 +237,11 @@ class Engine:
 def default_dtype() -> str:
     """Of weights and activations where nobody names one: float32 on a CPU, bfloat16 elsewhere."""
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def _pages_at_once(slots: int) -> int:
+    """On a CPU: those of one row stay in its caches; with more rows a single page each is as fast or faster."""
+    return 4 if slots == 1 else 1
 
 
 @functools.partial(jax.jit, static_argnames=("dtype",))
