@@ -2,6 +2,7 @@
 
     python -m launch.convert --from_hf=DIR_OR_HUB_ID --to=CKPT [--chat=s1] [--dtype=float32] [--tokenizer=DIR]
     python -m launch.convert --from_gguf=FILE --to=CKPT [--chat=s1] [--dtype=float32] [--tokenizer=DIR]
+        [--think_start=TEXT] [--think_end=TEXT]
     python -m launch.convert --from=CKPT --to_hf=DIR [--dtype=bfloat16] [--max_shard_gb=5]
 
 The target must not exist or be empty; it appears when it is complete, under a name of its own until then.
@@ -42,6 +43,8 @@ flags.DEFINE_string("tokenizer", "", "Tokenizer folder or file to use instead of
 flags.DEFINE_enum(
     "chat", "s1", sorted(chat_lib.FORMATS), "Chat format that the checkpoint is trained and sampled with."
 )
+flags.DEFINE_string("think_start", "", "Text before thinking, in place of the chat format's own.")
+flags.DEFINE_string("think_end", "", "Text after thinking; its first id, when sampled, ends thinking.")
 flags.DEFINE_enum(
     "dtype",
     "",
@@ -57,6 +60,8 @@ def main() -> None:
     source, target = _one("from_hf", "from_gguf", "from"), _one("to", "to_hf")
     if (source == "from") != (target == "to_hf"):
         raise InputError("convert goes --from_hf or --from_gguf with --to, or --from with --to_hf.")
+    if source == "from" and (FLAGS.think_start or FLAGS.think_end):
+        raise InputError("--think_start and --think_end are for imports; a Hugging Face folder has no place for them.")
     if not 0 < FLAGS.max_shard_gb < math.inf:
         raise InputError(f"--max_shard_gb is {FLAGS.max_shard_gb}; it must be positive and finite.")
     # An accelerator has nothing to do here, and its memory may be too small for the whole model.
@@ -80,6 +85,8 @@ def main() -> None:
                     "give the model's own tokenizer with --tokenizer=DIR."
                 )
             chat = chat_lib.FORMATS[FLAGS.chat]
+            if FLAGS.think_start or FLAGS.think_end:
+                chat = chat_lib.with_delimiters(tokenizer, chat, FLAGS.think_start, FLAGS.think_end)
             chat_lib.check(tokenizer, chat)
             chat = chat_lib.with_stops(chat, tokenizer, eos)
             provenance = {**origin, "chat": FLAGS.chat, "command": "launch.convert", "s1jax": s1jax.__version__}

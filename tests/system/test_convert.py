@@ -75,6 +75,8 @@ WRONG = [
     (["--from_hf={0}/hf", "--to={0}/new", "--tokenizer={0}/empty"], "no tokenizer"),
     (["--from_hf={0}/small", "--to={0}/new"], "the tokenizer has 258 ids but the model's vocabulary 61 rows"),
     (["--from_hf={0}/hf", "--to={0}/new", "--chat=think"], "delimiter '<think>' is not in the tokenizer"),
+    (["--from_hf={0}/hf", "--to={0}/new", "--think_end= so"], "think_end ' so' begins with white space"),
+    (["--from={0}/ckpt", "--to_hf={0}/new", "--think_end=so"], "--think_end are for imports"),
     (["--from_hf={0}/cut", "--to={0}/new"], "model.safetensors is damaged"),
     (["--from_hf={0}/int8", "--to={0}/new", "--dtype=float32"], "is stored as I8; s1jax reads F32, F16, BF16"),
     (["--from_hf={0}/huge", "--to={0}/new"], "too few for the 64 layers of its configuration"),
@@ -90,6 +92,7 @@ WRONG = [
 RIGHT = [
     ["--from_hf={0}/hf", "--to={0}/ckpt"],
     ["--from_hf={0}/hf", "--to={0}/ckpt16", "--dtype=bfloat16", "--chat=s1_plain"],
+    ["--from_hf={0}/hf", "--to={0}/own", "--chat=think", "--think_start=<reasoning>", "--think_end=</reasoning>"],
     ["--from={0}/ckpt", "--to_hf={0}/back", "--max_shard_gb=0.00003"],
     ["--from={0}/ckpt16", "--to_hf={0}/back16"],
     ["--from_gguf={0}/bare.gguf", "--to={0}/from_gguf", "--tokenizer={0}/hf"],
@@ -184,6 +187,14 @@ def test_type_and_chat_format_are_as_asked(converted):
     assert dataclasses.replace(model.chat, stop=()) == dataclasses.replace(chat.FORMATS["s1_plain"], stop=())
     with_exact = weights(CONFIG)["layers"]["mlp"]["up"]["kernel"].astype(ml_dtypes.bfloat16)
     np.testing.assert_array_equal(np.asarray(model.params["layers"]["mlp"]["up"]["kernel"]), with_exact)
+
+
+def test_delimiters_are_as_asked_and_need_no_ids_of_their_own(converted):
+    own = store.load_metadata(converted[0] / "own")
+    assert (own.chat.think_start, own.chat.think_end) == ("<reasoning>", "</reasoning>")
+    encoded = chat.delimiters(own.tokenizer, own.chat)
+    assert own.tokenizer.decode(list(encoded.think_end)) == "</reasoning>" and len(encoded.think_end) > 1
+    assert encoded.think_end[0] in encoded.end
 
 
 def test_back_to_hugging_face(converted):
