@@ -101,7 +101,7 @@ class Rules:
         Args:
           delimiters: shared by all rows; its own `wait` is not read.
           vocab_size: V.
-          waits: the wait of each row.
+          waits: the wait of each row of `forced`.
 
         Raises:
           InputError: if the delimiters hold an id beyond V, nothing closes thinking, or no id is left to sample.

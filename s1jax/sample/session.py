@@ -86,7 +86,9 @@ class Session:
         self._chosen = np.zeros(shape.slots, np.int32)  # its request, or the last one that was there
         self._sampling = logits_lib.Sampling.of([request.controls for request in requests])
         self._budgets = budget_lib.Budgets.of([request.controls for request in requests])
-        rules = budget_lib.Rules.of(delimiters, self._config.vocab_size, [request.wait for request in requests])
+        waits = {wait: index for index, wait in enumerate(dict.fromkeys(request.wait for request in requests))}
+        self._wait = np.array([waits[request.wait] for request in requests], np.int32)
+        rules = budget_lib.Rules.of(delimiters, self._config.vocab_size, list(waits))
         # What all rows share goes to the device once.
         shared = {name: getattr(rules, name) for name in ("legal", "end", "stop", "newline", "pad")}
         self._rules = dataclasses.replace(rules, **jax.device_put(shared))
@@ -179,12 +181,12 @@ class Session:
         )  # fmt: skip
 
     def _settings(self) -> programs.Settings:
-        rows = self._chosen
+        rows, waits = self._chosen, self._wait[self._chosen]
         return programs.Settings(
             jax.tree.map(lambda column: column[rows], self._sampling),
             jax.tree.map(lambda column: column[rows], self._budgets),
             dataclasses.replace(
-                self._rules, forced=self._rules.forced[rows], forced_length=self._rules.forced_length[rows]
+                self._rules, forced=self._rules.forced[waits], forced_length=self._rules.forced_length[waits]
             ),
             self._table,  # type: ignore[arg-type]
         )
