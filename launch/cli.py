@@ -24,7 +24,9 @@ INTERRUPTED = 130  # likewise, after Ctrl-C, as of shells
 _MEMORY_FRACTION = "0.95"
 _MEMORY_NAMES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")  # jax refuses both at a time
 
-_NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)
+_NO_ACCESS = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
+)  # fmt: skip
 _CONFIG_FILE = "Error whilst parsing config file"  # how config_flags introduces what a config file raised
 
 
@@ -40,7 +42,16 @@ def run(main: Callable[[], int | None], config_flag: str = "") -> None:
     """
     # Importing and tracing make many objects that stay: looking for garbage among them took 0.35 of 4 s (first_id).
     gc.set_threshold(100_000)
-    app.run(lambda _: guarded(main), flags_parser=lambda argv: _parse(argv, config_flag))
+    app.run(lambda _: leave(guarded(main)), flags_parser=lambda argv: _parse(argv, config_flag))
+
+
+def leave(code: int | None) -> int | None:
+    """Returns `code`; after Ctrl-C it ends the process at once, because a compilation under way would crash its end."""
+    if code == INTERRUPTED:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    return code
 
 
 def guarded(main: Callable[[], int | None]) -> int | None:

@@ -30,6 +30,7 @@ from typing import Any
 from absl import flags
 
 from launch import cli, sampling, table
+from launch import results as results_lib
 from s1jax import files
 from s1jax.config import Controls, InputError
 from s1jax.evaluate import outcomes, scaling, strategies, tasks
@@ -117,7 +118,7 @@ def main() -> None:
     samples, partial = out / "samples.jsonl.partial", out / "results.json.partial"
     title = f"{pathlib.Path(_CHECKPOINT.value).name.removeprefix('package:')} on {task.title}"
     with files.named(out), journal_lib.Journal(out / "samples.journal", run) as journal:
-        earlier, rows = finished(out, run)
+        earlier, rows = results_lib.read(out, run, len(task.rows), journal.rows)
         runs = sample_all(engine, task, chosen, questions, controls, journal, [*rows, *journal.rows], samples)
         curves = {"all": runs, **scaling.families(runs)}
         metrics = {family: scaling.metrics(some) for family, some in curves.items()}
@@ -224,32 +225,6 @@ def ask(strategy: Strategy, task: Task, about: Any) -> list[str]:
                 for row in task.rows]  # fmt: skip
     except InputError as error:
         raise InputError(f'"{strategy.name(_WAIT.value)}": {error}') from error
-
-
-def finished(out: pathlib.Path, run: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Returns results and samples of this evaluation that are in the folder already; empty where it has none.
-
-    Raises:
-      InputError: the folder holds results of another evaluation, or damaged ones.
-    """
-    file, samples = out / "results.json", out / "samples.jsonl"
-    if not file.exists() and not samples.exists():
-        return {}, []
-    try:
-        there = [json.loads(line) for line in samples.read_bytes().splitlines()]
-        _ = [(row["run"], row["problem"], row["attempt"]) for row in there]
-        if not file.exists():  # of a process that was killed before it wrote its results, or somebody else's file
-            return {}, []
-        earlier = json.loads(file.read_text())
-        same = earlier.get("fingerprint") == run
-    except (ValueError, AttributeError, KeyError, TypeError, FileNotFoundError):
-        raise InputError(f"{file} or {samples} is damaged or missing; remove both, or choose another --out.") from None
-    if not same:
-        raise InputError(
-            f"{file} belongs to another evaluation (other checkpoint, questions or settings); choose another --out, or"
-            " remove that file."
-        )
-    return earlier, there
 
 
 def _asked(controls: Controls) -> dict[str, Any]:

@@ -38,4 +38,4 @@ def main() -> int | None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.guarded(main))
+    sys.exit(cli.leave(cli.guarded(main)))

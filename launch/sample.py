@@ -75,7 +75,9 @@ def main() -> None:
 def _answer_file(controls: Controls) -> None:
     from s1jax.sample import rows as rows_lib
 
-    out = pathlib.Path(FLAGS.out)
+    out = pathlib.Path(os.path.realpath(FLAGS.out))  # of a link the file that it leads to
+    if pathlib.Path(FLAGS.out).absolute().parts[1:2] in (("dev",), ("proc",)):
+        raise InputError(f"--out={FLAGS.out} cannot be written: it is no regular file; give the path of a file.")
     if not out.parent.is_dir():
         raise InputError(f"--out={out} cannot be written: {out.parent} is no folder; give the path of a file.")
     if out.exists() and not out.is_file():
@@ -96,7 +98,8 @@ def _answer_file(controls: Controls) -> None:
             "weight_dtype": FLAGS.weight_dtype,
         }
     )
-    with journal_lib.Journal(out.with_name(out.name + ".partial"), run) as journal:
+    # Under a fingerprint of its own: an output in the place of the journal is foreign to it, and the other way round.
+    with journal_lib.Journal(out.with_name(out.name + ".partial"), f"{run}-partial") as journal:
         if out.exists() and out.stat().st_size:  # an empty one, as mktemp makes it, holds nothing to be lost
             done = len(journal_lib.read(out, run)[0])
             if done != len(rows):

@@ -58,6 +58,7 @@ def from_dict(kind: type[_T], values: Mapping[str, Any], where: str = "config") 
 def _convert(hint: Any, value: Any, where: str) -> Any:
     """Checks `value` against a type hint and returns it in that type; ints pass for floats, lists for tuples."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
+    value = value.item() if getattr(value, "shape", None) == () else value  # of numpy or jax
     if origin is Literal:
         if value not in args:
             raise InputError(f"{where} is {value!r}; choose one of {', '.join(map(repr, args))}.")
@@ -138,10 +139,8 @@ class ModelConfig:
             value = getattr(self, field.name)
             if not isinstance(value, bool):
                 _require(value > 0, f"model.{field.name} is {value}; it must be positive.")
-        _require(
-            self.num_heads % self.num_kv_heads == 0,
-            f"model.num_heads {self.num_heads} is no multiple of model.num_kv_heads {self.num_kv_heads}.",
-        )
+        whole = self.num_heads % self.num_kv_heads == 0
+        _require(whole, f"model.num_heads {self.num_heads} is no multiple of model.num_kv_heads {self.num_kv_heads}.")
         _require(self.head_dim % 2 == 0, f"model.head_dim {self.head_dim} must be even for rotary embeddings.")
 
     @property

@@ -13,6 +13,7 @@ fields of `s1jax.config.Controls`: what the task's generation settings, or `--ge
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -34,6 +35,7 @@ _ARGUMENTS = ("checkpoint", "wait", *SAMPLING_DTYPES, "cache_length", "bos_token
 # What the harness and other libraries call max_answer_tokens; the first one given counts, as in the harness.
 _MAX_ANSWER = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _AUTO_BATCH_SIZE = 16
+_REPEAT = 1_000_003  # between the seeds of repeats of a document; more than tasks have documents
 
 
 @register_model("s1jax")
@@ -110,7 +112,11 @@ class HarnessModel(TemplateLM):
             raise InputError(
                 "--max_batch_size is not supported: no batch size is searched for; give --batch_size alone."
             )
-        self.controls = from_dict(Controls, controls, "--model_args")
+        try:
+            self.controls = from_dict(Controls, controls, "--model_args")
+        except InputError as error:
+            said = str(error)
+            raise error if said.startswith("--model_args") else InputError(f"--model_args: {said}") from None
         self.batch_size = _batch_size(batch_size)
         self._wait, self._checkpoint = wait, str(checkpoint)
         self._engine = Engine(
@@ -236,29 +242,37 @@ class HarnessModel(TemplateLM):
 
         The settings are `until`, a string or several; `do_sample`, False for temperature 0 and True for temperature 1
         where nobody gives one; `max_gen_toks`, or one of its other names, for `max_answer_tokens`; and the fields of
-        `Controls`. The i-th request is sampled with seed + i, so that repeats of a question differ.
+        `Controls`. Repeat j of document i is sampled with seed + i + 1,000,003 j, whatever else is asked.
 
         Raises:
           InputError: before anything runs, for a setting that is unknown or makes no sense, a request that is not one
             text, or a row that could outgrow the cache; names task and document.
         """
         rows, stops, names = [], [], []
-        for i, request in enumerate(requests):
+        repeats: collections.Counter[tuple[Any, ...]] = collections.Counter()
+        for request in requests:
             context, settings = _arguments(request, (str, dict))
             names.append(_name(request))
             own, until = _own_controls(settings, self.controls, names[-1])
             seed = own.get("seed", self.controls.seed)
-            own["seed"] = (seed + i) % 2**32 if isinstance(seed, int) else seed
+            which = (request.task_name, request.doc_id, request.idx)
+            place = (request.doc_id or 0) + _REPEAT * repeats[which]
+            own["seed"] = (seed + place) % 2**32 if isinstance(seed, int) else seed
+            repeats[which] += 1
             rows.append({"question": self._question(context), **own})
             stops.append(until)
+        texts = [""] * len(rows)
         with tqdm(total=len(rows), desc="generate_until", disable=disable_tqdm) as bar:
-            outputs = self._engine.generate(
+            stream = self._engine.stream(
                 rows, self.controls, wait=self._wait, names=names,
                 progress=lambda finished, *_: bar.update(finished - bar.n),
             )  # fmt: skip
-        self._rows += len(outputs)
-        self._thinking_tokens += sum(output["thinking_tokens"] for output in outputs)
-        return [_cut(output["answer"], until) for output, until in zip(outputs, stops, strict=True)]
+            for i, output in stream:
+                texts[i] = _cut(output["answer"], stops[i])
+                self.cache_hook.add_partial("generate_until", requests[i].args, texts[i])  # for --use_cache
+                self._rows += 1
+                self._thinking_tokens += output["thinking_tokens"]
+        return texts
 
     def get_model_info(self) -> dict[str, Any]:
         """Returns what the harness adds to `config` in its results, with the average thinking tokens of all answers."""
@@ -318,15 +332,19 @@ def _own_controls(settings: Mapping[str, Any], defaults: Controls, name: str) ->
     if not isinstance(until, list) or not all(isinstance(text, str) for text in until):
         raise InputError(f"{name}: until is {until!r}; it must be a string or a list of strings.")
     do_sample = left.pop("do_sample", None)
-    limits = [value for value in (left.pop(key, None) for key in _MAX_ANSWER) if value is not None]
+    limits = {key: left.pop(key) for key in _MAX_ANSWER if key in left}
+    limits = {key: value for key, value in limits.items() if value is not None}
     unknown = sorted(set(left) - set(CONTROLS))
     if unknown:
         known = ("until", "do_sample", _MAX_ANSWER[0], *CONTROLS)
         raise InputError(
             f"{name}: the generation setting {unknown[0]} is not one that s1jax has; it has {', '.join(known)}."
         )
+    for key, value in limits.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InputError(f"{name}: {key} is {value!r}; it must be a whole number, 1 or more.")
     if limits:
-        left["max_answer_tokens"] = limits[0]
+        left["max_answer_tokens"] = next(iter(limits.values()))
     if do_sample is not None and not do_sample:
         left["temperature"] = 0.0
     elif do_sample and not defaults.temperature:

@@ -111,8 +111,12 @@ class Strategy:
             kind = "majority" if self.selection.kind == "majority" else "rejection"
             return (kind if base == Strategy() else f"{kind}, {base.name(wait)}",)
         if self.instruction:
-            forced = self.forcing != Forcing()
-            return (f"{self.instruction.control}-conditional{' + forcing' if forced else ''}",)
+            family = f"{self.instruction.control}-conditional"
+            if self.forcing == Forcing():
+                return (family,)
+            if self.forcing == Forcing(self.instruction.most_tokens):
+                return (f"{family} + forcing",)
+            return (f"{family}, {dataclasses.replace(self, instruction=None).name(wait)}",)
         if self.forcing.min_thinking_tokens:
             return ("minimum",)
         if not self.forcing.num_waits:

@@ -199,6 +199,11 @@ def _choices(record: dict[str, Any], where: str, number: int) -> tuple[list[str]
         raise InputError(f"{where}: the choices are {choices!r}; give 2 to 26, none of them empty.")
     if answer in choices:
         place = choices.index(answer)
+        if isinstance(answer, str) and answer in letters and letters.index(answer) != place:
+            raise InputError(
+                f"{where}: `answer` {answer!r} is the text of one choice and the letter of another; give its place from"
+                " 0."
+            )
     elif isinstance(answer, str) and len(answer) == 1 and answer.upper() in letters:
         place = letters.index(answer.upper())
     elif isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(choices):

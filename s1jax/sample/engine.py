@@ -15,6 +15,7 @@ Rows with the highest limits, and others with their prompts, start first, so tha
 from __future__ import annotations
 
 import functools
+import numbers
 import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -87,7 +88,7 @@ class Engine:
             if not isinstance(asked, str) or asked not in ("", *SAMPLING_DTYPES[name]):
                 raise InputError(f"{name} is {asked!r}; it is {', '.join(SAMPLING_DTYPES[name])} or empty.")
         for name, number, least in (("slots", slots, 1), ("cache_length", cache_length, 0)):
-            if not isinstance(number, int) or number < least:
+            if not isinstance(number, numbers.Integral) or number < least:
                 raise InputError(f"{name} is {number!r}; it must be at least {least}, a whole number.")
         dtype = dtype or default_dtype()
         if isinstance(checkpoint_or_params, (str, os.PathLike)):
@@ -97,6 +98,8 @@ class Engine:
 
             checkpoint_or_params = store.load_model(pathlib.Path(checkpoint_or_params), mesh=mesh, dtype=dtype)
         if config is None:
+            if isinstance(checkpoint_or_params, Mapping):
+                raise InputError("the engine was given weights without their shape; give config, a ModelConfig.")
             self.model = checkpoint_or_params
             params, config = self.model.params, self.model.config
         else:
@@ -123,11 +126,11 @@ class Engine:
             params=params,
             unstack=apart and mesh is None,
             page=page,
-            pages_at_once=_pages_at_once(slots) if on_cpu else _SLOTS_AT_ONCE // page,
+            pages_at_once=_pages_at_once(slots, dtype) if on_cpu else _SLOTS_AT_ONCE // page,
             # Triton's products of float32 would be rounded to TF32.
             pages_in_place=on_gpu and dtype != "float32",
-            slots=-(-slots // shards) * shards,
-            cache_length=cache_length,
+            slots=-(-int(slots) // shards) * shards,
+            cache_length=int(cache_length),
             dtype=dtype,
             cache_dtype=cache_dtype or dtype,
             mesh=mesh,
@@ -176,6 +179,8 @@ class Engine:
         """
         if self.model is None:
             raise InputError("this engine was made from weights alone; make it from a checkpoint to sample text.")
+        if isinstance(rows, (str, bytes, Mapping)) or not isinstance(rows, Iterable):
+            raise InputError(f'rows is {rows!r:.80}; give a list of rows, such as [{{"question": "..."}}].')
         encode, rows = rows_lib.Encoder(self.model), list(rows)
         names = [f"row {i}" for i in range(len(rows))] if names is None else names
         if len(names) != len(rows):
@@ -239,9 +244,13 @@ def default_dtype() -> str:
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
-def _pages_at_once(slots: int) -> int:
-    """On a CPU: those of one row stay in its caches; with more rows a single page each is as fast or faster."""
-    return 4 if slots == 1 else 1
+def _pages_at_once(slots: int, dtype: str) -> int:
+    """On a CPU: those of one row stay in its caches; with more rows a single page each is as fast or faster.
+
+    Not in bfloat16, where weights of attention are rounded by what they are divided by so far: a row would differ from
+    the same one in a batch.
+    """
+    return 4 if slots == 1 and dtype == "float32" else 1
 
 
 @functools.partial(jax.jit, static_argnames=("dtype",))

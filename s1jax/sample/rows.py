@@ -23,7 +23,8 @@ from s1jax.text import chat as chat_lib
 CONTROLS = tuple(field.name for field in dataclasses.fields(Controls))
 _OUTPUTS = ("thinking", "answer", "controls", "fingerprint", *(field.name for field in dataclasses.fields(Sample)))
 
-_KNOWN = {"question", "prompt_ids", "wait", *CONTROLS, *_OUTPUTS, *(f"input_{name}" for name in _OUTPUTS)}
+# `speed` is a name of its own, and looks like `seed`.
+_KNOWN = {"question", "speed", "prompt_ids", "wait", *CONTROLS, *_OUTPUTS, *(f"input_{name}" for name in _OUTPUTS)}
 _CLOSE = 0.85  # of 1: a letter more or less in the shortest of the controls' names
 
 
@@ -56,9 +57,11 @@ def read_rows(path: str | os.PathLike[str]) -> tuple[list[dict[str, Any]], list[
         if not isinstance(row, dict):
             raise InputError(f'{path}:{number} is no JSON object; a row reads {{"question": "..."}}.')
         try:
-            json.dumps(row, ensure_ascii=False).encode()
+            json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
         except UnicodeEncodeError as error:  # half a surrogate pair, which no output could hold
             raise InputError(f"{path}:{number} is no valid Unicode ({error.reason}); repair the line.") from None
+        except ValueError:
+            raise InputError(f"{path}:{number} has a number that is no JSON (NaN, infinity); repair it.") from None
         rows.append(row)
         names.append(f"{path}:{number}")
     if not rows:
@@ -114,7 +117,12 @@ class Encoder:
         the row that has one of these names, or that of a run's `fingerprint`, is kept as `input_NAME`.
         """
         wait = row.get("wait", wait)
-        output = {f"input_{key}" if key in _OUTPUTS else key: value for key, value in row.items()}
+        output: dict[str, Any] = {}
+        for key, value in row.items():
+            name = f"input_{key}" if key in _OUTPUTS else key
+            while name != key and name in row:  # an input_NAME of its own, as an output that is sampled again has it
+                name = f"input_{name}"
+            output[name] = value
         output.update(dataclasses.asdict(sample), ids=sample.ids.tolist(), forced=sample.forced.tolist())
         output["thinking"], output["answer"] = texts(self._model, sample, self.delimiters(wait))
         output["controls"] = {**to_dict(request.controls), "wait": wait}

@@ -156,7 +156,7 @@ def choose(setup: Setup, limits: Sequence[int], prompt: int) -> Shape:
     fewer = range(setup.shards, slots, setup.shards)
     most = setup.shards * bisect.bisect_left(fewer, True, key=lambda slots: not fits(slots, least(slots)))
     ids = f"{length} ids" if setup.cache_length else f"up to {needs[-1] * setup.page} ids"
-    lower = "cache length (--cache_length)" if setup.cache_length else "token limits"
+    lower = "token limits" + (" (and --cache_length, where it was given)" if setup.cache_length else "")
     if most:
         remedy = f"{_rows(most)} of {ids} fit: lower the slots (--batch_size) or the {lower}."
     else:

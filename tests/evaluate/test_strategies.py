@@ -14,9 +14,9 @@ from s1jax.sample import rows as rows_lib
 
 ALL = {**to_dict(Controls(max_thinking_tokens=384, temperature=0.5)), "wait": "Wait"}
 LABELS = {
-    "token 64": "64", "token 64, cut at 64": "64", "token 64, Wait x1": "64", "step 8": "8", "step 8, cut at 240": "8",
-    "class long": "long", "majority of 8": "8", "majority of 8 at 0.7": "8", "Wait x2, majority of 4": "4",
-    "rejected above 64, 5 tries": "64", "rejected above 6, 16 tries": "6",
+    "token 64": "64", "token 64, cut at 64": "64", "token 64, Wait x1": "64", "token 64, cut at 20": "64",
+    "step 8": "8", "step 8, cut at 240": "8", "class long": "long", "majority of 8": "8", "majority of 8 at 0.7": "8",
+    "Wait x2, majority of 4": "4", "rejected above 64, 5 tries": "64", "rejected above 6, 16 tries": "6",
 }  # fmt: skip
 
 
@@ -54,7 +54,13 @@ LABELS = {
             " token:64 + forcing:waits=1 ",
             Strategy(Instruction("token", 64), Forcing(None, 0, 1)),
             "token 64, Wait x1",
-            ("token-conditional + forcing",),
+            ("token-conditional, Wait x1",),
+        ),
+        (
+            "token:64+forcing:max=20",
+            Strategy(Instruction("token", 64), Forcing(20)),
+            "token 64, cut at 20",
+            ("token-conditional, cut at 20",),
         ),
         ("step:8", Strategy(Instruction("step", 8, 100)), "step 8", ("step-conditional",)),
         (

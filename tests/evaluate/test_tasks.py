@@ -172,6 +172,11 @@ def test_choices_in_a_list(tmp_path, answer):
         ("gpqa", {**GPQA, "Incorrect Answer 1": None}, "none of them empty"),
         ("choices", {"question": "q", "choices": ["a", "a"], "answer": "A"}, "1: the right choice 'a' is there twice"),
         ("choices", {"question": "q", "choices": ["a", "b"], "answer": "C"}, r"1: `answer` is 'C'"),
+        (
+            "choices",
+            {"question": "q", "choices": ["B", "A"], "answer": "A"},
+            r"1: `answer` 'A' is the text of one choice and the letter of another",
+        ),
         ("choices", {"question": "q", "choices": ["a", "b"], "answer": 2}, r"1: `answer` is 2"),
         ("choices", {"question": "q", "choices": ["a", "b"]}, r"1: `answer` is None"),
         ("gpqa", {**GPQA, "Incorrect Answer 1": "right"}, "1: the right choice 'right' is there twice"),

@@ -41,6 +41,26 @@ def test_settings_of_an_engine(settings, said):
         Engine(cases.random_weights(CONFIG), config=CONFIG, **settings)
 
 
+def test_weights_need_a_config_and_numbers_may_be_numpys():
+    with pytest.raises(InputError, match="given weights without their shape; give config"):
+        Engine(cases.random_weights(CONFIG))
+    engine = Engine(cases.random_weights(CONFIG), config=CONFIG, slots=np.int64(3), cache_length=np.int32(8))
+    assert (engine._setup.slots, engine._setup.cache_length) == (3, 8)
+    controls = Controls(seed=np.int64(3), temperature=np.float32(0.5), max_thinking_tokens=jnp.int32(2))
+    assert controls == Controls(seed=3, temperature=0.5, max_thinking_tokens=2)
+    assert [type(value) for value in (controls.seed, controls.temperature)] == [int, float]
+
+
+def test_one_row_in_bfloat16_sums_as_a_batch_does():
+    """More pages at once would round its weights of attention otherwise than those of the same row among others."""
+    engines = [
+        Engine(cases.random_weights(CONFIG), config=CONFIG, slots=slots, dtype=dtype)._setup.pages_at_once
+        for dtype in ("float32", "bfloat16")
+        for slots in (1, 16)
+    ]
+    assert engines == [4, 1, 1, 1]
+
+
 def test_a_checkpoint_has_a_config_of_its_own():
     with pytest.raises(InputError, match="config goes with weights, not with a checkpoint"):
         Engine("package:countdown_base", config=CONFIG)
@@ -70,7 +90,8 @@ def test_controls(controls, said):
     ("rows", "more", "said"),
     [
         (["Make 3 from 1 2"], {}, "row 0 is 'Make 3 from 1 2'; a row reads"),
-        (QUESTION, {}, "row 0 is 'question'; a row reads"),
+        (QUESTION, {}, "rows is .*; give a list of rows"),
+        (None, {}, "rows is None; give a list of rows"),
         (
             [QUESTION],
             {"controls": {"max_thinking_tokens": 3}},
@@ -99,9 +120,12 @@ def test_rows_may_come_one_by_one_and_ids_from_numpy(engine):
 
 def test_fields_that_only_resemble_controls_are_handed_through(engine):
     """Those of an output above all, which may be asked again."""
-    row = QUESTION | {"max_tokens": 5, "seeded": "x", "top": 1, "level": 3, 7: "a number"}
+    row = QUESTION | {"max_tokens": 5, "seeded": "x", "top": 1, "level": 3, 7: "a number", "speed": 12}
     assert engine.generate([row], FEW)[0].items() >= row.items()
     again = engine.generate(engine.generate([row], FEW), FEW)[0]
     assert {"input_waits", "input_thinking_tokens", "input_answer_tokens"} < again.keys()
-    assert engine.generate([again], FEW)
+    thrice = engine.generate([again], FEW)[0]
+    assert thrice["input_input_ids"] == again["ids"] and thrice["input_ids"] == again["input_ids"]
+    both = engine.generate([QUESTION | {"ids": 1, "input_ids": 2}], FEW)[0]
+    assert (both["input_input_ids"], both["input_ids"]) == (1, 2)
     assert not any(rows_lib._meant(name) for name in rows_lib._KNOWN)

@@ -66,6 +66,9 @@ WRONG = [
     (["--prompts={f11}"], "f11.jsonl:2 is no valid Unicode"),
     (["--prompts={f12}"], "f12.jsonl:2: wait: the tokenizer cannot encode"),
     (["--wait=\u20ac"], "error: wait: the tokenizer cannot encode"),
+    (["--prompts={f14}"], r"f14.jsonl:1 has a number that is no JSON \(NaN, infinity\); repair it"),
+    (["--out=/dev/stdout"], "--out=/dev/stdout cannot be written: it is no regular file"),
+    (["--out=/proc/x.jsonl"], "--out=/proc/x.jsonl cannot be written"),
     (["--prompts={f13}"], r"f13.jsonl:1.temperature is beyond 2\*\*1023"),
 ]
 WRONG_ROWS = [
@@ -83,6 +86,7 @@ WRONG_ROWS = [
     '{"question": "Make 5"}\n{"question": "Make 5", "name": "half a \\ud83d"}',
     '{"question": "Make 5"}\n{"question": "Make 5", "wait": "\u20ac"}',
     '{"question": "Make 5", "temperature": 1' + "0" * 400 + "}",
+    '{"question": "Make 5", "mine": 1e999}',
 ]
 # Runs the launcher once for each list of flags, in one process: importing and compiling take nearly all the time. What
 # stands before the flags is done before.
@@ -132,7 +136,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def outcomes(folder):
     """Outcomes of: the file, it again reversed and one by one, one prompt, the file once more, all of WRONG, the file
-    with an output that lacks a row, and with an empty one."""
+    with a journal that is an output, with a link for an output, with one that lacks a row, and with an empty one."""
     names = {"folder": str(folder), **{f"f{i}": str(folder / f"f{i}.jsonl") for i in range(len(WRONG_ROWS))}}
     base = [f"--checkpoint={folder}/model", "--max_thinking_tokens=20", "--max_answer_tokens=6"]
     file = [*base, f"--prompts={folder}/prompts.jsonl", f"--out={folder}/out.jsonl"]
@@ -144,11 +148,17 @@ def outcomes(folder):
         file,
     ]
     runs += [[*file, f"--out={folder}/none.jsonl", *(flag.format(**names) for flag in flags)] for flags, _ in WRONG]
-    runs += [[*file, f"--out={folder}/short.jsonl"], [*file, f"--out={folder}/empty.jsonl"]]
+    runs += [[*file, f"--out={folder}/{name}.jsonl"] for name in ("copied", "link", "short", "empty")]
     shorten = f"""
 folder = pathlib.Path({str(folder)!r})
 (folder / "short.jsonl").write_text("".join((folder / "out.jsonl").read_text().splitlines(True)[:2]))"""
-    before = ["", "", EMOJI, "rows.texts = plain", *[""] * len(WRONG), shorten, ""]
+    copy = f"""
+folder = pathlib.Path({str(folder)!r})
+(folder / "copied.jsonl.partial").write_bytes((folder / "out.jsonl").read_bytes())"""
+    link = """
+(folder / "copied.jsonl.partial").unlink()
+(folder / "link.jsonl").symlink_to("target.jsonl")"""
+    before = ["", "", EMOJI, "rows.texts = plain", *[""] * len(WRONG), copy, link, shorten, ""]
     done = subprocess.run(
         [sys.executable, "-c", DRIVER, json.dumps(list(zip(before, runs, strict=True)))],
         cwd=ROOT,
@@ -231,6 +241,30 @@ def test_an_output_that_lacks_rows_is_not_taken_for_a_finished_one(folder, outco
     assert outcomes[-2]["code"] == 2 and "short.jsonl holds 2 of 3 rows; remove it" in outcomes[-2]["err"]
     assert len(lines(folder / "short.jsonl")) == 2
     assert outcomes[-1]["code"] == 0 and lines(folder / "empty.jsonl") == lines(folder / "out.jsonl")
+
+
+def test_an_output_in_the_place_of_a_journal_is_foreign(outcomes):
+    assert outcomes[-4]["code"] == 2 and "copied.jsonl.partial belongs to another run" in outcomes[-4]["err"]
+
+
+def test_a_link_stays_one(folder, outcomes):
+    assert outcomes[-3]["code"] == 0 and (folder / "link.jsonl").is_symlink()
+    assert lines(folder / "target.jsonl") == lines(folder / "out.jsonl")
+
+
+def test_after_ctrl_c_nothing_runs_any_more():
+    """Compilations that are under way crashed the end of the interpreter."""
+    code = """
+import atexit
+from launch import cli
+atexit.register(print, "never")
+def main():
+    print("so far", end="")
+    raise KeyboardInterrupt
+cli.run(main)"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (130, "so far")
+    assert done.stderr == "interrupted; run the same command again\n"
 
 
 @pytest.mark.parametrize(

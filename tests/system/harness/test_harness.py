@@ -186,12 +186,12 @@ def recorded(model, monkeypatch, *requests):
     """The rows that `generate_until` hands to the engine."""
     rows = []
 
-    def generate(given, controls, **keywords):
+    def stream(given, controls, **keywords):
         rows.extend(given)
         assert controls == model.controls and keywords["wait"] == "Wait"
-        return [{"answer": "so 3 = 3", "thinking_tokens": 0} for _ in given]
+        return ((i, {"answer": "so 3 = 3", "thinking_tokens": 0}) for i in reversed(range(len(given))))
 
-    monkeypatch.setattr(model._engine, "generate", generate)
+    monkeypatch.setattr(model._engine, "stream", stream)
     return rows, model.generate_until(list(requests), disable_tqdm=True)
 
 
@@ -224,6 +224,23 @@ def test_repeats_of_a_question_have_seeds_of_their_own(model):
     assert first == again and len(set(first)) > 1
 
 
+def test_seeds_belong_to_documents_and_not_to_places_among_requests(model, monkeypatch):
+    def seeds(*documents):
+        asked = [request("generate_until", "Make 5", {"seed": 7}, document=document) for document in documents]
+        return [row["seed"] for row in recorded(model, monkeypatch, *asked)[0]]
+
+    assert seeds(0, 3) == [7, 10] and seeds(3, 3, 4) == [10, 10 + 1_000_003, 11]
+
+
+def test_answers_are_kept_as_they_come(model, monkeypatch):
+    """For --use_cache, which a killed run goes on from."""
+    kept = []
+    monkeypatch.setattr(model.cache_hook, "add_partial", lambda *given: kept.append(given))
+    asked = [request("generate_until", text, {"until": "="}, document=i) for i, text in enumerate(["Make 5", "Make 6"])]
+    recorded(model, monkeypatch, *asked)
+    assert kept == [("generate_until", each.args, "so 3 ") for each in reversed(asked)]
+
+
 def test_repeats_of_a_task_are_samples_of_their_own(evaluate, model):
     samples = evaluate(model, "repeats")["samples"]["repeats"]
     assert [len(set(sample["resps"][0])) for sample in samples] == [3] * len(ROWS)
@@ -238,6 +255,8 @@ def test_repeats_of_a_task_are_samples_of_their_own(evaluate, model):
         (("Make 5", {"temperature": "warm"}), "document 7.*temperature is 'warm'"),
         (("Make 5", {"seed": "x"}), "document 7.*seed is 'x'"),
         (("Make 5", {"top_p": 2}), "document 7: top_p is 2"),
+        (("Make 5", {"max_gen_toks": 0}), "document 7: max_gen_toks is 0; it must be a whole number, 1 or more"),
+        (("Make 5", {"max_tokens": "9"}), "document 7: max_tokens is '9'"),
         (("Make 5", {"max_gen_toks": 500}), f"document 7: a prompt of .* context length is {CONTEXT}"),
         ((" ", {}), "document 7: question is ' '"),
         (("Make 5", {}, {"visual": []}), r"document 7: s1jax models take one text.*\(str, dict, dict\)"),
