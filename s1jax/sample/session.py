@@ -177,7 +177,8 @@ class Session:
         setup.counts.note(f"prefill {size}")
         return programs.prefill(
             setup.params, tokens, np.int32(len(ids) - 1), config=self._config, size=setup.page,
-            at_once=max(setup.pages_at_once, _PREFILL_PAGES), dtype=setup.dtype, mesh=setup.mesh,
+            at_once=min(max(setup.pages_at_once, _PREFILL_PAGES), size // setup.page), dtype=setup.dtype,
+            mesh=setup.mesh,
         )  # fmt: skip
 
     def _settings(self) -> programs.Settings:
