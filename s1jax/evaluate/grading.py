@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fractions
 import logging
+import math
 import re
 import signal
 import string
@@ -18,7 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from s1jax.config import InputError
-from s1jax.evaluate import units
+from s1jax.evaluate import notation, units
 
 # Seconds that one comparison by math-verify may take: "9^{9^{9}}" would otherwise never end.
 TIMEOUT = 3
@@ -26,38 +27,39 @@ TIMEOUT = 3
 LONGEST = 400
 
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)|\\boxed\s+(?P<bare>[^\s{$]+)")
-# "Answer:" also stands inside "Final Answer:" and "**Answer:**"; a GSM8K mark begins its line.
-_MARK = re.compile(r"(?:final\s+)?\banswer\s*(?:\*\*)?\s*[:\uff1a](?:\*\*)?|^[ \t]*####", re.IGNORECASE | re.MULTILINE)
+# "Answer:" also stands inside "Final Answer:" and "**Answer:**", and not in "the answer: is clear". A GSM8K mark begins
+# its line, and so does a heading of Markdown: with a letter behind it, it is a mark in the last line only.
+_MARK = re.compile(
+    r"(?:final\s+)?\banswer\s*(?:\*\*)?\s*[:\uff1a](?:\*\*)?(?!\s+is\b)|^[ \t]*####(?!#)(?=[^\nA-Za-z]*$|[^\n]*\s*\Z)",
+    re.IGNORECASE | re.MULTILINE,
+)
 # A line that only opens or closes mathematics or code, or is an empty box.
 _FENCE = re.compile(r"\\[\[\]()]|\$+|`{3,}\w*|\$*\\(?:boxed|fbox)\s*\{\s*\}\$*")
 # Names of the choices of a question, in order.
 LETTERS = string.ascii_uppercase
-# A LaTeX command around a letter or a word: `\text{B}`, `\mathbf{(B)}`.
-_COMMAND = re.compile(r"\\(?:text|textbf|mathrm|mathbf|mbox|boldsymbol)\s*\{([^{}]*)\}")
-# Two letters in a row that are no LaTeX command.
-_WORD = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}")
 # Behind a number and at most one word: another answer ("7 or 8 m", "5 hours and 30 minutes", "x=1 or x=2"), or what
 # makes it a bound ("5 or more").
 _JOINED = r"\d[^A-Za-z\d]*(?:[A-Za-z]+[^A-Za-z\d]+)?\b"
 _SEVERAL = re.compile(_JOINED + r"(?:or|and)\b\W*(?:[a-z]\s*=\W*)?\d[\d.,/]*\D*$")
+# Two amounts that make one ("1 hour 30 minutes", "5 ft 3 in").
+_COMPOUND = re.compile(r"\d\s*[A-Za-z]+[\s,]+\d[\d.,/]*\s*[A-Za-z][A-Za-z\s]*\W*$")
 _BOUND = re.compile(_JOINED + r"or\s+(?:more|less|fewer|greater|higher|lower|larger|smaller|above|below|over|under)\b")
-# One row or one column: what stands between its ends.
-_VECTOR = re.compile(r"\\begin\{([pb]matrix)\}(.*)\\end\{\1\}", re.DOTALL)
-_POWER_OF_TEN = re.compile(
-    r"([+-]?\d+(?:\.\d+)?)\s*(?:\\times|\\cdot|[*×x])\s*10\s*\^\s*(?:\{\s*([+-]?\d{1,3})\s*\}|([+-]?\d{1,3}))"
-)
 # What ends an AIME answer that is an angle.
 _DEGREES = re.compile(r"\s*(?:\^\s*(?:\\circ|\{\s*\\circ\s*\})|°)$")
 # Digits and their base: `4210_{5}`.
 _BASE = re.compile(r"(\w+)_\{?(\d+)\}?")
-# What separates thousands in LaTeX and in some countries' writing.
-_THIN = re.compile(r"(?<=\d)(?:\\[,!;: ]|[ \u00a0\u202f~])+(?=\d{3}(?!\d))")
 _NUMBER = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:(?<=\d)[eE][+-]?\d{1,3})?")
 _PERCENT = re.compile(r"\s*\\?%$")
-# An en dash for a minus, which is no range: nothing stands in front of it.
-_DASH = re.compile(r"(?<![\w\s)}])\u2013(?=[\d.])")
-_MIXED = re.compile(r"([+-]?\d+) (\d+)/(\d+)")
-_REPEATING = re.compile(r"(\d+)\.(\d*)\\(?:overline|bar)\s*\{(\d+)\}")
+# A time of day, which is no ratio: it has two digits behind the colon, or a half of the day.
+_TIME = re.compile(r"(\d{1,2})(?::(\d\d))?\s*(?:([AaPp])\.?\s?[Mm]\b\.?)?")
+# Nothing but words: three letters or two capitals in a row somewhere.
+_WORDS = re.compile(r"(?=.*(?:[A-Za-z]{3}|[A-Z]{2}))[A-Za-z][A-Za-z\s.,']*")
+# A number and a noun: `12 red apples`.
+_COUNT = re.compile(r"[-+\d.,/]*\d\s+([A-Za-z][A-Za-z\s.'-]*)")
+# A letter right behind a number is a variable as well as a unit: `6t`.
+_TERM = re.compile(r"\d[A-Za-z](?![A-Za-z])")
+# A tuple or an interval, and a set.
+_IN_ORDER, _SET = re.compile(r"(?:\\left)?\([^()]*,[^()]*\)"), re.compile(r"(?:\\left)?\\\{[^()]*\}")
 
 
 def boxed(text: str) -> str | None:
@@ -107,8 +109,9 @@ def _closed_braces(text: str) -> dict[int, int]:
 def extract(text: str) -> str | None:
     r"""Returns the answer that the last mark of `text` gives, or None where no mark is followed by anything.
 
-    A box after the last "Answer:" or `####` is the answer; without such a box it is the first line with anything in
-    it after the mark, where `\[`, `$$` and the like alone count as nothing. Without any mark it is the last box.
+    A box after the last "Answer:" or `####` (which is no heading: with words behind it, it is in the last line) is the
+    answer; without such a box it is the first line with anything in it after the mark, where `\[`, `$$` and the like
+    alone count as nothing. Without any mark it is the last box.
     """
     for mark in reversed(list(_MARK.finditer(text))):
         tail = text[mark.end() :]
@@ -141,6 +144,8 @@ def reference(row: Mapping[str, Any], where: str) -> str:
     for field in ("answer", "solution"):
         value = row.get(field)
         if value is None or isinstance(value, (bool, list, dict)) or not str(value).strip():
+            continue
+        if isinstance(value, float) and not math.isfinite(value):  # NaN, which Python reads in JSON
             continue
         text = str(value).strip()
         answer = extract(text) or text
@@ -179,17 +184,21 @@ def final(text: str) -> str:
 def letter(text: str, choices: Sequence[str]) -> str | None:
     r"""Returns the letter of the choice that `text` gives, or None where it gives none or more than one.
 
-    Looked for in the final answer, in this order: nothing but a letter (`C`, `(C)`, `option c`, `\boxed{\text{C}}`); a
-    letter in front (`C) 12 m`, `C. 12 m`); one behind "is", "option" or "choice"; one in parentheses; the only letter
-    that stands alone, where "A" and "I" before a word are no letters; and last the text of one of the choices. A letter
-    that is denied ("not A", "all but A", "A is wrong") does not count.
+    Looked for in the final answer, in this order: the whole text of one of the choices; nothing but a letter (`C`,
+    `(C)`, `option c`, `\boxed{\text{C}}`); a letter in front (`C) 12 m`, `Option C: 12 m`, `C - 12 m`); one behind
+    "is", "option" or "choice"; one in parentheses; the only letter that stands alone, where "A" and "I" before most
+    words are no letters; and last what equals one of the choices. A letter that is denied ("not A", "all but A", "A is
+    wrong") does not count.
 
     Args:
       text: an answer of a model.
       choices: texts of A, B, C, ... in this order.
     """
-    answer = _COMMAND.sub(r"\1", _clean(final(text))).strip().strip("*'\"`\u2018\u2019\u201c\u201d").strip()
+    answer = notation.plain(notation.normalize(final(text))).strip().strip("*'\"`\u2018\u2019").strip()
     letters = LETTERS[: len(choices)]
+    texts = [notation.plain(notation.normalize(choice)).strip().casefold() for choice in choices]
+    if len(answer) > 1 and texts.count(answer.casefold()) == 1:  # "Vitamin C" need not be C
+        return letters[texts.index(answer.casefold())]
     bare = re.fullmatch(r"(?:(?:option|choice)\s+)?[(\[{]?([A-Z])[)\]}]?[.:,]?", answer, re.IGNORECASE)
     if bare:
         return bare[1].upper() if bare[1].upper() in letters else None
@@ -200,12 +209,13 @@ def letter(text: str, choices: Sequence[str]) -> str | None:
         rf"\b(?:[Nn]either|[Nn]ot|nor|{but})\s+{any_}(?:(?:,|\s+n?or|\s+and)\s+{any_})*"
         rf"|{any_}\s+is\s+(?:wrong|incorrect|false|not)\b"
     )
+    goes_on = "(?:or|and|is|but|not|because|since|as)"  # behind A and I that are letters
     claimed = re.sub(denied, "", answer)
     for pattern in (
-        rf"^\(?{one}[).:](?=\s|$)",
-        rf"\b(?:is|option|choice|answer)\s*:?\s*\(?{one}\b",
+        rf"^(?:(?:[Oo]ption|[Cc]hoice|[Aa]nswer)\s+)?\(?{one}(?:[).:](?=\s|$)|\)?\s+[-\u2013\u2014]\s)",
+        rf"\b(?:is|[Oo]ption|[Cc]hoice|[Aa]nswer)\s*:?\s*\(?{one}\b",
         rf"\({one}\)",
-        rf"(?<![\w'\\])(?![AI]\s+(?!or\b|and\b|is\b)[a-z]){one}(?![\w'])",
+        rf"(?<![\w'\\])(?![AI]\s+(?!{goes_on}\b)[a-z]){one}(?![\w'])",
     ):
         found = set(re.findall(pattern, claimed))
         if found:
@@ -219,12 +229,13 @@ def equal(answer: str, right: str) -> bool:
 
     A percentage is as good as its number (50% and 50), and math-verify takes a decimal of six places and more for the
     fraction that it rounds: 0.3333333 is 1/3 to it, 0.33 is not. A unit may be missing on one side; two of them have to
-    be the same (5 m and 5 meters). A vector is the same as a matrix of one row or column and as a tuple. More than
-    `LONGEST` characters are compared as text.
+    be the same (5 m and 5 meters), and of other nouns one (12 apples and 12 red apples). Words alone are compared as
+    text. A vector is the same as a matrix of one row or column and as a tuple. Of a sentence counts what
+    `notation.said` finds. More than `LONGEST` characters are compared as text.
     """
     if max(len(answer), len(right)) > LONGEST:
         return answer.strip().casefold() == right.strip().casefold()
-    answer, right = _clean(answer), _clean(right)
+    answer, right = (notation.normalize(notation.said(text)) for text in (answer, right))
     if not answer or not right:
         return False
     if answer.casefold() == right.casefold():
@@ -232,17 +243,28 @@ def equal(answer: str, right: str) -> bool:
     numbers = _number(answer), _number(right)
     if None not in numbers:
         return numbers[0] == numbers[1]
-    bounds = [_BOUND.search(_COMMAND.sub(r"\1", text)) is not None for text in (answer, right)]
-    if bounds[0] != bounds[1]:
+    plain = notation.plain(answer).strip(), notation.plain(right).strip()
+    if _WORDS.fullmatch(plain[0]) and _WORDS.fullmatch(plain[1]):
+        return _names(plain[0]) == _names(plain[1])
+    if _differ_in_kind(*plain):
         return False
+    times = _TIME.fullmatch(plain[0]), _TIME.fullmatch(plain[1])
+    if times[0] and times[1]:
+        return _same_time(*times[0].groups(), *times[1].groups())
     (one, unit), (other, second) = units.split(answer), units.split(right)
     if unit and second:
         return not units.differ(unit, second) and equal(one, other)
-    vectors = _tuple(answer), _tuple(right)
+    counts = _COUNT.fullmatch(plain[0]), _COUNT.fullmatch(plain[1])
+    if counts[0] and counts[1] and not _nouns(counts[0][1]) & _nouns(counts[1][1]):  # apples and oranges
+        return False
+    sides = _number(one), _number(other)
+    if bool(unit) != bool(second) and None not in sides and not _TERM.search(f"{answer} {right}"):
+        return sides[0] == sides[1]
+    vectors = notation.as_tuple(answer), notation.as_tuple(right)
     if (vectors[0] is None) != (vectors[1] is None):
         return _math_equal(vectors[0] or answer, vectors[1] or right)
-    shares = [_number(_PERCENT.sub("", text)) for text in (answer, right)]
-    if None not in shares and shares[0] == shares[1]:  # math-verify compares whole percentages only
+    shares = _PERCENT.sub("", answer), _PERCENT.sub("", right)
+    if shares != (answer, right) and equal(*shares):  # math-verify compares whole percentages only
         return True
     bases = _BASE.fullmatch(answer), _BASE.fullmatch(right)
     if bases[0] and bases[1]:  # math-verify reads 12_3 as 12
@@ -250,46 +272,35 @@ def equal(answer: str, right: str) -> bool:
     return _math_equal(answer, right)
 
 
-def _clean(answer: str) -> str:
-    r"""Takes off what surrounds an answer, and writes numbers in the one way that the rest here reads.
-
-    What goes: signs of money and mathematics, Markdown, one LaTeX command around everything, the full stop, spaces in
-    thousands. `1 1/2` becomes `1\frac{1}{2}`, `0.\overline{3}` becomes `\frac{3}{9}`, and `4\times 10^3` becomes `4e3`.
-    """
-    answer = re.sub(r"\\?[$€£¥]", "", answer).replace("\u2212", "-").replace("{,}", ",").strip("*` \t\n")
-    answer = re.sub(r"^\\[(\[](.*)\\[)\]]$", r"\1", answer).strip().rstrip(".").strip()
-    if wrapped := _COMMAND.fullmatch(answer):
-        answer = wrapped[1].strip()
-    answer = _REPEATING.sub(_repeating, _DASH.sub("-", answer))
-    if mixed := _MIXED.fullmatch(answer):
-        return rf"{mixed[1]}\frac{{{mixed[2]}}}{{{mixed[3]}}}"
-    answer = _THIN.sub("", answer)
-    if power := _POWER_OF_TEN.fullmatch(answer):
-        return f"{power[1]}e{power[2] or power[3]}"
-    return answer
+def _names(text: str) -> list[str]:
+    """Returns the names of a list in words, which has no order. (To math-verify "cat" is a product, as is "act".)"""
+    parts = re.sub(r"\band\b", ",", text.casefold()).split(",")
+    return sorted(part.strip() for part in parts if part.strip())
 
 
-def _tuple(text: str) -> str | None:
-    r"""Returns `(1,2)` for a matrix of one row or one column; None for all else."""
-    matrix = _VECTOR.fullmatch(text)
-    if matrix is None or r"\begin" in matrix[2]:
-        return None
-    rows = [row.split("&") for row in re.split(r"\\\\(?:\[[^\]]*\])?", matrix[2]) if row.strip()]
-    if len(rows) != 1 and any(len(row) != 1 for row in rows):
-        return None
-    return f"({','.join(cell.strip() for row in rows for cell in row)})"
+def _differ_in_kind(one: str, other: str) -> bool:
+    """Whether one of two answers is a bound and the other is none, or one in order and the other a set."""
+    if (_BOUND.search(one) is None) != (_BOUND.search(other) is None):
+        return True
+    return any(_IN_ORDER.fullmatch(a) and _SET.fullmatch(b) for a, b in ((one, other), (other, one)))
 
 
-def _repeating(match: re.Match[str]) -> str:
-    """Returns a repeating decimal as a fraction: its digits less those that stand once, over nines and zeros."""
-    whole, once, again = match.groups()
-    above = int(whole + once + again) - int(whole + once)
-    return rf"\frac{{{above}}}{{{(10 ** len(again) - 1) * 10 ** len(once)}}}"
+def _same_time(hour: str, minute: str, half: str, hour2: str, minute2: str, half2: str) -> bool:
+    """Whether two times of day are the same, where one of them may lack its half of the day."""
+    if half or half2:
+        minute, minute2 = minute or "00", minute2 or "00"
+    known = {text.lower() for text in (half, half2) if text}
+    return int(hour) == int(hour2) and minute == minute2 and len(known) < 2
+
+
+def _nouns(text: str) -> set[str]:
+    """Returns the words of a text, in the singular as far as that has no "s"."""
+    return {word.rstrip("s") for word in re.findall(r"[a-z]+", text.casefold())}
 
 
 def whole_number(answer: str) -> int | None:
     r"""Returns the whole number that a bare answer is, such as `025`, `25.0`, `$25$` or `25^\circ`; or None."""
-    number = _number(_DEGREES.sub("", _clean(answer))) if len(answer) <= LONGEST else None
+    number = _number(_DEGREES.sub("", notation.normalize(answer))) if len(answer) <= LONGEST else None
     return int(number) if number is not None and number.denominator == 1 else None
 
 
@@ -308,11 +319,22 @@ def _math_equal(answer: str, right: str) -> bool:
     logging.getLogger("math_verify").setLevel(logging.ERROR)
 
     def readings(text: str) -> list[Any]:
+        number = _number(text)
+        if number is not None and number.denominator == 1:  # 4e3 is no product of e
+            text = str(number)
+        elif number is not None:
+            text = re.sub("[eE](.+)", r"\\times 10^{\1}", text)
         # A sentence ("12 apples") is read for the number in it, too, unless it gives several. Mathematics is not: "5x"
-        # and "7!" are no 5 and 7.
-        plain = _COMMAND.sub(r"\1", text)
-        sentence = _WORD.search(text) and not _SEVERAL.search(plain)
-        forms = dict.fromkeys([f"${text}$", text, plain] if sentence else [f"${text}$"])
+        # and "7!" are no 5 and 7, not even with a word behind them.
+        plain = notation.plain(text)
+        formula = notation.head(plain)
+        several = _SEVERAL.search(plain) or _COMPOUND.search(plain)
+        if formula and not several:
+            forms = [f"${formula}$"]
+        elif formula is None or several or not notation.WORD.search(plain):
+            forms = [f"${text}$"]
+        else:
+            forms = list(dict.fromkeys([f"${text}$", text, plain]))
         return [found for form in forms if (found := math_verify.parse(form, parsing_timeout=None))]
 
     try:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 
-# One unit a line: its symbols, as they are written, and then its words, in any case and with or without an "s".
+# One unit a line: its symbols, as they are written, and then its words, in any case and with or without an "s". K is
+# left out because it is also a thousand.
 _UNITS = """
 mm: millimeter millimetre
 cm: centimeter centimetre
@@ -39,9 +40,25 @@ EUR: euro
 deg: degree
 rad: radian
 J: joule
+kJ: kilojoule
+eV: electronvolt
+cal: calorie
+kcal: kilocalorie
 N: newton
 W: watt
+kW: kilowatt
+kWh: kilowatthour
 Hz: hertz
+kHz: kilohertz
+MHz: megahertz
+V: volt
+A: ampere amp
+C: coulomb
+: kelvin
+Pa: pascal
+kPa: kilopascal
+mol: mole
+nm: nanometer nanometre
 """
 _SYMBOLS: dict[str, str] = {}
 _WORDS: dict[str, str] = {}
@@ -52,6 +69,8 @@ for _symbols, _words in (line.split(":") for line in _UNITS.strip().splitlines()
 _COMMAND = re.compile(r"\\(?:text|textrm|mathrm|mbox|operatorname|rm)\s*\{([^{}]*)\}")
 _SPACE = re.compile(r"\\[,;:! ]|~|\\(?:quad|qquad)\b")
 _DEGREE = re.compile(r"\^\s*(?:\\circ|\{\s*\\circ\s*\})|°")
+# The scale of a temperature, behind its degrees.
+_SCALE = re.compile(r"\bdegrees?\s+(?:(C|[Cc]elsius)|F|[Ff]ahrenheit)\b")
 # Where a number, a fraction, a root or a multiple of pi has ended and a word begins.
 _BEGIN = re.compile(r"(?<=[\d)}.i])\s*(?=[A-Za-z])")
 # Words behind a unit, such as "a day".
@@ -64,6 +83,8 @@ _UNIT = re.compile(
 )
 _PER = re.compile(r"\s*(?:/|\bper\b)", re.IGNORECASE)
 _RATES = {"mph": ("mile", "hour"), "kph": ("kilometer", "hour"), "kmh": ("kilometer", "hour")}
+# Degrees without a scale are degrees, too.
+_RATES |= {scale: ("degree", scale) for scale in ("celsius", "fahrenheit")}
 
 
 def split(text: str) -> tuple[str, tuple[str, ...]]:
@@ -73,8 +94,9 @@ def split(text: str) -> tuple[str, tuple[str, ...]]:
     `12\text{ cm}^2` is ("12", ("centimeter^2",)) and `5 miles per hour`, as `5 mph`, ("5", ("mile", "hour")). Words
     behind it do not count ("18 dollars a day"); more numbers ("5 ft 3 in") make it no single unit.
     """
-    plain = _DEGREE.sub(" degrees", _SPACE.sub(" ", _COMMAND.sub(r" \1 ", text)))
+    plain = _DEGREE.sub(" degrees ", _SPACE.sub(" ", _COMMAND.sub(r" \1 ", text)))
     plain = plain.replace("\u00b2", "^2").replace("\u00b3", "^3")
+    plain = _SCALE.sub(lambda match: "celsius" if match[1] else "fahrenheit", plain)
     for begin in _BEGIN.finditer(plain):
         if re.search(r"\\[A-Za-z]*$", plain[: begin.start()]) and not plain[: begin.start()].endswith("\\pi"):
             continue  # within the name of a command

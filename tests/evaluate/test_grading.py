@@ -73,6 +73,13 @@ def test_boxes_without_end_take_no_time():
         ("####12", "12"),
         ("a heading ### Answer: 12", "12"),
         ("x #### 12", None),
+        # Headings are no marks.
+        ("So \\boxed{18}.\n\n#### Verification\n9*2=18 as wanted.", "18"),
+        ("**Answer: 18**\n\n#### **Check**\n9*2=18.", "18"),
+        ("#### Step 1: Eggs\n16-7=9\n#### 2. Money\n9*2=18\n\nThe sum is 18.", None),
+        ("So it is\n#### 18 dollars\n", "18 dollars"),
+        ("#### 18\n\nQuestion: the next one", "18"),
+        ("Final Answer: 5\n\nThe answer: is therefore clear.", "5"),
         ("my answers: 12", None),
         ("the answer is 12", None),
         ("Final Answer:", None),
@@ -215,7 +222,12 @@ def test_reference_answers(row, answer):
     assert grading.reference(row, "rows.jsonl:1") == answer
 
 
-@pytest.mark.parametrize("row", [{}, {"question": "2+2"}, {"answer": ""}, {"answer": [4]}, {"answer": True}])
+@pytest.mark.parametrize(
+    "row",
+    [{}, {"question": "2+2"}, {"answer": ""}, {"answer": [4]}, {"answer": True}, *json.loads(
+        '[{"answer": NaN}, {"answer": Infinity}, {"answer": -Infinity, "solution": NaN}]'
+    )],
+)  # fmt: skip
 def test_a_row_without_an_answer_is_named(row):
     with pytest.raises(InputError, match=r"rows\.jsonl:3: no answer.*`answer` or `solution`"):
         grading.reference(row, "rows.jsonl:3")
@@ -249,98 +261,6 @@ def test_plain_numbers_do_not_wait_for_the_import_of_math_verify():
         "assert grading.correct('Answer: $1,234.', '1234') and not grading.correct('Answer: 5', '6')\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        # Fractions, signs and mixed numbers.
-        ("\\tfrac12", "0.5"),
-        ("1\\frac34", "7/4"),
-        ("-3/4", "\\frac{-3}{4}"),
-        ("1 1/2", "3/2"),
-        ("-1 1/2", "-1.5"),
-        ("0.\\overline{3}", "1/3"),
-        ("-0.8\\overline{3}", "-5/6"),
-        ("\\frac{\\sqrt{3}}{3}", "\\frac{1}{\\sqrt3}"),
-        # Thousands.
-        ("11,\\! 111", "11111"),
-        ("1\\,000", "1000"),
-        ("1 000 000", "1,000,000"),
-        ("10^6", "1000000"),
-        ("1e3", "1,000"),
-        ("4.5\\times 10^{33}", "4.5e33"),
-        ("-4.5 \\cdot 10^3", "-4,500"),
-        # Units.
-        ("5\\text{ cm}^2", "5"),
-        ("5 \\mbox{ inches}", "5"),
-        ("5 mph", "5"),
-        ("50 cents", "50"),
-        ("90^\\circ", "90"),
-        ("10\\%", "0.1"),
-        ("50\\%", "50"),
-        ("12.5\\%", "12.5"),
-        ("0.5%", "0.5"),
-        # Intervals, sets, tuples, matrices.
-        ("[1, 2)", "[1,2)"),
-        ("x \\in [1,2]", "[1,2]"),
-        ("-1<x<5", "(-1,5)"),
-        ("(-\\infty, 2) \\cup (3, \\infty)", "(-\\infty,2)\\cup(3,\\infty)"),
-        ("\\{1,2\\}", "\\{2,1\\}"),
-        ("x=\\pm 3", "3,-3"),
-        ("\\begin{pmatrix}1\\\\2\\end{pmatrix}", "\\begin{pmatrix} 1 \\\\ 2 \\end{pmatrix}"),
-        ("\\begin{pmatrix}1\\\\ \\frac12\\end{pmatrix}", "(1, 0.5)"),
-        ("\\begin{bmatrix} 1 & -2 \\end{bmatrix}", "\\left(1, -2\\right)"),
-        # Whole numbers as AIME writes them.
-        ("033", "33"),
-        ("000", "0"),
-        ("m+n=33", "033"),
-        # Bases, letters, words.
-        ("4210_5", "4210_{5}"),
-        ("4210_5", "4210"),
-        ("C", "\\text{(C)}"),
-        ("\\text{even}", "even"),
-        # Longer than anything that is computed with.
-        ("9" * 5000, "9" * 5000),
-    ],
-)
-def test_known_traps_of_equality(one, other):
-    assert grading.equal(one, other) and grading.equal(other, one)
-
-
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        ("(1,2)", "[1,2]"),
-        ("[0,1)", "[0,1]"),
-        ("(1,2)", "(2,1)"),
-        ("1,2", "1,2,3"),
-        ("12", "1,2"),
-        ("1, 200", "1200"),
-        ("\\frac{1}{2}", "\\frac{1}{3}"),
-        ("\\pi", "3.14"),
-        ("4210_5", "4210_6"),
-        ("2:3", "3:2"),
-        ("33", "330"),
-        ("10\\%", "20\\%"),
-        ("12.5\\%", "12"),
-        ("5\\%", "0.5"),
-        ("1 1/2", "11/2"),
-        ("0.\\overline{3}", "0.3"),
-        ("1e3", "1e4"),
-        ("e3", "3"),
-        ("3\u20135", "-2"),
-        ("-1<x<5", "[-1,5]"),
-        ("x<5", "5"),
-        ("\\begin{pmatrix}1\\\\2\\end{pmatrix}", "(2,1)"),
-        ("\\begin{pmatrix}1\\\\2\\end{pmatrix}", "\\begin{pmatrix}1&2\\end{pmatrix}"),
-        ("\\begin{pmatrix}1&2\\\\3&4\\end{pmatrix}", "(1,2,3,4)"),
-        ("9" * 5000, "8"),
-        ("0.\\overline{" + "3" * 5000 + "}", "1/3"),
-    ],
-)
-def test_known_traps_that_are_no_equality(one, other):
-    assert not grading.equal(one, other) and not grading.equal(other, one)
 
 
 @pytest.mark.parametrize(
@@ -392,3 +312,36 @@ def test_known_traps_that_are_no_equality(one, other):
 )
 def test_letters(text, letter):
     assert grading.letter(text, ["7", "8 m", "Elephant", "10"]) == letter
+
+
+VITAMINS = ["Vitamin D", "Vitamin C", "Vitamin B", "Vitamin A"]
+ENERGIES = ["10^-4 eV", "10^-9 eV", "10^-11 eV", "10^-8 eV"]
+ORDERS = ["7", "A > B > C", "Elephant", "10"]
+
+
+@pytest.mark.parametrize(
+    ("text", "choices", "letter"),
+    [
+        ("Vitamin C", VITAMINS, "B"),
+        ("vitamin c.", VITAMINS, "B"),
+        ("\\text{Vitamin C}", VITAMINS, "B"),
+        ("Option B: Vitamin C", VITAMINS, "B"),
+        ("B - Vitamin C", VITAMINS, "B"),
+        ("**B) Vitamin C**", VITAMINS, "B"),
+        ("Vitamin E", VITAMINS, None),
+        ("10^-9 eV", ENERGIES, "B"),
+        ("$10^{-9}\\,\\text{eV}$", ENERGIES, "B"),
+        ("The energy is $10^{-8}$ eV.", ENERGIES, "D"),
+        ("10^-7 eV", ENERGIES, None),
+        ("A > B > C", ORDERS, "B"),
+        ("A but not B", ORDERS, "A"),
+        ("A because it is large", ORDERS, "A"),
+        ("A since it is large", ORDERS, "A"),
+        ("A not so large one", ["7", "8"], "A"),
+        ("A large one", ORDERS, None),
+        ("Choice C", ORDERS, "C"),
+        ("A > C", ORDERS, None),
+    ],
+)
+def test_letters_of_choices_that_hold_letters(text, choices, letter):
+    assert grading.letter(f"Final Answer: {text}", choices) == letter
