@@ -262,7 +262,7 @@ def sample_all(
     count = len(task.rows)
     kept: dict[str, list[dict[str, Any]]] = collections.defaultdict(list)
     # The same one may stand in samples.jsonl and in a journal that a killed process could not remove any more.
-    for record in {(row["run"], row["problem"], row["attempt"]): row for row in there}.values():
+    for record in {results_lib.key(row): row for row in there}.values():
         kept[record["run"]].append({name: value for name, value in record.items() if name != "fingerprint"})
     settled: dict[Strategy, list[outcomes.Outcome]] = {}
     seconds: dict[Strategy, float] = {}

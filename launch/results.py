@@ -30,14 +30,14 @@ def read(
     earlier: dict[str, Any] = {}
     try:
         there = [json.loads(line) for line in samples.read_bytes().splitlines()]
-        found = {_key(row) for row in there}
+        found = {key(row) for row in there}
         if file.exists():
             own, earlier = file, json.loads(file.read_text())
             same = earlier.get("fingerprint") == run
             if same and not all(0 <= problem < num_problems for _, problem, _ in found):
                 raise ValueError
         else:  # of a process that was killed before it wrote its results: the journal has the same samples
-            own, same, there = samples, found <= {_key(row) for row in journal}, []
+            own, same, there = samples, found <= {key(row) for row in journal}, []
     except (ValueError, AttributeError, KeyError, TypeError, FileNotFoundError):
         raise InputError(f"{file} or {samples} is damaged or missing; remove both, or choose another --out.") from None
     if not same:
@@ -48,5 +48,6 @@ def read(
     return earlier, there
 
 
-def _key(row: Mapping[str, Any]) -> tuple[str, int, int]:
+def key(row: Mapping[str, Any]) -> tuple[str, int, int]:
+    """What tells a sample of an evaluation from all others."""
     return row["run"], row["problem"], row["attempt"]

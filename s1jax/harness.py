@@ -26,10 +26,10 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from tqdm import tqdm
 
-from s1jax.config import SAMPLING_DTYPES, Controls, InputError, from_dict, to_dict
+from s1jax.config import SAMPLING_DTYPES, Controls, InputError, to_dict
 from s1jax.sample import score
 from s1jax.sample.engine import Engine
-from s1jax.sample.rows import CONTROLS
+from s1jax.sample.rows import CONTROLS, row_controls
 
 _ARGUMENTS = ("checkpoint", "wait", *SAMPLING_DTYPES, "cache_length", "bos_token", *CONTROLS)
 # What the harness and other libraries call max_answer_tokens; the first one given counts, as in the harness.
@@ -112,11 +112,7 @@ class HarnessModel(TemplateLM):
             raise InputError(
                 "--max_batch_size is not supported: no batch size is searched for; give --batch_size alone."
             )
-        try:
-            self.controls = from_dict(Controls, controls, "--model_args")
-        except InputError as error:
-            said = str(error)
-            raise error if said.startswith("--model_args") else InputError(f"--model_args: {said}") from None
+        self.controls = row_controls(controls, Controls(), "--model_args")
         self.batch_size = _batch_size(batch_size)
         self._wait, self._checkpoint = wait, str(checkpoint)
         self._engine = Engine(
@@ -332,19 +328,18 @@ def _own_controls(settings: Mapping[str, Any], defaults: Controls, name: str) ->
     if not isinstance(until, list) or not all(isinstance(text, str) for text in until):
         raise InputError(f"{name}: until is {until!r}; it must be a string or a list of strings.")
     do_sample = left.pop("do_sample", None)
-    limits = {key: left.pop(key) for key in _MAX_ANSWER if key in left}
-    limits = {key: value for key, value in limits.items() if value is not None}
+    limits = [(key, value) for key in _MAX_ANSWER if (value := left.pop(key, None)) is not None]
     unknown = sorted(set(left) - set(CONTROLS))
     if unknown:
         known = ("until", "do_sample", _MAX_ANSWER[0], *CONTROLS)
         raise InputError(
             f"{name}: the generation setting {unknown[0]} is not one that s1jax has; it has {', '.join(known)}."
         )
-    for key, value in limits.items():
+    for key, value in limits:
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InputError(f"{name}: {key} is {value!r}; it must be a whole number, 1 or more.")
     if limits:
-        left["max_answer_tokens"] = next(iter(limits.values()))
+        left["max_answer_tokens"] = limits[0][1]
     if do_sample is not None and not do_sample:
         left["temperature"] = 0.0
     elif do_sample and not defaults.temperature:
