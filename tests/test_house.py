@@ -126,7 +126,7 @@ def test_every_public_function_and_class_says_what_it_is_for():
 
 def test_no_file_is_too_long_to_read_in_a_sitting():
     lengths = {file.relative_to(ROOT).as_posix(): len(file.read_text().splitlines()) for file in FILES}
-    assert {name: length for name, length in lengths.items() if length > 400} == {}
+    assert {name: length for name, length in lengths.items() if length > 500} == {}
 
 
 def test_all_of_the_assets_are_in_the_package():
