@@ -27,7 +27,7 @@ setup(
         "huggingface_hub",
         "importlib_resources",
         "jax>=0.10.2",
-        "math-verify[antlr4_13_2]",
+        "math-verify",  # without its extras: they only pin the antlr that it takes anyway, and pip warns of their names
         "matplotlib",
         "ml_collections",
         "numpy",

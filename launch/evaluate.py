@@ -128,7 +128,7 @@ def main() -> None:
             "problems": len(task.rows),
             "runs": [scaling.record(run) for run in runs],
             "metrics": metrics,
-            "scales": "accuracy, error, control, cut, performance: %; scaling: percentage points per 1,000 thinking"
+            "scales": "accuracy, error, interval (95 %, Wilson), control, cut, performance: %; scaling: percentage points per 1,000 thinking"
             " tokens; tokens, seconds_per_problem, dollars_per_problem: means over problems; seconds of a run: without"
             " loading and compiling",
             "seconds": round(time.monotonic() - begun, 1),

@@ -15,15 +15,28 @@ def show(runs: list[scaling.Run], metrics: Mapping[str, Mapping[str, float | Non
     """Prints the runs and the paper's three figures for each of their curves."""
     table = Table(title=title)
     table.add_column("run")
-    for heading in ("accuracy %", "thinking", "answer", "all tokens", "samples", "cut %", "Control %", "s", "USD"):
+    for heading in (
+        "accuracy % (95 %)",
+        "thinking",
+        "answer",
+        "all tokens",
+        "samples",
+        "cut %",
+        "Control %",
+        "s",
+        "USD",
+    ):
         table.add_column(heading, justify="right")
     for run in runs:
         table.add_row(
-            run.name, f"{run.accuracy:.1f} ± {run.error:.1f}", f"{run.thinking_tokens:.1f}",
+            run.name, "{:.1f} ({:.1f} to {:.1f})".format(run.accuracy, *run.interval), f"{run.thinking_tokens:.1f}",
             f"{run.answer_tokens:.1f}", f"{run.total_tokens:.1f}", f"{run.samples:.3g}", f"{run.cut:.0f}",
             _figure(run.control, ".0f"), f"{run.seconds / run.problems:.3g}", _figure(run.dollars, ".2g"),
         )  # fmt: skip
-    figures = Table(caption="tokens, samples, s (seconds) and USD of a problem; Control also of the runs' means")
+    figures = Table(
+        caption="95 %: Wilson interval of the accuracy; tokens, samples, s (seconds) and USD of a problem; Control also"
+        " of the runs' means"
+    )
     for heading in ("", "Control %", "of runs %", "Scaling (points per 1,000 tokens)", "Performance %"):
         figures.add_column(heading, justify="right" if heading else "left")
     names = {"all": "all runs", "budgets": "budgets only", "waits": "waits only"}

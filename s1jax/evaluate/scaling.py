@@ -20,6 +20,7 @@ from s1jax.config import InputError
 # that pairs of both do not come again before the 57th curve.
 _COLOURS = ("#1f6feb", "#d9480f", "#2b8a3e", "#862e9c", "#0b7285", "#e67700", "#c2255c", "#495057")
 _MARKERS = ("o", "s", "^", "v", "P", "X", "d")
+_Z95 = 1.959964  # 97.5 % quantile of the normal distribution
 
 # One number for all rows, or one a row.
 Bound = float | Sequence[float]
@@ -66,13 +67,19 @@ class Run:
     seconds: float
     dollars: float | None = None
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % Wilson interval of `accuracy`, in percent."""
+        return wilson(self.accuracy / 100, self.problems)
+
 
 def record(run: Run) -> dict[str, Any]:
-    """Returns a run as JSON values, with its place in the two curves of budget forcing and its costs a problem."""
+    """Returns a run as JSON values, with its 95 % interval, its place in the two curves and its costs."""
     values = dataclasses.asdict(run)
     dollars = values.pop("dollars")
     return {
         **values,
+        "interval": list(run.interval),
         "families": list(run.families),
         "budgets": "budgets" in run.families,
         "waits": "waits" in run.families,
@@ -84,8 +91,8 @@ def record(run: Run) -> dict[str, Any]:
 def accuracy(right: Sequence[bool]) -> tuple[float, float]:
     """Returns the percentage of True and its binomial standard error, 100 sqrt(p (1 - p) / n).
 
-    The error describes the choice of problems; it is 0 where all answers are alike, which says nothing about how sure
-    the accuracy is.
+    The error describes the choice of problems. It is 0 where all answers are right or all are wrong; `wilson` gives a
+    sensible interval there.
 
     Raises:
       InputError: there are no answers.
@@ -94,6 +101,22 @@ def accuracy(right: Sequence[bool]) -> tuple[float, float]:
         raise InputError("There are no answers to grade; give at least one problem.")
     share = sum(map(bool, right)) / len(right)
     return 100 * share, 100 * math.sqrt(share * (1 - share) / len(right))
+
+
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """Returns the 95 % Wilson score interval, in percent.
+
+    Unlike the standard error it has a width for 0 of 10 and stays between 0 and 100. Source: E. B. Wilson, "Probable
+    inference, the law of succession, and statistical inference", JASA 22 (1927).
+
+    Args:
+      share: right answers / all answers, in [0, 1].
+      count: number of answers, at least 1.
+    """
+    squared = _Z95**2 / count
+    middle = (share + squared / 2) / (1 + squared)
+    half = math.sqrt(share * (1 - share) * squared + squared**2 / 4) / (1 + squared)
+    return 100 * max(middle - half, 0.0), 100 * min(middle + half, 1.0)
 
 
 def control(thinking_tokens: Sequence[int], least: Bound, most: Bound) -> float:
@@ -165,7 +188,7 @@ def families(runs: Sequence[Run]) -> dict[str, list[Run]]:
 def plot(runs: Sequence[Run], path: pathlib.Path, title: str, wait: str = "Wait") -> None:
     """Draws accuracy against average thinking tokens as a PNG, one line a family: figures 4 and 6 of the paper.
 
-    Sequential scaling is solid, parallel scaling dashed. Bars are one standard error. One point alone is a marker.
+    Sequential scaling is solid, parallel scaling dashed. Bars are 95 % Wilson intervals. One point alone is a marker.
 
     Args:
       runs: at least one.
@@ -198,7 +221,7 @@ def plot(runs: Sequence[Run], path: pathlib.Path, title: str, wait: str = "Wait"
             continue
         axes.errorbar(
             [run.thinking_tokens for run in curve], [run.accuracy for run in curve],
-            yerr=[run.error for run in curve], color=colour, marker=marker, markersize=6, linewidth=1.8, capsize=3,
+            yerr=_bars(curve), color=colour, marker=marker, markersize=6, linewidth=1.8, capsize=3,
             elinewidth=1.1, linestyle="--" if curve[0].parallel else "-", label=_literal(legend.get(family, family)),
             zorder=3,
         )  # fmt: skip
@@ -222,15 +245,23 @@ def plot(runs: Sequence[Run], path: pathlib.Path, title: str, wait: str = "Wait"
             path_effects=[withStroke(linewidth=2.5, foreground="white")],
         )  # fmt: skip
     axes.set_xlabel("average thinking tokens")
-    axes.set_ylabel("accuracy (%)")
+    axes.set_ylabel("accuracy (%), 95 % intervals")
     axes.set_title(_literal(title), fontsize=11)
     axes.grid(color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_ylim(0, max(axes.get_ylim()[1], 1))
+    top = max(10.0, *(run.interval[1] for run in runs))
+    axes.set_ylim(-0.04 * top, 1.04 * top)  # room for whole markers at 0 % and at 100 %
     axes.margins(x=0.1)
     axes.legend(frameon=False, loc="best", fontsize=9.5, handlelength=4)  # as long as four dashes
     figure.savefig(path)
+
+
+def _bars(runs: Sequence[Run]) -> list[list[float]]:
+    """Returns how far the intervals of `runs` reach below and above their accuracies, as `errorbar` takes it."""
+    below = [max(run.accuracy - run.interval[0], 0.0) for run in runs]
+    above = [max(run.interval[1] - run.accuracy, 0.0) for run in runs]
+    return [below, above]
 
 
 def _literal(text: str) -> str:

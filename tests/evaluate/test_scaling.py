@@ -5,6 +5,7 @@ import math
 import random
 
 import pytest
+import scipy.stats
 
 from s1jax.config import InputError
 from s1jax.evaluate import scaling
@@ -31,6 +32,14 @@ def test_the_error_is_the_spread_of_repeated_draws():
     mean = sum(shares) / len(shares)
     spread = math.sqrt(sum((share - mean) ** 2 for share in shares) / len(shares))
     assert scaling.accuracy([True] * 60 + [False] * 140)[1] == pytest.approx(spread, rel=0.05)
+
+
+@pytest.mark.parametrize(("right", "count"), [(0, 1), (0, 10), (10, 10), (3, 7), (57, 400), (399, 400)])
+def test_wilson_intervals_are_those_of_scipy(right, count):
+    reference = scipy.stats.binomtest(right, count).proportion_ci(0.95, "wilson")
+    low, high = scaling.wilson(right / count, count)
+    assert (low, high) == pytest.approx((100 * reference.low, 100 * reference.high), abs=1e-4)
+    assert 0 <= low <= 100 * right / count <= high + 1e-9 <= 100 + 1e-9 and high - low > 0.1
 
 
 def test_control_by_hand():
@@ -125,6 +134,21 @@ def test_the_plot_is_a_picture_of_some_size(tmp_path, count, accuracy):
     picture = (tmp_path / "scaling.png").read_bytes()
     width, height = (int.from_bytes(picture[i : i + 4]) for i in (16, 20))
     assert picture.startswith(b"\x89PNG") and width > 1000 and height > 600
+
+
+@pytest.mark.parametrize("accuracy", [0.0, 100.0])
+def test_points_at_the_edges_are_drawn_whole(tmp_path, monkeypatch, accuracy):
+    """Half a marker of 6 points at 0 % was outside the axes."""
+    from matplotlib.figure import Figure
+
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: figures.append(figure))
+    scaling.plot([run(5, accuracy), run(9, accuracy)], tmp_path / "scaling.png", "a model on a task, 100 problems")
+    figures[0].draw_without_rendering()
+    (axes,) = figures[0].axes
+    low, point, high = (axes.transData.transform((5, y))[1] for y in (axes.get_ylim()[0], accuracy, axes.get_ylim()[1]))
+    radius = 6 / 2 * figures[0].dpi / 72
+    assert low + radius <= point <= high - radius
 
 
 def test_curves_can_be_told_apart(tmp_path, monkeypatch):
