@@ -128,9 +128,9 @@ def main() -> None:
             "problems": len(task.rows),
             "runs": [scaling.record(run) for run in runs],
             "metrics": metrics,
-            "scales": "accuracy, error, interval (95 %, Wilson), control, cut, performance: %; scaling: percentage points per 1,000 thinking"
-            " tokens; tokens, seconds_per_problem, dollars_per_problem: means over problems; seconds of a run: without"
-            " loading and compiling",
+            "scales": "accuracy, error, interval (95 %, Wilson), control, cut, performance: %; scaling: percentage"
+            " points per 1,000 thinking tokens; tokens, seconds_per_problem, dollars_per_problem: means over problems;"
+            " seconds of a run: without loading and compiling",
             "seconds": round(time.monotonic() - begun, 1),
             "dollars_per_hour": _DOLLARS.value,
             "dtype": dtype,
