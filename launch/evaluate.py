@@ -18,6 +18,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import io
 import json
 import math
 import os
@@ -115,7 +116,7 @@ def main() -> None:
     slots = check_rows(about, task, chosen, questions, controls)
     # Loaded with the first sample that is missing.
     engine = functools.cache(functools.partial(sampling.engine, _CHECKPOINT.value, _BATCH.value, slots))
-    samples, partial = out / "samples.jsonl.partial", out / "results.json.partial"
+    samples = out / "samples.jsonl.partial"
     title = f"{pathlib.Path(_CHECKPOINT.value).name.removeprefix('package:')} on {task.title}"
     with files.named(out), journal_lib.Journal(out / "samples.journal", run) as journal:
         earlier, rows = results_lib.read(out, run, len(task.rows), journal.rows)
@@ -145,9 +146,8 @@ def main() -> None:
         }
         # Where nothing was left to sample, how and where it was sampled stays what it was.
         results |= {name: earlier[name] for name in ("seconds", "batch_size", "machine") if name in earlier}
-        partial.write_text(json.dumps(results, indent=2) + "\n")
         samples.rename(out / "samples.jsonl")
-        partial.rename(out / "results.json")
+        files.write_text(out / "results.json", json.dumps(results, indent=2) + "\n")
         journal.remove()
         scaling.plot(runs, out / "scaling.png", title, _WAIT.value)
     table.show(runs, metrics, title)
@@ -267,7 +267,7 @@ def sample_all(
     settled: dict[Strategy, list[outcomes.Outcome]] = {}
     seconds: dict[Strategy, float] = {}
     bar = progress.Bar("evaluating", len(chosen) * count)
-    with meters.clock() as clock, bar, file.open("w", encoding="utf-8") as stream:
+    with meters.clock() as clock, bar, io.TextIOWrapper(files.create(file), encoding="utf-8") as stream:
         for number, (strategy, asked) in enumerate(zip(chosen, questions, strict=True)):
             name = strategy.name(_WAIT.value)
             bar.phase(f"run {number + 1} of {len(chosen)}: {name}")

@@ -19,7 +19,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from launch import cli
-from s1jax import meters, presets
+from s1jax import files, meters, presets
 from s1jax.config import Experiment, InputError, MeshConfig
 from s1jax.plan import targets
 
@@ -115,7 +115,11 @@ def main() -> int:
     if not best.fits:
         print("It does not fit. " + "; ".join(planner.remedies(chosen, best.mesh, best.rows)) + ".")
     if _OUT.value:
-        out.write_text(json.dumps(record, indent=1) + "\n")
+        text = json.dumps(record, indent=1) + "\n"
+        if out.absolute().parts[1:2] == ("dev",):  # /dev/stdout
+            out.write_text(text)
+        else:
+            files.write_text(os.path.realpath(out), text)
     return 0 if best.fits else 1
 
 

@@ -109,16 +109,10 @@ def _answer_file(controls: Controls) -> None:
             return
         outputs = {row["index"]: row["output"] for row in journal.rows}
         _sample_missing(rows, names, controls, outputs, journal)
-        part = out.with_name(f".{out.name}.part")
-        try:
-            with files.named(out), part.open("w", encoding="utf-8") as file:
-                for index in range(len(rows)):
-                    file.write(json.dumps({"fingerprint": run, **outputs[index]}, ensure_ascii=False) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(part, out)
-        finally:
-            part.unlink(missing_ok=True)
+        with files.replace(out) as file:
+            for index in range(len(rows)):
+                row = json.dumps({"fingerprint": run, **outputs[index]}, ensure_ascii=False)
+                file.write(row.encode() + b"\n")
         journal.remove()
 
 

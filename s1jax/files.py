@@ -1,6 +1,8 @@
-"""Files that one process at a time may have, and errors that say which file they are about.
+"""Files that appear whole, files that one process at a time may have, and errors that say which file they are about.
 
-A run's folder is had by one process while it trains, a file of samples while it grows.
+A run's folder is had by one process while it trains, a file of samples while it grows. A file that is written in one go
+appears with all its contents or not at all (`replace`). No function here opens an existing link to write to it, so a
+link in a folder of somebody else cannot redirect what is written.
 """
 
 from __future__ import annotations
@@ -9,8 +11,11 @@ import contextlib
 import errno
 import fcntl
 import os
+import pathlib
+import secrets
+import stat
 from collections.abc import Iterator
-from typing import IO, Any
+from typing import IO, Any, BinaryIO
 
 FULL = (errno.ENOSPC, errno.EDQUOT)  # of OSErrors: the disk is full, or what one user may have of it
 
@@ -39,3 +44,93 @@ def named(path: str | os.PathLike[str]) -> Iterator[None]:
         if error.filename is None:
             error.filename = os.fspath(path)
         raise
+
+
+def create(path: str | os.PathLike[str]) -> BinaryIO:
+    """Opens a new, empty file for writing; whatever has its name is removed first, a link without its target."""
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), "wb")
+
+
+def append(path: str | os.PathLike[str]) -> BinaryIO:
+    """Opens a file to append to and to lock, which is made where there is none.
+
+    Raises:
+      OSError: ELOOP where `path` is a link, which is not followed; or as `open`.
+    """
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    return os.fdopen(os.open(path, flags, 0o666), "ab")
+
+
+@contextlib.contextmanager
+def replace(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Yields a binary file that takes the place of `path` when the block ends, complete and synced to the disk.
+
+    Until then it has a name of its own in the same folder, which no other process has. Where the block raises it is
+    removed and `path` stays as it was. An existing file passes on its permissions; of a link the link is replaced.
+
+    Raises:
+      OSError: names `path`; EINVAL in /dev, whose entries are not files to be replaced.
+    """
+    final = pathlib.Path(path)
+    if os.path.realpath(final.parent) == "/dev":
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), os.fspath(path))
+    temporary = final.with_name(f".{final.name[:32]}.{secrets.token_hex(8)}.part")
+    with named(path):
+        try:
+            file = create(temporary)
+        except OSError as error:  # the user did not choose the temporary name
+            error.filename = os.fspath(path)
+            raise
+        try:
+            with file:
+                with contextlib.suppress(OSError):
+                    before = os.lstat(path)
+                    if stat.S_ISREG(before.st_mode):
+                        os.fchmod(file.fileno(), stat.S_IMODE(before.st_mode))
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+        sync_folder(final.parent)
+
+
+def write_text(path: str | os.PathLike[str], text: str) -> None:
+    """Writes UTF-8 text by `replace`."""
+    with replace(path) as file:
+        file.write(text.encode())
+
+
+def sync_folder(folder: str | os.PathLike[str]) -> None:
+    """Brings the names in a folder to the disk; does nothing on file systems that cannot."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def sync_tree(folder: str | os.PathLike[str]) -> None:
+    """Brings every file and folder below `folder` to the disk, links excepted, and then the folder itself.
+
+    Raises:
+      OSError: names the file that could not be written.
+    """
+    for root, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            path = os.path.join(root, name)
+            if os.path.islink(path):
+                continue
+            handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                with named(path):
+                    os.fsync(handle)
+            finally:
+                os.close(handle)
+        sync_folder(root)

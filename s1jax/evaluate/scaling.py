@@ -14,6 +14,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from s1jax import files
 from s1jax.config import InputError
 
 # Of the curves of a plot, in order: waits, budgets, then what else there is. Their numbers have no common divisor, so
@@ -254,7 +255,8 @@ def plot(runs: Sequence[Run], path: pathlib.Path, title: str, wait: str = "Wait"
     axes.set_ylim(-0.04 * top, 1.04 * top)  # room for whole markers at 0 % and at 100 %
     axes.margins(x=0.1)
     axes.legend(frameon=False, loc="best", fontsize=9.5, handlelength=4)  # as long as four dashes
-    figure.savefig(path)
+    with files.replace(path) as file:
+        figure.savefig(file, format="png")
 
 
 def _bars(runs: Sequence[Run]) -> list[list[float]]:

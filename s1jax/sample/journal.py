@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -59,7 +60,12 @@ def _stands_at(path: pathlib.Path, file: BinaryIO) -> bool:
 
 def _lock(path: pathlib.Path) -> BinaryIO:
     """Opens the file for this process alone."""
-    file = path.open("ab")
+    try:
+        file = files.append(path)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise InputError(f"{path} is a link, which is not followed; remove it, or choose another file.") from None
     if not files.take(file) or not _stands_at(path, file):  # its owner has it, or removed it since it was opened
         file.close()
         raise InputError(f"another process writes {path}; wait until it has ended, or choose another file.")

@@ -95,7 +95,7 @@ def _lock(workdir: pathlib.Path, held: contextlib.ExitStack) -> None:
     """Makes the folder and keeps other processes out of it until `held` is closed."""
     with store.disk_errors(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-        file = held.enter_context((workdir / ".lock").open("a"))
+        file = held.enter_context(files.append(workdir / ".lock"))
     if not files.take(file):
         raise InputError(
             f"{workdir} is being trained in by another process; wait for it, stop it, or choose another --workdir."
@@ -115,7 +115,7 @@ def _check_rows(workdir: pathlib.Path, source: str, rows: str) -> None:
         )
     if jax.process_index() == 0:
         with store.disk_errors(file):
-            file.write_text(rows + "\n")
+            files.write_text(file, rows + "\n")
 
 
 def _begun(workdir: pathlib.Path) -> bool:
@@ -152,7 +152,7 @@ def _check_settings(workdir: pathlib.Path, experiment: Experiment) -> None:
     if _begun(workdir):
         raise InputError(f"{workdir} holds a run without its config.json; choose another --workdir.")
     with store.disk_errors(file):
-        file.write_text(json.dumps(here, indent=2) + "\n")
+        files.write_text(file, json.dumps(here, indent=2) + "\n")
 
 
 def train(

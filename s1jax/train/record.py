@@ -79,9 +79,7 @@ class RunLog:
                     raise InputError(f"{path}:{number} is no line of a run's metrics; remove that line.") from None
 
     def _open(self, path: pathlib.Path) -> None:
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(record) + "\n" for record in self._records[:-1]))
-        partial.rename(path)
+        files.write_text(path, "".join(json.dumps(record) + "\n" for record in self._records[:-1]))
         self._file = path.open("a", buffering=1)
         with contextlib.suppress(ImportError):  # metrics.jsonl has the same numbers
             self._events = _Events(self._workdir / "tensorboard", self._start)

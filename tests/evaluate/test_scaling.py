@@ -155,7 +155,7 @@ def test_curves_can_be_told_apart(tmp_path, monkeypatch):
     from matplotlib.figure import Figure
 
     figures = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: figures.append(figure))
     runs = [run(20 * i, i, families=(f"family {i}",), parallel=True) for i in range(20)]
     scaling.plot(runs, tmp_path / "scaling.png", "a model on a task, 100 problems")
     (axes,) = figures[0].axes

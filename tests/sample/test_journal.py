@@ -76,3 +76,10 @@ def test_a_full_disk_names_the_file(tmp_path):
             journal.append({"index": 1})
         assert caught.value.filename == str(tmp_path / "other")
         journal._file = None
+
+
+def test_a_link_in_its_place_is_not_followed(tmp_path):
+    (tmp_path / "j").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="j is a link, which is not followed; remove it"):
+        Journal(tmp_path / "j", "run")
+    assert not (tmp_path / "elsewhere").exists()
