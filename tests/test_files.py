@@ -52,7 +52,7 @@ def test_permissions_follow_the_umask_or_the_file_that_was_there(tmp_path):
     assert modes == [0o640, 0o600]
 
 
-@pytest.mark.parametrize("write", [lambda path: files.write_text(path, "mine"), lambda path: files.create(path).close()])
+@pytest.mark.parametrize("write", [lambda path: files.write_text(path, "my"), lambda path: files.create(path).close()])
 def test_a_link_is_replaced_and_its_target_kept(tmp_path, write):
     target, link = tmp_path / "target", tmp_path / "link"
     target.write_text("theirs")
