@@ -122,7 +122,7 @@ def _prepare(experiment: Experiment) -> tuple[Any, Any, Any, list[str]]:
     step.make_gradients(about.config, experiment.train, mesh)
     share, shares = parallel.row_share(mesh)
     batches, notes = sources.make(experiment, about.tokenizer, about.chat, parallel.row_shards(mesh), share, shares)
-    return mesh, about, batches, notes
+    return mesh, about, batches, config_lib.unused(experiment) + notes
 
 
 def _steps(text: str) -> range:

@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar
 
 _T = TypeVar("_T")
 _FLOATS = ("float32", "bfloat16")
+_CORPUS = "countdown_corpus is endless text in packed rows, made to fit and weighted by token"
 # While sampling: of weights and activations, of the cache, of matrices alone. Each may be left empty.
 SAMPLING_DTYPES = {"dtype": _FLOATS, "cache_dtype": (*_FLOATS, "int8"), "weight_dtype": ("int8",)}
 
@@ -163,6 +164,7 @@ class DataConfig:
       num_rows: use this many rows from the front of the source; 0 takes all, but 1,000 of `countdown`.
       block_size: T, ids in one row of a batch.
       batching: `padded` puts one sequence in a row (the paper), `packed` as many as fit, told apart by segment ids.
+        Loss and gradients of a step depend on its sequences alone, so both give the same.
       weighting: `sequence` averages over each sequence's supervised ids, then over sequences (the paper);
         `token` averages over all supervised ids.
       too_long: what happens to a row of more than block_size + 1 ids.
@@ -237,8 +239,11 @@ class TrainConfig:
     """How long and in which arithmetic.
 
     Attributes:
-      batch_size: sequences per optimizer step over all devices.
-      epochs: passes over the rows; ignored where `steps` is given.
+      batch_size: sequences per optimizer step over all devices; 0 where `batch_tokens` is given.
+      batch_tokens: tokens per optimizer step over all devices, for data.batching `packed`: a step takes whole sequences
+        until batch_tokens // data.block_size rows are full (`s1jax.data.batches`), so that their number differs from
+        step to step and little is padding. 0: `batch_size` counts sequences.
+      epochs: passes over the rows; not used where `steps` is given.
       steps: optimizer steps; 0 derives them from `epochs`.
       accumulation: micro-batches that one step's gradient is summed over; divides the rows of a batch.
       param_dtype: of the master weights; bfloat16 ones are updated with stochastic rounding, see
@@ -252,6 +257,7 @@ class TrainConfig:
     """
 
     batch_size: int = 16
+    batch_tokens: int = 0
     epochs: int = 5
     steps: int = 0
     accumulation: int = 1
@@ -263,8 +269,14 @@ class TrainConfig:
     loss_chunk: int = 1024
 
     def __post_init__(self) -> None:
-        _at_least(1, "train.", self, "batch_size", "accumulation", "mlp_parts", "loss_chunk")
-        _at_least(0, "train.", self, "steps", "epochs")
+        _at_least(1, "train.", self, "accumulation", "mlp_parts", "loss_chunk")
+        _at_least(0, "train.", self, "batch_size", "batch_tokens", "steps", "epochs")
+        _require(
+            bool(self.batch_size) != bool(self.batch_tokens),
+            f"train.batch_size is {self.batch_size} and train.batch_tokens is {self.batch_tokens}; give exactly one of"
+            " them, the sequences or the tokens of a step, and set the other to 0.",
+        )
+        _require(self.steps < 2**31, f"train.steps is {self.steps:,}; it must lie below 2**31.")
         _require(self.steps > 0 or self.epochs > 0, "train.steps and train.epochs are both 0; give one of them.")
 
 
@@ -346,6 +358,50 @@ class Experiment:
             "config.init_from and config.model: give exactly one, a checkpoint to start from or a shape to initialise.",
         )
         _require(-(2**63) <= self.seed < 2**63, f"config.seed is {self.seed}; it must lie in [-2**63, 2**63).")
+        _require(
+            not (self.init_from and self.tokenizer),
+            f"config.tokenizer {self.tokenizer!r} is not used with config.init_from, whose tokenizer fits its weights; "
+            "leave it empty.",
+        )
+        tokens, block = self.train.batch_tokens, self.data.block_size
+        _require(
+            not tokens or self.data.batching == "packed",
+            f"train.batch_tokens {tokens} needs data.batching=packed; set that, or give train.batch_size instead.",
+        )
+        _require(
+            not tokens or tokens >= block,
+            f"train.batch_tokens {tokens} is less than one row of data.block_size {block}; give at least {block}.",
+        )
+
+
+def unused(experiment: Experiment) -> list[str]:
+    """Sentences on settings other than their defaults that another setting makes meaningless; harmless ones only.
+
+    Combinations that would train something else than what was asked for are errors: of `Experiment`, or where the
+    source, the model and the machine are known.
+    """
+    data, train, found = experiment.data, experiment.train, []
+
+    def say(group: Any, name: str, setting: str, why: str) -> None:
+        value = getattr(group, name)
+        if value != getattr(type(group)(), name):
+            found.append(f"config.{setting}{name}={value} is not used: {why}.")
+
+    if experiment.init_from and experiment.seed:
+        found.append(
+            f"config.seed={experiment.seed} is not used: it is of random weights, and config.init_from has weights;"
+            " config.data.seed is of the rows' order."
+        )
+    if train.steps:
+        say(train, "epochs", "train.", f"config.train.steps={train.steps} says how long the run is")
+    if data.source in ("countdown", "countdown_corpus", "s1k"):
+        say(data, "traces", "data.", f"the rows of {data.source} have one trace each")
+    if data.source == "countdown_corpus":
+        for name in ("num_rows", "batching", "too_long"):
+            say(data, name, "data.", _CORPUS)
+        if data.weighting != "token":
+            found.append(f"config.data.weighting={data.weighting} is not used: {_CORPUS}.")
+    return found
 
 
 def defaults(model: str | Mapping[str, Any] = "") -> dict[str, Any]:

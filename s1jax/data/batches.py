@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 from collections.abc import Iterator, Sequence
 
@@ -15,6 +16,9 @@ from s1jax.text import chat
 from s1jax.text.tokenizer import Tokenizer
 
 _AHEAD = 4  # batches made before they are asked for
+_MOST_STEPS = 2**31 - 1  # the optimizer counts in int32
+# Sequences that are packed before training starts: to know the worst step, or how many steps the epochs take.
+_MOST_PACKED = 5_000_000
 
 
 def encode_rows(tokenizer: Tokenizer, fmt: chat.ChatFormat, rows: Sequence[Row]) -> list[Example]:
@@ -44,12 +48,14 @@ def order(seed: int, epoch: int, count: int) -> np.ndarray:
 class Batches:
     """The batches of a run.
 
-    An epoch takes ceil(examples / batch_size) steps and its last step may hold fewer sequences; it is filled up with
-    all-zero rows. Every epoch has its own order. Both batchings hold the same sequences at the same step.
+    Every epoch has its own order. With `batch_size`, an epoch takes ceil(examples / batch_size) steps and its last step
+    may hold fewer sequences; it is filled up with all-zero rows. Both batchings hold the same sequences at the same
+    step. With `batch_tokens`, a step holds as many whole sequences of the epoch's order as fit into its rows, see
+    `packing.fill`; the last step of an epoch holds what is left. What a step holds does not depend on the devices, nor
+    on how many steps or epochs the run has.
 
     Attributes:
       num_steps: steps of the run.
-      steps_per_epoch: steps of one epoch.
       num_rows: rows of the global batch, the same at every step.
       filled_rows: how many of them the fullest step fills.
       block_size: T.
@@ -59,8 +65,9 @@ class Batches:
         self,
         examples: Sequence[Example],
         *,
-        batch_size: int,
+        batch_size: int = 0,
         block_size: int,
+        batch_tokens: int = 0,
         batching: str = "padded",
         weighting: packing.Weighting = "sequence",
         seed: int = 0,
@@ -74,19 +81,20 @@ class Batches:
 
         Args:
           examples: of at most block_size + 1 ids, see `packing.fit`.
-          batch_size: sequences per step over all processes.
+          batch_size: sequences per step over all processes; 0 where `batch_tokens` is given.
           block_size: T.
+          batch_tokens: places per step over all processes, rounded down to whole rows; packed batches only.
           batching: `padded` or `packed`.
           weighting: see `packing.arrays`.
           seed: of the order.
-          epochs: passes over the examples; ignored where `steps` is given.
+          epochs: passes over the examples; not used where `steps` is given.
           steps: steps of the run; 0 derives them from `epochs`.
           row_multiple: `num_rows` is rounded up to a multiple of it (gradient accumulation x shards of the batch).
           share: which of the contiguous parts of the rows `batch` returns.
           shares: number of the parts (`parallel.row_share` gives both).
 
         Raises:
-          InputError: if there are no examples, or the rows do not divide among the processes.
+          InputError: if there are no examples, the rows do not divide among the processes, or the run is too long.
         """
         if not examples:
             raise InputError("there are no rows to train on; give a data.source that has some.")
@@ -94,24 +102,45 @@ class Batches:
         self._lengths = [example.length for example in self._examples]
         self._batch_size = batch_size
         self._packed = batching == "packed"
+        self._bins_a_step = batch_tokens // block_size  # 0: by the number of sequences
         self._weighting = weighting
         self._seed = seed
         self.block_size = block_size
-        self.steps_per_epoch = -(-len(self._examples) // batch_size)
-        self.num_steps = steps or epochs * self.steps_per_epoch
         self._latest = -1, np.array([], np.int64)  # an epoch and its order; saves sorting anew at every step
-        rows = batch_size
-        if self._packed:
-            rows = max(len(self._bins(self._members(step))) for step in range(self.num_steps))
-        self.filled_rows = rows
-        self.num_rows = -(-rows // row_multiple) * row_multiple
+        self._filled: tuple[int, list[list[list[int]]]] = -1, []  # an epoch and the rows of its steps
+        self._ends = [0]  # the steps after 0, 1, ... epochs, as far as they are known
+        self.num_steps = steps or self._count_steps(epochs)
+        if self.num_steps > _MOST_STEPS:
+            raise InputError(f"a run of {self.num_steps:,} steps is too long; give at most {_MOST_STEPS:,} steps.")
+        self.filled_rows = self._bins_a_step or (self._worst() if self._packed else batch_size)
+        self.num_rows = -(-self.filled_rows // row_multiple) * row_multiple
         if self.num_rows % shares:
             raise InputError(
                 f"{self.num_rows} rows of a batch do not divide among {shares} processes; make"
-                " train.batch_size a multiple of them."
+                f" train.{'batch_tokens' if batch_tokens else 'batch_size'} a multiple of them."
             )
         size = self.num_rows // shares
         self._rows = slice(share * size, (share + 1) * size)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of an epoch; of the first one with `batch_tokens`, where epochs differ by a few."""
+        return self._end(1)
+
+    @property
+    def sequences_per_step(self) -> float:
+        """Mean over the first epoch."""
+        return len(self._examples) / self.steps_per_epoch
+
+    @property
+    def tokens_per_step(self) -> float:
+        """Mean over the first epoch, padding left out."""
+        return sum(self._lengths) / self.steps_per_epoch
+
+    @property
+    def padding(self) -> float:
+        """Share of the places of the first epoch's steps that hold no token."""
+        return 1 - self.tokens_per_step / (self.num_rows * self.block_size)
 
     @property
     def digest(self) -> str:
@@ -128,8 +157,7 @@ class Batches:
 
     def batch(self, step: int) -> Batch:
         """Returns this process's rows of the batch of a step, 0 <= step < num_steps; see `packing`."""
-        members = self._members(step)
-        bins = self._bins(members)[self._rows]
+        bins = self._bins(step)[self._rows]
         rows = [[self._examples[i] for i in row] for row in bins]
         return packing.arrays(rows, self._rows.stop - self._rows.start, self.block_size, self._weighting)
 
@@ -148,19 +176,75 @@ class Batches:
 
     def _members(self, step: int) -> list[int]:
         """Returns the indices of the examples of a step."""
-        if not 0 <= step < self.num_steps:
-            raise IndexError(f"step {step} of {self.num_steps}")
-        epoch, at = divmod(step, self.steps_per_epoch)
-        known, permutation = self._latest  # read once: grain's threads may replace it meanwhile
-        if known != epoch:
-            permutation = order(self._seed, epoch, len(self._examples))
-            self._latest = epoch, permutation
-        return permutation[at * self._batch_size : (at + 1) * self._batch_size].tolist()
+        epoch, at = self._place(step)
+        if self._bins_a_step:
+            return [i for row in self._fill(epoch)[at] for i in row]
+        return self._order(epoch)[at * self._batch_size : (at + 1) * self._batch_size].tolist()
 
-    def _bins(self, members: list[int]) -> list[list[int]]:
+    def _bins(self, step: int) -> list[list[int]]:
         """Returns the examples of each row of the global batch."""
+        if self._bins_a_step:
+            epoch, at = self._place(step)
+            return self._fill(epoch)[at]
+        members = self._members(step)
         if not self._packed:
             return [[i] for i in members]
         return [
             [members[i] for i in row] for row in packing.first_fit([self._lengths[i] for i in members], self.block_size)
         ]
+
+    def _place(self, step: int) -> tuple[int, int]:
+        """Returns the epoch of a step, and which of its steps it is."""
+        if not 0 <= step < self.num_steps:
+            raise IndexError(f"step {step} of {self.num_steps}")
+        if not self._bins_a_step:
+            return divmod(step, self.steps_per_epoch)
+        while self._ends[-1] <= step:
+            self._end(len(self._ends))
+        epoch = bisect.bisect_right(self._ends, step) - 1
+        return epoch, step - self._ends[epoch]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        known, permutation = self._latest  # read once: grain's threads may replace it meanwhile
+        if known != epoch:
+            permutation = order(self._seed, epoch, len(self._examples))
+            self._latest = epoch, permutation
+        return permutation
+
+    def _fill(self, epoch: int) -> list[list[list[int]]]:
+        """Returns the examples of each row of each step of an epoch, by `batch_tokens`."""
+        known, steps = self._filled  # read once, as in _order
+        if known != epoch:
+            permutation = self._order(epoch).tolist()
+            lengths = [self._lengths[i] for i in permutation]
+            filled = packing.fill(lengths, self.block_size, self._bins_a_step)
+            steps = [[[permutation[i] for i in row] for row in rows] for rows in filled]
+            self._filled = epoch, steps
+        return steps
+
+    def _end(self, epochs: int) -> int:
+        """Returns the number of steps that so many epochs take."""
+        if not self._bins_a_step:
+            return epochs * -(-len(self._examples) // self._batch_size)
+        for epoch in range(len(self._ends) - 1, epochs):
+            # By place, because one of grain's threads may do the same meanwhile.
+            self._ends[epoch + 1 : epoch + 2] = [self._ends[epoch] + len(self._fill(epoch))]
+        return self._ends[epochs]
+
+    def _count_steps(self, epochs: int) -> int:
+        if self._bins_a_step:
+            self._check_packed(epochs * len(self._examples), f"train.epochs={epochs:,}", "fewer, or give train.steps")
+        return self._end(epochs)
+
+    def _worst(self) -> int:
+        """Returns the rows of the step that needs the most of them."""
+        remedy = "fewer, or give train.batch_tokens instead of train.batch_size"
+        self._check_packed(self.num_steps * self._batch_size, f"a run of {self.num_steps:,} steps", remedy)
+        return max(len(self._bins(step)) for step in range(self.num_steps))
+
+    def _check_packed(self, sequences: int, what: str, remedy: str) -> None:
+        if sequences > _MOST_PACKED:
+            raise InputError(
+                f"{what} packs {sequences:,} sequences, which are laid out before training starts, at most"
+                f" {_MOST_PACKED:,}; take {remedy}."
+            )

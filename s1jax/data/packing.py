@@ -21,6 +21,7 @@ from s1jax.config import InputError
 Weighting = Literal["sequence", "token"]
 TooLong = Literal["error", "drop", "truncate"]
 Batch = dict[str, np.ndarray]
+_WAITING = 32  # sequences that may wait for a later step while shorter ones after them are taken
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +124,45 @@ def first_fit(lengths: Sequence[int], block_size: int) -> list[list[int]]:
         bins[at].append(item)
         room[at] -= lengths[item]
     return [sorted(items) for items in bins]
+
+
+def fill(lengths: Sequence[int], block_size: int, bins: int) -> list[list[list[int]]]:
+    """Packs items, in their order, into steps of `bins` bins of `block_size`: each into the first bin with room.
+
+    A step is full when `_WAITING` items have found no room in it. They wait, and are the first of the next step, so a
+    step takes an item early only in place of a longer one.
+
+    Args:
+      lengths: of the items, each at most `block_size`.
+      block_size: capacity of a bin.
+      bins: of a step.
+
+    Returns:
+      for each step and each of its bins that is not empty the indices of its items, in increasing order. A function of
+      the arguments alone; every item is in one step.
+    """
+    over = next((i for i, length in enumerate(lengths) if length > block_size), None)
+    if over is not None:
+        raise ValueError(f"item {over} of length {lengths[over]} does not fit into {block_size}")
+    steps, waiting, after = [], list[int](), 0
+    while waiting or after < len(lengths):
+        room, step, left = [block_size] * bins, [list[int]() for _ in range(bins)], list[int]()
+        early = iter(waiting)
+        while len(left) < _WAITING:
+            item = next(early, after)
+            if item == after:
+                if after == len(lengths):
+                    break
+                after += 1
+            at = next((b for b, free in enumerate(room) if free >= lengths[item]), None)
+            if at is None:
+                left.append(item)
+            else:
+                step[at].append(item)
+                room[at] -= lengths[item]
+        waiting = [*left, *early]
+        steps.append([sorted(items) for items in step if items])
+    return steps
 
 
 def arrays(rows: Sequence[Sequence[Example]], num_rows: int, block_size: int, weighting: Weighting) -> Batch:

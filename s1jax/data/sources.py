@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from s1jax.config import DataConfig, Experiment, InputError
@@ -12,6 +13,7 @@ from s1jax.text.chat import ChatFormat
 from s1jax.text.tokenizer import Tokenizer
 
 CORPUS = "countdown_corpus"
+_MUCH_PADDING = 0.1  # share of the places of packed rows from where on it is said
 
 
 class CorpusBatches:
@@ -77,6 +79,8 @@ def make(
     if data.source == CORPUS:
         if not train.steps:
             raise InputError(f"data.source {CORPUS} has no end; give train.steps.")
+        if not train.batch_size:
+            raise InputError(f"data.source {CORPUS} has full rows; give train.batch_size, not train.batch_tokens.")
         if data.control:
             raise InputError(f"data.control {data.control} needs rows with questions, which {CORPUS} has not; drop it.")
         wrong = [s for i, s in enumerate(countdown.SYMBOLS) if not tokenizer.knows(s) or tokenizer.id_of(s) != i]
@@ -118,6 +122,7 @@ def make(
     made = batches.Batches(
         fitted.examples,
         batch_size=train.batch_size,
+        batch_tokens=train.batch_tokens,
         block_size=data.block_size,
         batching=data.batching,
         weighting=data.weighting,
@@ -135,7 +140,30 @@ def make(
             f"a step has {made.filled_rows} rows at most, and {split} = {multiple} does not divide them: {empty} rows"
             " of every step are empty; a divisor has none."
         )
+    if data.batching == "packed":
+        notes += _packed(experiment, made, multiple)
     return made, notes
+
+
+def _packed(experiment: Experiment, made: batches.Batches, multiple: int) -> list[str]:
+    """What a step of packed rows holds, and what would lower its padding."""
+    block, tokens = made.block_size, experiment.train.batch_tokens
+    rows = f"{made.num_rows} rows of data.block_size {block}"
+    padding = f"{100 * made.padding:.0f} % of its places are padding"
+    if tokens:
+        return [
+            f"a step has {rows} (train.batch_tokens {tokens}) with {made.sequences_per_step:.1f} sequences on average;"
+            f" {padding}."
+        ]
+    if made.padding < _MUCH_PADDING:
+        return []
+    full = math.ceil(made.tokens_per_step / block)  # rows that hold as many tokens as a step has on average
+    fewer = min(made.num_rows, -(-full // multiple) * multiple)
+    return [
+        f"a step has {rows} for its {experiment.train.batch_size} sequences (train.batch_size); {padding}. For less,"
+        f" set train.batch_size=0 and, for example, train.batch_tokens={fewer * block}: a step then takes sequences"
+        f" until its {fewer} rows are full."
+    ]
 
 
 def _end_inside(tokenizer: Tokenizer, fmt: ChatFormat, rows: list[Row]) -> list[str]:

@@ -135,6 +135,61 @@ def test_a_step_is_a_function_of_seed_and_step(batching):
     assert make(2**70).names(0) and make(-1).names(0)
 
 
+def test_steps_of_so_many_tokens():
+    """Four rows a step, whatever the number of sequences; an epoch holds every sequence once, none of them cut."""
+    rows = examples(200)
+    settings = dict(batch_tokens=4 * BLOCK + 7, block_size=BLOCK, batching="packed", seed=3)
+    data = Batches(rows, **settings, epochs=3)
+    assert (data.num_rows, data.filled_rows) == (4, 4)
+    held, ends = [], []
+    for step in range(data.num_steps):
+        batch = data.batch(step)
+        assert batch["tokens"].shape == (4, BLOCK)
+        found = sequences(batch)
+        assert sorted(data.names(step)) == sorted(f"row {i}" for i in found)
+        for first, (tokens, targets, positions, weights) in found.items():
+            want = rows[first]
+            assert tokens == want.ids[:-1].tolist() and targets == want.ids[1:].tolist()
+            assert positions == list(range(want.length)) and [w > 0 for w in weights] == want.supervised[1:].tolist()
+        teaching = sum(rows[i].num_targets > 0 for i in found)
+        np.testing.assert_allclose(batch["weights"].sum(), teaching, rtol=1e-6)
+        held += found
+        if len(held) % 200 == 0:
+            ends.append(step + 1)
+    assert len(ends) == 3 and data.steps_per_epoch == ends[0] and data.num_steps == ends[-1]
+    for epoch in range(3):
+        assert sorted(held[200 * epoch : 200 * epoch + 200]) == list(range(200))
+    assert held[:200] != held[200:400]
+    empty = np.mean([data.batch(step)["segment_ids"] == 0 for step in range(ends[0])])
+    np.testing.assert_allclose(data.padding, empty)
+    by_count = Batches(rows, batch_size=8, block_size=BLOCK, batching="packed", seed=3)
+    assert data.padding < 0.15 < by_count.padding
+
+    # The same steps in a longer run, one that is given steps, one that starts late, and on other devices.
+    assert Batches(rows, **settings, epochs=4).num_steps > data.num_steps
+    for other in (dict(epochs=4), dict(steps=2**31 - 1), dict(epochs=3, row_multiple=3)):
+        again = Batches(rows, **settings, **other)
+        for step in (data.num_steps - 1, 0, ends[0], ends[0] - 1, ends[1] + 1):
+            assert again.names(step) == data.names(step)
+            assert sequences(again.batch(step)) == sequences(data.batch(step))
+    late = list(data.iterate(ends[0] - 1))
+    assert all(equal(batch, data.batch(ends[0] - 1 + i)) for i, batch in enumerate(late))
+    assert len(late) == data.num_steps - ends[0] + 1
+
+
+def test_packed_runs_that_are_too_long_are_refused():
+    """Before anything is laid out; padded ones, and those of so many tokens a step, need no layout."""
+    rows, settings = examples(10), dict(block_size=BLOCK, batching="packed")
+    with pytest.raises(InputError, match=r"a run of 1,000,000,000 steps packs 4,000,000,000 sequences.*batch_tokens"):
+        Batches(rows, batch_size=4, steps=10**9, **settings)
+    with pytest.raises(InputError, match=r"train.epochs=1,000,000,000 packs 10,000,000,000 sequences.*train.steps"):
+        Batches(rows, batch_tokens=BLOCK, epochs=10**9, **settings)
+    with pytest.raises(InputError, match=r"a run of 3,000,000,000 steps is too long; give at most 2,147,483,647"):
+        Batches(rows, batch_size=4, block_size=BLOCK, epochs=10**9)
+    assert Batches(rows, batch_tokens=BLOCK, steps=10**9, **settings).num_steps == 10**9
+    assert Batches(rows, batch_size=4, block_size=BLOCK, steps=10**9).num_steps == 10**9
+
+
 def test_iterate_without_grain(monkeypatch):
     data = Batches(examples(23), batch_size=4, block_size=BLOCK, epochs=2)
     with_grain = list(data.iterate(3))
@@ -149,10 +204,12 @@ def test_iterate_without_grain(monkeypatch):
     assert all(equal(one, two) for one, two in zip(data.iterate(3), with_grain, strict=True))
 
 
-@pytest.mark.parametrize("batching", ["padded", "packed"])
+@pytest.mark.parametrize("size", ["padded", "packed", "tokens"])
 @pytest.mark.parametrize("processes", [1, 2, 4])
-def test_processes_share_one_batch(batching, processes):
-    settings = dict(batch_size=8, block_size=BLOCK, batching=batching, epochs=2, row_multiple=4)
+def test_processes_share_one_batch(size, processes):
+    settings = dict(batch_size=8, block_size=BLOCK, batching=size, epochs=2, row_multiple=4)
+    if size == "tokens":
+        settings |= dict(batch_size=0, batch_tokens=3 * BLOCK, batching="packed")
     rows = examples(37)
     whole = Batches(rows, **settings)
     shares = [Batches(rows, **settings, share=p, shares=processes) for p in range(processes)]

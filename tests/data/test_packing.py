@@ -92,6 +92,44 @@ def test_first_fit_by_hand():
         packing.first_fit([11], 10)
 
 
+def _fill_reference(lengths, block, bins, waiting):
+    """`fill` by the rule as its text has it: one item at a time over a list of those that are left."""
+    left, steps = list(range(len(lengths))), []
+    while left:
+        step, passed = [[] for _ in range(bins)], 0
+        for item in list(left):
+            free = [b for b in range(bins) if sum(lengths[i] for i in step[b]) + lengths[item] <= block]
+            if free:
+                step[free[0]].append(item)
+                left.remove(item)
+            else:
+                passed += 1
+            if passed == waiting:
+                break
+        steps.append([sorted(items) for items in step if items])
+    return steps
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_fill(seed):
+    rng = np.random.default_rng(seed)
+    block, bins = int(rng.integers(5, 60)), int(rng.integers(1, 6))
+    lengths = rng.integers(1, block + 1, int(rng.integers(0, 300))).tolist()
+    steps = packing.fill(lengths, block, bins)
+    assert steps == _fill_reference(lengths, block, bins, packing._WAITING)
+    assert sorted(i for step in steps for items in step for i in items) == list(range(len(lengths)))
+    assert all(len(step) <= bins and sum(lengths[i] for i in items) <= block for step in steps for items in step)
+
+
+def test_fill_by_hand():
+    assert packing.fill([4, 8, 3, 4, 2, 1], 10, 1) == [[[0, 2, 4, 5]], [[1]], [[3]]]
+    assert packing.fill([4, 8, 3, 4, 2, 1], 10, 2) == [[[0, 2, 4, 5], [1]], [[3]]]
+    assert packing.fill([], 10, 2) == []
+    assert len(packing.fill([10] * 100, 10, 1)) == 100
+    with pytest.raises(ValueError, match="does not fit"):
+        packing.fill([11], 10, 1)
+
+
 def _rows() -> list[Example]:
     rng = np.random.default_rng(0)
     return [example(rng, n, f"f.jsonl:{i + 1}") for i, n in enumerate([5, 12, 6, 30, 11])]

@@ -43,9 +43,27 @@ def test_countdown_makes_the_steps_of_the_paper(tokenizer):
 def test_rows_are_a_multiple_of_shards_and_accumulation(tokenizer):
     data = {"block_size": 192, "batching": "packed", "num_rows": 40}
     made, notes = sources.make(experiment(data, accumulation=3), tokenizer, CHAT, row_shards=4)
-    assert made.num_rows == 12 and len(notes) == 1
+    assert made.num_rows == 12 and len(notes) == 2
     fullest = max((made.batch(step)["segment_ids"] > 0).any(axis=1).sum() for step in range(made.num_steps))
     assert fullest == made.filled_rows < 12 and f"{12 - fullest} rows of every step are empty" in notes[0]
+
+
+def test_packed_rows_say_how_much_of_them_is_padding_and_what_lowers_it(tokenizer):
+    """Steps of three sequences need three rows at the worst; two rows hold as many tokens as they have on average."""
+    data = {"block_size": 160, "batching": "packed", "num_rows": 60}
+    made, (note,) = sources.make(experiment(data, batch_size=3), tokenizer, CHAT, 1)
+    padding = np.mean([made.batch(step)["segment_ids"] == 0 for step in range(made.steps_per_epoch)])
+    assert padding > 0.4 and made.num_rows == 3
+    assert f"3 rows of data.block_size 160 for its 3 sequences (train.batch_size); {100 * padding:.0f} % of" in note
+    assert "set train.batch_size=0 and, for example, train.batch_tokens=320: a step then takes" in note
+    fuller, (note,) = sources.make(experiment(data, batch_size=0, batch_tokens=320), tokenizer, CHAT, 1)
+    less = np.mean([fuller.batch(step)["segment_ids"] == 0 for step in range(fuller.steps_per_epoch)])
+    sequences = 60 / fuller.steps_per_epoch
+    assert less < padding - 0.2
+    assert note == (
+        f"a step has 2 rows of data.block_size 160 (train.batch_tokens 320) with {sequences:.1f} sequences on average; "
+        f"{100 * less:.0f} % of its places are padding."
+    )
 
 
 def test_the_corpus_is_a_function_of_seed_and_step(tokenizer):
@@ -71,6 +89,11 @@ def test_the_corpus_is_a_function_of_seed_and_step(tokenizer):
             {"source": "countdown_corpus"},
             {"steps": 2, "batch_size": 6, "accumulation": 2},
             "train.batch_size 6 .* = 4;",
+        ),
+        (
+            {"source": "countdown_corpus", "block_size": 96, "batching": "packed"},
+            {"steps": 2, "batch_size": 0, "batch_tokens": 960},
+            r"full rows; give train\.batch_size, not train\.batch_tokens",
         ),
         ({"source": "countdown", "num_rows": 10**6}, {}, "num_rows is 1000000"),
         ({"source": "countdown", "block_size": 20}, {}, "countdown row .*block"),
