@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import resource
 import runpy
 import sys
 import traceback
@@ -13,6 +14,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
+from launch import terminal
 from s1jax import files
 from s1jax.config import InputError
 
@@ -27,6 +29,7 @@ _MEMORY_NAMES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")  #
 _NO_ACCESS = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG,
 )  # fmt: skip
+_FILES = 4096  # open at one time
 _CONFIG_FILE = "Error whilst parsing config file"  # how config_flags introduces what a config file raised
 
 
@@ -38,11 +41,13 @@ def run(main: Callable[[], int | None], config_flag: str = "") -> None:
       config_flag: name of the `config_flags` file flag, whose own errors are told apart in the message.
 
     Exits with `BAD_INPUT` after printing `error: <sentence>` to stderr for an InputError, a flag that does not parse,
-    a broken config file, a path that may not be read or written, a full disk or memory; no traceback.
+    a broken config file, a path that may not be read or written, a full disk or memory; no traceback. With
+    `terminal.LOST` or `terminal.PIPE_CLOSED` where all of that went well and standard output could not be written.
     """
+    terminal.prepare()
     # Importing and tracing make many objects that stay: looking for garbage among them took 0.35 of 4 s (first_id).
     gc.set_threshold(100_000)
-    app.run(lambda _: leave(guarded(main)), flags_parser=lambda argv: _parse(argv, config_flag))
+    app.run(lambda _: leave(_written(guarded(main))), flags_parser=lambda argv: _parse(argv, config_flag))
 
 
 def leave(code: int | None) -> int | None:
@@ -54,6 +59,17 @@ def leave(code: int | None) -> int | None:
     return code
 
 
+def _written(code: int | None) -> int | None:
+    """Returns `code`, or another one where the work went well and standard output could not be written."""
+    error = terminal.lost()
+    if code or error is None or error.errno == errno.EBADF:  # closed by whoever started this
+        return code
+    if error.errno == errno.EPIPE:
+        return terminal.PIPE_CLOSED
+    fail(f"standard output could not be written ({(error.strerror or '').lower()}); the files are complete.")
+    return terminal.LOST
+
+
 def guarded(main: Callable[[], int | None]) -> int | None:
     """Returns what `main` returns, or prints the sentence of what the user can correct and returns `BAD_INPUT`.
 
@@ -62,6 +78,7 @@ def guarded(main: Callable[[], int | None]) -> int | None:
     """
     if not any(name in os.environ for name in _MEMORY_NAMES):
         os.environ[_MEMORY_NAMES[0]] = _MEMORY_FRACTION
+    _raise_file_limit()
     try:
         return main()
     except KeyboardInterrupt:
@@ -74,9 +91,9 @@ def guarded(main: Callable[[], int | None]) -> int | None:
             return fail(f"{error.filename}: {(error.strerror or '').lower()}; choose another path, or change that one.")
         if error.errno not in files.FULL:
             raise
-        full = "no space left on the device" if error.errno == errno.ENOSPC else "the disk quota is used up"
+        what, remedy = files.FULL[error.errno]
         where = f" while writing {error.filename}" if error.filename else ""
-        return fail(f"{full}{where}; free some space and run the same command again.")
+        return fail(f"{what}{where}; {remedy} and run the same command again.")
     except RuntimeError as error:
         if not str(error).startswith("Unable to initialize backend"):
             raise
@@ -87,6 +104,14 @@ def guarded(main: Callable[[], int | None]) -> int | None:
         )
     except MemoryError:
         return fail("the memory of this machine is not enough; give fewer or shorter rows, or take a larger machine.")
+
+
+def _raise_file_limit() -> None:
+    """Lets this process open as many files as it is allowed to ask for, up to 4,096: a save opens one an array."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _parse(argv: Sequence[str], config_flag: str) -> list[str]:
@@ -150,5 +175,5 @@ def _last_line(error: Exception) -> str:
 
 def fail(sentence: str) -> int:
     """Prints the sentence as an error and returns `BAD_INPUT`."""
-    print(f"error: {sentence}", file=sys.stderr, flush=True)
+    print(f"error: {terminal.safe(sentence)}", file=sys.stderr, flush=True)
     return BAD_INPUT

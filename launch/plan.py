@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from absl import flags
 from ml_collections import config_flags
 
-from launch import cli
+from launch import cli, terminal
 from s1jax import files, meters, presets
 from s1jax.config import Experiment, InputError, MeshConfig
 from s1jax.plan import targets
@@ -94,7 +94,7 @@ def main() -> int:
                         raise
                     cli.fail(str(error))
                     return 1
-                print(f"{_name(candidate)}: {error}")
+                print(f"{_name(candidate)}: {terminal.safe(str(error))}")
                 continue
             if _SEARCH.value:
                 print(f"{_name(candidate)}: {_line(results[-1][0])}", flush=True)

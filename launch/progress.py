@@ -9,6 +9,8 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from launch import terminal
+
 _LINE_EVERY = 30.0  # seconds between lines where the output is no terminal
 
 
@@ -23,23 +25,23 @@ class Bar:
           total: number of units.
           shown: False on all processes but the first.
         """
-        self._what, self._total, self._done, self._detail = what, total, 0, ""
+        self._what, self._total, self._done, self._detail = terminal.safe(what), total, 0, ""
         self._first: int | None = None  # units done at the first update
         self._lines = shown and not sys.stderr.isatty()
         self._begun = self._written = 0.0
         self._bar: Progress | None = None
         if shown and not self._lines:
             self._bar = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
                 TimeElapsedColumn(),
                 TextColumn("left"),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[detail]}"),
+                TextColumn("{task.fields[detail]}", markup=False),
                 console=Console(stderr=True),
             )
-            self._task = self._bar.add_task(what, total=total, detail="")
+            self._task = self._bar.add_task(self._what, total=total, detail="")
 
     def __enter__(self) -> Bar:
         if self._bar is not None:
@@ -56,9 +58,9 @@ class Bar:
 
     def phase(self, what: str) -> None:
         """Says what is being done from now on."""
-        self._what = what
+        self._what = terminal.safe(what)
         if self._bar is not None:
-            self._bar.update(self._task, description=what)
+            self._bar.update(self._task, description=self._what)
         elif self._lines:
             self._line()
 
@@ -66,9 +68,9 @@ class Bar:
         """Says how many units are done, with a few words or figures about the newest."""
         if self._first is None:  # what was done before a resumption says nothing about the time left
             self._first, self._begun = done, time.monotonic()
-        self._done, self._detail = done, detail
+        self._done, self._detail = done, terminal.safe(detail)
         if self._bar is not None:
-            self._bar.update(self._task, completed=done, detail=detail)
+            self._bar.update(self._task, completed=done, detail=self._detail)
         elif self._lines and time.monotonic() - self._written > _LINE_EVERY:
             self._line()
 

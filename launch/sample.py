@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 from rich.console import Console
 
-from launch import cli, progress, sampling
+from launch import cli, progress, sampling, terminal
 from s1jax import files
 from s1jax.config import Controls, InputError
 
@@ -191,8 +191,8 @@ class _Part:
             self._console.rule(self._name, align="left", style=self._style)
             self._shown = ""
         stable = text if over else text.rstrip("\ufffd")
-        self._console.print(stable[len(self._shown) :], style=self._style, end="\n" if over else "", markup=False,
-                            emoji=False)  # fmt: skip
+        new = terminal.safe(stable[len(self._shown) :])
+        self._console.print(new, style=self._style, end="\n" if over else "", markup=False, emoji=False)
         self._shown, self._over = stable, over
 
 

@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from rich.console import Console
 from rich.table import Table
 
+from launch import terminal
 from s1jax.evaluate import scaling
 
 
 def show(runs: list[scaling.Run], metrics: Mapping[str, Mapping[str, float | None]], title: str) -> None:
     """Prints the runs and the paper's three figures for each of their curves."""
-    table = Table(title=title)
+    table = Table(title=terminal.safe(title))
     table.add_column("run")
     for heading in (
         "accuracy % (95 %)",
@@ -29,8 +30,9 @@ def show(runs: list[scaling.Run], metrics: Mapping[str, Mapping[str, float | Non
         table.add_column(heading, justify="right")
     for run in runs:
         table.add_row(
-            run.name, "{:.1f} ({:.1f} to {:.1f})".format(run.accuracy, *run.interval), f"{run.thinking_tokens:.1f}",
-            f"{run.answer_tokens:.1f}", f"{run.total_tokens:.1f}", f"{run.samples:.3g}", f"{run.cut:.0f}",
+            terminal.safe(run.name), "{:.1f} ({:.1f} to {:.1f})".format(run.accuracy, *run.interval),
+            f"{run.thinking_tokens:.1f}", f"{run.answer_tokens:.1f}",
+            f"{run.total_tokens:.1f}", f"{run.samples:.3g}", f"{run.cut:.0f}",
             _figure(run.control, ".0f"), f"{run.seconds / run.problems:.3g}", _figure(run.dollars, ".2g"),
         )  # fmt: skip
     figures = Table(
@@ -41,7 +43,7 @@ def show(runs: list[scaling.Run], metrics: Mapping[str, Mapping[str, float | Non
         figures.add_column(heading, justify="right" if heading else "left")
     names = {"all": "all runs", "budgets": "budgets only", "waits": "waits only"}
     for family, values in metrics.items():
-        figures.add_row(names.get(family, family), *(_figure(value, ".1f") for value in values.values()))
+        figures.add_row(names.get(family, terminal.safe(family)), *(_figure(value, ".1f") for value in values.values()))
     console = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 120)
     console.print(table, figures)
 

@@ -28,7 +28,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from launch import cli, processes
+from launch import cli, processes, terminal
 from s1jax import config as config_lib
 from s1jax import presets
 from s1jax.config import Experiment, InputError
@@ -73,7 +73,7 @@ def _train(experiment: Experiment, workdir: pathlib.Path, began: float, profile:
         if fallback:
             notes.append(fallback)
         for note in notes if first else []:
-            print(f"note: {note}")
+            print(f"note: {terminal.safe(note)}")
 
         def make_params() -> Any:
             from s1jax.model import decoder

@@ -17,7 +17,14 @@ import stat
 from collections.abc import Iterator
 from typing import IO, Any, BinaryIO
 
-FULL = (errno.ENOSPC, errno.EDQUOT)  # of OSErrors: the disk is full, or what one user may have of it
+# Of OSErrors: what keeps a file from being written, and what to do.
+FULL = {
+    errno.ENOSPC: ("no space left on the device", "free some space"),
+    errno.EDQUOT: ("the disk quota is used up", "free some space"),
+    errno.EFBIG: ("a file larger than this process may write", "raise the limit (ulimit -f unlimited)"),
+    errno.EMFILE: ("too many open files", "raise the limit (ulimit -n 1024)"),
+    errno.ENFILE: ("too many open files on this machine", "end other processes"),
+}
 
 
 def take(file: IO[Any]) -> bool:

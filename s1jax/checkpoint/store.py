@@ -336,17 +336,18 @@ class Checkpointer:
 
 @contextlib.contextmanager
 def disk_errors(folder: pathlib.Path) -> Iterator[None]:
-    """Turns whatever a full disk raises, in Orbax or here, into an InputError."""
+    """Turns whatever a full disk or a limit of this process raises, in Orbax or here, into an InputError."""
     try:
         yield
     except Exception as error:
         cause: BaseException | None = error
         while cause is not None:
-            if any(getattr(cause, "errno", None) == full or os.strerror(full) in str(cause) for full in files.FULL):
-                raise InputError(
-                    f"no space left on the device while writing {folder}; free some space and run the same command "
-                    "again (finished checkpoints are kept)."
-                ) from error
+            for number, (what, remedy) in files.FULL.items():
+                if getattr(cause, "errno", None) == number or os.strerror(number) in str(cause):
+                    raise InputError(
+                        f"{what} while writing {folder}; {remedy} and run the same command again (finished checkpoints"
+                        " are kept)."
+                    ) from error
             cause = cause.__cause__ or cause.__context__
         raise
 
