@@ -49,7 +49,7 @@ _HELP = {
     "top_p": "Smallest set of ids with at least this probability.",
     "top_k": "The k most probable ids; 0: all.",
     "min_p": "Ids at least this fraction as probable as the best; 0: all.",
-    "seed": "The same seed, prompt and controls give the same ids.",
+    "seed": "Of the noise, which differs from row to row; a row's own seed gives the same ids at any place.",
 }
 for _name, _default in dataclasses.asdict(Controls()).items():
     _define = flags.DEFINE_float if isinstance(_default, float) else flags.DEFINE_integer
@@ -93,6 +93,7 @@ def _answer_file(controls: Controls) -> None:
             "rows": rows,
             "controls": dataclasses.asdict(controls),
             "wait": FLAGS.wait,
+            "seeds": "one a row",  # earlier runs had one for all, whose rows these would not continue
             "dtype": sampling.dtype(),
             "cache_dtype": FLAGS.cache_dtype,
             "weight_dtype": FLAGS.weight_dtype,
@@ -137,7 +138,7 @@ def _sample_missing(
 
         stream = engine.stream(
             [rows[index] for index in missing], controls, wait=FLAGS.wait, names=[names[i] for i in missing],
-            progress=report,
+            indices=missing, progress=report,
         )  # fmt: skip
         for place, output in stream:
             outputs[missing[place]] = output

@@ -426,7 +426,8 @@ class Controls:
       top_p: smallest set of ids with at least this probability; 1 keeps all.
       top_k: the k most probable ids; 0 keeps all.
       min_p: ids at least this fraction as probable as the best; 0 keeps all.
-      seed: rows with the same seed, prompt and controls get the same ids in any batch.
+      seed: of the noise. A row that has a seed of its own gets the same ids in any batch and at any place; rows without
+        one get different noise each, derived from this seed and their index (`s1jax.sample.seeds`).
     """
 
     max_thinking_tokens: int = 4096

@@ -88,8 +88,12 @@ class Engine:
             if not isinstance(asked, str) or asked not in ("", *SAMPLING_DTYPES[name]):
                 raise InputError(f"{name} is {asked!r}; it is {', '.join(SAMPLING_DTYPES[name])} or empty.")
         for name, number, least in (("slots", slots, 1), ("cache_length", cache_length, 0)):
-            if not isinstance(number, numbers.Integral) or number < least:
+            if not isinstance(number, numbers.Integral) or isinstance(number, bool) or number < least:
                 raise InputError(f"{name} is {number!r}; it must be at least {least}, a whole number.")
+        if config is not None and not isinstance(config, ModelConfig):
+            raise InputError(f"config is {config!r:.80}; give a ModelConfig.")
+        if mesh is not None and not isinstance(mesh, Mesh):
+            raise InputError(f"mesh is {mesh!r:.80}; give a mesh of s1jax.parallel.make_mesh.")
         dtype = dtype or default_dtype()
         if isinstance(checkpoint_or_params, (str, os.PathLike)):
             if config is not None:
@@ -100,6 +104,11 @@ class Engine:
         if config is None:
             if isinstance(checkpoint_or_params, Mapping):
                 raise InputError("the engine was given weights without their shape; give config, a ModelConfig.")
+            if not (hasattr(checkpoint_or_params, "params") and hasattr(checkpoint_or_params, "config")):
+                raise InputError(
+                    f"the engine was given {checkpoint_or_params!r:.80}; give the path of a checkpoint, a loaded model,"
+                    " or weights with their config."
+                )
             self.model = checkpoint_or_params
             params, config = self.model.params, self.model.config
         else:
@@ -145,10 +154,11 @@ class Engine:
         *,
         wait: str = "Wait",
         names: Sequence[str] | None = None,
+        indices: Sequence[int] | None = None,
         progress: Progress | None = None,
     ) -> list[dict[str, Any]]:
         """Samples every row and returns their outputs in order; arguments and errors are those of `stream`."""
-        outputs = dict(self.stream(rows, controls, wait=wait, names=names, progress=progress))
+        outputs = dict(self.stream(rows, controls, wait=wait, names=names, indices=indices, progress=progress))
         return [outputs[i] for i in range(len(outputs))]
 
     def stream(
@@ -158,16 +168,22 @@ class Engine:
         *,
         wait: str = "Wait",
         names: Sequence[str] | None = None,
+        indices: Sequence[int] | None = None,
         progress: Progress | None = None,
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         """Samples rows of text.
 
+        A row with a `seed` of its own gives the same ids in any call, at any place. A row without one is sampled with
+        a seed that is derived from that of `controls` and from the row's index, so that equal rows get different noise
+        (`s1jax.sample.seeds`). The output names the seed that was used in `controls`.
+
         Args:
-          rows: see `s1jax.sample.rows.request`. Several samples of one question are several rows that differ in `seed`;
-            they share a prefill.
+          rows: see `s1jax.sample.rows.Encoder.request`. Equal prompts share a prefill.
           controls: of what a row does not say itself.
           wait: of rows that have none of their own; may be empty.
           names: what rows are called in messages; `row 0`, ... by default.
+          indices: the index of each row in its file, where `rows` are a part of one, as when a run is continued;
+            0, 1, ... by default.
           progress: called after every few steps, see `Progress`.
 
         Yields:
@@ -181,14 +197,20 @@ class Engine:
             raise InputError("this engine was made from weights alone; make it from a checkpoint to sample text.")
         if isinstance(rows, (str, bytes, Mapping)) or not isinstance(rows, Iterable):
             raise InputError(f'rows is {rows!r:.80}; give a list of rows, such as [{{"question": "..."}}].')
+        if not isinstance(wait, str):
+            raise InputError(f"wait is {wait!r}; it must be a string.")
+        if progress is not None and not callable(progress):
+            raise InputError(f"progress is {progress!r}; give a function of three numbers.")
         encode, rows = rows_lib.Encoder(self.model), list(rows)
-        names = [f"row {i}" for i in range(len(rows))] if names is None else names
-        if len(names) != len(rows):
-            raise InputError(f"names has {len(names)} entries for {len(rows)} rows; give one for every row.")
+        names = _one_for_every_row("names", names, False, [f"row {i}" for i in range(len(rows))])
+        indices = _one_for_every_row("indices", indices, True, range(len(rows)))
         defaults = Controls() if controls is None else controls
         if not isinstance(defaults, Controls):
             raise InputError(f"controls is {controls!r}; give Controls, as in Controls(max_thinking_tokens=512).")
-        requests = [encode.request(row, defaults, wait, name) for row, name in zip(rows, names, strict=True)]
+        requests = [
+            encode.request(row, defaults, wait, name, index)
+            for row, name, index in zip(rows, names, indices, strict=True)
+        ]
         samples = self.sample(requests, encode.delimiters(wait), progress=progress)
         return ((i, encode.output(rows[i], requests[i], sample, wait)) for i, sample in samples)
 
@@ -237,6 +259,23 @@ class Engine:
             if progress is not None:
                 live, thinking = session.live()
                 progress(done, num_ids + live, num_thinking + thinking)
+
+
+def _one_for_every_row(what: str, given: Any, whole: bool, default: Sequence[Any]) -> Sequence[Any]:
+    """Returns `given`, or `default` if it is None; refuses what is no list of whole numbers or strings, one a row."""
+    if given is None:
+        return default
+    kind = "whole numbers, not negative" if whole else "strings"
+    if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable):
+        raise InputError(f"{what} is {given!r:.80}; give a list of {kind}, one for every row.")
+    given = list(given)
+    if len(given) != len(default):
+        raise InputError(f"{what} has {len(given)} entries for {len(default)} rows; give one for every row.")
+    for item in given:
+        number = isinstance(item, numbers.Integral) and not isinstance(item, bool) and int(item) >= 0
+        if not (number if whole else isinstance(item, str)):
+            raise InputError(f"{what} has {item!r:.80}; give a list of {kind}, one for every row.")
+    return given
 
 
 def default_dtype() -> str:

@@ -17,6 +17,7 @@ import numpy as np
 from s1jax.checkpoint.store import Model
 from s1jax.config import Controls, InputError, from_dict, to_dict
 from s1jax.delimiters import Delimiters
+from s1jax.sample import seeds
 from s1jax.sample.generate import Request, Sample
 from s1jax.text import chat as chat_lib
 
@@ -82,7 +83,7 @@ class Encoder:
             self._delimiters[wait] = chat_lib.delimiters(self._model.tokenizer, self._model.chat, wait)
         return self._delimiters[wait]
 
-    def request(self, row: Mapping[str, Any], defaults: Controls, wait: str, name: str) -> Request:
+    def request(self, row: Mapping[str, Any], defaults: Controls, wait: str, name: str, index: int = 0) -> Request:
         """Encodes a row.
 
         Args:
@@ -92,6 +93,7 @@ class Encoder:
           defaults: controls of what the row does not say itself.
           wait: if it has none of its own; may be empty.
           name: what messages call it.
+          index: of the row in its file or call; where it has no seed of its own, its noise depends on this.
 
         Raises:
           InputError: for a bad field.
@@ -103,6 +105,8 @@ class Encoder:
             raise InputError(f"{name}: wait is {own!r}; it must be a string.")
         prompt = tuple(prompt_ids(self._model, row, name))
         controls = row_controls(row, defaults, name)
+        if "seed" not in row and controls.temperature > 0:
+            controls = dataclasses.replace(controls, seed=seeds.derive(controls.seed, index))
         try:
             ids = self.delimiters(own).wait
         except InputError as error:  # of all rows alike, where they have no wait of their own

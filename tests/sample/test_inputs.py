@@ -32,13 +32,16 @@ def engine():
         ({"dtype": "int8"}, "dtype is 'int8'; it is float32, bfloat16 or empty"),
         ({"dtype": "float16"}, "dtype is 'float16'"),
         ({"weight_dtype": "bfloat16"}, "weight_dtype is 'bfloat16'; it is int8 or empty"),
+        ({"slots": True}, "slots is True; it must be at least 1, a whole number"),
+        ({"mesh": "data=2"}, "mesh is 'data=2'; give a mesh"),
+        ({"config": {"vocab_size": 3}}, "config is .*; give a ModelConfig"),
         ({"slots": 2.5}, "slots is 2.5; it must be at least 1, a whole number"),
         ({"cache_length": -5}, "cache_length is -5; it must be at least 0"),
     ],
 )
 def test_settings_of_an_engine(settings, said):
     with pytest.raises(InputError, match=said):
-        Engine(cases.random_weights(CONFIG), config=CONFIG, **settings)
+        Engine(cases.random_weights(CONFIG), **{"config": CONFIG, **settings})
 
 
 def test_weights_need_a_config_and_numbers_may_be_numpys():
@@ -49,6 +52,12 @@ def test_weights_need_a_config_and_numbers_may_be_numpys():
     controls = Controls(seed=np.int64(3), temperature=np.float32(0.5), max_thinking_tokens=jnp.int32(2))
     assert controls == Controls(seed=3, temperature=0.5, max_thinking_tokens=2)
     assert [type(value) for value in (controls.seed, controls.temperature)] == [int, float]
+
+
+@pytest.mark.parametrize("wrong", [None, 3, ["package:countdown_base"]])
+def test_what_is_neither_a_checkpoint_nor_weights(wrong):
+    with pytest.raises(InputError, match=r"the engine was given .*; give the path of a checkpoint"):
+        Engine(wrong)
 
 
 def test_one_row_in_bfloat16_sums_as_a_batch_does():
@@ -98,7 +107,14 @@ def test_controls(controls, said):
             r"controls is \{'max.*; give Controls, as in Controls\(",
         ),
         ([QUESTION], {"names": []}, "names has 0 entries for 1 rows; give one for every row"),
-        ([QUESTION], {"wait": 3}, "row 0: wait is 3; it must be a string"),
+        ([QUESTION], {"wait": 3}, "wait is 3; it must be a string"),
+        ([QUESTION | {"wait": "Wait"}], {"wait": ["Wait"]}, r"wait is \['Wait'\]; it must be a string"),
+        ([QUESTION | {"wait": ["Wait"]}], {}, r"row 0: wait is \['Wait'\]; it must be a string"),
+        ([QUESTION], {"names": 3}, "names is 3; give a list of strings, one for every row"),
+        ([QUESTION], {"names": "a"}, "names is 'a'; give a list of strings"),
+        ([QUESTION], {"names": [3]}, "names has 3; give a list of strings"),
+        ([QUESTION], {"indices": [True]}, "indices has True; give a list of whole numbers"),
+        ([QUESTION], {"progress": 3}, "progress is 3; give a function"),
         ([{"prompt_ids": np.array([1.5])}], {}, "row 0: prompt_ids must be a list of whole numbers"),
         ([{"prompt_ids": np.array(1)}], {}, "row 0: prompt_ids must be a list"),
         ([{"prompt_ids": [True]}], {}, "row 0: prompt_ids must be a list"),

@@ -14,8 +14,9 @@ import pytest
 
 from launch import cli
 from s1jax.checkpoint import store
-from s1jax.config import ModelConfig
+from s1jax.config import Controls, ModelConfig
 from s1jax.model import decoder
+from s1jax.sample.engine import Engine
 from s1jax.text import chat
 from s1jax.text.tokenizer import Tokenizer
 
@@ -286,13 +287,17 @@ def test_what_the_machine_refuses_is_one_sentence(capsys, error, code, said):
 
 
 def test_a_killed_run_goes_on_where_it_stopped(folder, outcomes, tmp_path):
-    """kill -9 after the first of 40 rows is on disk; and a line cut in the middle, as a full disk leaves it."""
+    """kill -9 after the first of 40 rows is on disk; and a line cut in the middle, as a full disk leaves it.
+
+    The rows are sampled: a row's noise depends on its place in the file, not on its place among the missing ones.
+    """
     rows = [{"question": f"Make {i} from 2 3 {i}", "index": i + 1} for i in range(40)]  # an index of the user's own
     (tmp_path / "prompts.jsonl").write_text("\n".join(map(json.dumps, rows)))
     out, partial = tmp_path / "out.jsonl", tmp_path / "out.jsonl.partial"
     command = [
         sys.executable, "-m", "launch.sample", f"--checkpoint={folder}/model", f"--prompts={tmp_path}/prompts.jsonl",
         f"--out={out}", "--max_thinking_tokens=20", "--max_answer_tokens=6", "--batch_size=1",
+        "--temperature=1",
     ]  # fmt: skip
     env = {**os.environ, "JAX_PLATFORMS": "cpu"}
     with subprocess.Popen(command, cwd=ROOT, env=env, stderr=subprocess.DEVNULL) as first:
@@ -308,6 +313,9 @@ def test_a_killed_run_goes_on_where_it_stopped(folder, outcomes, tmp_path):
     assert done.returncode == 0, done.stderr
     assert f"ids of {40 - len(kept)} rows" in done.stdout and not partial.exists()
     assert [(row["question"], row["index"]) for row in lines(out)] == [tuple(row.values()) for row in rows]
+    controls = Controls(max_thinking_tokens=20, max_answer_tokens=6, temperature=1.0)
+    uninterrupted = Engine(folder / "model").generate(rows, controls)
+    assert [row["ids"] for row in lines(out)] == [row["ids"] for row in uninterrupted]
     partial.write_bytes(before[0])  # as if it had been killed before it removed that
     last = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
     assert last.returncode == 0 and "has all 40 rows already" in last.stdout and not partial.exists()
