@@ -19,6 +19,7 @@ from s1jax import files
 from s1jax.config import InputError
 
 BAD_INPUT = 2  # exit code
+CRASHED = 1  # likewise, after a traceback
 INTERRUPTED = 130  # likewise, after Ctrl-C, as of shells
 
 # jax gives a process three quarters of a GPU unless told otherwise: 63.7 GB of an H100, for which s1jax/plan/targets.py
@@ -47,16 +48,34 @@ def run(main: Callable[[], int | None], config_flag: str = "") -> None:
     terminal.prepare()
     # Importing and tracing make many objects that stay: looking for garbage among them took 0.35 of 4 s (first_id).
     gc.set_threshold(100_000)
-    app.run(lambda _: leave(_written(guarded(main))), flags_parser=lambda argv: _parse(argv, config_flag))
+    app.run(lambda _: leave(_ended(main)), flags_parser=lambda argv: _parse(argv, config_flag))
 
 
 def leave(code: int | None) -> int | None:
-    """Returns `code`; after Ctrl-C it ends the process at once, because a compilation under way would crash its end."""
-    if code == INTERRUPTED:
+    """Returns `code`; after Ctrl-C or an error it ends the process at once.
+
+    The usual way out waits for threads, and those of Orbax wait for ever where one of them could not start; after
+    Ctrl-C a compilation that goes on would crash. Processes that have peers say goodbye to each other first.
+    """
+    if code == INTERRUPTED or (code in (BAD_INPUT, CRASHED) and not _has_peers()):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     return code
+
+
+def _has_peers() -> bool:
+    jax = sys.modules.get("jax")  # not imported here: most errors come before it is needed
+    return jax is not None and jax.distributed.is_initialized()
+
+
+def _ended(main: Callable[[], int | None]) -> int | None:
+    """Returns the exit code of `main`; prints the traceback of an error that is a fault of this program."""
+    try:
+        return _written(guarded(main))
+    except Exception:
+        traceback.print_exc()
+        return CRASHED
 
 
 def _written(code: int | None) -> int | None:
@@ -95,9 +114,16 @@ def guarded(main: Callable[[], int | None]) -> int | None:
         where = f" while writing {error.filename}" if error.filename else ""
         return fail(f"{what}{where}; {remedy} and run the same command again.")
     except RuntimeError as error:
-        if not str(error).startswith("Unable to initialize backend"):
-            raise
         said = " ".join(str(error).split())[:300]
+        if said.startswith("RESOURCE_EXHAUSTED"):
+            return fail(
+                f"the memory of the device is not enough ({said}); give fewer or shorter rows at a time, more devices,"
+                " or smaller types. python -m launch.plan says what a training run takes."
+            )
+        if "can't start new thread" in said:
+            return fail("this process may not start more threads; raise its limits (ulimit -v, ulimit -u).")
+        if not said.startswith("Unable to initialize backend"):
+            raise
         return fail(
             f"jax found no device: {said}; install the extra for it (pip install -e .[cuda] or .[tpu]), end the"
             " process that has it, or change JAX_PLATFORMS."

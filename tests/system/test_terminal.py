@@ -112,3 +112,35 @@ def test_limits_of_the_process_end_in_a_sentence(number, capsys):
     assert cli.guarded(main) == cli.BAD_INPUT
     said = capsys.readouterr().err
     assert said.startswith("error: ") and said.count("\n") == 1 and "samples.jsonl" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "remedy"),
+    [
+        ("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\n[more]", "launch.plan"),
+        ("can't start new thread", "ulimit"),
+    ],
+)
+def test_too_little_memory_ends_in_a_sentence(words, remedy, capsys):
+    from launch import cli
+
+    def main():
+        raise RuntimeError(words)
+
+    assert cli.guarded(main) == cli.BAD_INPUT
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1 and remedy in said
+
+
+@pytest.mark.parametrize(("error", "code"), [("ValueError('a fault')", 1), ("InputError('bad input')", 2)])
+def test_an_error_does_not_wait_for_threads(error, code):
+    """A save of Orbax that could not start all of its threads left others that waited for ever."""
+    launcher = (
+        "import threading\nfrom launch import cli\nfrom s1jax.config import InputError\n"
+        "def main():\n    threading.Thread(target=threading.Event().wait).start()\n"
+        f"    raise {error}\n"
+        "cli.run(main)\n"
+    )
+    outcome = subprocess.run([sys.executable, "-c", launcher], capture_output=True, text=True, timeout=60)
+    assert outcome.returncode == code
+    assert outcome.stderr.strip().endswith(("error: bad input", "ValueError: a fault"))
