@@ -39,7 +39,11 @@ from s1jax.evaluate.strategies import Strategy
 from s1jax.evaluate.tasks import Task
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Checkpoint, training workdir or package:NAME.")
-_TASK = flags.DEFINE_string("task", "countdown", "Name of a task, NAME:FILE, or a JSONL file of questions and answers.")
+_TASK = flags.DEFINE_string(
+    "task",
+    "countdown",
+    "Name of a task, NAME:FILE, or a file or folder of questions and answers (JSONL, JSON, CSV, parquet, Arrow).",
+)
 _OUT = flags.DEFINE_string("out", None, "Folder for results.json, samples.jsonl and scaling.png.")
 _STRATEGIES = flags.DEFINE_list("strategies", [], "Runs to make, for example token:64+forcing,majority:8; see above.")
 _BUDGETS = flags.DEFINE_list("budgets", [], "Thinking tokens at which thinking is cut, one run each; none: not cut.")
@@ -84,6 +88,8 @@ def main() -> None:
     if _HARD.value and _TASK.value not in ("countdown", "countdown_hard"):
         raise InputError(f"--hard is for --task=countdown, not for {_TASK.value}; drop it.")
     task = tasks.load("countdown_hard" if _HARD.value else _TASK.value, _PROBLEMS.value, _SPLIT.value)
+    for note in task.notes:
+        print(f"note: {note}")
     controls = Controls(
         max_thinking_tokens=task.max_thinking_tokens if _LIMIT.value is None else _LIMIT.value,
         max_answer_tokens=task.max_answer_tokens if _ANSWER.value is None else _ANSWER.value,

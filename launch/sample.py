@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 FLAGS = flags.FLAGS
 
 flags.DEFINE_string("checkpoint", "", "s1jax checkpoint, training workdir or package:NAME.")
-flags.DEFINE_string("prompts", "", "JSONL file of prompt rows.")
+flags.DEFINE_string("prompts", "", "File or folder of prompt rows (JSONL, JSON, CSV, parquet, Arrow).")
 flags.DEFINE_string("out", "", "JSONL file to write.")
 flags.DEFINE_string("prompt", None, "One question, answered on the terminal; instead of --prompts and --out.")
 flags.DEFINE_string("wait", "Wait", "Put in place of an end of thinking; empty: the end is masked instead.")
@@ -83,7 +83,10 @@ def _answer_file(controls: Controls) -> None:
     if out.exists() and not out.is_file():
         what = "a folder" if out.is_dir() else "no regular file"
         raise InputError(f"--out={out} cannot be written: it is {what}; give the path of a file.")
-    rows, names = rows_lib.read_rows(FLAGS.prompts)
+    notes: list[str] = []
+    rows, names = rows_lib.read_rows(FLAGS.prompts, notes)
+    for note in notes:
+        print(f"note: {note}")
     from s1jax.checkpoint import digests, store
     from s1jax.sample import journal as journal_lib
 

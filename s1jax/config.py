@@ -159,7 +159,7 @@ class DataConfig:
     """What is trained on.
 
     Attributes:
-      source: `countdown`, `countdown_corpus`, `s1k`, `s1k_1_1`, or the path of a JSONL/parquet file or folder of rows.
+      source: `countdown`, `countdown_corpus`, `s1k`, `s1k_1_1`, or a file or folder of rows (see `s1jax.readers`).
       traces: whose thinking the `s1k_1_1` rows carry.
       num_rows: use this many rows from the front of the source; 0 takes all, but 1,000 of `countdown`.
       block_size: T, ids in one row of a batch.

@@ -18,6 +18,7 @@ _S1K_1_1 = (
     "question",
     *(f"{whose}_{what}" for whose in ("gemini", "deepseek") for what in ("thinking_trajectory", "attempt")),
 )
+_SYSTEM = "system"
 _ABOUT = ("solution", "cot_type", "source_type", "metadata")
 
 
@@ -69,10 +70,14 @@ class S1k(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, source: str) -> Iterator[tuple[int, dict[str, Any]]]:
         columns = [name for name in self.info.features if name != "name"]
         for number, (name, record) in enumerate(s1k.records(source)):
-            missing = [column for column in columns if column not in record and column not in _ABOUT]
+            missing = [column for column in columns if column not in record and column not in (*_ABOUT, _SYSTEM)]
             if missing:
                 raise InputError(
                     f"{name} has no column {missing[0]}, but {', '.join(sorted(record)) or 'none'}; add it."
+                )
+            if record.get(_SYSTEM) and _SYSTEM not in columns:
+                raise InputError(
+                    f"{name} has a column {_SYSTEM}, which the first row has not; add it there, may be empty."
                 )
             for whose in ("gemini", "deepseek"):  # broken rows are refused here, not when the copy is read
                 if "thinking_trajectories" in columns or f"{whose}_thinking_trajectory" in columns:
@@ -106,17 +111,6 @@ def prepare(config: str, source: str = "", data_dir: str | None = None) -> pathl
     return folder
 
 
-def read(folder: str | pathlib.Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yields (name, columns) of the records that `prepare` wrote into a folder, in the order of their source."""
-    try:
-        found = tfds.builder_from_directory(str(folder)).as_data_source(split="train")
-    except Exception as error:  # what TFDS raises differs with what is damaged
-        raise InputError(f"{folder} is no prepared dataset that can be read ({error}); prepare it again.") from error
-    for record in found:
-        columns = {key: _plain(value) for key, value in record.items()}
-        yield columns.pop("name"), columns
-
-
 def download(repository: str) -> str:
     """Downloads the rows of a dataset repository of the hub (or finds them in its cache) and returns their folder.
 
@@ -145,16 +139,10 @@ def _columns_of(source: str) -> tuple[str, ...]:
         raise InputError(
             f"{name or source} has none of the columns {', '.join(traces)}; rename the one with the trace."
         )
-    return tuple(column for column in known if column in record)
+    return tuple(column for column in (*known, _SYSTEM) if column in record)
 
 
 def _as_text(value: Any) -> str:
     if value is None:
         return ""
     return value if isinstance(value, str) else json.dumps(value)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, bytes):
-        return value.decode()
-    return [item.decode() for item in value] if hasattr(value, "__iter__") and not isinstance(value, str) else value

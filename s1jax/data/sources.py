@@ -69,7 +69,7 @@ def make(
       shares: number of shares.
 
     Returns:
-      the batches, and sentences on rows that were dropped or truncated.
+      the batches, and sentences on the rows: where they come from, which were dropped or truncated, or look wrong.
 
     Raises:
       InputError: on whatever is wrong with the source or its rows.
@@ -95,17 +95,18 @@ def make(
                 f" {multiple}; choose a multiple of it."
             )
         return CorpusBatches(data, train.steps, train.batch_size, share, shares), []
+    notes: list[str] = []
     if data.source == "countdown":
         rows = [
             Row(example.question, example.trace, example.answer, f"countdown row {i}")
             for i, example in enumerate(countdown.sft_examples(data.num_rows or 1000, data.seed))
         ]
     else:
-        rows = s1k.load_rows(data.source, data.traces, data.num_rows)
+        rows = s1k.load_rows(data.source, data.traces, data.num_rows, notes)
     if data.control:
         rows = conditional.make_rows(rows, data.control, tokenizer, fmt)
     fitted = packing.fit(batches.encode_rows(tokenizer, fmt, rows), data.block_size, data.too_long)
-    notes = [
+    notes += [
         f"{len(names)} of {len(rows)} rows are longer than data.block_size {data.block_size} and were {verb}: "
         + ", ".join(names[:3])
         + (", ..." if len(names) > 3 else "")

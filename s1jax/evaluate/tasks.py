@@ -7,7 +7,6 @@ evaluation does (github.com/simplescaling/s1, eval/). Published tasks are read f
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import json
 import pathlib
@@ -15,8 +14,9 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from s1jax import readers
 from s1jax.config import InputError
-from s1jax.data import countdown, countdown_four, s1k
+from s1jax.data import countdown, countdown_four
 from s1jax.evaluate import grading
 
 Row = Mapping[str, Any]
@@ -46,6 +46,7 @@ class Task:
       max_thinking_tokens: of runs without a budget, where nothing else is asked for.
       max_answer_tokens: likewise.
       places: file:line of each row, for messages; empty where they come from no file.
+      notes: sentences on the files taken and left out of a folder.
     """
 
     title: str
@@ -56,6 +57,7 @@ class Task:
     max_thinking_tokens: int = 4096
     max_answer_tokens: int = 1024
     places: Sequence[str] = ()
+    notes: Sequence[str] = ()
 
     def place(self, number: int) -> str:
         """What messages call the row `number`."""
@@ -71,8 +73,9 @@ def load(name: str, num_problems: int = 0, split: str = "test") -> Task:
     """Loads a task.
 
     Args:
-      name: one of `COUNTDOWN`; one of `HUB`, or `NAME:FILE` for a local copy of it (JSONL, parquet or CSV);
-        `choices:FILE` for other multiple choice; or a FILE of questions and answers that are graded as mathematics.
+      name: one of `COUNTDOWN`; one of `HUB`, or `NAME:FILE` for a local copy of it; `choices:FILE` for other
+        multiple choice; or a FILE of questions and answers that are graded as mathematics. FILE is any file that
+        `s1jax.readers` reads, or a folder: its test split is taken, else validation, else train.
       num_problems: that many from the front; 0 takes all.
       split: held-out problems of Countdown, `dev` or `test`.
 
@@ -90,11 +93,14 @@ def load(name: str, num_problems: int = 0, split: str = "test") -> Task:
         raise InputError("task choices needs a file; give choices:FILE.jsonl.")
     found: list[dict[str, Any]] = []
     places: list[str] = []
-    for number, (where, record) in enumerate(_records(file) if file else _from_hub(kind)):
+    notes: list[str] = []
+    for number, (where, record) in enumerate(_records(file, notes) if file else _from_hub(kind)):
         if num_problems and number == num_problems:
             break
         found.append(_row(kind, {str(key).lower(): value for key, value in record.items()}, where, number))
         places.append(where)
+        for part in ("question", "reference"):
+            readers.check_length(found[-1][part], where, part)
         try:
             json.dumps(found[-1], ensure_ascii=False).encode()
         except UnicodeEncodeError as error:  # half a surrogate pair, which the file of samples could not hold
@@ -102,12 +108,12 @@ def load(name: str, num_problems: int = 0, split: str = "test") -> Task:
     if len(found) < max(num_problems, 1):
         asked = f"--num_problems is {num_problems}, but {file or kind} holds {len(found)} rows; ask for fewer."
         raise InputError(asked if found else f"{file or kind} holds no rows; give at least one question.")
-    title = f"{kind or pathlib.Path(file).stem}, {len(found)} problems"
+    title = f"{kind or pathlib.Path(file.removesuffix('.gz')).stem}, {len(found)} problems"
     if kind in ("gpqa", "choices"):
         task = Task(title, found, _letter, str.__eq__, lambda answer, row: answer == row["reference"])
     else:
         task = Task(title, found, _final, grading.equal, lambda answer, row: grading.equal(answer, row["reference"]))
-    return dataclasses.replace(task, places=places)
+    return dataclasses.replace(task, places=places, notes=notes)
 
 
 def _countdown(name: str, num_problems: int, split: str) -> Task:
@@ -222,23 +228,12 @@ def _choice(value: Any) -> str:
     return "" if value is None else str(value).strip()
 
 
-def _records(path: str) -> Iterator[tuple[str, Row]]:
-    """Yields (name, columns) of the rows of a file; the name is file:line, lines of rows counted from 1."""
-    file = pathlib.Path(path)
-    if not file.is_file():
-        kinds = f"{', '.join(NAMES)} are the names of tasks, and a file of rows is JSONL, parquet or CSV"
+def _records(path: str, notes: list[str]) -> Iterator[tuple[str, Row]]:
+    """Yields (name, columns) of the rows of a file, or of the test split of a folder, see `s1jax.readers`."""
+    if not pathlib.Path(path).exists():
+        kinds = f"{', '.join(NAMES)} are the names of tasks, and a file of rows is {readers.READABLE}"
         raise InputError(f"--task {path} does not exist; {kinds}.")
-    if file.suffix != ".csv":
-        # JSONL goes by many names, so that only what says it is something else is read as something else.
-        yield from s1k.records(file) if file.suffix == ".parquet" else s1k.read_jsonl(file)
-        return
-    csv.field_size_limit(1 << 30)
-    try:
-        with file.open(encoding="utf-8-sig", newline="") as stream:  # spreadsheets begin with a byte order mark
-            for number, record in enumerate(csv.DictReader(stream), start=1):
-                yield f"{file}:{number}", record
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise InputError(f"{file} is no CSV in UTF-8 ({error}); repair it.") from None
+    yield from readers.read(path, readers.EVALUATION, notes)
 
 
 def _from_hub(name: str) -> Iterator[tuple[str, Row]]:
@@ -257,4 +252,4 @@ def _from_hub(name: str) -> Iterator[tuple[str, Row]]:
     if not files:
         raise InputError(f"{repository} has no {pattern} any more; give a local copy as --task={name}:FILE.")
     for file in files:
-        yield from _records(str(file))
+        yield from readers.read_file(file)

@@ -1,4 +1,4 @@
-"""Rows of a JSONL file to rows of a JSONL file: prompts in, samples with their texts out."""
+"""Rows of prompts to rows of samples: prompts in, samples with their texts out."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import functools
 import json
 import numbers
 import os
-import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from s1jax import readers
 from s1jax.checkpoint.store import Model
 from s1jax.config import Controls, InputError, from_dict, to_dict
 from s1jax.delimiters import Delimiters
@@ -29,42 +29,31 @@ _KNOWN = {"question", "speed", "prompt_ids", "wait", *CONTROLS, *_OUTPUTS, *(f"i
 _CLOSE = 0.85  # of 1: a letter more or less in the shortest of the controls' names
 
 
-def read_rows(path: str | os.PathLike[str]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Reads a JSONL file of prompt rows; blank lines are skipped.
+def read_rows(path: str | os.PathLike[str], notes: list[str] | None = None) -> tuple[list[dict[str, Any]], list[str]]:
+    """Reads prompt rows from a file, or from the test split of a folder, see `s1jax.readers`.
+
+    Args:
+      path: of the file or folder.
+      notes: gets a sentence on the files taken and left out of a folder.
 
     Returns:
-      the rows, and for each what it is called in messages: `path:line`.
+      the rows, and for each what it is called in messages: `path:row`.
 
     Raises:
-      InputError: if the file is missing or a folder, holds no row, or a line is no JSON object.
+      InputError: if there is no file, it holds no row, or a row cannot be read or written as JSON.
     """
-    path = pathlib.Path(path)
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; give a JSONL file of prompts.")
-    if not path.is_file():
-        raise InputError(f"{path} does not exist; give a JSONL file of prompts.")
     rows, names = [], []
-    try:
-        lines = path.read_text("utf-8-sig").split("\n")  # some editors begin with a byte order mark
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path} is not UTF-8 text (byte {error.start}); give a JSONL file of prompts.") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}:{number} is not JSON ({error}); repair or remove the line.") from None
-        if not isinstance(row, dict):
-            raise InputError(f'{path}:{number} is no JSON object; a row reads {{"question": "..."}}.')
+    for name, row in readers.read(path, readers.EVALUATION, notes):
         try:
             json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
         except UnicodeEncodeError as error:  # half a surrogate pair, which no output could hold
-            raise InputError(f"{path}:{number} is no valid Unicode ({error.reason}); repair the line.") from None
+            raise InputError(f"{name} is no valid Unicode ({error.reason}); repair the row.") from None
         except ValueError:
-            raise InputError(f"{path}:{number} has a number that is no JSON (NaN, infinity); repair it.") from None
-        rows.append(row)
-        names.append(f"{path}:{number}")
+            raise InputError(f"{name} has a number that is no JSON (NaN, infinity); repair it.") from None
+        except TypeError as error:  # bytes and dates of parquet
+            raise InputError(f"{name} has a value that JSON has not ({error}); write it as a string.") from None
+        rows.append(dict(row))
+        names.append(name)
     if not rows:
         raise InputError(f"{path} holds no rows; give at least one prompt.")
     return rows, names
@@ -140,6 +129,7 @@ def prompt_ids(model: Model, row: Mapping[str, Any], name: str) -> list[int]:
     if "question" in row:
         if not isinstance(row["question"], str) or not row["question"].strip():
             raise InputError(f"{name}: question is {row['question']!r}; it must be a text that is not empty.")
+        readers.check_length(row["question"], name, "question")
         try:
             return chat_lib.encode_prompt(model.tokenizer, model.chat, row["question"])
         except InputError as error:

@@ -73,7 +73,12 @@ def test_folder_reads_its_files_in_order_without_the_test_split(tmp_path):
     write_jsonl(tmp_path / "data" / "test-00000.jsonl", [record(S1K, 3)])
     write_jsonl(tmp_path / "data" / "validation.jsonl", [record(S1K, 4)])
     (tmp_path / "README.md").write_text("no rows")
-    assert [row.answer for row in load_rows(str(tmp_path))] == ["a 0", "a 1", "a 2"]
+    notes: list[str] = []
+    assert [row.answer for row in load_rows(str(tmp_path), notes=notes)] == ["a 0", "a 1"]
+    assert (
+        "data/train-00000.parquet, data/train-00001.jsonl; left out: validation (data/validation.jsonl, 1" in notes[0]
+    )
+    assert "test (data/test-00000.jsonl, 1 row), in no split (more.jsonl, 1 row)" in notes[0]
     assert load_rows(str(tmp_path / "data" / "test-00000.jsonl"))[0].answer == "a 3"  # asked for by name
 
 
@@ -157,12 +162,12 @@ def test_traces_that_a_source_lacks(tmp_path):
 
 
 def test_bad_sources(tmp_path):
-    with pytest.raises(InputError, match=r"data\.source .*nowhere does not exist; give a \.jsonl or \.parquet"):
+    with pytest.raises(InputError, match=r"data\.source .*nowhere does not exist; give a JSONL, JSON, CSV"):
         load_rows(str(tmp_path / "nowhere"))
-    with pytest.raises(InputError, match=r"is a folder without \.jsonl or \.parquet files"):
+    with pytest.raises(InputError, match=r"is a folder without files of rows; give one that holds JSONL"):
         load_rows(str(tmp_path))
     (tmp_path / "rows.csv").write_text("question")
-    with pytest.raises(InputError, match=r"rows\.csv is neither JSONL nor parquet"):
+    with pytest.raises(InputError, match=r"rows\.csv has no rows"):
         load_rows(str(tmp_path / "rows.csv"))
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(InputError, match=r"empty\.jsonl has no rows"):

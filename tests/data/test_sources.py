@@ -135,6 +135,8 @@ def test_long_rows_are_counted(tokenizer, tmp_path):
     for too_long, verb in (("drop", "dropped"), ("truncate", "truncated")):
         settings = experiment({"source": str(file), "block_size": 48, "too_long": too_long}, batch_size=2)
         made, notes = sources.make(settings, tokenizer, CHAT, 1)
-        assert len(notes) == 1 and f"1 of 2 rows are longer than data.block_size 48 and were {verb}: " in notes[0]
-        assert "rows.jsonl:2" in notes[0]
+        used = "2 rows with question, thinking_trajectories, attempt; not used: solution."
+        assert len(notes) == 2 and notes[0] == f"{file}: {used}"
+        assert f"1 of 2 rows are longer than data.block_size 48 and were {verb}: " in notes[1]
+        assert "rows.jsonl:2" in notes[1]
         assert made.steps_per_epoch == 1

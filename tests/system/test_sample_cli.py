@@ -39,7 +39,7 @@ WRONG = [
     (["--checkpoint={folder}/none"], "none is not a folder"),
     (["--checkpoint={folder}/think"], "delimiter '<think>'"),
     (["--prompts={folder}/none.jsonl"], "none.jsonl does not exist"),
-    (["--prompts={folder}"], "is a folder; give a JSONL file of prompts"),
+    (["--prompts={folder}/nothing"], "is a folder without files of rows"),
     (["--temperature=-1"], "temperature is -1.0"),
     (["--top_p=0"], "top_p is 0.0"),
     (["--top_p=1e-50"], "top_p is 1e-50"),
@@ -60,7 +60,7 @@ WRONG = [
     (["--prompts={f4}"], "f4.jsonl:1.*num_waits is 'two'"),
     (["--prompts={f5}"], "f5.jsonl:1: prompt_ids must be a list of whole numbers"),
     (["--prompts={f6}"], "f6.jsonl:1: prompt id 500 lies outside"),
-    (["--prompts={f7}"], "f7.jsonl:1 is no JSON object"),
+    (["--prompts={f7}"], "f7.jsonl:1 is a JSON int, not an object"),
     (["--prompts={f8}"], "f8.jsonl:1: question is ' '"),
     (["--prompts={f9}"], "f9.jsonl:1: wait is 3"),
     (["--prompts={f10}"], "f10.jsonl:1 is not JSON"),
@@ -128,6 +128,7 @@ def folder(tmp_path_factory):
     store.save_model(folder / "think", params, config, tokenizer, chat.FORMATS["think"], {})
     (folder / "prompts.jsonl").write_text("\ufeff" + "\n".join(map(json.dumps, ROWS)))  # as some editors begin files
     os.mkfifo(folder / "pipe")
+    (folder / "nothing").mkdir()
     (folder / "empty.jsonl").touch()
     for i, text in enumerate(WRONG_ROWS):
         (folder / f"f{i}.jsonl").write_text(text)
