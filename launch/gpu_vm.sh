@@ -4,9 +4,13 @@
 #     -- --config=configs/s1_qwen2p5_7b.py --workdir=runs/s1_qwen2p5_7b
 #   bash launch/gpu_vm.sh --host=user@10.0.0.5,user@10.0.0.6 --mount='sudo mount 10.0.0.2:/share runs' -- --config=... --workdir=...
 # Creates the VM or reuses the one of that name, copies the last commit, installs, runs launch.train and shows its output (of the
-# first host). A VM that was preempted or stopped is started again with its disk, and the same command resumes. Ends with the
-# run's exit code; the VM stays until you delete it. The checkpoint to start from (config.init_from, here runs/qwen2p5_7b) isn't
-# copied: it must lie in what --mount mounts, or be made in ~/s1jax/runs/ of a host that is there, by launch.convert.
+# first host, and the end of the one that failed). A VM that was preempted or stopped is started again with its disk, and the same
+# command resumes, as it does at most four times in a row where a process was lost. Ends with the run's exit code; the VM stays
+# until you delete it. What the run starts from (config.init_from, here runs/qwen2p5_7b, data.source, tokenizer) is looked for before
+# anything is created or installed, and copied where it is here, under a path inside this folder, and not on the host yet. Where it
+# is not here, it has to be in what --mount mounts, or in ~/s1jax/ of a host that is there.
+# A host's own Python >= 3.11 with its venv module is used where there is one; else uv comes from PyPI, of one version whose digest
+# is checked, and brings Python 3.12 from GitHub. With --wheelhouse nothing is downloaded.
 # Flags of this script come first, those of launch.train after --:
 #   --name=         of the VM
 #   --zone=         of Google Cloud
@@ -17,6 +21,8 @@
 #   --host=         hosts with NVIDIA's driver instead of a VM, with commas between them; ssh must need no password, and each
 #                   host needs a home folder of its own
 #   --coordinator=  ADDRESS:PORT of the first host as the others reach it; left out: its name in --host, port 8476
+#   --extra=        of setup.py, what jax needs for the device; left out: cuda; none: the CPU
+#   --wheelhouse=   folder of wheels to install from, which is copied to every host: for hosts behind a firewall
 #   --mount=        run on every host in the repository's folder, mounts a file system at runs/; more than one host needs
 #                   a --workdir on storage that they share
 #   --dry_run       prints every command and runs none
@@ -25,7 +31,12 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/remote.sh
 
 name='' zone='' type='' image='' project='' spot='' host='' coordinator='' extra=cuda
-parse_flags "name zone type image project host coordinator" "spot" "$@"
+parse_flags "name zone type image project host coordinator extra" "spot" "$@"
+if [[ $extra == none ]]; then
+  extra=''
+elif ! grep -q "^ *\"$extra\": \[" setup.py; then
+  fail "--extra=$extra is none of setup.py's; give cuda, another of them, or none."
+fi
 if [[ -n $host ]]; then
   [[ -z $name$zone$type$image$project$spot ]] || fail "--host takes hosts as they are; leave out what describes a VM."
   IFS=, read -ra hosts <<<"$host"
@@ -35,8 +46,11 @@ else
   [[ -n $name && -n $zone ]] || fail "--name= or --zone= is missing; give both for a VM, or --host= for hosts that are there."
   [[ -z $coordinator ]] || fail "--coordinator belongs to --host; a single VM needs none."
   hosts=("$name")
+  # shellcheck disable=SC2034
   patience=$((${#spot} > 0 ? 5 : 1))
 fi
+# shellcheck disable=SC2034
+machines=("${hosts[@]}") first=${hosts[0]}
 
 compute() {
   run gcloud compute "$@" --zone="$zone" ${project:+--project="$project"} --quiet
@@ -83,43 +97,32 @@ reach() {
   fi
 }
 
-# put HOST FILE
+# put HOST FROM TO
 put() {
   if [[ -n $host ]]; then
-    run scp -oBatchMode=yes "$2" "$1:"
+    run scp -oBatchMode=yes -q -r "$2" "$1:$3"
   else
-    compute scp "$2" "$1:"
+    compute scp --recurse "$2" "$1:$3"
   fi
 }
 
-# each COMMAND ARGUMENT...: `COMMAND HOST ARGUMENT...` for all hosts at a time.
-each() {
-  local command=$1 machine process processes=() failed=0
-  shift
+on_all() {
+  local machine index failed=0 processes=()
   for machine in "${hosts[@]}"; do
     if [[ -n $dry_run ]]; then
-      "$command" "$machine" "$@"
+      reach "$machine" "$1"
     else
-      "$command" "$machine" "$@" &
+      reach "$machine" "$1" &
       processes+=($!)
     fi
   done
-  for process in "${processes[@]}"; do
-    wait "$process" || failed=1
+  for index in "${!processes[@]}"; do
+    wait "${processes[index]}" || {
+      failed=$?
+      ((${#hosts[@]} == 1)) || say "${hosts[index]}: exit code $failed"
+    }
   done
   return "$failed"
-}
-
-on_all() {
-  each reach "$1"
-}
-
-on_first() {
-  reach "${hosts[0]}" "$1"
-}
-
-copy() {
-  each put "$1"
 }
 
 start() {

@@ -3,9 +3,11 @@
 #   bash launch/tpu_vm.sh --name=s1 --zone=us-east5-a --type=v5p-32 --spot --mount='sudo mount 10.0.0.2:/share runs' \
 #     -- --config=configs/s1_qwen2p5_7b.py --workdir=runs/s1_qwen2p5_7b
 # Creates the slice by a queued resource, or reuses the one of that name, copies the last commit, installs, runs launch.train on
-# all workers and shows the first worker's output. When the slice is preempted it is deleted and created again, and the same
-# command resumes. Ends with the run's exit code; the slice stays until you delete it. The checkpoint to start from
-# (config.init_from, here runs/qwen2p5_7b) isn't copied: it must lie in what --mount mounts.
+# all workers and shows the first worker's output, and the end of that of the one that failed. When the slice is preempted it is
+# deleted and created again, and the same command resumes, as it does at most four times in a row where a process was lost. Ends
+# with the run's exit code; the slice stays until you delete it. What the run starts from (config.init_from, here runs/qwen2p5_7b,
+# data.source, tokenizer) is looked for before anything is created or installed, and copied where it is here, under a path inside
+# this folder, and not on the slice yet. Where it is not here, it has to be in what --mount mounts.
 # Flags of this script come first, those of launch.train after --:
 #   --name=     of the slice and its queued resource
 #   --zone=     of Google Cloud
@@ -15,6 +17,7 @@
 #   --spot      preemptible; needs --mount
 #   --mount=    run on every worker in the repository's folder, mounts a file system that all share (NFS, Filestore, gcsfuse) at
 #               runs/; without it --workdir is on the worker's own disk: single-host slices only, and gone with the slice
+#   --wheelhouse=  folder of wheels to install from, which is copied to every worker: for slices behind a firewall
 #   --dry_run   prints every command and runs none
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -28,7 +31,8 @@ parse_flags "name zone type runtime project" "spot" "$@"
 if [[ -z $mount && $type =~ -([0-9]+)$ ]] && ((10#${BASH_REMATCH[1]} > 8)); then
   fail "--type=$type has several hosts and needs --mount; a checkpoint needs storage that all of them see."
 fi
-patience=$((${#spot} > 0 ? 5 : 1))
+# shellcheck disable=SC2034
+patience=$((${#spot} > 0 ? 5 : 1)) machines=(all) first=0
 case $type in
   v4-*) runtime=${runtime:-tpu-ubuntu2204-base} ;;
   v5litepod-*) runtime=${runtime:-v2-alpha-tpuv5-lite} ;;
@@ -73,16 +77,12 @@ reach() {
   tpus tpu-vm ssh "$name" --worker="$1" --ssh-flag=-oServerAliveInterval=30 --command="$2"
 }
 
+put() {
+  tpus tpu-vm scp --recurse "$2" "$name:$3" --worker="$1"
+}
+
 on_all() {
   reach all "$1"
-}
-
-on_first() {
-  reach 0 "$1"
-}
-
-copy() {
-  tpus tpu-vm scp "$1" "$name:" --worker=all
 }
 
 start() {

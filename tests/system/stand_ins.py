@@ -7,8 +7,8 @@ import subprocess
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "launch"
 TOOLS = (
-    "basename", "bash", "cat", "cksum", "cp", "cut", "dirname", "env", "grep", "mkdir", "mv", "nohup", "nproc", "rm",
-    "sed", "setsid", "tail", "touch",
+    "basename", "bash", "cat", "cksum", "cp", "cut", "date", "dirname", "env", "find", "grep", "hostname", "ln",
+    "mkdir", "mv", "nohup", "nproc", "rm", "sed", "setsid", "tail", "touch",
 )  # fmt: skip
 # Writes down its arguments. What it answers stands line by line in files of the folder ANSWERS, the last line for ever;
 # !N is failure with exit code N.
@@ -28,6 +28,9 @@ case "$*" in
   *tpu-vm\\ list* | *instances\\ list*) answer machines ;;
   *worker.sh\\ state*) answer states ;;
   *worker.sh\\ start*) answer starts ;;
+  *worker.sh\\ install*) answer installs ;;
+  *worker.sh\\ expect*) answer expected ;;
+  *worker.sh\\ need*) answer needs ;;
   *queued-resources\\ delete* | *queued-resources\\ create*) answer changes ;;
 esac
 """
@@ -52,6 +55,11 @@ class Place:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text.replace("LOG", str(self.log)).replace("ANSWERS", str(self.answers)))
         path.chmod(0o755)
+
+    def link(self, name, target):
+        """A command that is the real one."""
+        (self.path / name).unlink(missing_ok=True)
+        self.program(self.path / name, f'#!/bin/bash\nexec {target} "$@"\n')
 
     def answer(self, **answers):
         for name, lines in answers.items():

@@ -19,27 +19,100 @@ from tests.system.stand_ins import LAUNCH, ROOT, Place
 TRAIN = ("--config=configs/countdown_s1.py", "--workdir=runs/a b")
 
 
-@pytest.mark.parametrize(
-    ("code", "limit", "preempted", "requeued"),
-    [(0, False, "None", False), (143, True, "None", True), (143, False, "2026-01-01T00:00:00", True),
-     (143, False, "None", False), (2, True, "None", False), (1, False, "2026-01-01T00:00:00", False),
-     (138, False, "None", False)],  # 138: the step itself was killed by a USR1
-)  # fmt: skip
-def test_slurm_requeues_what_was_stopped_from_outside(tmp_path, code, limit, preempted, requeued):
-    place = Place(tmp_path, commands=("scancel",))
+# Runs what it was given once for each process, which ends with its code of $CODES; returns the highest, as srun does.
+SRUN = """#!/bin/bash
+echo "srun $*" >>LOG
+SIGNAL
+while [[ $1 == --* ]]; do shift; done
+read -ra codes <<<"$CODES"
+highest=0
+for process in "${!codes[@]}"; do
+  code=0
+  CODE=${codes[process]} SLURM_PROCID=$process "$@" || code=$?
+  ((code <= highest)) || highest=$code
+done
+exit "$highest"
+"""
+PYTHON = """#!/bin/bash
+[[ $* == *launch.train* ]] || exit 0
+[[ $CODE != 137 ]] || kill -KILL $$
+exit "$CODE"
+"""
+
+
+def slurm_place(folder, codes, limit=False, preempted="None"):
+    place = Place(folder, commands=("scancel",))
     shutil.copytree(place.folder / "launch", place.folder / "spool")  # sbatch copies the script
     place.program(place.path / "scontrol", f'#!/bin/bash\necho "scontrol $*" >>LOG; echo " PreemptTime={preempted} "\n')
     # At the time limit SLURM signals the batch shell; the step ends some time after that.
-    signalled = 'kill -USR1 $PPID; until grep -q "^scancel" LOG; do :; done;' if limit else ""
-    place.program(place.path / "srun", f'#!/bin/bash\necho "srun $*" >>LOG; {signalled} exit {code}\n')
-    place.program(place.folder / ".venv/bin/python", "#!/bin/bash\n")
+    signal = 'kill -USR1 $PPID; until grep -q "^scancel" LOG; do :; done' if limit else ""
+    place.program(place.path / "srun", SRUN.replace("SIGNAL", signal))
+    place.program(place.folder / ".venv/bin/python", PYTHON)
     stamp = subprocess.run("cksum <setup.py | cut -d ' ' -f 1", shell=True, cwd=ROOT, capture_output=True, text=True)
     (place.folder / f".venv/s1jax-cuda-{stamp.stdout.strip()}").touch()
-    outcome, log = place.run("slurm.sbatch", *TRAIN, SLURM_JOB_ID="7", SLURM_SUBMIT_DIR=str(place.folder))
+    job = {"SLURM_JOB_ID": "7", "SLURM_SUBMIT_DIR": str(place.folder)}
+    return place, job | {"SLURM_NTASKS": str(len(codes.split())), "CODES": codes}
+
+
+@pytest.mark.parametrize(
+    ("codes", "limit", "preempted", "code", "requeued"),
+    [("0 0", False, "None", 0, False), ("143 143", True, "None", 143, True),
+     ("143 143", False, "2026-01-01T00:00:00", 143, True), ("143 143", False, "None", 143, False),
+     ("2 2", True, "None", 2, False), ("1", False, "2026-01-01T00:00:00", 1, False),
+     ("138", False, "None", 138, False),  # the step itself was killed by a USR1
+     # One was killed, and the others noticed; one saved and another was killed after the stop; failures that 75 hides.
+     ("75 137", False, "None", 137, True), ("75 75", False, "None", 75, True), ("143 137", True, "None", 143, True),
+     ("75 2 75", False, "None", 2, False), ("75 1 75", False, "None", 1, False), ("137 2", False, "None", 2, False)],
+)  # fmt: skip
+def test_slurm_requeues_what_was_stopped_from_outside(tmp_path, codes, limit, preempted, code, requeued):
+    place, job = slurm_place(tmp_path, codes, limit, preempted)
+    outcome, log = place.run("slurm.sbatch", *TRAIN, **job)
     assert outcome.returncode == code, outcome.stderr
     assert log[0].startswith("srun ") and log[0].endswith(".venv/bin/python -m launch.train " + " ".join(TRAIN))
     assert ("scancel --signal=TERM 7" in log) == limit
     assert ("scontrol requeue 7" in log) == requeued
+    assert ("job 7 is requeued (restart 1 of at most 20)" in outcome.stderr) == requeued
+    if code in (1, 2):  # the one that failed is named, not those that noticed
+        failed = codes.split().index(str(code))
+        assert f"error: process {failed} on " in outcome.stderr and f"exit code {code};" in outcome.stderr
+    assert list((place.folder / "build").iterdir()) == []
+
+
+@pytest.mark.parametrize("codes", ["75 137", "143 143"])
+@pytest.mark.parametrize(
+    ("restarts", "most", "requeued"), [("19", {}, True), ("20", {}, False), ("0", {"S1JAX_MAX_RESTARTS": "0"}, False)]
+)
+def test_slurm_requeues_a_bounded_number_of_times(tmp_path, codes, restarts, most, requeued):
+    place, job = slurm_place(tmp_path, codes, limit=codes.startswith("143"))
+    outcome, log = place.run("slurm.sbatch", *TRAIN, **job, **most, SLURM_RESTART_COUNT=restarts)
+    assert outcome.returncode == max(map(int, codes.split()))
+    assert ("scontrol requeue 7" in log) == requeued
+    assert ("submit the same command again to go on" in outcome.stderr) != requeued
+
+
+def test_slurm_goes_by_its_own_code_where_processes_could_not_write_theirs(tmp_path):
+    place, job = slurm_place(tmp_path, "0 75")
+    place.program(place.path / "srun", '#!/bin/bash\necho "srun $*" >>LOG; exit 75\n')  # killed with their shells
+    outcome, log = place.run("slurm.sbatch", *TRAIN, **job)
+    assert outcome.returncode == 75 and "scontrol requeue 7" in log
+    place.program(place.path / "srun", '#!/bin/bash\necho "srun $*" >>LOG; exit 1\n')  # no step at all
+    outcome, log = place.run("slurm.sbatch", *TRAIN, **job)
+    assert outcome.returncode == 1 and "scontrol requeue 7" not in log and "error: srun ended" in outcome.stderr
+
+
+def test_slurm_looks_for_what_the_run_reads_before_anything_is_installed(tmp_path):
+    place, job = slurm_place(tmp_path, "0")
+    shutil.rmtree(place.folder / ".venv")
+    place.link("python3", sys.executable)
+    for name in ("inputs.py", "__init__.py"):
+        shutil.copy(LAUNCH / name, place.folder / "launch")
+    (place.folder / "s1jax").symlink_to(ROOT / "s1jax")
+    outcome, log = place.run("slurm.sbatch", *TRAIN, "--config.data.source=none.jsonl", **job)
+    assert outcome.returncode == 2 and log == []
+    assert (
+        outcome.stderr == "error: config.data.source none.jsonl does not exist here; give a file or folder of rows.\n"
+    )
+    assert not (place.folder / ".venv").exists()
 
 
 def test_slurm_gives_every_gpu_a_process_that_sees_them_all(tmp_path):

@@ -1,11 +1,12 @@
 """The scripts for machines over ssh: what they ask gcloud and ssh for, and what a worker does."""
 
 import shlex
-import time
+import shutil
+import sys
 
 import pytest
 
-from tests.system.stand_ins import TOOLS, Place
+from tests.system.stand_ins import LAUNCH, ROOT, Place
 
 TPU = ("--name=s1", "--zone=us-east5-a", "--type=v5p-32", "--spot", "--mount=sudo mount 10.0.0.2:/share runs")
 TRAIN = ("--config=configs/countdown_s1.py", "--workdir=runs/a b")
@@ -16,7 +17,7 @@ def steps(lines):
     names = {
         "archive": "git archive", "create": " create ", "restart": " instances start ", "copy": "scp ",
         "unpack": "tar -xzf", "install": "worker.sh install", "start": "worker.sh start", "follow": "worker.sh follow",
-        "logs": "run.log", "delete": " delete ",
+        "logs": "worker.sh report", "delete": " delete ",
     }  # fmt: skip
     found = [name for line in lines for name, words in names.items() if words in f"{line} "]
     return " ".join(found)
@@ -42,9 +43,12 @@ def test_dry_run_of_a_slice_prints_every_command_and_runs_none(tmp_path):
     (install,) = [line for line in words if "worker.sh install" in " ".join(line)]
     (start,) = [line for line in words if "worker.sh start" in " ".join(line)]
     assert "--worker=all" in install and "--worker=all" in start
-    assert on_machine(install) == ["bash", "s1jax/launch/worker.sh", "install", "tpu", TPU[-1].removeprefix("--mount=")]
+    (attach,) = [line for line in words if "worker.sh attach" in " ".join(line)]
+    assert on_machine(attach) == ["bash", "s1jax/launch/worker.sh", "attach", TPU[-1].removeprefix("--mount=")]
+    assert on_machine(install) == ["bash", "s1jax/launch/worker.sh", "install", "tpu"]
     assert on_machine(start) == ["bash", "s1jax/launch/worker.sh", "start", *TRAIN]
-    assert [line[-1] for line in words if "follow" in " ".join(line)] and "--worker=0" in words[-1]
+    (follow,) = [line for line in words if "worker.sh follow" in " ".join(line)]
+    assert "--worker=0" in follow
 
     (place.path / "gcloud").unlink()
     assert place.run("tpu_vm.sh", *TPU, "--project=mine", "--dry_run", "--", *TRAIN)[0].stdout == outcome.stdout
@@ -89,9 +93,7 @@ def test_a_run_that_ends_by_itself_is_not_tried_again_and_its_slice_is_named(tmp
     place.answer(requests=["ACTIVE"], machines=["READY"], states=["none", code])
     outcome, log = place.run("tpu_vm.sh", *TPU, "--", *TRAIN)
     assert outcome.returncode == code
-    assert steps(log) == f"archive {SETUP}" + (
-        " logs" if code in (1, 143) else ""
-    )  # bad input is said by the first worker
+    assert steps(log) == f"archive {SETUP}" + (" logs" if code else "")
     delete = "tpus queued-resources delete s1 --force --zone=us-east5-a --quiet\n"
     assert outcome.stderr.endswith(COSTS + delete) and " delete " not in "".join(log)
 
@@ -207,6 +209,171 @@ def test_a_stopped_vm_is_started_again_with_its_disk(tmp_path):
     assert outcome.stderr.endswith(COSTS + "instances delete s1 --zone=z --quiet\n")
 
 
+HOSTS = ("--host=me@10.0.0.5,me@10.0.0.6",)
+
+
+@pytest.mark.parametrize(
+    ("states", "code", "reported", "starts"),
+    [  # answers of the first and the second host, in turn: before the start, after the first host's run ended, ...
+        (["none", "none", "75 2000", "2 1000"], 2, ["2 1000"], 1),
+        (["none", "none", "75 2000", "1 3000"], 1, ["1 3000"], 1),
+        (["none", "none", "2 2000", "2 1000"], 2, ["2 1000"], 1),  # the first to fail
+        (["none", "none", "75 2000", "running", "75 2000", "2 1000"], 2, ["2 1000"], 1),
+        (["none", "none", "0 1000", "running", "0 1000", "0 2000"], 0, [], 1),
+        (["none", "none", "75 3000", "137 2000", "none", "none", "0 4000", "0 5000"], 0, ["137 2000"], 2),
+        (["none", "none", "75 3000", "!255", "none", "none", "143 4000", "143 5000"], 143, ["75 3000", "143 4000"], 2),
+    ],
+)
+def test_the_host_that_failed_decides_and_its_output_is_shown(tmp_path, states, code, reported, starts):
+    place = Place(tmp_path)
+    place.answer(states=states)
+    outcome, log = place.run("gpu_vm.sh", *HOSTS, "--", *TRAIN)
+    assert outcome.returncode == code, outcome.stderr
+    reports = [line.partition("worker.sh report ")[2] for line in log if "worker.sh report" in line]
+    assert reports == [words for words in reported for _ in range(2)]  # both hosts are asked; one has it
+    assert sum("worker.sh start" in line for line in log) == 2 * starts
+
+
+def test_a_killed_process_is_tried_again_but_not_for_ever(tmp_path):
+    place = Place(tmp_path)
+    place.answer(states=["none", "none"] + ["75 2", "137 1"] * 20)
+    outcome, log = place.run("gpu_vm.sh", *HOSTS, "--", *TRAIN)
+    assert outcome.returncode == 137 and sum("worker.sh start" in line for line in log) == 2 * 5
+
+
+def test_a_host_that_cannot_be_prepared_is_named_with_what_failed(tmp_path):
+    place = Place(tmp_path)
+    place.answer(states=["none"], installs=["", "!2"])
+    outcome, log = place.run("gpu_vm.sh", *HOSTS, "--", *TRAIN)
+    assert outcome.returncode == 1 and "start" not in steps(log)
+    assert outcome.stderr.endswith("error: 10.0.0.5: the installation failed; see above.\n")
+    assert "== me@10.0.0." in outcome.stderr and ": exit code 2" in outcome.stderr
+    place.answer(states=["none"], installs=[""], starts=["", "!1"])
+    outcome, log = place.run("gpu_vm.sh", *HOSTS, "--", *TRAIN)
+    assert outcome.returncode == 1 and sum("worker.sh stop" in line for line in log) == 2  # the first would wait
+    assert outcome.stderr.endswith("error: 10.0.0.5: starting the run failed; see above.\n")
+
+
+def test_an_extra_and_wheels_go_to_the_hosts(tmp_path):
+    place = Place(tmp_path)
+    wheels = place.folder / "wheels"
+    wheels.mkdir()
+    outcome, _ = place.run("gpu_vm.sh", *HOSTS, "--wheelhouse=wheels", "--extra=none", "--dry_run", "--", *TRAIN)
+    assert (
+        outcome.returncode == 2
+        and "has no wheel of setuptools" in outcome.stderr
+        and "wheels '.' setuptools" in outcome.stderr
+    )
+    (wheels / "setuptools-80.0.0-py3-none-any.whl").touch()
+    place.answer(states=["none", "none", "0"], expected=["absent", "there"])
+    outcome, log = place.run("gpu_vm.sh", *HOSTS, "--wheelhouse=wheels", "--extra=none", "--", *TRAIN)
+    assert outcome.returncode == 0, outcome.stderr
+    assert [line for line in log if line.startswith("scp") and "wheels" in line] == [
+        "scp -oBatchMode=yes -q -r wheels me@10.0.0.5:s1jax/build/incoming/.s1jax-copy"
+    ]  # the second has them
+    assert sum("worker.sh install none build/wheels" in line for line in log) == 2
+    outcome, log = place.run("gpu_vm.sh", *HOSTS, "--extra=cuda13", "--", *TRAIN)
+    assert outcome.returncode == 2 and "--extra=cuda13 is none of setup.py's" in outcome.stderr and log == []
+    outcome, _ = place.run("gpu_vm.sh", *HOSTS, "--wheelhouse=none", "--", *TRAIN)
+
+    assert outcome.returncode == 2 and outcome.stderr.startswith("error: --wheelhouse=none is no folder; give one")
+
+
+@pytest.fixture
+def reading(tmp_path):
+    """A place whose Python reads config files."""
+    place = Place(tmp_path)
+    place.link("python3", sys.executable)
+    for name in ("inputs.py", "__init__.py"):
+        shutil.copy(LAUNCH / name, place.folder / "launch")
+    (place.folder / "s1jax").symlink_to(ROOT / "s1jax")
+    place.answer(committed=["", "!128"])  # the config is
+    return place
+
+
+SMOLLM = ("--config=configs/smollm2_gsm8k.py", "--workdir=runs/smollm2_gsm8k")
+VM = ("--name=s1", "--zone=z")
+
+
+@pytest.mark.parametrize(
+    ("flags", "extra", "words"),
+    [
+        (VM, ["--config.data.source=rows.jsonl"], "config.data.source rows.jsonl does not exist here"),
+        (VM, ["--config.data.source", "rows.jsonl"], "config.data.source rows.jsonl does not exist here"),
+        (VM, ["--config.init_from=runs/none"], "config.init_from runs/none does not exist here"),
+        (VM, ["--config.data.source=../rows.jsonl"], "config.data.source ../rows.jsonl does not exist here"),
+        (VM, ["--config.data.source=OUTSIDE"], "OUTSIDE is not copied, because it is no path inside this folder"),
+        ((*VM, "--mount=m"), ["--config.data.source=rows.jsonl"], "config.data.source rows.jsonl does not exist here"),
+        (VM, ["--config.tokenizer=none.json", "--config.init_from="], "config.tokenizer none.json does not exist here"),
+    ],
+)  # fmt: skip
+def test_what_is_missing_is_noticed_before_a_machine_is_made(reading, flags, extra, words):
+    outside = reading.folder.parent / "outside.jsonl"
+    outside.touch()
+    extra, words = [text.replace("OUTSIDE", str(outside)) for text in extra], words.replace("OUTSIDE", str(outside))
+    outcome, log = reading.run("gpu_vm.sh", *flags, "--", "--config=configs/countdown_s1.py", TRAIN[1], *extra)
+    assert outcome.returncode == 2 and steps(log) == "archive"
+    said = outcome.stderr.splitlines()[-1]
+    assert said.startswith("error: ") and words in said and "costs money" not in outcome.stderr
+
+
+def test_what_a_config_file_names_is_looked_for_too(reading):
+    outcome, log = reading.run("gpu_vm.sh", *VM, "--", *SMOLLM)
+    assert outcome.returncode == 2 and steps(log) == "archive"
+    assert "config.data.source runs/gsm8k_rows.jsonl does not exist here" in outcome.stderr
+    (reading.folder / "configs/broken.py").write_text("import ml_collections\nraise RuntimeError('broken')\n")
+    reading.answer(committed=[""])
+    outcome, log = reading.run("gpu_vm.sh", *VM, "--", "--config=configs/broken.py", TRAIN[1])
+    assert outcome.returncode == 2 and steps(log) == ""
+    assert "the file of --config does not load: RuntimeError: broken" in outcome.stderr
+
+
+def test_own_rows_and_checkpoints_are_copied_before_the_installation(reading):
+    (reading.folder / "runs/smollm2").mkdir(parents=True)
+    (reading.folder / "runs/smollm2/s1jax.json").write_text("{}")
+    (reading.folder / "runs/gsm8k_rows.jsonl").write_text("{}\n")
+    reading.answer(states=["none", "none", "0"], expected=["absent", "there", "absent", "other"])
+    outcome, log = reading.run("gpu_vm.sh", *HOSTS, "--", *SMOLLM)
+    assert outcome.returncode == 0, outcome.stderr
+    copies = [line for line in log if line.startswith("scp") and "runs/" in line]
+    assert copies == [
+        f"scp -oBatchMode=yes -q -r ./runs/{name} me@10.0.0.5:s1jax/build/incoming/.s1jax-copy"
+        for name in ("gsm8k_rows.jsonl", "smollm2")
+    ]
+    assert "note: me@10.0.0.6 has a runs/smollm2 of its own, which is used" in outcome.stderr
+    parts = (
+        "tar -xzf",
+        *(f"worker.sh {do}" for do in ("expect runs/gsm", "receive runs/gsm", "receive runs/smo", "install")),
+    )
+    order = [next(i for i, line in enumerate(log) if part in line) for part in parts]
+    assert order == sorted(order)
+    # Storage that all see gets one copy.
+    reading.answer(states=["none", "none", "0"], expected=["absent"], committed=["", "!128"])
+    outcome, log = reading.run("gpu_vm.sh", *HOSTS, "--mount=m", "--", *SMOLLM)
+    assert outcome.returncode == 0 and sum("worker.sh expect" in line for line in log) == 2
+    # What has come with the repository is not copied.
+    reading.answer(states=["none", "none", "0"], committed=[""])
+    outcome, log = reading.run("gpu_vm.sh", *HOSTS, "--", *SMOLLM)
+    assert outcome.returncode == 0 and not any("worker.sh expect" in line for line in log)
+
+
+def test_what_is_only_on_a_host_is_looked_for_there_before_the_installation(reading):
+    reading.answer(states=["none", "none", "0"], needs=["!2"])
+    outcome, log = reading.run("gpu_vm.sh", *HOSTS, "--", *SMOLLM)
+    assert outcome.returncode == 2 and "install" not in steps(log)
+    assert any("worker.sh need config.data.source runs/gsm8k_rows.jsonl" in line for line in log)
+    reading.answer(states=["none", "none", "0"], needs=[""], committed=["", "!128"])
+    outcome, log = reading.run("gpu_vm.sh", *HOSTS, "--", *SMOLLM)
+    assert outcome.returncode == 0 and "install" in steps(log)
+
+
+def test_without_a_python_here_it_is_said_that_nothing_was_looked_for(tmp_path):
+    place = Place(tmp_path)
+    place.answer(states=["none", "0"])
+    outcome, _ = place.run("gpu_vm.sh", "--host=a", "--", *TRAIN)
+    assert outcome.returncode == 0 and "note: no Python 3.11 or newer here" in outcome.stderr
+
+
 def test_hosts_get_the_addresses_of_each_other(tmp_path):
     place = Place(tmp_path)
     place.answer(states=["none", "0"])
@@ -221,55 +388,3 @@ def test_hosts_get_the_addresses_of_each_other(tmp_path):
     assert len(starts) == 2 and sum("scp" in line for line in log) == 2 and sum("install" in line for line in log) == 2
     outcome, _ = place.run("gpu_vm.sh", "--host=a,b", "--coordinator=10.0.0.9:1", "--dry_run", "--", *TRAIN)
     assert outcome.stdout.count("--coordinator=10.0.0.9:1") == 2
-
-
-WORKER_PYTHON = """#!/bin/bash
-echo "$*"
-trap 'echo saved; exit 143' TERM
-all=$*
-[[ $all != *code=* ]] || exit "${all##*code=}"
-while true; do read -rt 0.1 <> <(:); done
-"""
-
-
-@pytest.fixture
-def worker(tmp_path):
-    place = Place(tmp_path, commands=(), tools=(*TOOLS, "sleep"))
-    place.program(place.folder / ".venv/bin/python", WORKER_PYTHON)
-    yield place
-    place.run("worker.sh", "stop")
-
-
-def wait_for(condition):
-    deadline = time.monotonic() + 50
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def test_a_worker_keeps_the_run_its_output_and_its_exit_code(worker):
-    def state():
-        return worker.run("worker.sh", "state")[0].stdout.strip()
-
-    log = worker.folder / "build/run.log"
-    assert state() == "none"
-    assert worker.run("worker.sh", "start", "--workdir=a b", "--x=code=3")[0].returncode == 0
-    wait_for(lambda: state() == "3")
-    assert worker.run("worker.sh", "follow")[0].stdout == "-m launch.train --workdir=a b --x=code=3\n"
-    assert worker.run("worker.sh", "start", "first")[0].returncode == 0
-    wait_for(lambda: "first" in log.read_text())
-    assert state() == "running"
-    worker.run("worker.sh", "start", "second")  # first ends the one that is left over
-    wait_for(lambda: "second" in log.read_text())
-    assert state() == "running" and "saved" not in log.read_text()
-    assert worker.run("worker.sh", "stop")[0].returncode == 0
-    assert state() == "143" and log.read_text().endswith("saved\n")
-
-
-def test_a_machine_that_started_anew_has_no_run(worker):
-    worker.run("worker.sh", "start", "first")
-    pid = worker.folder / "build/run.pid"
-    was = pid.read_text()
-    pid.write_text("another-boot " + was.split()[1])
-    assert worker.run("worker.sh", "state")[0].stdout == "none\n"
-    pid.write_text(was)
