@@ -102,6 +102,55 @@ def _from_zero(where: str, config: Any, *names: str) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """How rotary frequencies are changed for rows longer than those of the first training (`s1jax.model.rope`).
+
+    Names and formulas as in Hugging Face's `rope_scaling`.
+
+    Attributes:
+      kind: `linear` divides all frequencies by the factor; `llama3` (Llama 3.1 and later) and `yarn` (Peng et al. 2023)
+        the low ones, and change those between gradually.
+      factor: by which low frequencies are divided, at least 1.
+      original_context_length: longest row of the first training, in tokens; `llama3` and `yarn` need it.
+      low_freq_factor: `llama3`: wavelengths above original_context_length / low_freq_factor are low frequencies.
+      high_freq_factor: `llama3`: those below original_context_length / high_freq_factor are kept.
+      beta_fast: `yarn`: dimensions with more rotations than this in the original context are kept.
+      beta_slow: `yarn`: those with fewer than this are divided.
+      truncate: `yarn`: the two borders are rounded outwards to whole dimensions.
+      attention_factor: `yarn`: cosines and sines are multiplied by it; None: 0.1 ln(factor) + 1.
+    """
+
+    kind: Literal["linear", "llama3", "yarn"]
+    factor: float
+    original_context_length: int = 0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    truncate: bool = True
+    attention_factor: float | None = None
+
+    def __post_init__(self) -> None:
+        where = "model.rope_scaling."
+        _require(1 <= self.factor <= 2**20, f"{where}factor is {self.factor}; give a number from 1 to 2**20.")
+        original = self.original_context_length
+        _require(original < 2**31, f"{where}original_context_length is {original}; give less than 2**31.")
+        _at_least(0 if self.kind == "linear" else 1, where, self, "original_context_length")
+        _from_zero(where, self, "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow")
+        for low, high in (("low_freq_factor", "high_freq_factor"), ("beta_slow", "beta_fast")):
+            _require(
+                0 < getattr(self, low) < getattr(self, high),
+                f"{where}{low} is {getattr(self, low)} and {high} {getattr(self, high)}; the first must be positive "
+                "and the smaller.",
+            )
+        of_cosines = self.attention_factor
+        _require(
+            of_cosines is None or 0 < of_cosines < math.inf,
+            f"{where}attention_factor is {of_cosines}; give a positive number.",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
 class ModelConfig:
     """Shape of one decoder of the Qwen2/2.5, Qwen3 or Llama family; every field changes the output or a shape.
 
@@ -114,6 +163,7 @@ class ModelConfig:
       num_kv_heads: K, key/value heads; divides N.
       head_dim: H, even.
       rope_theta: base of the rotary frequencies.
+      rope_scaling: how they are changed for long rows; None: not at all.
       norm_eps: added to the mean square in RMSNorm.
       qkv_bias: query, key and value projections have a bias (Qwen2).
       qk_norm: RMSNorm over H of queries and keys before RoPE (Qwen3).
@@ -129,6 +179,7 @@ class ModelConfig:
     num_kv_heads: int
     head_dim: int
     rope_theta: float = 1e6
+    rope_scaling: RopeScaling | None = None
     norm_eps: float = 1e-6
     qkv_bias: bool = False
     qk_norm: bool = False
@@ -138,11 +189,13 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if not isinstance(value, bool):
+            if isinstance(value, int | float) and not isinstance(value, bool):
                 _require(value > 0, f"model.{field.name} is {value}; it must be positive.")
         whole = self.num_heads % self.num_kv_heads == 0
         _require(whole, f"model.num_heads {self.num_heads} is no multiple of model.num_kv_heads {self.num_kv_heads}.")
         _require(self.head_dim % 2 == 0, f"model.head_dim {self.head_dim} must be even for rotary embeddings.")
+        if self.rope_scaling is not None and self.rope_scaling.kind == "yarn":
+            _require(self.rope_theta > 1, f"model.rope_theta is {self.rope_theta}; yarn needs more than 1.")
 
     @property
     def num_params(self) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from s1jax.config import Experiment, InputError, ModelConfig, from_dict
+from s1jax.config import Experiment, InputError, ModelConfig, RopeScaling, from_dict
 
 
 def _qwen2p5(d: int, layers: int, heads: int, kv: int, mlp: int, **more: Any) -> ModelConfig:
@@ -37,6 +37,23 @@ def _qwen3(d: int, layers: int, heads: int, mlp: int, tied: bool = False) -> Mod
     )
 
 
+def _llama3(d: int, layers: int, heads: int, mlp: int, factor: float = 8, tied: bool = False) -> ModelConfig:
+    return ModelConfig(
+        vocab_size=128256,
+        d_model=d,
+        mlp_dim=mlp,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=8,
+        head_dim=d // heads,
+        rope_theta=5e5,
+        rope_scaling=RopeScaling("llama3", factor, 8192, low_freq_factor=1, high_freq_factor=4),
+        norm_eps=1e-5,
+        tied_embeddings=tied,
+        context_length=131072,
+    )
+
+
 def _smollm2(d: int, layers: int, heads: int, kv: int, mlp: int, theta: float = 1e5) -> ModelConfig:
     return ModelConfig(
         vocab_size=49152,
@@ -53,6 +70,8 @@ def _smollm2(d: int, layers: int, heads: int, kv: int, mlp: int, theta: float = 
     )
 
 
+_LLAMA3_8B = _llama3(4096, 32, 32, 14336)
+_LLAMA3_70B = _llama3(8192, 80, 64, 28672)
 _R1: dict[str, Any] = dict(context_length=131072)
 
 # Sizes as in each model's published config.json; tests compare `num_params` with the published weight counts.
@@ -69,6 +88,13 @@ PRESETS: dict[str, ModelConfig] = {
     "qwen3_8b": _qwen3(4096, 36, 32, 12288),
     "qwen3_14b": _qwen3(5120, 40, 40, 17408),
     "qwen3_32b": _qwen3(5120, 64, 64, 25600),
+    "llama3p1_8b": _LLAMA3_8B,
+    "llama3p1_70b": _LLAMA3_70B,
+    "llama3p2_1b": _llama3(2048, 16, 32, 8192, factor=32, tied=True),
+    "llama3p2_3b": _llama3(3072, 28, 24, 8192, factor=32, tied=True),
+    "llama3p3_70b": _LLAMA3_70B,
+    "r1_distill_llama_8b": _LLAMA3_8B,
+    "r1_distill_llama_70b": _LLAMA3_70B,
     "r1_distill_qwen_1p5b": _qwen2p5(1536, 28, 12, 2, 8960, vocab_size=151936, rope_theta=1e4, **_R1),
     "r1_distill_qwen_7b": _qwen2p5(3584, 28, 28, 4, 18944, rope_theta=1e4, **_R1),
     "r1_distill_qwen_14b": _qwen2p5(5120, 48, 40, 8, 13824, norm_eps=1e-5, **_R1),

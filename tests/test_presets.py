@@ -19,6 +19,13 @@ PUBLISHED = {
     "qwen3_8b": 8_190_735_360,
     "qwen3_14b": 14_768_307_200,
     "qwen3_32b": 32_762_123_264,
+    "llama3p1_8b": 8_030_261_248,
+    "llama3p1_70b": 70_553_706_496,
+    "llama3p2_1b": 1_235_814_400,
+    "llama3p2_3b": 3_212_749_824,
+    "llama3p3_70b": 70_553_706_496,
+    "r1_distill_llama_8b": 8_030_261_248,
+    "r1_distill_llama_70b": 70_553_706_496,
     "r1_distill_qwen_1p5b": 1_777_088_000,
     "r1_distill_qwen_7b": 7_615_616_512,
     "r1_distill_qwen_14b": 14_770_033_664,
@@ -60,3 +67,28 @@ def test_a_setting_out_of_range_is_named(group, name, values, message):
     for value in values:
         with pytest.raises(InputError, match=rf"^{group}\.{name} is .*; {message}"):
             presets.experiment({"model": "qwen3_0p6b", group: {name: value}})
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("factor", (0.5, -1.0, float("inf"), float("nan"), "8"), r"(give a number from 1 to|it must be of type float)"),
+        ("original_context_length", (-1, 0, 2**31, 8192.5), "(it must be positive|give less than|it must be of type)"),
+        ("low_freq_factor", (0.0, 4.0), r"high_freq_factor 4.0; the first must be positive and the smaller"),
+        ("beta_slow", (0.0, 32.0), r"beta_fast 32.0; the first must be positive and the smaller"),
+        ("attention_factor", (0.0, float("nan")), "give a positive number"),
+        ("kind", ("longrope",), "choose one of 'linear', 'llama3', 'yarn'"),
+    ],
+)
+def test_rotary_scaling_out_of_range_is_named(name, values, message):
+    for value in values:
+        model = to_dict(presets.PRESETS["llama3p1_8b"])
+        model["rope_scaling"] = {**model["rope_scaling"], name: value}
+        with pytest.raises(InputError, match=rf"model\.rope_scaling\.{name} is .*{message}"):
+            presets.experiment({"model": model})
+
+
+def test_a_model_without_rotary_scaling_is_read_from_what_earlier_versions_wrote():
+    model = to_dict(presets.PRESETS["qwen3_0p6b"])
+    assert model.pop("rope_scaling") is None
+    assert presets.experiment({"model": model}).model == presets.PRESETS["qwen3_0p6b"]

@@ -5,6 +5,7 @@ Keys as in transformers' Qwen2, Qwen3 and Llama.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -13,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from s1jax.config import InputError, ModelConfig
+from s1jax.config import InputError, ModelConfig, RopeScaling, from_dict
 
 # model_type -> architecture, and what transformers assumes where config.json is silent.
 _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -111,7 +112,8 @@ def config_from_json(values: Mapping[str, Any], where: str = "config.json") -> M
                 f"{where}: hidden_size {d_model} is no multiple of num_attention_heads {num_heads}; add head_dim."
             )
         known["head_dim"] = d_model // num_heads
-    known["rope_theta"] = _rope_theta(values, known["rope_theta"], where)
+    length = get("max_position_embeddings", int)
+    known["rope_theta"], scaling = _rope(values, known["rope_theta"], length, where)
     settings: dict[str, Any] = dict(
         vocab_size=get("vocab_size", int),
         d_model=d_model,
@@ -121,11 +123,12 @@ def config_from_json(values: Mapping[str, Any], where: str = "config.json") -> M
         num_kv_heads=get("num_key_value_heads", int),
         head_dim=get("head_dim", int),
         rope_theta=get("rope_theta", float),
+        rope_scaling=scaling,
         norm_eps=get("rms_norm_eps", float),
         qkv_bias=family == "qwen2",
         qk_norm=family == "qwen3",
         tied_embeddings=get("tie_word_embeddings", bool),
-        context_length=get("max_position_embeddings", int),
+        context_length=max(length, extended_length(scaling)),
     )
     try:
         return ModelConfig(**settings)
@@ -133,28 +136,147 @@ def config_from_json(values: Mapping[str, Any], where: str = "config.json") -> M
         raise InputError(f"{where}: {error}") from None
 
 
-def _rope_theta(values: Mapping[str, Any], default: Any, where: str) -> Any:
-    """Base of the rotary frequencies from either spelling; rejects every kind of scaling."""
-    theta = default
+# Fields of rotary scaling by kind, in Hugging Face's names; those not listed are refused.
+_COMMON = {"factor", "rope_type", "type", "rope_theta", "partial_rotary_factor"}
+_ROPE_FIELDS: dict[str, set[str]] = {
+    "default": _COMMON - {"factor"},
+    "linear": _COMMON,
+    "llama3": _COMMON | {"low_freq_factor", "high_freq_factor", "original_max_position_embeddings"},
+    "yarn": _COMMON
+    | {"original_max_position_embeddings", "beta_fast", "beta_slow", "truncate"}
+    | {"attention_factor", "mscale", "mscale_all_dim"},
+}
+
+
+def _rope(values: Mapping[str, Any], theta: Any, length: int, where: str) -> tuple[Any, RopeScaling | None]:
+    """Base and scaling of the rotary frequencies, from `rope_scaling` (transformers 4) or `rope_parameters` (5).
+
+    Args:
+      values: of config.json.
+      theta: base where they have none.
+      length: `max_position_embeddings`.
+      where: name of the file.
+    """
+    read: dict[str, dict[str, Any]] = {}
     for key in ("rope_scaling", "rope_parameters"):
         rope = values.get(key) or {}
         if not isinstance(rope, Mapping):
             raise InputError(f"{where}: {key} is {rope!r}; it must be a JSON object.")
-        kind = rope.get("rope_type", rope.get("type", "default"))
-        more = set(rope) - {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
-        if kind != "default" or more or rope.get("partial_rotary_factor", 1.0) != 1.0:
-            remedy = "get a model without rotary scaling"
-            if kind in ("yarn", "dynamic"):  # the others change positions within the unscaled context as well
-                remedy = f"remove {key} to use the model within its unscaled context"
+        if any(isinstance(value, Mapping) for value in rope.values()):
             raise InputError(
-                f"{where}: {key} asks for rotary scaling of type {kind!r} ({', '.join(sorted(rope))}), which s1jax "
-                f"does not compute; {remedy}."
+                f"{where}: {key} differs between layers ({', '.join(map(repr, sorted(rope)))}), which this decoder "
+                "does not compute; get another model."
             )
+        if rope:
+            read[key] = {name: value for name, value in rope.items() if value is not None or name == "truncate"}
+    for key, rope in read.items():
         found = rope.get("rope_theta", theta)
         if values.get("rope_theta") is not None and found != values["rope_theta"]:
-            raise InputError(f"{where}: rope_theta is {values['rope_theta']} but {key} says {found}; keep one.")
+            raise InputError(f"{where}: rope_theta is {values['rope_theta']!r} but {key} says {found!r}; keep one.")
         theta = found
-    return theta
+    scalings = {key: _scaling(rope, values, theta, length, f"{where}: {key}") for key, rope in read.items()}
+    if len({*scalings.values()}) > 1:
+        raise InputError(f"{where}: rope_scaling and rope_parameters ask for different rotary scaling; keep one.")
+    return theta, next(iter(scalings.values()), None)
+
+
+def _scaling(
+    rope: Mapping[str, Any], values: Mapping[str, Any], theta: Any, length: int, where: str
+) -> RopeScaling | None:
+    """The scaling that one JSON object asks for; None: no scaling."""
+    kind = rope.get("rope_type", rope.get("type", "default"))
+    if kind not in (*_ROPE_FIELDS,):
+        remedy = "get a model without it"
+        if kind == "dynamic":  # changes nothing in rows of up to `length` tokens
+            plain = json.dumps({"rope_type": "default", "rope_theta": theta})
+            remedy = f"set it to {plain} to use the model with rows of up to {length} tokens, which is the same there"
+        raise InputError(
+            f"{where} asks for rotary scaling of type {kind!r}; s1jax computes {', '.join(_ROPE_FIELDS)}, so {remedy}."
+        )
+    if rope.get("partial_rotary_factor", 1.0) != 1.0:
+        raise InputError(
+            f"{where}.partial_rotary_factor is {rope['partial_rotary_factor']!r}, which this decoder does not compute; "
+            "only 1.0 is."
+        )
+    unknown = sorted(set(rope) - _ROPE_FIELDS[kind])
+    if unknown == ["attn_factor"] and kind == "yarn":
+        raise InputError(
+            f"{where}.attn_factor is read differently by other programs: transformers ignores it, vLLM multiplies by "
+            "it. Remove it for the first, or replace it by attention_factor, the product that cosines and sines are "
+            "multiplied by (1.0 in DeepSeek-R1-0528-Qwen3-8B), for the second."
+        )
+    if unknown:
+        raise InputError(
+            f"{where}.{unknown[0]} is not a field of rotary scaling of type {kind!r}; transformers ignores it, so "
+            "remove it if the model is right there."
+        )
+    if kind == "default":
+        return None
+    settings: dict[str, Any] = {"kind": kind}
+    for name in ("factor", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "truncate"):
+        if name in rope:
+            settings[name] = rope[name]
+    if "attention_factor" in rope:
+        settings["attention_factor"] = rope["attention_factor"]
+    if kind != "linear":
+        # transformers: a value beside the object comes first, and yarn without any was trained up to `length`.
+        outside, original = values.get("original_max_position_embeddings"), rope.get("original_max_position_embeddings")
+        if None not in (outside, original) and outside != original:
+            raise InputError(
+                f"{where}.original_max_position_embeddings is {original!r}, but the file has {outside!r} outside; keep "
+                "one."
+            )
+        original = outside if original is None else original
+        original = length if original is None and kind == "yarn" else original
+        if original is not None:
+            settings["original_context_length"] = original
+    required = {"llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_context_length")}
+    for name in required.get(kind, ("factor",)):
+        if name not in settings:
+            name = name.replace("original_context_length", "original_max_position_embeddings")
+            raise InputError(f"{where} lacks {name}, which rotary scaling of type {kind!r} needs; get the file again.")
+    try:
+        scaling = from_dict(RopeScaling, settings, where)
+        both = [_number(rope[name], f"{where}.{name}") for name in ("mscale", "mscale_all_dim") if rope.get(name)]
+        if len(both) == 2 and scaling.attention_factor is None:  # DeepSeek's; transformers uses them together only
+            above, below = (0.1 * value * math.log(scaling.factor) + 1 for value in both)
+            scaling = dataclasses.replace(scaling, attention_factor=above / below)
+    except InputError as error:  # speaks of model.rope_scaling, and of our names
+        text = str(error).replace("model.rope_scaling.", f"{where}.")
+        raise InputError(text.replace("original_context_length", "original_max_position_embeddings")) from None
+    return scaling
+
+
+def _number(value: Any, where: str) -> float:
+    if type(value) not in (int, float) or not abs(value) < math.inf:
+        raise InputError(f"{where} is {value!r}; it must be a finite number.")
+    return float(value)
+
+
+def _rope_to_json(scaling: RopeScaling | None) -> dict[str, Any]:
+    """The inverse of `_scaling`."""
+    if scaling is None:
+        return {"rope_type": "default"}
+    values: dict[str, Any] = {"rope_type": scaling.kind, "factor": scaling.factor}
+    if scaling.kind != "linear":
+        values["original_max_position_embeddings"] = scaling.original_context_length
+    if scaling.kind == "llama3":
+        values |= {"low_freq_factor": scaling.low_freq_factor, "high_freq_factor": scaling.high_freq_factor}
+    if scaling.kind == "yarn":
+        values |= {name: getattr(scaling, name) for name in ("beta_fast", "beta_slow", "truncate")}
+        if scaling.attention_factor is not None:
+            values["attention_factor"] = scaling.attention_factor
+    return values
+
+
+def extended_length(scaling: RopeScaling | None) -> int:
+    """Longest row that `yarn` was made for, in tokens; 0: other kinds leave that to `max_position_embeddings`.
+
+    Qwen's documentation adds yarn to a model without raising `max_position_embeddings`; vLLM multiplies likewise.
+    """
+    if scaling is None or scaling.kind != "yarn":
+        return 0
+    return int(scaling.factor * scaling.original_context_length)
 
 
 def config_to_json(config: ModelConfig, eos: Sequence[int] = (), dtype: Any = np.float32) -> dict[str, Any]:
@@ -178,6 +300,7 @@ def config_to_json(config: ModelConfig, eos: Sequence[int] = (), dtype: Any = np
             f"d_model {config.d_model} is no multiple of num_heads {config.num_heads}, which transformers "
             "requires of a Llama; the model cannot be exported."
         )
+    rope = _rope_to_json(config.rope_scaling)
     return {
         "architectures": [_FAMILIES[family][0]],
         "model_type": family,
@@ -192,7 +315,8 @@ def config_to_json(config: ModelConfig, eos: Sequence[int] = (), dtype: Any = np
         "max_position_embeddings": config.context_length,
         "rms_norm_eps": config.norm_eps,
         "rope_theta": config.rope_theta,
-        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_theta},
+        "rope_scaling": None if config.rope_scaling is None else rope,
+        "rope_parameters": {**rope, "rope_theta": config.rope_theta},
         "tie_word_embeddings": config.tied_embeddings,
         "attention_dropout": 0.0,
         "bos_token_id": None,

@@ -27,7 +27,7 @@ from jax.typing import DTypeLike
 from s1jax.config import InputError, ModelConfig
 from s1jax.model import attention as attention_lib
 from s1jax.model import cache as cache_lib
-from s1jax.model import layers
+from s1jax.model import layers, rope
 from s1jax.model import remat as remat_lib
 
 Params = Mapping[str, Any]
@@ -51,7 +51,7 @@ class Attention(nnx.Module):
         q, k, v = self.query(x), self.key(x), self.value(x)
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
-        return layers.rotate(q, angles), layers.rotate(k, angles), v
+        return rope.rotate(q, angles), rope.rotate(k, angles), v
 
 
 class Block(nnx.Module):
@@ -287,7 +287,7 @@ def forward(
             f"a row of {tokens.shape[1]} tokens exceeds the model's context_length {config.context_length}; "
             "shorten the rows or raise model.context_length."
         )
-    angles = layers.rotary_angles(positions, config.head_dim, config.rope_theta)
+    angles = rope.angles(positions, config)
 
     def block(x: jax.Array, weights: Params, shared: tuple[Any, jax.Array]) -> jax.Array:
         angles, segment_ids = shared
@@ -327,7 +327,7 @@ def forward_cached(
       Hidden states after the final norm [B, T, D], and the cache with the tokens appended.
     """
     positions = cache.lengths[:, None] + jnp.arange(tokens.shape[1])
-    angles = layers.rotary_angles(positions, config.head_dim, config.rope_theta)
+    angles = rope.angles(positions, config)
     new = cache_lib.Slots(cache.table, cache.lengths, num_tokens)
     x = _embed(params, tokens, dtype)
 

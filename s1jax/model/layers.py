@@ -1,7 +1,7 @@
-"""Layers of the decoder: RMSNorm, bias-or-not projections, rotary embeddings and SwiGLU.
+"""Layers of the decoder: RMSNorm, bias-or-not projections and SwiGLU.
 
-Modules hold their weights in the dtype they were created with and compute in the dtype of their input; statistics and
-rotations are float32. Axis letters: B batch, T length, R rows (B and T in one), D model, F mlp, H head dimension.
+Modules hold their weights in the dtype they were created with and compute in the dtype of their input; statistics are
+float32. Axis letters: B batch, T length, R rows (B and T in one), D model, F mlp, H head dimension.
 """
 
 from __future__ import annotations
@@ -223,26 +223,3 @@ def _lookup_backward(kept: Any, gradient: jax.Array) -> tuple[jax.Array, None]:
 
 
 lookup.defvjp(_lookup_forward, _lookup_backward)
-
-
-def rotary_angles(positions: jax.Array, head_dim: int, theta: float) -> tuple[jax.Array, jax.Array]:
-    """Cosines and sines of the rotation of every position (RoFormer, Su et al. 2021).
-
-    Args:
-      positions: int32 [B, T].
-      head_dim: H, even.
-      theta: base; frequency i is theta ** (-2 i / H).
-
-    Returns:
-      Two float32 arrays [B, T, 1, H / 2].
-    """
-    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
-    angles = positions[:, :, None, None].astype(jnp.float32) * frequencies
-    return jnp.cos(angles), jnp.sin(angles)
-
-
-def rotate(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotates [B, T, heads, H] by `rotary_angles`; dimension i is paired with i + H / 2, as Hugging Face stores it."""
-    cos, sin = angles
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)

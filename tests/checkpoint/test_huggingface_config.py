@@ -3,10 +3,12 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from s1jax.checkpoint import huggingface_config
-from s1jax.config import InputError
+from s1jax.config import InputError, RopeScaling
+from s1jax.model import rope
 from s1jax.presets import PRESETS
 from tests.model.parity_cases import CASES
 
@@ -54,6 +56,68 @@ def test_published_config_files_give_the_presets(values, preset):
     assert huggingface_config.config_from_json(values) == PRESETS[preset]
 
 
+_LLAMA_3P1_8B = {
+    "architectures": ["LlamaForCausalLM"], "attention_bias": False, "attention_dropout": 0.0, "bos_token_id": 128000,
+    "eos_token_id": [128001, 128008, 128009], "hidden_act": "silu", "hidden_size": 4096, "initializer_range": 0.02,
+    "intermediate_size": 14336, "max_position_embeddings": 131072, "mlp_bias": False, "model_type": "llama",
+    "num_attention_heads": 32, "num_hidden_layers": 32, "num_key_value_heads": 8, "pretraining_tp": 1,
+    "rms_norm_eps": 1e-05, "rope_scaling": {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192, "rope_type": "llama3"}, "rope_theta": 500000.0,
+    "tie_word_embeddings": False, "torch_dtype": "bfloat16", "use_cache": True, "vocab_size": 128256,
+}  # fmt: skip
+
+
+def test_llama3_scaling_in_the_spellings_of_transformers_4_and_5():
+    five = {name: value for name, value in _LLAMA_3P1_8B.items() if name not in ("rope_scaling", "rope_theta")}
+    five["rope_parameters"] = {**_LLAMA_3P1_8B["rope_scaling"], "rope_theta": 500000.0}
+    for values in (_LLAMA_3P1_8B, five, {**_LLAMA_3P1_8B, **five}):
+        assert huggingface_config.config_from_json(values) == PRESETS["llama3p1_8b"]
+
+
+def test_yarn_as_qwen_documents_it_extends_the_context():
+    """transformers: original_max_position_embeddings is max_position_embeddings where it is not given."""
+    given = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+    for scaling in (given, {"rope_type": "yarn", "factor": 4, "attention_factor": None}):
+        config = huggingface_config.config_from_json({**_QWEN2P5_32B, "rope_scaling": scaling})
+        assert config.rope_scaling == RopeScaling("yarn", 4.0, 32768) and config.context_length == 131072
+    longer = {**_QWEN2P5_32B, "rope_scaling": given, "max_position_embeddings": 200000}
+    assert huggingface_config.config_from_json(longer).context_length == 200000
+
+
+def test_linear_scaling_leaves_the_context_as_it_is_written():
+    config = huggingface_config.config_from_json({**_QWEN2P5_32B, "rope_scaling": {"type": "linear", "factor": 4.0}})
+    assert config.rope_scaling == RopeScaling("linear", 4.0) and config.context_length == 32768
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"mscale": 0.707, "mscale_all_dim": 1.0},
+        {"mscale": 1.0, "mscale_all_dim": 0.0},
+        {"mscale": 2},
+        {"attention_factor": 0.9, "mscale": 0.707, "mscale_all_dim": 1.0},
+        {"beta_fast": 40.0, "beta_slow": 2, "truncate": False},
+        {},
+    ],
+)
+def test_fields_of_yarn_mean_what_they_mean_to_transformers_and_come_back(more):
+    pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    from transformers import modeling_rope_utils
+
+    given = {"rope_type": "yarn", "factor": 40.0, "original_max_position_embeddings": 4096, **more}
+    values = {**_QWEN2P5_32B, "rope_scaling": given}
+    config = huggingface_config.config_from_json(values)
+    back = json.loads(json.dumps(huggingface_config.config_to_json(config)))
+    assert huggingface_config.config_from_json(back) == config
+    for written in (values, back):
+        theirs = transformers.AutoConfig.for_model(**written)
+        frequencies, factor = modeling_rope_utils.ROPE_INIT_FUNCTIONS["yarn"](theirs, device="cpu")
+        assert factor == pytest.approx(rope.attention_factor(config.rope_scaling), rel=1e-12)
+        ours = 1e6 ** (-np.arange(0, 128, 2) / 128) * rope.multipliers(128, 1e6, config.rope_scaling)
+        np.testing.assert_allclose(frequencies.numpy(), ours, rtol=1e-5)
+
+
 def test_silence_means_what_transformers_assumes():
     transformers = pytest.importorskip("transformers")
     for base in (_QWEN2P5_32B, _QWEN3_0P6B, _SMOLLM2_135M):
@@ -74,14 +138,54 @@ def test_silence_means_what_transformers_assumes():
         ({"model_type": "gemma2", "architectures": ["Gemma2ForCausalLM"]}, "architecture Gemma2ForCausalLM .* unknown"),
         ({"architectures": ["Qwen2ForSequenceClassification"]}, "Qwen2ForSequenceClassification .* is unknown"),
         ({"model_type": None}, "is unknown; s1jax reads Qwen2ForCausalLM"),
-        ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "rope_scaling asks for rotary scaling of type 'yarn'"),
-        ({"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "'dynamic' .*; remove rope_scaling to use the model"),
-        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "'llama3' .*; get a model without rotary scaling"),
         (
-            {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e6, "factor": 2.0}},
-            "rope_parameters .* 'linear' .*; get a model without",
+            {"rope_scaling": {"type": "dynamic", "factor": 4.0}},
+            r"'dynamic'; .* set it to \{\"rope_type\": \"default\", \"rope_theta\": 1000000.0\} .* up to 32768 tokens",
         ),
-        ({"rope_parameters": {"full_attention": {"rope_theta": 1e6}}}, r"rope_parameters asks .* \(full_attention\)"),
+        (
+            {"rope_scaling": {"rope_type": "longrope", "factor": 8.0}},
+            "'longrope'; s1jax computes .* a model without it",
+        ),
+        ({"rope_scaling": {"rope_type": ["yarn"]}}, r"type \['yarn'\]; s1jax computes default, linear, llama3, yarn"),
+        ({"rope_scaling": {"rope_type": "yarn"}}, "config.json: rope_scaling lacks factor"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "rope_scaling lacks low_freq_factor"),
+        (
+            {"rope_scaling": {"rope_type": "llama3", "factor": 8, "low_freq_factor": 1, "high_freq_factor": 4}},
+            "rope_scaling lacks original_max_position_embeddings",
+        ),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 0.5}}, "rope_scaling.factor is 0.5; give a number from 1"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": "2"}}, "rope_scaling.factor is '2'; it must be of type"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": float("nan")}}, "rope_scaling.factor is nan"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 10**400}}, "rope_scaling.factor is beyond"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "beta_slow": 40}}, "rope_scaling.beta_slow is 40.0"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "truncate": None}}, "rope_scaling.truncate is None"),
+        (
+            {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 0}},
+            "rope_scaling.original_max_position_embeddings is 0; it must be positive",
+        ),
+        (
+            {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "mscale": "1", "mscale_all_dim": 1}},
+            "rope_scaling.mscale is '1'; it must be a finite number",
+        ),
+        (
+            {
+                "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8192},
+                "original_max_position_embeddings": 4096,
+            },
+            "original_max_position_embeddings is 8192, but the file has 4096 outside",
+        ),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "attn_factor": 0.8}}, "attn_factor is read differently"),
+        ({"rope_scaling": {"type": "linear", "factor": 2.0, "beta_fast": 3}}, "beta_fast is not a field .* ignores it"),
+        ({"rope_parameters": {"rope_type": "default", "factor": 4.0}}, "factor is not a field of .* 'default'"),
+        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor is 0.5"),
+        ({"rope_parameters": {"full_attention": {"rope_theta": 1e6}}}, r"differs between layers \('full_attention'\)"),
+        (
+            {
+                "rope_parameters": {"rope_type": "linear", "factor": 2.0},
+                "rope_scaling": {"type": "yarn", "factor": 2.0},
+            },
+            "rope_scaling and rope_parameters ask for different",
+        ),
         ({"rope_parameters": {"rope_theta": 1e4}}, "rope_theta is 1000000.0 but rope_parameters says 10000.0"),
         ({"rope_scaling": "yarn"}, "rope_scaling is 'yarn'; it must be a JSON object"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from s1jax.checkpoint import names
-from s1jax.config import ModelConfig
+from s1jax.config import ModelConfig, RopeScaling
 
 
 def _config(**changes: Any) -> ModelConfig:
@@ -22,6 +22,17 @@ CASES = {
     "qwen3_wide_heads": _config(qk_norm=True, head_dim=32, num_kv_heads=3, rope_theta=5e5, num_layers=3),
     "qwen3_tied_one_head": _config(qk_norm=True, head_dim=16, num_kv_heads=1, tied_embeddings=True, norm_eps=1e-3),
     "llama": _config(num_heads=4, head_dim=12, num_kv_heads=2, rope_theta=1.3e5, norm_eps=1e-5),
+    # Rows of 300 are longer than the original context.
+    "llama3_scaled": _config(
+        num_heads=4, head_dim=16, num_kv_heads=2, rope_theta=5e5, rope_scaling=RopeScaling("llama3", 8.0, 64)
+    ),
+    "qwen2_yarn": _config(qkv_bias=True, head_dim=16, rope_theta=1e6, rope_scaling=RopeScaling("yarn", 4.0, 64)),
+    "qwen3_yarn_exact": _config(
+        qk_norm=True,
+        head_dim=32,
+        rope_theta=1e3,
+        rope_scaling=RopeScaling("yarn", 8.0, 40, beta_fast=4, beta_slow=0.5, truncate=False, attention_factor=0.8),
+    ),
     "llama_tied": _config(num_heads=12, head_dim=4, num_kv_heads=3, tied_embeddings=True, mlp_dim=33),
 }
 WHOLE = ("qwen2", "qwen3_tied_one_head", "llama")  # those with goldens of whole rows, see make_golden.py

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from s1jax.checkpoint import names
-from s1jax.config import InputError, ModelConfig
+from s1jax.config import InputError, ModelConfig, RopeScaling
 from s1jax.model import attention, decoder
 from s1jax.model import cache as cache_lib
 from tests.model import make_golden, parity_cases
@@ -146,6 +146,7 @@ CHANGED = {
     "num_kv_heads": 4,
     "head_dim": 8,
     "rope_theta": 1e3,
+    "rope_scaling": RopeScaling("linear", 2.0),
     "norm_eps": 1e-2,
     "qkv_bias": True,
     "qk_norm": True,
