@@ -10,95 +10,20 @@ import dataclasses
 import math
 import typing
 from collections.abc import Mapping
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-_T = TypeVar("_T")
+from s1jax.schema import InputError as InputError
+from s1jax.schema import at_least as _at_least
+from s1jax.schema import convert as _convert
+from s1jax.schema import from_dict as from_dict
+from s1jax.schema import from_zero as _from_zero
+from s1jax.schema import require as _require
+from s1jax.schema import to_dict as to_dict
+
 _FLOATS = ("float32", "bfloat16")
 _CORPUS = "countdown_corpus is endless text in packed rows, made to fit and weighted by token"
 # While sampling: of weights and activations, of the cache, of matrices alone. Each may be left empty.
 SAMPLING_DTYPES = {"dtype": _FLOATS, "cache_dtype": (*_FLOATS, "int8"), "weight_dtype": ("int8",)}
-
-
-class InputError(ValueError):
-    """Input a user can correct: one sentence that names the file, row, flag or tensor and the remedy.
-
-    Launchers print it without a traceback and exit with code 2.
-    """
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """Returns a dataclass as nested dicts and lists that `json.dumps` accepts."""
-    return dataclasses.asdict(config)
-
-
-def from_dict(kind: type[_T], values: Mapping[str, Any], where: str = "config") -> _T:
-    """Builds dataclass `kind` from nested mappings, the inverse of `to_dict`.
-
-    Args:
-      kind: the dataclass to build.
-      values: its fields; absent ones take their default.
-      where: name of `values` in error messages, for example a file or a flag.
-
-    Raises:
-      InputError: on an unknown key, a missing required key or a value of the wrong type.
-    """
-    hints = typing.get_type_hints(kind)
-    fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
-    unknown = sorted(set(values) - set(fields))
-    if unknown:
-        raise InputError(f"{where}.{unknown[0]} is not a setting; {where} has {', '.join(sorted(fields))}.")
-    built = {}
-    for name, field in fields.items():
-        if name in values:
-            built[name] = _convert(hints[name], values[name], f"{where}.{name}")
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise InputError(f"{where}.{name} is missing; give it a value.")
-    return kind(**built)
-
-
-def _convert(hint: Any, value: Any, where: str) -> Any:
-    """Checks `value` against a type hint and returns it in that type; ints pass for floats, lists for tuples."""
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    value = value.item() if getattr(value, "shape", None) == () else value  # of numpy or jax
-    if origin is Literal:
-        if value not in args:
-            raise InputError(f"{where} is {value!r}; choose one of {', '.join(map(repr, args))}.")
-        return value
-    if type(None) in args:
-        return None if value is None else _convert(args[0], value, where)
-    if dataclasses.is_dataclass(hint):
-        if isinstance(value, typing.cast(type, hint)):
-            return value
-        if not isinstance(value, Mapping):
-            raise InputError(f"{where} is {value!r}; it must be a group of settings.")
-        return from_dict(typing.cast(type, hint), value, where)
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)):
-            raise InputError(f"{where} is {value!r}; it must be a list.")
-        return tuple(_convert(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        _require(abs(value) < 2**1023, f"{where} is beyond 2**1023; give a smaller number.")
-        return float(value)
-    if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise InputError(f"{where} is {value!r}; it must be of type {hint.__name__}.")
-    return value
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise InputError(message)
-
-
-def _at_least(least: int, where: str, config: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        _require(value >= least, f"{where}{name} is {value}; it must {'be positive' if least else 'not be negative'}.")
-
-
-def _from_zero(where: str, config: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        _require(0 <= value < math.inf, f"{where}{name} is {value}; give a number from 0 on.")
 
 
 @dataclasses.dataclass(frozen=True)
