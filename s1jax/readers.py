@@ -389,8 +389,9 @@ def _saved(folder: pathlib.Path, name: str) -> _Part:
     def rows() -> Iterator[Named]:
         state = _metadata(folder / "state.json")
         files = state.get("_data_files")
-        names = [file.get("filename") if isinstance(file, dict) else None for file in files or ()]
-        if not isinstance(files, list) or not all(map(_is_name, names)):
+        listed = files if isinstance(files, list) else [files]
+        names = [file.get("filename") if isinstance(file, dict) else None for file in listed]
+        if not all(map(_is_name, names)):
             raise InputError(f"{folder / 'state.json'} has no list `_data_files` of file names; save it again.")
         if state.get("_indices_data_files"):
             raise InputError(f"{folder} holds rows by index, as datasets 1 wrote them; save it again with a newer one.")
