@@ -172,4 +172,4 @@ def _end_inside(tokenizer: Tokenizer, fmt: ChatFormat, rows: list[Row]) -> list[
     if fmt.think_end.startswith(tuple(fmt.special)):
         return []
     end = tokenizer.encode(fmt.think_end)[0]
-    return [row.name for row in rows if end in tokenizer.encode(fmt.after_think_start + row.trace)]
+    return [row.name for row in rows if end in tokenizer.encode_text(fmt.after_think_start + row.trace)]

@@ -10,6 +10,12 @@ header), think_start, the trace with its newlines, think_end, the answer, turn_e
 id, what the sampler produces, and the supervised part begins at an id of its own. With delimiters that are special
 tokens, as in the formats below, the parts together give the same ids as the whole text (tests/text/test_chat.py).
 
+Special tokens are made from the strings of the format alone. Questions, traces, answers, system prompts and
+instructions are encoded as text, so that a `</think>` inside a trace cannot end it.
+
+Special tokens are made from the strings of the format alone: questions, traces, answers, system prompts and
+instructions are encoded as text, so that `</think>` in a trace does not end it.
+
 Supervised are the ids after the assistant header up to and including turn_end. The newline after the last turn_end
 stays in the ids, as in the paper's text, but carries no loss: a sampled answer ends before it. (The paper's collator
 supervises that one id, too.)
@@ -18,6 +24,7 @@ supervises that one id, too.)
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import unicodedata
 from collections.abc import Iterable
 
@@ -25,6 +32,7 @@ import numpy as np
 
 from s1jax.config import InputError
 from s1jax.delimiters import Delimiters
+from s1jax.text.backends import Piece
 from s1jax.text.tokenizer import Tokenizer
 
 
@@ -46,6 +54,10 @@ class ChatFormat:
       answer_prefix: put before an answer that does not contain it.
       final_answer: forced after think_end when thinking is cut.
       stop: further ids that end an answer, where the tokenizer knows them.
+      system_start: from the start of the text to a system prompt. Both empty: the turns of ChatML where the format has
+        its user turn, otherwise a system prompt is refused.
+      system_end: from a system prompt to the question. The two replace before_question, which holds the system turn
+        that the format has by default.
       token_instruction: after a question that bounds the thinking tokens; `{tokens}` stands for the bound, `{log2}` for
         its logarithm.
       step_instruction: after a question that bounds the steps, `{steps}`.
@@ -71,6 +83,8 @@ class ChatFormat:
     answer_prefix: str = ""
     final_answer: str = "\nFinal Answer:"
     stop: tuple[str, ...] = ("<|endoftext|>",)
+    system_start: str = ""
+    system_end: str = ""
     token_instruction: str = "\n\nThink for up to {tokens} tokens."
     step_instruction: str = "\n\nThink for up to {steps} steps."
     step_header: str = "{steps} steps left\n"
@@ -83,20 +97,54 @@ class ChatFormat:
     )
 
 
+_CHATML_USER = "<|im_start|>user\n"
+_CHATML_SYSTEM = ("<|im_start|>system\n", f"<|im_end|>\n{_CHATML_USER}")
 _CHATML = ChatFormat(
-    before_question="<|im_start|>user\n",
+    before_question=_CHATML_USER,
     after_question="<|im_end|>\n<|im_start|>assistant\n",
     think_start="<|im_start|>think",
     think_end="<|im_start|>answer",
     turn_end="<|im_end|>",
     special=("<|im_start|>", "<|im_end|>"),
     answer_prefix="Answer: ",
+    system_start=_CHATML_SYSTEM[0],
+    system_end=_CHATML_SYSTEM[1],
 )
-_QWEN_SYSTEM = "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\n"
+
+
+def system_turn(fmt: ChatFormat) -> tuple[str, str]:
+    """Returns what stands around a system prompt: from the start of the text to it, and from it to the question.
+
+    Checkpoints of earlier releases have no such fields in their format; ChatML is known by its user turn.
+
+    Raises:
+      InputError: if the format has no system turn.
+    """
+    if fmt.system_start or fmt.system_end:
+        return fmt.system_start, fmt.system_end
+    if fmt.before_question.endswith(_CHATML_USER):
+        return _CHATML_SYSTEM
+    raise InputError(
+        f"the chat format, whose prompts begin {fmt.before_question + '...'!r}, has no system turn; leave out `system`,"
+        " or write it into the question."
+    )
+
+
+def with_system(fmt: ChatFormat, system: str) -> ChatFormat:
+    """Returns the format with another default system prompt.
+
+    Raises:
+      InputError: if the format has no system turn.
+    """
+    start, end = system_turn(fmt)
+    return dataclasses.replace(fmt, before_question=start + system + end)
+
+
+_QWEN_SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
 
 FORMATS: dict[str, ChatFormat] = {
     # The paper's: ChatML with the system turn that Qwen2.5's template adds by default.
-    "s1": dataclasses.replace(_CHATML, before_question=_QWEN_SYSTEM + _CHATML.before_question),
+    "s1": with_system(_CHATML, _QWEN_SYSTEM),
     # The same without a system turn: Countdown, SmolLM2.
     "s1_plain": _CHATML,
     # Countdown with instructions in its own few symbols, which have no number above 99.
@@ -134,6 +182,9 @@ FORMATS: dict[str, ChatFormat] = {
         ),
         after_think_end="\n\n",
         after_turn="",
+        # DeepSeek's template puts a system prompt between the first token and the user's.
+        system_start="<｜begin▁of▁sentence｜>",
+        system_end="<｜User｜>",
     ),
     # The plain text that the Countdown base model was trained on: it has never seen a chat symbol.
     "countdown_base": ChatFormat(
@@ -226,47 +277,87 @@ def headed(fmt: ChatFormat, steps: list[str]) -> list[str]:
 
 def thinking_tokens(tokenizer: Tokenizer, fmt: ChatFormat, trace: str) -> int:
     """Returns how many thinking tokens a trace has as a sampler counts them: all ids between the delimiters."""
-    return len(tokenizer.encode(fmt.after_think_start + trace.strip() + fmt.before_think_end))
+    return len(tokenizer.encode_pieces(_trace(fmt, trace), tokenizer.last_special(fmt.think_start)))
 
 
-def encode_prompt(tokenizer: Tokenizer, fmt: ChatFormat, question: str) -> list[int]:
-    """Returns the ids from the start of the text up to and including the assistant header."""
-    return tokenizer.encode(fmt.before_question + question + fmt.after_question)
+def encode_prompt(tokenizer: Tokenizer, fmt: ChatFormat, question: str, system: str = "") -> list[int]:
+    """Returns the ids from the start of the text up to and including the assistant header.
+
+    Args:
+      tokenizer: has the format's special tokens, see `check`.
+      fmt: the strings around the question.
+      question: encoded as text: special tokens written in it stay text.
+      system: system prompt in place of the format's own, likewise; empty: the format's own turn, or none.
+
+    Raises:
+      InputError: if `system` is given and the format has no system turn, or the tokenizer cannot encode a text.
+    """
+    return tokenizer.encode_pieces(_prompt(fmt, question, system), after="")
 
 
 def encode_row(
-    tokenizer: Tokenizer, fmt: ChatFormat, question: str, trace: str, answer: str
+    tokenizer: Tokenizer, fmt: ChatFormat, question: str, trace: str, answer: str, system: str = ""
 ) -> tuple[np.ndarray, np.ndarray]:
     """Encodes one training row.
 
     Args:
       tokenizer: has the format's special tokens, see `check`.
       fmt: the strings around the three parts.
-      question: as it is.
+      question: as it is; it, trace, answer and system prompt are encoded as text.
       trace: the thinking; stripped of white space at both ends.
       answer: stripped likewise; `fmt.answer_prefix` is put before it unless it contains that.
+      system: as for `encode_prompt`.
 
     Returns:
       ids int32 [n], and bool [n]: the ids that carry loss (see the module's text).
+
+    Raises:
+      InputError: as `encode_prompt`.
     """
-    trace, answer = trace.strip(), answer.strip()
+    answer = answer.strip()
     if fmt.answer_prefix.strip() not in answer:
         answer = fmt.answer_prefix + answer
-    prompt = encode_prompt(tokenizer, fmt, question)
-    response: list[int] = []
-    for part in (
-        fmt.think_start,
-        fmt.after_think_start + trace + fmt.before_think_end,
-        fmt.think_end,
-        fmt.after_think_end + answer,
-        fmt.turn_end,
-    ):
-        response += tokenizer.encode(part)
-    rest = tokenizer.encode(fmt.after_turn)
-    ids = np.array(prompt + response + rest, np.int32)
+    prompt, *response, rest = _encode_parts(
+        tokenizer,
+        _prompt(fmt, question, system),
+        [_own(fmt.think_start)],
+        _trace(fmt, trace),
+        [_own(fmt.think_end)],
+        [_own(fmt.after_think_end), Piece(answer)],
+        [_own(fmt.turn_end)],
+        [_own(fmt.after_turn)],
+    )
+    ids = np.array([*prompt, *itertools.chain(*response), *rest], np.int32)
     supervised = np.zeros(len(ids), bool)
-    supervised[len(prompt) : len(prompt) + len(response)] = True
+    supervised[len(prompt) : len(ids) - len(rest)] = True
     return ids, supervised
+
+
+def _own(text: str) -> Piece:
+    return Piece(text, is_user_text=False)
+
+
+def _prompt(fmt: ChatFormat, question: str, system: str) -> list[Piece]:
+    if not system:
+        return [_own(fmt.before_question), Piece(question), _own(fmt.after_question)]
+    start, end = system_turn(fmt)
+    return [_own(start), Piece(system), _own(end), Piece(question), _own(fmt.after_question)]
+
+
+def _trace(fmt: ChatFormat, trace: str) -> list[Piece]:
+    return [_own(fmt.after_think_start), Piece(trace.strip()), _own(fmt.before_think_end)]
+
+
+def _encode_parts(tokenizer: Tokenizer, *parts: list[Piece]) -> list[list[int]]:
+    """Encodes the parts of one text, each by itself, but knowing what precedes it."""
+    after: str | None = ""
+    encoded = []
+    for part in parts:
+        encoded.append(tokenizer.encode_pieces(part, after))
+        written = [piece for piece in part if piece.text]
+        if written:
+            after = None if written[-1].is_user_text else tokenizer.last_special(written[-1].text)
+    return encoded
 
 
 def delimiters(tokenizer: Tokenizer, fmt: ChatFormat, wait: str = "Wait") -> Delimiters:
@@ -288,11 +379,12 @@ def delimiters(tokenizer: Tokenizer, fmt: ChatFormat, wait: str = "Wait") -> Del
         raise InputError("the tokenizer has no id for a newline, which the delimiters need; give another tokenizer.")
     think_end = _encode_whole(tokenizer, fmt.think_end, "think_end")
     stop = _stop_ids(tokenizer, fmt)
+    before = tokenizer.last_special(fmt.after_question)
     return Delimiters(
-        think_start=_encode_whole(tokenizer, fmt.think_start, "think_start"),
+        think_start=_encode_whole(tokenizer, fmt.think_start, "think_start", before),
         think_end=think_end,
         newline=tuple(newline),
-        final_answer=_encode_whole(tokenizer, fmt.final_answer, "final_answer"),
+        final_answer=_encode_whole(tokenizer, fmt.final_answer, "final_answer", tokenizer.last_special(fmt.think_end)),
         wait=_encode_whole(tokenizer, wait, "wait") if wait else (),
         end=tuple(sorted({think_end[0], *stop})),
         stop=tuple(sorted(stop)),
@@ -303,10 +395,10 @@ def delimiters(tokenizer: Tokenizer, fmt: ChatFormat, wait: str = "Wait") -> Del
     )
 
 
-def _encode_whole(tokenizer: Tokenizer, text: str, what: str) -> tuple[int, ...]:
+def _encode_whole(tokenizer: Tokenizer, text: str, what: str, after: str | None = None) -> tuple[int, ...]:
     """Returns the ids of a forced string, and refuses one that the vocabulary cannot write (white space aside)."""
     try:
-        ids = tokenizer.encode(text)
+        ids = tokenizer.encode(text, after)
     except InputError as error:
         raise InputError(f"{what}: {error}") from None
     want, got = ("".join(unicodedata.normalize("NFKC", part).split()) for part in (text, tokenizer.decode(ids)))

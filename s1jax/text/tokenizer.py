@@ -1,7 +1,12 @@
 """Text to ids and back: Hugging Face `tokenizer.json` and SentencePiece `.model` files behind one small class.
 
-Text becomes its own ids and nothing more: no beginning-of-sequence, no dummy leading space. Texts are encoded in parts
-here (prompt, delimiter, trace, ...), and a part in the middle of a row must not bring a space of its own.
+Text becomes its own ids and nothing more: no beginning-of-sequence. Texts are encoded in parts here (prompt, delimiter,
+trace, ...). Tokenizers such as Llama's put a space before a text, and some before each text after a special token:
+`after` says what precedes a part, so that the parts of a row get the spaces that transformers gives to the whole row.
+
+Text of users is encoded as text: special tokens are made from the strings of a chat format only, never from a question,
+a trace or an answer. Added tokens that are not special count as special here (Qwen3's <think> is one), except those
+of letters, digits and white space alone, which are words.
 """
 
 from __future__ import annotations
@@ -15,21 +20,22 @@ from typing import Any, Protocol
 import numpy as np
 
 from s1jax.config import InputError
+from s1jax.text.backends import HuggingFace, Piece, SentencePiece
 
 # What a tokenizer folder may hold besides its model; kept byte for byte so that other libraries read what is saved.
 _COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
-
-# A ModelProto holding only `normalizer_spec { add_dummy_prefix: false }` (fields 3 and 3 of sentencepiece_model.proto).
-# Protocol buffers merge on concatenation, so appending it to a model file switches the dummy prefix off.
-_NO_DUMMY_PREFIX = b"\x1a\x02\x18\x00"
 
 
 class _Backend(Protocol):
     """What the two libraries are reduced to."""
 
     vocab: dict[str, int]  # every token, special ones included
+    special: dict[str, int]  # those that text of users never becomes
+    pattern: re.Pattern[str]  # finds them
 
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str, after: str | None) -> list[int]: ...
+
+    def encode_pieces(self, pieces: Sequence[Piece], after: str | None) -> list[int]: ...
 
     def decode(self, ids: Sequence[int]) -> str: ...
 
@@ -60,7 +66,7 @@ class Tokenizer:
         models = [name for name in files if name.endswith(".model")]
         self._backend: _Backend
         if "tokenizer.json" in files:
-            self._backend = _HuggingFace(files["tokenizer.json"], f"{where}/tokenizer.json")
+            self._backend = HuggingFace(files["tokenizer.json"], f"{where}/tokenizer.json")
         elif len(models) == 1:
             added = dict(self._companion("added_tokens.json"))
             try:
@@ -74,13 +80,15 @@ class Tokenizer:
                 raise InputError(
                     f"{where} has an added token that is no text or whose id is no number; repair its files."
                 )
-            self._backend = _SentencePiece(files[models[0]], added, f"{where}/{models[0]}")
+            legacy = config.get("legacy") is True
+            self._backend = SentencePiece(files[models[0]], added, f"{where}/{models[0]}", legacy)
         else:
             raise InputError(
                 f"{where} holds {'no' if not models else 'more than one'} tokenizer; give a folder with one"
                 " tokenizer.json or one SentencePiece .model file, or the path of such a file."
             )
         self.num_ids = 1 + max(self._backend.vocab.values())
+        self._last_special: dict[str, str | None] = {}
         self._named: dict[str, str | None] = {}
         for key in ("eos", "pad"):
             token = config.get(f"{key}_token")
@@ -120,9 +128,34 @@ class Tokenizer:
         for name, content in self.files.items():
             (folder / name).write_bytes(content)
 
-    def encode(self, text: str) -> list[int]:
-        """Returns the ids of `text`, nothing added; special tokens written in the text become their ids."""
-        return self._backend.encode(text)
+    def encode(self, text: str, after: str | None = None) -> list[int]:
+        """Returns the ids of `text`; special tokens written in the text become their ids.
+
+        Args:
+          text: of a chat format, or a text that holds one.
+          after: what precedes it. None: plain text, so the part brings no space of its own. Empty: nothing; the ids are
+            those of transformers with `add_special_tokens=False`. A special token: that token.
+        """
+        return self._backend.encode(text, after)
+
+    def encode_text(self, text: str, after: str | None = None) -> list[int]:
+        """Returns the ids of a user's text: delimiters in it stay text. `after` as in `encode`."""
+        return self._backend.encode_pieces([Piece(text)], after)
+
+    def encode_pieces(self, pieces: Sequence[Piece], after: str | None = None) -> list[int]:
+        """Returns the ids of pieces that make one text, encoded as one: words may span their borders."""
+        return self._backend.encode_pieces(pieces, after)
+
+    def special_tokens_in(self, text: str) -> list[str]:
+        """Returns the special tokens that are written out in a text, in order, each once."""
+        return list(dict.fromkeys(self._backend.pattern.findall(text)))
+
+    def last_special(self, text: str) -> str | None:
+        """Returns the special token that `text` ends with, or None."""
+        if text not in self._last_special:  # of the few strings of a chat format
+            ends = [token for token in self._backend.special if token and text.endswith(token)]
+            self._last_special[text] = max(ends, key=len, default=None)
+        return self._last_special[text]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of `ids`, special tokens included; bytes that are no UTF-8 become U+FFFD."""
@@ -181,7 +214,7 @@ class Tokenizer:
         token = self._named[key]
         if token is not None:
             return self._backend.vocab.get(token)
-        return self._backend.named.get(key) if isinstance(self._backend, _SentencePiece) else None
+        return self._backend.named.get(key) if isinstance(self._backend, SentencePiece) else None
 
     def _companion(self, name: str) -> dict[str, Any]:
         if name not in self.files:
@@ -197,119 +230,3 @@ class Tokenizer:
 
 def _is_model(name: str) -> bool:
     return name == "tokenizer.json" or name.endswith(".model")
-
-
-class _HuggingFace:
-    """A `tokenizer.json`."""
-
-    def __init__(self, content: bytes, where: str):
-        import tokenizers  # here, so that SentencePiece users do not need it
-
-        try:
-            text = _without_dummy_space(content.decode())
-            self._tokenizer = tokenizers.Tokenizer.from_str(text)
-        except Exception as error:  # the library raises bare Exception
-            raise InputError(
-                f"{where} is no tokenizer that the tokenizers library reads ({error}); get the file again."
-            ) from None
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        self.vocab = self._tokenizer.get_vocab(with_added_tokens=True)
-        if not self.vocab:
-            raise InputError(f"{where} has an empty vocabulary.")
-
-    def encode(self, text: str) -> list[int]:
-        try:
-            return self._tokenizer.encode(text, add_special_tokens=False).ids
-        except Exception as error:  # a word-level vocabulary without an unknown token refuses what it does not hold
-            raise InputError(f"the tokenizer cannot encode {text[:80]!r} ({error}); change the text.") from None
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=False)
-
-    def texts(self, ids: Sequence[int]) -> list[str]:
-        return self._tokenizer.decode_batch([[i] for i in ids], skip_special_tokens=False)
-
-
-def _without_dummy_space(text: str) -> str:
-    """Returns a `tokenizer.json` that puts no space before a text and takes none away when decoding."""
-    spec = json.loads(text)
-    parts = [spec.get("normalizer"), spec.get("pre_tokenizer"), spec.get("decoder")]
-    changed = False
-    while parts:
-        part = parts.pop()
-        if not isinstance(part, dict):
-            continue
-        for inner in ("normalizers", "pretokenizers", "decoders"):  # the members of a Sequence
-            if inner in part:
-                dropped = "Strip" if inner == "decoders" else "Prepend"  # a normalizer's Strip means something else
-                kept = [p for p in part[inner] if p["type"] != dropped]
-                changed |= len(kept) < len(part[inner])
-                part[inner] = kept
-                parts += kept
-        if part.get("prepend_scheme", "never") != "never":  # Metaspace
-            part["prepend_scheme"] = "never"
-            part.pop("add_prefix_space", None)
-            changed = True
-        if part.get("add_prefix_space"):  # ByteLevel
-            part["add_prefix_space"] = False
-            changed = True
-    return json.dumps(spec) if changed else text
-
-
-class _SentencePiece:
-    """A SentencePiece model, and tokens that were added beside it."""
-
-    def __init__(self, content: bytes, added: dict[str, int], where: str):
-        import sentencepiece
-
-        processor = sentencepiece.SentencePieceProcessor()
-        try:
-            loaded = processor.LoadFromSerializedProto(content + _NO_DUMMY_PREFIX)
-        except (RuntimeError, ValueError) as error:
-            raise InputError(f"{where} is no SentencePiece model ({error}); get the file again.") from None
-        if not loaded or not processor.vocab_size():
-            raise InputError(f"{where} is no SentencePiece model; get the file again.")
-        self._processor = processor
-        self.vocab: dict[str, int] = {}
-        self._bytes: dict[int, bytes] = {}  # the text of an id; a character may be spread over several
-        special = dict(added)
-        for id_ in range(processor.vocab_size()):
-            piece = processor.id_to_piece(id_)
-            if processor.is_unused(id_):
-                continue
-            self.vocab[piece] = id_
-            if processor.is_byte(id_):
-                self._bytes[id_] = bytes([int(piece[1:-1], 16)])  # <0x0A>
-            elif processor.is_control(id_) or processor.is_unknown(id_):
-                self._bytes[id_] = piece.encode()
-                if processor.is_control(id_):
-                    special[piece] = id_  # SentencePiece itself never makes a control id from text
-            else:
-                self._bytes[id_] = piece.replace("\u2581", " ").encode()
-        for token, id_ in added.items():
-            self.vocab[token] = id_
-            self._bytes[id_] = token.encode()
-        self._special = special
-        longest_first = sorted(filter(None, special), key=len, reverse=True)
-        self._pattern = re.compile("(" + "|".join(map(re.escape, longest_first)) + ")" if longest_first else r"(?!)")
-        named = {"eos": processor.eos_id(), "pad": processor.pad_id()}
-        self.named = {key: id_ for key, id_ in named.items() if id_ >= 0}
-
-    def encode(self, text: str) -> list[int]:
-        ids: list[int] = []
-        for part in self._pattern.split(text):
-            if part in self._special:
-                ids.append(self._special[part])
-            elif part:
-                ids.extend(self._processor.encode(part))
-        return ids
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return b"".join(map(self._text, ids)).decode("utf-8", errors="replace")
-
-    def texts(self, ids: Sequence[int]) -> list[str]:
-        return [self._text(i).decode("utf-8", errors="replace") for i in ids]
-
-    def _text(self, id_: int) -> bytes:
-        return self._bytes.get(id_, b"")
