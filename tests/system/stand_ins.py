@@ -53,12 +53,12 @@ class Place:
 
     def program(self, path, text):
         path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)  # it may be a link to the real command, which must not be written to
         path.write_text(text.replace("LOG", str(self.log)).replace("ANSWERS", str(self.answers)))
         path.chmod(0o755)
 
     def link(self, name, target):
         """A command that is the real one."""
-        (self.path / name).unlink(missing_ok=True)
         self.program(self.path / name, f'#!/bin/bash\nexec {target} "$@"\n')
 
     def answer(self, **answers):

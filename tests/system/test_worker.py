@@ -164,3 +164,12 @@ def test_a_machine_that_started_anew_has_no_run(worker):
     pid.write_text("another-boot " + was.split()[1])
     assert worker.run("worker.sh", "state")[0].stdout == "none\n"
     pid.write_text(was)
+
+
+def test_a_stand_in_takes_the_place_of_a_link_and_not_of_its_target(tmp_path):
+    place = Place(tmp_path, commands=())
+    real = tmp_path / "real"
+    real.write_text("real")
+    (place.path / "tool").symlink_to(real)
+    place.program(place.path / "tool", "stand-in")
+    assert real.read_text() == "real" and (place.path / "tool").read_text() == "stand-in"
