@@ -27,14 +27,14 @@ FULL = {
 }
 
 
-def take(file: IO[Any]) -> bool:
-    """Locks an open file until it is closed or this process ends, however it does.
+def take(file: IO[Any], *, shared: bool = False) -> bool:
+    """Locks an open file until it is closed or this process ends, however it does; a shared lock allows others.
 
     Returns:
       False where another process has it. True as well where the file system has no locks: nothing keeps others out.
     """
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:

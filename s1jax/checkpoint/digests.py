@@ -14,6 +14,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+from s1jax import files
 from s1jax.config import InputError
 
 
@@ -27,22 +28,26 @@ def _files(folder: pathlib.Path) -> list[str]:
     return sorted(name for name in names if name != "digests.json")
 
 
-def _digest(file: pathlib.Path) -> dict[str, Any]:
+def _digest(file: pathlib.Path, sync: bool = False) -> dict[str, Any]:
     with file.open("rb") as stream:
+        if sync:
+            os.fsync(stream.fileno())
         return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(stream, "sha256").hexdigest()}
 
 
 def write(folder: pathlib.Path) -> None:
-    """Finishes a checkpoint: the rename of digests.json is the moment from which it counts."""
+    """Finishes a checkpoint: the rename of digests.json is the moment from which it counts.
+
+    Before it every file and folder of the checkpoint is on the disk, and after it the rename: the machine may lose its
+    power at any time. Whoever calls this has read back what he wrote.
+    """
     names = _files(folder)
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        digests = dict(zip(names, pool.map(lambda name: _digest(folder / name), names), strict=True))
-    partial = folder / "digests.json.partial"
-    with partial.open("w") as stream:
-        json.dump(digests, stream, indent=1)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.rename(folder / "digests.json")
+        digests = dict(zip(names, pool.map(lambda name: _digest(folder / name, sync=True), names), strict=True))
+    for inner in (item for item in folder.rglob("*") if item.is_dir()):
+        files.sync_folder(inner)
+    files.write_text(folder / "digests.json", json.dumps(digests, indent=1))
+    files.sync_folder(folder.parent)
 
 
 def fingerprint(folder: pathlib.Path) -> str:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import dataclasses
-import importlib.resources
 import json
 import os
 import pathlib
@@ -24,18 +23,24 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 
 from s1jax import config as config_lib
-from s1jax import files
-from s1jax.checkpoint import digests, trees
+from s1jax import files, paths
+from s1jax.checkpoint import digests, locate, trees
+from s1jax.checkpoint.locate import finished_steps as finished_steps
+from s1jax.checkpoint.locate import hold as hold
+from s1jax.checkpoint.locate import resolve as resolve
+from s1jax.checkpoint.locate import step_folder as step_folder
+from s1jax.checkpoint.locate import step_of as step_of
+from s1jax.checkpoint.locate import using as using
 from s1jax.config import InputError, ModelConfig
 from s1jax.text.chat import ChatFormat
 from s1jax.text.tokenizer import Tokenizer
 
 FORMAT = 1
 _CHUNK_BYTES = 1 << 25  # of an array, in one file
-PACKAGE = "package:"  # prefix of the checkpoints that ship in s1jax/assets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,19 +87,20 @@ def save_model(
     """
     from orbax.checkpoint import v1 as ocp
 
-    folder = pathlib.Path(path).absolute()
-    with disk_errors(folder):
+    folder = paths.local(path, "checkpoint").absolute()
+    with disk_errors(folder), paths.plain(folder) as safe:
         _make_room(folder)
         _write_descriptions(folder, Metadata(config, tokenizer, chat, provenance))
         # One file a chunk: with Orbax's default everything compressed stays in memory until the last array is done,
         # and host arrays are copied first. So a save adds less than 0.1 GB to the weights, whatever their size.
-        streamed = ocp.Context()
+        streamed = trees.context()
         streamed.array.saving.use_ocdbt = False
         streamed.array.saving.use_zarr3 = False
         streamed.array.saving.storage_options.chunk_byte_size = _CHUNK_BYTES
         streamed.memory.deepcopy_host_arrays = False
         with streamed:
-            ocp.save(folder / "params", params)
+            ocp.save(safe / "params", params)
+        trees.check_written(safe / "params", params, folder / "params")
         digests.write(folder)
 
 
@@ -104,9 +110,12 @@ def load_metadata(path: str | os.PathLike[str]) -> Metadata:
     Raises:
       InputError: where `path` is no finished checkpoint or one of these files is damaged.
     """
-    folder = resolve(path)
-    digests.verify(folder, lambda name: "/" not in name or name.startswith("tokenizer/"))
-    return _read_descriptions(folder)
+
+    def read(folder: pathlib.Path) -> Metadata:
+        digests.verify(folder, lambda name: "/" not in name or name.startswith("tokenizer/"))
+        return _read_descriptions(folder)
+
+    return using(path, read)
 
 
 def load_model(path: str | os.PathLike[str], *, mesh: Any = None, dtype: Any = None, host: bool = False) -> Model:
@@ -121,11 +130,14 @@ def load_model(path: str | os.PathLike[str], *, mesh: Any = None, dtype: Any = N
     Raises:
       InputError: where the checkpoint is missing, unfinished, damaged or does not fit its own configuration.
     """
-    folder = resolve(path)
-    digests.verify(folder, lambda name: not name.startswith("optimizer/"))
-    about = _read_descriptions(folder)
-    params = load_params(folder / "params", about.config, mesh=mesh, dtype=dtype, host=host)
-    return Model(params, about.config, about.tokenizer, about.chat, about.provenance)
+
+    def read(folder: pathlib.Path) -> Model:
+        digests.verify(folder, lambda name: not name.startswith("optimizer/"))
+        about = _read_descriptions(folder)
+        params = load_params(folder / "params", about.config, mesh=mesh, dtype=dtype, host=host)
+        return Model(params, about.config, about.tokenizer, about.chat, about.provenance)
+
+    return using(path, read)
 
 
 def load_params(
@@ -139,22 +151,28 @@ def load_params(
     from s1jax.model import decoder
 
     wanted = decoder.abstract_params(config)
-    stored = ocp.metadata(folder).metadata
-    trees.compare(stored, wanted, folder, "the weights do not belong to the model in s1jax.json")
-    if host:
-        return _load_host(folder, trees.flatten(stored), dtype)
-    if mesh is None:
-        one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        shardings = jax.tree.map(lambda _: one, wanted)
-    else:
-        shardings = parallel.param_shardings(config, mesh)
-    abstract = jax.tree.map(
-        lambda leaf, old, sharding: jax.ShapeDtypeStruct(leaf.shape, dtype or old.dtype, sharding=sharding),
-        wanted,
-        stored,
-        shardings,
-    )
-    return ocp.load(folder, abstract)
+    with paths.plain(folder) as safe:
+        stored = trees.read_metadata(safe, folder)
+        trees.compare(stored, wanted, folder, "the weights do not belong to the model in s1jax.json")
+        for name, leaf in trees.flatten(stored).items():
+            if not np.issubdtype(leaf.dtype, np.floating) and leaf.dtype != ml_dtypes.bfloat16:
+                raise InputError(f"{folder}: {name} has type {leaf.dtype}; weights are floating-point numbers.")
+        if host:
+            with trees.reading(folder):
+                return _load_host(safe, trees.flatten(stored), dtype)
+        if mesh is None:
+            one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+            shardings = jax.tree.map(lambda _: one, wanted)
+        else:
+            shardings = parallel.param_shardings(config, mesh)
+        abstract = jax.tree.map(
+            lambda leaf, old, sharding: jax.ShapeDtypeStruct(leaf.shape, dtype or old.dtype, sharding=sharding),
+            wanted,
+            stored,
+            shardings,
+        )
+        with trees.reading(folder):
+            return ocp.load(safe, abstract)
 
 
 def _load_host(folder: pathlib.Path, stored: dict[str, Any], dtype: Any) -> Any:
@@ -179,55 +197,8 @@ def _load_host(folder: pathlib.Path, stored: dict[str, Any], dtype: Any) -> Any:
     return params
 
 
-def resolve(path: str | os.PathLike[str]) -> pathlib.Path:
-    """Returns the folder of a finished checkpoint: `path` itself, a workdir's newest step, or one from the package.
-
-    Raises:
-      InputError: where there is none, with what was found instead.
-    """
-    text = os.fspath(path)
-    if text.startswith(PACKAGE):
-        assets = pathlib.Path(str(importlib.resources.files("s1jax") / "assets"))
-        folder = assets / text.removeprefix(PACKAGE)
-        if not digests.is_there(folder):
-            have = ", ".join(sorted(PACKAGE + item.name for item in assets.glob("*") if digests.is_there(item)))
-            raise InputError(f"{text} is not in the package; it has {have or 'none'}.")
-        return folder
-    folder = pathlib.Path(text).absolute()
-    if not folder.is_dir():
-        raise InputError(f"{text} is not a folder; give a checkpoint, a training workdir or package:NAME.")
-    if digests.is_there(folder):
-        return folder
-    steps = finished_steps(folder)
-    if steps:
-        return step_folder(folder, steps[-1])
-    if (folder / "s1jax.json").exists():
-        raise InputError(f"{text} is a checkpoint that was never finished (no digests.json); make it again.")
-    if (folder / "checkpoints").is_dir():
-        raise InputError(f"{text} is a training workdir without a finished checkpoint; let the run save one first.")
-    if any(folder.glob("*.safetensors")):
-        raise InputError(f"{text} is a Hugging Face folder; turn it into a checkpoint with launch.convert --from_hf.")
-    raise InputError(f"{text} holds no checkpoint (no s1jax.json); give the folder that launch.train or convert wrote.")
-
-
-def step_folder(workdir: pathlib.Path, step: int) -> pathlib.Path:
-    """Where a run keeps the checkpoint of a step."""
-    return workdir / "checkpoints" / str(step)
-
-
-def finished_steps(workdir: pathlib.Path) -> list[int]:
-    """Steps of the finished checkpoints of a run, ascending."""
-    return [step for step in _steps(workdir) if digests.is_there(step_folder(workdir, step))]
-
-
-def _steps(workdir: pathlib.Path) -> list[int]:
-    """Steps of all checkpoints, ascending, those that were interrupted while being written or removed as well."""
-    root = workdir / "checkpoints"
-    return sorted(int(item.name) for item in root.iterdir() if item.name.isdigit()) if root.is_dir() else []
-
-
 class Checkpointer:
-    """Saves a run's state in the background, keeps the newest few, and gives back the newest.
+    """Saves a run's state in the background, keeps the newest few and those being read, and gives back the newest.
 
     Use it as a context manager: leaving it waits for the last save, without which nothing would be on the disk.
     """
@@ -235,6 +206,8 @@ class Checkpointer:
     def __init__(self, workdir: pathlib.Path, keep: int, about: Metadata):
         """Makes nothing yet; `about` goes into every checkpoint."""
         self._workdir, self._keep, self._about = workdir.absolute(), keep, about
+        self._held = contextlib.ExitStack()
+        self._safe: pathlib.Path | None = None
         self._pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: concurrent.futures.Future[None] | None = None
 
@@ -246,6 +219,7 @@ class Checkpointer:
             self.wait()
         finally:
             self._pool.shutdown()
+            self._held.close()
 
     def save(self, step: int, params: Any, optimizer: Any, progress: dict[str, Any]) -> None:
         """Copies the state to the host and writes it in the background; waits for an earlier save first.
@@ -277,8 +251,12 @@ class Checkpointer:
                 from jax.experimental import multihost_utils
 
                 multihost_utils.sync_global_devices(f"checkpoint {step}")
-            parts = [ocp.save_async(folder / "params", params), ocp.save_async(folder / "optimizer", optimizer)]
-        self._pending = self._pool.submit(self._finish, folder, parts, first)
+            trees_of = {"params": params, "optimizer": optimizer}
+            with trees.context():
+                parts = [ocp.save_async(self._plain(step) / name, tree) for name, tree in trees_of.items()]
+        # Without the arrays, whose memory the next step takes.
+        wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), trees_of)
+        self._pending = self._pool.submit(self._finish, step, parts, wanted, first)
 
     def wait(self) -> None:
         """Returns when everything saved so far is on the disk.
@@ -312,26 +290,35 @@ class Checkpointer:
             raise InputError(
                 f"{folder} has no optimizer state to go on from; remove it, or give it to another run as init_from."
             )
+        safe = self._plain(step)
         for part, wanted, fault in (
             ("params", params, "the weights are not those of the run's model"),
             ("optimizer", optimizer, "it was saved with another optimizer.name, which going on from it needs"),
         ):
-            trees.compare(ocp.metadata(folder / part).metadata, wanted, folder / part, fault)
-        return ocp.load(folder / "params", params), ocp.load(folder / "optimizer", optimizer)
+            trees.compare(trees.read_metadata(safe / part, folder / part), wanted, folder / part, fault)
+        with trees.reading(folder):
+            return ocp.load(safe / "params", params), ocp.load(safe / "optimizer", optimizer)
 
-    def _finish(self, folder: pathlib.Path, parts: list[Any], first: bool) -> None:
+    def _plain(self, step: int) -> pathlib.Path:
+        """The folder of a step as Orbax can have it."""
+        if self._safe is None:
+            self._safe = self._held.enter_context(paths.plain(self._workdir))
+        return step_folder(self._safe, step)
+
+    def _finish(self, step: int, parts: list[Any], wanted: dict[str, Any], first: bool) -> None:
+        folder = step_folder(self._workdir, step)
         with disk_errors(folder):
             for part in parts:
                 part.result()
             if not first:
                 return
+            for name, tree in wanted.items():
+                trees.check_written(self._plain(step) / name, tree, folder / name)
             digests.write(folder)
             kept = finished_steps(self._workdir)[-self._keep :]
-            for step in _steps(self._workdir):
-                if step < kept[-1] and step not in kept:
-                    # The marker goes first: what is left of an interrupted removal is no checkpoint any more.
-                    (step_folder(self._workdir, step) / "digests.json").unlink(missing_ok=True)
-                    shutil.rmtree(step_folder(self._workdir, step))
+            for old in locate.all_steps(self._workdir):
+                if old < kept[-1] and old not in kept:
+                    locate.remove(step_folder(self._workdir, old))  # or after the next save, where it is being read
 
 
 @contextlib.contextmanager

@@ -1,13 +1,16 @@
 """Checkpoints: complete, verified, and clear about what is wrong with them."""
 
+import contextlib
 import dataclasses
 import errno
+import itertools
 import json
 import os
 import pathlib
 import shutil
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -284,3 +287,96 @@ def test_a_chat_format_of_ones_own_comes_back(tmp_path, params):
     )
     store.save_model(tmp_path / "ckpt", params, MODEL, Tokenizer.load(TOKENIZER), mine, {})
     assert store.load_metadata(tmp_path / "ckpt").chat == mine
+
+
+@pytest.mark.parametrize("name", ["lr[1e-4]", "[!a]", "a*b", "a?b", "a\\b", "**", "gs:", "{a,b} %20 ~$", "a\nb", "ä ö"])
+def test_any_name_of_a_folder_will_do(tmp_path, params, name):
+    """Orbax's merge takes a path for a pattern, tensorstore a backslash for a slash, etils gs: for a bucket."""
+    (tmp_path / "aXb").mkdir()
+    for folder in (tmp_path / name / "model", tmp_path / name / "run"):
+        if folder.name == "model":
+            store.save_model(folder, params, MODEL, Tokenizer.load(TOKENIZER), CHAT, {})
+        else:
+            with store.Checkpointer(folder, 2, about()) as checkpointer:
+                checkpointer.save(1, params, {"step": jnp.int32(5)}, {})
+            with store.Checkpointer(folder, 2, about()) as checkpointer:
+                assert checkpointer.restore(1, abstract(params), {"step": abstract(jnp.int32(0))})[1]["step"] == 5
+        assert_same(store.load_model(folder).params, params)
+        assert_same(store.load_model(folder, host=True).params, params)
+    assert sorted(item.name for item in tmp_path.iterdir()) == sorted(["aXb", name])
+
+
+@pytest.mark.parametrize("name", ["gs://bucket/run", "s3://b", "hf://a/b", "file:///tmp/x", "gs:/bucket/run"])
+def test_urls_are_refused_with_a_remedy(params, name):
+    with pytest.raises(InputError, match=f"checkpoint={name} is a URL, .* mount the bucket"):
+        store.save_model(name, params, MODEL, Tokenizer.load(TOKENIZER), CHAT, {})
+    with pytest.raises(InputError, match="is a URL"):
+        store.load_model(name)
+    with pytest.raises(InputError, match="is a URL"):
+        store.load_metadata(pathlib.Path(name))
+
+
+def test_names_that_are_not_utf_8_are_refused_before_anything_is_written(tmp_path, params):
+    for text in (b"\xff", b"a\0b"):
+        with pytest.raises(InputError, match=r"is not UTF-8|holds a NUL"):
+            store.save_model(tmp_path / os.fsdecode(text), params, MODEL, Tokenizer.load(TOKENIZER), CHAT, {})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("lost", [".zarray", "0.0", "embed.embedding", "_METADATA"])
+def test_a_model_that_was_not_written_whole_gets_no_digests(tmp_path, params, monkeypatch, lost):
+    from orbax.checkpoint import v1 as ocp
+
+    real = ocp.save
+
+    def save(path, tree):
+        real(path, tree)
+        gone = path / "state" / "embed.embedding" / lost if lost in (".zarray", "0.0") else path / "state" / lost
+        shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+
+    monkeypatch.setattr(ocp, "save", save)
+    with pytest.raises(InputError, match=r"ckpt/params: embed/embedding .*; what was just written|Orbax cannot read"):
+        store.save_model(tmp_path / "ckpt", params, MODEL, Tokenizer.load(TOKENIZER), CHAT, {})
+    assert not digests.is_there(tmp_path / "ckpt")
+
+
+def test_a_step_that_orbax_did_not_merge_gets_no_digests(tmp_path, params, monkeypatch):
+    """As without a plain path: Orbax finds nothing to merge, and says nothing."""
+    monkeypatch.setattr("s1jax.paths.plain", contextlib.nullcontext)
+    with (
+        pytest.raises(InputError, match=r"(params|optimizer): \S+ is missing; what was just written cannot be"),
+        store.Checkpointer(tmp_path / "lr[1e-4]", 1, about()) as checkpointer,
+    ):
+        checkpointer.save(1, params, {"step": jnp.int32(0)}, {})
+    assert not store.finished_steps(tmp_path / "lr[1e-4]")
+
+
+@pytest.mark.parametrize(("jump", "every"), [(3600, 1), (3600, 7), (-3600, 5)])
+def test_a_clock_that_jumps_during_a_save(tmp_path, params, monkeypatch, jump, every):
+    real, asked = time.time, itertools.count()
+    monkeypatch.setattr(time, "time", lambda: real() + jump * (next(asked) // every))
+    store.save_model(tmp_path / "model", params, MODEL, Tokenizer.load(TOKENIZER), CHAT, {})
+    with store.Checkpointer(tmp_path, 1, about()) as checkpointer:
+        for step in (1, 2):
+            checkpointer.save(step, params, {"step": jnp.int32(step)}, {})
+    assert next(asked) > 20, "Orbax looks at the clock"
+    assert store.finished_steps(tmp_path) == [2]
+    for folder in (tmp_path / "model", tmp_path):
+        assert_same(store.load_model(folder).params, params)
+
+
+def test_everything_is_on_the_disk_before_a_checkpoint_counts(tmp_path, params, monkeypatch):
+    synced: list[str] = []
+    real = os.fsync
+
+    def fsync(descriptor):
+        synced.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    folder = tmp_path / "ckpt"
+    store.save_model(folder, params, MODEL, Tokenizer.load(TOKENIZER), CHAT, {})
+    (last,) = (i for i, path in enumerate(synced) if ".digests.json." in path)
+    there = {os.fspath(item) for item in folder.rglob("*") if item.name != "digests.json"}
+    assert there <= set(synced[:last]), "files and folders"
+    assert [os.fspath(folder), os.fspath(tmp_path)] == synced[last + 1 :], "the rename"

@@ -171,8 +171,8 @@ def latest(workdir):
 
 @pytest.fixture(scope="module")
 def story(start, tmp_path_factory):
-    """One run in four parts, and what was seen at the end of each."""
-    workdir = tmp_path_factory.mktemp("story") / "w"
+    """One run in four parts, and what was seen at the end of each; its folder has a name that is a pattern, too."""
+    workdir = tmp_path_factory.mktemp("story") / "lr[1e-4]"
     seen = {"workdir": workdir}
 
     job = start(slurm, 2, f"--workdir={workdir}")
