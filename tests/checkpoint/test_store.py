@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 
 import s1jax
+from s1jax import files
 from s1jax.checkpoint import digests, store
 from s1jax.config import InputError, ModelConfig, OptimizerConfig
 from s1jax.model import decoder
@@ -276,7 +277,7 @@ def test_a_full_disk_is_one_sentence(tmp_path, params, monkeypatch, kind, code):
         monkeypatch.setattr(digests, "write", full)
     else:
         monkeypatch.setattr(ocp, "save", full_in_orbax)
-    with pytest.raises(InputError, match=r"no space left on the device while writing .*ckpt"):
+    with pytest.raises(InputError, match=rf"{files.FULL[code][0]} while writing .*ckpt"):
         store.save_model(tmp_path / "ckpt", params, MODEL, Tokenizer.load(TOKENIZER), CHAT, {})
     assert not digests.is_there(tmp_path / "ckpt")
 
@@ -306,7 +307,7 @@ def test_any_name_of_a_folder_will_do(tmp_path, params, name):
     assert sorted(item.name for item in tmp_path.iterdir()) == sorted(["aXb", name])
 
 
-@pytest.mark.parametrize("name", ["gs://bucket/run", "s3://b", "hf://a/b", "file:///tmp/x", "gs:/bucket/run"])
+@pytest.mark.parametrize("name", ["gs://bucket/run", "s3://b", "hf://a/b", "file:///x", "gs:/bucket/run"])
 def test_urls_are_refused_with_a_remedy(params, name):
     with pytest.raises(InputError, match=f"checkpoint={name} is a URL, .* mount the bucket"):
         store.save_model(name, params, MODEL, Tokenizer.load(TOKENIZER), CHAT, {})
