@@ -9,15 +9,21 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 import gguf
 import numpy as np
 
+from s1jax.checkpoint import huggingface_config
 from s1jax.checkpoint import names as names_lib
-from s1jax.config import InputError, ModelConfig
+from s1jax.config import InputError, ModelConfig, RopeScaling, from_dict
 
-_QUANTIZED = ("BF16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K")
+# What the library dequantises. Left out is NVFP4, whose second scales are tensors of their own.
+_QUANTIZED = (
+    "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "TQ1_0", "TQ2_0", "MXFP4",
+    "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS",
+)  # fmt: skip
 READABLE = ("F32", "F16", *_QUANTIZED)
 
 _ARCHITECTURES = ("llama", "qwen2", "qwen3")
@@ -93,12 +99,6 @@ def read_config(reader: gguf.GGUFReader, where: str) -> ModelConfig:
             raise InputError(f"{where} lacks the metadata {family}.{key}; get a complete file.")
         return value
 
-    scaling = get("rope.scaling.type", str, "none")
-    if scaling != "none" or get("rope.scaling.factor", float, 1.0) != 1.0:
-        raise InputError(f"{where}: rotary scaling of type {scaling!r} is not supported; get the unscaled model.")
-    linear = get("rope.scale_linear", float, 0.0)  # of files from before 2023-11
-    if linear not in (0.0, 1.0):
-        raise InputError(f"{where}: rotary scaling by {linear:g} is not supported; get the unscaled model.")
     if get("expert_count", int, 0):
         raise InputError(f"{where}: a mixture of experts is not supported; s1jax reads dense decoders.")
     d_model, num_heads = get("embedding_length", int), get("attention.head_count", int)
@@ -109,12 +109,10 @@ def read_config(reader: gguf.GGUFReader, where: str) -> ModelConfig:
                 f"{where}: {family}.{key} is {get(key, int)}, the head dimension {head_dim}; they must be equal."
             )
     shapes = {tensor.name: tensor.shape for tensor in reader.tensors}
-    if "rope_freqs.weight" in shapes:  # Llama 3.1 and later
-        raise InputError(
-            f"{where}: tensor rope_freqs.weight asks for rotary scaling, which is not supported; get another model."
-        )
     if "token_embd.weight" not in shapes:
         raise InputError(f"{where} lacks tensor token_embd.weight; get a complete file.")
+    length, theta = get("context_length", int), _decimal(get("rope.freq_base", float, 1e4))
+    scaling = _rope_scaling(reader, get, length, theta, head_dim, where)
     settings: dict[str, Any] = dict(
         vocab_size=int(shapes["token_embd.weight"][-1]),
         d_model=d_model,
@@ -123,17 +121,87 @@ def read_config(reader: gguf.GGUFReader, where: str) -> ModelConfig:
         num_heads=num_heads,
         num_kv_heads=get("attention.head_count_kv", int, num_heads),
         head_dim=head_dim,
-        rope_theta=_decimal(get("rope.freq_base", float, 1e4)),
+        rope_theta=theta,
+        rope_scaling=scaling,
         norm_eps=_decimal(get("attention.layer_norm_rms_epsilon", float)),
         qkv_bias=family == "qwen2",
         qk_norm=family == "qwen3",
         tied_embeddings="output.weight" not in shapes,
-        context_length=get("context_length", int),
+        context_length=max(length, huggingface_config.extended_length(scaling)),
     )
     try:
         return ModelConfig(**settings)
     except InputError as error:  # knows no file
         raise InputError(f"{where}: {error}") from None
+
+
+def _rope_scaling(
+    reader: gguf.GGUFReader, get: Callable[..., Any], length: int, theta: float, head_dim: int, where: str
+) -> RopeScaling | None:
+    """Rotary scaling as llama.cpp reads it: `rope.scaling.*`, or divisors of the frequencies in `rope_freqs.weight`.
+
+    Args:
+      reader: of the file.
+      get: reads a value of the architecture, see `read_config`.
+      length: context_length.
+      theta: base of the frequencies.
+      head_dim: H.
+      where: name of the file.
+    """
+    divisors = next((tensor.data for tensor in reader.tensors if tensor.name == "rope_freqs.weight"), None)
+    factor = get("rope.scaling.factor", float, 0.0) or get("rope.scale_linear", float, 0.0) or 1.0  # before 2023-11
+    kind = get("rope.scaling.type", str, "linear")
+    if kind not in ("none", "linear", "yarn"):
+        raise InputError(f"{where}: rotary scaling of type {kind!r} is not computed by s1jax; get another model.")
+    settings: dict[str, Any] | None = None
+    if kind == "yarn":
+        for key in ("attn_factor", "yarn_attn_factor", "yarn_ext_factor"):
+            if (value := get(f"rope.scaling.{key}", float, 1.0)) != 1.0:
+                raise InputError(
+                    f"{where}: rope.scaling.{key} is {value:g}; programs differ in what it means, so get a file "
+                    "without it, or convert the Hugging Face model."
+                )
+        if value := get("rope.scaling.yarn_log_multiplier", float, 0.0):
+            raise InputError(
+                f"{where}: rope.scaling.yarn_log_multiplier is {value:g}, which s1jax does not compute; get another "
+                "model."
+            )
+        settings = {
+            "kind": "yarn",
+            "factor": factor,
+            "original_context_length": get("rope.scaling.original_context_length", int, length),
+            "beta_fast": _decimal(get("rope.scaling.yarn_beta_fast", float, 32.0)),
+            "beta_slow": _decimal(get("rope.scaling.yarn_beta_slow", float, 1.0)),
+        }
+    elif kind == "linear" and factor != 1:
+        settings = {"kind": "linear", "factor": factor}
+    if divisors is not None and (divisors != 1).any():
+        if settings is not None:
+            raise InputError(f"{where} has both rope.scaling.type {kind!r} and rope_freqs.weight; get another model.")
+        return _from_divisors(divisors, theta, head_dim, where)
+    try:
+        return None if settings is None else from_dict(RopeScaling, settings)
+    except InputError as error:  # knows no file
+        raise InputError(f"{where}: {error}") from None
+
+
+def _from_divisors(divisors: np.ndarray, theta: float, head_dim: int, where: str) -> RopeScaling:
+    """The llama3 scaling whose divisors these are; llama.cpp writes them in place of the settings.
+
+    The published models have 1 and 4 as factors of the borders and an original context of 8,192; any power of two is
+    tried.
+    """
+    from s1jax.model import rope  # imports jax
+
+    if divisors.shape == (head_dim // 2,) and np.isfinite(divisors).all() and 1 < divisors.max() <= 2**20:
+        for original in (8192, *(2**power for power in range(5, 24))):
+            scaling = RopeScaling("llama3", _decimal(divisors.max()), original)
+            if np.allclose(1 / rope.multipliers(head_dim, theta, scaling), divisors, rtol=1e-4, atol=0):
+                return scaling
+    raise InputError(
+        f"{where}: tensor rope_freqs.weight does not hold the divisors of Llama 3's rotary scaling; convert the "
+        "Hugging Face model."
+    )
 
 
 def _decimal(value: float) -> float:
@@ -162,25 +230,28 @@ def read_params(reader: gguf.GGUFReader, config: ModelConfig, where: str, dtype:
                 f"{where}: tensor {tensor.name} has type {tensor.tensor_type.name}; s1jax reads {', '.join(READABLE)}, "
                 "so get another quantisation of the model."
             )
-    found = {tensor.name: (tuple(map(int, reversed(tensor.shape))), where) for tensor in reader.tensors}
+    tensors = [tensor for tensor in reader.tensors if tensor.name != "rope_freqs.weight"]  # in the configuration
+    found = {tensor.name: (tuple(map(int, reversed(tensor.shape))), where) for tensor in tensors}
     names_lib.check(config, "gguf", found, where)
     params = names_lib.allocate(config, dtype)
     targets = names_lib.views(config, params, "gguf")
     interleaved = _get(reader, where, "general.architecture", str) == "llama"
-    for tensor in reader.tensors:
+    for tensor in tensors:
         target = targets[tensor.name]
         if interleaved and tensor.name.endswith(("attn_q.weight", "attn_k.weight")):
             # Rows of a head: stored (H/2, 2), ours (2, H/2).
             h = config.head_dim
-            halves = np.reshape(target, (-1, 2, h // 2, target.shape[-1]), copy=False)
-            halves.swapaxes(1, 2)[...] = dequantize(tensor.data, tensor.tensor_type).reshape(
-                -1, h // 2, 2, halves.shape[-1]
-            )
+            halves = np.reshape(target, (-1, 2, h // 2, target.shape[-1]), copy=False).swapaxes(1, 2)
+            step = max(1, _CHUNK // (h * target.shape[-1]))
+            for start in range(0, len(halves), step):
+                heads = halves[start : start + step]
+                rows = dequantize(tensor.data[start * h : (start + step) * h], tensor.tensor_type)
+                heads[...] = rows.reshape(heads.shape)
             continue
         step = max(1, _CHUNK // target.shape[-1])
         for start in range(0, len(target), step):
-            rows = slice(start, start + step)
-            names_lib.copy(target[rows], dequantize(tensor.data[rows], tensor.tensor_type))
+            piece = slice(start, start + step)
+            names_lib.copy(target[piece], dequantize(tensor.data[piece], tensor.tensor_type))
     return params
 
 

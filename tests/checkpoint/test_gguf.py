@@ -1,7 +1,10 @@
 """GGUF import: decoders against scalar ones written from the format, whole files, tokenizers, and a real model."""
 
+import contextlib
+import dataclasses
 import importlib.util
 import json
+import math
 import os
 import pathlib
 import types
@@ -13,7 +16,7 @@ import pytest
 import tokenizers
 
 from s1jax.checkpoint import gguf, names
-from s1jax.config import InputError
+from s1jax.config import InputError, RopeScaling
 from s1jax.presets import PRESETS
 from s1jax.text.tokenizer import Tokenizer
 from tests.checkpoint.gguf_blocks import DECODERS, Kind, random_blocks
@@ -127,8 +130,9 @@ def test_every_readable_type_in_one_file(tmp_path):
         "attn_q": Kind.Q8_0,
         "attn_k": Kind.Q4_0,
         "attn_v": Kind.BF16,
-        "attn_output": Kind.Q4_1,
+        "attn_output": Kind.Q5_0,
         "ffn_gate": Kind.F16,
+        "ffn_down": Kind.Q5_1,
     }
     kinds = {f"blk.0.{name}.weight": kind for name, kind in kinds.items()}
     by_hand = {"blk.0.ffn_up.weight": Kind.Q4_K, "token_embd.weight": Kind.Q6_K}
@@ -151,16 +155,113 @@ def test_every_readable_type_in_one_file(tmp_path):
 def test_large_tensors_are_decoded_in_pieces(tmp_path, monkeypatch):
     config, params = CASES["llama"], weights(CASES["llama"])
     _write(tmp_path / "m.gguf", config, params, "llama")
-    monkeypatch.setattr(gguf, "_CHUNK", 7 * config.d_model)
+    monkeypatch.setattr(gguf, "_CHUNK", 24 * config.d_model)  # two heads of 12
     read = gguf.read_params(gguf.open_file(tmp_path / "m.gguf"), config, "m.gguf")
+    expected = names.views(config, params, "gguf")
+    for tensor, view in names.views(config, read, "gguf").items():
+        np.testing.assert_array_equal(view, expected[tensor], err_msg=tensor)
+
+
+DIVISORS = np.array([1, 1, 1, 1, 2, 8], np.float32)
+
+
+SCALED = [
+    # As llama.cpp's converter writes them.
+    ({"rope.scaling.type": "linear", "rope.scaling.factor": 4.0}, RopeScaling("linear", 4.0), 32768),
+    ({"rope.scale_linear": 4.0}, RopeScaling("linear", 4.0), 32768),
+    ({"rope.scaling.type": "none", "rope.scaling.factor": 4.0}, None, 32768),
+    ({"rope.scaling.factor": 1.0}, None, 32768),
+    (
+        {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0, "rope.scaling.original_context_length": 16384},
+        RopeScaling("yarn", 4.0, 16384),
+        65536,
+    ),
+    (
+        {"rope.scaling.type": "yarn", "rope.scaling.factor": 2.0, "rope.scaling.yarn_beta_fast": 40.0},
+        RopeScaling("yarn", 2.0, 32768, beta_fast=40.0),
+        65536,
+    ),
+]
+
+
+@pytest.mark.parametrize(("metadata", "scaling", "length"), SCALED)
+def test_rotary_scaling_in_the_metadata(tmp_path, metadata, scaling, length):
+    config = CASES["llama"]
+    _write(tmp_path / "m.gguf", config, weights(config), "llama", metadata=metadata)
+    read = gguf.read_config(gguf.open_file(tmp_path / "m.gguf"), "m.gguf")
+    assert read == dataclasses.replace(config, rope_scaling=scaling, context_length=length)
+
+
+@pytest.mark.parametrize("preset", ["llama3p1_8b", "llama3p2_1b", ""])
+def test_divisors_of_the_frequencies_are_those_of_llama3(tmp_path, preset):
+    """`rope_freqs.weight` computed as llama.cpp's converter does (conversion/llama.py)."""
+    published = PRESETS[preset] if preset else dataclasses.replace(
+        PRESETS["llama3p1_8b"], rope_scaling=RopeScaling("llama3", 16.0, 4096))  # fmt: skip
+    scaling, h = published.rope_scaling, published.head_dim
+    config = dataclasses.replace(
+        CASES["llama"], head_dim=h, rope_theta=published.rope_theta, rope_scaling=scaling, num_layers=1
+    )
+    divisors = []
+    for frequency in 1.0 / config.rope_theta ** (np.arange(0, h, 2, dtype=np.float32) / h):
+        wavelength = 2 * math.pi / frequency
+        if wavelength < scaling.original_context_length / 4:
+            divisors.append(1)
+        elif wavelength > scaling.original_context_length:
+            divisors.append(scaling.factor)
+        else:
+            smooth = (scaling.original_context_length / wavelength - 1) / 3
+            divisors.append(1 / ((1 - smooth) / scaling.factor + smooth))
+    tensor = (np.array(divisors, np.float32), None)
+    params = weights(config)
+    _write(tmp_path / "m.gguf", config, params, "llama", tensors={"rope_freqs.weight": tensor})
+    reader = gguf.open_file(tmp_path / "m.gguf")
+    assert gguf.read_config(reader, "m.gguf") == config
+    read = gguf.read_params(reader, config, "m.gguf")
     np.testing.assert_array_equal(read["embed"]["embedding"], params["embed"]["embedding"])
-    np.testing.assert_array_equal(read["layers"]["mlp"]["down"]["kernel"], params["layers"]["mlp"]["down"]["kernel"])
+
+
+def test_divisors_of_one_change_nothing(tmp_path):
+    config = CASES["llama"]
+    ones = {"rope_freqs.weight": (np.ones(6, np.float32), None)}
+    _write(tmp_path / "m.gguf", config, weights(config), "llama", tensors=ones)
+    assert gguf.read_config(gguf.open_file(tmp_path / "m.gguf"), "m.gguf") == config
+
+
+def test_readable_is_what_the_library_dequantises():
+    found = []
+    for kind, (_, size) in library.GGML_QUANT_SIZES.items():
+        with contextlib.suppress(NotImplementedError):
+            library.dequantize(np.zeros((1, size), np.uint8), kind)
+            found.append(kind.name)
+    assert sorted(found) == sorted({*gguf.READABLE, "NVFP4"})
 
 
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"metadata": {"rope.scaling.type": "yarn"}}, "rotary scaling of type 'yarn' is not supported"),
+        ({"metadata": {"rope.scaling.type": "longrope"}}, "type 'longrope' is not computed by s1jax"),
+        ({"metadata": {"rope.scaling.factor": 0.5}}, r"m.gguf: model.rope_scaling.factor is 0.5; give a number from 1"),
+        (
+            {
+                "metadata": {
+                    "rope.scaling.type": "yarn",
+                    "rope.scaling.factor": 2.0,
+                    "rope.scaling.yarn_attn_factor": 0.9,
+                }
+            },
+            "yarn_attn_factor is 0.9; programs differ",
+        ),
+        (
+            {"metadata": {"rope.scaling.type": "yarn", "rope.scaling.yarn_log_multiplier": 0.1}},
+            "yarn_log_multiplier is 0.1, which s1jax does not compute",
+        ),
+        (
+            {"metadata": {"rope.scaling.factor": 2.0}, "tensors": {"rope_freqs.weight": (DIVISORS, None)}},
+            "both rope.scaling.type 'linear' and rope_freqs.weight",
+        ),
+        ({"tensors": {"rope_freqs.weight": (DIVISORS[::-1].copy(), None)}}, "does not hold the divisors of Llama 3's"),
+        ({"tensors": {"rope_freqs.weight": (np.full(5, 2, np.float32), None)}}, "does not hold the divisors"),
+        ({"tensors": {"rope_freqs.weight": (np.full(6, np.nan, np.float32), None)}}, "does not hold the divisors"),
         ({"metadata": {"expert_count": 8}}, "mixture of experts"),
         ({"metadata": {"attention.value_length": 4}}, "attention.value_length is 4, the head dimension 12"),
         ({"metadata": {"rope.dimension_count": 6}}, "rope.dimension_count is 6"),
@@ -168,8 +269,6 @@ def test_large_tensors_are_decoded_in_pieces(tmp_path, monkeypatch):
         ({"skip": ("block_count",)}, "m.gguf lacks the metadata llama.block_count"),
         ({"skip": ("token_embd.weight",)}, "lacks tensor token_embd.weight"),
         ({"skip": ("blk.1.attn_k.weight",)}, "lacks tensor blk.1.attn_k.weight"),
-        ({"tensors": {"rope_freqs.weight": (np.ones(6, np.float32), None)}}, "rope_freqs.weight asks for rotary"),
-        ({"metadata": {"rope.scale_linear": 4.0}}, "rotary scaling by 4 is not supported"),
         ({"metadata": {"feed_forward_length": 81}}, r"ffn_gate.weight has shape \[80, 48\] where .* says \[81, 48\]"),
         (
             {"skip": ("blk.0.ffn_up.weight",), "tensors": {"blk.0.ffn_up.weight": (np.zeros((80, 48), np.int8), None)}},
