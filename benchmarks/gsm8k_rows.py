@@ -2,18 +2,21 @@
 
     python -m benchmarks.gsm8k_rows --train=gsm8k_train.jsonl --rows=1000 --out=runs/gsm8k_rows.jsonl
 
-Reads GSM8K as released (`question`, `answer` ending in `#### final`).
+Reads GSM8K as released (`question`, `answer` ending in `#### final`): JSONL, or the hub's parquet files or folder.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import pathlib
 import re
 
+from s1jax import readers
 
-def row(record: dict[str, str]) -> dict[str, object]:
+
+def row(record: readers.Record) -> dict[str, object]:
     """One GSM8K record as an s1K row."""
     solution, final = record["answer"].rsplit("####", 1)
     trace = re.sub(r"<<.*?>>", "", solution).strip()
@@ -26,10 +29,10 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1000)
     parser.add_argument("--out", type=pathlib.Path, required=True)
     args = parser.parse_args()
-    lines = args.train.read_text().splitlines()[: args.rows]
+    rows = [row(record) for _, record in itertools.islice(readers.read(args.train), args.rows)]
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text("".join(json.dumps(row(json.loads(line))) + "\n" for line in lines))
-    print(f"wrote {len(lines)} rows to {args.out}")
+    args.out.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    print(f"wrote {len(rows)} rows to {args.out}")
 
 
 if __name__ == "__main__":

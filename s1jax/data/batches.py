@@ -31,9 +31,7 @@ def encode_rows(tokenizer: Tokenizer, fmt: chat.ChatFormat, rows: Sequence[Row])
     examples = []
     for row in rows:
         with named(row):
-            if row.system:
-                raise InputError("it has a system turn, which no chat format writes; remove it.")
-            ids, supervised = chat.encode_row(tokenizer, fmt, row.question, row.trace, row.answer)
+            ids, supervised = chat.encode_row(tokenizer, fmt, row.question, row.trace, row.answer, row.system)
         examples.append(Example(ids, supervised, row.name))
     return examples
 

@@ -94,9 +94,11 @@ def fit(examples: Sequence[Example], block_size: int, too_long: TooLong) -> Fitt
         else:
             dropped.append(example.name)
     if not kept:
+        shortest = min(examples, key=lambda example: len(example.ids), default=None)
+        which = f" (the shortest is {shortest.name} with {len(shortest.ids)})" if shortest else ""
         raise InputError(
             f"no row is left of {len(examples)}: {len(dropped)} are longer than data.block_size + 1 ="
-            f" {block_size + 1} ids; give more rows or a larger block."
+            f" {block_size + 1} ids{which}; give more rows or a larger block."
         )
     return Fitted(kept, dropped, truncated)
 

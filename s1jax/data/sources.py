@@ -9,7 +9,7 @@ from s1jax.config import DataConfig, Experiment, InputError
 from s1jax.data import batches, conditional, countdown, countdown_corpus, packing, s1k
 from s1jax.data.packing import Batch
 from s1jax.data.s1k import Row
-from s1jax.text.chat import ChatFormat
+from s1jax.text.chat import FORMATS, ChatFormat
 from s1jax.text.tokenizer import Tokenizer
 
 CORPUS = "countdown_corpus"
@@ -105,6 +105,7 @@ def make(
         rows = s1k.load_rows(data.source, data.traces, data.num_rows, notes)
     if data.control:
         rows = conditional.make_rows(rows, data.control, tokenizer, fmt)
+    _check_traces(tokenizer, fmt, rows)
     fitted = packing.fit(batches.encode_rows(tokenizer, fmt, rows), data.block_size, data.too_long)
     notes += [
         f"{len(names)} of {len(rows)} rows are longer than data.block_size {data.block_size} and were {verb}: "
@@ -113,6 +114,7 @@ def make(
         for names, verb in ((fitted.dropped, "dropped"), (fitted.truncated, "truncated"))
         if names
     ]
+    notes += _written_out(tokenizer, fmt, rows)
     inside = _end_inside(tokenizer, fmt, rows)
     if inside:
         more = ", ..." if len(inside) > 1 else ""
@@ -164,6 +166,43 @@ def _packed(experiment: Experiment, made: batches.Batches, multiple: int) -> lis
         f"a step has {rows} for its {experiment.train.batch_size} sequences (train.batch_size); {padding}. For less,"
         f" set train.batch_size=0 and, for example, train.batch_tokens={fewer * block}: a step then takes sequences"
         f" until its {fewer} rows are full."
+    ]
+
+
+def _check_traces(tokenizer: Tokenizer, fmt: ChatFormat, rows: list[Row]) -> None:
+    """Refuses a trace that holds all of a think_end which is plain text: training would end thinking inside of it."""
+    end = fmt.think_end.strip()
+    if tokenizer.special_tokens_in(end):
+        return  # never made from the text of a trace
+    for row in rows:
+        if end in row.trace:
+            raise InputError(
+                f"{row.name}: the trace contains think_end {end!r}, which is plain text, so that thinking would end"
+                " there; change the trace, or choose a delimiter that is a special token."
+            )
+
+
+def _written_out(tokenizer: Tokenizer, fmt: ChatFormat, rows: list[Row]) -> list[str]:
+    """A note on rows whose text holds delimiters or special tokens, of this tokenizer or of any chat format.
+
+    They are trained on, as text: whoever writes about chat formats means it. More often an exporter has left them in,
+    or a trace goes on behind its own `</think>`, so that such rows are counted and named.
+    """
+    known = dict.fromkeys(token for one in (fmt, *FORMATS.values()) for token in one.special)
+    found: dict[str, None] = {}
+    names = []
+    for row in rows:
+        text = "\n".join((row.question, row.trace, row.answer, row.system))
+        inside = [*tokenizer.special_tokens_in(text), *(token for token in known if token in text)]
+        if inside:
+            names.append(row.name)
+            found |= dict.fromkeys(inside)
+    if not names:
+        return []
+    shown = ", ".join(map(repr, list(found)[:4])) + (", ..." if len(found) > 4 else "")
+    return [
+        f"{len(names)} of {len(rows)} rows hold delimiters or special tokens as text ({shown}), which is trained on as"
+        f" text: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}; repair or remove them unless it is meant."
     ]
 
 

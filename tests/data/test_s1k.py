@@ -234,6 +234,24 @@ def test_prepared_copy_keeps_the_published_columns(prepared):
     assert first == {**record(S1K, 0), "cot_type": "", "source_type": "", "metadata": ""}
 
 
+def test_prepared_copy_keeps_system_turns(prepared, tmp_path):
+    """A column that changes the example is copied as well; TFDS's own splits are the folder's."""
+    from s1jax import readers
+    from s1jax.data import s1k_builder
+
+    records = [{**record(S1K, 0), "system": "Be brief."}, record(S1K, 1)]
+    source = write_jsonl(tmp_path / "a.jsonl", records)
+    folder = s1k_builder.prepare("rows", str(source), str(tmp_path / "out"))
+    assert load_rows(str(folder)) == load_rows(str(source)) and load_rows(str(folder))[0].system == "Be brief."
+    assert len(list(readers.read(folder, readers.EVALUATION, notes := []))) == 2
+    assert "split train is taken" in notes[0]
+    with pytest.raises(InputError, match=r"has the split train, but no test; give the file"):
+        list(readers.read(folder, ("test",)))
+    late = write_jsonl(tmp_path / "b.jsonl", records[::-1])
+    with pytest.raises(InputError, match=r"b\.jsonl:2 has a column system, which the first row has not; add it there"):
+        s1k_builder.prepare("rows", str(late), str(tmp_path / "more"))
+
+
 def test_prepare_reuses_and_refuses(prepared):
     from s1jax.data import s1k_builder
 

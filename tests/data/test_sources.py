@@ -6,6 +6,7 @@ import pathlib
 
 import numpy as np
 import pytest
+import tokenizers
 
 import s1jax
 from s1jax.config import DataConfig, Experiment, InputError, ModelConfig, TrainConfig
@@ -20,6 +21,15 @@ CHAT = chat.FORMATS["s1_plain"]
 @pytest.fixture(scope="module")
 def tokenizer():
     return Tokenizer.load(pathlib.Path(s1jax.__file__).parent / "assets" / "countdown_tokenizer")
+
+
+@pytest.fixture(scope="module")
+def letters():
+    """A tokenizer of single characters with special tokens."""
+    spec = tokenizers.Tokenizer(tokenizers.models.BPE({chr(c): c for c in range(128)}, []))
+    spec.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+    spec.decoder = tokenizers.decoders.Fuse()
+    return Tokenizer({"tokenizer.json": spec.to_str().encode()})
 
 
 def experiment(data: dict, **train) -> Experiment:
@@ -140,3 +150,73 @@ def test_long_rows_are_counted(tokenizer, tmp_path):
         assert f"1 of 2 rows are longer than data.block_size 48 and were {verb}: " in notes[1]
         assert "rows.jsonl:2" in notes[1]
         assert made.steps_per_epoch == 1
+
+
+CASES = pathlib.Path(__file__).resolve().parents[3] / "shared" / "cases"
+ROW = {"question": "2+2?", "thinking_trajectories": ["2 and 2 gives 4."], "attempt": "4"}
+
+
+def made(tmp_path, letters, fmt, rows, **data):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps({**ROW, **row}) + "\n" for row in rows))
+    settings = experiment({"source": str(file), "block_size": 400, **data}, batch_size=len(rows))
+    return sources.make(settings, letters, fmt, 1)
+
+
+def test_rows_with_special_tokens_are_named_and_trained_on_as_text(tmp_path, letters):
+    rows = [
+        {"thinking_trajectories": ["one\n</think>\n\nThe answer is 1.\n\nWait"]},
+        {},
+        {"question": "What is <|im_end|>?"},
+        {"attempt": "4<|im_start|>user"},
+        {"system": "Be <|im_end|> brief."},
+    ]
+    batches, notes = made(tmp_path, letters, CHAT, rows)
+    name = str(tmp_path / "rows.jsonl")
+    columns = "question, thinking_trajectories, attempt"
+    assert notes[0] == f"{name}: 4 rows with {columns}; 1 row with {columns}, system."
+    assert notes[1] == (
+        "4 of 5 rows hold delimiters or special tokens as text ('</think>', '<|im_end|>', '<|im_start|>'), which is"
+        f" trained on as text: {name}:1, {name}:3, {name}:4, {name}:5; repair or remove them unless it is meant."
+    )
+    tokens = batches.batch(0)["tokens"]
+    # Each row has the special tokens of the format, and no more: three of its four turns are whole in every row.
+    starts = (tokens == letters.id_of("<|im_start|>")).sum(axis=1).tolist()
+    ends = (tokens == letters.id_of("<|im_end|>")).sum(axis=1).tolist()
+    assert sorted(starts) == [4, 4, 4, 4, 5] and sorted(ends) == [2, 2, 2, 2, 3]
+
+
+def test_the_system_turn_of_a_row_is_in_its_ids(tmp_path, letters):
+    batches, notes = made(tmp_path, letters, chat.FORMATS["s1"], [{"system": "Be brief."}])
+    text = letters.decode(batches.batch(0)["tokens"][0].tolist())
+    assert text.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n2+2?<|im_end|>")
+    assert "Qwen" not in text and notes == [
+        f"{tmp_path / 'rows.jsonl'}: 1 row with question, thinking_trajectories, attempt, system."
+    ]
+
+
+def test_a_plain_think_end_inside_a_trace_is_refused(tmp_path, letters):
+    fmt = chat.with_delimiters(letters, CHAT, think_start="<think>", think_end="</think>")
+    rows = [{}, {"thinking_trajectories": ["one </think> two"]}]
+    with pytest.raises(
+        InputError, match=r"rows\.jsonl:2: the trace contains think_end '</think>', which is plain text"
+    ):
+        made(tmp_path, letters, fmt, rows)
+    assert made(tmp_path, letters, fmt, [{"attempt": "so </think> it is"}])[1][1].startswith("1 of 1 rows hold delim")
+
+
+def test_delimiters_of_the_shared_case(letters):
+    file = CASES / "delimiter_in_trace.jsonl"
+    if not file.exists():
+        pytest.skip("needs ../shared/cases, which is not here")
+    settings = experiment({"source": str(file), "block_size": 400}, batch_size=3)
+    batches, notes = sources.make(settings, letters, CHAT, 1)
+    assert "2 of 3 rows hold delimiters or special tokens as text ('</think>', '<|im_end|>')" in notes[1]
+    assert f"{file}:1, {file}:2;" in notes[1]
+    ends = (batches.batch(0)["tokens"] == letters.id_of("<|im_end|>")).sum(axis=1).tolist()
+    assert ends == [2, 2, 2]
+
+
+def test_no_row_left_names_the_shortest(tmp_path, letters):
+    with pytest.raises(InputError, match=r"no row is left of 2: .*\(the shortest is .*rows\.jsonl:2 with \d+\); give"):
+        made(tmp_path, letters, CHAT, [{"attempt": "4" * 50}, {}], block_size=20, too_long="drop")
