@@ -17,6 +17,8 @@ import stat
 from collections.abc import Iterator
 from typing import IO, Any, BinaryIO
 
+from s1jax.schema import InputError, shown
+
 # Of OSErrors: what keeps a file from being written, and what to do.
 FULL = {
     errno.ENOSPC: ("no space left on the device", "free some space"),
@@ -51,6 +53,32 @@ def named(path: str | os.PathLike[str]) -> Iterator[None]:
         if error.filename is None:
             error.filename = os.fspath(path)
         raise
+
+
+def check_own(path: str | os.PathLike[str], folder: str | os.PathLike[str] | None = None) -> None:
+    """Refuses a file of a model folder that is a link to somewhere else, whose contents would be taken for the model's.
+
+    Links within the folder are fine, and within the repository's folder of Hugging Face's cache, where every file of
+    `models--OWNER--NAME/snapshots/COMMIT` is a link to `models--OWNER--NAME/blobs`.
+
+    Args:
+      path: of the file; nothing is said where it does not exist.
+      folder: that it belongs to; None: the one it is in.
+
+    Raises:
+      InputError: it leads out of the folder, or to something else than a regular file, which might never end.
+    """
+    root = pathlib.Path(os.path.realpath(pathlib.Path(path).parent if folder is None else folder))
+    if root.parent.name == "snapshots" and root.parent.parent.name.startswith("models--"):
+        root = root.parent.parent
+    real = pathlib.Path(os.path.realpath(path))
+    if not real.is_relative_to(root):
+        raise InputError(
+            f"{path} is a link to {shown(str(real), 200)}, which is not in its folder; put the file itself there if it "
+            "belongs to the model."
+        )
+    if os.path.exists(real) and not os.path.isfile(real) and not os.path.isdir(real):
+        raise InputError(f"{path} is not a regular file; get it again.")
 
 
 def create(path: str | os.PathLike[str]) -> BinaryIO:

@@ -51,7 +51,12 @@ def from_dict(kind: type[_T], values: Mapping[str, Any], where: str = "config") 
 def shown(value: Any, most: int = 80) -> str:
     """A value of somebody's file for a message: its repr, without control characters, cut to `most` characters."""
     text = repr(value)
-    return text if len(text) <= most else f"{text[: most - 3]}..."
+    return text if len(text) <= most else f"{text[: most - 4]}...{text[-1]}"
+
+
+def plain(name: str) -> str:
+    """A name from somebody's file for a message: as it is where it is an ordinary one, else quoted and cut."""
+    return name if name.isascii() and name.isprintable() and len(name) <= 120 else shown(name, 120)
 
 
 def convert(hint: Any, value: Any, where: str) -> Any:

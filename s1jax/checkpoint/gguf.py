@@ -18,6 +18,7 @@ import numpy as np
 from s1jax.checkpoint import huggingface_config
 from s1jax.checkpoint import names as names_lib
 from s1jax.config import InputError, ModelConfig, RopeScaling, from_dict
+from s1jax.schema import plain, shown
 
 # What the library dequantises. Left out is NVFP4, whose second scales are tensors of their own.
 _QUANTIZED = (
@@ -50,7 +51,7 @@ def open_file(path: str | os.PathLike[str]) -> gguf.GGUFReader:
     except FileNotFoundError:
         raise InputError(f"{path} does not exist; give the path of a .gguf file.") from None
     except (ValueError, KeyError, IndexError, OSError) as error:
-        raise InputError(f"{path} is no complete GGUF file ({error}); get it again.") from None
+        raise InputError(f"{path} is no complete GGUF file ({shown(str(error), 200)}); get it again.") from None
     if _get(reader, str(path), "split.count", int, 1) > 1:
         raise InputError(
             f"{path} is one part of a split GGUF file; join the parts with llama.cpp's gguf-split --merge."
@@ -88,7 +89,7 @@ def read_config(reader: gguf.GGUFReader, where: str) -> ModelConfig:
     """
     family = _get(reader, where, "general.architecture", str)
     if family not in _ARCHITECTURES:
-        raise InputError(f"{where}: architecture {family!r} is unknown; s1jax reads {', '.join(_ARCHITECTURES)}.")
+        raise InputError(f"{where}: architecture {shown(family)} is unknown; s1jax reads {', '.join(_ARCHITECTURES)}.")
 
     def get(key: str, kind: type, default: Any = None) -> Any:
         field = reader.get_field(f"{family}.{key}")
@@ -152,7 +153,7 @@ def _rope_scaling(
     factor = get("rope.scaling.factor", float, 0.0) or get("rope.scale_linear", float, 0.0) or 1.0  # before 2023-11
     kind = get("rope.scaling.type", str, "linear")
     if kind not in ("none", "linear", "yarn"):
-        raise InputError(f"{where}: rotary scaling of type {kind!r} is not computed by s1jax; get another model.")
+        raise InputError(f"{where}: rotary scaling of type {shown(kind)} is not computed by s1jax; get another model.")
     settings: dict[str, Any] | None = None
     if kind == "yarn":
         for key in ("attn_factor", "yarn_attn_factor", "yarn_ext_factor"):
@@ -227,8 +228,8 @@ def read_params(reader: gguf.GGUFReader, config: ModelConfig, where: str, dtype:
     for tensor in reader.tensors:
         if tensor.tensor_type.name not in READABLE:
             raise InputError(
-                f"{where}: tensor {tensor.name} has type {tensor.tensor_type.name}; s1jax reads {', '.join(READABLE)}, "
-                "so get another quantisation of the model."
+                f"{where}: tensor {plain(tensor.name)} has type {tensor.tensor_type.name}; s1jax reads "
+                f"{', '.join(READABLE)}, so get another quantisation of the model."
             )
     tensors = [tensor for tensor in reader.tensors if tensor.name != "rope_freqs.weight"]  # in the configuration
     found = {tensor.name: (tuple(map(int, reversed(tensor.shape))), where) for tensor in tensors}
@@ -275,7 +276,7 @@ def read_tokenizer(reader: gguf.GGUFReader, where: str) -> tuple[dict[str, Any],
     kind, pre = (_get(reader, where, f"tokenizer.ggml.{key}", str) for key in ("model", "pre"))
     remedy = "pass --tokenizer=DIR with the model's Hugging Face tokenizer"
     if kind != "gpt2":
-        raise InputError(f"{where} has a tokenizer of type {kind!r}, not byte-level BPE (gpt2); {remedy}.")
+        raise InputError(f"{where} has a tokenizer of type {shown(kind)}, not byte-level BPE (gpt2); {remedy}.")
     normalizer, ignore_merges = None, False
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
     if pre in ("qwen2", "deepseek-r1-qwen", "llama-bpe", "llama3"):
@@ -290,7 +291,7 @@ def read_tokenizer(reader: gguf.GGUFReader, where: str) -> tuple[dict[str, Any],
     elif pre == "gpt-2":
         pre_tokenizers = [{**byte_level, "use_regex": True}]
     else:
-        raise InputError(f"{where}: tokenizer.ggml.pre is {pre!r}, a way of cutting words unknown here; {remedy}.")
+        raise InputError(f"{where}: tokenizer.ggml.pre is {shown(pre)}, a way of cutting words unknown here; {remedy}.")
 
     tokens, merges, types = (
         _get(reader, where, f"tokenizer.ggml.{key}", list, []) for key in ("tokens", "merges", "token_type")
@@ -312,7 +313,7 @@ def read_tokenizer(reader: gguf.GGUFReader, where: str) -> tuple[dict[str, Any],
     for merge in merges:
         left, _, right = merge.partition(" ")
         if not {left, right, left + right} <= vocab.keys():
-            raise InputError(f"{where}: merge {merge!r} names tokens that are not in the vocabulary; {remedy}.")
+            raise InputError(f"{where}: merge {shown(merge)} names tokens that are not in the vocabulary; {remedy}.")
     named = {"eos_token": "eos_token_id", "pad_token": "padding_token_id"}
     about: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     for name, key in named.items():

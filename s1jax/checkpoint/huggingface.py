@@ -17,10 +17,11 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from s1jax import files as files_lib
+from s1jax import files
 from s1jax.checkpoint import huggingface_config
 from s1jax.checkpoint import names as names_lib
 from s1jax.config import InputError, ModelConfig
+from s1jax.schema import plain, shown
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -32,36 +33,71 @@ _COMPUTED = ".rotary_emb.inv_freq"
 
 
 def find_tensors(folder: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Tensor name -> the safetensors file that holds it, from the index or the single file.
+    """Tensor name -> the safetensors file that holds it, from the single file or, where there is none, the index.
 
-    Left out are tensors that follow from the configuration.
+    That order is transformers' own. Left out are tensors that follow from the configuration; `notes` names what else is
+    in the folder.
 
     Raises:
-      InputError: no weights, an index that names a missing file, or a file whose tensors are not those of the index
-        (a tensor in two files included).
+      InputError: no weights, an adapter beside them, an index that names a missing file or one outside of the folder,
+        or a file whose tensors are not those of the index (a tensor in two files included).
     """
-    if (folder / INDEX).exists():
+    _refuse_adapter(folder)
+    weight_map: Any
+    if (folder / SINGLE).is_file():
+        files.check_own(folder / SINGLE)
+        weight_map = dict.fromkeys(_keys(folder / SINGLE), SINGLE)
+    elif (folder / INDEX).exists():
         weight_map = huggingface_config.read_json(folder / INDEX).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise InputError(f"{folder / INDEX} has no weight_map; get the file again.")
         for name, file in weight_map.items():
+            key = f"weight_map.{plain(name)}"
             if not isinstance(file, str):
-                raise huggingface_config.wrong_type(folder / INDEX, f"weight_map.{name}", file, "the name of a file")
-    elif (folder / SINGLE).is_file():
-        weight_map = dict.fromkeys(_keys(folder / SINGLE), SINGLE)
+                raise huggingface_config.wrong_type(folder / INDEX, key, file, "the name of a file")
+            path = pathlib.PurePath(file)
+            if path.is_absolute() or ".." in path.parts:
+                raise huggingface_config.wrong_type(folder / INDEX, key, file, "the name of a file in this folder")
     else:
         hint = "only PyTorch .bin files" if list(folder.glob("*.bin")) else f"neither {SINGLE} nor {INDEX}"
         raise InputError(f"{folder} has {hint}; s1jax reads safetensors, so save the model in that format.")
     for file in sorted(set(weight_map.values())):
         path = folder / file
         if not os.path.isfile(path):  # false for whatever no file can be called, too
-            raise InputError(f"{folder / INDEX} names the shard {file!r}, which does not exist; get it again.")
+            raise InputError(f"{folder / INDEX} names the shard {shown(file)}, which does not exist; get it again.")
+        files.check_own(path, folder)
         promised, stored = {name for name, at in weight_map.items() if at == file}, set(_keys(path))
         if promised != stored:
             odd = sorted(promised ^ stored)[0]
             problem = "lacks it" if odd in promised else "holds it as well"
+            odd = plain(odd)
             raise InputError(f"{folder / INDEX}: tensor {odd} is not listed where it is, {file} {problem}.")
     return {name: folder / file for name, file in weight_map.items() if not name.endswith(_COMPUTED)}
+
+
+def _refuse_adapter(folder: pathlib.Path) -> None:
+    """transformers adds an adapter beside the weights to them where peft is installed, and leaves it out elsewhere."""
+    for name in ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"):
+        if os.path.lexists(folder / name):
+            raise InputError(
+                f"{folder / name}: a LoRA adapter, which s1jax does not apply. Merge it into the weights first (peft's "
+                "merge_and_unload, then save_pretrained), or move it away to have the model without it."
+            )
+
+
+def notes(folder: pathlib.Path) -> list[str]:
+    """One sentence for each thing in a folder that could be taken for the model's and is not read."""
+    read = {path.relative_to(folder).as_posix() for path in find_tensors(folder).values()}
+    found = []
+    if SINGLE in read and (folder / INDEX).exists():
+        found.append(f"{folder / INDEX} is not read, as by transformers: {SINGLE} is there, too.")
+    kinds = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack")
+    others = [item for item in sorted(folder.iterdir()) if item.suffix in kinds and item.name not in read]
+    others += [item for item in (folder / "original",) if item.is_dir()]  # Meta's own files
+    if others:
+        more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+        found.append(f"{folder} has other weights that are not read: {', '.join(i.name for i in others[:3])}{more}.")
+    return found
 
 
 def _keys(path: pathlib.Path) -> list[str]:
@@ -74,7 +110,7 @@ def _open(path: pathlib.Path) -> Any:
         # pread rather than mmap: pages of a mapped shard would stay in this process's memory next to the target.
         return safetensors.safe_open(path, framework="np", backend="pread")
     except safetensors.SafetensorError as error:
-        raise InputError(f"{path} is damaged ({error}); get the file again.") from None
+        raise InputError(f"{path} is damaged ({shown(str(error), 200)}); get the file again.") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error}); get the file again.") from None
 
@@ -96,23 +132,23 @@ def read_params(folder: pathlib.Path, config: ModelConfig, dtype: Any = None) ->
     Raises:
       InputError: names missing, extra, misshaped or non-float tensors.
     """
-    files = find_tensors(folder)
-    stored = _stored_dtype(files)
-    handles = {path: _open(path) for path in sorted(set(files.values()))}
-    found = {name: (tuple(handles[path].get_slice(name).get_shape()), str(path)) for name, path in files.items()}
+    located = find_tensors(folder)
+    stored = _stored_dtype(located)
+    handles = {path: _open(path) for path in sorted(set(located.values()))}
+    found = {name: (tuple(handles[path].get_slice(name).get_shape()), str(path)) for name, path in located.items()}
     head, embedding = "lm_head.weight", "model.embed_tokens.weight"
     if config.tied_embeddings:
         found.pop(head, None)
     names_lib.check(config, "huggingface", found, str(folder))
     params = names_lib.allocate(config, dtype or stored)
     targets = names_lib.views(config, params, "huggingface")
-    for name in sorted(targets, key=lambda name: files[name]):
-        names_lib.copy(targets[name], handles[files[name]].get_tensor(name))
-    if config.tied_embeddings and head in files:
-        one, other = (handles[files[name]].get_tensor(name) for name in (embedding, head))
+    for name in sorted(targets, key=lambda name: located[name]):
+        names_lib.copy(targets[name], handles[located[name]].get_tensor(name))
+    if config.tied_embeddings and head in located:
+        one, other = (handles[located[name]].get_tensor(name) for name in (embedding, head))
         if one.dtype != other.dtype or not np.array_equal(_bits(one), _bits(other)):
             raise InputError(
-                f"{files[head]}: {head} differs from {embedding} although config.json ties them; "
+                f"{located[head]}: {head} differs from {embedding} although config.json ties them; "
                 "set tie_word_embeddings to false."
             )
     return params
@@ -122,19 +158,19 @@ def _bits(array: np.ndarray) -> np.ndarray:
     return array.view(np.uint8)
 
 
-def _stored_dtype(files: Mapping[str, pathlib.Path]) -> Any:
+def _stored_dtype(located: Mapping[str, pathlib.Path]) -> Any:
     """bfloat16 if all tensors are stored in it, else float32; InputError names a tensor that is no float."""
     kinds = set()
-    for path in sorted(set(files.values())):
+    for path in sorted(set(located.values())):
         with _open(path) as file:
             for name in file.keys():  # noqa: SIM118 (a safetensors file is no dict)
-                if name not in files:
+                if name not in located:
                     continue
                 kind = file.get_slice(name).get_dtype()
                 if kind not in _DTYPES:
                     raise InputError(
-                        f"{path}: tensor {name} is stored as {kind}; s1jax reads {', '.join(_DTYPES)}, "
-                        "so get the unquantised model."
+                        f"{path}: tensor {plain(name)} is stored as {kind}; s1jax reads "
+                        f"{', '.join(_DTYPES)}, so get the unquantised model."
                     )
                 kinds.add(kind)
     return ml_dtypes.bfloat16 if kinds == {"BF16"} else np.float32
@@ -195,7 +231,7 @@ def _write_shard(path: pathlib.Path, tensors: Mapping[str, np.ndarray], dtype: n
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the data starts at a multiple of 8 bytes
-    with files_lib.named(path), path.open("wb") as file:
+    with files.named(path), path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors.values():
             contiguous = np.empty(tensor.shape, dtype)

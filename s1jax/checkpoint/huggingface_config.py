@@ -14,7 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from s1jax import files
 from s1jax.config import InputError, ModelConfig, RopeScaling, from_dict
+from s1jax.schema import plain, shown
+
+_MAX_JSON_BYTES = 100_000_000  # an index of a million tensors
 
 # model_type -> architecture, and what transformers assumes where config.json is silent.
 _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -32,7 +36,13 @@ _FIXED = {
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """Reads a JSON object; InputError names the file when it is missing, broken (with the line) or no object."""
+    """Reads a JSON object; InputError names the file when it is missing, broken (with the line) or no object.
+
+    A link is followed within the file's own folder only, see `s1jax.files.check_own`.
+    """
+    files.check_own(path)
+    if path.exists() and path.stat().st_size > _MAX_JSON_BYTES:
+        raise InputError(f"{path} has more than {_MAX_JSON_BYTES // 10**6} MB; get the file again.")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -54,7 +64,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 def wrong_type(where: object, key: str, value: Any, wanted: str) -> InputError:
     """The error for a value of a JSON file that has another type than it must have."""
-    return InputError(f"{where}: {key} is {value!r}; it must be {wanted}, so get the file again.")
+    return InputError(f"{where}: {key} is {shown(value)}; it must be {wanted}, so get the file again.")
 
 
 def config_from_json(values: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
@@ -75,14 +85,20 @@ def config_from_json(values: Mapping[str, Any], where: str = "config.json") -> M
         raise wrong_type(where, "architectures", architectures, "a list")
     if family not in _FAMILIES or architectures != [_FAMILIES[family][0]]:
         raise InputError(
-            f"{where}: architecture {', '.join(map(str, architectures))} (model_type {family!r}) is unknown; "
+            f"{where}: architecture {', '.join(plain(str(name)) for name in architectures[:3])} (model_type "
+            f"{shown(family)}) is unknown; "
             f"s1jax reads {', '.join(name for name, _ in _FAMILIES.values())}."
         )
     for key, accepted in _FIXED.items():
         if values.get(key, accepted) not in (accepted, None):
             raise InputError(
-                f"{where}: {key} is {values[key]!r}, which this decoder does not compute; only {accepted!r} is."
+                f"{where}: {key} is {shown(values[key])}, which this decoder does not compute; only {accepted!r} is."
             )
+    if values.get("transformers_weights") is not None:
+        raise InputError(
+            f"{where}: transformers_weights names a file of its own, {shown(values['transformers_weights'])}; save the "
+            "model with save_pretrained, which writes model.safetensors."
+        )
     layer_types = values.get("layer_types") or []
     if not isinstance(layer_types, list):
         raise wrong_type(where, "layer_types", layer_types, "a list")
@@ -102,7 +118,7 @@ def config_from_json(values: Mapping[str, Any], where: str = "config.json") -> M
         if value in (math.inf, -math.inf) or value != value:
             raise InputError(f"{where}: {key} is {value}; it must be finite.")
         if type(value) is not kind:
-            raise InputError(f"{where}: {key} is {value!r}; it must be of type {kind.__name__}.")
+            raise InputError(f"{where}: {key} is {shown(value)}; it must be of type {kind.__name__}.")
         return value
 
     d_model, num_heads = get("hidden_size", int), get("num_attention_heads", int)
@@ -161,18 +177,20 @@ def _rope(values: Mapping[str, Any], theta: Any, length: int, where: str) -> tup
     for key in ("rope_scaling", "rope_parameters"):
         rope = values.get(key) or {}
         if not isinstance(rope, Mapping):
-            raise InputError(f"{where}: {key} is {rope!r}; it must be a JSON object.")
+            raise InputError(f"{where}: {key} is {shown(rope)}; it must be a JSON object.")
         if any(isinstance(value, Mapping) for value in rope.values()):
             raise InputError(
-                f"{where}: {key} differs between layers ({', '.join(map(repr, sorted(rope)))}), which this decoder "
-                "does not compute; get another model."
+                f"{where}: {key} differs between layers ({', '.join(map(shown, sorted(rope)[:3]))}), which this "
+                "decoder does not compute; get another model."
             )
         if rope:
             read[key] = {name: value for name, value in rope.items() if value is not None or name == "truncate"}
     for key, rope in read.items():
         found = rope.get("rope_theta", theta)
         if values.get("rope_theta") is not None and found != values["rope_theta"]:
-            raise InputError(f"{where}: rope_theta is {values['rope_theta']!r} but {key} says {found!r}; keep one.")
+            raise InputError(
+                f"{where}: rope_theta is {shown(values['rope_theta'])} but {key} says {shown(found)}; keep one."
+            )
         theta = found
     scalings = {key: _scaling(rope, values, theta, length, f"{where}: {key}") for key, rope in read.items()}
     if len({*scalings.values()}) > 1:
@@ -188,15 +206,18 @@ def _scaling(
     if kind not in (*_ROPE_FIELDS,):
         remedy = "get a model without it"
         if kind == "dynamic":  # changes nothing in rows of up to `length` tokens
-            plain = json.dumps({"rope_type": "default", "rope_theta": theta})
-            remedy = f"set it to {plain} to use the model with rows of up to {length} tokens, which is the same there"
+            unscaled = json.dumps({"rope_type": "default", "rope_theta": theta})
+            remedy = (
+                f"set it to {unscaled} to use the model with rows of up to {length} tokens, which is the same there"
+            )
         raise InputError(
-            f"{where} asks for rotary scaling of type {kind!r}; s1jax computes {', '.join(_ROPE_FIELDS)}, so {remedy}."
+            f"{where} asks for rotary scaling of type {shown(kind)}; s1jax computes "
+            f"{', '.join(_ROPE_FIELDS)}, so {remedy}."
         )
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
         raise InputError(
-            f"{where}.partial_rotary_factor is {rope['partial_rotary_factor']!r}, which this decoder does not compute; "
-            "only 1.0 is."
+            f"{where}.partial_rotary_factor is {shown(rope['partial_rotary_factor'])}, which this decoder does not "
+            "compute; only 1.0 is."
         )
     unknown = sorted(set(rope) - _ROPE_FIELDS[kind])
     if unknown == ["attn_factor"] and kind == "yarn":
@@ -207,8 +228,8 @@ def _scaling(
         )
     if unknown:
         raise InputError(
-            f"{where}.{unknown[0]} is not a field of rotary scaling of type {kind!r}; transformers ignores it, so "
-            "remove it if the model is right there."
+            f"{where}.{plain(unknown[0])} is not a field of rotary scaling of type {kind!r}; transformers ignores it, "
+            "so remove it if the model is right there."
         )
     if kind == "default":
         return None
@@ -223,8 +244,8 @@ def _scaling(
         outside, original = values.get("original_max_position_embeddings"), rope.get("original_max_position_embeddings")
         if None not in (outside, original) and outside != original:
             raise InputError(
-                f"{where}.original_max_position_embeddings is {original!r}, but the file has {outside!r} outside; keep "
-                "one."
+                f"{where}.original_max_position_embeddings is {shown(original)}, but the file has {shown(outside)} "
+                "outside; keep one."
             )
         original = outside if original is None else original
         original = length if original is None and kind == "yarn" else original
@@ -249,7 +270,7 @@ def _scaling(
 
 def _number(value: Any, where: str) -> float:
     if type(value) not in (int, float) or not abs(value) < math.inf:
-        raise InputError(f"{where} is {value!r}; it must be a finite number.")
+        raise InputError(f"{where} is {shown(value)}; it must be a finite number.")
     return float(value)
 
 

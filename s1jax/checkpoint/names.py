@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from s1jax.config import InputError, ModelConfig
+from s1jax.schema import plain
 
 Params = dict[str, Any]
 
@@ -190,7 +191,9 @@ def _check_names(found: Iterable[str], expected: Iterable[str], where: str) -> N
     found, expected = set(found), set(expected)
     for problem, names in (("lacks", expected - found), ("has the unexpected", found - expected)):
         if names:
-            listed = ", ".join(sorted(names)[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+            listed = ", ".join(map(plain, sorted(names)[:3])) + (
+                f" and {len(names) - 3} more" if len(names) > 3 else ""
+            )
             raise InputError(
                 f"{where} {problem} tensor{'s' * (len(names) > 1)} {listed}; its configuration does not describe "
                 "these weights, so get a complete copy or correct the configuration."

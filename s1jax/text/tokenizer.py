@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from s1jax import files as files_lib
 from s1jax.config import InputError
 from s1jax.text.backends import HuggingFace, Piece, SentencePiece
 
@@ -114,6 +115,9 @@ class Tokenizer:
             raise InputError(f"tokenizer {path} does not exist; give a folder with a tokenizer.json or .model file.")
         folder = path if path.is_dir() else path.parent
         beside = {p.name: p for p in sorted(folder.iterdir()) if p.is_file()}
+        for name, file in beside.items():
+            if file != path and (name in _COMPANIONS or _is_model(name)):
+                files_lib.check_own(file)
         files = {name: beside[name].read_bytes() for name in _COMPANIONS if name in beside}
         if path.is_file():
             files[path.name if path.suffix == ".model" else "tokenizer.json"] = path.read_bytes()

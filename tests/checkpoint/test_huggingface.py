@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import ml_dtypes
 import numpy as np
@@ -82,7 +83,7 @@ def test_transformers_loads_what_is_written(tmp_path):
     transformers = pytest.importorskip("transformers")
     from tests.model.parity_cases import tokens, transformers_logits, transformers_model
 
-    for name in ("qwen2_tied_mha", "qwen3_wide_heads", "llama"):
+    for name in ("qwen2_tied_mha", "qwen3_wide_heads", "llama", "llama3_scaled", "qwen3_yarn_exact"):
         config = CASES[name]
         params = _folder(tmp_path / name, config, max_shard_bytes=30_000, eos=[3, 5])
         loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / name, dtype=torch.float32)
@@ -256,3 +257,116 @@ def test_folders_without_safetensors(tmp_path):
     (tmp_path / "pytorch_model.bin").touch()
     with pytest.raises(InputError, match=r"only PyTorch .bin files; s1jax reads safetensors"):
         hf.find_tensors(tmp_path)
+
+
+# What else is in a folder
+
+
+def test_the_single_file_is_read_where_there_is_an_index_too(sharded):
+    """As by transformers; the index's shards hold another model here."""
+    other = weights(CONFIG, seed=5)
+    hf.write_model(sharded, other, CONFIG)
+    (sharded / "consolidated.safetensors").touch()
+    (sharded / "pytorch_model.bin").touch()
+    _assert_equal(hf.read_params(sharded, CONFIG), other)
+    single, rest = hf.notes(sharded)
+    assert "index.json is not read, as by transformers: model.safetensors is there, too" in single
+    assert "other weights that are not read: consolidated.safetensors, model-00001-of" in rest and " more." in rest
+
+
+def test_nothing_is_said_of_a_folder_that_is_read_whole(sharded):
+    assert hf.notes(sharded) == []
+    (sharded / "original").mkdir()
+    assert "not read: original." in hf.notes(sharded)[0]
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
+def test_an_adapter_beside_the_weights_is_refused(sharded, name):
+    (sharded / name).write_text("{}")
+    with pytest.raises(InputError, match=rf"{name}: a LoRA adapter, .* Merge it .* or move it away"):
+        hf.find_tensors(sharded)
+
+
+def _move_out(sharded, link):
+    """Moves a shard out of its folder; `link` gets its old and its new path and returns its name for the index."""
+    file = huggingface_config.read_json(sharded / hf.INDEX)["weight_map"][K0]
+    (sharded.parent / "outside").mkdir(exist_ok=True)
+    new = sharded.parent / "outside" / "secret.safetensors"
+    os.replace(sharded / file, new)
+    named = link(sharded / file, new)
+    _edit_index(sharded, lambda index: index.update({n: named for n, at in index.items() if at == file}))
+    return new
+
+
+@pytest.mark.parametrize(
+    "link", [lambda old, new: str(new), lambda old, new: "../outside/secret.safetensors"], ids=["absolute", "upwards"]
+)
+def test_an_index_names_no_file_outside_of_its_folder(sharded, link):
+    _move_out(sharded, link)
+    with pytest.raises(
+        InputError, match=r"index.json: weight_map.* is .*; it must be the name of a file in this folder"
+    ):
+        hf.find_tensors(sharded)
+
+
+def test_links_out_of_the_folder_are_not_followed(sharded):
+    def link(old, new):
+        old.symlink_to(new)
+        return old.name
+
+    new = _move_out(sharded, link)
+    with pytest.raises(InputError, match=rf"safetensors is a link to '{new}', which is not in its folder"):
+        hf.find_tensors(sharded)
+    (sharded / "config.json").unlink()
+    (sharded / "config.json").symlink_to(new)
+    with pytest.raises(InputError, match=r"config.json is a link to"):
+        huggingface_config.read_json(sharded / "config.json")
+
+
+def test_a_folder_linked_into_the_folder_is_not_followed(sharded):
+    def link(old, new):
+        (old.parent / "sub").symlink_to(new.parent)
+        return "sub/secret.safetensors"
+
+    _move_out(sharded, link)
+    with pytest.raises(InputError, match=r"secret.safetensors is a link to .*, which is not in its folder"):
+        hf.find_tensors(sharded)
+
+
+def test_shards_in_a_folder_of_the_folder_are_read(sharded):
+    """As by transformers."""
+    file = huggingface_config.read_json(sharded / hf.INDEX)["weight_map"][K0]
+    (sharded / "sub").mkdir()
+    os.replace(sharded / file, sharded / "sub" / file)
+    _edit_index(sharded, lambda index: index.update({n: f"sub/{file}" for n, at in index.items() if at == file}))
+    assert hf.find_tensors(sharded)[K0] == sharded / "sub" / file and hf.notes(sharded) == []
+
+
+def test_the_links_of_hugging_faces_cache_are_followed(tmp_path):
+    snapshot, blobs = tmp_path / "models--a--b" / "snapshots" / ("0" * 40), tmp_path / "models--a--b" / "blobs"
+    params = _folder(snapshot)
+    blobs.mkdir()
+    for number, item in enumerate(sorted(snapshot.iterdir())):
+        os.replace(item, blobs / str(number))
+        item.symlink_to(f"../../blobs/{number}")
+    config = huggingface_config.config_from_json(huggingface_config.read_json(snapshot / "config.json"))
+    _assert_equal(hf.read_params(snapshot, config), params)
+    (snapshot / "config.json").unlink()
+    (tmp_path / "secret").write_text("{}")
+    (snapshot / "config.json").symlink_to("../../../secret")
+    with pytest.raises(InputError, match="which is not in its folder"):
+        huggingface_config.read_json(snapshot / "config.json")
+
+
+def test_a_pipe_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "config.json")
+    with pytest.raises(InputError, match=r"config.json is not a regular file"):
+        huggingface_config.read_json(tmp_path / "config.json")
+
+
+def test_names_of_tensors_show_no_control_characters(tmp_path):
+    _folder(tmp_path)
+    _rewrite(tmp_path, lambda t: t.update({"\x1b]0;title\a" + "x" * 500: t[K0].copy()}))
+    with pytest.raises(InputError, match="has the unexpected tensor") as error:
+        hf.read_params(tmp_path, CONFIG)
+    assert str(error.value).isprintable() and len(str(error.value)) < 500

@@ -137,6 +137,8 @@ def test_silence_means_what_transformers_assumes():
     [
         ({"model_type": "gemma2", "architectures": ["Gemma2ForCausalLM"]}, "architecture Gemma2ForCausalLM .* unknown"),
         ({"architectures": ["Qwen2ForSequenceClassification"]}, "Qwen2ForSequenceClassification .* is unknown"),
+        ({"architectures": ["\x1b[2J" + "x" * 999]}, r"architecture '\\x1b\[2Jx{99,}\.\.\.' \(model_type 'qwen2'\) is"),
+        ({"transformers_weights": "../other.safetensors"}, "transformers_weights names a file of its own, '../other"),
         ({"model_type": None}, "is unknown; s1jax reads Qwen2ForCausalLM"),
         (
             {"rope_scaling": {"type": "dynamic", "factor": 4.0}},

@@ -10,6 +10,7 @@ import tokenizers
 
 from s1jax.config import InputError
 from s1jax.text.tokenizer import Tokenizer
+from tests import byte_tokenizer
 from tests.text.conftest import ADDED, HOLE, KINDS, SPECIAL, shared
 
 TEXTS = [
@@ -306,3 +307,21 @@ def test_qwen_equals_transformers():
     for text in [*TEXTS, "<|im_start|>user\nhi<|im_end|>\n<think>\nx</think>"]:
         assert tokenizer.encode(text) == reference(text, add_special_tokens=False)["input_ids"], text
     assert tokenizer.eos_id == reference.eos_token_id and tokenizer.pad_id == reference.pad_token_id
+
+
+def test_a_link_out_of_the_folder_is_not_followed(tmp_path):
+    """A folder of somebody else could have a secret of this machine copied as its chat template."""
+    folder = tmp_path / "tokenizer"
+    folder.mkdir()
+    byte_tokenizer.save(folder)
+    (tmp_path / "secret").write_text("secret")
+    (folder / "chat_template.jinja").symlink_to("../secret")
+    for path in (folder, folder / "tokenizer.json"):
+        with pytest.raises(
+            InputError, match=r"chat_template.jinja is a link to '.*secret', which is not in its folder"
+        ):
+            Tokenizer.load(path)
+    (folder / "chat_template.jinja").unlink()
+    (folder / "kept.jinja").write_text("template")
+    (folder / "chat_template.jinja").symlink_to("kept.jinja")
+    assert Tokenizer.load(folder).files["chat_template.jinja"] == b"template"
