@@ -2,7 +2,7 @@
 
 Formats: JSON Lines and JSON arrays (also with `.gz`), CSV and TSV, parquet, Arrow (stream or file format), folders that
 `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote, folders prepared by TFDS, and folders of such files at any
-depth. The splits of a folder are those of the `datasets` library (`s1jax.splits`).
+depth. The splits of a folder are those of the `datasets` library (`s1jax.splits`, `s1jax.cards`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
-from s1jax import splits
+from s1jax import cards, splits
 from s1jax.config import InputError
 
 Record = Mapping[str, Any]
@@ -368,7 +368,7 @@ def _plain(path: pathlib.Path) -> tuple[dict[str, list[_Part]], list[str]]:
     if not files:
         raise InputError(f"{path} is a folder without files of rows; give one that holds {READABLE}.")
     known = {file.relative_to(path).as_posix(): file for file in sorted(files)}
-    found: dict[str, list[str]] = splits.assign(known)
+    found = cards.assign(path, list(known)) or splits.assign(known)
     rest = [name for name in known if not any(name in some for some in found.values())]
     parts = {
         split: [_Part(name, lambda file=known[name]: read_file(file)) for name in some]  # type: ignore[misc]
