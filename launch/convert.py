@@ -27,6 +27,7 @@ from absl import flags
 
 import s1jax
 from launch import cli
+from s1jax import files, paths
 from s1jax.checkpoint import gguf, huggingface, huggingface_config, store
 from s1jax.config import InputError, ModelConfig
 from s1jax.text import chat as chat_lib
@@ -64,6 +65,8 @@ def main() -> None:
         raise InputError("--think_start and --think_end are for imports; a Hugging Face folder has no place for them.")
     if not 0 < FLAGS.max_shard_gb < math.inf:
         raise InputError(f"--max_shard_gb is {FLAGS.max_shard_gb}; it must be positive and finite.")
+    for flag in (source, target, "tokenizer"):
+        paths.local(str(FLAGS[flag].value), f"--{flag}")
     # An accelerator has nothing to do here, and its memory may be too small for the whole model.
     import jax
 
@@ -91,6 +94,7 @@ def main() -> None:
             chat = chat_lib.with_stops(chat, tokenizer, eos)
             provenance = {**origin, "chat": FLAGS.chat, "command": "launch.convert", "s1jax": s1jax.__version__}
             store.save_model(folder, params, config, tokenizer, chat, provenance)
+    files.sync_folder(pathlib.Path(path).absolute().parent)  # the rename
     print(f"wrote {path}: {config.num_params / 1e6:.1f} M weights in {time.monotonic() - start:.0f} s")
 
 

@@ -32,7 +32,7 @@ from absl import flags
 
 from launch import cli, sampling, table
 from launch import results as results_lib
-from s1jax import files
+from s1jax import files, paths
 from s1jax.config import Controls, InputError
 from s1jax.evaluate import outcomes, scaling, strategies, tasks
 from s1jax.evaluate.strategies import Strategy
@@ -83,6 +83,8 @@ def main() -> None:
         raise InputError("--checkpoint is missing; give a checkpoint, a training workdir or package:NAME.")
     if not _OUT.value:
         raise InputError("--out is missing; name the folder for the results.")
+    paths.local(_CHECKPOINT.value, "--checkpoint")
+    paths.local(_OUT.value, "--out")
     if not math.isfinite(_DOLLARS.value):
         raise InputError(f"--dollars_per_hour is {_DOLLARS.value}; give a price, or 0 to leave dollars out.")
     if _HARD.value and _TASK.value not in ("countdown", "countdown_hard"):
@@ -99,8 +101,16 @@ def main() -> None:
     sampling.parse_mesh(sampling.MESH.value)
     from s1jax.checkpoint import store
 
-    folder = store.resolve(_CHECKPOINT.value)
-    about = store.load_metadata(_CHECKPOINT.value)
+    store.using(_CHECKPOINT.value, lambda folder: evaluate(folder, chosen, task, controls))
+
+
+def evaluate(folder: pathlib.Path, chosen: Sequence[Strategy], task: Task, controls: Controls) -> None:
+    """Evaluates the checkpoint in `folder`, see the module's text."""
+    from s1jax.checkpoint import store
+
+    assert _CHECKPOINT.value and _OUT.value  # main has looked
+    sampling.say_step(_CHECKPOINT.value, folder)
+    about = store.load_metadata(folder)
     check_trained(chosen, about.provenance)
     questions = [ask(strategy, task, about) for strategy in chosen]
     out = pathlib.Path(_OUT.value)
@@ -121,7 +131,7 @@ def main() -> None:
     run = journal_lib.fingerprint({**asked, "dtype": dtype, "checkpoint": weights, "questions": questions})
     slots = check_rows(about, task, chosen, questions, controls)
     # Loaded with the first sample that is missing.
-    engine = functools.cache(functools.partial(sampling.engine, _CHECKPOINT.value, _BATCH.value, slots))
+    engine = functools.cache(functools.partial(sampling.engine, os.fspath(folder), _BATCH.value, slots))
     samples = out / "samples.jsonl.partial"
     title = f"{pathlib.Path(_CHECKPOINT.value).name.removeprefix('package:')} on {task.title}"
     with files.named(out), journal_lib.Journal(out / "samples.journal", run) as journal:
@@ -143,6 +153,7 @@ def main() -> None:
             "dtype": dtype,
             "batch_size": _BATCH.value,
             "checkpoint": about.provenance,
+            "step": store.step_of(folder),  # of the run whose checkpoint was loaded
             "versions": sampling.versions(),
             "machine": {
                 "platform": platform.platform(),

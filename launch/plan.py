@@ -19,7 +19,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from launch import cli, terminal
-from s1jax import files, meters, presets
+from s1jax import files, meters, paths, presets
 from s1jax.config import Experiment, InputError, MeshConfig
 from s1jax.plan import targets
 
@@ -52,7 +52,7 @@ def main() -> int:
         raise InputError("give --config=configs/NAME.py and --target=CHIP:ARRANGEMENT, for example --target=h100:16.")
     if not 0 <= _MFU.value <= 1:
         raise InputError(f"--mfu={_MFU.value} is no share of the peak; give 0 to 1, for example --mfu=0.2.")
-    out = pathlib.Path(_OUT.value)  # looked at now, because compiling takes minutes
+    out = paths.local(_OUT.value, "--out")  # looked at now, because compiling takes minutes
     if _OUT.value and out.is_dir():
         raise InputError(f"--out={out} is a folder; name a file.")
     if not out.parent.is_dir():

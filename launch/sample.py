@@ -25,11 +25,12 @@ from absl import flags
 from rich.console import Console
 
 from launch import cli, progress, sampling, terminal
-from s1jax import files
+from s1jax import files, paths
 from s1jax.config import Controls, InputError
 
 if TYPE_CHECKING:
     from s1jax.sample import journal as journal_lib
+    from s1jax.sample.engine import Engine
 
 FLAGS = flags.FLAGS
 
@@ -64,6 +65,8 @@ def main() -> None:
         raise InputError("give exactly one of --prompts=FILE.jsonl and --prompt='...'.")
     if one == bool(FLAGS.out):
         raise InputError("--out=FILE.jsonl goes with --prompts; --prompt writes to the terminal.")
+    for flag in ("checkpoint", "prompts", "out"):
+        paths.local(str(FLAGS[flag].value), f"--{flag}")
     controls = Controls(**{field.name: getattr(FLAGS, field.name) for field in dataclasses.fields(Controls)})
     sampling.parse_mesh(sampling.MESH.value)
     if one:
@@ -87,12 +90,22 @@ def _answer_file(controls: Controls) -> None:
     rows, names = rows_lib.read_rows(FLAGS.prompts, notes)
     for note in notes:
         print(f"note: {note}")
-    from s1jax.checkpoint import digests, store
+    from s1jax.checkpoint import store
+
+    store.using(FLAGS.checkpoint, lambda folder: _sample_file(folder, rows, names, out, controls))
+
+
+def _sample_file(
+    folder: pathlib.Path, rows: list[dict[str, Any]], names: list[str], out: pathlib.Path, controls: Controls
+) -> None:
+    """Samples all rows with the checkpoint in `folder` and writes them to `out`."""
+    from s1jax.checkpoint import digests
     from s1jax.sample import journal as journal_lib
 
+    sampling.say_step(FLAGS.checkpoint, folder)
     run = journal_lib.fingerprint(
         {
-            "checkpoint": digests.fingerprint(store.resolve(FLAGS.checkpoint)),
+            "checkpoint": digests.fingerprint(folder),
             "rows": rows,
             "controls": dataclasses.asdict(controls),
             "wait": FLAGS.wait,
@@ -112,7 +125,7 @@ def _answer_file(controls: Controls) -> None:
             print(f"{out} has all {done} rows already")
             return
         outputs = {row["index"]: row["output"] for row in journal.rows}
-        _sample_missing(rows, names, controls, outputs, journal)
+        _sample_missing(folder, rows, names, controls, outputs, journal)
         with files.replace(out) as file:
             for index in range(len(rows)):
                 row = json.dumps({"fingerprint": run, **outputs[index]}, ensure_ascii=False)
@@ -121,6 +134,7 @@ def _answer_file(controls: Controls) -> None:
 
 
 def _sample_missing(
+    folder: pathlib.Path,
     rows: list[dict[str, Any]],
     names: list[str],
     controls: Controls,
@@ -130,7 +144,7 @@ def _sample_missing(
     """Samples the rows that `outputs` lacks, into it and into the journal."""
     before = len(outputs)
     missing = [index for index in range(len(rows)) if index not in outputs]
-    engine = sampling.engine(FLAGS.checkpoint, FLAGS.batch_size, FLAGS.cache_length)
+    engine = sampling.engine(os.fspath(folder), FLAGS.batch_size, FLAGS.cache_length)
     begun = time.monotonic()
     with progress.Bar("sampling", len(rows)) as bar:
         bar.update(before)
@@ -158,9 +172,14 @@ def _sample_missing(
 
 def _answer(controls: Controls) -> None:
     """Streams one answer: thinking dimmed, forced waits marked, then the answer."""
+    from s1jax.checkpoint import store
     from s1jax.sample import rows
 
-    engine = sampling.engine(FLAGS.checkpoint, 1, FLAGS.cache_length)
+    def load(folder: pathlib.Path) -> Engine:
+        sampling.say_step(FLAGS.checkpoint, folder)
+        return sampling.engine(os.fspath(folder), 1, FLAGS.cache_length)
+
+    engine = store.using(FLAGS.checkpoint, load)
     encode = rows.Encoder(engine.model)
     request = encode.request({"question": FLAGS.prompt}, controls, FLAGS.wait, "--prompt")
     delimiters = encode.delimiters(FLAGS.wait)

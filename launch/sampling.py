@@ -9,10 +9,12 @@ import os
 import pathlib
 import platform
 import re
+import sys
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
+from launch import terminal
 from s1jax.config import SAMPLING_DTYPES, InputError, MeshConfig
 
 if TYPE_CHECKING:
@@ -92,6 +94,15 @@ def engine(checkpoint: str, slots: int, cache_length: int) -> Engine:
         weight_dtype=WEIGHT_DTYPE.value,
         mesh=mesh if mesh.size > 1 else None,
     )
+
+
+def say_step(checkpoint: str, folder: pathlib.Path) -> None:
+    """Says on stderr which step of a training run `checkpoint` stands for, where it stands for one of several."""
+    from s1jax.checkpoint import store
+
+    step = store.step_of(folder)
+    if step is not None and pathlib.Path(checkpoint).absolute() != folder:
+        print(f"note: --checkpoint={terminal.safe(checkpoint)} is read at its newest step {step}", file=sys.stderr)
 
 
 def versions() -> dict[str, str]:

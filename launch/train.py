@@ -1,8 +1,9 @@
 """Trains a model: `python -m launch.train --config=configs/NAME.py --workdir=DIR [--config.a.b=v ...]`.
 
-The same command run again goes on from the newest checkpoint in DIR. DIR gets config.json, rows.sha256 (of the encoded
-rows), metrics.jsonl, tensorboard/ and checkpoints/STEP, and is itself a checkpoint to every other launcher; one run at
-a time has it. --profile=3:6 writes an XProf trace of steps 3 to 6 to DIR/profile.
+The same command run again goes on from the newest checkpoint in DIR; with larger train.epochs or train.steps it
+prolongs the run, finished or not. DIR gets config.json, rows.sha256 (of the encoded rows), metrics.jsonl, tensorboard/
+and checkpoints/STEP, and is itself a checkpoint to every other launcher; one run at a time has it. --profile=3:6 writes
+an XProf trace of steps 3 to 6 to DIR/profile.
 
 On several hosts the same command runs in every process, with a DIR that all of them see. Processes find each other as
 launch/processes.py says; on a machine without a cluster, give --coordinator=HOST:PORT --num_processes=N --process_id=I.
@@ -20,6 +21,7 @@ Exit codes, the same in all processes except where only one of them fails:
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import re
 import time
@@ -30,7 +32,7 @@ from ml_collections import ConfigDict, config_flags
 
 from launch import cli, processes, terminal
 from s1jax import config as config_lib
-from s1jax import presets
+from s1jax import paths, presets
 from s1jax.config import Experiment, InputError
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File of configs/; single settings as --config.a.b=v.")
@@ -53,7 +55,8 @@ def main() -> int:
         raise InputError(f"get_config of --config's file returns a {kind}; it must be an ml_collections.ConfigDict.")
     profile = range(0) if _PROFILE.value is None else _steps(_PROFILE.value)
     experiment = presets.experiment(_CONFIG.value.to_dict())
-    workdir = pathlib.Path(_WORKDIR.value)
+    workdir = paths.local(_WORKDIR.value, "--workdir")
+    paths.local(experiment.init_from, "config.init_from")
     return processes.run(lambda: _train(experiment, workdir, began, profile))
 
 
@@ -66,9 +69,11 @@ def _train(experiment: Experiment, workdir: pathlib.Path, began: float, profile:
     from s1jax.checkpoint import store
     from s1jax.train import loop
 
-    mesh, about, batches, notes = parallel.together(lambda: _prepare(experiment))
     first = jax.process_index() == 0
-    with loop.claim_workdir(workdir, experiment, batches.digest):
+    with contextlib.ExitStack() as held:
+        start = _start(experiment, held)
+        mesh, about, batches, notes = parallel.together(lambda: _prepare(experiment, start))
+        held.enter_context(loop.claim_workdir(workdir, experiment, batches.digest))
         experiment, fallback = parallel.choose_attention(experiment, about.config, mesh, jax.default_backend())
         if fallback:
             notes.append(fallback)
@@ -78,8 +83,8 @@ def _train(experiment: Experiment, workdir: pathlib.Path, began: float, profile:
         def make_params() -> Any:
             from s1jax.model import decoder
 
-            if experiment.init_from:
-                return store.load_model(experiment.init_from, mesh=mesh).params
+            if start is not None:
+                return store.load_model(start, mesh=mesh).params
             shardings = parallel.param_shardings(about.config, mesh)
             init = jax.jit(decoder.init_params, static_argnums=(0, 2), out_shardings=shardings)
             return init(about.config, jax.random.key(experiment.seed), experiment.train.param_dtype)
@@ -93,14 +98,38 @@ def _train(experiment: Experiment, workdir: pathlib.Path, began: float, profile:
                     detail += f"  {record['dollars']:,.2f} USD so far, {record['dollars_to_go']:,.2f} to go"
                 bar.update(record["step"], detail)
 
-            watcher = loop.Watcher(bar.phase, on_step, stop_asked)
+            def on_note(sentence: str) -> None:
+                if first:
+                    print(f"note: {terminal.safe(sentence)}")
+
+            watcher = loop.Watcher(bar.phase, on_step, stop_asked, on_note)
             summary = loop.train(experiment, about, make_params, batches, workdir, mesh, watcher, began, profile)
         if first:
             _print_summary(summary, workdir)
     return processes.STOPPED if summary["stopped"] else 0
 
 
-def _prepare(experiment: Experiment) -> tuple[Any, Any, Any, list[str]]:
+def _start(experiment: Experiment, held: contextlib.ExitStack) -> pathlib.Path | None:
+    """The checkpoint to start from, which is not removed before `held` is closed: the same one in all processes."""
+    import jax
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    from s1jax import parallel
+    from s1jax.checkpoint import store
+
+    if not experiment.init_from:
+        return None
+    mine = parallel.together(lambda: held.enter_context(store.hold(experiment.init_from)))
+    if jax.process_count() == 1:
+        return mine
+    step = store.step_of(mine)  # another process may find one that a run has saved meanwhile
+    common = int(multihost_utils.broadcast_one_to_all(np.int64(-1 if step is None else step)))
+    name = mine.name if common < 0 else str(common)
+    return parallel.together(lambda: held.enter_context(store.hold(mine.with_name(name))))
+
+
+def _prepare(experiment: Experiment, start: pathlib.Path | None) -> tuple[Any, Any, Any, list[str]]:
     """Mesh, model and batches of the run, and notes on its rows.
 
     What does not go together is found here, before the run has its folder: a correction would be another run.
@@ -110,7 +139,7 @@ def _prepare(experiment: Experiment) -> tuple[Any, Any, Any, list[str]]:
     from s1jax.train import step
 
     mesh = parallel.make_mesh(experiment.mesh)
-    about = _about(experiment)
+    about = _about(experiment, start)
     about.tokenizer.legal_ids(about.config.vocab_size)  # raises where it has ids that the embedding lacks
     if experiment.data.block_size > about.config.context_length:
         raise InputError(
@@ -134,8 +163,8 @@ def _steps(text: str) -> range:
     return range(first, last + 1)
 
 
-def _about(experiment: Experiment) -> Any:
-    """Model, tokenizer and chat format of the run, and where its weights come from."""
+def _about(experiment: Experiment, start: pathlib.Path | None = None) -> Any:
+    """Model, tokenizer and chat format of the run, and where its weights come from: `start`, or config.init_from."""
     from s1jax.checkpoint import store
     from s1jax.text import chat
     from s1jax.text.tokenizer import Tokenizer
@@ -144,10 +173,10 @@ def _about(experiment: Experiment) -> Any:
         raise InputError(f"config.chat {experiment.chat!r} is no chat format; choose {', '.join(chat.FORMATS)}.")
     provenance = {"experiment": config_lib.to_dict(experiment)}
     if experiment.init_from:
-        start = store.load_metadata(experiment.init_from)
-        fmt = chat.FORMATS[experiment.chat] if experiment.chat else start.chat
-        provenance["init_from"] = start.provenance
-        return store.Metadata(start.config, start.tokenizer, _chat_format(experiment, start.tokenizer, fmt), provenance)
+        base = store.load_metadata(start or experiment.init_from)
+        fmt = chat.FORMATS[experiment.chat] if experiment.chat else base.chat
+        provenance["init_from"] = base.provenance
+        return store.Metadata(base.config, base.tokenizer, _chat_format(experiment, base.tokenizer, fmt), provenance)
     assert experiment.model is not None  # Experiment has either
     if not experiment.tokenizer or not experiment.chat:
         raise InputError("config.tokenizer and config.chat are needed where config.init_from is not given.")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
@@ -18,13 +19,14 @@ from jax.sharding import Mesh
 from s1jax import config as config_lib
 from s1jax import files, parallel
 from s1jax.checkpoint import store
-from s1jax.config import Experiment, InputError
+from s1jax.config import Experiment, InputError, OptimizerConfig
 from s1jax.train import optimizer as optimizer_lib
 from s1jax.train import record as record_lib
 from s1jax.train import step as step_lib
 
 # Settings that may differ when a run is resumed: they change neither its order nor, but for rounding, its numbers.
 _HOW = ("accumulation", "attention", "loss_chunk", "mlp_parts", "remat")  # what fits other machines
+_LENGTH = ("train.epochs", "train.steps")  # may grow: the run goes on from its state, see `train`
 _FREE = ("mesh", "checkpoint", "cost", *(f"train.{name}" for name in _HOW))
 
 
@@ -51,11 +53,13 @@ class Watcher:
       on_step: called with a step's record, the line of metrics.jsonl, one step late.
       should_stop: asked after every step, with its number from 1 on; True, which all processes have to be told at the
         same step, ends the run there with a checkpoint.
+      on_note: called with a sentence on a run that goes on: lines that metrics.jsonl lacks, a schedule that changed.
     """
 
     on_phase: Callable[[str], None] = lambda words: None
     on_step: Callable[[dict[str, Any]], None] = lambda record: None
     should_stop: Callable[[int], bool] = lambda step: False
+    on_note: Callable[[str], None] = lambda sentence: None
 
 
 @contextlib.contextmanager
@@ -134,10 +138,11 @@ def _check_settings(workdir: pathlib.Path, experiment: Experiment) -> None:
         # A setting that this run was begun without, by an earlier version, had its default's meaning.
         added = {name: value for name, value in _leaves(config_lib.defaults()).items() if name in new}
         old = added | old
+        free = {*_FREE} if _shorter(old, new) else {*_FREE, *_LENGTH}
         differ = [
             f"{name} is {_show(old.get(name))} there and {_show(new.get(name))} here"
             for name in sorted(set(old) | set(new))
-            if not {name, name.split(".")[0]} & {*_FREE} and old.get(name) != new.get(name)
+            if not {name, name.split(".")[0]} & free and old.get(name) != new.get(name)
         ]
         if differ:
             more = f" (and {len(differ) - 3} more)" if len(differ) > 3 else ""
@@ -155,6 +160,49 @@ def _check_settings(workdir: pathlib.Path, experiment: Experiment) -> None:
         files.write_text(file, json.dumps(here, indent=2) + "\n")
 
 
+def _shorter(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """Whether the leaves of two configurations say by themselves that the new run takes fewer steps."""
+    epochs, steps = ((settings.get(name) or 0 for settings in (old, new)) for name in _LENGTH)
+    (old_epochs, new_epochs), (old_steps, new_steps) = epochs, steps
+    if bool(old_steps) != bool(new_steps):  # how long an epoch is decides, see `_prolonged`
+        return False
+    return new_steps < old_steps if old_steps else new_epochs < old_epochs
+
+
+def _prolonged(workdir: pathlib.Path, start: int, optimizer: OptimizerConfig, num_steps: int) -> str:
+    """A sentence where the run takes more steps than when the checkpoint of step `start` was saved; else empty.
+
+    Raises:
+      InputError: where it takes fewer.
+    """
+    before = store.load_metadata(store.step_folder(workdir, start)).provenance.get("num_steps")
+    if not isinstance(before, int) or before == num_steps:
+        return ""
+    if before > num_steps:
+        raise InputError(
+            f"the run in {workdir} takes {before} steps and cannot be shortened to {num_steps}; give the train.epochs "
+            "and train.steps that it has, or larger ones, or choose another --workdir."
+        )
+    last = float(optimizer_lib.schedule(optimizer, before)(jnp.asarray(start - 1)))
+    following = float(optimizer_lib.schedule(optimizer, num_steps)(jnp.asarray(start)))
+    return (
+        f"the run is prolonged: the {optimizer.schedule} schedule now ends at step {num_steps} (was {before}), and the "
+        f"learning rate goes from {last:.3g} in step {start} to {following:.3g} in step {start + 1}."
+    )
+
+
+def _write_length(workdir: pathlib.Path, experiment: Experiment) -> None:
+    """Puts the length of a run that was prolonged into its config.json."""
+    file = workdir / "config.json"
+    there = json.loads(file.read_text())
+    length = {"epochs": experiment.train.epochs, "steps": experiment.train.steps}
+    if length.items() <= there["train"].items():
+        return
+    there["train"] |= length
+    with store.disk_errors(file):
+        files.write_text(file, json.dumps(there, indent=2) + "\n")
+
+
 def train(
     experiment: Experiment,
     about: store.Metadata,
@@ -167,6 +215,11 @@ def train(
     profile: range = range(0),
 ) -> dict[str, Any]:
     """Trains from step 0, or from the newest checkpoint in `workdir`, to the end of `batches`.
+
+    A run may get more steps than it had, finished or not. It goes on from its newest state, and its batches stay those
+    of (seed, step), but the learning rate follows the schedule of the new length from there on. With a constant one and
+    no warm-up the result is that of a run which had this length from the beginning; with others it is not, because the
+    earlier steps followed the old schedule. (The Trainer of transformers does the same.)
 
     Args:
       experiment: the settings; `claim_workdir` has accepted them for `workdir`.
@@ -206,14 +259,21 @@ def train(
             watcher.on_phase(f"loading the checkpoint of step {start}")
             rest = {"step": abstract.step, "opt_state": abstract.opt_state}
             with _earlier(workdir, start):
+                note = parallel.together(lambda: _prolonged(workdir, start, experiment.optimizer, num_steps))
                 params, rest = checkpointer.restore(start, abstract.params, rest)
             state = step_lib.TrainState(rest["step"], params, rest["opt_state"])
         else:
             watcher.on_phase("placing the weights")
             state = step_lib.init_state(make_params(), tx, abstract)
-        log.begin(start, num_steps)
+            note = ""
+        missing = parallel.together(lambda: log.begin(start, num_steps))
+        for sentence in filter(None, (note, missing)):
+            watcher.on_note(sentence)
+        if jax.process_index() == 0:
+            _write_length(workdir, experiment)
 
         def save(state: step_lib.TrainState, step: int) -> None:
+            log.sync()
             progress = {"step": step, "num_steps": num_steps, "loss": log.last.get("loss")}
             checkpointer.save(step, state.params, {"step": state.step, "opt_state": state.opt_state}, progress)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import pathlib
 import time
 from typing import Any
@@ -16,6 +17,11 @@ from s1jax import files, meters
 from s1jax.checkpoint import store
 from s1jax.config import Experiment, InputError, ModelConfig
 
+# What the summary reads of a line; of the latter a backend may have none.
+_NUMBERS = (
+    "loss", "tokens", "supervised_tokens", "padding", "seconds", "wall_seconds", "dollars", "dollars_to_go",
+)  # fmt: skip
+_MAYBE = ("mfu", "peak_memory_bytes")
 _FLUSH_EVERY = 10.0  # seconds between writes of the TensorBoard events
 
 
@@ -55,34 +61,59 @@ class RunLog:
                 if writer is not None:
                     writer.close()
 
-    def begin(self, start: int, num_steps: int) -> None:
+    def begin(self, start: int, num_steps: int) -> str:
         """Reads what is there; lines of steps after `start`, which a killed run wrote, go when the first comes again.
 
         Not before: a process that ends until then leaves the next one what it has to know of the time that was spent.
+
+        Returns:
+          a sentence on steps up to `start` that have no line; empty where all have one.
+
+        Raises:
+          InputError: names a line that is no line of a run, or whose step does not follow the one before.
         """
         self._start, self._num_steps = start, num_steps
         if not self._first:
-            return
+            return ""
         path = self._workdir / "metrics.jsonl"
-        if path.exists():
-            lines = path.read_bytes().splitlines()
-            for number, line in enumerate(lines, 1):
-                try:
-                    record = json.loads(line)
-                    # Of removed lines as well: that time was spent.
-                    self._earlier_seconds, self._earlier_dollars = record["wall_seconds"], record["dollars"]
-                    if record["step"] <= start:
-                        self._records.append(record)
-                except (ValueError, KeyError, TypeError):
-                    if number == len(lines):  # of a killed run
-                        break
-                    raise InputError(f"{path}:{number} is no line of a run's metrics; remove that line.") from None
+        lines = path.read_bytes().rstrip(b"\n").split(b"\n") if path.exists() else []
+        before = 0
+        for number, line in enumerate(lines, 1):
+            record = _parse(line)
+            if record is None:
+                if number == len(lines):  # of a killed run
+                    break
+                raise InputError(f"{path}:{number} is no line of a run's metrics; remove that line.")
+            if record["step"] <= before:
+                raise InputError(
+                    f"{path}:{number} is of step {record['step']}, after a line of step {before}; remove the wrong one."
+                )
+            before = record["step"]
+            # Of removed lines as well: that time was spent.
+            self._earlier_seconds, self._earlier_dollars = record["wall_seconds"], record["dollars"]
+            if before <= start:
+                self._records.append(record)
+        return self._missing(path)
+
+    def _missing(self, path: pathlib.Path) -> str:
+        missing = sorted(set(range(1, self._start + 1)) - {record["step"] for record in self._records})
+        if not missing:
+            return ""
+        steps = f"{len(missing)} of the {self._start} steps that the checkpoint has, from step {missing[0]} on"
+        return f"{path} has no line of {steps}; the run goes on, and its totals leave these out."
 
     def _open(self, path: pathlib.Path) -> None:
         files.write_text(path, "".join(json.dumps(record) + "\n" for record in self._records[:-1]))
         self._file = path.open("a", buffering=1)
         with contextlib.suppress(ImportError):  # metrics.jsonl has the same numbers
             self._events = _Events(self._workdir / "tensorboard", self._start)
+
+    def sync(self) -> None:
+        """Brings the lines so far to the disk, as before a checkpoint that counts on them."""
+        if self._file is not None:
+            with store.disk_errors(self._workdir / "metrics.jsonl"):
+                self._file.flush()
+                os.fsync(self._file.fileno())
 
     @property
     def last(self) -> dict[str, Any]:
@@ -171,6 +202,19 @@ class RunLog:
 
     def _cost(self, seconds: float) -> float:
         return meters.dollars(seconds, self._devices, self._price)
+
+
+def _parse(line: bytes) -> dict[str, Any] | None:
+    """The record of a line; None where it is not one that `RunLog.write` wrote."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict) or type(record.get("step")) is not int or record["step"] < 1:
+        return None
+    if not all(isinstance(record.get(name), int | float) for name in _NUMBERS):
+        return None
+    return record if all(isinstance(record.get(name, ""), int | float | None) for name in _MAYBE) else None
 
 
 class _Events:

@@ -96,9 +96,10 @@ from s1jax.sample import rows
 plain = rows.texts
 rows.texts = lambda *given: (":100: " + plain(*given)[0], plain(*given)[1])"""
 DRIVER = """
-import contextlib, io, json, pathlib, sys
+import contextlib, io, json, os, pathlib, sys
 from absl.testing import flagsaver
 from launch import cli, sample
+os._exit = sys.exit
 outcomes = []
 for before, flags in json.loads(sys.argv.pop()):
     exec(before)

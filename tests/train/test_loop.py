@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import itertools
 import json
+import os
 import pathlib
 import shutil
 import time
@@ -16,7 +17,7 @@ from tensorboardX.proto import event_pb2
 import s1jax
 from s1jax import config as config_lib
 from s1jax import meters, parallel
-from s1jax.checkpoint import store
+from s1jax.checkpoint import digests, store
 from s1jax.config import (
     CheckpointConfig,
     CostConfig,
@@ -237,6 +238,97 @@ def test_a_finished_run_is_left_as_it_is(run, whole):
     summary = run(whole[0], make_params=never)
     assert summary["steps"] == STEPS and summary["tokens"] == 14 * STEPS
     assert (whole[0] / "metrics.jsonl").read_bytes() == before
+
+
+class MoreRows(Rows):
+    num_steps = STEPS + 3
+
+
+def longer(optimizer=EXPERIMENT.optimizer, steps=STEPS + 3):
+    train = dataclasses.replace(EXPERIMENT.train, steps=steps)
+    return dataclasses.replace(EXPERIMENT, train=train, optimizer=optimizer)
+
+
+def test_a_finished_run_is_prolonged_and_says_where_its_schedule_ends(run, whole, tmp_path):
+    shutil.copytree(whole[0], tmp_path / "w")
+    said: list[str] = []
+    watcher = {"make_params": never, "experiment": longer(), "on_note": said.append}
+    stopped = run(tmp_path / "w", MoreRows(), should_stop=lambda step: step == 8, **watcher)
+    assert stopped["stopped"] and stopped["steps"] == 8
+    rates = [line["learning_rate"] for line in records(tmp_path / "w")]
+    # The old schedule up to the last step, then that of 9 steps; both by hand: a step of warm-up, a cosine to 0.
+    expected = [0, *(0.5e-2 * (1 + np.cos(np.pi * step / 5)) for step in range(5))]
+    expected += [0.5e-2 * (1 + np.cos(np.pi * step / 8)) for step in (5, 6)]
+    np.testing.assert_allclose(rates, expected, rtol=1e-5, atol=1e-9)
+    assert said == [
+        "the run is prolonged: the cosine schedule now ends at step 9 (was 6), and the learning rate goes from "
+        f"{rates[5]:.3g} in step 6 to {rates[6]:.3g} in step 7."
+    ]
+    assert run(tmp_path / "w", MoreRows(), **watcher)["steps"] == 9 and len(said) == 1
+    assert [line["step"] for line in records(tmp_path / "w")] == list(range(1, 10))
+    assert [line["loss"] for line in records(tmp_path / "w")][:STEPS] == [line["loss"] for line in records(whole[0])]
+    shutil.copytree(whole[0], tmp_path / "at_once")
+    run(tmp_path / "at_once", MoreRows(), **watcher)
+    ours, theirs = (store.load_model(tmp_path / name).params for name in ("w", "at_once"))
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    assert json.loads((tmp_path / "w" / "config.json").read_text())["train"]["steps"] == STEPS + 3
+    with pytest.raises(InputError, match=r"holds another run: train\.steps is 9 there and 6 here"):
+        run(tmp_path / "w")
+
+
+def test_a_prolonged_run_with_a_constant_rate_is_one_of_that_length(run, tmp_path):
+    constant = OptimizerConfig(learning_rate=1e-2, schedule="constant", warmup_fraction=0.0)
+    run(tmp_path / "w", experiment=longer(constant, STEPS))
+    run(tmp_path / "w", MoreRows(), experiment=longer(constant))
+    run(tmp_path / "whole", MoreRows(), experiment=longer(constant))
+    for name in ("loss", "grad_norm", "learning_rate"):
+        ours, theirs = ([line[name] for line in records(tmp_path / w)] for w in ("w", "whole"))
+        assert ours == theirs
+    ours, theirs = (store.load_model(tmp_path / name).params for name in ("w", "whole"))
+    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_a_run_is_not_shortened(run, whole, tmp_path):
+    shutil.copytree(whole[0], tmp_path / "w")
+    before = (tmp_path / "w" / "config.json").read_bytes()
+    with pytest.raises(InputError, match=r"train\.steps is 6 there and 5 here"):
+        claim(tmp_path / "w", longer(steps=5))
+
+    class Fewer(Rows):
+        num_steps = 4
+
+    train = dataclasses.replace(EXPERIMENT.train, steps=0, epochs=2)  # of two steps each
+    with pytest.raises(InputError, match=r"takes 6 steps and cannot be shortened to 4; give the train\.epochs and"):
+        run(tmp_path / "w", Fewer(), experiment=dataclasses.replace(EXPERIMENT, train=train))
+    assert (tmp_path / "w" / "config.json").read_bytes() == before
+    with pytest.raises(InputError, match=r"optimizer\.learning_rate is 0\.01 there and 0\.5 here"):
+        claim(tmp_path / "w", longer(OptimizerConfig(learning_rate=0.5)))
+
+
+def test_lines_that_metrics_lack_are_said_and_the_run_goes_on(run, tmp_path):
+    run(tmp_path / "w", should_stop=lambda step: step == 4)
+    file = tmp_path / "w" / "metrics.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(lines[:2]))
+    said: list[str] = []
+    assert run(tmp_path / "w", make_params=never, on_note=said.append)["steps"] == STEPS
+    assert len(said) == 1 and "no line of 2 of the 4 steps that the checkpoint has, from step 3 on" in said[0]
+    assert [line["step"] for line in records(tmp_path / "w")] == [1, 2, 5, 6]
+
+
+def test_metrics_are_on_the_disk_before_a_checkpoint_counts(run, tmp_path, monkeypatch):
+    order: list[str] = []
+    fsync, write = os.fsync, digests.write
+
+    def synced(descriptor):
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith("/metrics.jsonl"):
+            order.append("metrics")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(digests, "write", lambda folder: order.append("digests") or write(folder))
+    run(tmp_path / "w", should_stop=lambda step: step == 2)
+    assert order == ["metrics", "digests"]
 
 
 def traced_steps(workdir):
