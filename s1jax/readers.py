@@ -66,13 +66,16 @@ def read(
     Args:
       path: a file, which is read whatever its name says of splits, or a folder.
       wanted: splits of a folder, the first that it has is taken.
-      notes: gets a sentence on what is taken of a folder and what is left out.
+      notes: gets a sentence on what is taken of a folder and what is left out, or on a file whose name is that of
+        another split.
 
     Raises:
       InputError: if there is nothing to read, a folder has none of the splits, or a file does not parse; names file
         and row.
     """
     path = pathlib.Path(path)
+    if notes is not None and not set(wanted) & set(_named_for(path)):
+        notes.append(f"{path} is read, as it was asked for, although its name says {' and '.join(_named_for(path))}.")
     if path.is_dir():
         yield from _folder(path, wanted, [] if notes is None else notes)
     elif path.is_file():
@@ -80,6 +83,12 @@ def read(
     else:
         what = "is neither a file nor a folder" if path.exists() else "does not exist"
         raise InputError(f"{path} {what}; give a {READABLE} file, or a folder of them.")
+
+
+def _named_for(path: pathlib.Path) -> list[str]:
+    """The splits in the name of a file; of a folder the whole name counts: `my_test_runs` says nothing of splits."""
+    is_word = path.is_dir() and path.name.isalpha()
+    return list(splits.assign([f"{path.name}/rows" if is_word else "rows" if path.is_dir() else path.name]))
 
 
 def read_file(file: str | os.PathLike[str]) -> Iterator[Named]:

@@ -155,6 +155,20 @@ def test_a_folder_of_one_split_needs_no_words(tmp_path):
         list(readers.read(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["test.jsonl", "val/rows.jsonl", "train.jsonl", "rows.jsonl", "math-dev-1.jsonl"])
+def test_a_file_of_another_split_that_is_asked_for_by_name_is_read_and_said(tmp_path, name):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(lines())
+    given = path if path.parent == tmp_path else path.parent
+    notes: list[str] = []
+    assert len(list(readers.read(given, notes=notes))) == 3
+    other = {"test.jsonl": "test", "val/rows.jsonl": "validation", "math-dev-1.jsonl": "validation"}.get(name)
+    said = [f"{given} is read, as it was asked for, although its name says {other}."]
+    assert notes == (said if other else [])
+    assert list(readers.read(path, readers.EVALUATION, notes := [])) and notes == []
+
+
 def test_a_file_in_two_splits_is_named(tmp_path):
     (tmp_path / "test-train.jsonl").write_bytes(lines())
     notes: list[str] = []
