@@ -97,7 +97,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _flags(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
     """Yields (name, value) of --name=value and --name value, in order."""
-    for part, after in zip(arguments, [*arguments[1:], ""], strict=True):
+    for part, after in zip(arguments, [*arguments, ""][1:], strict=True):
         if part.startswith("-"):
             name, equals, value = part.lstrip("-").partition("=")
             yield name, value if equals else after

@@ -2,6 +2,7 @@
 # What tpu_vm.sh, gpu_vm.sh and skypilot.yaml do on a machine that trains, in the copy of the repository there:
 #   worker.sh attach COMMAND           mounts a file system at runs/ by COMMAND, where it is not mounted yet
 #   worker.sh need SETTING PATH        fails where PATH, which the run starts from, is not there
+#   worker.sh check FLAG...            fails where a path is not there that `launch.train FLAG...` starts from
 #   worker.sh expect PATH STAMP        makes ready for a copy to build/incoming/.s1jax-copy; prints `absent` where PATH has to be
 #                                      copied, `there` where that copy is there, `other` where something else is: it stays
 #   worker.sh receive PATH STAMP       moves that copy to PATH
@@ -41,6 +42,12 @@ need() {
     "or have it here, under the same relative path, to be copied."
 }
 
+check() {
+  # Without a Python of its own the machine gets one by `install`, and launch.train looks.
+  find_python >/dev/null 2>&1 || return 0
+  check_inputs "$@"
+}
+
 # The note beside a copy: what it is a copy of.
 note() {
   printf '%s/.%s.s1jax-copy\n' "$(dirname "$1")" "$(basename "$1")"
@@ -72,6 +79,7 @@ receive() {
 # uv from PyPI, of one version and checked against the digests that PyPI lists for it. It brings a Python from
 # github.com/astral-sh/python-build-standalone, whose digests are part of uv.
 UV=0.11.33
+uv_scripts=$PWD/build/uv/uv-$UV.data/scripts
 get_uv() {
   local machine digest place file
   machine=$(uname -m)
@@ -97,17 +105,15 @@ get_uv() {
       "venv module on $(hostname)."
   [[ $(sha256sum build/uv/part) == "$digest "* ]] ||
     fail "what files.pythonhosted.org sent to $(hostname) as $file has not the SHA-256 that is known for it; nothing of it was run."
-  (
-    cd build/uv
-    python3 -m zipfile -e part . 2>/dev/null || unzip -oq part
-    mv "uv-$UV.data/scripts/uv" uv && chmod +x uv && rm -r part "uv-$UV.data"
-  ) || fail "uv could not be unpacked on $(hostname), which has neither python3 nor unzip; install one of them."
+  python3 -m zipfile -e build/uv/part build/uv 2>/dev/null || unzip -oq build/uv/part -d build/uv ||
+    fail "uv could not be unpacked on $(hostname), which has neither python3 nor unzip; install one of them."
+  chmod +x "$uv_scripts"/uv*
 }
 
 install() {
   local extra=$1 own=''
   [[ $extra != none ]] || extra=''
-  export WHEELHOUSE=${2:-} PATH=$PWD/build/uv:$HOME/.local/bin:$PATH
+  export WHEELHOUSE=${2:-} PATH=$uv_scripts:$HOME/.local/bin:$PATH
   if [[ ! -e .venv ]]; then
     own=$(find_python 2>/dev/null) || own=''
     # The host's own Python comes first: its pip may be set to an index that answers where PyPI and GitHub do not.
@@ -178,6 +184,6 @@ stop() {
 }
 
 case ${1:-} in
-  attach | need | expect | receive | install | start | follow | state | report | stop) "$@" ;;
+  attach | need | check | expect | receive | install | start | follow | state | report | stop) "$@" ;;
   *) fail "'${1:-}' is nothing that worker.sh does; its first lines list what it does." ;;
 esac

@@ -168,18 +168,21 @@ def test_jobs_keep_to_the_schemas_of_kubernetes(jobset):
         kubernetes_validate.validate(job, release, strict=True)
 
 
-@pytest.mark.parametrize(("failing", "code"), [("tar", 1), ("pip", 1), ("python", 2), ("", 0)])
+@pytest.mark.parametrize(("failing", "code"), [("tar", 1), ("pip", 1), ("python", 2), ("inputs", 2), ("", 0)])
 @pytest.mark.parametrize("jobset", jobsets(), ids=lambda jobset: jobset["metadata"]["name"])
 def test_a_pod_that_cannot_be_set_up_is_no_bad_input(tmp_path, jobset, failing, code):
     place = Place(tmp_path, commands=("tar", "ln", "pip", "python"))
-    if failing:
+    if failing and failing != "inputs":
         place.program(place.path / failing, "#!/bin/bash\nexit 2\n")
     (container,) = jobset["spec"]["replicatedJobs"][0]["template"]["spec"]["template"]["spec"]["containers"]
+    if failing == "inputs":
+        place.program(place.path / "python", "#!/bin/bash\n[[ $* == *launch.train* ]] || exit 2; echo $* >>LOG\n")
     environment = {"PATH": str(place.path), "JOB_COMPLETION_INDEX": "0"}
     outcome = subprocess.run(container["command"], env=environment, cwd=tmp_path, capture_output=True, text=True)
     assert outcome.returncode == code, outcome.stderr
-    started = place.log.exists() and "python -m launch.train" in place.log.read_text()
-    assert started == (not failing)
+    log = place.log.read_text() if place.log.exists() else ""
+    assert ("-m launch.train" in log) == (not failing)
+    assert failing != "inputs" or "pip install" not in log, "what the run starts from is looked for first"
 
 
 def test_pods_and_chips_of_the_jobsets_agree():
@@ -214,7 +217,13 @@ def test_skypilot_starts_a_process_a_machine_and_resumes():
     (folder,) = task["file_mounts"]
     assert f"ln -sfn {folder} runs" in task["setup"] and task["file_mounts"][folder]["mode"] == "MOUNT"
     script = task["run"].replace("exec .venv/bin/python", "printf '%s\\n'")
-    nodes = {"SKYPILOT_NODE_IPS": "10.1.0.7\n10.1.0.8", "SKYPILOT_NUM_NODES": "2", "SKYPILOT_NODE_RANK": "1"}
+    assert task["setup"].index("worker.sh check") < task["setup"].index("worker.sh install cuda")
+    nodes = {
+        **{name: value for name, value in task["envs"].items() if value},
+        "SKYPILOT_NODE_IPS": "10.1.0.7\n10.1.0.8",
+        "SKYPILOT_NUM_NODES": "2",
+        "SKYPILOT_NODE_RANK": "1",
+    }
     outcome = subprocess.run(
         ["bash", "-euc", script], env={"PATH": "/usr/bin:/bin", **nodes}, capture_output=True, text=True, check=True
     )
