@@ -128,7 +128,9 @@ def evaluate(folder: pathlib.Path, chosen: Sequence[Strategy], task: Task, contr
     begun = time.monotonic()
     dtype = sampling.dtype()
     weights = digests.fingerprint(folder)
-    run = journal_lib.fingerprint({**asked, "dtype": dtype, "checkpoint": weights, "questions": questions})
+    systems = [row.get("system", "") for row in task.rows]
+    prompts = {"questions": questions, **({"systems": systems} if any(systems) else {})}
+    run = journal_lib.fingerprint({**asked, "dtype": dtype, "checkpoint": weights, **prompts})
     slots = check_rows(about, task, chosen, questions, controls)
     # Loaded with the first sample that is missing.
     engine = functools.cache(functools.partial(sampling.engine, os.fspath(folder), _BATCH.value, slots))

@@ -97,10 +97,11 @@ def load(name: str, num_problems: int = 0, split: str = "test") -> Task:
     for number, (where, record) in enumerate(_records(file, notes) if file else _from_hub(kind)):
         if num_problems and number == num_problems:
             break
-        found.append(_row(kind, {str(key).lower(): value for key, value in record.items()}, where, number))
+        columns = {str(key).lower(): value for key, value in record.items()}
+        found.append(_row(kind, columns, where, number) | _system(columns, where))
         places.append(where)
-        for part in ("question", "reference"):
-            readers.check_length(found[-1][part], where, part)
+        for part in ("question", "reference", "system"):
+            readers.check_length(found[-1].get(part, ""), where, part)
         try:
             json.dumps(found[-1], ensure_ascii=False).encode()
         except UnicodeEncodeError as error:  # half a surrogate pair, which the file of samples could not hold
@@ -178,6 +179,14 @@ def _row(kind: str, record: dict[str, Any], where: str, number: int) -> dict[str
             )
         reference = str(whole)
     return {"question": question, "reference": reference}
+
+
+def _system(record: dict[str, Any], where: str) -> dict[str, str]:
+    """The system prompt of a record, as a field of its prompt row."""
+    system = record.get("system") or ""
+    if not isinstance(system, str):
+        raise InputError(f"{where}: system is {system!r:.40}; it must be a text.")
+    return {"system": system} if system else {}
 
 
 def _choices(record: dict[str, Any], where: str, number: int) -> tuple[list[str], str]:

@@ -87,6 +87,32 @@ def test_four_numbers_are_solvable_and_split():
         tasks.load("countdown_four", 5000)
 
 
+def test_a_system_prompt_is_part_of_the_prompt_row(tmp_path):
+    rows = [{"question": "q", "answer": 1, "system": "Be brief."}, {"question": "q", "answer": 1, "system": None}]
+    task = tasks.load(write(tmp_path / "a.jsonl", rows))
+    assert [row.get("system") for row in task.rows] == ["Be brief.", None]
+    with pytest.raises(InputError, match=r"b\.jsonl:1: system is 3; it must be a text"):
+        tasks.load(write(tmp_path / "b.jsonl", [{"question": "q", "answer": 1, "system": 3}]))
+
+
+def test_a_folder_gives_its_test_split(tmp_path):
+    for name in ("train", "validation", "test"):
+        write(tmp_path / f"{name}.jsonl", [{"question": name, "answer": 1}])
+    task = tasks.load(str(tmp_path))
+    assert [row["question"] for row in task.rows] == ["test"] and task.title == f"{tmp_path.name}, 1 problems"
+    assert "split test is taken, test.jsonl; left out: train (train.jsonl, 1 row)" in task.notes[0]
+    (tmp_path / "test.jsonl").unlink()
+    assert [row["question"] for row in tasks.load(f"gsm8k:{tmp_path}").rows] == ["validation"]
+    (tmp_path / "validation.jsonl").unlink()
+    task = tasks.load(str(tmp_path))
+    assert [row["question"] for row in task.rows] == ["train"] and "split train is taken" in task.notes[0]
+
+
+def test_long_questions_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r"a\.jsonl:1: question has 1,000,001 characters; at most 1,000,000 are read"):
+        tasks.load(write(tmp_path / "a.jsonl", [{"question": "x" * 1_000_001, "answer": 1}]))
+
+
 def test_rows_are_called_by_their_place(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_text('\n{"question": "q", "answer": 1}\n')
