@@ -1,6 +1,7 @@
 """Converts models from Hugging Face folders and GGUF files to s1jax checkpoints, and checkpoints back.
 
     python -m launch.convert --from_hf=DIR_OR_HUB_ID --to=CKPT [--chat=s1] [--dtype=float32] [--tokenizer=DIR]
+        [--revision=COMMIT]
     python -m launch.convert --from_gguf=FILE --to=CKPT [--chat=s1] [--dtype=float32] [--tokenizer=DIR]
         [--think_start=TEXT] [--think_end=TEXT]
     python -m launch.convert --from=CKPT --to_hf=DIR [--dtype=bfloat16] [--max_shard_gb=5]
@@ -16,9 +17,7 @@ import json
 import math
 import pathlib
 import re
-import shutil
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import ml_dtypes
@@ -36,6 +35,7 @@ from s1jax.text.tokenizer import Tokenizer
 FLAGS = flags.FLAGS
 
 flags.DEFINE_string("from_hf", "", "Hugging Face model folder, or a hub id such as Qwen/Qwen2.5-0.5B-Instruct.")
+flags.DEFINE_string("revision", "", "Branch, tag or commit of the hub id that --from_hf names; by default the newest.")
 flags.DEFINE_string("from_gguf", "", "GGUF file.")
 flags.DEFINE_string("from", "", "s1jax checkpoint or training workdir.")
 flags.DEFINE_string("to", "", "Checkpoint folder to write.")
@@ -63,6 +63,8 @@ def main() -> None:
         raise InputError("convert goes --from_hf or --from_gguf with --to, or --from with --to_hf.")
     if source == "from" and (FLAGS.think_start or FLAGS.think_end):
         raise InputError("--think_start and --think_end are for imports; a Hugging Face folder has no place for them.")
+    if FLAGS.revision and source != "from_hf":
+        raise InputError("--revision is of a model on the hub; it goes with --from_hf=OWNER/NAME.")
     if not 0 < FLAGS.max_shard_gb < math.inf:
         raise InputError(f"--max_shard_gb is {FLAGS.max_shard_gb}; it must be positive and finite.")
     for flag in (source, target, "tokenizer"):
@@ -76,7 +78,7 @@ def main() -> None:
     start = time.monotonic()
     path, origin_path = str(FLAGS[target].value), str(FLAGS[source].value)
     dtype = _DTYPES[FLAGS.dtype]
-    with _new_folder(path, f"--{target}") as folder:
+    with files.new_folder(path, f"--{target}") as folder:
         if source == "from":
             config = _export(origin_path, folder, dtype)
         else:
@@ -118,55 +120,55 @@ def _one(*names: str) -> str:
     return given[0]
 
 
-@contextlib.contextmanager
-def _new_folder(path: str, flag: str) -> Iterator[pathlib.Path]:
-    """Yields an empty folder that becomes `path` on success and vanishes on failure."""
-    final = pathlib.Path(path).absolute()
-    if final.exists() and (not final.is_dir() or any(final.iterdir())):
-        raise InputError(f"{flag}: {path} exists and is not empty; remove it or choose another folder.")
-    partial = final.with_name(f".{final.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)  # of an attempt that was killed
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        if final.exists():
-            final.rmdir()
-        partial.rename(final)
-    except PermissionError as error:
-        raise InputError(f"{flag}: cannot write {error.filename}; choose a folder you may write to.") from None
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
 def _read_huggingface(name: str, dtype: Any) -> tuple[Any, ModelConfig, Tokenizer, dict[str, Any], tuple[int, ...]]:
     """Weights, shape, tokenizer, provenance, and the ids that end a text by the model's own configuration."""
-    folder = _local_folder(name)
+    folder, revision = _local_folder(name)
     config = huggingface_config.config_from_json(
         huggingface_config.read_json(folder / "config.json"), str(folder / "config.json")
     )
     tokenizer = Tokenizer.load(FLAGS.tokenizer or folder)
+    for note in huggingface.notes(folder):
+        print(f"note: {note}")
     params = huggingface.read_params(folder, config, dtype)
-    return params, config, tokenizer, {"source": name, "format": "huggingface"}, huggingface_config.read_eos(folder)
+    origin = {"source": name, "format": "huggingface"} | ({"revision": revision} if revision else {})
+    return params, config, tokenizer, origin, huggingface_config.read_eos(folder)
 
 
-def _local_folder(name: str) -> pathlib.Path:
-    """`name` itself where it is a folder, else what the hub has under it."""
+def _local_folder(name: str) -> tuple[pathlib.Path, str]:
+    """`name` itself where it is a folder, else what the hub has under it; and the commit, empty where it is unknown.
+
+    The folders of the hub's cache are called after the commit: models--OWNER--NAME/snapshots/COMMIT.
+    """
     folder = pathlib.Path(name)
     if folder.is_dir():
-        return folder
+        if FLAGS.revision:
+            raise InputError(f"--revision is of a model on the hub; {name} is a folder here, so leave it out.")
+        return folder, _commit(folder)
     if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise InputError(f"--from_hf: {name} is neither a folder nor a hub id (owner/name).")
     import huggingface_hub
 
     try:
         patterns = ["*.json", "*.safetensors", "*.model", "*.jinja"]
-        return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+        folder = pathlib.Path(
+            huggingface_hub.snapshot_download(name, revision=FLAGS.revision or None, allow_patterns=patterns)
+        )
     except Exception as error:  # the hub's client raises errors of several libraries
         reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"--from_hf: {name} is no folder here and could not be fetched from the hub ({type(error).__name__}: "
             f"{reason}); download it where there is a network and give its folder."
         ) from None
+    commit = _commit(folder) or FLAGS.revision
+    if not FLAGS.revision:
+        print(f"note: {name} at its newest revision{f' {commit}' if commit else ''}; --revision chooses another.")
+    return folder, commit
+
+
+def _commit(folder: pathlib.Path) -> str:
+    """The commit that a folder of the hub's cache is of; empty for other folders."""
+    folder = folder.resolve()
+    return folder.name if folder.parent.name == "snapshots" and re.fullmatch("[0-9a-f]{40}", folder.name) else ""
 
 
 def _read_gguf(path: str, dtype: Any) -> tuple[Any, ModelConfig, Tokenizer, dict[str, Any], tuple[int, ...]]:

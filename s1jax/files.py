@@ -10,9 +10,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import glob
+import hashlib
 import os
 import pathlib
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator
 from typing import IO, Any, BinaryIO
@@ -139,6 +142,87 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Writes UTF-8 text by `replace`."""
     with replace(path) as file:
         file.write(text.encode())
+
+
+@contextlib.contextmanager
+def new_folder(path: str | os.PathLike[str], where: str = "") -> Iterator[pathlib.Path]:
+    """Yields an empty folder that becomes `path` when the block ends, complete and synced; it is removed on failure.
+
+    Until then it has a name of its own beside `path`, so that two processes never write into the same folder. The
+    second one for a path is refused at the start where the file system has locks, and at the end where it has not. What
+    a killed process left is removed by the next one for the same path.
+
+    Args:
+      path: does not exist yet, or is an empty folder.
+      where: begins the sentences, such as the name of a flag.
+
+    Raises:
+      InputError: something is there already, another process writes it, or it may not be written.
+    """
+    where = f"{where}: " if where else ""
+    final = pathlib.Path(os.path.realpath(path))
+    taken = InputError(f"{where}{path} exists and is not empty; remove it or choose another folder.")
+    busy = InputError(f"{where}another process writes {path}; wait until it has ended, or choose another folder.")
+    if final.exists() and (not final.is_dir() or any(final.iterdir())):
+        raise taken
+    prefix = f".{final.name[:32]}-{hashlib.sha256(os.fsencode(final.name)).hexdigest()[:8]}."
+    partial = final.with_name(f"{prefix}{secrets.token_hex(8)}.partial")
+    with _cannot_write(where):
+        final.parent.mkdir(parents=True, exist_ok=True)
+        partial.mkdir()  # fails where there is anything, a link included
+    try:
+        with _folder_lock(partial) as lock:
+            if lock is False:
+                raise busy
+            for other in final.parent.glob(f"{glob.escape(prefix)}*.partial"):
+                with contextlib.nullcontext() if other == partial else _folder_lock(other) as free:
+                    if free is False:
+                        raise busy
+                    if free and lock:
+                        shutil.rmtree(other, ignore_errors=True)
+            yield partial
+            sync_tree(partial)
+            with _cannot_write(where):
+                try:
+                    os.rename(partial, final)  # over an empty folder at most
+                except OSError as error:
+                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                        raise
+                    raise taken from None
+        sync_folder(final.parent)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _cannot_write(where: str) -> Iterator[None]:
+    try:
+        yield
+    except (PermissionError, NotADirectoryError, FileExistsError) as error:
+        raise InputError(
+            f"{where}cannot write {error.filename} ({error.strerror}); choose a folder you may write to."
+        ) from None
+
+
+@contextlib.contextmanager
+def _folder_lock(folder: pathlib.Path) -> Iterator[bool | None]:
+    """Holds the lock of a folder: True; False where another process has it; None where there are no such locks."""
+    try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:  # removed meanwhile, or a link
+        yield None
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        held: bool | None = True
+    except BlockingIOError:
+        held = False
+    except OSError:  # such as NFS, which locks files only
+        held = None
+    try:
+        yield held
+    finally:
+        os.close(handle)
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:

@@ -6,10 +6,13 @@ import errno
 import os
 import pathlib
 import stat
+import subprocess
+import sys
 
 import pytest
 
 from s1jax import files
+from s1jax.config import InputError
 
 
 def test_replace_shows_the_new_file_only_when_it_is_complete(tmp_path):
@@ -97,3 +100,104 @@ def test_sync_tree_takes_every_file_and_follows_no_link(tmp_path, monkeypatch):
     files.sync_tree(tmp_path)
     assert {os.path.relpath(path, tmp_path) for path in synced} == {"one", "a/two", "a/b/three", "a/b", "a", "."}
     assert synced[-1] == str(tmp_path)
+
+
+# Folders
+
+
+def _make(path, text="text"):
+    with files.new_folder(path, "--to") as folder:
+        (folder / "file").write_text(text)
+
+
+def test_a_new_folder_appears_when_it_is_complete(tmp_path):
+    before = os.umask(0o022)
+    try:
+        with files.new_folder(tmp_path / "a/new") as folder:
+            (folder / "file").write_text("text")
+            assert not (tmp_path / "a/new").exists()
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a/new/file").read_text() == "text" and os.listdir(tmp_path / "a") == ["new"]
+    assert stat.S_IMODE((tmp_path / "a/new").stat().st_mode) == 0o755
+
+
+def test_nothing_is_left_of_a_folder_whose_block_raises(tmp_path):
+    with pytest.raises(KeyError), files.new_folder(tmp_path / "new") as folder:
+        (folder / "file").write_text("text")
+        raise KeyError
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_second_process_for_the_same_folder_is_refused(tmp_path):
+    with files.new_folder(tmp_path / "new") as folder:
+        (folder / "file").write_text("the first")
+        with pytest.raises(InputError, match=r"^--to: another process writes .*/new; wait until it has ended"):
+            _make(tmp_path / "new")
+        _make(tmp_path / "newer")  # whose name begins alike
+        _make(tmp_path / "[n]ew")
+    assert sorted(os.listdir(tmp_path)) == ["[n]ew", "new", "newer"]
+    assert (tmp_path / "new/file").read_text() == "the first"
+
+
+def test_without_locks_the_second_process_to_end_is_refused(tmp_path, monkeypatch):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(files.fcntl, "flock", no_locks)
+    with pytest.raises(InputError, match="new exists and is not empty"), files.new_folder(tmp_path / "new") as folder:
+        (folder / "file").write_text("the first to begin")
+        _make(tmp_path / "new", "the first to end")
+    assert os.listdir(tmp_path) == ["new"] and (tmp_path / "new/file").read_text() == "the first to end"
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
+    code = (
+        "import os, sys; from s1jax import files\n"
+        "with files.new_folder(sys.argv[1]) as folder:\n    (folder / 'half').touch(); os._exit(9)"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "new")], check=False)
+    (left,) = os.listdir(tmp_path)
+    assert left.endswith(".partial")
+    _make(tmp_path / "new")
+    assert os.listdir(tmp_path) == ["new"]
+
+
+def test_a_link_in_the_place_of_what_a_killed_process_left_is_not_followed(tmp_path):
+    with files.new_folder(tmp_path / "new") as folder:
+        name = folder.name
+    (tmp_path / "new").rmdir()
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs/file").touch()
+    (tmp_path / name).symlink_to(tmp_path / "theirs")
+    _make(tmp_path / "new")
+    assert (tmp_path / "theirs/file").exists()
+
+
+def test_an_empty_folder_is_filled_and_anything_else_refused(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "empty")
+    _make(tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "empty/file").exists()
+    (tmp_path / "file").touch()
+    for name in ("empty", "file"):
+        with pytest.raises(InputError, match=rf"^--to: .*{name} exists and is not empty; remove it"):
+            _make(tmp_path / name)
+    with pytest.raises(InputError, match=r"^--to: cannot write .*file.*; choose a folder"):
+        _make(tmp_path / "file/new")
+
+
+def test_own_files_may_be_links_within_their_folder_only(tmp_path):
+    """Of Hugging Face's cache: within the repository's folder."""
+    (tmp_path / "secret").touch()
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/file").touch()
+    for name, target in (("inside", "file"), ("outside", "../secret"), ("loop", "loop"), ("dead", "../none")):
+        (tmp_path / "model" / name).symlink_to(target)
+    for name in ("file", "inside", "missing", "loop"):
+        files.check_own(tmp_path / "model" / name)
+    for name in ("outside", "dead"):
+        with pytest.raises(InputError, match=rf"{name} is a link to '.*', which is not in its folder"):
+            files.check_own(tmp_path / "model" / name)
+    (tmp_path / "linked").symlink_to("model")
+    files.check_own(tmp_path / "linked" / "inside")

@@ -34,12 +34,13 @@ from absl import flags
 from launch import convert
 from s1jax.config import InputError
 ask_the_hub = huggingface_hub.snapshot_download
-def snapshot_download(name, *, allow_patterns):
+def snapshot_download(name, *, revision, allow_patterns):
     model = pathlib.Path(sys.argv[2], name)
     if not model.is_dir():
-        return ask_the_hub(name, allow_patterns=allow_patterns)
-    snapshot = model.with_name(model.name + "_snapshot")
-    snapshot.mkdir()
+        return ask_the_hub(name, revision=revision, allow_patterns=allow_patterns)
+    commit = {None: "a" * 40, "v1": "b" * 40}[revision]
+    snapshot = pathlib.Path(sys.argv[2], "models--" + name.replace("/", "--"), "snapshots", commit)
+    snapshot.mkdir(parents=True)
     for file in model.iterdir():
         if any(fnmatch.fnmatch(file.name, pattern) for pattern in allow_patterns):
             shutil.copy(file, snapshot)
@@ -65,6 +66,8 @@ WRONG = [
     (["--from_hf={0}/hf"], "give exactly one of --to, --to_hf"),
     (["--from_hf={0}/hf", "--to_hf={0}/new"], "or --from with --to_hf"),
     (["--from={0}/ckpt", "--to={0}/new"], "or --from with --to_hf"),
+    (["--from_hf={0}/hf", "--to={0}/new", "--revision=v1"], "--revision is of a model on the hub; /"),
+    (["--from={0}/ckpt", "--to_hf={0}/new", "--revision=v1"], "--revision is of a model on the hub; it goes with"),
     (["--from={0}/ckpt", "--to_hf={0}/new", "--max_shard_gb=0"], "--max_shard_gb is 0.0"),
     (["--from={0}/ckpt", "--to_hf={0}/new", "--max_shard_gb=inf"], "--max_shard_gb is inf; it must be positive and"),
     (["--from={0}/ckpt", "--to_hf={0}/new", "--max_shard_gb=nan"], "--max_shard_gb is nan"),
@@ -97,8 +100,13 @@ RIGHT = [
     ["--from={0}/ckpt16", "--to_hf={0}/back16"],
     ["--from_gguf={0}/bare.gguf", "--to={0}/from_gguf", "--tokenizer={0}/hf"],
     ["--from_hf=owner/tiny", "--to={0}/from_hub"],
+    ["--from_hf=owner/tiny", "--to={0}/from_hub_v1", "--revision=v1"],
+    ["--from_hf={0}/hub/models--owner--tiny/snapshots/" + "a" * 40, "--to={0}/from_cache"],
     ["--from_gguf={0}/full.gguf", "--to={0}/from_gguf_alone", "--chat=s1_plain", "--dtype=bfloat16"],
 ]
+
+
+FROM_HUB = {"from_hub": "a" * 40, "from_hub_v1": "b" * 40, "from_cache": "a" * 40, "ckpt": None}
 
 
 def _hf_folder(folder, config):
@@ -176,8 +184,14 @@ def test_a_model_of_the_hub_is_fetched_without_what_is_not_read(converted):
     model = store.load_model(folder / "from_hub")
     _equal((model.params, CONFIG), (weights(CONFIG), CONFIG))
     assert model.provenance["source"] == "owner/tiny" and model.tokenizer.encode(TEXT)
-    fetched = {path.name for path in (folder / "hub" / "owner" / "tiny_snapshot").iterdir()}
+    fetched = {path.name for path in (folder / "hub/models--owner--tiny/snapshots" / ("a" * 40)).iterdir()}
     assert fetched == {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}
+
+
+def test_the_commit_of_a_model_of_the_hub_is_recorded(converted):
+    folder, _ = converted
+    commits = {name: store.load_metadata(folder / name).provenance.get("revision") for name in FROM_HUB}
+    assert commits == FROM_HUB
 
 
 def test_type_and_chat_format_are_as_asked(converted):
