@@ -96,7 +96,6 @@ def main() -> None:
             chat = chat_lib.with_stops(chat, tokenizer, eos)
             provenance = {**origin, "chat": FLAGS.chat, "command": "launch.convert", "s1jax": s1jax.__version__}
             store.save_model(folder, params, config, tokenizer, chat, provenance)
-    files.sync_folder(pathlib.Path(path).absolute().parent)  # the rename
     print(f"wrote {path}: {config.num_params / 1e6:.1f} M weights in {time.monotonic() - start:.0f} s")
 
 
