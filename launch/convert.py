@@ -1,10 +1,14 @@
 """Converts models from Hugging Face folders and GGUF files to s1jax checkpoints, and checkpoints back.
 
-    python -m launch.convert --from_hf=DIR_OR_HUB_ID --to=CKPT [--chat=s1] [--dtype=float32] [--tokenizer=DIR]
+    python -m launch.convert --from_hf=DIR_OR_HUB_ID --to=CKPT [--chat=NAME] [--dtype=float32] [--tokenizer=DIR]
         [--revision=COMMIT]
-    python -m launch.convert --from_gguf=FILE --to=CKPT [--chat=s1] [--dtype=float32] [--tokenizer=DIR]
+    python -m launch.convert --from_gguf=FILE --to=CKPT [--chat=NAME] [--dtype=float32] [--tokenizer=DIR]
         [--think_start=TEXT] [--think_end=TEXT]
     python -m launch.convert --from=CKPT --to_hf=DIR [--dtype=bfloat16] [--max_shard_gb=5]
+
+Without --chat the chat format follows from the tokenizer's own chat template; one line says which it is. A Hugging Face
+folder gets the format that the checkpoint was trained with as its chat template, and where transformers is installed
+its tokenizer is compared with s1jax's.
 
 The target must not exist or be empty; it appears when it is complete, under a name of its own until then.
 """
@@ -27,9 +31,10 @@ from absl import flags
 import s1jax
 from launch import cli
 from s1jax import files, paths
-from s1jax.checkpoint import gguf, huggingface, huggingface_config, store
+from s1jax.checkpoint import gguf, huggingface, huggingface_config, huggingface_tokenizer, store
 from s1jax.config import InputError, ModelConfig
 from s1jax.text import chat as chat_lib
+from s1jax.text import default_format
 from s1jax.text.tokenizer import Tokenizer
 
 FLAGS = flags.FLAGS
@@ -42,7 +47,10 @@ flags.DEFINE_string("to", "", "Checkpoint folder to write.")
 flags.DEFINE_string("to_hf", "", "Hugging Face folder to write.")
 flags.DEFINE_string("tokenizer", "", "Tokenizer folder or file to use instead of the source's own.")
 flags.DEFINE_enum(
-    "chat", "s1", sorted(chat_lib.FORMATS), "Chat format that the checkpoint is trained and sampled with."
+    "chat",
+    "",
+    ["", *sorted(chat_lib.FORMATS)],
+    "Chat format that the checkpoint is trained and sampled with; by default that of the tokenizer's chat template.",
 )
 flags.DEFINE_string("think_start", "", "Text before thinking, in place of the chat format's own.")
 flags.DEFINE_string("think_end", "", "Text after thinking; its first id, when sampled, ends thinking.")
@@ -89,12 +97,16 @@ def main() -> None:
                     f"the tokenizer has {tokenizer.num_ids} ids but the model's vocabulary {config.vocab_size} rows; "
                     "give the model's own tokenizer with --tokenizer=DIR."
                 )
-            chat = chat_lib.FORMATS[FLAGS.chat]
+            name, chat, why = FLAGS.chat, chat_lib.FORMATS.get(FLAGS.chat), ""
+            if chat is None:
+                name, chat, why = default_format.choose(tokenizer)
             if FLAGS.think_start or FLAGS.think_end:
                 chat = chat_lib.with_delimiters(tokenizer, chat, FLAGS.think_start, FLAGS.think_end)
             chat_lib.check(tokenizer, chat)
             chat = chat_lib.with_stops(chat, tokenizer, eos)
-            provenance = {**origin, "chat": FLAGS.chat, "command": "launch.convert", "s1jax": s1jax.__version__}
+            if why:
+                print(f"chat format {name}: {why}; --chat chooses another.")
+            provenance = {**origin, "chat": name, "command": "launch.convert", "s1jax": s1jax.__version__}
             store.save_model(folder, params, config, tokenizer, chat, provenance)
     print(f"wrote {path}: {config.num_params / 1e6:.1f} M weights in {time.monotonic() - start:.0f} s")
 
@@ -185,12 +197,12 @@ def _read_gguf(path: str, dtype: Any) -> tuple[Any, ModelConfig, Tokenizer, dict
 
 def _export(path: str, folder: pathlib.Path, dtype: Any) -> ModelConfig:
     model = store.load_model(path, host=True)
-    eos = chat_lib.delimiters(model.tokenizer, model.chat).stop
+    delimiters = chat_lib.delimiters(model.tokenizer, model.chat, wait="")
     huggingface.write_model(
-        folder, model.params, model.config, dtype=dtype, eos=eos, max_shard_bytes=int(FLAGS.max_shard_gb * 1e9)
-    )
-    model.tokenizer.save(folder)
-    huggingface.complete_tokenizer(folder, model.chat.turn_end)
+        folder, model.params, model.config, dtype=dtype, eos=delimiters.stop, pad=delimiters.pad,
+        max_shard_bytes=int(FLAGS.max_shard_gb * 1e9),
+    )  # fmt: skip
+    print(huggingface_tokenizer.write(folder, model.tokenizer, model.chat))
     return model.config
 
 

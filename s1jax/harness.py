@@ -30,6 +30,7 @@ from s1jax.config import SAMPLING_DTYPES, Controls, InputError, to_dict
 from s1jax.sample import score
 from s1jax.sample.engine import Engine
 from s1jax.sample.rows import CONTROLS, row_controls
+from s1jax.text import chat as chat_lib
 
 _ARGUMENTS = ("checkpoint", "wait", *SAMPLING_DTYPES, "cache_length", "bos_token", *CONTROLS)
 # What the harness and other libraries call max_answer_tokens; the first one given counts, as in the harness.
@@ -169,18 +170,16 @@ class HarnessModel(TemplateLM):
         """Returns the text up to and including the assistant header; `generate_until` knows it from a bare question.
 
         Args:
-          chat_history: one turn, the user's: `{"role": "user", "content": ...}`.
+          chat_history: the user's turn, `{"role": "user", "content": ...}`, after at most one system turn.
           add_generation_prompt: must be True.
 
         Raises:
           InputError: for anything else, which the checkpoint's chat format has no place for.
         """
-        roles = [turn["role"] for turn in chat_history]
-        if "system" in roles:
-            raise InputError(
-                "the checkpoint's chat format has no place for a system turn; leave out --system_instruction and, for a"
-                " task that has a description, --apply_chat_template: the whole context is then the question."
-            )
+        system, history = "", list(chat_history)
+        if history and history[0]["role"] == "system":
+            system, history = history[0]["content"], history[1:]
+        roles = [turn["role"] for turn in history]
         if not add_generation_prompt or roles[-1:] == ["assistant"]:
             raise InputError(
                 "the task begins the answer itself (gen_prefix), where the model has to think first; leave out"
@@ -191,15 +190,15 @@ class HarnessModel(TemplateLM):
                 f"the checkpoint's chat format has one user turn, not {len(roles)} turns; add"
                 " --fewshot_as_multiturn=false."
             )
-        question = chat_history[0]["content"]
-        if not isinstance(question, str):
+        question = history[0]["content"]
+        if not isinstance(question, str) or not isinstance(system, str):
             raise InputError("a turn of the task is no text, and s1jax models read nothing else; choose another task.")
-        chat = self.model.chat
-        return chat.before_question + question + chat.after_question
+        before = chat_lib.with_system(self.model.chat, system) if system else self.model.chat
+        return before.before_question + question + before.after_question
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Returns the ids of a text, after `bos_token` unless `add_special_tokens` is False or the text begins so."""
-        ids = self.model.tokenizer.encode(string)
+        ids = self.model.tokenizer.encode(string, after="")
         bos = [] if add_special_tokens is False or ids[:1] == self._bos else self._bos
         return [*bos, *ids]
 
@@ -255,7 +254,15 @@ class HarnessModel(TemplateLM):
             place = (request.doc_id or 0) + _REPEAT * repeats[which]
             own["seed"] = (seed + place) % 2**32 if isinstance(seed, int) else seed
             repeats[which] += 1
-            rows.append({"question": self._question(context), **own})
+            question, system = self._turns(context)
+            row: dict[str, Any] = {"question": question}
+            if system:
+                try:
+                    ids = chat_lib.encode_prompt(self.model.tokenizer, self.model.chat, question, system)
+                except InputError as error:
+                    raise InputError(f"{names[-1]}: {error}") from None
+                row = {"prompt_ids": ids}
+            rows.append({**row, **own})
             stops.append(until)
         texts = [""] * len(rows)
         with tqdm(total=len(rows), desc="generate_until", disable=disable_tqdm) as bar:
@@ -282,12 +289,19 @@ class HarnessModel(TemplateLM):
             "average_thinking_tokens": self._thinking_tokens / self._rows if self._rows else None,
         }
 
-    def _question(self, context: str) -> str:
-        """The context without what `apply_chat_template` has put around it."""
+    def _turns(self, context: str) -> tuple[str, str]:
+        """Question and system prompt of a context, without what `apply_chat_template` has put around them."""
         chat = self.model.chat
         if context.startswith(chat.before_question) and context.endswith(chat.after_question):
-            return context.removeprefix(chat.before_question).removesuffix(chat.after_question)
-        return context
+            return context.removeprefix(chat.before_question).removesuffix(chat.after_question), ""
+        try:
+            start, end = chat_lib.system_turn(chat)
+        except InputError:
+            return context, ""
+        if start and end in context and context.startswith(start) and context.endswith(chat.after_question):
+            system, _, question = context.removeprefix(start).removesuffix(chat.after_question).partition(end)
+            return question, system
+        return context, ""
 
     def _log_likelihoods(self, pairs: Sequence[score.Pair], what: str, quiet: bool) -> list[tuple[float, bool]]:
         with tqdm(total=len(pairs), desc=what, disable=quiet) as bar:

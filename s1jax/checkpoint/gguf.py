@@ -320,6 +320,9 @@ def read_tokenizer(reader: gguf.GGUFReader, where: str) -> tuple[dict[str, Any],
         index = _get(reader, where, f"tokenizer.ggml.{key}", int)
         if index is not None and 0 <= index < len(tokens):
             about[name] = tokens[index]
+    template = _get(reader, where, "tokenizer.chat_template", str)
+    if template:
+        about["chat_template"] = template
     model = {
         "version": "1.0",
         "truncation": None,

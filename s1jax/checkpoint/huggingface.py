@@ -183,6 +183,7 @@ def write_model(
     *,
     dtype: Any = None,
     eos: Sequence[int] = (),
+    pad: int | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Writes config.json, generation_config.json and safetensors that transformers loads; no tokenizer.
@@ -193,6 +194,7 @@ def write_model(
       config: of the model.
       dtype: of the stored weights; None keeps that of `params`.
       eos: ids that end a text.
+      pad: id that fills up rows; not written where it is None.
       max_shard_bytes: larger models are split into files of at most this size (a larger tensor has its own).
     """
     sources = names_lib.views(config, params, "huggingface")
@@ -215,9 +217,9 @@ def write_model(
         total = sum(view.size for view in sources.values()) * dtype.itemsize
         _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
     _write_json(folder / "config.json", huggingface_config.config_to_json(config, eos, dtype))
-    _write_json(
-        folder / "generation_config.json", {"eos_token_id": huggingface_config.one_or_list(eos), "do_sample": False}
-    )
+    generation = {"eos_token_id": huggingface_config.one_or_list(eos), "do_sample": False}
+    generation |= {} if pad is None else {"pad_token_id": pad}
+    _write_json(folder / "generation_config.json", generation)
 
 
 def _write_shard(path: pathlib.Path, tensors: Mapping[str, np.ndarray], dtype: np.dtype) -> None:
@@ -237,21 +239,6 @@ def _write_shard(path: pathlib.Path, tensors: Mapping[str, np.ndarray], dtype: n
             contiguous = np.empty(tensor.shape, dtype)
             names_lib.copy(contiguous, tensor)
             file.write(contiguous.view(np.uint8).data)  # tofile does not say that the disk is full
-
-
-def complete_tokenizer(folder: pathlib.Path, eos: str) -> None:
-    """Adds the tokenizer_config.json that transformers needs where the tokenizer's own files bring none.
-
-    Args:
-      folder: holds a `tokenizer.json` or a SentencePiece `.model` file.
-      eos: the token that ends a text.
-    """
-    if (folder / "tokenizer_config.json").exists():
-        return
-    # The general class takes tokenizer.json as it is; those of a family would put their own pre-tokenizer in its place.
-    kind = "PreTrainedTokenizerFast" if (folder / "tokenizer.json").exists() else "LlamaTokenizer"
-    values = {"tokenizer_class": kind, "eos_token": eos, "clean_up_tokenization_spaces": False}
-    _write_json(folder / "tokenizer_config.json", values)
 
 
 def _write_json(path: pathlib.Path, values: Mapping[str, Any]) -> None:

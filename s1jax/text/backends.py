@@ -243,8 +243,7 @@ class SentencePiece:
                 self._bytes[id_] = bytes([int(piece[1:-1], 16)])  # <0x0A>
             elif processor.is_control(id_) or processor.is_unknown(id_):
                 self._bytes[id_] = piece.encode()
-                if processor.is_control(id_):
-                    special[piece] = id_  # SentencePiece itself never makes a control id from text
+                special[piece] = id_  # SentencePiece itself never makes such an id from its name
             else:
                 self._bytes[id_] = piece.replace("\u2581", " ").encode()
         for token, id_ in added.items():
@@ -274,6 +273,8 @@ class SentencePiece:
         for i, (token, plain) in enumerate(parts):
             ids += [self.vocab[token]] if token else []
             prefixed = after == "" or (bool(after) and self._legacy) if i == 0 else self._legacy
+            if plain.startswith((" ", "\u2581")) and not self._legacy:
+                prefixed = False  # the text brings its own, as in transformers
             for j, part in enumerate(self._cut(plain)):
                 ids += (self._prefixing if prefixed and not j else self._processor).encode(part)
         return ids

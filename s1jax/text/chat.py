@@ -25,8 +25,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -253,13 +254,13 @@ def instruct(tokenizer: Tokenizer, fmt: ChatFormat, question: str, control: str,
     """
     if control == "class":
         template = fmt.short_instruction if amount == "short" else fmt.long_instruction
-        numbers = {}
+        numbers: dict[str, int] = {}
     else:
         template, bound = getattr(fmt, f"{control}_instruction"), int(amount)
         numbers = {"tokens": bound, "steps": bound, "log2": bound.bit_length() - 1}
         if "{log2}" in template and bound & (bound - 1):
             raise InputError(f"this chat format can ask for powers of two only, not for {bound}; choose one of them.")
-    text = template.format(**numbers)
+    text = _fill(template, numbers)
     try:
         _encode_whole(tokenizer, text, "instruction")
     except InputError as error:
@@ -272,7 +273,12 @@ def instruct(tokenizer: Tokenizer, fmt: ChatFormat, question: str, control: str,
 
 def headed(fmt: ChatFormat, steps: list[str]) -> list[str]:
     """Returns the steps of a trace, each behind a header with the number of steps that are left, itself included."""
-    return [fmt.step_header.format(steps=len(steps) - i) + step for i, step in enumerate(steps)]
+    return [_fill(fmt.step_header, {"steps": len(steps) - i}) + step for i, step in enumerate(steps)]
+
+
+def _fill(template: str, numbers: Mapping[str, int]) -> str:
+    """Puts numbers in place of their names in braces; all else stays, as a checkpoint may come from a stranger."""
+    return re.sub(r"\{(\w+)\}", lambda found: str(numbers.get(found[1], found[0])), template)
 
 
 def thinking_tokens(tokenizer: Tokenizer, fmt: ChatFormat, trace: str) -> int:

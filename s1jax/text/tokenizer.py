@@ -169,6 +169,10 @@ class Tokenizer:
         """Whether `token` is one id of the vocabulary."""
         return token in self._backend.vocab
 
+    def is_special(self, token: str) -> bool:
+        """Whether `token` is one id that text of users never becomes."""
+        return token in self._backend.special
+
     def id_of(self, token: str) -> int:
         """Returns the id of one token of the vocabulary.
 

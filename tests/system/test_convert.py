@@ -171,8 +171,9 @@ def _equal(left, right):
 def test_checkpoint_from_hugging_face_holds_everything(converted):
     folder, _ = converted
     model = store.load_model(folder / "ckpt")
-    stop = (*chat.FORMATS["s1"].stop, "!")  # the model's own
-    assert model.config == CONFIG and model.chat == dataclasses.replace(chat.FORMATS["s1"], stop=stop)
+    stop = (*chat.FORMATS["s1_plain"].stop, "!")  # the model's own
+    assert model.config == CONFIG and model.chat == dataclasses.replace(chat.FORMATS["s1_plain"], stop=stop)
+    assert model.provenance["chat"] == "s1_plain"  # without --chat: ChatML's tokens are there, a template is not
     assert set(ENDS) <= set(chat.delimiters(model.tokenizer, model.chat).stop)
     assert model.tokenizer.encode(TEXT) == Tokenizer.load(folder / "hf").encode(TEXT)
     assert model.provenance["source"] == str(folder / "hf") and model.provenance["format"] == "huggingface"
@@ -234,6 +235,16 @@ def test_transformers_loads_the_export_with_its_tokenizer(converted):
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "back")
     assert tokenizer(TEXT)["input_ids"] == Tokenizer.load(folder / "ckpt" / "tokenizer").encode(TEXT)
     assert tokenizer.eos_token == "<|im_end|>"
+    trained = store.load_metadata(folder / "ckpt")
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "12 + 34?"}], add_generation_prompt=True, return_dict=False
+    )
+    assert prompt == [
+        *chat.encode_prompt(trained.tokenizer, trained.chat, "12 + 34?"),
+        *chat.delimiters(trained.tokenizer, trained.chat).think_start,
+    ]
+    assert model.generation_config.eos_token_id == ENDS[::-1] and model.generation_config.pad_token_id == ENDS[0]
+    assert not model.generation_config.do_sample
 
 
 def test_gguf_with_a_tokenizer_beside_it_and_alone(converted):

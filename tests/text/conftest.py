@@ -61,7 +61,7 @@ def _byte_level(folder: pathlib.Path) -> None:
     _write_huggingface(folder, json.loads(tokenizer.to_str()))
 
 
-def _metaspace(folder: pathlib.Path) -> None:
+def write_metaspace(folder: pathlib.Path) -> None:
     """As Llama's: a space in front, words by U+2581, unknown characters as bytes."""
     tokenizer = tokenizers.Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
     tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
@@ -104,7 +104,7 @@ def folders(tmp_path_factory) -> dict[str, pathlib.Path]:
     """kind -> tokenizer folder."""
     made = {kind: tmp_path_factory.mktemp(kind) for kind in KINDS}
     _byte_level(made["byte_level"])
-    _metaspace(made["metaspace"])
+    write_metaspace(made["metaspace"])
     _sentencepiece(made["sentencepiece_bpe"], "bpe")
     _sentencepiece(made["sentencepiece_unigram"], "unigram")
     return made

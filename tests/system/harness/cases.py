@@ -8,7 +8,7 @@ import sys
 import jax
 import numpy as np
 
-from s1jax.checkpoint import huggingface, store
+from s1jax.checkpoint import huggingface, huggingface_tokenizer, store
 from s1jax.config import ModelConfig
 from s1jax.model import decoder
 from s1jax.text import chat
@@ -56,8 +56,7 @@ def make(folder):
     exported = folder / "exported"
     exported.mkdir()
     huggingface.write_model(exported, jax.tree.map(np.asarray, params), config, eos=[tokenizer.id_of("<|im_end|>")])
-    tokenizer.save(exported)
-    huggingface.complete_tokenizer(exported, "<|im_end|>")
+    huggingface_tokenizer.write(exported, tokenizer, FORMAT)
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
     source = {
         "dataset_path": "json",

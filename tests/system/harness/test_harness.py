@@ -2,17 +2,20 @@
 
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from s1jax.checkpoint import store
-from s1jax.config import InputError
+from s1jax.checkpoint import huggingface, huggingface_tokenizer, store
+from s1jax.config import InputError, ModelConfig
 from s1jax.model import decoder
 from s1jax.sample import score
 from s1jax.sample.engine import Engine
 from s1jax.text import chat
+from s1jax.text.tokenizer import Tokenizer
 from tests.system.harness.cases import CONTEXT, FORMAT, ROWS, run_launcher
+from tests.text.conftest import write_metaspace
 
 
 @pytest.fixture(scope="module")
@@ -85,12 +88,8 @@ def test_log_likelihoods_equal_those_of_the_harnesss_own_model(model, folder):
     for package in ("torch", "transformers", "accelerate", "peft"):
         pytest.importorskip(package, reason="the harness's own model needs it")
     from lm_eval.models.huggingface import HFLM
-    from transformers import PreTrainedTokenizerFast
 
-    exported = str(folder / "exported")
-    # AutoTokenizer takes Qwen's class for a Qwen model, whatever tokenizer_config.json says.
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(exported)
-    theirs = HFLM(exported, tokenizer=tokenizer, device="cpu", dtype="float32", batch_size=1)
+    theirs = HFLM(str(folder / "exported"), device="cpu", dtype="float32", batch_size=1)
     assert theirs.max_length == model.max_length == CONTEXT and theirs.prefix_token_id == model.prefix_token_id
     long = " ".join(["try 3 + 7 = 10 no"] * 20)
     pairs = [
@@ -109,6 +108,36 @@ def test_log_likelihoods_equal_those_of_the_harnesss_own_model(model, folder):
     ours, wanted = (lm.loglikelihood_rolling(texts, disable_tqdm=True) for lm in (model, theirs))
     np.testing.assert_allclose(ours, wanted, rtol=1e-5)
     assert model.loglikelihood_rolling([request("loglikelihood_rolling", "")], disable_tqdm=True) == [0.0]
+
+
+def test_log_likelihoods_with_a_tokenizer_that_puts_a_space_in_front(harness, tmp_path):
+    """Llama's normalizer does so once for context and continuation, not for each of them."""
+    for package in ("torch", "transformers", "accelerate", "peft"):
+        pytest.importorskip(package, reason="the harness's own model needs it")
+    from lm_eval.models.huggingface import HFLM
+
+    (tmp_path / "tokenizer").mkdir()
+    write_metaspace(tmp_path / "tokenizer")
+    tokenizer = Tokenizer.load(tmp_path / "tokenizer")
+    config = ModelConfig(
+        vocab_size=512, d_model=32, mlp_dim=64, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=16,
+        tied_embeddings=True, context_length=CONTEXT,
+    )  # fmt: skip
+    params = decoder.init_params(config, jax.random.key(0))
+    params = jax.tree.map(lambda a: np.asarray(a * 8 if a.ndim > 1 else a), params)
+    store.save_model(tmp_path / "model", params, config, tokenizer, chat.FORMATS["s1_plain"], {"made": "for a test"})
+    (tmp_path / "exported").mkdir()
+    huggingface.write_model(tmp_path / "exported", params, config, eos=[tokenizer.id_of("<|im_end|>")])
+    huggingface_tokenizer.write(tmp_path / "exported", tokenizer, chat.FORMATS["s1_plain"])
+    ours = harness.HarnessModel(str(tmp_path / "model"))
+    theirs = HFLM(str(tmp_path / "exported"), device="cpu", dtype="float32", batch_size=1)
+    pairs = [("Make 21 from", " 3 7 1"), ("Wait", " try"), ("the lazy dog.\n", "Final"), ("", "Make")]
+    requests = [request("loglikelihood", *pair) for pair in pairs]
+    found, wanted = (lm.loglikelihood(requests, disable_tqdm=True) for lm in (ours, theirs))
+    np.testing.assert_allclose([value for value, _ in found], [value for value, _ in wanted], rtol=1e-5, atol=1e-4)
+    texts = [request("loglikelihood_rolling", "The quick brown fox\nso")]
+    found, wanted = (lm.loglikelihood_rolling(texts, disable_tqdm=True) for lm in (ours, theirs))
+    np.testing.assert_allclose(found, wanted, rtol=1e-5)
 
 
 def logits_after(model, text):
@@ -154,7 +183,7 @@ def test_few_shot_examples_are_part_of_the_question(evaluate, model):
     assert context.count("Make") == 2 and context.startswith(FORMAT.before_question + "Make")
     with pytest.raises(InputError, match="one user turn, not 3 turns; add --fewshot_as_multiturn=false"):
         evaluate(model, "answers", fewshot_as_multiturn=True, **shots)
-    with pytest.raises(InputError, match="no place for a system turn; leave out --system_instruction"):
+    with pytest.raises(InputError, match=r"the tokenizer cannot encode .*system"):
         evaluate(model, "answers", system_instruction="so", apply_chat_template=True)
     with pytest.raises(InputError, match="names 'default', but a checkpoint has one chat format"):
         model.chat_template("default")

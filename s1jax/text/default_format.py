@@ -1,0 +1,70 @@
+"""Chooses a chat format for a model by its tokenizer's own chat template."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from s1jax.config import InputError
+from s1jax.text import chat
+from s1jax.text.chat import FORMATS, ChatFormat
+from s1jax.text.tokenizer import Tokenizer
+
+# A literal system turn, in which nothing is filled in: the turn that the template adds where no message has one.
+_SYSTEM = re.compile(r"<\|im_start\|>system(?:\\n|\n)((?:\\.|[^'\"\\{}]|\{\})+?)<\|im_end\|>")
+_ESCAPES = {"n": "\n", "t": "\t"}
+
+
+def choose(tokenizer: Tokenizer) -> tuple[str, ChatFormat, str]:
+    """Returns the name of a chat format, the format, and one sentence on why it was chosen.
+
+    DeepSeek's marks in the template choose `think_r1`, those of ChatML `think` where the template ends thinking with
+    `</think>`, else `s1` where its default system prompt is Qwen2.5's, else `s1_plain`; with the template's own default
+    system prompt, or none. A tokenizer without a template that has ChatML's tokens gets `s1_plain`. A format is chosen
+    only if its delimiters are special or added tokens of the tokenizer.
+
+    Raises:
+      InputError: if none fits; names the formats that the tokenizer can write.
+    """
+    template = read_template(tokenizer)
+    marks = template or ""
+    if "<｜Assistant｜>" in marks and _has(tokenizer, "think_r1"):
+        return "think_r1", FORMATS["think_r1"], "the tokenizer's chat template is DeepSeek-R1's"
+    if "<|im_start|>" in marks and _has(tokenizer, "s1_plain"):
+        found = _SYSTEM.search(marks)
+        system = re.sub(r"\\(.)", lambda escape: _ESCAPES.get(escape[1], escape[1]), found[1]) if found else ""
+        name = "think" if "</think>" in marks and _has(tokenizer, "think") else "s1_plain"
+        fmt = chat.with_system(FORMATS[name], system) if system else FORMATS[name]
+        if fmt == FORMATS["s1"]:
+            name = "s1"
+        tags = " with <think>" if name == "think" else ""
+        default = f"the default system prompt {system!r}" if system else "no default system prompt"
+        return name, fmt, f"the tokenizer's chat template is ChatML{tags} and has {default}"
+    if _has(tokenizer, "s1_plain"):
+        why = "has no chat template" if template is None else "has a chat template that is not known here"
+        return "s1_plain", FORMATS["s1_plain"], f"the tokenizer {why}, but ChatML's tokens"
+    able = [name for name in sorted(FORMATS) if _has(tokenizer, name)]
+    problem = "has no chat template" if template is None else "has a chat template that s1jax does not know"
+    raise InputError(
+        f"--chat is needed: the tokenizer {problem}, and it lacks the tokens <|im_start|> and <|im_end|>; "
+        + (f"it can write the formats {', '.join(able)}." if able else "add the tokens of a format to the tokenizer.")
+    )
+
+
+def read_template(tokenizer: Tokenizer) -> str | None:
+    """Returns the chat template among the tokenizer's files, the one named `default` of several, or None.
+
+    As in transformers, `chat_template.jinja` takes precedence over the field of tokenizer_config.json.
+    """
+    if "chat_template.jinja" in tokenizer.files:
+        return tokenizer.files["chat_template.jinja"].decode(errors="replace")
+    config = json.loads(tokenizer.files.get("tokenizer_config.json", b"{}"))
+    template = config.get("chat_template")
+    if isinstance(template, list):
+        named = [one for one in template if isinstance(one, dict) and one.get("name") == "default"]
+        template = named[0].get("template") if named else None
+    return template if isinstance(template, str) and template.strip() else None
+
+
+def _has(tokenizer: Tokenizer, name: str) -> bool:
+    return all(tokenizer.is_special(token) for token in FORMATS[name].special)
