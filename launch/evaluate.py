@@ -90,8 +90,6 @@ def main() -> None:
     if _HARD.value and _TASK.value not in ("countdown", "countdown_hard"):
         raise InputError(f"--hard is for --task=countdown, not for {_TASK.value}; drop it.")
     task = tasks.load("countdown_hard" if _HARD.value else _TASK.value, _PROBLEMS.value, _SPLIT.value)
-    for note in task.notes:
-        print(f"note: {note}")
     controls = Controls(
         max_thinking_tokens=task.max_thinking_tokens if _LIMIT.value is None else _LIMIT.value,
         max_answer_tokens=task.max_answer_tokens if _ANSWER.value is None else _ANSWER.value,
@@ -107,11 +105,15 @@ def main() -> None:
 def evaluate(folder: pathlib.Path, chosen: Sequence[Strategy], task: Task, controls: Controls) -> None:
     """Evaluates the checkpoint in `folder`, see the module's text."""
     from s1jax.checkpoint import store
+    from s1jax.text import written
 
     assert _CHECKPOINT.value and _OUT.value  # main has looked
     sampling.say_step(_CHECKPOINT.value, folder)
     about = store.load_metadata(folder)
     check_trained(chosen, about.provenance)
+    texts = ((task.place(i), f"{row['question']}\n{row.get('system', '')}") for i, row in enumerate(task.rows))
+    for note in (*task.notes, *written.notes(about.tokenizer, about.chat, texts, "sent")):
+        print(f"note: {note}")
     questions = [ask(strategy, task, about) for strategy in chosen]
     out = pathlib.Path(_OUT.value)
     asked = _asked(controls)

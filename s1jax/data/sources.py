@@ -9,7 +9,8 @@ from s1jax.config import DataConfig, Experiment, InputError
 from s1jax.data import batches, conditional, countdown, countdown_corpus, packing, s1k
 from s1jax.data.packing import Batch
 from s1jax.data.s1k import Row
-from s1jax.text.chat import FORMATS, ChatFormat
+from s1jax.text import written
+from s1jax.text.chat import ChatFormat
 from s1jax.text.tokenizer import Tokenizer
 
 CORPUS = "countdown_corpus"
@@ -114,7 +115,8 @@ def make(
         for names, verb in ((fitted.dropped, "dropped"), (fitted.truncated, "truncated"))
         if names
     ]
-    notes += _written_out(tokenizer, fmt, rows)
+    texts = ((row.name, "\n".join((row.question, row.trace, row.answer, row.system))) for row in rows)
+    notes += written.notes(tokenizer, fmt, texts, "trained on")
     inside = _end_inside(tokenizer, fmt, rows)
     if inside:
         more = ", ..." if len(inside) > 1 else ""
@@ -180,30 +182,6 @@ def _check_traces(tokenizer: Tokenizer, fmt: ChatFormat, rows: list[Row]) -> Non
                 f"{row.name}: the trace contains think_end {end!r}, which is plain text, so that thinking would end"
                 " there; change the trace, or choose a delimiter that is a special token."
             )
-
-
-def _written_out(tokenizer: Tokenizer, fmt: ChatFormat, rows: list[Row]) -> list[str]:
-    """A note on rows whose text holds delimiters or special tokens, of this tokenizer or of any chat format.
-
-    They are trained on, as text: whoever writes about chat formats means it. More often an exporter has left them in,
-    or a trace goes on behind its own `</think>`, so that such rows are counted and named.
-    """
-    known = dict.fromkeys(token for one in (fmt, *FORMATS.values()) for token in one.special)
-    found: dict[str, None] = {}
-    names = []
-    for row in rows:
-        text = "\n".join((row.question, row.trace, row.answer, row.system))
-        inside = [*tokenizer.special_tokens_in(text), *(token for token in known if token in text)]
-        if inside:
-            names.append(row.name)
-            found |= dict.fromkeys(inside)
-    if not names:
-        return []
-    shown = ", ".join(map(repr, list(found)[:4])) + (", ..." if len(found) > 4 else "")
-    return [
-        f"{len(names)} of {len(rows)} rows hold delimiters or special tokens as text ({shown}), which is trained on as"
-        f" text: {', '.join(names[:5])}{', ...' if len(names) > 5 else ''}; repair or remove them unless it is meant."
-    ]
 
 
 def _end_inside(tokenizer: Tokenizer, fmt: ChatFormat, rows: list[Row]) -> list[str]:
