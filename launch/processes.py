@@ -72,19 +72,57 @@ def run(main: Callable[[], int]) -> int:
     os._exit(code)  # the usual way out would wait for the others, and they wait for this one
 
 
-def stop_asked() -> Callable[[int], bool]:
+def stop_asked(on_signal: Callable[[], None]) -> Callable[[int], bool]:
     """Returns a function from the number of a step to whether the run ends there: there was a SIGTERM.
 
     With several processes, the signal may reach any of them; all are told to end at the same step.
+
+    Args:
+      on_signal: called at the first SIGTERM of this process, at once and in a thread of its own. Python's handlers
+        run in the main thread only, which may wait for a step for minutes.
     """
     import jax
     from jax.experimental import multihost_utils
 
     if jax.process_count() > 1:
+        jaxs = _c_handler(signal.SIGTERM)  # which marks the signal for all processes to see
+        if jaxs is not None:
+            _at_sigterm(jaxs, on_signal)
         return multihost_utils.reached_preemption_sync_point
     stop = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    _at_sigterm(stop.set, on_signal)
     return lambda step: stop.is_set()
+
+
+def _at_sigterm(on_each: Callable[[], object], on_first: Callable[[], object]) -> None:
+    """From now on every SIGTERM calls `on_each`, once or twice, and the first one then `on_first`, in a thread."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+
+    def watch() -> None:
+        came = False
+        while number := os.read(reader, 1):  # Python's C code writes a signal's number there when it comes
+            if number[0] != signal.SIGTERM:
+                continue
+            on_each()
+            if not came:
+                on_first()
+            came = True
+
+    threading.Thread(target=watch, name="sigterm", daemon=True).start()
+    signal.signal(signal.SIGTERM, lambda *_: on_each())
+    signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+
+
+def _c_handler(number: int) -> Callable[[], object] | None:
+    """Returns what C code has set for a signal, as a function; None where that is the system's own."""
+    action = ctypes.create_string_buffer(1024)  # struct sigaction of Linux begins with the handler's address
+    ctypes.CDLL(None, use_errno=True).sigaction(number, None, action)
+    address = int.from_bytes(action.raw[: ctypes.sizeof(ctypes.c_void_p)], sys.byteorder)
+    if address in (signal.SIG_DFL, signal.SIG_IGN):
+        return None
+    handler = ctypes.CFUNCTYPE(None, ctypes.c_int)(address)
+    return lambda: handler(number)
 
 
 def _join() -> None:

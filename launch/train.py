@@ -42,6 +42,7 @@ _PROFILE = flags.DEFINE_string(
     None,
     "Step (from 1) or FIRST:LAST, both included, of which an XProf trace is written to WORKDIR/profile.",
 )
+_STOPPING = "SIGTERM: the run stops after the step under way, with a checkpoint; the same command goes on from it."
 
 
 def main() -> int:
@@ -89,8 +90,8 @@ def _train(experiment: Experiment, workdir: pathlib.Path, began: float, profile:
             init = jax.jit(decoder.init_params, static_argnums=(0, 2), out_shardings=shardings)
             return init(about.config, jax.random.key(experiment.seed), experiment.train.param_dtype)
 
-        stop_asked = processes.stop_asked()
         with progress.Bar("starting", batches.num_steps, shown=first) as bar:
+            stop_asked = processes.stop_asked(lambda: bar.say(_STOPPING))
 
             def on_step(record: dict[str, Any]) -> None:
                 detail = f"loss {record['loss']:.4f}  {record['tokens_per_second']:,.0f} tokens/s"

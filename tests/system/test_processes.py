@@ -212,6 +212,8 @@ def test_a_sigterm_to_one_process_stops_all_at_the_same_step(story, part):
     job, codes, step, saved = story[part]
     assert set(codes) == {143}, job.err(0)
     assert step == saved and f"stopped at step {step} " in job.out(0)
+    # Process 0 says so at once where the signal is its own.
+    assert job.err(0).count("SIGTERM: the run stops after the step under way") == (part != "again")
 
 
 @pytest.mark.parametrize("part", ["again", "two"])

@@ -128,6 +128,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(run, tmp_path):
     out, err = process.communicate()
     assert process.returncode == 143, err
     assert "stopped at step" in out and "training" in err
+    assert err.count("\nSIGTERM: the run stops after the step under way, with a checkpoint; the same command") == 1
     (saved,) = (int(folder.name) for folder in (tmp_path / "w" / "checkpoints").iterdir())
     assert json.loads(metrics.read_text().splitlines()[-1])["step"] == saved
 
