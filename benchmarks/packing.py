@@ -22,11 +22,13 @@ import numpy as np
 from benchmarks import models, record
 from s1jax import parallel
 from s1jax.config import MeshConfig, ModelConfig, TrainConfig
+from s1jax.data import layout
 from s1jax.data.batches import Batches
 from s1jax.data.packing import Example
 from s1jax.model import decoder
 
-SCALE, ROWS, IDS, LONGEST = 32, 1000, 4_700_000, 9109
+SCALE = 32
+ROWS, IDS, LONGEST = layout.KNOWN["s1k"]
 BLOCKS = {"paper's block": 32768, "shortest block": 10240}
 MODEL = ModelConfig(
     vocab_size=4096,
@@ -44,8 +46,6 @@ TRAIN = TrainConfig(compute_dtype="float32", remat="none")
 
 def examples() -> list[Example]:
     """Random ids of s1K's scaled lengths."""
-    rank = np.arange(1, ROWS + 1) / ROWS
-    lengths = np.ceil(LONGEST / SCALE * rank ** (LONGEST / (IDS / ROWS) - 1)).astype(int)
     rng = np.random.default_rng(0)
     return [
         Example(
@@ -53,7 +53,7 @@ def examples() -> list[Example]:
             np.arange(length + 1) >= max(1, length // 10),
             f"example {i}",
         )
-        for i, length in enumerate(lengths)
+        for i, length in enumerate(layout.lengths(ROWS, IDS / SCALE, LONGEST / SCALE))
     ]
 
 
@@ -68,10 +68,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds
-    rows = examples()
+    made = examples()
     sources = {
         f"{batching}, {name}": Batches(
-            rows, batch_size=TRAIN.batch_size, block_size=block // SCALE, batching=batching, epochs=TRAIN.epochs
+            made, batch_size=TRAIN.batch_size, block_size=block // SCALE, batching=batching, epochs=TRAIN.epochs
         )
         for name, block in BLOCKS.items()
         for batching in ("padded", "packed")
@@ -92,9 +92,9 @@ def main() -> None:
         {
             "lengths": {
                 "scale": SCALE,
-                "rows": len(rows),
-                "mean": sum(row.length for row in rows) / len(rows),
-                "longest": max(row.length for row in rows),
+                "rows": len(made),
+                "mean": sum(row.length for row in made) / len(made),
+                "longest": max(row.length for row in made),
             },
             "parameters": MODEL.num_params,
             "batches": {

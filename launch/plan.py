@@ -2,7 +2,8 @@
 
 Compiles the config's train step for machines that need not be here: TPU slices (python -m pip install
 's1jax[tpu-aot]'), NVIDIA GPUs ('s1jax[gpu-aot]'), or fake CPU devices. --search tries meshes, remat policies,
-micro-batches and the MLP in parts.
+micro-batches and the MLP in parts. Packed rows need to know how long the rows of data are: --num_tokens, which is known
+for data.source=s1k; between that and the longest row their lengths are made up (s1jax/data/layout.py).
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from ml_collections import config_flags
 
 from launch import cli, terminal
 from s1jax import files, meters, paths, presets
-from s1jax.config import Experiment, InputError, MeshConfig
+from s1jax.config import Experiment, InputError, MeshConfig, ModelConfig
+from s1jax.data import layout as layout_lib
 from s1jax.plan import targets
 
 if TYPE_CHECKING:  # it imports jax, which must see the flags first
@@ -30,12 +32,16 @@ _CONFIG = config_flags.DEFINE_config_file("config", None, "File of configs/; sin
 _TARGET = flags.DEFINE_string("target", None, "CHIP:ARRANGEMENT, for example v5p:4x4x4, v6e:4x4, h100:16, cpu:8.")
 _MODEL = flags.DEFINE_string("model", "", "Shape by name (s1jax/presets.py), for a config whose checkpoint isn't here.")
 _ROWS = flags.DEFINE_integer("num_rows", 0, "Rows that the recipe trains on; 0: config.data.num_rows, or 1,000.", 0)
-_ROWS_PER_STEP = flags.DEFINE_integer("rows_per_step", 0, "Rows of a packed batch; 0: config.train.batch_size.", 0)
+_TOKENS = flags.DEFINE_float("num_tokens", 0, "Tokens of all rows together, for packed ones; 0: those of s1K.", 0)
+_ROWS_PER_STEP = flags.DEFINE_integer(
+    "rows_per_step", 0, "Rows of a packed batch; 0: by config.train.batch_tokens, or by batch_size and --num_tokens.", 0
+)
 _MFU = flags.DEFINE_float(
     "mfu",
     0.0,
     "Share of peak that the machine is seen to reach, places of padding counted as work, which training's own figure "
-    "leaves out; minutes and dollars then follow it, not the roofline.",
+    "leaves out; minutes and dollars then follow it, not the roofline. Where the tokens are known, the minutes by that "
+    "figure are printed, too.",
 )
 _OUT = flags.DEFINE_string("out", "", "JSON file to write the plan to.")
 _SEARCH = flags.DEFINE_bool("search", False, "Try meshes, remat, micro-batches, MLP parts; print what each takes.")
@@ -63,6 +69,14 @@ def main() -> int:
     shape = _MODEL.value or _preset_of(str(settings.get("init_from", "")))
     experiment = presets.experiment(settings | ({"init_from": "", "model": shape} if shape else {}))
     target = targets.parse(_TARGET.value)
+    layout = layout_lib.layout(experiment, _ROWS.value, _TOKENS.value)
+    if _TOKENS.value and layout is None:
+        raise InputError("--num_tokens is for packed rows; set --config.data.batching=packed, or leave it out.")
+    if layout is None and experiment.train.batch_tokens and not experiment.train.steps:
+        raise InputError(
+            f"how many steps of config.train.batch_tokens the rows of {experiment.data.source} take is not known; give "
+            "--num_tokens, or --config.train.steps."
+        )
     # A topology is not a machine: nothing but the CPU is started, and nothing is asked of a cloud.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
@@ -77,17 +91,19 @@ def main() -> int:
 
     model = experiment.model or store.load_metadata(experiment.init_from).config
     results = []
-    tries = _candidates(experiment, target.devices) if _SEARCH.value else [[experiment]]
+    given = _ROWS_PER_STEP.value or (layout.rows if layout else 0)
+    rows = given or planner.rows_of(experiment)
+    tries = _candidates(experiment, target.devices, rows) if _SEARCH.value else [[experiment]]
     if not tries:
-        rows = _ROWS_PER_STEP.value or experiment.train.batch_size
+        size = "batch_size" if experiment.train.batch_size else "batch_tokens"
         raise InputError(
-            f"the {rows} rows of a step (config.train.batch_size) do not divide over the {target.devices} devices of "
+            f"the {rows} rows of a step (config.train.{size}) do not divide over the {target.devices} devices of "
             f"{target.name} in any of the meshes that are tried; change one or the other."
         )
     for attempts in tries:
         for candidate in attempts:
             try:
-                results.append((planner.plan(candidate, model, target, _ROWS_PER_STEP.value), candidate))
+                results.append((planner.plan(candidate, model, target, given), candidate))
             except InputError as error:
                 if not _SEARCH.value:
                     if not isinstance(error, planner.DoesNotFitError):
@@ -110,7 +126,8 @@ def main() -> int:
             print(f"  {_name(candidate)}: {_line(result)}")
         print()
     best, chosen = fitting[0]
-    record = _record(best, chosen, planner.num_steps(chosen, _ROWS.value or chosen.data.num_rows or 1000))
+    steps = layout.steps if layout else planner.num_steps(chosen, _ROWS.value or chosen.data.num_rows or 1000)
+    record = _record(best, chosen, model, steps, layout)
     print("\n".join(_table(best, record)))
     if not best.fits:
         print("It does not fit. " + "; ".join(planner.remedies(chosen, best.mesh, best.rows)) + ".")
@@ -143,8 +160,8 @@ def _preset_of(checkpoint: str) -> str:
     return path.name
 
 
-def _candidates(experiment: Experiment, devices: int) -> list[list[Experiment]]:
-    """Meshes of up to 8-way tensor or sequence parallelism x remat policies x micro-batches.
+def _candidates(experiment: Experiment, devices: int, rows: int) -> list[list[Experiment]]:
+    """Meshes of up to 8-way tensor or sequence parallelism x remat policies x micro-batches, for so many rows a step.
 
     What the experiment has other than its defaults stays: `mesh.data`, and `mesh.tensor` with `mesh.sequence`; its
     remat policy and micro-batches are tried as well. Each in the forms to try until one fits: as it is and, with full
@@ -152,7 +169,6 @@ def _candidates(experiment: Experiment, devices: int) -> list[list[Experiment]]:
     """
     found = []
     train, asked = experiment.train, experiment.mesh
-    rows = _ROWS_PER_STEP.value or train.batch_size
     policies = list(dict.fromkeys((train.remat, *_POLICIES)))
     inner = [("tensor", 1), *((axis, size) for axis in ("tensor", "sequence") for size in (2, 4, 8))]
     meshes = [{axis: size} for axis, size in inner]
@@ -184,7 +200,9 @@ def _line(plan: Plan) -> str:
     return f"{plan.memory['peak'] / 1e9:.3g} GB, step {plan.seconds['step']:.3g} s{verdict}"
 
 
-def _record(plan: Plan, experiment: Experiment, steps: int) -> dict[str, Any]:
+def _record(
+    plan: Plan, experiment: Experiment, model: ModelConfig, steps: int, layout: layout_lib.Layout | None
+) -> dict[str, Any]:
     """The plan as JSON, with what the whole recipe takes."""
     values = dataclasses.asdict(plan)
     experiment = dataclasses.replace(experiment, mesh=MeshConfig(**plan.mesh))  # as it came to be: no -1
@@ -192,6 +210,13 @@ def _record(plan: Plan, experiment: Experiment, steps: int) -> dict[str, Any]:
     if _MFU.value:
         seconds = plan.mfu * seconds / _MFU.value
     recipe = {"steps": steps, "step_seconds": seconds, "minutes": steps * seconds / 60, "assumed_mfu": _MFU.value}
+    if layout:
+        needed = meters.train_flops(model, layout.tokens, layout.pairs) / plan.devices  # type: ignore[arg-type]  # means
+        recipe |= {"tokens": steps * layout.tokens, "sequences_per_step": layout.sequences}
+        recipe["padding"] = 1 - layout.tokens / (plan.rows * plan.block_size)
+        recipe["mfu_of_tokens"] = needed / targets.parse(plan.target).chip.flops / seconds
+        if _MFU.value:
+            recipe["minutes_by_tokens"] = recipe["minutes"] * recipe["mfu_of_tokens"] / _MFU.value
     recipe["dollars"] = meters.dollars(steps * seconds, plan.devices, experiment.cost.per_device_hour)
     return values | {"fits": plan.fits, "mfu": plan.mfu, "recipe": recipe, "settings": _name(experiment)}
 
@@ -217,6 +242,14 @@ def _table(plan: Plan, record: dict[str, Any]) -> list[str]:
     )
     cost = f", ${recipe['dollars']:,.2f}" if recipe["dollars"] else ""
     lines.append(f"  the recipe: {recipe['steps']} steps, {recipe['minutes']:.1f} minutes{cost} {how}")
+    if "tokens" in recipe:
+        lines.append(
+            f"    {recipe['tokens'] / 1e6:.1f} M tokens in all, {recipe['sequences_per_step']:.1f} sequences a step, "
+            f"{100 * recipe['padding']:.0f} % of the places are padding, by lengths that are made up"
+        )
+        lines.append(f"    {100 * recipe['mfu_of_tokens']:.1f} % MFU of the tokens alone, as training counts it")
+    if "minutes_by_tokens" in recipe:
+        lines[-1] += f"; {100 * _MFU.value:.0f} % of that kind take {recipe['minutes_by_tokens']:.1f} minutes"
     return [*lines, f"  note: {p.note}"] if p.note else lines
 
 

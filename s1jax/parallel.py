@@ -164,7 +164,7 @@ def check_batch(rows: int, length: int, mesh: Mesh, what: str) -> None:
     if rows % row_shards(mesh):
         raise InputError(
             f"{what} has {rows} rows, which {_product(mesh, ROWS)} does not divide; "
-            "change train.batch_size or move devices to mesh.sequence or mesh.tensor."
+            "change train.batch_size or train.batch_tokens, or move devices to mesh.sequence or mesh.tensor."
         )
     shards = mesh.shape[TOKENS]
     if shards > 1 and length % (2 * shards):

@@ -83,7 +83,7 @@ def plan(experiment: Experiment, model: ModelConfig, target: targets.Target, row
       experiment: of which `mesh`, `train`, `optimizer` and `data.block_size` matter.
       model: its shape.
       target: of `targets.parse`.
-      rows: of a batch; 0: `train.batch_size`, as many as padded batches have.
+      rows: of a batch; 0: `train.batch_size`, as many as padded batches have, or those that `train.batch_tokens` makes.
 
     Raises:
       DoesNotFitError: where the compiler says so, as for TPUs; GPUs' and CPUs' don't.
@@ -93,10 +93,17 @@ def plan(experiment: Experiment, model: ModelConfig, target: targets.Target, row
     experiment, note = parallel.choose_attention(experiment, model, mesh, target.platform)
     train, block = experiment.train, experiment.data.block_size
     notes = [note] if note else []
-    if experiment.data.batching == "packed" and not rows:
-        notes.append("packed rows of a step are fewer than its sequences; see launch.train's, give --rows_per_step.")
-    rows = rows or train.batch_size
-    parallel.check_batch(rows, block, mesh, f"a step of train.batch_size={train.batch_size}")
+    if experiment.data.batching == "packed" and not rows and train.batch_size:
+        notes.append(
+            "packed rows of a step are fewer than its sequences; give --num_tokens, or launch.train's rows"
+            " as --rows_per_step."
+        )
+    rows = rows or rows_of(experiment)
+    if experiment.data.batching == "packed" and train.batch_size:  # filled up, as in training
+        multiple = parallel.row_shards(mesh) * train.accumulation
+        rows = -(-rows // multiple) * multiple
+    size = f"batch_size={train.batch_size}" if train.batch_size else f"batch_tokens={train.batch_tokens}"
+    parallel.check_batch(rows, block, mesh, f"a step of train.{size}")
     tx = optimizer_lib.make(experiment.optimizer, model, 100)
     state = step_lib.abstract_state(model, tx, mesh, train.param_dtype)
     step = step_lib.make_step(model, train, experiment.optimizer, 100, tx, mesh, state)
@@ -166,8 +173,14 @@ def _step(traffic: hlo.Traffic, executed: float, interconnect: float, chip: targ
     return max(alone + (executed - traffic.operations) / chip.flops, interconnect)
 
 
+def rows_of(experiment: Experiment) -> int:
+    """Rows of a step, where nothing is known of the lengths of packed ones."""
+    train = experiment.train
+    return train.batch_size or train.batch_tokens // experiment.data.block_size
+
+
 def num_steps(experiment: Experiment, num_rows: int) -> int:
-    """Optimizer steps of the whole recipe on `num_rows` rows."""
+    """Optimizer steps of the whole recipe on `num_rows` rows; `train.batch_size` or `train.steps` is given."""
     return experiment.train.steps or math.ceil(num_rows / experiment.train.batch_size) * experiment.train.epochs
 
 
@@ -187,7 +200,10 @@ def remedies(experiment: Experiment, mesh: dict[str, int], rows: int) -> list[st
     if train.param_dtype != "bfloat16":
         advice.append("--config.train.param_dtype=bfloat16: half the weights, rounded at random")
     if rows > devices:
-        advice.append(f"--config.train.batch_size={devices}, accumulation=1: no sums of gradients, but another recipe")
+        size = f"batch_size={devices}"
+        if train.batch_tokens:
+            size = f"batch_tokens={devices * experiment.data.block_size}"
+        advice.append(f"--config.train.{size}, accumulation=1: no sums of gradients, but another recipe")
     split = ", mesh.sequence=2, mesh.tensor=2" if devices > 1 else ""
     return [*advice, f"a shorter data.block_size (now {experiment.data.block_size}){split}, or more devices"]
 

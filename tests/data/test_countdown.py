@@ -320,7 +320,9 @@ def test_configurations(tokenizer):
     for seed in range(3):
         tune = _experiment("countdown_s1", seed=seed)
         batches, notes = sources.make(tune, tokenizer, chat.FORMATS[tune.chat], 1)
-        assert batches.num_steps == 315 and batches.num_rows == 9 and not notes
+        assert batches.num_steps == 315 and batches.num_rows == 9
+        (note,) = notes
+        assert "train.batch_size); " in note and "% of its places are padding. For less, set train.batch_size=0" in note
     optimizer = tune.optimizer
     assert (optimizer.name, optimizer.learning_rate, optimizer.b1, optimizer.b2) == ("adamw", 4e-4, 0.9, 0.95)
     assert (optimizer.weight_decay, optimizer.warmup_fraction, optimizer.schedule) == (1e-4, 0.05, "cosine")

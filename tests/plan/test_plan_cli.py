@@ -48,6 +48,28 @@ def test_plan_of_fully_sharded_training(tmp_path):
     assert recipe["dollars"] == pytest.approx(315 * seconds / 3600 * 8 * 2)
 
 
+def test_packed_rows_are_planned_by_the_tokens_of_all_rows(tmp_path):
+    """By tokens a step; and what training would call MFU, which counts no place without a token."""
+    out = tmp_path / "plan.json"
+    tokens = ["--config.data.batching=packed", "--config.train.batch_size=0", "--config.train.batch_tokens=1600"]
+    done = _run(*SMALL, *tokens, "--num_tokens=8e4", "--target=cpu:8", f"--out={out}", "--mfu=0.5")
+    assert done.returncode == 0, done.stderr[-2000:]
+    plan = json.loads(out.read_text())
+    recipe, layer = plan["recipe"], 4 * (128 * 32 * (4 + 2 + 2 + 4) + 3 * 128 * 384)
+    assert plan["rows"] == 8 and plan["block_size"] == 192  # 1600 // 192
+    assert recipe["tokens"] == pytest.approx(5 * 8e4, rel=0.02)
+    assert recipe["padding"] == pytest.approx(1 - recipe["tokens"] / recipe["steps"] / (8 * 192))
+    assert (
+        0 < recipe["padding"] < 0.15 and f", {100 * recipe['padding']:.0f} % of the places are padding" in done.stdout
+    )
+    assert recipe["sequences_per_step"] == pytest.approx(5000 / recipe["steps"])
+    # Lengths spread evenly up to twice the mean of 80: 1,000 rows of l (l + 1) / 2 pairs.
+    pairs = 1000 * (160**2 / 3 + 80) / 2 * 5
+    flops = 6 * (layer + 128 * 126 + 4 * 2 * 128 + 4 * 64 * 4 + 128) * recipe["tokens"] + 12 * 4 * 4 * 32 * pairs
+    assert recipe["minutes_by_tokens"] == pytest.approx(flops / (8 * 1e11 * 0.5) / 60, rel=0.03)
+    assert recipe["minutes_by_tokens"] < recipe["minutes"]
+
+
 def test_products_that_several_devices_do_alike_are_counted_on_each(tmp_path):
     """Two key heads on four devices: each projects to both of them."""
     out = tmp_path / "plan.json"
@@ -150,6 +172,14 @@ def test_search_keeps_the_axes_that_were_given():
         (["--target=cpu:8", "--config.mesh.sequence=8", "--config.data.block_size=200"], "a multiple of 16"),
         (["--target=cpu:4", "--config.mesh.tensor=3"], "does not divide the 4 devices"),
         ([], "--target=CHIP:ARRANGEMENT"),
+        (["--target=cpu:8", "--num_tokens=1e4"], "--num_tokens is for packed rows; set --config.data.batching=packed"),
+        (
+            [
+                *("--target=cpu:8", "--config.data.batching=packed", "--config.train.batch_size=0"),
+                "--config.train.batch_tokens=1600",
+            ],
+            "the rows of countdown take is not known; give --num_tokens, or --config.train.steps",
+        ),
     ],
 )
 def test_bad_input_is_one_sentence(arguments, message):

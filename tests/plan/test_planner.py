@@ -134,5 +134,8 @@ def test_a_compiler_that_finds_no_room(monkeypatch):
 
 def test_a_packed_batch_is_told_of():
     packed = dataclasses.replace(experiment(), data=DataConfig(block_size=32, batching="packed"))
-    assert "give --rows_per_step" in planner.plan(packed, MODEL, targets.parse("cpu:1")).note
+    assert (
+        "give --num_tokens, or launch.train's rows as --rows_per_step"
+        in planner.plan(packed, MODEL, targets.parse("cpu:1")).note
+    )
     assert planner.plan(packed, MODEL, targets.parse("cpu:1"), rows=5).note == ""
