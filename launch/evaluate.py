@@ -1,7 +1,8 @@
 """Draws scaling curves: `python -m launch.evaluate --checkpoint=CKPT --task=TASK --out=DIR --strategies=S,S,...`.
 
 TASK is countdown, countdown_easy, countdown_hard or countdown_four; gsm8k, math500, aime24, aime25 or gpqa, from the
-hub or from a local copy as gsm8k:FILE; choices:FILE for other multiple choice; or a FILE of questions and answers.
+hub or from a local copy as gsm8k:FILE; choices:FILE for other multiple choice; or a FILE of questions and answers. FILE
+may be a folder: its test split is taken.
 
 All problems are answered once for each strategy (`s1jax.evaluate.strategies`), for example
 
