@@ -64,7 +64,7 @@ def by_datasets(folder: pathlib.Path) -> dict[str, set[str]]:
 
 
 def test_the_same_as_datasets(tmp_path):
-    folders = [paths for paths, _ in FOLDERS] + made_up(60)
+    folders = [paths for paths, _ in FOLDERS] + made_up(25)
     seen = set()
     for i, paths in enumerate(folders):
         for path in paths:
