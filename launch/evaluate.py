@@ -148,6 +148,7 @@ def evaluate(folder: pathlib.Path, chosen: Sequence[Strategy], task: Task, contr
             "asked": asked,
             "fingerprint": run,
             "problems": len(task.rows),
+            "grader": task.grader,
             "runs": [scaling.record(run) for run in runs],
             "metrics": metrics,
             "scales": "accuracy, error, interval (95 %, Wilson), control, cut, performance: %; scaling: percentage"
@@ -307,7 +308,7 @@ def sample_all(
                 # The references are those that the verdicts are by, which may be newer than the samples.
                 own = {key: value for key, value in given.items() if key != "question"}
                 for i, sample in enumerate(samples):
-                    verdict = {"correct": outcome.correct[i], "chosen": i == outcome.chosen}
+                    verdict = {"correct": outcome.correct[i], "chosen": i == outcome.chosen, "mark": outcome.marks[i]}
                     stream.write(json.dumps({**sample, **own, **verdict}, ensure_ascii=False) + "\n")
             stream.flush()
             settled[strategy], seconds[strategy] = found, sum(row["seconds"] for row in rows)

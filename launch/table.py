@@ -35,9 +35,11 @@ def show(runs: list[scaling.Run], metrics: Mapping[str, Mapping[str, float | Non
             f"{run.total_tokens:.1f}", f"{run.samples:.3g}", f"{run.cut:.0f}",
             _figure(run.control, ".0f"), f"{run.seconds / run.problems:.3g}", _figure(run.dollars, ".2g"),
         )  # fmt: skip
+    undecided = [f"{run.undecided} of {run.problems} in {terminal.safe(run.name)}" for run in runs if run.undecided]
+    note = f"undecided answers, counted as not right: {', '.join(undecided)}. " if undecided else ""
     figures = Table(
-        caption="95 %: Wilson interval of the accuracy; tokens, samples, s (seconds) and USD of a problem; Control also"
-        " of the runs' means"
+        caption=f"{note}95 %: Wilson interval of the accuracy; tokens, samples, s (seconds) and USD of a problem;"
+        " Control also of the runs' means"
     )
     for heading in ("", "Control %", "of runs %", "Scaling (points per 1,000 tokens)", "Performance %"):
         figures.add_column(heading, justify="right" if heading else "left")

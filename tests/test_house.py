@@ -15,7 +15,7 @@ FILES = sorted(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.p
 TREES = {file.relative_to(ROOT).as_posix(): ast.parse(file.read_text()) for file in FILES}
 PRODUCT = {name: tree for name, tree in TREES.items() if not name.startswith("tests/")}
 PACKAGE = {name: tree for name, tree in TREES.items() if name.startswith("s1jax/")}
-ROOMS = ("text", "data", "model", "train", "checkpoint", "sample", "evaluate", "plan")
+ROOMS = ("text", "grading", "data", "model", "train", "checkpoint", "sample", "evaluate", "plan")
 JAX = ("jax", "flax", "optax", "orbax", "chex")
 # What the core must import without, because machines with accelerators often lack it. (rich comes with flax.)
 OPTIONAL = (
@@ -25,7 +25,7 @@ OPTIONAL = (
 )  # fmt: skip
 CORE = (
     "s1jax.text.tokenizer", "s1jax.text.chat", "s1jax.data.countdown", "s1jax.data.batches", "s1jax.model.decoder",
-    "s1jax.parallel", "s1jax.train.loop", "s1jax.sample.rows", "s1jax.checkpoint.store", "s1jax.evaluate.grading",
+    "s1jax.parallel", "s1jax.train.loop", "s1jax.sample.rows", "s1jax.checkpoint.store", "s1jax.grading.compare",
     "s1jax.evaluate.scaling", "s1jax.evaluate.tasks", "s1jax.evaluate.strategies", "s1jax.evaluate.outcomes",
     "s1jax.data.conditional",
 )  # fmt: skip
@@ -60,10 +60,12 @@ def offences(prefix: str, forbidden: tuple[str, ...]) -> list[str]:
         ("s1jax/text/", JAX),
         ("s1jax/data/", JAX),
         ("s1jax/evaluate/", JAX),
+        ("s1jax/grading/", JAX),
         ("s1jax/config.py", JAX),
         # Data flows one way: text -> data -> train -> checkpoint -> sample -> evaluate; model and parallel lie below.
         ("s1jax/text/", tuple(f"s1jax.{room}" for room in ROOMS if room != "text")),
-        ("s1jax/data/", tuple(f"s1jax.{room}" for room in ROOMS if room not in ("text", "data"))),
+        ("s1jax/data/", tuple(f"s1jax.{room}" for room in ROOMS if room not in ("text", "grading", "data"))),
+        ("s1jax/grading/", tuple(f"s1jax.{room}" for room in ROOMS if room != "grading")),
         ("s1jax/model/", tuple(f"s1jax.{room}" for room in ROOMS if room != "model")),
         ("s1jax/parallel.py", tuple(f"s1jax.{room}" for room in ROOMS if room != "model")),
         ("s1jax/train/", ("s1jax.sample", "s1jax.evaluate")),
@@ -180,7 +182,8 @@ def test_the_rooms_without_jax_do_not_load_it():
     rooms = [
         name.removesuffix(".py").replace("/", ".")
         for name in PACKAGE
-        if name.split("/")[1] in ("text", "data", "evaluate", "config.py") and not name.endswith("__init__.py")
+        if name.split("/")[1] in ("text", "grading", "data", "evaluate", "config.py")
+        and not name.endswith("__init__.py")
     ]
     code = (
         "import importlib, sys\n"

@@ -22,18 +22,25 @@ class Outcome:
 
     Attributes:
       samples: all that were drawn, in the order of their attempts, with at least `FIELDS`.
-      correct: whether each of them is right.
+      correct: whether each of them is right; None: undecided, because the comparison did not end.
       chosen: place of the one whose answer counts; None where none does.
+      marks: of each sample, `Task.mark` of its verdict.
     """
 
     samples: list[dict[str, Any]]
-    correct: list[bool]
+    correct: list[bool | None]
     chosen: int | None
+    marks: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def right(self) -> bool:
         """Whether the answer that counts is right."""
-        return self.chosen is not None and self.correct[self.chosen]
+        return self.chosen is not None and self.correct[self.chosen] is True
+
+    @property
+    def undecided(self) -> bool:
+        """Whether nothing is known about the answer that counts."""
+        return self.chosen is not None and self.correct[self.chosen] is None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +87,9 @@ def wanted(
 def settle(strategy: Strategy, task: Task, row: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> Outcome:
     """Grades the samples of one problem and chooses among them.
 
+    A verdict that a sample already has (`correct` and its `mark`, as samples.jsonl keeps them) is kept where its
+    grader, answer and row are the same: grading hostile answers is slow. So is a choice where all samples have one.
+
     Args:
       strategy: that they were drawn for.
       task: that the problem belongs to.
@@ -88,9 +98,17 @@ def settle(strategy: Strategy, task: Task, row: Mapping[str, Any], samples: Sequ
     """
     ordered = sorted(samples, key=lambda sample: sample["attempt"])
     answers = [task.answer(sample["answer"], row) for sample in ordered]
-    correct = [answer is not None and task.right(answer, row) for answer in answers]
-    chosen = strategy.choose(ordered, answers, task.same)
-    return Outcome([{name: sample[name] for name in FIELDS} for sample in ordered], correct, chosen)
+    marks = [task.mark(sample["answer"], row) for sample in ordered]
+    known = [sample.get("mark") == mark and "correct" in sample for sample, mark in zip(ordered, marks, strict=True)]
+    correct = [
+        sample["correct"] if kept else False if answer is None else task.right(answer, row)
+        for sample, kept, answer in zip(ordered, known, answers, strict=True)
+    ]
+    if all(known) and all("chosen" in sample for sample in ordered):
+        chosen = next((i for i, sample in enumerate(ordered) if sample["chosen"]), None)
+    else:
+        chosen = strategy.choose(ordered, answers, task.same)
+    return Outcome([{name: sample[name] for name in FIELDS} for sample in ordered], correct, chosen, marks)
 
 
 def summarise(
@@ -141,6 +159,7 @@ def summarise(
         in_range=in_range,
         cut=100 * sum(cut) / len(cut),
         seconds=round(seconds, 2),
+        undecided=sum(outcome.undecided for outcome in outcomes),
         dollars=seconds / 3600 * dollars_per_hour / count if dollars_per_hour else None,
     )
 

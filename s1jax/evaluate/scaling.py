@@ -49,6 +49,7 @@ class Run:
       cut: percentage of those samples whose thinking was cut, rather than ended by the model.
       seconds: wall-clock time that sampling took, over all problems; loading and compiling left out.
       dollars: for one problem; None where no price is known.
+      undecided: problems whose answer is counted as not right because its comparison did not end.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Run:
     cut: float
     seconds: float
     dollars: float | None = None
+    undecided: int = 0
 
     @property
     def interval(self) -> tuple[float, float]:

@@ -1,5 +1,8 @@
 r"""What models are asked: problems, how an answer is found in a text, and when it is right.
 
+A named task is graded as the field grades it: gsm8k by the text of the last number, as `flexible-extract` of lm_eval's
+task; aime by the whole number; gpqa by the letter; math500 and files of rows by math-verify (`s1jax.grading`).
+
 Questions are asked as they stand, without further instructions, and choices follow as "A) ..." lines, as the paper's
 evaluation does (github.com/simplescaling/s1, eval/). Published tasks are read from a local file in their own columns,
 `gsm8k:test.jsonl`, or fetched from the hub by their name alone.
@@ -8,16 +11,20 @@ evaluation does (github.com/simplescaling/s1, eval/). Published tasks are read f
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
+import math
 import pathlib
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from s1jax import readers
 from s1jax.config import InputError
 from s1jax.data import countdown, countdown_four
-from s1jax.evaluate import grading
+from s1jax.grading import choices as letters_lib
+from s1jax.grading import compare, extract
 
 Row = Mapping[str, Any]
 
@@ -42,7 +49,8 @@ class Task:
       rows: prompt rows, each with a `question` and whatever the functions below need.
       answer: (text of an answer, its row) -> what it answers; None where it answers nothing.
       same: whether two such answers mean the same; a vote counts by it.
-      right: (answer, its row) -> whether it is right.
+      right: (answer, its row) -> whether it is right; None where the comparison did not end (undecided).
+      grader: name and version of what decides, for results; verdicts of another one are not kept.
       max_thinking_tokens: of runs without a budget, where nothing else is asked for.
       max_answer_tokens: likewise.
       places: file:line of each row, for messages; empty where they come from no file.
@@ -53,7 +61,8 @@ class Task:
     rows: list[dict[str, Any]]
     answer: Callable[[str, Row], str | None]
     same: Callable[[str, str], bool]
-    right: Callable[[str, Row], bool]
+    right: Callable[[str, Row], bool | None]
+    grader: str = "exact"
     max_thinking_tokens: int = 4096
     max_answer_tokens: int = 1024
     places: Sequence[str] = ()
@@ -63,10 +72,15 @@ class Task:
         """What messages call the row `number`."""
         return self.places[number] if self.places else f"problem {number} of {self.title}"
 
-    def grade(self, text: str, row: Row) -> bool:
-        """Whether the text of an answer is right."""
+    def grade(self, text: str, row: Row) -> bool | None:
+        """Whether the text of an answer is right; None where that is undecided."""
         answer = self.answer(text, row)
-        return answer is not None and self.right(answer, row)
+        return False if answer is None else self.right(answer, row)
+
+    def mark(self, text: str, row: Row) -> str:
+        """Returns a digest of all that a verdict depends on: the grader, the text and the row."""
+        about = json.dumps([self.grader, text, row], sort_keys=True)
+        return hashlib.sha256(about.encode(errors="surrogatepass")).hexdigest()[:16]
 
 
 def load(name: str, num_problems: int = 0, split: str = "test") -> Task:
@@ -111,9 +125,15 @@ def load(name: str, num_problems: int = 0, split: str = "test") -> Task:
         raise InputError(asked if found else f"{file or kind} holds no rows; give at least one question.")
     title = f"{kind or pathlib.Path(file.removesuffix('.gz')).stem}, {len(found)} problems"
     if kind in ("gpqa", "choices"):
-        task = Task(title, found, _letter, str.__eq__, lambda answer, row: answer == row["reference"])
+        task = Task(title, found, _letter, str.__eq__, _is_reference, f"letters, {compare.grader()}")
+    elif kind == "gsm8k":
+        task = Task(
+            title, found, _last_number, str.__eq__, _is_number, "numbers as lm_eval's gsm8k flexible-extract, 1"
+        )
+    elif kind in ("aime24", "aime25"):
+        task = Task(title, found, _whole, str.__eq__, _is_reference, f"whole numbers, s1jax grading {compare.VERSION}")
     else:
-        task = Task(title, found, _final, grading.equal, lambda answer, row: grading.equal(answer, row["reference"]))
+        task = Task(title, found, _final, _same, _is_equal, compare.grader())
     return dataclasses.replace(task, places=places, notes=notes)
 
 
@@ -132,7 +152,7 @@ def _countdown(name: str, num_problems: int, split: str) -> Task:
     title = f"{kind} ({split}), {len(rows)} held-out problems"
     # Four numbers have many more first moves, and a search tries them one after the other.
     thinking = 768 if name == "countdown_four" else 384
-    return Task(title, rows, _expression, _same_value, _solves, thinking, 24)
+    return Task(title, rows, _expression, _same_value, _solves, "countdown, exact", thinking, 24)
 
 
 def _expression(text: str, row: Row) -> str | None:
@@ -152,11 +172,48 @@ def _solves(expression: str, row: Row) -> bool:
 
 
 def _final(text: str, row: Row) -> str | None:
-    return grading.final(text) or None
+    return extract.extract(text) or None
+
+
+def _same(one: str, other: str) -> bool:
+    return compare.equal(one, other) is True  # undecided answers do not share a vote
+
+
+def _is_equal(answer: str, row: Row) -> bool | None:
+    return compare.equal(answer, row["reference"])
+
+
+def _is_reference(answer: str, row: Row) -> bool:
+    return answer == row["reference"]
 
 
 def _letter(text: str, row: Row) -> str | None:
-    return grading.letter(text, row["choices"])
+    return letters_lib.letter(text, row["choices"])
+
+
+def _last_number(text: str, row: Row) -> str | None:
+    """Returns the last number of a text as lm_eval's gsm8k: without commas, dollar signs and a last full stop."""
+    found = re.findall(r"(-?[$0-9.,]{2,})|(-?[0-9]+)", text)
+    return _plain(found[-1][0] or found[-1][1]) if found else None
+
+
+def _plain(number: str) -> str:
+    return re.sub(r"\.$", "", re.sub(r"[,$]", "", number.strip()))
+
+
+def _is_number(answer: str, row: Row) -> bool:
+    return answer == _plain(row["reference"])
+
+
+def _whole(text: str, row: Row) -> str | None:
+    """Returns the whole number that the final answer of a text is, or its end after the last "="."""
+    return whole_number(extract.extract(text).rpartition("=")[2])
+
+
+def whole_number(answer: str) -> str | None:
+    r"""Returns the digits of the whole number that `025`, `25.0`, `$25$` or `25^\circ` is; None for other answers."""
+    number = compare.number(compare.tidy(answer))
+    return str(number) if number is not None and number.denominator == 1 else None
 
 
 def _row(kind: str, record: dict[str, Any], where: str, number: int) -> dict[str, Any]:
@@ -167,17 +224,17 @@ def _row(kind: str, record: dict[str, Any], where: str, number: int) -> dict[str
     question = question.strip()
     if kind in ("gpqa", "choices"):
         choices, right = _choices(record, where, number)
-        lines = [f"{letter}) {choice}" for letter, choice in zip(grading.LETTERS, choices, strict=False)]
+        lines = [f"{letter}) {choice}" for letter, choice in zip(letters_lib.LETTERS, choices, strict=False)]
         return {"question": "\n".join([f"{question}\n", *lines]), "choices": choices, "reference": right}
-    reference = grading.reference(record, where)
+    reference = _reference(record, where)
     if kind in ("aime24", "aime25"):
         # Published answers are written 025, 25, 25.0, $25$ or 25^\circ; all AIME answers are whole numbers of 0..999.
-        whole = grading.whole_number(reference)
-        if whole is None or not 0 <= whole <= 999:
+        whole = whole_number(reference)
+        if whole is None or not 0 <= int(whole) <= 999:
             raise InputError(
                 f"{where}: answer {reference!r} is no whole number of 0..999, as all of AIME are; repair it."
             )
-        reference = str(whole)
+        reference = whole
     return {"question": question, "reference": reference}
 
 
@@ -187,6 +244,34 @@ def _system(record: dict[str, Any], where: str) -> dict[str, str]:
     if not isinstance(system, str):
         raise InputError(f"{where}: system is {system!r:.40}; it must be a text.")
     return {"system": system} if system else {}
+
+
+def _reference(row: Row, where: str) -> str:
+    r"""Returns the right answer of a row: its `answer`, or else its `solution`.
+
+    The field may hold the bare answer, or a worked solution that ends in GSM8K's `#### x` or holds `\boxed{x}` or
+    "Answer: x".
+    """
+    for field in ("answer", "solution"):
+        value = row.get(field)
+        if value is None or isinstance(value, (bool, list, dict)) or not str(value).strip():
+            continue
+        if isinstance(value, float) and not math.isfinite(value):  # NaN, which Python reads in JSON
+            continue
+        text = str(value).strip()
+        answer = extract.extract(text) if extract.marked(text) else text
+        if "\n" in answer:
+            raise InputError(
+                f"{where}: `{field}` has several lines and no final answer; end it in a line `#### ANSWER` or give "
+                "the bare answer."
+            )
+        if len(answer) >= extract.LONGEST:
+            raise InputError(
+                f"{where}: the answer in `{field}` has {len(answer)} characters, and fewer than {extract.LONGEST} of a"
+                " model's are looked at; give a shorter one."
+            )
+        return answer
+    raise InputError(f"{where}: no answer to grade against; give the row a field `answer` or `solution`.")
 
 
 def _choices(record: dict[str, Any], where: str, number: int) -> tuple[list[str], str]:
@@ -209,7 +294,7 @@ def _choices(record: dict[str, Any], where: str, number: int) -> tuple[list[str]
             )
         choices = [_choice(choice) for choice in given]
         answer = answer.strip() if isinstance(answer, str) else answer
-    letters = grading.LETTERS[: len(choices)]
+    letters = letters_lib.LETTERS[: len(choices)]
     if not 2 <= len(choices) <= len(letters) or not all(choices):
         raise InputError(f"{where}: the choices are {choices!r}; give 2 to 26, none of them empty.")
     if answer in choices:

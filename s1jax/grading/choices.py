@@ -14,13 +14,14 @@ def letter(text: str, choices: Sequence[str]) -> str | None:
     r"""Returns the letter of the choice that `text` gives, or None where it gives none or more than one.
 
     Looked for in the final answer, in this order: the whole text of one of the choices; nothing but a letter (`C`,
-    `(C)`, `option c`); a letter in front (`C) 12 m`, `Option C: 12 m`); one that "is", "option" or "choice" precedes; one
-    in parentheses; the only letter that stands alone, where "A" and "I" before most words are articles; and last what
+    `(C)`, `option c`); a letter in front (`C) 12 m`, `Option C: 12 m`); one after "is", "option" or "choice"; one in
+    parentheses; the only letter that stands alone, where "A" and "I" before most words are articles; and last what
     equals one of the choices. A letter that is denied ("not A", "all but A", "A is wrong") does not count.
     """
 
     def plain(given: str) -> str:
-        given = re.sub(r"\\(?:text|textbf|mathbf|mathrm|mbox|rm)\s*\{([^{}]*)\}", r"\1", compare.tidy(given))
+        given = re.sub(r"\\(?:text|textbf|mathbf|mathrm|mbox|rm)\s*\{([^{}]*)\}", r"\1", given)
+        given = re.sub(r"\\[,;:]|\s+", " ", re.sub(r"\\[()!]|[${}]|\\(?:left|right)(?![a-z])", "", given))
         return given.strip(" .*'\"`\u2018\u2019").removesuffix(".")
 
     answer, letters = plain(extract(text)), LETTERS[: len(choices)]
@@ -43,5 +44,5 @@ def letter(text: str, choices: Sequence[str]) -> str | None:
     ):
         if found := set(re.findall(pattern, claimed)):
             return found.pop() if len(found) == 1 else None
-    same = [name for name, choice in zip(letters, choices, strict=True) if compare.equal(answer, choice)]
+    same = [name for name, choice in zip(letters, choices, strict=True) if compare.equal(extract(text), choice)]
     return same[0] if len(same) == 1 else None

@@ -7,64 +7,49 @@ as text. A decimal of six places is equal to what rounds to it, as it is to math
 A unit may be missing on one side. Of a sentence the last number counts.
 
 A comparison has a limit of `CALLS` function calls, the same on every machine, under any load and in any thread. What
-reaches it, is nested deeper than `DEPTH` or holds numbers of more than `BITS` bits is undecided: neither right nor wrong.
+reaches it, or is too large for it (`BITS` of numbers, `TERMS` of products, `DEPTH` of brackets), is undecided.
 """
 
 import fractions
 import functools
 import logging
+import math
 import re
 import sys
 from collections.abc import Callable
 from importlib import metadata
-from types import FrameType
 from typing import Any
 
 from s1jax.grading.extract import LONGEST
 
 VERSION = 2  # changes with every change that can move a verdict
-CALLS, BITS, DEPTH = 5_000_000, 60_000, 24
+CALLS, BITS, TERMS, DEPTH = 3_000_000, 60_000, 4_000, 10
 
 _NUMBER = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?")
 _UNIT = re.compile(
     r"(?P<value>.*[\d})])\s*\\(?:text|mbox|mathrm|textrm|textbf)\s*\{(?P<unit>[^{}]*[a-zA-Z][^{}]*)\}\s*"
     r"(?P<power>\^\s*\{?\d\}?)?"
-    r"|(?P<number>[-+]?[\d.,/]*\d)(?:\s+(?P<short>[a-zA-Z])|\s*(?P<words>[ck]?m[²³]|[a-zA-Z]{2}[a-zA-Z ./^\d]*))"
+    r"|(?P<number>[-+]?[\d.,/^{}-]*[\d}])(?:\s+(?P<short>[a-zA-Z])|\s*(?P<words>[ck]?m[²³]|[a-zA-Z]{2}[a-zA-Z ./^\d]*))"
 )
-_SENTENCE = re.compile(
-    r"\\(?:text|mbox|mathrm|operatorname)\w*\s*\{[^{}]*[a-zA-Z]{2}|(?<![a-zA-Z\\])[a-zA-Z]?[a-z]{3}[a-z]*(?![({_^])"
-)
-# The last number of a sentence, unless another one is joined with it.
-_LAST = re.compile(
-    r"(?<![\w.,^/*+-])(?<!\d[ -]or )(?<!\d and )(?<!\d to )(-?\d[\d,]*(?:\.\d+|/\d+)?(?:\s?\\?%)?)(?:€|[ck]?m²)?"
-    r"(?![\w^/*+=!-])\D*$"
-)
+_WORD = r"\\(?:text|mbox|mathrm|operatorname)\w*\s*\{[^{}]*[a-zA-Z]{2}|(?<![a-zA-Z\\])[a-zA-Z]?[a-z]{3}[a-z]*(?![({_^])"
+_LAST = re.compile(r"(?<![\w.,^/*+-])(-?\d[\d,]*(?:\.\d+|/\d+)?(?:\s?\\?%)?)(?:€|[ck]?m²)?(?![\w^/*+=!-])\D*$")
+_JOINED = re.compile(r"\d\s*(?:,|[ -]or|to|and)\s+-?\d|\b(?:at|or|than) (?:least|most|more|less|\d)")
 _BOUND = re.compile(r"\b(?:no|not|or|and|more|less|than|least|most|between|under|over|from|to|wrong)\b")
-_TIME = re.compile(r"\d?\d:[0-5]\d")
 _AS_TEXT = re.compile(r"[\d)]\s*_|(?<![_\d])(?<!frac )\d+\s+\d|'|\\[lcd]?dots|\.\.|\\(?:prime|nmid|mid|not)(?![a-z])")
-_TIDY = [
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"\\!\s*", ""),
-        (r"\\(?:left|right|displaystyle|[,;:]|quad|qquad)(?![a-zA-Z])|\\?\$|^[€£¥]|€$|~", " "),
-        (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
-        (r"\\(?:mathrm|text|mathit)\s*\{\s*([ied])\s*\}", r" \1 "),
-        (r"^\\(?:text|textbf|mathbf|mathrm|mbox)\s*\{([^{}]*)\}$", r"\1"),
-        (r",?\s*\\(?:text|mbox)\s*\{\s*,?\s*(?:and|or)\s*\}|,?(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])", ", "),
-        (r"\\?(?<![a-zA-Z])sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
-        (r"\\?(?<![a-zA-Z])exp\s*\(([^()]*)\)", r"e^{\1}"),
-        (r"(?<![a-zA-Z\\])(pi|sin|cos|tan|cot|sec|csc|ln|log|theta|alpha|beta|lambda)(?![a-zA-Z])", r"\\\1 "),
-        (r"(?<![a-zA-Z\\])infinity(?![a-zA-Z])|∞", r"\\infty "),
-        (r"π", r"\\pi "),
-        (r"\*\*", "^"),
-        (r"^\s*[a-zA-Z]\w*\s*\\approx", ""),
-        (r"[−–]", "-"),
-        (r"(?<![\w.^_{])1(?=[a-df-z](?![a-z]))", ""),
-        (r"(\d)(?:\s*\^\s*(?:\\circ|\{\s*\\circ\s*\})|°|\s*\bdegrees?\b)", r"\1"),
-        (r"(?<=\d)(?:\{,\}\s*| )(?=\d{3}(?!\d))(?=[\d, {}]*$)(?<![^\d, {}].)", ","),
-        (r"\s+", " "),
-    )
-]
+_TIDY = [(re.compile(pattern), replacement) for pattern, replacement in (
+    (r"\\!\s*|\\[()]", ""), (r"\*\*", "^"), (r"[−–]", "-"), (r"π", r"\\pi "),
+    (r"\\(?:left|right|displaystyle|[,;:]|quad|qquad)(?![a-zA-Z])|\\?\$|^[€£¥]|€$|~", " "),
+    (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
+    (r"\\(?:mathrm|text|mathit)\s*\{\s*([ied])\s*\}", r" \1 "),
+    (r"^\\(?:text|textbf|mathbf|mathrm|mbox)\s*\{([^{}]*)\}$", r"\1"),
+    (r",?\s*\\(?:text|mbox)\s*\{\s*,?\s*(?:and|or)\s*\}|,?(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])", ", "),
+    (r"\\?(?<![a-zA-Z])sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"), (r"\\?(?<![a-zA-Z])exp\s*\(([^()]*)\)", r"e^{\1}"),
+    (r"(?<![a-zA-Z\\])(pi|sin|cos|tan|cot|sec|csc|ln|log|theta|alpha|beta|lambda)(?![a-zA-Z])", r"\\\1 "),
+    (r"(?<![a-zA-Z\\])infinity(?![a-zA-Z])|∞", r"\\infty "),
+    (r"\^(-\d+|\d\d+)", r"^{\1}"), (r"^\s*[a-zA-Z]\w*\s*\\approx", ""), (r"(?<![\w.^_{])1(?=[a-df-z](?![a-z]))", ""),
+    (r"(\d)(?:\s*\^\s*(?:\\circ|\{\s*\\circ\s*\})|°|\s*\bdegrees?\b)", r"\1"),
+    (r"(?<=\d)(?:\{,\}\s*| )(?=\d{3}(?!\d))(?=[\d, {}]*$)(?<![^\d, {}].)", ","), (r"\s+", " "),
+)]  # fmt: skip
 
 
 class _LimitError(BaseException):
@@ -89,21 +74,23 @@ def equal(answer: str, right: str) -> bool | None:
     one, other = number(answer), number(right)
     if one is not None and other is not None:
         return one == other or (_rounded(answer, right) and abs(one - other) < 5e-7)
-    if _TIME.fullmatch(answer) and _TIME.fullmatch(right):
+    if re.fullmatch(r"\d?\d:[0-5]\d \d?\d:[0-5]\d", f"{answer} {right}"):
         return False
     if "%" in answer + right:  # 50% is 50 as well as 0.5
-        shares = [number(re.sub(r"\s*\\?%$", "", text)) for text in (answer, right)]
-        if shares[0] is not None and shares[1] is not None:
-            return shares[0] == shares[1] or "%" not in right and shares[0] == 100 * shares[1] or (
-                "%" not in answer and shares[1] == 100 * shares[0])  # fmt: skip
+        one, other = (number(re.sub(r"\s*\\?%$", "", text)) for text in (answer, right))
+        if one is not None and other is not None:
+            return (
+                one == other or ("%" not in right and one == 100 * other) or ("%" not in answer and other == 100 * one)
+            )
     (value, unit), (other_value, other_unit) = _split(answer), _split(right)
     if unit or other_unit:
         return False if unit and other_unit and unit != other_unit else equal(value, other_value)
-    for text, target in ((answer, right), (right, answer)):
-        if _SENTENCE.search(re.sub(r"\\(?:begin|end)\s*\{[^{}]*\}", "", text)):
-            last = _LAST.search(text)
-            return equal(last[1], target) if last and number(last[1].rstrip("\\% ")) is not None else False
-    return _limited(_math_equal, answer, right)
+    said = [bool(re.search(_WORD, re.sub(r"\\(?:begin|end)\s*\{[^{}]*\}", "", text))) for text in (answer, right)]
+    if any(said):
+        text, target = (answer, right) if said[0] else (right, answer)
+        last = None if all(said) or _JOINED.search(text) else _LAST.search(text)
+        return equal(last[1], target) if last else False
+    return _math_equal(answer, right)
 
 
 def number(text: str) -> fractions.Fraction | None:
@@ -125,7 +112,7 @@ def _bare(text: str) -> str:
     text = re.sub(r"\\(?:text|mbox|mathrm|textbf)\s*\{([^{}]*)\}", r"\1", text)
     if re.fullmatch(r"\(?[A-Za-z]\)?|[^\\\d=+*/^_]*[A-Za-z]{2}[^\\\d=+*/^_]*", text):
         return " ".join(sorted(part.strip(" ()") for part in text.casefold().split(",") if part.strip()))
-    return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text)
+    return re.sub(r"([_^])\{(\w)\}", r"\1\2", re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text))
 
 
 def _split(text: str) -> tuple[str, str]:
@@ -134,8 +121,7 @@ def _split(text: str) -> tuple[str, str]:
     if match is None or _BOUND.search((match["unit"] or match["words"] or "").lower()):
         return text, ""
     unit = (match["unit"] or match["short"] or match["words"]) + (match["power"] or "")
-    unit = re.sub(r"[\s.{}]", "", unit).lower()
-    return (match["value"] or match["number"]).strip(), re.sub(r"s(?=\^|$)", "", unit)
+    return (match["value"] or match["number"]).strip(), re.sub(r"[\s.{}]|s(?=\^|\s*$)", "", unit).lower()
 
 
 def _rounded(*texts: str) -> bool:
@@ -144,21 +130,20 @@ def _rounded(*texts: str) -> bool:
     return not small and any(re.search(r"\.\d{6}", text) for text in texts)
 
 
-def _limited(function: Callable[[str, str], bool], *texts: str) -> bool | None:
-    """Returns what the function returns, or None where it takes more than `CALLS` calls."""
-    _library()
-    calls = 0
+def _limited(calls: int, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Returns what the function returns, or None where it takes more than `calls` calls."""
+    count = 0
 
-    def count(frame: FrameType, event: str, argument: Any) -> None:
-        nonlocal calls
-        calls += 1
-        if calls > CALLS:
+    def profile(*_: Any) -> None:
+        nonlocal count
+        count += 1
+        if count > calls:
             raise _LimitError
 
     before = sys.getprofile()
-    sys.setprofile(count)
+    sys.setprofile(profile)
     try:
-        return function(*texts)
+        return function(*arguments)
     except (_LimitError, RecursionError, MemoryError):
         return None
     finally:
@@ -178,64 +163,73 @@ def _library() -> Any:
     return math_verify, config
 
 
-def _math_equal(answer: str, right: str) -> bool:
+def _math_equal(answer: str, right: str) -> bool | None:
     """Asks math-verify about two formulas: exactly, and where a decimal is long enough, about its rounded value."""
+    verdict: bool | None = False
     for exact in (True, False) if _rounded(answer, right) else (True,):
         target, given = _read(right, exact), _read(answer, exact)
-        if target is None or given is None:
-            return False
-        precision = 15 + (_bits(target) + _bits(given)) // 3
-        if _library()[0].verify(
-            target, given, numeric_precision=precision if exact else 15, timeout_seconds=None,
-            allow_set_relation_comp="\\in " not in right,
-        ):  # fmt: skip
-            return True
-    return False
+        if target is None or given is None or target is False or given is False:
+            return None if target is None or given is None else False
+        verdict = _limited(CALLS, _verify, target, given, exact, "\\in " not in right)
+        if verdict:
+            break
+    return verdict
+
+
+def _verify(target: Any, given: Any, exact: bool, relations: bool) -> bool:
+    precision = 15 + (_size(target)[0] + _size(given)[0]) // 3 if exact else 15
+    settings = {"numeric_precision": precision, "timeout_seconds": None, "allow_set_relation_comp": relations}
+    return bool(_library()[0].verify(target, given, **settings))
 
 
 @functools.lru_cache(maxsize=256)
 def _read(text: str, exact: bool) -> Any:
-    """Returns what latex2sympy2 makes of the whole of a formula; None where it can't read it or left letters out."""
+    """Returns `_parse` of a text within a limit. It has more calls, for the tables that the first formulas build."""
+    _library()
+    return _limited(3 * CALLS, _parse, text, exact)
+
+
+def _parse(text: str, exact: bool) -> Any:
+    """Returns what latex2sympy2 makes of the whole of a formula; False where it can't read it or left letters out."""
     import sympy
     from sympy.core.function import AppliedUndef
 
-    depths = [sum((c in "([{") - (c in ")]}") for c in text[:i]) for i in range(1, len(text) + 1)]
-    if max(depths) > DEPTH:
+    depth = [sum((c in "([{") - (c in ")]}") for c in text[:i]) for i in range(len(text) + 1)]
+    if max(depth) > DEPTH:
         raise _LimitError
     if _AS_TEXT.search(text):
-        return None
+        return False
     if exact:
-        text = re.sub(r"(\d*)\.(\d*)\\overline\s*\{\s*(\d+)\s*\}", _repeating, text)
         text = re.sub(r"(?<![\d.,])(\d*)\.(\d+)", lambda m: rf"\frac{{{m[1]}{m[2]}}}{{1{'0' * len(m[2])}}}", text)
     math_verify, config = _library()
     found = math_verify.parse(f"${text}$", config, fallback_mode="no_fallback", parsing_timeout=None)
     if not found or isinstance(found[0], str) or found[0] in (sympy.zoo, sympy.nan):
-        return None
-    chain = text.count("=") > 1 and "," not in text  # math-verify may read its end alone
-    letters = re.sub(r"\\(?:begin|end|mathbb|mathrm|operatorname)\s*\{[^{}]*\}(?:\{[clr|]+\})?|\\[a-zA-Z]+", " ",
-                     text.rpartition("=")[2] if chain else text).lower()  # fmt: skip
+        return False
+    if text.count("=") > 1 and "," not in text:  # of a chain math-verify may read the end alone
+        text = text.rpartition("=")[2]
+    command = r"\\(?:begin|end|mathbb|mathrm|operatorname)\s*\{[^{}]*\}(?:\{[clr|]+\})?|\\[a-zA-Z]+"
+    letters = set(re.findall("[a-ce-hj-z]", re.sub(command, " ", text).lower()))
     names = [getattr(atom, "name", "") or atom.func.__name__ for atom in found[0].atoms(sympy.Symbol, AppliedUndef)]
-    if set(re.findall("[a-ce-hj-z]", letters)) - set("".join(names).lower()) - {"e"}:
-        return None
+    if letters - set("".join(names).lower()) - {"e"}:
+        return False
     number_i = not found[0].atoms(sympy.Sum, sympy.Product, AppliedUndef)
     return found[0].xreplace({sympy.Symbol("i", real=False): sympy.I}) if number_i else found[0]
 
 
-def _repeating(match: re.Match[str]) -> str:
-    whole, once, again = match.groups()
-    return rf"\frac{{{int(whole + once + again) - int(whole + once or 0)}}}{{{'9' * len(again)}{'0' * len(once)}}}"
-
-
-def _bits(value: Any) -> int:
-    """Returns an upper bound of the bits of the numbers in a formula; raises where they are too many."""
-    parts = [_bits(part) for part in (value if hasattr(value, "shape") else value.args)]
-    bits = sum(parts)
+def _size(value: Any) -> tuple[int, int]:
+    """Returns bounds of the bits of the numbers in a formula and of its terms; raises where one is too large."""
+    parts = [_size(part) for part in (value if hasattr(value, "shape") else value.args)]
+    bits, terms = sum(part[0] for part in parts), max(1, sum(part[1] for part in parts))
+    kind = type(value).__name__
     if getattr(value, "is_Rational", False):
         bits = value.p.bit_length() + value.q.bit_length() - 1
-    elif getattr(value, "is_Pow", False) and value.exp.is_number:
-        bits = int(parts[0] * abs(complex(value.exp))) + 1 if parts[1] < 32 else BITS + 1
-    elif type(value).__name__ in ("factorial", "binomial", "gamma") and value.args[0].is_number:
-        bits = int(abs(complex(value.args[0])) * parts[0]) + 1 if parts[0] < 32 else BITS + 1
-    if bits > BITS:
+    elif kind in ("Pow", "factorial", "binomial", "gamma") and value.args[-1 if kind == "Pow" else 0].is_number:
+        argument = value.args[-1 if kind == "Pow" else 0]
+        times = math.ceil(abs(complex(argument))) if _size(argument)[0] < 32 else BITS + 1
+        bits = bits + times * parts[0][0]
+        terms = math.comb(min(times, TERMS) + parts[0][1], parts[0][1]) if parts[0][1] > 1 else 1
+    elif kind == "Mul":
+        terms = math.prod(part[1] for part in parts)
+    if bits > BITS or terms > TERMS:
         raise _LimitError
-    return bits
+    return bits, terms

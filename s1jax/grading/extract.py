@@ -1,7 +1,7 @@
 r"""Finds the final answer in a model's text, in time linear in its length.
 
-In this order: inside the last `<answer>`; after the last mark, which is "Final Answer:", "Answer:" (or another language's
-word, see `_WORDS`) or GSM8K's `####`, a box before the mark's line; the last `\boxed{...}`, joined with its neighbours
+In this order: inside the last `<answer>`; after the last mark, which is "Final Answer:", "Answer:" (`_WORDS` has other
+languages) or GSM8K's `####`, a box rather than the mark's line; the last `\boxed{...}`, joined with its neighbours
 where an answer has several; after "the answer is"; the last line.
 """
 
@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 
 # Characters from the end of a text that are searched, and of an answer that are compared.
-SEARCHED, LONGEST = 50_000, 1000
+SEARCHED, LONGEST = 50_000, 500
 
 _WORDS = (
     r"answer|答案|答え|回答|解答|정답|답|ответ|r[ée]ponse(?:\s{1,3}finale)?|antwort|endergebnis|respuesta(?:\s{1,3}final)?"
@@ -17,7 +17,8 @@ _WORDS = (
 )
 # "Answer: is" is prose. A line that begins with #### is a heading where letters follow, unless it is the last line.
 _MARK = re.compile(
-    rf"(?<![a-zA-Z])(?:{_WORDS})[*\s]{{0,4}}[:：](?!\s{{0,3}}is\b)|^[ \t]{{0,8}}####(?!#)(?=[^\nA-Za-z]*$|[^\n]*\Z)",
+    rf"(?<![a-zA-Z])(?:final\s{{1,3}})?(?:{_WORDS})[*\s]{{0,4}}[:：](?!\s{{0,3}}is\b)"
+    r"|^[ \t]{0,8}####(?!#)(?=[^\nA-Za-z]*$|[^\n]*\Z)",
     re.IGNORECASE | re.MULTILINE,
 )
 _SAID = re.compile(
@@ -25,6 +26,7 @@ _SAID = re.compile(
     r"|\bequals(?=\s))[\s:：]{0,4}(?!not\b)",
     re.IGNORECASE,
 )
+_INNER = re.compile(r"\s*\\(?:boxed|fbox)\s{0,8}(?=\{)")
 _BOX = re.compile(r"\\(?:boxed|fbox)\s{0,8}(?:(?=\{)|(?P<bare>[^\s{$]{1,40}))")
 _FENCE = re.compile(
     r"\\[\[\]()]|\$+|`{3,}\w*|[-=_*]+|\$*\\(?:boxed|fbox)\s{0,8}\{\s{0,8}\}\$*"
@@ -55,6 +57,11 @@ def extract(text: str) -> str:
     return _tidy(_in_line(next(_lines(text[-4 * LONGEST :], last=True), ""), marked=False))
 
 
+def marked(text: str) -> bool:
+    """Whether a mark or a box says which part of `text` is the answer."""
+    return bool("<answer>" in text or _MARK.search(text) or _boxes(text))
+
+
 def _boxes(text: str) -> list[tuple[int, int, str]]:
     """Returns (start, end, content) of the outermost closed boxes that hold something."""
     opened, closed, found, after = list[int](), dict[int, int](), list[tuple[int, int, str]](), 0
@@ -67,8 +74,8 @@ def _boxes(text: str) -> list[tuple[int, int, str]]:
         end = match.end() if match["bare"] else closed.get(match.end(), -1)
         if match.start() >= after and end >= 0:
             start, stop, after = match.end() + 1, end, end
-            while (inner := _BOX.match(text, start, stop)) and closed.get(inner.end()) == stop - 1:  # a box in a box
-                start, stop = inner.end() + 1, stop - 1
+            while (inner := _INNER.match(text, start, stop)) and not text[closed[inner.end()] + 1 : stop].strip():
+                start, stop = inner.end() + 1, closed[inner.end()]  # a box in a box
             if content := match["bare"] or text[start:stop].strip():
                 found.append((match.start(), end, content))
     return found
@@ -80,7 +87,7 @@ def _joined(text: str, boxes: list[tuple[int, int, str]]) -> str:
     for box in reversed(boxes[-20:-1]):
         between = text[box[1] + 1 : parts[0][0]]
         near = len(between) < 40 and re.search(r",|;|\band\b|\bor\b|和|或|^[^\w.]*$", between) and "." not in between
-        if not near or box[2] in [part[2] for part in parts]:
+        if not near or box[2] in [part[2] for part in parts] or re.search(r"\b(?:no|wait|rather)\b", between.lower()):
             break
         parts.insert(0, box)
     return ", ".join(part[2] for part in parts)
@@ -89,7 +96,7 @@ def _joined(text: str, boxes: list[tuple[int, int, str]]) -> str:
 def _lines(text: str, last: bool = False) -> Iterator[str]:
     """Yields the lines that hold more than the border of mathematics or code, from the end where `last`."""
     for line in text.splitlines()[:: -1 if last else 1]:
-        if (line := line.strip().strip("*").strip()) and not _FENCE.fullmatch(line):
+        if (line := line.strip().strip("*").strip()) and not _FENCE.fullmatch(line) and not _MARK.fullmatch(line):
             yield line
 
 
@@ -100,7 +107,7 @@ def _in_line(line: str, marked: bool) -> str:
     """
     line = re.sub(r"\.?\s{0,9}I hope it is correct\W{0,9}$", "", line[-4 * LONGEST :], flags=re.IGNORECASE)
     if not marked:
-        line = re.split(r"(?:(?<=[.!?])|(?<=\.\$))\s{1,3}(?=[A-Z])", line)[-1]
+        line = re.split(r"(?<=[.!?])\$*\s{1,3}(?=[A-Z])", line)[-1]
     said = _SAID.search(line)
     rest = line[said.end() :] if said else re.split(r"(?<=\w|\$)\s(?:is|are)(?=\s[-$\\\d])", line)[-1]
     groups: list[tuple[int, str]] = []
@@ -111,7 +118,7 @@ def _in_line(line: str, marked: bool) -> str:
         else:
             groups.append((match.end(), formula))
     prose = re.search(r"[A-Za-z]{2}", _MATH.sub("", line))
-    return groups[0 if marked else -1][1] if groups and prose else rest
+    return groups[0 if marked else -1][1] if groups and (prose or _MATH.fullmatch(rest)) else rest
 
 
 def _tidy(answer: str) -> str:

@@ -97,3 +97,48 @@ def test_classes_are_measured_by_runs_without_control():
     assert outcomes.summarise(strategy, found, "Wait", 100, 1.0, plain=[8, 9]).in_range is False
     unknown = outcomes.summarise(strategy, found, "Wait", 100, 1.0)
     assert unknown.control is None and unknown.in_range is None
+
+
+def test_undecided_answers_are_not_right_and_are_counted():
+    task = dataclasses.replace(TASK, right=lambda answer, row: None if answer == "9^9^9" else answer == row["right"])
+    strategy = strategies.parse("none")
+    found = [
+        outcomes.settle(strategy, task, row, [sample(0, answer, 5)])
+        for row, answer in zip(ROWS, ("9^9^9", "2"), strict=True)
+    ]
+    assert [outcome.correct for outcome in found] == [[None], [True]]
+    assert [outcome.right for outcome in found] == [False, True] and [one.undecided for one in found] == [True, False]
+    run = outcomes.summarise(strategy, found, "Wait", 100, 1.0)
+    assert run.undecided == 1 and run.accuracy == 50 and scaling.record(run)["undecided"] == 1
+
+
+def test_a_verdict_is_kept_for_the_same_grader_answer_and_row():
+    asked = []
+
+    def right(answer, row):
+        asked.append(answer)
+        return answer == row["right"]
+
+    def same(one, other):
+        asked.append((one, other))
+        return one == other
+
+    task = dataclasses.replace(TASK, right=right, same=same)
+    strategy = strategies.parse("majority:2")
+    samples = [sample(0, "1", 5), sample(1, "3", 5)]
+    first = outcomes.settle(strategy, task, ROWS[0], samples)
+    assert len(asked) == 3
+    kept = [
+        row | {"mark": mark, "correct": correct, "chosen": i == first.chosen}
+        for i, (row, mark, correct) in enumerate(zip(samples, first.marks, first.correct, strict=True))
+    ]
+    asked.clear()
+    assert outcomes.settle(strategy, task, ROWS[0], kept) == first and asked == []
+    outcomes.settle(strategy, task, ROWS[0], [kept[0], kept[1] | {"answer": "1"}])
+    assert asked == ["1", ("1", "1")]  # what was edited is graded, and the vote counted
+    asked.clear()
+    outcomes.settle(strategy, task, ROWS[1], kept)
+    assert asked == ["1", "3", ("1", "3")]
+    asked.clear()
+    outcomes.settle(strategy, dataclasses.replace(task, grader="exact, 2"), ROWS[0], kept)
+    assert asked == ["1", "3", ("1", "3")]

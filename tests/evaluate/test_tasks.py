@@ -125,8 +125,9 @@ def test_gsm8k_from_its_own_file():
     task = tasks.load(f"gsm8k:{GSM8K}", 3)
     assert [row["reference"] for row in task.rows] == ["18", "3", "70000"]
     assert task.title == "gsm8k, 3 problems"
-    assert task.grade("Final Answer: $18.00", task.rows[0]) and not task.grade("Final Answer: 19", task.rows[0])
+    assert task.grade("Final Answer: $18.", task.rows[0]) and not task.grade("Final Answer: 19", task.rows[0])
     assert task.grade("Final Answer: 70,000 dollars", task.rows[2])
+    assert not task.grade("Final Answer: $18.00", task.rows[0])  # lm_eval compares the text of the number
 
 
 def test_columns_of_math500_and_aime(tmp_path):
@@ -141,7 +142,9 @@ def test_columns_of_math500_and_aime(tmp_path):
     assert [row["reference"] for row in task.rows] == ["25", "7", "108", "0", "336", "36", "90", *["25"] * len(others)]
     assert task.grade(r"\boxed{336^\circ}", task.rows[4]) and task.grade(r"\boxed{336}", task.rows[4])
     assert task.grade("\\boxed{025}", task.rows[0]) and task.grade("\\boxed{25}", task.rows[0])
-    assert task.same("025", "25") and not task.same("25", "250")
+    assert (
+        task.answer("so \\boxed{m+n = 025}", task.rows[0]) == "25" and task.answer("\\boxed{2.5}", task.rows[0]) is None
+    )
     with pytest.raises(InputError, match=r"c\.jsonl:2: answer '1000' is no whole number of 0\.\.999"):
         tasks.load("aime25:" + write(tmp_path / "c.jsonl", [*rows[1:2], {"question": "q", "answer": 1000}]))
 
@@ -262,3 +265,108 @@ def test_the_hub_gives_the_files_of_the_task(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", give)
     assert [row["reference"] for row in tasks.load("aime25").rows] == ["1", "2"]
     assert asked == [("opencompass/AIME2025", "dataset", ["*.jsonl"])]
+
+
+@pytest.mark.parametrize(
+    ("row", "answer"),
+    [
+        ({"answer": "two and two\nmake <<2+2=4>>4.\n#### 4"}, "4"),
+        ({"answer": "#### 70,000"}, "70,000"),
+        ({"answer": 25}, "25"),
+        ({"answer": 2.5}, "2.5"),
+        ({"answer": " 025 "}, "025"),
+        ({"answer": "(3, \\frac{\\pi}{2})", "solution": "so $\\boxed{4}$"}, "(3, \\frac{\\pi}{2})"),
+        ({"solution": "We see\nthat it is $\\boxed{\\frac{1}{2}}$."}, "\\frac{1}{2}"),
+        ({"answer": "", "solution": "4"}, "4"),
+        ({"answer": None, "solution": "Answer: 4"}, "4"),
+    ],
+)  # fmt: skip
+def test_reference_answers(row, answer):
+    assert tasks._reference(row, "rows.jsonl:1") == answer
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{}, {"question": "2+2"}, {"answer": ""}, {"answer": [4]}, {"answer": True}, *json.loads(
+        '[{"answer": NaN}, {"answer": Infinity}, {"answer": -Infinity, "solution": NaN}]'
+    )],
+)  # fmt: skip
+def test_a_row_without_an_answer_is_named(row):
+    with pytest.raises(InputError, match=r"rows\.jsonl:3: no answer.*`answer` or `solution`"):
+        tasks._reference(row, "rows.jsonl:3")
+
+
+def test_an_answer_that_nothing_can_match_is_named():
+    with pytest.raises(InputError, match=r"rows\.jsonl:3: the answer in `answer` has 5000 characters.*give a shorter"):
+        tasks._reference({"answer": "1" * 5000}, "rows.jsonl:3")
+
+
+def test_a_worked_solution_without_a_marked_answer_is_named():
+    with pytest.raises(InputError, match=r"rows\.jsonl:3: `answer` has several lines"):
+        tasks._reference({"answer": "first this\nthen that"}, "rows.jsonl:3")
+
+
+@pytest.mark.skipif(not GSM8K.exists(), reason="GSM8K is not at hand (../shared/data)")
+def test_all_of_gsm8k_grades_itself_right_and_its_neighbour_wrong():
+    task = tasks.load(f"gsm8k:{GSM8K}")
+    solutions = [json.loads(line)["answer"] for line in GSM8K.read_text().splitlines()]
+    assert len(task.rows) == 1319
+    for row, other, solution in zip(task.rows, task.rows[1:] + task.rows[:1], solutions, strict=True):
+        assert task.grade(solution, row)
+        same = row["reference"].replace(",", "") == other["reference"].replace(",", "")
+        assert task.grade(f"Final Answer: ${other['reference']}", row) == same
+
+
+GSM8K_TEXTS = [
+    "Final Answer: 18",
+    "#### 18",
+    "so 9*2 = $18.",
+    "$18.00",
+    "It is 18 dollars, 2 a day.",
+    "1,8",
+    "eighteen",
+    "",
+    "18.",
+    "-18",
+    "Final Answer: \\boxed{18}",
+    "18 or 19",
+    "19, no, 18",
+    "18%",
+    "18...",
+    "the answer is 18,",
+    "$18",
+    "018",
+    "#### 1.8e1",
+]
+
+
+def test_gsm8k_is_graded_as_lm_eval_does(tmp_path):
+    extraction = pytest.importorskip("lm_eval.filters.extraction")
+    metrics = pytest.importorskip("lm_eval.api.metrics")
+    last = extraction.RegexFilter("(-?[$0-9.,]{2,})|(-?[0-9]+)", group_select=-1)
+    task = tasks.load("gsm8k:" + write(tmp_path / "a.jsonl", [{"question": "q", "answer": "2*9=18\n#### 18"}]))
+    for text in GSM8K_TEXTS:
+        (given,) = last.apply([[text]], [{}])[0]
+        ignored = [",", "\\$", "(?s).*#### ", "\\.$"]
+        wanted = metrics.exact_match_fn(
+            predictions=[given], references=["2*9=18\n#### 18"], regexes_to_ignore=ignored, ignore_case=True
+        )["exact_match"]
+        assert task.grade(text, task.rows[0]) == bool(wanted), text
+
+
+def test_aime_is_graded_as_lm_eval_does_on_whole_numbers(tmp_path):
+    pytest.importorskip("lm_eval")
+    from lm_eval.tasks.aime import utils
+
+    task = tasks.load("aime24:" + write(tmp_path / "a.jsonl", [{"question": "q", "answer": "25"}]))
+    for text in (
+        "so \\boxed{25}",
+        "\\boxed{24}",
+        "\\boxed{250}",
+        "$25$",
+        "\\boxed{n=25}",
+        "\\boxed{25^\\circ}",
+        "\\boxed{-25}",
+    ):
+        assert task.grade(text, task.rows[0]) == bool(utils.process_results({"answer": "25"}, [text])["exact_match"])
+    assert task.grade("\\boxed{025}", task.rows[0])  # lm_eval's compares the text; contests write three digits

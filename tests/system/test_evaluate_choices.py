@@ -9,7 +9,7 @@ import pytest
 
 from s1jax.checkpoint import store
 from s1jax.config import ModelConfig
-from s1jax.evaluate import grading
+from s1jax.grading import choices
 from s1jax.model import decoder
 from s1jax.text import chat
 from s1jax.text.tokenizer import Tokenizer
@@ -58,7 +58,7 @@ def test_choices_are_shown_and_graded_by_their_letters(folder):
     for row in samples:
         assert row["question"] == shown[row["problem"]] and row["choices"] == ROWS[row["problem"]]["choices"]
         assert row["reference"] == "B"
-        assert row["correct"] == (grading.letter(row["answer"], row["choices"]) == "B")
+        assert row["correct"] == (choices.letter(row["answer"], row["choices"]) == "B")
     results = json.loads((folder / "out" / "results.json").read_text())
     assert results["problems"] == 2 and [run["name"] for run in results["runs"]] == ["no limit", "majority of 3 at 1"]
     right = [row["correct"] for row in samples if row["run"] == "no limit"]

@@ -15,7 +15,8 @@ from launch import table
 from s1jax.checkpoint import store
 from s1jax.config import ModelConfig
 from s1jax.data import countdown, countdown_four
-from s1jax.evaluate import grading, scaling
+from s1jax.evaluate import scaling
+from s1jax.grading import compare, extract
 from s1jax.model import decoder
 from s1jax.text import chat
 from s1jax.text.tokenizer import Tokenizer
@@ -365,7 +366,9 @@ def test_a_file_of_questions_is_graded_as_mathematics(runs):
     assert runs.sums["code"] == 0, runs.sums["err"]
     samples = samples_in(runs.sums_out)
     assert [row["reference"] for row in samples] == ["22", "5"]  # of the second time
-    assert [row["correct"] for row in samples] == [grading.correct(row["answer"], row["reference"]) for row in samples]
+    assert [row["correct"] for row in samples] == [
+        compare.equal(extract.extract(row["answer"]), row["reference"]) for row in samples
+    ]
     results = json.loads((runs.sums_out / "results.json").read_text())
     assert results["metrics"]["all"]["scaling"] is None and "2 problems" in runs.sums["out"]
 
