@@ -363,9 +363,20 @@ def _write_descriptions(folder: pathlib.Path, about: Metadata) -> None:
 
 def _read_descriptions(folder: pathlib.Path) -> Metadata:
     file = folder / "s1jax.json"
-    about = json.loads(file.read_text())
+    try:
+        about = json.loads(file.read_bytes())
+        if not isinstance(about, dict):
+            raise ValueError(f"it holds {type(about).__name__} instead of an object")
+        for part in ("model", "chat", "provenance"):
+            if "format" in about and about["format"] == FORMAT and not isinstance(about.get(part), dict):
+                raise ValueError(f"{part} is missing or no object")
+    except (ValueError, RecursionError, FileNotFoundError, IsADirectoryError) as error:
+        said = " ".join(str(error).split())[:160]
+        raise InputError(
+            f"{file} does not describe a checkpoint ({said}); use another one or copy it again."
+        ) from error
     if about.get("format") != FORMAT:
-        raise InputError(f"{file} has format {about.get('format')}; this version of s1jax reads format {FORMAT}.")
+        raise InputError(f"{file} has format {about.get('format')!r:.40}; this version of s1jax reads format {FORMAT}.")
     return Metadata(
         config_lib.from_dict(ModelConfig, about["model"], f"{file}: model"),
         Tokenizer.load(folder / "tokenizer"),

@@ -94,11 +94,12 @@ STRATEGIES = {
 # Runs the launcher once for each list of flags, in one process: importing and compiling take nearly all the time. A
 # number before the flags is that of the samples after which it is killed; files behind them are written before.
 DRIVER = """
-import contextlib, io, json, pathlib, sys
+import contextlib, io, json, os, pathlib, sys
 from unittest import mock
 from absl.testing import flagsaver
 from launch import cli, evaluate
 from s1jax.sample.journal import Journal
+os._exit = sys.exit
 outcomes = []
 append = Journal.append
 for stop, flags, files in json.loads(sys.argv.pop()):
