@@ -24,6 +24,9 @@ from transformers import {0}
 class ExportedTokenizer({0}):
     \"\"\"The general class, which takes the tokenizer's files as they are.\"\"\"
 """
+_QWEN2_WORDS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 # What is encoded and decoded by both libraries.
 _TEXTS = (
     "Make 21 from 3 7 1",
@@ -104,7 +107,7 @@ def _candidates(tokenizer: Tokenizer, legacy: bool, is_qwen2: bool) -> list[dict
     if "tokenizer.json" in tokenizer.files:
         classes: list[dict[str, Any]] = [{"tokenizer_class": "PreTrainedTokenizerFast"}]
         spec = json.loads(tokenizer.files["tokenizer.json"])
-        as_qwen2 = spec["model"].get("type") == "BPE" and (spec.get("decoder") or {}).get("type") == "ByteLevel"
+        as_qwen2 = _is_qwens(spec)
     else:
         more = {"legacy": legacy, "add_bos_token": False, "add_eos_token": False}
         classes = [{"tokenizer_class": kind, **more} for kind in ("LlamaTokenizer", "PreTrainedTokenizerFast")]
@@ -113,6 +116,15 @@ def _candidates(tokenizer: Tokenizer, legacy: bool, is_qwen2: bool) -> list[dict
     reference = f"{pathlib.Path(_MODULE).stem}.ExportedTokenizer"
     named = [fields | {"auto_map": {"AutoTokenizer": [None, reference]}} for fields in classes]
     return classes + named if as_qwen2 else named
+
+
+def _is_qwens(spec: dict[str, Any]) -> bool:
+    """Whether a tokenizer.json cuts words as transformers' class for Qwen2 does."""
+    words = (spec.get("pre_tokenizer") or {}).get("pretokenizers") or [{}]
+    kinds = [(spec.get(part) or {}).get("type") for part in ("normalizer", "model", "decoder")]
+    pattern = (words[0].get("pattern") or {}).get("Regex")
+    spaced = any(part.get("add_prefix_space") for part in words)
+    return kinds == ["NFC", "BPE", "ByteLevel"] and pattern == _QWEN2_WORDS and not spaced
 
 
 def _difference(folder: pathlib.Path, tokenizer: Tokenizer, fmt: ChatFormat) -> str:

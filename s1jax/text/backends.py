@@ -35,6 +35,16 @@ def _pattern(tokens: Iterable[str]) -> re.Pattern[str]:
     return re.compile("(" + "|".join(map(re.escape, longest_first)) + ")" if longest_first else r"(?!)()")
 
 
+def _is_of_library(error: BaseException) -> bool:
+    """Whether an error may come from the tokenizers library.
+
+    Its panics, such as that of a pattern which tries too often, are no `Exception`. The engine for patterns bounds the
+    tries of one match (about a second) and the depth of a pattern. Only `MAX_CHARACTERS` of tokenizer.py bounds one
+    that is slow at many places of a text.
+    """
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
 def _is_word(token: str) -> bool:
     """Whether an added token is ordinary text: runs of blanks (GPT-NeoX, Gemma) and words that somebody added."""
     return "".join(token.replace("\u2581", " ").split()).isalnum() or not token.replace("\u2581", " ").strip()
@@ -70,7 +80,9 @@ class _Library:
     def _ids(self, tokenizer: Any, text: str) -> list[int]:
         try:
             ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
-        except Exception as error:  # a word-level vocabulary without an unknown token refuses what it does not hold
+        except BaseException as error:  # a word-level vocabulary without an unknown token refuses what it does not hold
+            if not _is_of_library(error):
+                raise
             raise InputError(f"the tokenizer cannot encode {text[:80]!r} ({error}); change the text.") from None
         return ids
 
@@ -83,7 +95,9 @@ class HuggingFace:
             self._library = _Library(json.loads(content), content.decode())
         except ImportError:
             raise
-        except Exception as error:  # the library raises bare Exception
+        except BaseException as error:  # the library raises bare Exception
+            if not _is_of_library(error):
+                raise
             raise InputError(
                 f"{where} is no tokenizer that the tokenizers library reads ({error}); get the file again."
             ) from None

@@ -27,6 +27,9 @@ from s1jax.text.backends import HuggingFace, Piece, SentencePiece
 _COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
 
 
+MAX_CHARACTERS = 10_000_000  # of one text; a context of a million tokens has about four million
+
+
 class _Backend(Protocol):
     """What the two libraries are reduced to."""
 
@@ -140,14 +143,15 @@ class Tokenizer:
           after: what precedes it. None: plain text, so the part brings no space of its own. Empty: nothing; the ids are
             those of transformers with `add_special_tokens=False`. A special token: that token.
         """
-        return self._backend.encode(text, after)
+        return self._backend.encode(_bounded(text), after)
 
     def encode_text(self, text: str, after: str | None = None) -> list[int]:
         """Returns the ids of a user's text: delimiters in it stay text. `after` as in `encode`."""
-        return self._backend.encode_pieces([Piece(text)], after)
+        return self.encode_pieces([Piece(text)], after)
 
     def encode_pieces(self, pieces: Sequence[Piece], after: str | None = None) -> list[int]:
         """Returns the ids of pieces that make one text, encoded as one: words may span their borders."""
+        _bounded("".join(piece.text for piece in pieces))
         return self._backend.encode_pieces(pieces, after)
 
     def special_tokens_in(self, text: str) -> list[str]:
@@ -234,6 +238,16 @@ class Tokenizer:
         if not isinstance(values, dict):
             raise InputError(f"{self._where}/{name} is no JSON object; repair or remove it.")
         return values
+
+
+def _bounded(text: str) -> str:
+    """Returns `text`; InputError for one that would take gigabytes: the libraries need about 230 bytes a character."""
+    if len(text) > MAX_CHARACTERS:
+        raise InputError(
+            f"a text of {len(text):,} characters, which begins {text[:40]!r}, is longer than the {MAX_CHARACTERS:,}"
+            " that are encoded at one time; shorten it."
+        )
+    return text
 
 
 def _is_model(name: str) -> bool:

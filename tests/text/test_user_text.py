@@ -161,3 +161,34 @@ def test_a_system_prompt_of_r1_follows_the_first_token():
         chat.system_turn(chat.FORMATS["countdown_base"])
     with pytest.raises(InputError, match="has no system turn"):
         chat.with_system(dataclasses.replace(chat.FORMATS["countdown_base"], before_question="Q: "), "s")
+
+
+@pytest.mark.parametrize("place", ["pre_tokenizer", "normalizer"])
+def test_a_pattern_that_tries_for_ever_is_one_sentence(place):
+    """The library panics there, which is no Exception."""
+    spec = json.loads(tokenizers.Tokenizer(models.BPE(LETTERS, [])).to_str())
+    pattern = {"Regex": "(a+)+$"}
+    spec["pre_tokenizer"] = {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
+    if place == "normalizer":
+        spec[place], spec["pre_tokenizer"] = {"type": "Replace", "pattern": pattern, "content": "x"}, None
+    tokenizer = Tokenizer({"tokenizer.json": json.dumps(spec).encode()})
+    with pytest.raises(InputError, match="the tokenizer cannot encode 'aaa"):
+        tokenizer.encode_text("a" * 40 + "b")
+    assert tokenizer.encode_text("b") == [ord("b")]
+
+
+@pytest.mark.parametrize("regex", ["(" * 5000 + "a" + ")" * 5000, r"(?=(a\g<1>))", "("])
+def test_a_pattern_that_cannot_be_compiled(regex):
+    spec = json.loads(tokenizers.Tokenizer(models.BPE(LETTERS, [])).to_str())
+    split = {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
+    with pytest.raises(InputError, match="no tokenizer that the tokenizers library reads"):
+        Tokenizer({"tokenizer.json": json.dumps({**spec, "pre_tokenizer": split}).encode()})
+
+
+def test_a_text_that_would_take_gigabytes(tokenizer):
+    text = "a b" * 4_000_000
+    for encode in (tokenizer.encode, tokenizer.encode_text):
+        with pytest.raises(InputError, match=r"a text of 12,000,000 characters, which begins 'a ba b.* shorten it"):
+            encode(text)
+    with pytest.raises(InputError, match="12,000,0"):
+        chat.encode_prompt(tokenizer, chat.FORMATS["s1_plain"], text)
