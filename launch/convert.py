@@ -134,6 +134,7 @@ def _one(*names: str) -> str:
 def _read_huggingface(name: str, dtype: Any) -> tuple[Any, ModelConfig, Tokenizer, dict[str, Any], tuple[int, ...]]:
     """Weights, shape, tokenizer, provenance, and the ids that end a text by the model's own configuration."""
     folder, revision = _local_folder(name)
+    huggingface.refuse_adapter(folder)
     config = huggingface_config.config_from_json(
         huggingface_config.read_json(folder / "config.json"), str(folder / "config.json")
     )

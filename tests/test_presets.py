@@ -1,9 +1,11 @@
 """Presets against the weight counts that the models' pages publish."""
 
+import json
+
 import pytest
 
 from s1jax import presets
-from s1jax.config import Experiment, InputError, to_dict
+from s1jax.config import Experiment, InputError, ModelConfig, from_dict, to_dict
 
 # Parameters as counted by the published checkpoints (a tied embedding once).
 PUBLISHED = {
@@ -44,6 +46,11 @@ def test_an_experiment_takes_a_preset_by_name():
     experiment = presets.experiment({"model": "qwen3_0p6b"})
     assert experiment == Experiment(model=presets.PRESETS["qwen3_0p6b"])
     assert presets.experiment(to_dict(experiment)) == experiment
+
+
+def test_every_preset_survives_the_way_through_json():
+    for config in presets.PRESETS.values():
+        assert from_dict(ModelConfig, json.loads(json.dumps(to_dict(config)))) == config
 
 
 def test_an_unknown_preset_is_named_with_the_known_ones():

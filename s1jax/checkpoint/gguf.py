@@ -46,6 +46,8 @@ def open_file(path: str | os.PathLike[str]) -> gguf.GGUFReader:
     Raises:
       InputError: no such file, not a (complete) GGUF file, or one part of a split file.
     """
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
+        raise InputError(f"{path} is not a regular file; give the path of a .gguf file.")
     try:
         reader = gguf.GGUFReader(path)
     except FileNotFoundError:

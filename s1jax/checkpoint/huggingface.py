@@ -42,7 +42,7 @@ def find_tensors(folder: pathlib.Path) -> dict[str, pathlib.Path]:
       InputError: no weights, an adapter beside them, an index that names a missing file or one outside of the folder,
         or a file whose tensors are not those of the index (a tensor in two files included).
     """
-    _refuse_adapter(folder)
+    refuse_adapter(folder)
     weight_map: Any
     if (folder / SINGLE).is_file():
         files.check_own(folder / SINGLE)
@@ -71,12 +71,15 @@ def find_tensors(folder: pathlib.Path) -> dict[str, pathlib.Path]:
             odd = sorted(promised ^ stored)[0]
             problem = "lacks it" if odd in promised else "holds it as well"
             odd = plain(odd)
-            raise InputError(f"{folder / INDEX}: tensor {odd} is not listed where it is, {file} {problem}.")
+            raise InputError(f"{folder / INDEX}: tensor {odd} is not listed where it is, {plain(file)} {problem}.")
     return {name: folder / file for name, file in weight_map.items() if not name.endswith(_COMPUTED)}
 
 
-def _refuse_adapter(folder: pathlib.Path) -> None:
-    """transformers adds an adapter beside the weights to them where peft is installed, and leaves it out elsewhere."""
+def refuse_adapter(folder: pathlib.Path) -> None:
+    """Raises InputError where a folder holds a LoRA adapter, beside weights or alone.
+
+    transformers adds it to the weights where peft is installed, and leaves it out elsewhere.
+    """
     for name in ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"):
         if os.path.lexists(folder / name):
             raise InputError(
@@ -96,7 +99,9 @@ def notes(folder: pathlib.Path) -> list[str]:
     others += [item for item in (folder / "original",) if item.is_dir()]  # Meta's own files
     if others:
         more = f" and {len(others) - 3} more" if len(others) > 3 else ""
-        found.append(f"{folder} has other weights that are not read: {', '.join(i.name for i in others[:3])}{more}.")
+        found.append(
+            f"{folder} has other weights that are not read: {', '.join(plain(i.name) for i in others[:3])}{more}."
+        )
     return found
 
 

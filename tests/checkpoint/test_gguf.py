@@ -296,6 +296,10 @@ def test_damaged_files(tmp_path):
     path = tmp_path / "m.gguf"
     with pytest.raises(InputError, match=r"m.gguf does not exist"):
         gguf.open_file(path)
+    os.mkfifo(tmp_path / "pipe.gguf")
+    for other in (tmp_path / "pipe.gguf", tmp_path):
+        with pytest.raises(InputError, match=r"is not a regular file; give the path of a .gguf file"):
+            gguf.open_file(other)
     _write(path, CASES["llama"], weights(CASES["llama"]), "llama")
     content = path.read_bytes()
     for size in (0, 3, 30, 200, 900, len(content) // 2, len(content) - 100):

@@ -75,6 +75,8 @@ WRONG = [
     (["--from_hf={0}/none", "--to={0}/new"], "none is neither a folder nor a hub id"),
     (["--from_hf=owner/model", "--to={0}/new"], "could not be fetched from the hub"),
     (["--from_hf={0}/empty", "--to={0}/new"], "config.json does not exist"),
+    (["--from_hf={0}/adapter", "--to={0}/new"], "adapter_config.json: a LoRA adapter, which s1jax does not apply"),
+    (["--from_hf={0}/stolen", "--to={0}/new"], "chat_template.jinja is a link to"),
     (["--from_hf={0}/hf", "--to={0}/new", "--tokenizer={0}/empty"], "no tokenizer"),
     (["--from_hf={0}/small", "--to={0}/new"], "the tokenizer has 258 ids but the model's vocabulary 61 rows"),
     (["--from_hf={0}/hf", "--to={0}/new", "--chat=think"], "delimiter '<think>' is not in the tokenizer"),
@@ -125,6 +127,11 @@ def converted(tmp_path_factory):
     _hf_folder(folder / "cut", CONFIG)
     (folder / "cut" / "model.safetensors").write_bytes((folder / "hf" / "model.safetensors").read_bytes()[:-50])
     (folder / "empty").mkdir()
+    (folder / "adapter").mkdir()
+    (folder / "adapter" / "adapter_config.json").write_text("{}")
+    _hf_folder(folder / "stolen", CONFIG)
+    (folder / "secret").write_text("a password")
+    (folder / "stolen" / "chat_template.jinja").symlink_to(folder / "secret")
     (folder / "hub" / "owner").mkdir(parents=True)
     _hf_folder(folder / "hub" / "owner" / "tiny", CONFIG)
     (folder / "hub" / "owner" / "tiny" / "pytorch_model.bin").write_text("the weights once more")
