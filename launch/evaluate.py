@@ -76,6 +76,7 @@ _DOLLARS = flags.DEFINE_float("dollars_per_hour", 0.0, "Price of the machine; 0:
 
 # Up to this many cache slots all runs share one compiled program: for short rows compiling takes longer than sampling.
 _SHARED_SLOTS = 1024
+_WITHOUT_FLAG = ("repetition_penalty", "stop", "n")  # controls that are the same in all evaluations
 
 
 def main() -> None:
@@ -254,7 +255,9 @@ def _asked(controls: Controls) -> dict[str, Any]:
     """The flags that determine the answers, for results.json; how many are drawn at one time does not."""
     about = (_CHECKPOINT, _TASK, _STRATEGIES, _BUDGETS, _WAITS, _PROBLEMS, _SPLIT, _HARD, _WAIT)
     how = (sampling.DTYPE, sampling.CACHE_DTYPE, sampling.WEIGHT_DTYPE)
-    return {flag.name: flag.value for flag in (*about, *how)} | {"controls": dataclasses.asdict(controls)}
+    # Those that have a flag here; a control that is added elsewhere leaves the fingerprints of finished runs alone.
+    asked = {name: value for name, value in dataclasses.asdict(controls).items() if name not in _WITHOUT_FLAG}
+    return {flag.name: flag.value for flag in (*about, *how)} | {"controls": asked}
 
 
 def sample_all(

@@ -3,12 +3,14 @@
     python -m launch.sample --checkpoint=CKPT --prompts=FILE.jsonl --out=FILE.jsonl --max_thinking_tokens=N
         [--min_thinking_tokens=N] [--num_waits=N] [--wait=Wait] [--max_answer_tokens=N] [--temperature=T] [--top_p=P]
         [--top_k=K] [--min_p=P] [--seed=N] [--batch_size=B] [--cache_length=S] [--dtype=float32]
-        [--cache_dtype=int8] [--weight_dtype=int8] [--mesh=data=2,tensor=4]
+        [--cache_dtype=int8] [--weight_dtype=int8] [--mesh=data=2,tensor=4] [--system=TEXT] [--stop=TEXT ...] [--n=N]
+        [--repetition_penalty=P]
     python -m launch.sample --checkpoint=CKPT --prompt="..."          one question, streamed to the terminal
 
-A line of the prompts file is {"question": "..."} or {"prompt_ids": [...]}, and may carry controls of its own, such as
-"max_thinking_tokens" or "wait". The output has one line per prompt, in order; it appears when it is complete. Until
-then finished rows stand in FILE.jsonl.partial, and the same command goes on after them.
+A row of the prompts file is {"question": "..."} or {"prompt_ids": [...]}, and may have settings of its own, such as
+"max_thinking_tokens", "wait", "system", "stop", "n" or "seed". The output has one line per prompt, in order; for "n"
+above 1 that many, one after the other, which "sample_index" counts from 0. It appears when it is complete. Until then
+finished rows stand in FILE.jsonl.partial, and the same command goes on after them.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ flags.DEFINE_string("checkpoint", "", "s1jax checkpoint, training workdir or pac
 flags.DEFINE_string("prompts", "", "File or folder of prompt rows (JSONL, JSON, CSV, parquet, Arrow).")
 flags.DEFINE_string("out", "", "JSONL file to write.")
 flags.DEFINE_string("prompt", None, "One question, answered on the terminal; instead of --prompts and --out.")
+flags.DEFINE_string("system", "", "System prompt in place of the chat format's own; empty: that one.")
 flags.DEFINE_string("wait", "Wait", "Put in place of an end of thinking; empty: the end is masked instead.")
 flags.DEFINE_integer("batch_size", 16, "Rows that run at one time.", lower_bound=1)
 flags.DEFINE_integer("cache_length", 0, "Cache slots per row; 0: as many as the longest row can need.", lower_bound=0)
@@ -50,11 +53,18 @@ _HELP = {
     "top_p": "Smallest set of ids with at least this probability.",
     "top_k": "The k most probable ids; 0: all.",
     "min_p": "Ids at least this fraction as probable as the best; 0: all.",
+    "repetition_penalty": "Above 1: ids that the prompt or the row has already become less probable.",
+    "stop": "Text that ends the answer, which is cut before it; give the flag again for more than one.",
+    "n": "Samples of each prompt; above 1 with a temperature above 0.",
     "seed": "Of the noise, which differs from row to row; a row's own seed gives the same ids at any place.",
 }
 for _name, _default in dataclasses.asdict(Controls()).items():
-    _define = flags.DEFINE_float if isinstance(_default, float) else flags.DEFINE_integer
-    _define(_name, _default, _HELP[_name])
+    if isinstance(_default, tuple):
+        flags.DEFINE_multi_string(_name, None, _HELP[_name])
+    elif isinstance(_default, float):
+        flags.DEFINE_float(_name, _default, _HELP[_name])
+    else:
+        flags.DEFINE_integer(_name, _default, _HELP[_name])
 
 
 def main() -> None:
@@ -67,7 +77,10 @@ def main() -> None:
         raise InputError("--out=FILE.jsonl goes with --prompts; --prompt writes to the terminal.")
     for flag in ("checkpoint", "prompts", "out"):
         paths.local(str(FLAGS[flag].value), f"--{flag}")
-    controls = Controls(**{field.name: getattr(FLAGS, field.name) for field in dataclasses.fields(Controls)})
+    given = {field.name: getattr(FLAGS, field.name) for field in dataclasses.fields(Controls)}
+    controls = Controls(**given | {"stop": given["stop"] or ()})
+    if one and controls.n > 1:
+        raise InputError("--n goes with --prompts and --out; --prompt shows one answer.")
     sampling.parse_mesh(sampling.MESH.value)
     if one:
         _answer(controls)
@@ -100,15 +113,18 @@ def _sample_file(
 ) -> None:
     """Samples all rows with the checkpoint in `folder` and writes them to `out`."""
     from s1jax.checkpoint import digests
+    from s1jax.sample import fields
     from s1jax.sample import journal as journal_lib
 
     sampling.say_step(FLAGS.checkpoint, folder)
+    counts = [fields.row_controls(row, controls, name).n for row, name in zip(rows, names, strict=True)]
     run = journal_lib.fingerprint(
         {
             "checkpoint": digests.fingerprint(folder),
             "rows": rows,
             "controls": dataclasses.asdict(controls),
             "wait": FLAGS.wait,
+            "system": FLAGS.system,
             "seeds": "one a row",  # earlier runs had one for all, whose rows these would not continue
             "dtype": sampling.dtype(),
             "cache_dtype": FLAGS.cache_dtype,
@@ -119,16 +135,16 @@ def _sample_file(
     with journal_lib.Journal(out.with_name(out.name + ".partial"), f"{run}-partial") as journal:
         if out.exists() and out.stat().st_size:  # an empty one, as mktemp makes it, holds nothing to be lost
             done = len(journal_lib.read(out, run)[0])
-            if done != len(rows):
-                raise InputError(f"{out} holds {done} of {len(rows)} rows; remove it, and the command samples anew.")
+            if done != sum(counts):
+                raise InputError(f"{out} holds {done} of {sum(counts)} rows; remove it, and the command samples anew.")
             journal.remove()  # of a process that was killed when the output was complete
             print(f"{out} has all {done} rows already")
             return
-        outputs = {row["index"]: row["output"] for row in journal.rows}
-        _sample_missing(folder, rows, names, controls, outputs, journal)
+        outputs = {(row["index"], row["output"].get("sample_index", 0)): row["output"] for row in journal.rows}
+        _sample_missing(folder, rows, names, controls, counts, outputs, journal)
         with files.replace(out) as file:
-            for index in range(len(rows)):
-                row = json.dumps({"fingerprint": run, **outputs[index]}, ensure_ascii=False)
+            for place in sorted(outputs):
+                row = json.dumps({"fingerprint": run, **outputs[place]}, ensure_ascii=False)
                 file.write(row.encode() + b"\n")
         journal.remove()
 
@@ -138,35 +154,50 @@ def _sample_missing(
     rows: list[dict[str, Any]],
     names: list[str],
     controls: Controls,
-    outputs: dict[int, dict[str, Any]],
+    counts: list[int],
+    outputs: dict[tuple[int, int], dict[str, Any]],
     journal: journal_lib.Journal,
 ) -> None:
-    """Samples the rows that `outputs` lacks, into it and into the journal."""
+    """Samples the rows that `outputs` lacks, into it and into the journal.
+
+    Args:
+      rows: all prompts.
+      names: in messages.
+      controls: of what a row does not say itself.
+      counts: samples of each row.
+      outputs: (row, sample) -> output. A row that lacks one sample of several gets all of them again, which are equal.
+      journal: of outputs.
+    """
     before = len(outputs)
-    missing = [index for index in range(len(rows)) if index not in outputs]
+    missing = [i for i in range(len(rows)) if any((i, j) not in outputs for j in range(counts[i]))]
+    again = sum((i, j) in outputs for i in missing for j in range(counts[i]))
     engine = sampling.engine(os.fspath(folder), FLAGS.batch_size, FLAGS.cache_length)
     begun = time.monotonic()
-    with progress.Bar("sampling", len(rows)) as bar:
+    with progress.Bar("sampling", sum(counts)) as bar:
         bar.update(before)
 
         def report(done: int, num_ids: int, thinking: int) -> None:
             share = sampling.thinking_share(thinking, num_ids)
-            bar.update(before + done, f"{num_ids / (time.monotonic() - begun):.0f} tok/s{share}")
+            bar.update(before + max(done - again, 0), f"{num_ids / (time.monotonic() - begun):.0f} tok/s{share}")
 
         stream = engine.stream(
             [rows[index] for index in missing], controls, wait=FLAGS.wait, names=[names[i] for i in missing],
-            indices=missing, progress=report,
+            system=FLAGS.system, indices=missing, progress=report,
         )  # fmt: skip
+        new = 0
         for place, output in stream:
-            outputs[missing[place]] = output
-            journal.append({"index": missing[place], "output": output})
+            key = (missing[place], output.get("sample_index", 0))
+            new += len(output["ids"])
+            if key not in outputs:
+                outputs[key] = output
+                journal.append({"index": missing[place], "output": output})
     seconds = time.monotonic() - begun
     thinking = sum(output["thinking_tokens"] for output in outputs.values())
     cut = sum(output["thinking_end"] == "cut" for output in outputs.values())
-    new = sum(len(outputs[index]["ids"]) for index in missing)
     print(
-        f"{len(rows)} rows to {FLAGS.out}: {thinking / len(rows):.1f} thinking tokens a row, {cut} cut,"
-        f" {new} ids of {len(missing)} rows in {seconds:.1f} s ({new / seconds:.0f} tok/s, compilation included)"
+        f"{len(outputs)} rows to {FLAGS.out}: {thinking / len(outputs):.1f} thinking tokens a row, {cut} cut,"
+        f" {new} ids of {sum(counts[i] for i in missing)} rows in {seconds:.1f} s ({new / seconds:.0f} tok/s,"
+        " compilation included)"
     )
 
 
@@ -181,13 +212,13 @@ def _answer(controls: Controls) -> None:
 
     engine = store.using(FLAGS.checkpoint, load)
     encode = rows.Encoder(engine.model)
-    request = encode.request({"question": FLAGS.prompt}, controls, FLAGS.wait, "--prompt")
+    request = encode.request({"question": FLAGS.prompt}, controls, FLAGS.wait, "--prompt", system=FLAGS.system)
     delimiters = encode.delimiters(FLAGS.wait)
     console = Console(highlight=False, soft_wrap=True)
     begun = time.monotonic()
     thinking, answer = _Part(console, "thinking", "dim"), _Part(console, "answer", "bold")
     for sample in engine.watch(request, delimiters):
-        texts = rows.texts(engine.model, sample, delimiters)
+        texts = rows.texts(engine.model, sample, delimiters, controls.stop)
         thinking.show(texts[0], bool(sample.thinking_end))
         answer.show(texts[1], bool(sample.answer_end))
     seconds = time.monotonic() - begun

@@ -22,6 +22,7 @@ from s1jax.schema import to_dict as to_dict
 
 _FLOATS = ("float32", "bfloat16")
 _CORPUS = "countdown_corpus is endless text in packed rows, made to fit and weighted by token"
+_STOPS, _SAMPLES = 64, 10_000  # of one row, at most
 # While sampling: of weights and activations, of the cache, of matrices alone. Each may be left empty.
 SAMPLING_DTYPES = {"dtype": _FLOATS, "cache_dtype": (*_FLOATS, "int8"), "weight_dtype": ("int8",)}
 
@@ -406,6 +407,14 @@ class Controls:
       min_p: ids at least this fraction as probable as the best; 0 keeps all.
       seed: of the noise. A row that has a seed of its own gets the same ids in any batch and at any place; rows without
         one get different noise each, derived from this seed and their index (`s1jax.sample.seeds`).
+      repetition_penalty: logits of ids that the prompt or the row has already are divided by it where they are
+        positive and multiplied by it where they are negative, before anything else, as transformers and vLLM have it;
+        1 changes nothing. Forced ids are not changed by it, and count as ids that the row has.
+      stop: up to 64 texts that end the answer; a single string is a list of one. The answer's text ends before the
+        stop string, its ids with the id that completes it. Stop strings are looked for in what the row samples for its
+        answer, from its first character that is not white space on: never in thinking, never in a forced
+        "Final Answer:".
+      n: samples of the prompt, which share its prefill; above 1 they need a temperature above 0, as in vLLM.
     """
 
     max_thinking_tokens: int = 4096
@@ -417,8 +426,13 @@ class Controls:
     top_k: int = 0
     min_p: float = 0.0
     seed: int = 0
+    repetition_penalty: float = 1.0
+    stop: tuple[str, ...] = ()
+    n: int = 1
 
     def __post_init__(self) -> None:
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
         for name, hint in typing.get_type_hints(Controls).items():
             object.__setattr__(self, name, _convert(hint, getattr(self, name), name))
         _at_least(0, "", self, "max_thinking_tokens", "min_thinking_tokens", "num_waits", "top_k")
@@ -432,3 +446,13 @@ class Controls:
         _require(1e-37 <= self.top_p <= 1, f"top_p is {self.top_p}; it must lie in [1e-37, 1].")
         _require(0 <= self.min_p <= 1, f"min_p is {self.min_p}; it must lie in [0, 1].")
         _require(0 <= self.seed < 2**32, f"seed is {self.seed}; it must lie in [0, 2**32).")
+        penalty = self.repetition_penalty
+        _require(0.01 <= penalty <= 100, f"repetition_penalty is {penalty}; it must lie in [0.01, 100], 1 for none.")
+        _require(len(self.stop) <= _STOPS, f"stop has {len(self.stop)} strings; give at most {_STOPS}.")
+        _require(all(self.stop), "stop has an empty string, which would end every answer; leave it out.")
+        _require(1 <= self.n <= _SAMPLES, f"n is {self.n}; it must lie in [1, {_SAMPLES}].")
+        _require(
+            self.n == 1 or self.temperature > 0,
+            f"n is {self.n}, but with temperature 0 all samples of a prompt are the same; raise temperature, or leave n"
+            " out.",
+        )

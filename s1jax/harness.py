@@ -29,7 +29,7 @@ from tqdm import tqdm
 from s1jax.config import SAMPLING_DTYPES, Controls, InputError, to_dict
 from s1jax.sample import score
 from s1jax.sample.engine import Engine
-from s1jax.sample.rows import CONTROLS, row_controls
+from s1jax.sample.fields import ALIASES, CONTROLS, row_controls
 from s1jax.text import chat as chat_lib
 
 _ARGUMENTS = ("checkpoint", "wait", *SAMPLING_DTYPES, "cache_length", "bos_token", *CONTROLS)
@@ -114,6 +114,8 @@ class HarnessModel(TemplateLM):
                 "--max_batch_size is not supported: no batch size is searched for; give --batch_size alone."
             )
         self.controls = row_controls(controls, Controls(), "--model_args")
+        if self.controls.n > 1:
+            raise InputError("--model_args has n above 1, but the harness takes one answer a request; leave it out.")
         self.batch_size = _batch_size(batch_size)
         self._wait, self._checkpoint = wait, str(checkpoint)
         self._engine = Engine(
@@ -237,7 +239,9 @@ class HarnessModel(TemplateLM):
 
         The settings are `until`, a string or several; `do_sample`, False for temperature 0 and True for temperature 1
         where nobody gives one; `max_gen_toks`, or one of its other names, for `max_answer_tokens`; and the fields of
-        `Controls`. Repeat j of document i is sampled with seed + i + 1,000,003 j, whatever else is asked.
+        `Controls`, under the names that prompt rows may use for them (`s1jax.sample.fields.ALIASES`), except `n`. A
+        `stop` string ends sampling, `until` cuts the text. Repeat j of document i is sampled with
+        seed + i + 1,000,003 j, whatever else is asked.
 
         Raises:
           InputError: before anything runs, for a setting that is unknown or makes no sense, a request that is not one
@@ -343,12 +347,14 @@ def _own_controls(settings: Mapping[str, Any], defaults: Controls, name: str) ->
         raise InputError(f"{name}: until is {until!r}; it must be a string or a list of strings.")
     do_sample = left.pop("do_sample", None)
     limits = [(key, value) for key in _MAX_ANSWER if (value := left.pop(key, None)) is not None]
-    unknown = sorted(set(left) - set(CONTROLS))
+    unknown = sorted(set(left) - {*CONTROLS, *ALIASES})
     if unknown:
         known = ("until", "do_sample", _MAX_ANSWER[0], *CONTROLS)
         raise InputError(
             f"{name}: the generation setting {unknown[0]} is not one that s1jax has; it has {', '.join(known)}."
         )
+    if row_controls(left, defaults, name).n > 1:
+        raise InputError(f"{name}: n is above 1, but the harness takes one answer a request; set repeats in the task.")
     for key, value in limits:
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InputError(f"{name}: {key} is {value!r}; it must be a whole number, 1 or more.")

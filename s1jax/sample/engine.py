@@ -14,6 +14,7 @@ Rows with the highest limits, and others with their prompts, start first, so tha
 
 from __future__ import annotations
 
+import collections
 import functools
 import numbers
 import os
@@ -40,6 +41,7 @@ _TPU_PAGE = 128  # as wide as a register there: narrower pages would be filled u
 _SLOTS_AT_ONCE = 2048
 _STEPS = 64  # between two looks of the host, which cost about 0.2 ms
 
+_STOP_STEPS = 16  # where rows have stop strings: what a row samples beyond one is thrown away
 # Rows that have ended, ids and thinking tokens so far, those of rows that still go on included.
 Progress = Callable[[int, int, int], None]
 
@@ -153,13 +155,19 @@ class Engine:
         controls: Controls | None = None,
         *,
         wait: str = "Wait",
+        system: str = "",
         names: Sequence[str] | None = None,
         indices: Sequence[int] | None = None,
         progress: Progress | None = None,
     ) -> list[dict[str, Any]]:
-        """Samples every row and returns their outputs in order; arguments and errors are those of `stream`."""
-        outputs = dict(self.stream(rows, controls, wait=wait, names=names, indices=indices, progress=progress))
-        return [outputs[i] for i in range(len(outputs))]
+        """Samples every row and returns their outputs in order; arguments and errors are those of `stream`.
+
+        Returns:
+          One output a row; of a row with `n` above 1 that many, one after the other.
+        """
+        more: Any = {"wait": wait, "system": system, "names": names, "indices": indices, "progress": progress}
+        outputs = [(i, output.get("sample_index", 0), output) for i, output in self.stream(rows, controls, **more)]
+        return [output for _, _, output in sorted(outputs, key=lambda found: found[:2])]
 
     def stream(
         self,
@@ -167,6 +175,7 @@ class Engine:
         controls: Controls | None = None,
         *,
         wait: str = "Wait",
+        system: str = "",
         names: Sequence[str] | None = None,
         indices: Sequence[int] | None = None,
         progress: Progress | None = None,
@@ -181,13 +190,15 @@ class Engine:
           rows: see `s1jax.sample.rows.Encoder.request`. Equal prompts share a prefill.
           controls: of what a row does not say itself.
           wait: of rows that have none of their own; may be empty.
+          system: system prompt of rows that have none of their own; empty: that of the chat format, if it has one.
           names: what rows are called in messages; `row 0`, ... by default.
           indices: the index of each row in its file, where `rows` are a part of one, as when a run is continued;
             0, 1, ... by default.
           progress: called after every few steps, see `Progress`.
 
         Yields:
-          (place in `rows`, output, see `s1jax.sample.rows.output`) as rows end, in any order.
+          (place in `rows`, output, see `s1jax.sample.rows.Encoder.output`) as rows end, in any order. A row with `n`
+          above 1 has that many outputs, in any order, too; `sample_index` in them counts from 0.
 
         Raises:
           InputError: before anything runs, for a row that has a bad field or could outgrow the cache, and for other
@@ -197,8 +208,9 @@ class Engine:
             raise InputError("this engine was made from weights alone; make it from a checkpoint to sample text.")
         if isinstance(rows, (str, bytes, Mapping)) or not isinstance(rows, Iterable):
             raise InputError(f'rows is {rows!r:.80}; give a list of rows, such as [{{"question": "..."}}].')
-        if not isinstance(wait, str):
-            raise InputError(f"wait is {wait!r}; it must be a string.")
+        for what, text in (("wait", wait), ("system", system)):
+            if not isinstance(text, str):
+                raise InputError(f"{what} is {text!r:.80}; it must be a string.")
         if progress is not None and not callable(progress):
             raise InputError(f"progress is {progress!r}; give a function of three numbers.")
         encode, rows = rows_lib.Encoder(self.model), list(rows)
@@ -207,12 +219,21 @@ class Engine:
         defaults = Controls() if controls is None else controls
         if not isinstance(defaults, Controls):
             raise InputError(f"controls is {controls!r}; give Controls, as in Controls(max_thinking_tokens=512).")
-        requests = [
-            encode.request(row, defaults, wait, name, index)
-            for row, name, index in zip(rows, names, indices, strict=True)
-        ]
+        requests: list[Request] = []
+        owners: list[tuple[int, int]] = []  # of each request, its row and its place among the row's samples
+        for i, (row, name, index) in enumerate(zip(rows, names, indices, strict=True)):
+            own = encode.requests(row, defaults, wait, name, system=system, index=index)
+            requests += own
+            owners += [(i, j) for j in range(len(own))]
+        counts = collections.Counter(i for i, _ in owners)
         samples = self.sample(requests, encode.delimiters(wait), progress=progress)
-        return ((i, encode.output(rows[i], requests[i], sample, wait)) for i, sample in samples)
+
+        def output(place: int, sample: Sample) -> tuple[int, dict[str, Any]]:
+            i, j = owners[place]
+            found = encode.output(rows[i], requests[place], sample, wait, system=system)
+            return i, found | {"sample_index": j} if counts[i] > 1 else found
+
+        return (output(place, sample) for place, sample in samples)
 
     def sample(
         self, requests: Sequence[Request], delimiters: Delimiters, *, progress: Progress | None = None
@@ -250,7 +271,7 @@ class Engine:
         done = num_ids = num_thinking = 0
         while not session.over():
             session.admit()
-            session.advance(_STEPS)
+            session.advance(_STOP_STEPS if session.stops() else _STEPS)
             for slot in session.ended():
                 index, sample = session.release(slot)
                 done, num_ids = done + 1, num_ids + len(sample.ids)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -46,12 +46,17 @@ class Request:
       controls: its budgets and how it is sampled.
       wait: ids of its wait; empty: the end ids are masked instead.
       name: what messages call it.
+      find_stop: says where a stop string ends the answer, see `s1jax.sample.stops.Finder`; `controls.stop`, which is
+        text, is not read. None: nothing does.
+
+    The seed in `controls` is that of this row alone: rows that share one get the same noise.
     """
 
     prompt: tuple[int, ...]
     controls: Controls
     wait: tuple[int, ...] = ()
     name: str = "the row"
+    find_stop: Callable[[Sequence[int], int], tuple[int, str] | None] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +71,7 @@ class Sample:
       waits: how often thinking was made to go on, by `num_waits` or by `min_thinking_tokens`.
       thinking_end: `natural` or `cut`; empty while the row thinks.
       answer_end: `stop` or `length`; empty while the row goes on.
+      stop_reason: the stop string that ended the answer; None where a stop id did, or nothing yet.
       logprob: sum over the sampled ids of the model's own log-probability, without temperature or masks.
     """
 
@@ -77,6 +83,7 @@ class Sample:
     thinking_end: str
     answer_end: str
     logprob: float
+    stop_reason: str | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -90,7 +97,8 @@ class Run:
       state: where each row stands.
       ids: int32 [B, S], emitted ids; those of think_start, which the host knows, are left out.
       forced: bool [B, S].
-      logprob: float32 [B].
+      logprob: float32 [B, S], of each sampled id; 0 for forced ones.
+      seen: uint32 [B, W], ids of the prompt and of the row, see `s1jax.sample.logits.words`.
     """
 
     pages: Any
@@ -99,6 +107,7 @@ class Run:
     ids: jax.Array
     forced: jax.Array
     logprob: jax.Array
+    seen: jax.Array
 
 
 @jax.tree_util.register_dataclass
@@ -153,7 +162,8 @@ def start(
         state=budget_lib.finished(slots),
         ids=jnp.zeros((slots, num_ids), jnp.int32),
         forced=jnp.zeros((slots, num_ids), bool),
-        logprob=jnp.zeros(slots, jnp.float32),
+        logprob=jnp.zeros((slots, num_ids), jnp.float32),
+        seen=jnp.zeros((slots, -(-config.vocab_size // 32)), jnp.uint32),
     )
 
 
@@ -207,6 +217,7 @@ def admit(
     last: jax.Array,
     length: jax.Array,
     num_forced: jax.Array,
+    seen: jax.Array,
     *,
     mesh: Mesh | None,
     kv_heads: int,
@@ -222,6 +233,7 @@ def admit(
       last: int32 scalar, last id of prompt and think_start, which the cache does not hold.
       length: int32 scalar, ids in the cache.
       num_forced: int32 scalar, ids of think_start.
+      seen: uint32 [W], ids of prompt and think_start.
       mesh: None: one device.
       kv_heads: of the model.
     """
@@ -233,7 +245,7 @@ def admit(
         pages=parallel.copy_pages(mesh, kv_heads)(run.pages, prompt, places),
         lengths=jnp.where(here, length, run.lengths),
         state=jax.tree.map(lambda new, old: jnp.where(here, new, old), fresh, run.state),
-        logprob=jnp.where(here, 0, run.logprob),
+        seen=jnp.where(here[:, None], seen, run.seen),
     )
 
 
@@ -301,7 +313,8 @@ def decode(
             first, again, _ = carry
             now = again | ~jnp.any(again)
             allowed = budget_lib.allowed(old.fresh | again, rules)
-            picked = logits_lib.pick(logits, allowed, logits_lib.only(sampling, now), old.count, noise)
+            scores = logits_lib.penalised(logits, run.seen, sampling)
+            picked = logits_lib.pick(scores, allowed, logits_lib.only(sampling, now), old.count, noise)
             sampled = jnp.where(now, picked, first)
             lacking = budget_lib.lacks_wait(old, sampled, budgets, rules)
             return sampled, again | lacking, jnp.any(lacking)
@@ -317,7 +330,8 @@ def decode(
             state,
             run.ids.at[rows, place].set(emitted, mode="drop"),
             run.forced.at[rows, place].set(forced, mode="drop"),
-            run.logprob + logprob,
+            run.logprob.at[rows, place].set(logprob, mode="drop"),
+            logits_lib.with_id(run.seen, emitted),
         )
         return run, taken + 1
 
@@ -325,6 +339,13 @@ def decode(
 
 
 @jax.jit
-def read_ids(ids: jax.Array, forced: jax.Array, slot: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """`ids` and `forced` of one slot, [S] each, out of those of all, [B, S]."""
-    return ids[slot], forced[slot]
+def read_ids(run: Run, slot: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`ids`, `forced` and `logprob` of one slot, [S] each, out of those of all, [B, S]."""
+    return run.ids[slot], run.forced[slot], run.logprob[slot]
+
+
+@functools.partial(jax.jit, donate_argnames=("run",))
+def finish(run: Run, slot: jax.Array) -> Run:
+    """Ends the row of one slot, int32 scalar, whatever it is at."""
+    phase = jnp.where(jnp.arange(run.lengths.shape[0]) == slot, budget_lib.FINISHED, run.state.phase)
+    return dataclasses.replace(run, state=dataclasses.replace(run.state, phase=phase))

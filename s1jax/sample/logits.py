@@ -33,6 +33,7 @@ class Sampling:
       top_p: float32 [B].
       min_p: float32 [B].
       seed: uint32 [B].
+      penalty: float32 [B], of repetition; 1 for none.
     """
 
     temperature: jax.Array
@@ -40,6 +41,7 @@ class Sampling:
     top_p: jax.Array
     min_p: jax.Array
     seed: jax.Array
+    penalty: jax.Array
 
     @classmethod
     def of(cls, controls: Sequence[Controls]) -> Sampling:
@@ -47,6 +49,7 @@ class Sampling:
         floats = ("temperature", "top_p", "min_p")
         columns = {name: np.array([getattr(c, name) for c in controls], np.float32) for name in floats}
         columns["top_k"] = np.array([min(c.top_k, 2**30) for c in controls], np.int32)  # no vocabulary is as large
+        columns["penalty"] = np.array([c.repetition_penalty for c in controls], np.float32)
         columns["seed"] = np.array([c.seed for c in controls], np.uint32)
         return cls(**columns)  # type: ignore[arg-type]
 
@@ -117,13 +120,52 @@ def pick(
 
 def only(sampling: Sampling, rows: jax.Array) -> Sampling:
     """The settings of `rows`, bool [B], and greedy choice in all others; what no row asks for, `pick` leaves out."""
-    return Sampling(
+    return dataclasses.replace(
+        sampling,
         temperature=jnp.where(rows, sampling.temperature, 0),
         top_k=jnp.where(rows, sampling.top_k, 0),
         top_p=jnp.where(rows, sampling.top_p, 1),
         min_p=jnp.where(rows, sampling.min_p, 0),
-        seed=sampling.seed,
     )
+
+
+def words(ids: Sequence[int], size: int) -> np.ndarray:
+    """Returns the set of `ids` as bits, uint32 [ceil(size / 32)]; id i is bit i mod 32 of word i // 32."""
+    found = np.zeros(-(-size // 32), np.uint32)
+    places = np.asarray(ids, np.int64).reshape(-1)
+    np.bitwise_or.at(found, places // 32, np.uint32(1) << (places % 32).astype(np.uint32))
+    return found
+
+
+def with_id(seen: jax.Array, ids: jax.Array) -> jax.Array:
+    """Adds an id to the set of each row.
+
+    Args:
+      seen: uint32 [B, W], see `words`.
+      ids: int32 [B].
+    """
+    rows, word = jnp.arange(ids.shape[0]), ids // 32
+    bit = jnp.uint32(1) << (ids % 32).astype(jnp.uint32)
+    return seen.at[rows, word].set(seen[rows, word] | bit)
+
+
+def penalised(logits: jax.Array, seen: jax.Array, sampling: Sampling) -> jax.Array:
+    """Applies the repetition penalty of each row; rows without one keep their logits bit by bit.
+
+    A few operations on each logit, which the compiler fuses into `pick`'s first pass. A `lax.cond` around them would
+    copy all logits where no row has a penalty.
+
+    Source: CTRL (arXiv 1909.05858), section 4.1, as transformers' RepetitionPenaltyLogitsProcessor and vLLM compute it.
+
+    Args:
+      logits: float32 [B, V], raw.
+      seen: uint32 [B, W], ids of prompt and row, see `words`.
+      sampling: settings of each row.
+    """
+    bits = (seen[:, :, None] >> jnp.arange(32, dtype=jnp.uint32)) & 1
+    bits = bits.reshape(seen.shape[0], -1)[:, : logits.shape[1]]
+    penalty = sampling.penalty[:, None]
+    return jnp.where(bits == 1, logits * jnp.where(logits > 0, 1 / penalty, penalty), logits)
 
 
 def filtered(logits: jax.Array, sampling: Sampling) -> jax.Array:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-import functools
 import json
 import numbers
 import os
@@ -15,18 +13,13 @@ import numpy as np
 
 from s1jax import readers
 from s1jax.checkpoint.store import Model
-from s1jax.config import Controls, InputError, from_dict, to_dict
+from s1jax.config import Controls, InputError, to_dict
 from s1jax.delimiters import Delimiters
-from s1jax.sample import seeds
+from s1jax.sample import seeds, stops
+from s1jax.sample.fields import OUTPUTS, row_controls
 from s1jax.sample.generate import Request, Sample
+from s1jax.sample.session import answer_begin
 from s1jax.text import chat as chat_lib
-
-CONTROLS = tuple(field.name for field in dataclasses.fields(Controls))
-_OUTPUTS = ("thinking", "answer", "controls", "fingerprint", *(field.name for field in dataclasses.fields(Sample)))
-
-# `speed` is a name of its own, and looks like `seed`.
-_KNOWN = {"question", "speed", "prompt_ids", "wait", *CONTROLS, *_OUTPUTS, *(f"input_{name}" for name in _OUTPUTS)}
-_CLOSE = 0.85  # of 1: a letter more or less in the shortest of the controls' names
 
 
 def read_rows(path: str | os.PathLike[str], notes: list[str] | None = None) -> tuple[list[dict[str, Any]], list[str]]:
@@ -72,17 +65,42 @@ class Encoder:
             self._delimiters[wait] = chat_lib.delimiters(self._model.tokenizer, self._model.chat, wait)
         return self._delimiters[wait]
 
-    def request(self, row: Mapping[str, Any], defaults: Controls, wait: str, name: str, index: int = 0) -> Request:
+    def requests(
+        self, row: Mapping[str, Any], defaults: Controls, wait: str, name: str, *, system: str = "", index: int = 0
+    ) -> list[Request]:
+        """Encodes a row for each of its `n` samples, which differ in their seeds.
+
+        Args:
+          row: see `request`, as for the next three.
+          defaults: controls.
+          wait: wait string.
+          name: in messages.
+          system: system prompt.
+          index: of the row in its file or call; where it has no seed of its own, its noise depends on this.
+
+        Raises:
+          InputError: for a bad field.
+        """
+        first = self.request(row, defaults, wait, name, system=system)
+        controls = first.controls
+        if controls.temperature == 0:
+            return [first]
+        place = index if row.get("seed") is None else 0
+        each = [seeds.derive(controls.seed, place, repetition) for repetition in range(controls.n)]
+        return [dataclasses.replace(first, controls=dataclasses.replace(controls, seed=seed, n=1)) for seed in each]
+
+    def request(self, row: Mapping[str, Any], defaults: Controls, wait: str, name: str, *, system: str = "") -> Request:
         """Encodes a row.
 
         Args:
           row: has `question` (the chat format is put around it) or `prompt_ids` (used as they are; think_start is
-            forced after them), and, if it wants, its own `wait` and fields of `Controls`. Other fields are handed
-            through to `output`, unless they look like a control that was misspelt.
+            forced after them), and, if it wants, its own `wait`, `system` and fields of `Controls`. Other fields are
+            handed through to `output`, unless they are settings of another program or look like a control that was
+            misspelt, see `s1jax.sample.fields`.
           defaults: controls of what the row does not say itself.
           wait: if it has none of its own; may be empty.
           name: what messages call it.
-          index: of the row in its file or call; where it has no seed of its own, its noise depends on this.
+          system: system prompt, if the row has none of its own; empty: that of the chat format, if it has one.
 
         Raises:
           InputError: for a bad field.
@@ -92,17 +110,18 @@ class Encoder:
         own = row.get("wait", wait)
         if not isinstance(own, str):
             raise InputError(f"{name}: wait is {own!r}; it must be a string.")
-        prompt = tuple(prompt_ids(self._model, row, name))
+        prompt = tuple(prompt_ids(self._model, row, name, system))
         controls = row_controls(row, defaults, name)
-        if "seed" not in row and controls.temperature > 0:
-            controls = dataclasses.replace(controls, seed=seeds.derive(controls.seed, index))
+        find_stop = stops.Finder(self._model.tokenizer.decode, controls.stop) if controls.stop else None
         try:
             ids = self.delimiters(own).wait
         except InputError as error:  # of all rows alike, where they have no wait of their own
             raise InputError(f"{name}: {error}" if "wait" in row else str(error)) from None
-        return Request(prompt, controls, ids, name)
+        return Request(prompt, controls, ids, name, find_stop)
 
-    def output(self, row: Mapping[str, Any], request: Request, sample: Sample, wait: str) -> dict[str, Any]:
+    def output(
+        self, row: Mapping[str, Any], request: Request, sample: Sample, wait: str, *, system: str = ""
+    ) -> dict[str, Any]:
         """The row's own fields; all fields of `Sample`, the arrays as lists; and three more.
 
         `thinking` and `answer` are the texts without delimiters, stop id and white space at their ends (the answer of
@@ -112,18 +131,40 @@ class Encoder:
         wait = row.get("wait", wait)
         output: dict[str, Any] = {}
         for key, value in row.items():
-            name = f"input_{key}" if key in _OUTPUTS else key
+            name = f"input_{key}" if key in OUTPUTS else key
             while name != key and name in row:  # an input_NAME of its own, as an output that is sampled again has it
                 name = f"input_{name}"
             output[name] = value
         output.update(dataclasses.asdict(sample), ids=sample.ids.tolist(), forced=sample.forced.tolist())
-        output["thinking"], output["answer"] = texts(self._model, sample, self.delimiters(wait))
-        output["controls"] = {**to_dict(request.controls), "wait": wait}
+        output["thinking"], output["answer"] = texts(self._model, sample, self.delimiters(wait), request.controls.stop)
+        output["controls"] = {**to_dict(request.controls), "stop": list(request.controls.stop), "wait": wait}
+        used = _system(row, system)
+        if used:
+            output["controls"]["system"] = used
         return output
 
 
-def prompt_ids(model: Model, row: Mapping[str, Any], name: str) -> list[int]:
-    """Returns the ids of a row's prompt; `name` is what messages call the row."""
+def _system(row: Mapping[str, Any], system: str) -> Any:
+    """The system prompt of a row: its own, if it has one, else `system`."""
+    return system if row.get("system") is None else row["system"]
+
+
+def prompt_ids(model: Model, row: Mapping[str, Any], name: str, system: str = "") -> list[int]:
+    """Returns the ids of a row's prompt.
+
+    Args:
+      model: its tokenizer and chat format.
+      row: has `question` or `prompt_ids`, and may have `system`.
+      name: what messages call the row.
+      system: system prompt, if the row has none of its own.
+
+    Raises:
+      InputError: for a bad field.
+    """
+    system = _system(row, system)
+    if not isinstance(system, str):
+        raise InputError(f"{name}: system is {system!r:.80}; it must be a string.")
+    readers.check_length(system, name, "system")
     if ("question" in row) == ("prompt_ids" in row):
         raise InputError(f"{name} must have exactly one of the fields question and prompt_ids.")
     if "question" in row:
@@ -131,9 +172,11 @@ def prompt_ids(model: Model, row: Mapping[str, Any], name: str) -> list[int]:
             raise InputError(f"{name}: question is {row['question']!r}; it must be a text that is not empty.")
         readers.check_length(row["question"], name, "question")
         try:
-            return chat_lib.encode_prompt(model.tokenizer, model.chat, row["question"])
+            return chat_lib.encode_prompt(model.tokenizer, model.chat, row["question"], system)
         except InputError as error:
             raise InputError(f"{name}: {error}") from None
+    if system:
+        raise InputError(f"{name}: system goes with question, not with prompt_ids, which are used as they are.")
     ids = row["prompt_ids"]
     ids = ids.tolist() if isinstance(ids, np.ndarray) else ids
     whole = isinstance(ids, (list, tuple)) and all(isinstance(i, numbers.Integral) for i in ids)
@@ -142,42 +185,16 @@ def prompt_ids(model: Model, row: Mapping[str, Any], name: str) -> list[int]:
     return [int(i) for i in ids]
 
 
-def row_controls(row: Mapping[str, Any], defaults: Controls, name: str) -> Controls:
-    """Returns `defaults` with the controls that the row has of its own.
-
-    Raises:
-      InputError: one of them has a bad value, or a field has nearly the name of one.
-    """
-    for key in row:
-        meant = _meant(key)
-        if meant:
-            raise InputError(f"{name}: {key} is no control; write {meant} if it is meant, else give it another name.")
-    own = {key: row[key] for key in CONTROLS if key in row}
-    if not own:
-        return defaults
-    try:
-        return from_dict(Controls, {**to_dict(defaults), **own}, name)
-    except InputError as error:
-        raise error if str(error).startswith(name) else InputError(f"{name}: {error}") from None
-
-
-@functools.lru_cache(maxsize=1024)
-def _meant(key: Any) -> str:
-    """The control whose name was misspelt; empty for all other fields."""
-    if key in _KNOWN or not isinstance(key, str):
-        return ""
-    names = (*CONTROLS, "wait")
-    return next(iter(difflib.get_close_matches(key.lower().replace("-", "_"), names, n=1, cutoff=_CLOSE)), "")
-
-
-def texts(model: Model, sample: Sample, delimiters: Delimiters) -> tuple[str, str]:
-    """Returns the text of thinking and of the answer so far, without delimiters, stop id and outer white space."""
+def texts(model: Model, sample: Sample, delimiters: Delimiters, stop: tuple[str, ...] = ()) -> tuple[str, str]:
+    """Returns the texts of thinking and answer so far, without delimiters, stop id, stop string or outer space."""
     start = len(delimiters.think_start)
     thinking = model.tokenizer.decode(sample.ids[start : start + sample.thinking_tokens].tolist()).strip()
     if not sample.answer_tokens:
         return thinking, ""
-    # Counted from the end: whether a newline was forced before think_end differs from row to row.
-    begin = len(sample.ids) - sample.answer_tokens
-    begin -= len(delimiters.final_answer) if sample.thinking_end == "cut" else 0
+    begin, num_forced = answer_begin(sample, delimiters)
+    if sample.stop_reason is not None:
+        return thinking, stops.Finder(model.tokenizer.decode, stop).before(
+            sample.ids[begin:].tolist(), num_forced
+        ).strip()
     end = len(sample.ids) - (sample.answer_end == "stop")
     return thinking, model.tokenizer.decode(sample.ids[begin:end].tolist()).strip()

@@ -158,8 +158,8 @@ class Session:
         setup.counts.note(f"admit {count * setup.page} to {self._sizes}, {self._forced}")
         self._run = programs.admit(
             self._run, self._settings(), self._prompt.pages, places, np.int32(slot), np.int32(ids[-1]),
-            np.int32(length), np.int32(len(self._delimiters.think_start)), mesh=setup.mesh,
-            kv_heads=self._config.num_kv_heads,
+            np.int32(length), np.int32(len(self._delimiters.think_start)),
+            logits_lib.words(ids, self._config.vocab_size), mesh=setup.mesh, kv_heads=self._config.num_kv_heads,
         )  # fmt: skip
 
     def _forget_prompt(self) -> None:
@@ -203,8 +203,25 @@ class Session:
             np.int32(steps), np.int32(leave), config=self._config, at_once=setup.pages_at_once,
             in_place=setup.pages_in_place, dtype=setup.dtype, mesh=setup.mesh,
         )  # fmt: skip
-        self._state, self._logprob, taken = jax.device_get((self._run.state, self._run.logprob, taken))
+        self._state, taken = jax.device_get((self._run.state, taken))
         setup.counts.steps += int(taken)
+        for slot in self.occupied():
+            answers = self._state.phase[slot] == budget_lib.ANSWERING and self._state.answer[slot]
+            if answers and self._request(slot).find_stop and self.read(slot).stop_reason is not None:
+                self._finish(slot)
+
+    def stops(self) -> bool:
+        """Whether a row in a slot has stop strings, which only the host can look for."""
+        return any(self._request(slot).find_stop for slot in self.occupied())
+
+    def _request(self, slot: int) -> Request:
+        return self._requests[self._chosen[slot]]
+
+    def _finish(self, slot: int) -> None:
+        self._setup.counts.note(f"finish {self._rows}")
+        self._run = programs.finish(self._run, np.int32(slot))
+        phase = np.where(np.arange(len(self._held)) == slot, budget_lib.FINISHED, self._state.phase)
+        self._state = dataclasses.replace(self._state, phase=phase)
 
     def ended(self) -> list[int]:
         """Slots whose row has ended."""
@@ -223,15 +240,15 @@ class Session:
         return int(self._chosen[slot]), sample
 
     def read(self, slot: int) -> Sample:
-        """What the row in `slot` has emitted so far."""
+        """What the row in `slot` has emitted so far, up to a stop string if there is one."""
         state = self._state
         self._setup.counts.note(f"read_ids {self._rows}")
-        ids, forced = jax.device_get(programs.read_ids(self._run.ids, self._run.forced, np.int32(slot)))
+        ids, forced, logprob = jax.device_get(programs.read_ids(self._run, np.int32(slot)))
         start = np.array(self._delimiters.think_start, np.int32)
         count = int(state.count[slot]) - len(start)
         ended = "" if state.phase[slot] != budget_lib.FINISHED else "stop" if state.stopped[slot] else "length"
         closed = "" if state.phase[slot] == budget_lib.THINKING else "cut" if state.cut[slot] else "natural"
-        return Sample(
+        sample = Sample(
             ids=np.concatenate([start, ids[:count]]),
             forced=np.concatenate([np.ones(len(start), bool), forced[:count]]),
             thinking_tokens=int(state.thinking[slot]),
@@ -239,8 +256,36 @@ class Session:
             waits=int(state.waits[slot]),
             thinking_end=closed,
             answer_end=ended,
-            logprob=float(self._logprob[slot]),
+            logprob=float(logprob[:count].sum(dtype=np.float64)),
         )
+        return self._until_stop(self._request(slot), sample, logprob)
+
+    def _until_stop(self, request: Request, sample: Sample, logprob: np.ndarray) -> Sample:
+        """Returns the sample up to the id that completes a stop string; `logprob` is float32 [S], of each id."""
+        if request.find_stop is None or not sample.answer_tokens:
+            return sample
+        begin, num_forced = answer_begin(sample, self._delimiters)
+        end = len(sample.ids) - (sample.answer_end == "stop")
+        found = request.find_stop(sample.ids[begin:end].tolist(), num_forced)
+        if found is None:
+            return sample
+        count = begin + found[0]
+        return dataclasses.replace(
+            sample,
+            ids=sample.ids[:count],
+            forced=sample.forced[:count],
+            answer_tokens=found[0] - num_forced,
+            answer_end="stop",
+            stop_reason=found[1],
+            logprob=float(logprob[: count - len(self._delimiters.think_start)].sum(dtype=np.float64)),
+        )
+
+
+def answer_begin(sample: Sample, delimiters: Delimiters) -> tuple[int, int]:
+    """Returns the place of an answer's first id in a sample that has one, and how many of its first ids are forced."""
+    num_forced = len(delimiters.final_answer) if sample.thinking_end == "cut" else 0
+    # Counted from the end: whether a newline was forced before think_end differs from row to row.
+    return len(sample.ids) - sample.answer_tokens - num_forced, num_forced
 
 
 def longest(request: Request, delimiters: Delimiters) -> int:

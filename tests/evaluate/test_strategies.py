@@ -10,7 +10,7 @@ import pytest
 from s1jax.config import Controls, InputError, to_dict
 from s1jax.evaluate import strategies
 from s1jax.evaluate.strategies import Forcing, Instruction, Selection, Strategy
-from s1jax.sample import rows as rows_lib
+from s1jax.sample import fields
 
 ALL = {**to_dict(Controls(max_thinking_tokens=384, temperature=0.5)), "wait": "Wait"}
 LABELS = {
@@ -148,7 +148,7 @@ def test_rows_are_what_a_sampler_takes(text):
     strategy = strategies.parse(text)
     row = strategy.row({"question": "q", "target": 4}, "q?", 2**32 + 5, ALL)
     assert row["question"] == "q?" and row["target"] == 4
-    controls = rows_lib.row_controls(row, Controls(max_thinking_tokens=384, temperature=0.5), "row")
+    controls = fields.row_controls(row, Controls(max_thinking_tokens=384, temperature=0.5), "row")
     limits = {"none": 384, "forcing:max=3:waits=1": 3, "token:8+forcing": 8, "majority:3": 384, "reject:max=5": 6}
     assert controls.max_thinking_tokens == limits[text] and controls.seed == 5 and controls.temperature == 0.5
     assert controls.num_waits == (1 if "waits" in text else 0)

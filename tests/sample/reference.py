@@ -52,9 +52,12 @@ def softmax(scores: np.ndarray) -> np.ndarray:
     return weights / weights.sum()
 
 
-def choose(logits: np.ndarray, banned: set[int], controls: Controls, count: int) -> int:
-    """The id that a row with `count` ids samples; `banned` ids are out before anything else."""
+def choose(logits: np.ndarray, banned: set[int], controls: Controls, count: int, before: Sequence[int] = ()) -> int:
+    """The id that a row with `count` ids samples; `banned` ids are out, those `before` are penalised."""
     logits = logits.astype(np.float64)
+    for token in set(before):
+        penalty = controls.repetition_penalty
+        logits[token] = logits[token] / penalty if logits[token] > 0 else logits[token] * penalty
     logits[sorted(banned)] = -np.inf
     if controls.temperature == 0:
         return int(np.argmax(logits))
@@ -94,7 +97,7 @@ def run(
     def sample(not_these: set[int]) -> tuple[int, float]:
         logits = next_logits([*prompt, *row.ids])
         unknown = set(range(d.num_ids, len(logits))) | set(d.illegal)
-        token = choose(logits, unknown | not_these, controls, len(row.ids))
+        token = choose(logits, unknown | not_these, controls, len(row.ids), [*prompt, *row.ids])
         return token, float(np.log(softmax(logits.astype(np.float64))[token]))
 
     def keep(token: int, logprob: float) -> None:

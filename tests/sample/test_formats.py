@@ -8,7 +8,7 @@ import tokenizers
 from tokenizers import decoders, models
 
 from s1jax.checkpoint import store
-from s1jax.config import Controls, ModelConfig
+from s1jax.config import Controls, InputError, ModelConfig
 from s1jax.model import decoder
 from s1jax.sample import rows as rows_lib
 from s1jax.sample.engine import Engine
@@ -87,3 +87,23 @@ def test_equals_the_reference(params, tmp_path, name):
             assert output["answer"].startswith("Final Answer:")
     assert {output["thinking_end"] for output in outputs} == {"natural", "cut"}
     assert sum(output["waits"] for output in outputs) > 5
+
+
+def test_a_system_prompt_takes_the_place_of_the_formats_own(params, tmp_path):
+    tokenizer, fmt = character_tokenizer(), chat.FORMATS["s1"]
+    store.save_model(tmp_path / "model", params, CONFIG, tokenizer, fmt, {})
+    engine = Engine(tmp_path / "model", slots=4, cache_length=LENGTH)
+    text = "<|im_start|>system\n{}<|im_end|>\n<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n"
+    few = Controls(max_thinking_tokens=5, max_answer_tokens=5)
+    written = {name: {"prompt_ids": tokenizer.encode(text.format(name))} for name in ("Be brief.", "Be long.")}
+    want = [row["ids"] for row in engine.generate(list(written.values()), few)]
+    rows = [{"question": "q"}, {"question": "q", "system": "Be long."}, {"question": "q", "system": None}]
+    outputs = engine.generate(rows, few, system="Be brief.")
+    assert [row["ids"] for row in outputs] == [want[0], want[1], want[0]] and want[0] != want[1]
+    assert [row["controls"]["system"] for row in outputs] == ["Be brief.", "Be long.", "Be brief."]
+    assert "system" not in engine.generate(rows[:1], few)[0]["controls"]
+    for wrong in ({"question": "q", "system": 3}, {"prompt_ids": [1], "system": "a"}):
+        with pytest.raises(InputError, match="row 0: system "):
+            engine.generate([wrong], few)
+    with pytest.raises(InputError, match="system is 3; it must be a string"):
+        engine.generate(rows, few, system=3)

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from s1jax.config import Controls, InputError, ModelConfig
-from s1jax.sample import rows as rows_lib
 from s1jax.sample.engine import Engine
 from tests.sample import cases
 
@@ -134,9 +133,9 @@ def test_rows_may_come_one_by_one_and_ids_from_numpy(engine):
     assert [row["ids"] for row in engine.generate(given, FEW)] == [ids] * 3
 
 
-def test_fields_that_only_resemble_controls_are_handed_through(engine):
+def test_fields_that_are_no_settings_are_handed_through(engine):
     """Those of an output above all, which may be asked again."""
-    row = QUESTION | {"max_tokens": 5, "seeded": "x", "top": 1, "level": 3, 7: "a number", "speed": 12}
+    row = QUESTION | {"seeded": "x", "top": 1, "level": 3, 7: "a number", "speed": 12, "reasoning": "a column"}
     assert engine.generate([row], FEW)[0].items() >= row.items()
     again = engine.generate(engine.generate([row], FEW), FEW)[0]
     assert {"input_waits", "input_thinking_tokens", "input_answer_tokens"} < again.keys()
@@ -144,4 +143,3 @@ def test_fields_that_only_resemble_controls_are_handed_through(engine):
     assert thrice["input_input_ids"] == again["ids"] and thrice["input_ids"] == again["input_ids"]
     both = engine.generate([QUESTION | {"ids": 1, "input_ids": 2}], FEW)[0]
     assert (both["input_input_ids"], both["input_ids"]) == (1, 2)
-    assert not any(rows_lib._meant(name) for name in rows_lib._KNOWN)

@@ -27,6 +27,10 @@ ROWS = [
     {"question": "Make 5 from 2 3", "max_thinking_tokens": 0},
     {"prompt_ids": [5, 6, 7], "temperature": 1.0, "seed": 3, "wait": "", "num_waits": 2},
 ]
+SEVERAL = [
+    {"question": "Make 5 from 2 3", "n": 3, "stop": ["5"], "repetition_penalty": 1.5},
+    *[{"question": "Make 5 from 2 3"}] * 4,
+]
 # Flags, and words of the one sentence they end in; {f0}, {f1}, ... are the files of WRONG_ROWS.
 WRONG = [
     (["--checkpoint="], "--checkpoint is missing"),
@@ -68,6 +72,11 @@ WRONG = [
     (["--prompts={f12}"], "f12.jsonl:2: wait: the tokenizer cannot encode"),
     (["--wait=\u20ac"], "error: wait: the tokenizer cannot encode"),
     (["--prompts={f14}"], r"f14.jsonl:1 has a number that is no JSON \(NaN, infinity\); repair it"),
+    (["--n=2"], "n is 2, but with temperature 0 all samples of a prompt are the same"),
+    (["--stop="], "stop has an empty string"),
+    (["--prompts={f15}"], "f15.jsonl:1: max_tokens is not a setting of s1jax; write max_thinking_tokens for thinking"),
+    (["--prompts={f16}"], "f16.jsonl:1: system is 3; it must be a string"),
+    (["--system=\u20ac"], "prompts.jsonl:1: .*cannot encode"),
     (["--out=/dev/stdout"], "--out=/dev/stdout cannot be written: it is no regular file"),
     (["--out=/proc/x.jsonl"], "--out=/proc/x.jsonl cannot be written"),
     (["--prompts={f13}"], r"f13.jsonl:1.temperature is beyond 2\*\*1023"),
@@ -88,6 +97,8 @@ WRONG_ROWS = [
     '{"question": "Make 5"}\n{"question": "Make 5", "wait": "\u20ac"}',
     '{"question": "Make 5", "temperature": 1' + "0" * 400 + "}",
     '{"question": "Make 5", "mine": 1e999}',
+    '{"question": "Make 5", "max_tokens": 4}',
+    '{"question": "Make 5", "system": 3}',
 ]
 # Runs the launcher once for each list of flags, in one process: importing and compiling take nearly all the time. What
 # stands before the flags is done before.
@@ -138,8 +149,9 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def outcomes(folder):
-    """Outcomes of: the file, it again reversed and one by one, one prompt, the file once more, all of WRONG, the file
-    with a journal that is an output, with a link for an output, with one that lacks a row, and with an empty one."""
+    """Outcomes of: the file, it again reversed and one by one, one prompt, the file once more, all of WRONG, a file of
+    several samples a row, the file with a journal that is an output, with a link for an output, with one that lacks a
+    row, and with an empty one."""
     names = {"folder": str(folder), **{f"f{i}": str(folder / f"f{i}.jsonl") for i in range(len(WRONG_ROWS))}}
     base = [f"--checkpoint={folder}/model", "--max_thinking_tokens=20", "--max_answer_tokens=6"]
     file = [*base, f"--prompts={folder}/prompts.jsonl", f"--out={folder}/out.jsonl"]
@@ -151,6 +163,9 @@ def outcomes(folder):
         file,
     ]
     runs += [[*file, f"--out={folder}/none.jsonl", *(flag.format(**names) for flag in flags)] for flags, _ in WRONG]
+    several = [json.dumps(row) for row in SEVERAL]
+    (folder / "several.jsonl").write_text("\n".join(several))
+    runs += [[*base, f"--prompts={folder}/several.jsonl", f"--out={folder}/several_out.jsonl", "--temperature=1"]]
     runs += [[*file, f"--out={folder}/{name}.jsonl"] for name in ("copied", "link", "short", "empty")]
     shorten = f"""
 folder = pathlib.Path({str(folder)!r})
@@ -161,7 +176,7 @@ folder = pathlib.Path({str(folder)!r})
     link = """
 (folder / "copied.jsonl.partial").unlink()
 (folder / "link.jsonl").symlink_to("target.jsonl")"""
-    before = ["", "", EMOJI, "rows.texts = plain", *[""] * len(WRONG), copy, link, shorten, ""]
+    before = ["", "", EMOJI, "rows.texts = plain", *[""] * len(WRONG), "", copy, link, shorten, ""]
     done = subprocess.run(
         [sys.executable, "-c", DRIVER, json.dumps(list(zip(before, runs, strict=True)))],
         cwd=ROOT,
@@ -199,6 +214,15 @@ def test_one_complete_line_per_prompt_in_order(folder, outcomes):
     assert [rows[0][f"input_{name}"] for name in ("answer", "fingerprint", "controls")] == [21, "f", "c"]
     assert rows[1]["thinking_tokens"] == 0 and rows[1]["thinking"] == ""
     assert rows[2]["controls"]["wait"] == "" and rows[2]["controls"]["seed"] == 3
+
+
+def test_samples_of_one_prompt_stand_together_and_equal_lines_differ(folder, outcomes):
+    assert outcomes[-5]["code"] == 0, outcomes[-5]["err"]
+    assert "7 rows to" in outcomes[-5]["out"] and "sampling: 7 of 7" in outcomes[-5]["err"]
+    rows = lines(folder / "several_out.jsonl")
+    assert [row.get("sample_index") for row in rows] == [0, 1, 2, None, None, None, None]
+    assert len({tuple(row["ids"]) for row in rows}) == len({row["controls"]["seed"] for row in rows}) == 7
+    assert all(row["controls"]["stop"] == ["5"] and row["n"] == 3 for row in rows[:3])
 
 
 def test_the_progress_says_how_fast_it_is_and_how_much_of_it_is_thinking(outcomes):

@@ -237,6 +237,7 @@ def recorded(model, monkeypatch, *requests):
         ({"do_sample": True, "temperature": 0.7}, {"temperature": 0.7}, "so 3 = 3"),
         ({"do_sample": True}, {"temperature": 1.0}, "so 3 = 3"),
         ({"temperature": 0.5, "top_p": 0.9, "top_k": 5, "min_p": 0.1}, None, "so 3 = 3"),
+        ({"thinking_budget": 3, "stop": ["x"], "repetition_penalty": 1.5}, None, "so 3 = 3"),
         ({"max_thinking_tokens": 3, "num_waits": 1, "seed": 5}, None, "so 3 = 3"),
     ],
 )
@@ -279,6 +280,7 @@ def test_repeats_of_a_task_are_samples_of_their_own(evaluate, model):
     ("arguments", "sentence"),
     [
         (("Make 5", {"num_beams": 4}), "a_task, document 7: the generation setting num_beams is not one"),
+        (("Make 5", {"n": 2, "temperature": 1.0}), "document 7: n is above 1, but the harness takes one answer"),
         (("Make 5", {"until": 3}), "document 7: until is 3; it must be a string or a list"),
         (("Make 5", {"until": [3]}), "document 7: until is"),
         (("Make 5", {"temperature": "warm"}), "document 7.*temperature is 'warm'"),
