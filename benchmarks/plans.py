@@ -18,6 +18,7 @@ from typing import Any
 
 from benchmarks import record
 
+_PADDED = ("data.batching=padded", "train.batch_tokens=0", "train.batch_size=16")
 # Half of a row on each of two devices, and two micro-batches: as many rows a step as devices. Or quarters.
 _HALVES = ("mesh.sequence=2", "train.accumulation=2")
 _QUARTERS = ("mesh.sequence=4", "train.accumulation=4")
@@ -72,7 +73,7 @@ def run(arguments: list[str], out: pathlib.Path, what: str) -> dict[str, Any]:
 def plan(name: str, out: pathlib.Path) -> dict[str, Any]:
     """Runs launch.plan for a row and returns its JSON."""
     target, model, settings = ROWS[name]
-    flags = [f"--config.{setting}" for setting in [*settings, "train.loss_chunk=256"]]
+    flags = [f"--config.{setting}" for setting in [*_PADDED, *settings, "train.loss_chunk=256"]]
     return run([f"--config=configs/s1_{model}.py", f"--model={model}", f"--target={target}", *flags], out, name)
 
 

@@ -4,17 +4,18 @@
     python -m launch.train --config=configs/s1_qwen2p5_14b.py --workdir=runs/s1_qwen2p5_14b
 
 Planned with `python -m launch.plan --config=configs/s1_qwen2p5_14b.py --model=qwen2p5_14b
---target=TARGET --config.train.accumulation=N --config.data.block_size=32768 --mfu=0.2` (jax 0.10.2; compiled ahead of
-time, never run; 20 % is about what the paper's own run reached; every row counts as full, at the paper's block):
+--target=TARGET --config.train.accumulation=N --mfu=0.2` (jax 0.10.2; compiled ahead of time, never run; 20 % is about
+what the paper's own run reached; padding counts as work). Rows with data.batching=padded were planned so, at the
+paper's block:
 
     target     micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
-    h100:8     2               56.8 / 80         8668 (11538)                           230.1
-    h100:16    1               35.9 / 80         4334 (5769)                            115.0
-    v5p:2x2x4  1               35.4 / 103        4334 (5950)                            247.9
-    v6e:4x8    1               18.2 / 34         2167 (2975)                             62.0  mesh.sequence=2
+    h100:8     2               56.8 / 80         8668 (11538)                           230.1  data.batching=padded  data.block_size=32768  train.batch_tokens=0  train.batch_size=16
+    h100:16    1               17.0 / 80         507 (674)                               13.4  mesh.sequence=2
+    v5p:2x2x4  1               35.4 / 103        4334 (5950)                            247.9  data.batching=padded  data.block_size=32768  train.batch_tokens=0  train.batch_size=16
+    v6e:4x8    1               18.2 / 34         2167 (2975)                             62.0  mesh.sequence=2  data.batching=padded  data.block_size=32768  train.batch_tokens=0  train.batch_size=16
 
 One H100 does not hold it: weights and moments alone take 6 bytes a weight, in bfloat16.
-"""
+"""  # noqa: E501, rows of the table
 
 import ml_collections
 

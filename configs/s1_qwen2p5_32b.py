@@ -4,14 +4,15 @@
     python -m launch.train --config=configs/s1_qwen2p5_32b.py --workdir=runs/s1_qwen2p5_32b
 
 Planned with `python -m launch.plan --config=configs/s1_qwen2p5_32b.py --model=qwen2p5_32b
---target=TARGET --config.train.accumulation=N --config.data.block_size=32768 --mfu=0.2` (jax 0.10.2; compiled ahead of
-time, never run; 20 % is about what the paper's own run reached; every row counts as full, at the paper's block):
+--target=TARGET --config.train.accumulation=N --mfu=0.2` (jax 0.10.2; compiled ahead of time, never run; 20 % is about
+what the paper's own run reached; padding counts as work). Rows with data.batching=padded were planned so, at the
+paper's block:
 
     target     micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
-    h100:8     2               72.5 / 80         16799 (21813)                          445.9  train.mlp_parts=4  train.param_dtype=bfloat16  optimizer.moment_dtype=bfloat16
-    h100:16    1               61.2 / 80         8400 (10906)                           222.9
-    v5p:2x2x4  1               60.2 / 103        8400 (11148)                           480.4
-    v6e:8x8    1               16.2 / 34         2100 (2787)                             60.0  mesh.sequence=4
+    h100:8     1               67.5 / 80         2171 (2801)                             57.4
+    h100:16    1               34.5 / 80         1086 (1401)                             28.7  mesh.sequence=2
+    v5p:2x2x4  1               60.2 / 103        8400 (11148)                           480.4  data.batching=padded  data.block_size=32768  train.batch_tokens=0  train.batch_size=16
+    v6e:8x8    1               16.2 / 34         2100 (2787)                             60.0  mesh.sequence=4  data.batching=padded  data.block_size=32768  train.batch_tokens=0  train.batch_size=16
 
 One H100 does not hold it: weights and moments alone take 6 bytes a weight, in bfloat16.
 """  # noqa: E501, a row of the table

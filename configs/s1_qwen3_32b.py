@@ -4,14 +4,15 @@
     python -m launch.train --config=configs/s1_qwen3_32b.py --workdir=runs/s1_qwen3_32b
 
 Planned with `python -m launch.plan --config=configs/s1_qwen3_32b.py --model=qwen3_32b
---target=TARGET --config.train.accumulation=N --config.data.block_size=32768 --mfu=0.2` (jax 0.10.2; compiled ahead of
-time, never run; 20 % is about what the paper's own run reached; every row counts as full, at the paper's block):
+--target=TARGET --config.train.accumulation=N --mfu=0.2` (jax 0.10.2; compiled ahead of time, never run; 20 % is about
+what the paper's own run reached; padding counts as work). Rows with data.batching=padded were planned so, at the
+paper's block:
 
     target     micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
-    h100:8     2               72.9 / 80         19332 (25701)                          513.1  train.mlp_parts=4  train.param_dtype=bfloat16  optimizer.moment_dtype=bfloat16
-    h100:16    1               61.5 / 80         9666 (12850)                           256.6
-    v5p:2x2x4  1               60.9 / 103        9666 (13237)                           552.8
-    v6e:8x8    1               16.5 / 34         2417 (3309)                             69.1  mesh.sequence=4
+    h100:8     2               72.9 / 80         19332 (25701)                          513.1  train.mlp_parts=4  train.param_dtype=bfloat16  optimizer.moment_dtype=bfloat16  data.batching=padded  data.block_size=32768  train.batch_tokens=0  train.batch_size=16
+    h100:16    1               34.5 / 80         1147 (1522)                             30.4  mesh.sequence=2
+    v5p:2x2x4  1               60.9 / 103        9666 (13237)                           552.8  data.batching=padded  data.block_size=32768  train.batch_tokens=0  train.batch_size=16
+    v6e:8x8    1               16.5 / 34         2417 (3309)                             69.1  mesh.sequence=4  data.batching=padded  data.block_size=32768  train.batch_tokens=0  train.batch_size=16
 
 One H100 does not hold it: weights and moments alone take 6 bytes a weight, in bfloat16.
 """  # noqa: E501, a row of the table

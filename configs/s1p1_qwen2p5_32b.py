@@ -25,4 +25,6 @@ def get_config() -> ml_collections.ConfigDict:
     config = recipe.on_s1k("qwen2p5_32b")
     config.data.source = "s1k_1_1"
     config.data.block_size = 20000
+    config.data.batching = "padded"  # as planned: how many tokens these rows have is not known here
+    config.train.batch_size, config.train.batch_tokens = 16, 0
     return config

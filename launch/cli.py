@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import re
 import resource
 import runpy
 import sys
@@ -194,9 +195,28 @@ def _is_setting(config: Any, flag: str) -> bool:
 
 
 def _last_line(error: Exception) -> str:
-    if isinstance(error, flags.Error):  # its text ends in the traceback of what the file raised
-        return str(error).strip().splitlines()[-1]
-    return traceback.format_exception_only(error)[-1].strip()
+    # The text of absl's own errors ends in the traceback of what the file raised.
+    text = str(error) if isinstance(error, flags.Error) else "".join(traceback.format_exception(error))
+    return _wrong_type(text) or text.strip().splitlines()[-1]
+
+
+def _wrong_type(text: str) -> str:
+    """A sentence on the setting that a config file gives another type, where the traceback `text` is of that."""
+    found = re.search(
+        r"Could not override field '(\w+)'.*?original type <class '(?:\w+\.)*(\w+)'>.*?'(\w+)'>", text, re.S
+    )
+    if found is None:
+        return ""
+    lines = re.findall(r'File "([^"]*)", line (\d+), in .*\n +(.*)', text)
+    file, number, code = next((line for line in reversed(lines) if "ml_collections" not in line[0]), ("", "?", ""))
+    name, given, wanted = found.groups()
+    given = {"ConfigDict": "group of settings"}.get(given, given)
+    remedy = f"give it a value of type {wanted}"
+    if name == "model":
+        remedy = (
+            "give the shape to config.defaults(dict(d_model=..., ...)) as configs/countdown_base.py does, or a name"
+        )
+    return f"line {number} of {file} (`{code}`) makes the setting `{name}` a {given}, and it is a {wanted}; {remedy}."
 
 
 def fail(sentence: str) -> int:

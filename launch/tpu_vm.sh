@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains on a Cloud TPU slice, of one host or many:
 #   bash launch/tpu_vm.sh --name=s1 --zone=us-east5-a --type=v5p-32 --spot --mount='sudo mount 10.0.0.2:/share runs' \
-#     -- --config=configs/s1_qwen2p5_7b.py --workdir=runs/s1_qwen2p5_7b
+#     -- --config=configs/s1_qwen2p5_7b.py --config.mesh.sequence=2 --workdir=runs/s1_qwen2p5_7b
 # Creates the slice by a queued resource, or reuses the one of that name, copies the last commit, installs, runs launch.train on
 # all workers and shows the first worker's output, and the end of that of the one that failed. When the slice is preempted it is
 # deleted and created again, and the same command resumes, as it does at most four times in a row where a process was lost. Ends

@@ -22,8 +22,10 @@ Exit codes, the same in all processes except where only one of them fails:
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import pathlib
 import re
+import shlex
 import time
 from typing import Any
 
@@ -226,6 +228,9 @@ def _print_summary(summary: dict[str, Any], workdir: pathlib.Path) -> None:
         print(f"  device memory     {summary['peak_memory_bytes'] / 1e9:.2f} GB at the peak")
     if summary["dollars"]:
         print(f"  cost              {summary['dollars']:,.2f} USD so far, {summary['dollars_to_go']:,.2f} to go")
+    if (workdir / "tensorboard").is_dir():  # tensorboardX writes the files; their viewer is another package
+        viewer = "" if importlib.util.find_spec("tensorboard") else " (python -m pip install tensorboard)"
+        print(f"  curves            tensorboard --logdir={shlex.quote(str(workdir))}{viewer}")
 
 
 if __name__ == "__main__":

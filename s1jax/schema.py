@@ -40,11 +40,18 @@ def from_dict(kind: type[_T], values: Mapping[str, Any], where: str = "config") 
     if unknown:
         raise InputError(f"{where}.{unknown[0]} is not a setting; {where} has {', '.join(sorted(fields))}.")
     built = {}
-    for name, field in fields.items():
+    for name in fields:
         if name in values:
             built[name] = convert(hints[name], values[name], f"{where}.{name}")
-        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise InputError(f"{where}.{name} is missing; give it a value.")
+    required = [
+        name
+        for name, field in fields.items()
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
+    missing = [f"{where}.{name}" for name in required if name not in values]
+    if missing:
+        verb = "is missing; give it a value" if len(missing) == 1 else "are missing; give them values"
+        raise InputError(f"{', '.join(missing)} {verb}.")
     return kind(**built)
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks import plan_headers
 from s1jax import meters, presets
+from s1jax.data import layout
 from s1jax.plan import targets
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
@@ -30,14 +31,44 @@ def test_tables_of_plans(name):
         peak, _, limit, model, executed, minutes = row["figures"].split()
         target, own = targets.parse(row["target"]), dict(s.split("=") for s in row["settings"].split())
         assert float(peak) <= target.chip.memory / 1e9 and round(target.chip.memory / 1e9) == int(limit)
-        block = 32768 if "block_size=32768" in header else settings["data"]["block_size"]
-        batch = int(own.get("train.batch_size", settings["train"]["batch_size"]))
+        data, train = dict(settings["data"]), dict(settings["train"])
+        for setting, value in own.items():
+            group, _, field = setting.partition(".")
+            {"data": data, "train": train}.get(group, {})[field] = type(settings[group][field])(value)
+        block = data["block_size"]
+        batch = train["batch_size"] or train["batch_tokens"] // block
         flops = meters.train_flops(presets.PRESETS[preset], batch * block, batch * block * (block + 1) // 2)
         assert float(model) == pytest.approx(flops / target.devices / 1e12, abs=0.5)
         assert float(model) < float(executed.strip("()")) < 1.5 * float(model)
-        steps = -(-1000 // batch) * settings["train"]["epochs"]
+        steps = -(-1000 // batch) * train["epochs"]
+        if data["batching"] == "packed":
+            planned_run = settings | {"init_from": "", "model": preset, "data": data, "train": train}
+            steps = layout.layout(presets.experiment(planned_run)).steps
         seconds = steps * flops / target.devices / (0.2 * target.chip.flops)
         assert float(minutes) == pytest.approx(seconds / 60, abs=0.1)
+
+
+def test_the_readme_has_the_minutes_of_the_papers_run():
+    """Of 16 H100 at 20, 40 and 60 % of their peak, with every place of a batch counted, and with its tokens alone."""
+    settings = importlib.import_module("configs.s1_qwen2p5_32b").get_config().to_dict()
+    run = layout.layout(presets.experiment(settings))
+    model, block = presets.PRESETS["qwen2p5_32b"], settings["data"]["block_size"]
+    places = run.rows * block
+    text = " ".join((CONFIGS.parent / "README.md").read_text().split())
+    _, sentence = text.split("The paper's run, planned ")
+    assert f"five times in {run.steps} steps" in sentence
+    assert f"({100 * (1 - run.tokens / places):.0f} % are padding" in sentence
+
+    def minutes(tokens, pairs, share):
+        flops = meters.train_flops(model, tokens, pairs)
+        return run.steps * flops / (16 * targets.parse("h100:16").chip.flops * share) / 60
+
+    counted = [minutes(places, run.rows * block * (block + 1) / 2, share) for share in (0.2, 0.4, 0.6)]
+    assert "takes {:.1f} minutes at 20 % MFU, {:.1f} at 40 % and {:.1f} at 60 %".format(*counted) in sentence
+    dollars = [meters.dollars(60 * m, 16, 2.86) for m in counted]
+    assert "is {:.2f}, {:.2f} and {:.2f} USD".format(*dollars) in sentence
+    alone = [minutes(run.tokens, run.pairs, share) for share in (0.2, 0.4, 0.6)]
+    assert "takes {:.1f}, {:.1f} and {:.1f} minutes".format(*alone) in sentence
 
 
 # Rows of README's table of peaks, and the records of their last four columns.

@@ -143,7 +143,7 @@ def make(
         split = "mesh.data * mesh.fsdp * train.accumulation"
         notes.append(
             f"a step has {made.filled_rows} rows at most, and {split} = {multiple} does not divide them: {empty} rows"
-            " of every step are empty; a divisor has none."
+            " of every step are empty; a divisor has none, for example with a larger mesh.sequence."
         )
     if data.batching == "packed":
         notes += _packed(experiment, made, multiple)

@@ -22,6 +22,7 @@ def _plan(tmp_path, target, rows=8):
     """Qwen2.5-0.5B's own width and vocabulary; rows are short, which changes no collective."""
     out = tmp_path / "plan.json"
     batch = ["--config.data.block_size=1024", f"--config.train.batch_size={rows}"]
+    batch += ["--config.data.batching=padded", "--config.train.batch_tokens=0"]
     settings = [*batch, f"--out={out}", f"--target={target}"]
     command = ["-m", "launch.plan", "--config=configs/s1_qwen2p5_0p5b.py", "--model=qwen2p5_0p5b", *settings]
     done = subprocess.run(

@@ -95,6 +95,7 @@ def test_a_checkpoint_that_is_not_here_has_the_shape_that_it_is_named_after(tmp_
     """As the shipped configs name theirs. Its rows are those of config.data, and what does not fit ends with 1."""
     out = tmp_path / "plan.json"
     size = ["--config.train.batch_size=1", "--config.data.block_size=64", "--config.data.num_rows=10"]
+    size += ["--config.data.batching=padded", "--config.train.batch_tokens=0"]
     done = _run("--config=configs/s1_qwen2p5_1p5b.py", *size, "--target=cpu:1", "--mfu=0.2", f"--out={out}")
     assert done.returncode == 1, done.stderr[-2000:]
     assert done.stdout.startswith("note: runs/qwen2p5_1p5b is not here; its shape is taken to be that of qwen2p5_1p5b.")

@@ -102,6 +102,48 @@ def test_files_that_make_no_config(run, tmp_path, text, sentence):
     assert process.returncode == 2 and err == f"error: {sentence.format(file=file)}\n"
 
 
+WRONG_TYPE = "the file of --config does not load: line 5 of {file} (`%s`) makes the setting `%s` a %s, and it is a %s; "
+
+
+@pytest.mark.parametrize(
+    ("shape", "line", "sentence"),
+    [
+        (
+            "",
+            "config.model = dict(d_model=64)",
+            WRONG_TYPE % ("config.model = dict(d_model=64)", "model", "group of settings", "str")
+            + "give the shape to config.defaults(dict(d_model=..., ...)) as configs/countdown_base.py does, or a name.",
+        ),
+        (
+            "",
+            "config.train.batch_size = 'many'",
+            WRONG_TYPE % ("config.train.batch_size = 'many'", "batch_size", "str", "int")
+            + "give it a value of type int.",
+        ),
+        (
+            "dict(d_model=64, num_layers=2, head_dim=8, mlp_dim=64, vocab_size=9)",
+            "",
+            "config.model.num_heads, config.model.num_kv_heads are missing; give them values.",
+        ),
+        (
+            "dict(d_modell=64)",
+            "",
+            "config.model.d_modell is not a setting; config.model has ",
+        ),
+    ],
+)
+def test_a_shape_that_is_no_shape_is_answered_with_its_fields(run, tmp_path, shape, line, sentence):
+    file = tmp_path / "config.py"
+    file.write_text(
+        "import ml_collections\nfrom s1jax import config as c\ndef get_config():\n"
+        f"    config = ml_collections.ConfigDict(c.defaults({shape}))\n    {line}\n    return config\n"
+    )
+    process = run(f"--config={file}", "--workdir=w")
+    _, err = process.communicate()
+    assert process.returncode == 2 and err.count("\n") == 1
+    assert err.startswith(f"error: {sentence.format(file=file)}")
+
+
 def test_a_setting_that_does_not_go_together_leaves_no_folder(run, tmp_path):
     process = run("--config=configs/countdown_s1.py", "--config.train.mlp_parts=5", f"--workdir={tmp_path}/w")
     _, err = process.communicate()
