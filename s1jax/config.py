@@ -65,14 +65,14 @@ class RopeScaling:
         _from_zero(where, self, "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow")
         for low, high in (("low_freq_factor", "high_freq_factor"), ("beta_slow", "beta_fast")):
             _require(
-                0 < getattr(self, low) < getattr(self, high),
+                2**-20 <= getattr(self, low) < getattr(self, high) <= 2**20,
                 f"{where}{low} is {getattr(self, low)} and {high} {getattr(self, high)}; the first must be positive "
-                "and the smaller.",
+                "and the smaller, both at most 2**20.",
             )
         of_cosines = self.attention_factor
         _require(
-            of_cosines is None or 0 < of_cosines < math.inf,
-            f"{where}attention_factor is {of_cosines}; give a positive number.",
+            of_cosines is None or 0 < of_cosines <= 2**20,
+            f"{where}attention_factor is {of_cosines}; give a positive number of at most 2**20.",
         )
 
 
@@ -120,8 +120,10 @@ class ModelConfig:
         whole = self.num_heads % self.num_kv_heads == 0
         _require(whole, f"model.num_heads {self.num_heads} is no multiple of model.num_kv_heads {self.num_kv_heads}.")
         _require(self.head_dim % 2 == 0, f"model.head_dim {self.head_dim} must be even for rotary embeddings.")
+        theta = self.rope_theta  # frequencies are float32
+        _require(1 <= theta <= 1e30, f"model.rope_theta is {theta}; it must lie in [1, 1e30].")
         if self.rope_scaling is not None and self.rope_scaling.kind == "yarn":
-            _require(self.rope_theta > 1, f"model.rope_theta is {self.rope_theta}; yarn needs more than 1.")
+            _require(theta > 1, f"model.rope_theta is {theta}; yarn needs more than 1.")
 
     @property
     def num_params(self) -> int:

@@ -81,8 +81,8 @@ def test_a_setting_out_of_range_is_named(group, name, values, message):
     [
         ("factor", (0.5, -1.0, float("inf"), float("nan"), "8"), r"(give a number from 1 to|it must be of type float)"),
         ("original_context_length", (-1, 0, 2**31, 8192.5), "(it must be positive|give less than|it must be of type)"),
-        ("low_freq_factor", (0.0, 4.0), r"high_freq_factor 4.0; the first must be positive and the smaller"),
-        ("beta_slow", (0.0, 32.0), r"beta_fast 32.0; the first must be positive and the smaller"),
+        ("low_freq_factor", (0.0, 4.0), r"high_freq_factor 4.0; the first must be positive and the smaller, both"),
+        ("beta_slow", (0.0, 32.0), r"beta_fast 32.0; the first must be positive and the smaller, both"),
         ("attention_factor", (0.0, float("nan")), "give a positive number"),
         ("kind", ("longrope",), "choose one of 'linear', 'llama3', 'yarn'"),
     ],

@@ -269,8 +269,8 @@ def _scaling(
 
 
 def _number(value: Any, where: str) -> float:
-    if type(value) not in (int, float) or not abs(value) < math.inf:
-        raise InputError(f"{where} is {shown(value)}; it must be a finite number.")
+    if type(value) not in (int, float) or not 0 <= value <= 2**20:
+        raise InputError(f"{where} is {shown(value)}; it must be a number from 0 to 2**20.")
     return float(value)
 
 

@@ -167,7 +167,7 @@ def test_silence_means_what_transformers_assumes():
         ),
         (
             {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "mscale": "1", "mscale_all_dim": 1}},
-            "rope_scaling.mscale is '1'; it must be a finite number",
+            "rope_scaling.mscale is '1'; it must be a number from",
         ),
         (
             {
@@ -210,6 +210,12 @@ def test_silence_means_what_transformers_assumes():
         ({"num_attention_heads": 0, "head_dim": 8}, "^config.json: model.num_heads is 0; it must be positive"),
         ({"num_hidden_layers": -1}, "^config.json: model.num_layers is -1"),
         ({"rope_theta": 10**400}, "rope_theta is inf; it must be finite"),
+        ({"rope_theta": 1e308}, r"^config.json: model.rope_theta is 1e\+308; it must lie in \[1, 1e30\]"),
+        (
+            {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "mscale": 10**400, "mscale_all_dim": 1}},
+            r"rope_scaling.mscale is 1000.*\.\.\.0; it must be a number",
+        ),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "beta_slow": 1e-320}}, "beta_slow is .* both at most"),
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan; it must be finite"),
     ],
 )
