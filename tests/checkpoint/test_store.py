@@ -10,7 +10,9 @@ import pathlib
 import shutil
 import subprocess
 import sys
+import threading
 import time
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -381,3 +383,37 @@ def test_everything_is_on_the_disk_before_a_checkpoint_counts(tmp_path, params, 
     there = {os.fspath(item) for item in folder.rglob("*") if item.name != "digests.json"}
     assert there <= set(synced[:last]), "files and folders"
     assert [os.fspath(folder), os.fspath(tmp_path)] == synced[last + 1 :], "the rename"
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_a_run_beside_its_readers(tmp_path, params, monkeypatch, locks):
+    """Weights and metadata are of one step, whatever the run saves and removes meanwhile."""
+    if not locks:
+        monkeypatch.setattr("fcntl.flock", mock.Mock(side_effect=OSError(errno.ENOLCK, "No locks available")))
+    enough = threading.Event()
+
+    def train():
+        with store.Checkpointer(tmp_path, 1, about()) as checkpointer:
+            for step in range(1, 60):
+                mine = jax.tree.map(lambda leaf, s=step: leaf * 0 + s, params)
+                checkpointer.save(step, mine, {"step": jnp.int32(step)}, {"step": step})
+                if enough.is_set():
+                    break
+
+    trainer = threading.Thread(target=train)
+    trainer.start()
+    seen = []
+    try:
+        while not store.finished_steps(tmp_path):
+            assert trainer.is_alive()
+        for _ in range(8):
+            model = store.load_model(tmp_path)
+            seen.append(model.provenance["step"])
+            for leaf in jax.tree.leaves(model.params):
+                assert (np.asarray(leaf) == seen[-1]).all()
+            assert store.load_metadata(tmp_path).provenance["step"] >= seen[-1]
+    finally:
+        enough.set()
+        trainer.join()
+    assert seen == sorted(seen) and len(set(seen)) > 1, "the run went on"
+    assert len(store.finished_steps(tmp_path)) <= 2
