@@ -131,9 +131,11 @@ def replace(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
-        except BaseException:
+        except BaseException as error:
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
+            if isinstance(error, OSError) and error.filename == os.fspath(temporary):
+                raise OSError(error.errno, error.strerror, os.fspath(path)) from None
             raise
         sync_folder(final.parent)
 

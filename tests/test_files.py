@@ -82,6 +82,10 @@ def test_errors_name_the_file_that_was_asked_for(tmp_path):
     with pytest.raises(OSError) as error:
         files.write_text("/dev/null", "text")
     assert error.value.errno == errno.EINVAL and not pathlib.Path("/dev/null").is_file()
+    (tmp_path / "folder" / "inside").mkdir(parents=True)
+    with pytest.raises(IsADirectoryError) as caught, files.replace(tmp_path / "folder"):
+        pass
+    assert caught.value.filename == str(tmp_path / "folder") and caught.value.filename2 is None
 
 
 def test_a_file_of_the_longest_name_can_be_written(tmp_path):
