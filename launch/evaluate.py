@@ -11,7 +11,8 @@ All problems are answered once for each strategy (`s1jax.evaluate.strategies`), 
 
 `--budgets=0,64,none` is short for forcing:max=0,forcing:max=64,none; `--waits=1,2` for forcing:waits=1,forcing:waits=2.
 DIR gets samples.jsonl, every answer; results.json, the table with all settings; scaling.png, accuracy against average
-thinking tokens. The same command goes on where it was stopped, and grades the answers of a finished evaluation again.
+thinking tokens. The same command goes on where it was stopped. It grades the answers of a finished evaluation again
+where reference or grader have changed. `correct` is null where the comparison of an answer did not end.
 """
 
 from __future__ import annotations

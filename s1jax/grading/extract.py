@@ -105,7 +105,8 @@ def _in_line(line: str, marked: bool) -> str:
 
     Of a line without a mark the last sentence and the last formula count, otherwise the first formula.
     """
-    line = re.sub(r"\.?\s{0,9}I hope it is correct\W{0,9}$", "", line[-4 * LONGEST :], flags=re.IGNORECASE)
+    line = line[: 4 * LONGEST] if marked else line[-4 * LONGEST :]
+    line = re.sub(r"\.?\s{0,9}I hope it is correct.*", "", line, flags=re.IGNORECASE)
     if not marked:
         line = re.split(r"(?<=[.!?])\$*\s{1,3}(?=[A-Z])", line)[-1]
     said = _SAID.search(line)

@@ -370,3 +370,11 @@ def test_aime_is_graded_as_lm_eval_does_on_whole_numbers(tmp_path):
     ):
         assert task.grade(text, task.rows[0]) == bool(utils.process_results({"answer": "25"}, [text])["exact_match"])
     assert task.grade("\\boxed{025}", task.rows[0])  # lm_eval's compares the text; contests write three digits
+
+
+def test_undecided_answers_share_no_vote_and_answers_without_letters_do_not_merge(tmp_path):
+    task = tasks.load("math500:" + write(tmp_path / "a.jsonl", [{"question": "q", "answer": "\\frac{1}{7}"}]))
+    assert task.grade("\\boxed{9^{9^{9}}}", task.rows[0]) is None
+    assert not task.same("9^{9^{9}}", "9^{9^{9^{9}}}") and task.same("9^{9^{9}}", "9^{9^{9}}")
+    assert not task.same("\\frac12ab", "\\frac12bc") and not task.same("\\angle ABC", "\\angle DEF")
+    assert task.same("\\frac12ab", "\\frac12ba")

@@ -77,6 +77,7 @@ def test_the_last_mark_with_something_behind_it_wins(text, answer):
     [
         ("Final Answer: The final answer is $\\frac12$. I hope it is correct.", "\\frac12"),
         ("The final answer is $42$. I hope it is correct.", "42"),
+        ("Final Answer: The final answer is $42$. I hope it is correct. Note: " + "and so on " * 900, "42"),
         ("<answer>70</answer>", "70"),
         ("<answer>\n\\frac{1}{2}\n</answer> as said", "\\frac{1}{2}"),
         ("<answer>so \\boxed{70}</answer>", "70"),

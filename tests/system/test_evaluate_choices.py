@@ -9,7 +9,7 @@ import pytest
 
 from s1jax.checkpoint import store
 from s1jax.config import ModelConfig
-from s1jax.grading import choices
+from s1jax.grading import choices, compare
 from s1jax.model import decoder
 from s1jax.text import chat
 from s1jax.text.tokenizer import Tokenizer
@@ -61,6 +61,8 @@ def test_choices_are_shown_and_graded_by_their_letters(folder):
         assert row["correct"] == (choices.letter(row["answer"], row["choices"]) == "B")
     results = json.loads((folder / "out" / "results.json").read_text())
     assert results["problems"] == 2 and [run["name"] for run in results["runs"]] == ["no limit", "majority of 3 at 1"]
+    assert results["grader"] == f"letters, {compare.grader()}" and "math-verify 0." in results["grader"]
+    assert all(len(row["mark"]) == 16 for row in samples) and [run["undecided"] for run in results["runs"]] == [0, 0]
     right = [row["correct"] for row in samples if row["run"] == "no limit"]
     assert results["runs"][0]["accuracy"] == 50 * sum(right)
 
