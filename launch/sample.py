@@ -204,50 +204,33 @@ def _sample_missing(
 def _answer(controls: Controls) -> None:
     """Streams one answer: thinking dimmed, forced waits marked, then the answer."""
     from s1jax.checkpoint import store
-    from s1jax.sample import rows
 
     def load(folder: pathlib.Path) -> Engine:
         sampling.say_step(FLAGS.checkpoint, folder)
         return sampling.engine(os.fspath(folder), 1, FLAGS.cache_length)
 
     engine = store.using(FLAGS.checkpoint, load)
-    encode = rows.Encoder(engine.model)
-    request = encode.request({"question": FLAGS.prompt}, controls, FLAGS.wait, "--prompt", system=FLAGS.system)
-    delimiters = encode.delimiters(FLAGS.wait)
     console = Console(highlight=False, soft_wrap=True)
-    begun = time.monotonic()
-    thinking, answer = _Part(console, "thinking", "dim"), _Part(console, "answer", "bold")
-    for sample in engine.watch(request, delimiters):
-        texts = rows.texts(engine.model, sample, delimiters, controls.stop)
-        thinking.show(texts[0], bool(sample.thinking_end))
-        answer.show(texts[1], bool(sample.answer_end))
-    seconds = time.monotonic() - begun
+    begun, part = time.monotonic(), ""
+    for piece in engine.stream_tokens(
+        {"question": FLAGS.prompt}, controls, wait=FLAGS.wait, system=FLAGS.system, name="--prompt"
+    ):
+        style = "dim" if piece.part == "thinking" else "bold"
+        if piece.part != part:
+            if part:
+                console.print()
+            console.rule(piece.part, align="left", style=style)
+            part = piece.part
+        if piece.text:
+            marked = f"{style} underline" if piece.forced else style
+            console.print(terminal.safe(piece.text), style=marked, end="", markup=False, emoji=False)
+    console.print()
+    seconds, output = time.monotonic() - begun, piece.output or {}
     print(
-        f"{sample.thinking_tokens} thinking tokens ({sample.thinking_end}, {sample.waits} waits),"
-        f" {sample.answer_tokens} of answer ({sample.answer_end}), {seconds:.1f} s",
+        f"{output['thinking_tokens']} thinking tokens ({output['thinking_end']}, {output['waits']} waits),"
+        f" {output['answer_tokens']} of answer ({output['answer_end']}), {seconds:.1f} s",
         file=sys.stderr,
     )
-
-
-class _Part:
-    """One part of the text, printed as it grows, under a heading of its own."""
-
-    def __init__(self, console: Console, name: str, style: str):
-        self._console, self._name, self._style = console, name, style
-        self._shown: str | None = None
-        self._over = False
-
-    def show(self, text: str, over: bool) -> None:
-        """Prints what is new in `text`; holds back a character of which only some bytes are there."""
-        if self._over or not (text or over):
-            return
-        if self._shown is None:
-            self._console.rule(self._name, align="left", style=self._style)
-            self._shown = ""
-        stable = text if over else text.rstrip("\ufffd")
-        new = terminal.safe(stable[len(self._shown) :])
-        self._console.print(new, style=self._style, end="\n" if over else "", markup=False, emoji=False)
-        self._shown, self._over = stable, over
 
 
 if __name__ == "__main__":

@@ -68,8 +68,9 @@ def dtype() -> str:
 def engine(checkpoint: str, slots: int, cache_length: int) -> Engine:
     """Loads a checkpoint onto the mesh that the flags ask for.
 
-    Programs are kept in $XDG_CACHE_HOME/s1jax unless JAX_COMPILATION_CACHE_DIR names another place, so that a second
-    process need not compile them.
+    Says on stderr that it loads, and before the first sample that it compiles. Programs are kept in
+    $XDG_CACHE_HOME/s1jax unless JAX_COMPILATION_CACHE_DIR names another place, so that a second process need not
+    compile them.
 
     Raises:
       InputError: for a mesh that does not fit the devices or the model, or a checkpoint that can't be loaded.
@@ -85,7 +86,8 @@ def engine(checkpoint: str, slots: int, cache_length: int) -> Engine:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     mesh = parallel.make_mesh(parse_mesh(MESH.value))
-    return engine_lib.Engine(
+    print(f"loading {terminal.safe(checkpoint)} ...", file=sys.stderr, flush=True)
+    made = engine_lib.Engine(
         checkpoint,
         slots=slots,
         cache_length=cache_length,
@@ -94,6 +96,14 @@ def engine(checkpoint: str, slots: int, cache_length: int) -> Engine:
         weight_dtype=WEIGHT_DTYPE.value,
         mesh=mesh if mesh.size > 1 else None,
     )
+
+    def say(_: str) -> None:
+        """Says once what the first call waits for; kept programs are only read."""
+        made.counts.announce = None
+        print("compiling ...", file=sys.stderr, flush=True)
+
+    made.counts.announce = say
+    return made
 
 
 def say_step(checkpoint: str, folder: pathlib.Path) -> None:

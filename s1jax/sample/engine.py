@@ -2,6 +2,7 @@
 
     engine = Engine("runs/s1", slots=64)
     outputs = engine.generate([{"question": "..."}, ...], Controls(max_thinking_tokens=2048, num_waits=2))
+    pieces = engine.stream_tokens({"question": "..."})  # of one row, as they come
 
 A row that ends leaves its slot to the next one while the others go on (continuous batching). The cache is a pool of
 pages, of which a row gets as many as it can come to need; so nothing is reserved for the longest row but by itself.
@@ -32,6 +33,7 @@ from s1jax.delimiters import Delimiters
 from s1jax.model import decoder
 from s1jax.sample import rows as rows_lib
 from s1jax.sample.generate import Request, Sample
+from s1jax.sample.pieces import Piece, Pieces
 from s1jax.sample.session import Session
 from s1jax.sample.shapes import Counts, Setup
 
@@ -204,21 +206,15 @@ class Engine:
           InputError: before anything runs, for a row that has a bad field or could outgrow the cache, and for other
             arguments that make no sense.
         """
-        if self.model is None:
-            raise InputError("this engine was made from weights alone; make it from a checkpoint to sample text.")
+        self._check_texts(wait, system)
         if isinstance(rows, (str, bytes, Mapping)) or not isinstance(rows, Iterable):
             raise InputError(f'rows is {rows!r:.80}; give a list of rows, such as [{{"question": "..."}}].')
-        for what, text in (("wait", wait), ("system", system)):
-            if not isinstance(text, str):
-                raise InputError(f"{what} is {text!r:.80}; it must be a string.")
         if progress is not None and not callable(progress):
             raise InputError(f"progress is {progress!r}; give a function of three numbers.")
         encode, rows = rows_lib.Encoder(self.model), list(rows)
         names = _one_for_every_row("names", names, False, [f"row {i}" for i in range(len(rows))])
         indices = _one_for_every_row("indices", indices, True, range(len(rows)))
-        defaults = Controls() if controls is None else controls
-        if not isinstance(defaults, Controls):
-            raise InputError(f"controls is {controls!r}; give Controls, as in Controls(max_thinking_tokens=512).")
+        defaults = _controls(controls)
         requests: list[Request] = []
         owners: list[tuple[int, int]] = []  # of each request, its row and its place among the row's samples
         for i, (row, name, index) in enumerate(zip(rows, names, indices, strict=True)):
@@ -256,16 +252,75 @@ class Engine:
             return iter(())
         return self._drain(Session(self._setup, requests, delimiters), progress)
 
+    def stream_tokens(
+        self,
+        row: Mapping[str, Any],
+        controls: Controls | None = None,
+        *,
+        wait: str = "Wait",
+        system: str = "",
+        steps: int = 4,
+        name: str = "the row",
+    ) -> Iterator[Piece]:
+        """Samples one row and yields its text and ids as they come.
+
+            for piece in engine.stream_tokens({"question": "..."}, Controls(max_thinking_tokens=512)):
+                print(piece.text, end="", flush=True)
+
+        Args:
+          row: as of `stream`.
+          controls: likewise.
+          wait: likewise.
+          system: likewise.
+          steps: ids between two looks; 1 yields every id by itself, more cost less.
+          name: what messages call the row.
+
+        Yields:
+          Pieces of thinking, then of the answer; the last one has the row's output, which `generate` would give.
+
+        Raises:
+          InputError: before anything runs, as `stream`, and where the row asks for several samples.
+        """
+        self._check_texts(wait, system)
+        if not isinstance(steps, numbers.Integral) or isinstance(steps, bool) or steps < 1:
+            raise InputError(f"steps is {steps!r}; it must be a whole number, at least 1.")
+        encode = rows_lib.Encoder(self.model)
+        requests = encode.requests(row, _controls(controls), wait, name, system=system)
+        if len(requests) > 1:
+            raise InputError(f"{name}: n is {len(requests)}; stream_tokens samples one answer, leave n out.")
+        request, delimiters = requests[0], encode.delimiters(wait)
+        samples = self.watch(request, delimiters, int(steps))
+        pieces = Pieces(encode.decode, lambda sample: encode.texts(sample, request, delimiters), request, delimiters)
+
+        def grow() -> Iterator[Piece]:
+            for sample in samples:
+                yield from pieces.new(sample)
+            output = encode.output(row, request, sample, wait, system=system)
+            yield Piece("answer", "", (), False, output)
+
+        return grow()
+
     def watch(self, request: Request, delimiters: Delimiters, steps: int = 4) -> Iterator[Sample]:
-        """Samples one row and yields what there is of it after every `steps` ids; the last sample is complete."""
+        """Samples one row of ids and yields what there is of it after every `steps` ids; the last one is complete."""
         session = Session(self._setup, [request], delimiters)
-        session.admit()
-        while True:
-            session.advance(steps)
-            sample = session.read(0)
-            yield sample
-            if sample.answer_end:
-                return
+
+        def grow() -> Iterator[Sample]:
+            session.admit()
+            while True:
+                session.advance(steps)
+                sample = session.read(0)
+                yield sample
+                if sample.answer_end:
+                    return
+
+        return grow()
+
+    def _check_texts(self, wait: Any, system: Any) -> None:
+        if self.model is None:
+            raise InputError("this engine was made from weights alone; make it from a checkpoint to sample text.")
+        for what, text in (("wait", wait), ("system", system)):
+            if not isinstance(text, str):
+                raise InputError(f"{what} is {text!r:.80}; it must be a string.")
 
     def _drain(self, session: Session, progress: Progress | None) -> Iterator[tuple[int, Sample]]:
         done = num_ids = num_thinking = 0
@@ -280,6 +335,14 @@ class Engine:
             if progress is not None:
                 live, thinking = session.live()
                 progress(done, num_ids + live, num_thinking + thinking)
+
+
+def _controls(given: Any) -> Controls:
+    """Returns `given`, or the defaults if it is None."""
+    controls = Controls() if given is None else given
+    if not isinstance(controls, Controls):
+        raise InputError(f"controls is {given!r}; give Controls, as in Controls(max_thinking_tokens=512).")
+    return controls
 
 
 def _one_for_every_row(what: str, given: Any, whole: bool, default: Sequence[Any]) -> Sequence[Any]:

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import numbers
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -118,6 +118,14 @@ class Encoder:
         except InputError as error:  # of all rows alike, where they have no wait of their own
             raise InputError(f"{name}: {error}" if "wait" in row else str(error)) from None
         return Request(prompt, controls, ids, name, find_stop)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids."""
+        return self._model.tokenizer.decode(ids)
+
+    def texts(self, sample: Sample, request: Request, delimiters: Delimiters) -> tuple[str, str]:
+        """The texts of thinking and of the answer so far, see the function `texts`."""
+        return texts(self._model, sample, delimiters, request.controls.stop)
 
     def output(
         self, row: Mapping[str, Any], request: Request, sample: Sample, wait: str, *, system: str = ""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import bisect
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -34,6 +34,7 @@ class Counts:
       steps: steps of the loop, of all slots at once.
       programs: what was compiled, or found compiled: name -> number of calls. A program has one name: what it does and
         the sizes that it is compiled for.
+      announce: called with a program's name before its first call, which may take long because it compiles.
     """
 
     prefills: int = 0
@@ -41,9 +42,12 @@ class Counts:
     loops: int = 0
     steps: int = 0
     programs: dict[str, int] = dataclasses.field(default_factory=dict)
+    announce: Callable[[str], None] | None = None
 
     def note(self, program: str) -> None:
-        """Counts a call of a program."""
+        """Counts a call of a program, right before it."""
+        if self.announce is not None and program not in self.programs:
+            self.announce(program)
         self.programs[program] = self.programs.get(program, 0) + 1
 
 

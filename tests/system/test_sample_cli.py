@@ -103,9 +103,13 @@ WRONG_ROWS = [
 # Runs the launcher once for each list of flags, in one process: importing and compiling take nearly all the time. What
 # stands before the flags is done before.
 EMOJI = """
-from s1jax.sample import rows
-plain = rows.texts
-rows.texts = lambda *given: (":100: " + plain(*given)[0], plain(*given)[1])"""
+import dataclasses
+from s1jax.sample.engine import Engine
+plain = Engine.stream_tokens
+def marked(*given, **more):
+    yield dataclasses.replace(next(pieces := plain(*given, **more)), text=":100: [/] ")
+    yield from pieces
+Engine.stream_tokens = marked"""
 DRIVER = """
 import contextlib, io, json, os, pathlib, sys
 from absl.testing import flagsaver
@@ -176,7 +180,7 @@ folder = pathlib.Path({str(folder)!r})
     link = """
 (folder / "copied.jsonl.partial").unlink()
 (folder / "link.jsonl").symlink_to("target.jsonl")"""
-    before = ["", "", EMOJI, "rows.texts = plain", *[""] * len(WRONG), "", copy, link, shorten, ""]
+    before = ["", "", EMOJI, "Engine.stream_tokens = plain", *[""] * len(WRONG), "", copy, link, shorten, ""]
     done = subprocess.run(
         [sys.executable, "-c", DRIVER, json.dumps(list(zip(before, runs, strict=True)))],
         cwd=ROOT,
@@ -229,6 +233,14 @@ def test_the_progress_says_how_fast_it_is_and_how_much_of_it_is_thinking(outcome
     assert re.search(r"tok/s, \d+ % thinking", outcomes[0]["err"]), outcomes[0]["err"]
 
 
+def test_what_takes_long_is_said_before_it_begins_and_not_on_stdout(outcomes):
+    for outcome in (outcomes[0], outcomes[2]):
+        said = [line for line in outcome["err"].splitlines() if line.endswith(" ...")]
+        assert len(said) == 2 and said[0].startswith("loading ") and said[1] == "compiling ..."
+        assert "loading" not in outcome["out"] and "compiling ..." not in outcome["out"]
+    assert " ..." not in outcomes[3]["err"], "nothing is loaded where nothing is left to sample"
+
+
 def test_rows_do_not_depend_on_order_and_batch(folder, outcomes):
     assert outcomes[1]["code"] == 0, outcomes[1]["err"]
     for a, b in zip(lines(folder / "out.jsonl"), lines(folder / "reversed_out.jsonl")[::-1], strict=True):
@@ -241,7 +253,7 @@ def test_one_prompt_is_streamed_with_thinking_and_answer_told_apart(outcomes):
     assert outcomes[2]["code"] == 0, outcomes[2]["err"]
     shown = outcomes[2]["out"]
     assert shown.startswith("thinking ─") and "\nanswer ─" in shown
-    assert "\n:100: " in shown  # as it was written, no picture
+    assert "\n:100: [/] " in shown  # as it was written, no picture
     assert "thinking tokens (" in outcomes[2]["err"]
 
 
