@@ -119,7 +119,7 @@ find_inputs() {
 
 # Whether a path can be copied from here under the same name.
 copyable() {
-  [[ $1 != /* && $1 != '~'* && /$1/ != */../* && /$1/ != */./* ]]
+  [[ $1 != /* && $1 != '~'* && /$1/ != */../* ]]
 }
 
 # Ends where what the run starts from is not here and cannot be on a machine that is made from nothing either.

@@ -357,6 +357,18 @@ def test_own_rows_and_checkpoints_are_copied_before_the_installation(reading):
     assert outcome.returncode == 0 and not any("worker.sh expect" in line for line in log)
 
 
+def test_a_dry_run_prints_the_copies(reading):
+    (reading.folder / "rows.jsonl").write_text("{}\n")
+    flags = ("--config=configs/countdown_s1.py", TRAIN[1], "--config.data.source=./rows.jsonl")
+    reading.answer(committed=["!128"])
+    outcome, log = reading.run("gpu_vm.sh", *VM, "--mount=m", "--dry_run", "--", *flags)
+    assert outcome.returncode == 0 and not any(line.startswith(("gcloud", "scp", "ssh")) for line in log)
+    lines = [line for line in outcome.stdout.splitlines() if "rows.jsonl" in line and "worker.sh start" not in line]
+    assert ["worker.sh expect" in line for line in lines] == [True, False, False]
+    assert "scp --recurse ././rows.jsonl s1:s1jax/build/incoming/.s1jax-copy" in lines[1]
+    assert "worker.sh receive" in lines[2]
+
+
 def test_what_is_only_on_a_host_is_looked_for_there_before_the_installation(reading):
     reading.answer(states=["none", "none", "0"], needs=["!2"])
     outcome, log = reading.run("gpu_vm.sh", *HOSTS, "--", *SMOLLM)
