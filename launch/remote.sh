@@ -188,6 +188,7 @@ prepare() {
     put "$where" "$(archive)" "$(basename "$(archive)")" || return
   done
   on_all "mkdir -p s1jax && tar -xzf $(basename "$(archive)") -C s1jax" || return
+  ((${#machines[@]} == 1)) || check_place || return
   if [[ -n $mount ]]; then
     step="mounting runs/"
     on_all "$(quoted bash s1jax/launch/worker.sh attach "$mount")" || return
@@ -200,6 +201,21 @@ prepare() {
   fi
   step="the installation"
   on_all "$(quoted bash s1jax/launch/worker.sh install "${extra:-none}" ${wheelhouse:+build/wheels})"
+}
+
+# A checkpoint of several hosts is written to one path, so a relative --workdir needs the folder at one path.
+check_place() {
+  local argument where place before=''
+  for argument in "${train[@]}"; do
+    [[ $argument != --workdir=/* ]] || return 0
+  done
+  for where in "${machines[@]}"; do
+    place=$(reach "$where" "cd s1jax && pwd -P") || return
+    [[ -z $before || $place == "$before" ]] ||
+      fail "$name has this folder at $before and $where at $place, and a checkpoint is written to one path; use users with the" \
+        "same home folder, or give an absolute --workdir that all hosts have."
+    before=$place
+  done
 }
 
 send_wheels() {

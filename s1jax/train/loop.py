@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import json
+import os
 import pathlib
 import time
 from collections.abc import Callable, Iterator
@@ -76,13 +78,26 @@ def claim_workdir(workdir: pathlib.Path, experiment: Experiment, rows: str = "")
 
     Raises:
       InputError: where another process trains in the folder, where it holds a run of other settings (says which) or of
-        other rows or is a file, or where another process than the first doesn't see it or has other settings.
+        other rows or is a file, or where another process than the first doesn't see it, has it at another path or has
+        other settings.
     """
     first = jax.process_index() == 0
     with contextlib.ExitStack() as held:
         parallel.together(lambda: _claim(workdir, experiment, rows, held) if first else None)
         parallel.together(lambda: None if first else _claim(workdir, experiment, rows, held))
+        own = np.frombuffer(hashlib.sha256(os.fsencode(workdir.absolute())).digest()[:8], np.uint32)
+        same = bool((multihost_utils.broadcast_one_to_all(own) == own).all())
+        parallel.together(lambda: _check_place(workdir, same))
         yield
+
+
+def _check_place(workdir: pathlib.Path, same: bool) -> None:
+    # Orbax refuses another path at the first save only, after the steps before it.
+    if not same:
+        raise InputError(
+            f"--workdir is {workdir.absolute()} here and another path in process 0, but a checkpoint is written to"
+            " one path; give an absolute path that all processes have, or run them in folders of the same path."
+        )
 
 
 def _claim(workdir: pathlib.Path, experiment: Experiment, rows: str, held: contextlib.ExitStack) -> None:

@@ -30,6 +30,7 @@ case "$*" in
   *worker.sh\\ start*) answer starts ;;
   *worker.sh\\ install*) answer installs ;;
   *worker.sh\\ expect*) answer expected ;;
+  *pwd\\ -P*) answer places ;;
   *worker.sh\\ need*) answer needs ;;
   *queued-resources\\ delete* | *queued-resources\\ create*) answer changes ;;
 esac

@@ -250,6 +250,17 @@ def test_an_error_of_one_process_is_said_once_and_ends_all(start, tmp_path):
     assert not (tmp_path / "own").exists()
 
 
+def test_one_folder_at_two_paths_is_said_before_the_first_step(start, tmp_path):
+    """As for two users of one shared folder; Orbax refuses it at the first save."""
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "shared")
+    job = start(flags, 2, f"--workdir={tmp_path}/shared/w", apart=[f"--workdir={tmp_path}/link/w"])
+    assert job.codes() == [2, 2], job.err(0)
+    assert job.err(0).startswith(f"error: process 1: --workdir is {tmp_path}/link/w here and another path in process 0")
+    assert len(job.err(0).splitlines()) == 1 and job.err(1) == ""
+    assert not records(tmp_path / "shared/w")
+
+
 @pytest.mark.parametrize(
     ("options", "environment", "message"),
     [

@@ -234,6 +234,17 @@ def test_the_host_that_failed_decides_and_its_output_is_shown(tmp_path, states, 
     assert sum("worker.sh start" in line for line in log) == 2 * starts
 
 
+def test_hosts_need_one_path_for_a_relative_workdir(tmp_path):
+    place = Place(tmp_path)
+    place.answer(states=["none"], places=["/a/s1jax", "/b/s1jax"])
+    outcome, log = place.run("gpu_vm.sh", *HOSTS, "--", *TRAIN)
+    assert outcome.returncode == 2 and "install" not in steps(log)
+    assert "has this folder at /a/s1jax and me@10.0.0.6 at /b/s1jax" in outcome.stderr
+    place.answer(states=["none", "none", "0"], places=["/a/s1jax", "/b/s1jax"])
+    outcome, log = place.run("gpu_vm.sh", *HOSTS, "--", TRAIN[0], "--workdir=/shared/a b")
+    assert outcome.returncode == 0 and "install" in steps(log)
+
+
 def test_a_killed_process_is_tried_again_but_not_for_ever(tmp_path):
     place = Place(tmp_path)
     place.answer(states=["none", "none"] + ["75 2", "137 1"] * 20)

@@ -152,11 +152,11 @@ class Hosts:
             )
             wheel.writestr("tinydep-1.dist-info/RECORD", "")
 
-    def train(self, codes, *flags, say="hello", hosts="one,two"):
+    def train(self, codes, *flags, say="hello", hosts="one,two", workdir="/storage/a b"):
         for name in ("one", "two"):
             (self.folder / name / "attempts").unlink(missing_ok=True)
         words = (f"--host={hosts}", "--extra=tiny", f"--wheelhouse={self.folder}/wheels", *flags)
-        command = ["bash", "launch/gpu_vm.sh", *words, "--", "--config=configs/own.py", "--workdir=runs/a b"]
+        command = ["bash", "launch/gpu_vm.sh", *words, "--", "--config=configs/own.py", f"--workdir={workdir}"]
         environment = {"PATH": f"{self.folder}/bin:{os.environ['PATH']}", "HOME": str(self.folder)}
         return subprocess.run(
             [*command, f"--codes={codes}", f"--say={say}"], cwd=self.repository, env=environment, capture_output=True,
@@ -188,6 +188,14 @@ def test_rows_that_are_nowhere_are_missed_before_the_installation(hosts):
     outcome = hosts.train("0/0")
     assert outcome.returncode == 2, outcome.stderr
     assert "error: config.data.source rows.jsonl is not on " in outcome.stderr
+    assert not (hosts.folder / "one/s1jax/.venv").exists()
+
+
+def test_hosts_with_folders_at_two_paths_need_an_absolute_workdir(hosts):
+    outcome = hosts.train("0/0", workdir="runs/a")
+    assert outcome.returncode == 2, outcome.stderr
+    said = outcome.stderr.splitlines()[-1]
+    assert said.startswith("error: one has this folder at ") and "give an absolute --workdir" in said
     assert not (hosts.folder / "one/s1jax/.venv").exists()
 
 
