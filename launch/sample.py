@@ -112,11 +112,16 @@ def _sample_file(
     folder: pathlib.Path, rows: list[dict[str, Any]], names: list[str], out: pathlib.Path, controls: Controls
 ) -> None:
     """Samples all rows with the checkpoint in `folder` and writes them to `out`."""
-    from s1jax.checkpoint import digests
+    from s1jax.checkpoint import digests, store
     from s1jax.sample import fields
     from s1jax.sample import journal as journal_lib
+    from s1jax.text import written
 
     sampling.say_step(FLAGS.checkpoint, folder)
+    about = store.load_metadata(folder)
+    asked = (f"{row.get('question') or ''}\n{row.get('system') or FLAGS.system}" for row in rows)
+    for note in written.notes(about.tokenizer, about.chat, zip(names, asked, strict=True), "sent"):
+        print(f"note: {note}")
     counts = [fields.row_controls(row, controls, name).n for row, name in zip(rows, names, strict=True)]
     run = journal_lib.fingerprint(
         {
