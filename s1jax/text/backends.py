@@ -38,8 +38,8 @@ def _pattern(tokens: Iterable[str]) -> re.Pattern[str]:
 def _is_of_library(error: BaseException) -> bool:
     """Whether an error may come from the tokenizers library.
 
-    Its panics, such as that of a pattern which tries too often, are no `Exception`. The engine for patterns bounds the
-    tries of one match (about a second) and the depth of a pattern. Only `MAX_CHARACTERS` of tokenizer.py bounds one
+    Its panics, such as that of a pattern which tries too often, are not `Exception`s. The engine bounds the
+    tries of a match (about a second) and the depth of a pattern. Only `MAX_CHARACTERS` of tokenizer.py bounds one
     that is slow at many places of a text.
     """
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
@@ -287,7 +287,7 @@ class SentencePiece:
         for i, (token, plain) in enumerate(parts):
             ids += [self.vocab[token]] if token else []
             prefixed = after == "" or (bool(after) and self._legacy) if i == 0 else self._legacy
-            if plain.startswith((" ", "\u2581")) and not self._legacy:
+            if plain.startswith((" ", "\u2581")):
                 prefixed = False  # the text brings its own, as in transformers
             for j, part in enumerate(self._cut(plain)):
                 ids += (self._prefixing if prefixed and not j else self._processor).encode(part)

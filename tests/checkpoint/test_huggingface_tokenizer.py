@@ -29,8 +29,12 @@ def _tokenizer(kind: str, folders, tmp_path) -> Tokenizer:
         return Tokenizer.load(ROOT / "s1jax/assets/countdown_tokenizer")
     if kind == "qwen":
         return Tokenizer.load(shared("data/qwen_tokenizer"))
-    files = dict(Tokenizer.load(folders["metaspace" if kind.startswith("metaspace") else kind]).files)
-    if kind == "sentencepiece_bpe":  # its added tokens have a hole before them, which transformers cannot rebuild
+    folder = {"metaspace": "metaspace", "sentencepiece": "sentencepiece_bpe"}.get(kind.split("_")[0], kind)
+    files = dict(Tokenizer.load(folders[folder]).files)
+    if kind == "sentencepiece_legacy":  # a space after every special token
+        about = json.loads(files["tokenizer_config.json"]) | {"legacy": True}
+        files["tokenizer_config.json"] = json.dumps(about).encode()
+    if kind.startswith("sentencepiece"):  # its added tokens have a hole before them, which transformers cannot rebuild
         del files["added_tokens.json"]
     if kind in ("metaspace_first", "metaspace_always"):  # newer files of Llama's kind
         spec = json.loads(files["tokenizer.json"])
@@ -42,6 +46,7 @@ def _tokenizer(kind: str, folders, tmp_path) -> Tokenizer:
 
 
 KINDS = ["countdown", "qwen", "byte_level", "metaspace", "metaspace_first", "metaspace_always", "sentencepiece_bpe"]
+KINDS += ["sentencepiece_legacy"]
 
 
 @needs_transformers

@@ -165,7 +165,7 @@ def test_a_system_prompt_of_r1_follows_the_first_token():
 
 @pytest.mark.parametrize("place", ["pre_tokenizer", "normalizer"])
 def test_a_pattern_that_tries_for_ever_is_one_sentence(place):
-    """The library panics there, which is no Exception."""
+    """The library panics there with an error that is not an Exception."""
     spec = json.loads(tokenizers.Tokenizer(models.BPE(LETTERS, [])).to_str())
     pattern = {"Regex": "(a+)+$"}
     spec["pre_tokenizer"] = {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
