@@ -22,7 +22,7 @@
 #                   host needs a home folder of its own
 #   --coordinator=  ADDRESS:PORT of the first host as the others reach it; left out: its name in --host, port 8476
 #   --extra=        of setup.py, what jax needs for the device; left out: cuda; none: the CPU
-#   --wheelhouse=   folder of wheels to install from, which is copied to every host: for hosts behind a firewall
+#   --wheelhouse=   folder of wheels to install from, which is copied to every host: for hosts without a way to PyPI
 #   --mount=        run on every host in the repository's folder, mounts a file system at runs/; more than one host needs
 #                   a --workdir on storage that they share
 #   --dry_run       prints every command and runs none

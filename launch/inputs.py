@@ -68,7 +68,7 @@ def main(arguments: Sequence[str]) -> int:
         print("error: --config is missing; give a file of configs/.", file=sys.stderr)
         return 2
     if not pathlib.Path(given["config"]).is_file():
-        print(f"error: --config={given['config']} is no file; give one of configs/.", file=sys.stderr)
+        print(f"error: --config={given['config']} is not a file; give one of configs/.", file=sys.stderr)
         return 2
     settings: dict[str, Any] = {}
     code = 0

@@ -92,7 +92,7 @@ check_train() {
   run git cat-file -e "HEAD:$config" 2>/dev/null ||
     fail "--config=$config is not in the last commit, which is all that the machine gets; commit it and give its path from here."
   if [[ -n $wheelhouse ]]; then
-    [[ -d $wheelhouse ]] || fail "--wheelhouse=$wheelhouse is no folder; give one with wheels of s1jax's libraries."
+    [[ -d $wheelhouse ]] || fail "--wheelhouse=$wheelhouse is not a folder; give one with wheels of s1jax's libraries."
     [[ -n $(find -L "$wheelhouse" -maxdepth 1 -name 'setuptools-*.whl' -print -quit) ]] ||
       fail "--wheelhouse=$wheelhouse has no wheel of setuptools, which installs s1jax; this makes all that it takes, on a machine" \
         "like the one that trains: python3 -m pip wheel --wheel-dir=$wheelhouse '.${extra:+[$extra]}' setuptools"
@@ -133,7 +133,7 @@ refuse_missing() {
       fail "$setting $path does not exist here, and a new machine has only what is copied from here or mounted at runs/" \
         "by --mount; mend the path, or put it into that storage."
     elif ! copyable "$path"; then
-      fail "$setting $path is not copied, because it is no path inside this folder; put it into this folder and give its" \
+      fail "$setting $path is not copied, because it is not a path inside this folder; put it into this folder and give its" \
         "relative path, or put it into the storage that --mount mounts at runs/."
     fi
   done

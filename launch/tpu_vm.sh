@@ -17,7 +17,7 @@
 #   --spot      preemptible; needs --mount
 #   --mount=    run on every worker in the repository's folder, mounts a file system that all share (NFS, Filestore, gcsfuse) at
 #               runs/; without it --workdir is on the worker's own disk: single-host slices only, and gone with the slice
-#   --wheelhouse=  folder of wheels to install from, which is copied to every worker: for slices behind a firewall
+#   --wheelhouse=  folder of wheels to install from, which is copied to every worker: for slices without a way to PyPI
 #   --dry_run   prints every command and runs none
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

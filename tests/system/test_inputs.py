@@ -89,7 +89,7 @@ def test_a_stamp_changes_with_what_is_there(tmp_path):
     [
         ([], "give list or check"),
         (["list"], "--config is missing"),
-        (["check", "--config=none.py"], "none.py is no file"),
+        (["check", "--config=none.py"], "none.py is not a file"),
     ],
 )
 def test_bad_flags_are_one_sentence(capsys, arguments, words):

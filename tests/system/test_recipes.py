@@ -287,7 +287,7 @@ def test_an_extra_and_wheels_go_to_the_hosts(tmp_path):
     assert outcome.returncode == 2 and "--extra=cuda13 is none of setup.py's" in outcome.stderr and log == []
     outcome, _ = place.run("gpu_vm.sh", *HOSTS, "--wheelhouse=none", "--", *TRAIN)
 
-    assert outcome.returncode == 2 and outcome.stderr.startswith("error: --wheelhouse=none is no folder; give one")
+    assert outcome.returncode == 2 and outcome.stderr.startswith("error: --wheelhouse=none is not a folder; give one")
 
 
 @pytest.fixture
@@ -313,7 +313,7 @@ VM = ("--name=s1", "--zone=z")
         (VM, ["--config.data.source", "rows.jsonl"], "config.data.source rows.jsonl does not exist here"),
         (VM, ["--config.init_from=runs/none"], "config.init_from runs/none does not exist here"),
         (VM, ["--config.data.source=../rows.jsonl"], "config.data.source ../rows.jsonl does not exist here"),
-        (VM, ["--config.data.source=OUTSIDE"], "OUTSIDE is not copied, because it is no path inside this folder"),
+        (VM, ["--config.data.source=OUTSIDE"], "OUTSIDE is not copied, because it is not a path inside this folder"),
         ((*VM, "--mount=m"), ["--config.data.source=rows.jsonl"], "config.data.source rows.jsonl does not exist here"),
         (VM, ["--config.tokenizer=none.json", "--config.init_from="], "config.tokenizer none.json does not exist here"),
     ],
