@@ -10,7 +10,7 @@ paper's block:
 
     target     micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
     h100:1     16              13.2 / 80         3771 (5144)                            100.1  data.batching=padded  data.block_size=32768  train.batch_tokens=0  train.batch_size=16
-    h100:8     2                4.3 / 80         471 (643)                               12.5  data.batching=padded  data.block_size=32768  train.batch_tokens=0  train.batch_size=16
+    h100:8     1                2.4 / 80         44 (61)                                  1.2
     h100:16    1                1.7 / 80         22 (30)                                  0.6  mesh.sequence=2
     v5p:2x2x1  4                5.8 / 103        943 (1350)                              53.9  data.batching=padded  data.block_size=32768  train.batch_tokens=0  train.batch_size=16
     v6e:2x2    4                5.8 / 34         943 (1350)                              27.0  data.batching=padded  data.block_size=32768  train.batch_tokens=0  train.batch_size=16

@@ -9,7 +9,7 @@ what the paper's own run reached; padding counts as work). Rows with data.batchi
 paper's block:
 
     target     micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
-    h100:8     2               56.8 / 80         8668 (11538)                           230.1  data.batching=padded  data.block_size=32768  train.batch_tokens=0  train.batch_size=16
+    h100:8     1               33.2 / 80         1014 (1348)                             26.8
     h100:16    1               17.0 / 80         507 (674)                               13.4  mesh.sequence=2
     v5p:2x2x4  1               35.4 / 103        4334 (5950)                            247.9  data.batching=padded  data.block_size=32768  train.batch_tokens=0  train.batch_size=16
     v6e:4x8    1               18.2 / 34         2167 (2975)                             62.0  mesh.sequence=2  data.batching=padded  data.block_size=32768  train.batch_tokens=0  train.batch_size=16

@@ -9,7 +9,7 @@ what the paper's own run reached; padding counts as work). Rows with data.batchi
 paper's block:
 
     target     micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
-    h100:1     16              35.8 / 80         9289 (12475)                           246.6  data.batching=padded  data.block_size=32768  train.batch_tokens=0  train.batch_size=16
+    h100:1     8               31.8 / 80         975 (1400)                              25.8
     h100:8     1                4.8 / 80         122 (164)                                3.2
     h100:16    1                2.9 / 80         61 (82)                                  1.6  mesh.sequence=2
     v5p:2x2x1  4               12.9 / 103        2322 (3246)                            132.8  data.batching=padded  data.block_size=32768  train.batch_tokens=0  train.batch_size=16

@@ -10,7 +10,7 @@ paper's block:
 
     target     micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
     h100:1     16              65.8 / 80         17308 (23165)                          459.4  data.batching=padded  data.block_size=32768  train.batch_tokens=0  train.batch_size=16
-    h100:8     2               16.1 / 80         2163 (2896)                             57.4  data.batching=padded  data.block_size=32768  train.batch_tokens=0  train.batch_size=16
+    h100:8     1                8.4 / 80         236 (316)                                6.2
     h100:16    1                4.7 / 80         118 (158)                                3.1  mesh.sequence=2
     v5p:2x2x1  4               22.7 / 103        4327 (6009)                            247.5  data.batching=padded  data.block_size=32768  train.batch_tokens=0  train.batch_size=16
     v6e:2x2    4               22.6 / 34         4327 (6009)                            123.7  data.batching=padded  data.block_size=32768  train.batch_tokens=0  train.batch_size=16

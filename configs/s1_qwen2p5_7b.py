@@ -9,7 +9,7 @@ what the paper's own run reached; padding counts as work). Rows with data.batchi
 paper's block:
 
     target     micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
-    h100:1     1               74.5 / 80         2037 (2663)                            858.1  train.batch_size=1  train.param_dtype=bfloat16  optimizer.moment_dtype=bfloat16  data.batching=padded  data.block_size=32768  train.batch_tokens=0
+    h100:1     1               65.5 / 80         498 (677)                              104.6  train.batch_tokens=10240  train.param_dtype=bfloat16  optimizer.moment_dtype=bfloat16
     h100:8     1               18.0 / 80         498 (646)                               13.2
     h100:16    1                9.2 / 80         249 (323)                                6.6  mesh.sequence=2
     v5p:2x2x4  1               19.5 / 103        2037 (2737)                            116.5  data.batching=padded  data.block_size=32768  train.batch_tokens=0  train.batch_size=16

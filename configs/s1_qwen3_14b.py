@@ -9,7 +9,7 @@ what the paper's own run reached; padding counts as work). Rows with data.batchi
 paper's block:
 
     target     micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
-    h100:8     2               55.6 / 80         8140 (10724)                           216.1  data.batching=padded  data.block_size=32768  train.batch_tokens=0  train.batch_size=16
+    h100:8     1               33.0 / 80         988 (1296)                              26.2
     h100:16    1               16.6 / 80         494 (648)                               13.1  mesh.sequence=2
     v5p:2x2x4  1               33.9 / 103        4070 (5513)                            232.8  data.batching=padded  data.block_size=32768  train.batch_tokens=0  train.batch_size=16
     v6e:4x8    1               17.5 / 34         2035 (2757)                             58.2  mesh.sequence=2  data.batching=padded  data.block_size=32768  train.batch_tokens=0  train.batch_size=16

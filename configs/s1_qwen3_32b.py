@@ -9,7 +9,7 @@ what the paper's own run reached; padding counts as work). Rows with data.batchi
 paper's block:
 
     target     micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
-    h100:8     2               72.9 / 80         19332 (25701)                          513.1  train.mlp_parts=4  train.param_dtype=bfloat16  optimizer.moment_dtype=bfloat16  data.batching=padded  data.block_size=32768  train.batch_tokens=0  train.batch_size=16
+    h100:8     1               67.3 / 80         2295 (3045)                             60.7
     h100:16    1               34.5 / 80         1147 (1522)                             30.4  mesh.sequence=2
     v5p:2x2x4  1               60.9 / 103        9666 (13237)                           552.8  data.batching=padded  data.block_size=32768  train.batch_tokens=0  train.batch_size=16
     v6e:8x8    1               16.5 / 34         2417 (3309)                             69.1  mesh.sequence=4  data.batching=padded  data.block_size=32768  train.batch_tokens=0  train.batch_size=16

@@ -10,7 +10,7 @@ paper's block:
 
     target     micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
     h100:1     1               79.3 / 80         2438 (3249)                            1027.1  train.batch_size=1  train.param_dtype=bfloat16  optimizer.moment_dtype=bfloat16  train.mlp_parts=4  data.batching=padded  data.block_size=32768  train.batch_tokens=0
-    h100:8     2               34.7 / 80         4876 (6499)                            129.4  data.batching=padded  data.block_size=32768  train.batch_tokens=0  train.batch_size=16
+    h100:8     1               19.6 / 80         558 (742)                               14.8
     h100:16    1               10.1 / 80         279 (371)                                7.4  mesh.sequence=2
     v5p:2x2x4  1               22.4 / 103        2438 (3358)                            139.4  data.batching=padded  data.block_size=32768  train.batch_tokens=0  train.batch_size=16
     v6e:4x4    1               22.4 / 34         2438 (3358)                             69.7  data.batching=padded  data.block_size=32768  train.batch_tokens=0  train.batch_size=16
