@@ -103,7 +103,7 @@ def _train(experiment: Experiment, workdir: pathlib.Path, began: float, profile:
 
             def on_note(sentence: str) -> None:
                 if first:
-                    print(f"note: {terminal.safe(sentence)}")
+                    print(f"note: {terminal.safe(sentence)}", flush=True)
 
             watcher = loop.Watcher(bar.phase, on_step, stop_asked, on_note)
             summary = loop.train(experiment, about, make_params, batches, workdir, mesh, watcher, began, profile)

@@ -38,6 +38,8 @@ WRONG = [
     (["--prompt=Make 5"], "exactly one of --prompts"),
     (["--out="], "--out=FILE.jsonl goes with --prompts"),
     (["--out={folder}"], "is a folder"),
+    (["--out=gs://bucket/x"], "--out=gs://bucket/x is a URL"),
+    (["--checkpoint=hf://owner/model"], "--checkpoint=hf://owner/model is a URL"),
     (["--out={folder}/no/where.jsonl"], "is no folder"),
     (["--out={folder}/pipe"], "it is no regular file"),
     (["--checkpoint={folder}/none"], "none is not a folder"),

@@ -21,7 +21,7 @@ TINY = [
 
 def start(*flags):
     env = os.environ | {"JAX_PLATFORMS": "cpu"}
-    command = [*COMMAND, *map(str, flags)]
+    command = [*COMMAND, *(flag if isinstance(flag, bytes) else str(flag) for flag in flags)]
     return subprocess.Popen(command, cwd=ROOT, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
@@ -69,6 +69,15 @@ def run():
         ),
         ([BASE, "--workdir=w", "--config.checkpoint.keep=-1"], "checkpoint.keep is -1; it must be positive"),
         ([BASE, "--workdir=w", "--config.train.steps=-1"], "train.steps is -1; it must not be negative"),
+        (
+            [BASE, "--workdir=gs://bucket/w"],
+            "--workdir=gs://bucket/w is a URL, and s1jax reads and writes files of this",
+        ),
+        (
+            ["--config=configs/countdown_s1.py", "--config.init_from=s3://b", "--workdir=w"],
+            "config.init_from=s3://b is a URL",
+        ),
+        ([BASE, b"--workdir=w\xff"], "--workdir='w\\udcff' is not UTF-8"),
         (["--config=configs/nothing.py"], "configs/nothing.py is no readable Python file"),
         (["--config=README.md"], "does not load: SyntaxError"),
         ([BASE, "--workdir=w", f"--config.seed={2**70}"], "config.seed is 1180591620717411303424; it must lie"),
