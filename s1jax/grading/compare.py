@@ -227,10 +227,10 @@ def _size(value: Any) -> tuple[int, int]:
     kind = type(value).__name__
     if getattr(value, "is_Rational", False):
         bits = value.p.bit_length() + value.q.bit_length() - 1
-    elif kind in ("Pow", "factorial", "binomial", "gamma") and value.args[-1 if kind == "Pow" else 0].is_number:
+    elif kind in ("Pow", "exp", "factorial", "binomial", "gamma") and value.args[-1 if kind == "Pow" else 0].is_number:
         argument = value.args[-1 if kind == "Pow" else 0]
         times = math.ceil(abs(complex(argument))) if _size(argument)[0] < 32 else BITS + 1
-        bits = bits + times * parts[0][0]
+        bits = bits + times * max(2, parts[0][0])
         terms = math.comb(min(times, TERMS) + parts[0][1], parts[0][1]) if parts[0][1] > 1 else 1
     elif kind == "Mul":
         terms = math.prod(part[1] for part in parts)
