@@ -30,7 +30,7 @@ from absl import flags
 
 import s1jax
 from launch import cli
-from s1jax import files, paths
+from s1jax import files, hub, paths
 from s1jax.checkpoint import gguf, huggingface, huggingface_config, huggingface_tokenizer, store
 from s1jax.config import InputError, ModelConfig
 from s1jax.text import chat as chat_lib
@@ -147,40 +147,26 @@ def _read_huggingface(name: str, dtype: Any) -> tuple[Any, ModelConfig, Tokenize
 
 
 def _local_folder(name: str) -> tuple[pathlib.Path, str]:
-    """`name` itself where it is a folder, else what the hub has under it; and the commit, empty where it is unknown.
-
-    The folders of the hub's cache are called after the commit: models--OWNER--NAME/snapshots/COMMIT.
-    """
+    """`name` itself where it is a folder, else what the hub has under it; and the commit, empty where it is unknown."""
     folder = pathlib.Path(name)
     if folder.is_dir():
         if FLAGS.revision:
             raise InputError(f"--revision is of a model on the hub; {name} is a folder here, so leave it out.")
-        return folder, _commit(folder)
+        return folder, hub.commit(folder)
     if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         raise InputError(f"--from_hf: {name} is neither a folder nor a hub id (owner/name).")
-    import huggingface_hub
-
     try:
         patterns = ["*.json", "*.safetensors", "*.model", "*.jinja"]
-        folder = pathlib.Path(
-            huggingface_hub.snapshot_download(name, revision=FLAGS.revision or None, allow_patterns=patterns)
-        )
+        folder, commit = hub.snapshot(name, patterns, kind="model", revision=FLAGS.revision)
     except Exception as error:  # the hub's client raises errors of several libraries
         reason = " ".join(str(error).split())[:200]
         raise InputError(
             f"--from_hf: {name} is no folder here and could not be fetched from the hub ({type(error).__name__}: "
             f"{reason}); download it where there is a network and give its folder."
         ) from None
-    commit = _commit(folder) or FLAGS.revision
     if not FLAGS.revision:
         print(f"note: {name} at its newest revision{f' {commit}' if commit else ''}; --revision chooses another.")
     return folder, commit
-
-
-def _commit(folder: pathlib.Path) -> str:
-    """The commit that a folder of the hub's cache is of; empty for other folders."""
-    folder = folder.resolve()
-    return folder.name if folder.parent.name == "snapshots" and re.fullmatch("[0-9a-f]{40}", folder.name) else ""
 
 
 def _read_gguf(path: str, dtype: Any) -> tuple[Any, ModelConfig, Tokenizer, dict[str, Any], tuple[int, ...]]:

@@ -150,6 +150,7 @@ def evaluate(folder: pathlib.Path, chosen: Sequence[Strategy], task: Task, contr
             "asked": asked,
             "fingerprint": run,
             "problems": len(task.rows),
+            "notes": list(task.notes),  # which rows of a folder, which revision of the hub
             "grader": task.grader,
             "runs": [scaling.record(run) for run in runs],
             "metrics": metrics,

@@ -10,6 +10,7 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
+from s1jax import hub
 from s1jax.config import InputError
 from s1jax.data import s1k
 
@@ -117,12 +118,9 @@ def download(repository: str) -> str:
     Raises:
       InputError: if there is no network or no such repository.
     """
-    import huggingface_hub
-
     try:
-        return huggingface_hub.snapshot_download(
-            repository, repo_type="dataset", allow_patterns=["*.parquet", "*.jsonl"]
-        )
+        folder, _ = hub.snapshot(repository, ["*.parquet", "*.jsonl"], kind="dataset")
+        return str(folder)
     except Exception as error:  # requests, httpx, OSError and the library's own, by version
         raise InputError(
             f"{repository} cannot be downloaded from the hub ({type(error).__name__}); download it elsewhere and give"

@@ -20,7 +20,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from s1jax import readers
+from s1jax import hub, readers
 from s1jax.config import InputError
 from s1jax.data import countdown, countdown_four
 from s1jax.grading import choices as letters_lib
@@ -87,9 +87,9 @@ def load(name: str, num_problems: int = 0, split: str = "test") -> Task:
     """Loads a task.
 
     Args:
-      name: one of `COUNTDOWN`; one of `HUB`, or `NAME:FILE` for a local copy of it; `choices:FILE` for other
-        multiple choice; or a FILE of questions and answers that are graded as mathematics. FILE is any file that
-        `s1jax.readers` reads, or a folder: its test split is taken, else validation, else train.
+      name: one of `COUNTDOWN`; one of `HUB`, also as `NAME@REVISION`, or `NAME:FILE` for a local copy of it;
+        `choices:FILE` for other multiple choice; or a FILE of questions and answers that are graded as mathematics.
+        FILE is any file that `s1jax.readers` reads, or a folder: its test split is taken, else validation, else train.
       num_problems: that many from the front; 0 takes all.
       split: held-out problems of Countdown, `dev` or `test`.
 
@@ -101,6 +101,9 @@ def load(name: str, num_problems: int = 0, split: str = "test") -> Task:
     if not name:
         raise InputError(f"--task names no task; give a file of rows, or one of {', '.join(NAMES)}.")
     kind, _, file = name.partition(":")
+    kind, _, revision = kind.partition("@")
+    if revision and (file or kind not in HUB):
+        kind = ""  # a file with such a name
     if kind not in NAMES or kind in COUNTDOWN:
         kind, file = "", name
     if kind == "choices" and not file:
@@ -108,7 +111,7 @@ def load(name: str, num_problems: int = 0, split: str = "test") -> Task:
     found: list[dict[str, Any]] = []
     places: list[str] = []
     notes: list[str] = []
-    for number, (where, record) in enumerate(_records(file, notes) if file else _from_hub(kind)):
+    for number, (where, record) in enumerate(_records(file, notes) if file else _from_hub(kind, revision, notes)):
         if num_problems and number == num_problems:
             break
         columns = {str(key).lower(): value for key, value in record.items()}
@@ -330,14 +333,12 @@ def _records(path: str, notes: list[str]) -> Iterator[tuple[str, Row]]:
     yield from readers.read(path, readers.EVALUATION, notes)
 
 
-def _from_hub(name: str) -> Iterator[tuple[str, Row]]:
+def _from_hub(name: str, revision: str, notes: list[str]) -> Iterator[tuple[str, Row]]:
     """Downloads a published task, or finds it in the hub's cache, and yields its rows."""
     repository, pattern = HUB[name]
     try:
-        import huggingface_hub
-
-        folder = huggingface_hub.snapshot_download(repository, repo_type="dataset", allow_patterns=[pattern])
-        files = sorted(pathlib.Path(folder).glob(pattern))
+        folder, commit = hub.snapshot(repository, [pattern], kind="dataset", revision=revision)
+        files = sorted(folder.glob(pattern))
     except Exception as error:  # requests, httpx, OSError and the library's own, by version
         raise InputError(
             f"task {name} cannot be downloaded from {repository} ({type(error).__name__}); download {pattern} elsewhere"
@@ -345,5 +346,8 @@ def _from_hub(name: str) -> Iterator[tuple[str, Row]]:
         ) from error
     if not files:
         raise InputError(f"{repository} has no {pattern} any more; give a local copy as --task={name}:FILE.")
+    notes.append(
+        f"{name} is {repository}{f' at revision {commit}' if commit else ''}; --task={name}@REVISION chooses one."
+    )
     for file in files:
         yield from readers.read_file(file)

@@ -254,17 +254,24 @@ def test_the_hub_out_of_reach_names_the_remedy(monkeypatch):
 def test_the_hub_gives_the_files_of_the_task(monkeypatch, tmp_path):
     import huggingface_hub
 
+    folder = tmp_path / "datasets--opencompass--AIME2025" / "snapshots" / ("0123456789" * 4)
+    folder.mkdir(parents=True)
     for number in (1, 2):
-        write(tmp_path / f"part{number}.jsonl", [{"question": f"q{number}", "answer": f"00{number}"}])
+        write(folder / f"part{number}.jsonl", [{"question": f"q{number}", "answer": f"00{number}"}])
     asked = []
 
-    def give(repository, repo_type, allow_patterns):
-        asked.append((repository, repo_type, allow_patterns))
-        return str(tmp_path)
+    def give(repository, repo_type, revision, allow_patterns):
+        asked.append((repository, repo_type, revision, allow_patterns))
+        return str(folder)
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", give)
-    assert [row["reference"] for row in tasks.load("aime25").rows] == ["1", "2"]
-    assert asked == [("opencompass/AIME2025", "dataset", ["*.jsonl"])]
+    task = tasks.load("aime25")
+    assert [row["reference"] for row in task.rows] == ["1", "2"]
+    assert task.notes == [
+        f"aime25 is opencompass/AIME2025 at revision {'0123456789' * 4}; --task=aime25@REVISION chooses one."
+    ]
+    assert tasks.load("aime25@v1").rows == task.rows
+    assert asked == [("opencompass/AIME2025", "dataset", revision, ["*.jsonl"]) for revision in (None, "v1")]
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ from absl import flags
 from launch import convert
 from s1jax.config import InputError
 ask_the_hub = huggingface_hub.snapshot_download
-def snapshot_download(name, *, revision, allow_patterns):
+def snapshot_download(name, *, repo_type, revision, allow_patterns):
     model = pathlib.Path(sys.argv[2], name)
     if not model.is_dir():
         return ask_the_hub(name, revision=revision, allow_patterns=allow_patterns)
