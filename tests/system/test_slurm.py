@@ -176,6 +176,10 @@ class Cluster:
 
     def end(self):
         self.ask("scancel", "--user", str(os.getuid()))
+        for _ in range(100):  # daemons that end first would leave the steps of cancelled jobs running
+            if not self.ask("squeue", "--noheader"):
+                break
+            time.sleep(0.3)
         for daemon in reversed(self.daemons):
             daemon.send_signal(signal.SIGTERM)
         for daemon in self.daemons:
