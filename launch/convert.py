@@ -29,7 +29,7 @@ import numpy as np
 from absl import flags
 
 import s1jax
-from launch import cli
+from launch import cli, terminal
 from s1jax import files, hub, paths
 from s1jax.checkpoint import gguf, huggingface, huggingface_config, huggingface_tokenizer, store
 from s1jax.config import InputError, ModelConfig
@@ -140,7 +140,7 @@ def _read_huggingface(name: str, dtype: Any) -> tuple[Any, ModelConfig, Tokenize
     )
     tokenizer = Tokenizer.load(FLAGS.tokenizer or folder)
     for note in huggingface.notes(folder):
-        print(f"note: {note}")
+        terminal.note(note)
     params = huggingface.read_params(folder, config, dtype)
     origin = {"source": name, "format": "huggingface"} | ({"revision": revision} if revision else {})
     return params, config, tokenizer, origin, huggingface_config.read_eos(folder)
@@ -165,7 +165,7 @@ def _local_folder(name: str) -> tuple[pathlib.Path, str]:
             f"{reason}); download it where there is a network and give its folder."
         ) from None
     if not FLAGS.revision:
-        print(f"note: {name} at its newest revision{f' {commit}' if commit else ''}; --revision chooses another.")
+        terminal.note(f"{name} at its newest revision{f' {commit}' if commit else ''}; --revision chooses another.")
     return folder, commit
 
 

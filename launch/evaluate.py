@@ -32,7 +32,7 @@ from typing import Any
 
 from absl import flags
 
-from launch import cli, sampling, table
+from launch import cli, sampling, table, terminal
 from launch import results as results_lib
 from s1jax import files, paths
 from s1jax.config import Controls, InputError
@@ -116,7 +116,7 @@ def evaluate(folder: pathlib.Path, chosen: Sequence[Strategy], task: Task, contr
     check_trained(chosen, about.provenance)
     texts = ((task.place(i), f"{row['question']}\n{row.get('system', '')}") for i, row in enumerate(task.rows))
     for note in (*task.notes, *written.notes(about.tokenizer, about.chat, texts, "sent")):
-        print(f"note: {note}")
+        terminal.note(note)
     questions = [ask(strategy, task, about) for strategy in chosen]
     out = pathlib.Path(_OUT.value)
     asked = _asked(controls)

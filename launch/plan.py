@@ -156,7 +156,7 @@ def _preset_of(checkpoint: str) -> str:
     path = pathlib.Path(checkpoint)
     if path.name not in presets.PRESETS or path.exists():
         return ""
-    print(f"note: {checkpoint} is not here; its shape is taken to be that of {path.name}.")
+    terminal.note(f"{checkpoint} is not here; its shape is taken to be that of {path.name}.")
     return path.name
 
 

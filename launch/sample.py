@@ -102,7 +102,7 @@ def _answer_file(controls: Controls) -> None:
     notes: list[str] = []
     rows, names = rows_lib.read_rows(FLAGS.prompts, notes)
     for note in notes:
-        print(f"note: {note}")
+        terminal.note(note)
     from s1jax.checkpoint import store
 
     store.using(FLAGS.checkpoint, lambda folder: _sample_file(folder, rows, names, out, controls))
@@ -121,7 +121,7 @@ def _sample_file(
     about = store.load_metadata(folder)
     asked = (f"{row.get('question') or ''}\n{row.get('system') or FLAGS.system}" for row in rows)
     for note in written.notes(about.tokenizer, about.chat, zip(names, asked, strict=True), "sent"):
-        print(f"note: {note}")
+        terminal.note(note)
     counts = [fields.row_controls(row, controls, name).n for row, name in zip(rows, names, strict=True)]
     run = journal_lib.fingerprint(
         {

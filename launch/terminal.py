@@ -29,6 +29,11 @@ def safe(text: str) -> str:
     return _UNSAFE.sub(lambda match: repr(match[0])[1:-1], text.replace("\r\n", "\n"))
 
 
+def note(sentence: str) -> None:
+    """Prints a note at once, so that the log of a long run has it from the start."""
+    print(f"note: {safe(sentence)}", flush=True)
+
+
 class _File(io.FileIO):
     """A file descriptor that drops what can't be written, after the first time."""
 

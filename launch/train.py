@@ -81,7 +81,7 @@ def _train(experiment: Experiment, workdir: pathlib.Path, began: float, profile:
         if fallback:
             notes.append(fallback)
         for note in notes if first else []:
-            print(f"note: {terminal.safe(note)}")
+            terminal.note(note)
 
         def make_params() -> Any:
             from s1jax.model import decoder
@@ -103,7 +103,7 @@ def _train(experiment: Experiment, workdir: pathlib.Path, began: float, profile:
 
             def on_note(sentence: str) -> None:
                 if first:
-                    print(f"note: {terminal.safe(sentence)}", flush=True)
+                    terminal.note(sentence)
 
             watcher = loop.Watcher(bar.phase, on_step, stop_asked, on_note)
             summary = loop.train(experiment, about, make_params, batches, workdir, mesh, watcher, began, profile)

@@ -339,9 +339,14 @@ def decode(
 
 
 @jax.jit
-def read_ids(run: Run, slot: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """`ids`, `forced` and `logprob` of one slot, [S] each, out of those of all, [B, S]."""
-    return run.ids[slot], run.forced[slot], run.logprob[slot]
+def read_ids(
+    ids: jax.Array, forced: jax.Array, logprob: jax.Array, slot: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`ids`, `forced` and `logprob` of one slot, [S] each, out of those of all, [B, S].
+
+    Not of a whole `Run`: pools of other sizes would need other programs.
+    """
+    return ids[slot], forced[slot], logprob[slot]
 
 
 @functools.partial(jax.jit, donate_argnames=("run",))

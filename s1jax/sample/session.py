@@ -243,7 +243,9 @@ class Session:
         """What the row in `slot` has emitted so far, up to a stop string if there is one."""
         state = self._state
         self._setup.counts.note(f"read_ids {self._rows}")
-        ids, forced, logprob = jax.device_get(programs.read_ids(self._run, np.int32(slot)))
+        ids, forced, logprob = jax.device_get(
+            programs.read_ids(self._run.ids, self._run.forced, self._run.logprob, np.int32(slot))
+        )
         start = np.array(self._delimiters.think_start, np.int32)
         count = int(state.count[slot]) - len(start)
         ended = "" if state.phase[slot] != budget_lib.FINISHED else "stop" if state.stopped[slot] else "length"

@@ -142,7 +142,7 @@ def test_points_at_the_edges_are_drawn_whole(tmp_path, monkeypatch, accuracy):
     from matplotlib.figure import Figure
 
     figures = []
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
     scaling.plot([run(5, accuracy), run(9, accuracy)], tmp_path / "scaling.png", "a model on a task, 100 problems")
     figures[0].draw_without_rendering()
     (axes,) = figures[0].axes

@@ -135,7 +135,7 @@ flags.FLAGS(["plan"])
 model = ModelConfig(vocab_size=64, d_model=16, mlp_dim=32, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8)
 train = TrainConfig(batch_size=16, remat="none", accumulation=2)
 for mesh in (MeshConfig(data=2, tensor=2), MeshConfig()):
-    tried = plan._candidates(Experiment(model=model, mesh=mesh, train=train), 8)
+    tried = plan._candidates(Experiment(model=model, mesh=mesh, train=train), 8, 16)
     print(json.dumps([plan._name(attempts[0]) for attempts in tried]))
 """
 

@@ -285,7 +285,7 @@ def test_processes_that_are_not_told_how_to_meet(start, tmp_path, options, envir
         (PermissionError(errno.EACCES, "Permission denied", "a/b"), 2, "error: a/b: permission denied; choose another"),
         (JaxRuntimeError("INTERNAL: Gloo all-reduce failed: Connection reset"), 75, "error: another process was lost"),
         (TimeoutError("Timeout waiting at barrier: Task 1 heartbeat timeout."), 75, "error: another process was lost"),
-        (JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"), 1, "Traceback"),
+        (JaxRuntimeError("RESOURCE_EXHAUSTED: out of memory"), 2, "error: the memory of the device is not enough"),
         (TimeoutError("slow"), 1, "Traceback"),
         (KeyError("bug"), 1, "Traceback"),
     ],
