@@ -26,6 +26,7 @@ setup(
         "grain>=0.2.18",
         "huggingface_hub",
         "importlib_resources",
+        "jinja2",
         "jax>=0.10.2",
         "math-verify",  # without its extras: they only pin the antlr that it takes anyway, and pip warns of their names
         "matplotlib",

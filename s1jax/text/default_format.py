@@ -13,15 +13,25 @@ from s1jax.text.tokenizer import Tokenizer
 # A literal system turn, in which nothing is filled in: the turn that the template adds where no message has one.
 _SYSTEM = re.compile(r"<\|im_start\|>system(?:\\n|\n)((?:\\.|[^'\"\\{}]|\{\})+?)<\|im_end\|>")
 _ESCAPES = {"n": "\n", "t": "\t"}
+_PROBE = "What is 12 plus 30?"
+# ChatML's prompt of one question, as a template writes it, up to what it puts before the answer.
+_PROMPT = re.compile(
+    r"(?:<\|im_start\|>system\n(?P<system>.*?)<\|im_end\|>\n)?<\|im_start\|>user\n"
+    + re.escape(_PROBE)
+    + r"<\|im_end\|>\n"
+    r"<\|im_start\|>assistant\n.*",
+    re.DOTALL,
+)
 
 
 def choose(tokenizer: Tokenizer) -> tuple[str, ChatFormat, str]:
     """Returns the name of a chat format, the format, and one sentence on why it was chosen.
 
     DeepSeek's marks in the template choose `think_r1`, those of ChatML `think` where the template ends thinking with
-    `</think>`, else `s1` where its default system prompt is Qwen2.5's, else `s1_plain`; with the template's own default
-    system prompt, or none. A tokenizer without a template that has ChatML's tokens gets `s1_plain`. A format is chosen
-    only if its delimiters are special or added tokens of the tokenizer.
+    `</think>`, else `s1` where its default system prompt is Qwen2.5's, else `s1_plain`; with the system prompt that the
+    template writes by itself, or none. The sentence says so where the template writes a prompt in another way, and
+    where jinja2 is missing, so that only its source was searched. A tokenizer without a template that has ChatML's
+    tokens gets `s1_plain`. A format is chosen only if its delimiters are special or added tokens of the tokenizer.
 
     Raises:
       InputError: if none fits; names the formats that the tokenizer can write.
@@ -31,15 +41,14 @@ def choose(tokenizer: Tokenizer) -> tuple[str, ChatFormat, str]:
     if "<｜Assistant｜>" in marks and _has(tokenizer, "think_r1"):
         return "think_r1", FORMATS["think_r1"], "the tokenizer's chat template is DeepSeek-R1's"
     if "<|im_start|>" in marks and _has(tokenizer, "s1_plain"):
-        found = _SYSTEM.search(marks)
-        system = re.sub(r"\\(.)", lambda escape: _ESCAPES.get(escape[1], escape[1]), found[1]) if found else ""
+        system, doubt = _default_system(marks, tokenizer)
         name = "think" if "</think>" in marks and _has(tokenizer, "think") else "s1_plain"
         fmt = chat.with_system(FORMATS[name], system) if system else FORMATS[name]
         if fmt == FORMATS["s1"]:
             name = "s1"
         tags = " with <think>" if name == "think" else ""
         default = f"the default system prompt {system!r}" if system else "no default system prompt"
-        return name, fmt, f"the tokenizer's chat template is ChatML{tags} and has {default}"
+        return name, fmt, f"the tokenizer's chat template is ChatML{tags} and has {default}{doubt}"
     if _has(tokenizer, "s1_plain"):
         why = "has no chat template" if template is None else "has a chat template that is not known here"
         return "s1_plain", FORMATS["s1_plain"], f"the tokenizer {why}, but ChatML's tokens"
@@ -49,6 +58,47 @@ def choose(tokenizer: Tokenizer) -> tuple[str, ChatFormat, str]:
         f"--chat is needed: the tokenizer {problem}, and it lacks the tokens <|im_start|> and <|im_end|>; "
         + (f"it can write the formats {', '.join(able)}." if able else "add the tokens of a format to the tokenizer.")
     )
+
+
+def _default_system(template: str, tokenizer: Tokenizer) -> tuple[str, str]:
+    """Returns the system prompt that a ChatML template writes by itself, and what is to be said of a doubt."""
+    rendered = _render(template, tokenizer)
+    if rendered is not None:
+        match = _PROMPT.fullmatch(rendered)
+        if match:
+            return match["system"] or "", ""
+        begun = rendered if len(rendered) <= 160 else rendered[:160] + "..."
+        return "", f", but it writes a question as {begun!r}, which this format does not"
+    found = _SYSTEM.search(template)
+    system = re.sub(r"\\(.)", lambda escape: _ESCAPES.get(escape[1], escape[1]), found[1]) if found else ""
+    return system, ", by its source alone: it was not rendered"
+
+
+def _render(template: str, tokenizer: Tokenizer) -> str | None:
+    """Returns the prompt of one question as transformers renders it; None without jinja2 or where that fails."""
+    try:
+        import jinja2.sandbox
+    except ImportError:
+        return None
+
+    def refuse(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.globals |= {"raise_exception": refuse, "strftime_now": lambda form: form}
+    environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
+    config = json.loads(tokenizer.files.get("tokenizer_config.json", b"{}"))
+    named = {}
+    for name in ("bos_token", "eos_token", "pad_token"):
+        token = config.get(name)
+        named[name] = token.get("content") if isinstance(token, dict) else token or ""
+    messages = [{"role": "user", "content": _PROBE}]
+    try:
+        return environment.from_string(template).render(messages=messages, add_generation_prompt=True, **named)
+    except Exception:  # whatever the code of a template raises
+        return None
 
 
 def read_template(tokenizer: Tokenizer) -> str | None:

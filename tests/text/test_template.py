@@ -87,6 +87,9 @@ QWEN25 = (
     "{%- if tools %}{{- '<|im_start|>system\\n' }}{%- else %}{%- if messages[0]['role'] == 'system' %}{{-"
     " '<|im_start|>system\\n' + messages[0]['content'] + '<|im_end|>\\n' }}{%- else %}{{- '<|im_start|>system\\nYou are"
     " Qwen, created by Alibaba Cloud. You are a helpful assistant.<|im_end|>\\n' }}{%- endif %}{%- endif %}"
+    "{%- for message in messages %}{%- if message['role'] != 'system' %}{{- '<|im_start|>' + message['role'] + '\\n' +"
+    " message['content'] + '<|im_end|>\\n' }}{%- endif %}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
 )
 MATH = QWEN25.replace(
     "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.",
@@ -152,3 +155,40 @@ def test_instructions_of_strangers_are_no_format_strings(qwen):
     found = chat.instruct(qwen, fmt, "q", "token", 8)
     assert found == "q{tokens.__class__.__init__} {0} {} {8} {x!r:>9999999} 8 3"
     assert chat.headed(fmt, ["a", "b"]) == ["{steps.real}2a", "{steps.real}1b"]
+
+
+CHATML = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' + m['content'] + '<|im_end|>\\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+VARIABLE = (
+    "{% set words = 'Be kind.' %}"
+    "{% if messages[0]['role'] == 'system' %}{% set words = messages[0]['content'] %}{% endif %}"
+    "{{ '<|im_start|>system\\n' + words + '<|im_end|>\\n' }}"
+)
+
+
+@pytest.mark.parametrize(
+    ("jinja", "system", "doubt"),
+    [
+        (CHATML, "", ""),
+        (VARIABLE + CHATML, "Be kind.", ""),
+        ("{% if tools %}{{ '<|im_start|>system\\nTools.<|im_end|>\\n' }}{% endif %}" + CHATML, "", ""),
+        ("{# '<|im_start|>system\\nNever.<|im_end|>\\n' #}" + CHATML, "", ""),
+        (CHATML.replace("m['role']", "('human' if m['role'] == 'user' else 'bot')"), "", "<|im_start|>human"),
+        (CHATML.replace("'<|im_end|>\\n'", "'<|im_end|>'"), "", "<|im_end|><|im_start|>assistant"),
+        ("{{ '<|endoftext|>' }}" + CHATML, "", "<|endoftext|><|im_start|>user"),
+    ],
+)
+def test_the_system_prompt_is_the_one_that_the_template_writes(qwen, jinja, system, doubt):
+    """What its source says somewhere, in a comment or for tools, is not what a model was trained with."""
+    pytest.importorskip("jinja2")
+    tokenizer = Tokenizer({**qwen.files, "chat_template.jinja": jinja.encode()})
+    name, fmt, why = default_format.choose(tokenizer)
+    assert name == "s1_plain"
+    if doubt:
+        assert "which this format does not" in why and doubt in why
+    else:
+        want = f"<|im_start|>system\n{system}<|im_end|>\n" if system else ""
+        want += "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n"
+        assert tokenizer.decode(chat.encode_prompt(tokenizer, fmt, "hello")) == want and "which" not in why
