@@ -3,7 +3,7 @@ r"""A real pretrained model on real text: SmolLM2-135M-Instruct fine-tuned on 1,
     python -m launch.convert --from_gguf=SmolLM2-135M-Instruct.Q4_1.gguf --to=runs/smollm2 --chat=s1_plain
     python -m benchmarks.gsm8k_rows --train=gsm8k_train.jsonl --rows=1000 --out=runs/gsm8k_rows.jsonl
     python -m launch.train --config=configs/smollm2_gsm8k.py --workdir=runs/smollm2_gsm8k
-    python -m launch.evaluate --checkpoint=runs/smollm2_gsm8k --task=gsm8k_test.jsonl --num_problems=50 \
+    python -m launch.evaluate --checkpoint=runs/smollm2_gsm8k --task=gsm8k:gsm8k_test.jsonl --num_problems=50 \
         --batch_size=50 --budgets=0,64,none --waits=1 --max_thinking_tokens=160 --max_answer_tokens=24 \
         --out=runs/smollm2_gsm8k/curve
 

@@ -81,6 +81,12 @@ class Bar:
         elif self._lines:
             self._line()
 
+    def resume(self, done: int) -> None:
+        """Says how many units an earlier process did; they say nothing about the time left."""
+        self._done = done
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done)
+
     def update(self, done: int, detail: str = "") -> None:
         """Says how many units are done, with a few words or figures about the newest."""
         self._updated = time.monotonic()
@@ -101,7 +107,9 @@ class Bar:
 
     def time_left(self) -> float | None:
         """Seconds, by the mean of the units since the first update; None before the second one."""
-        new = self._done - (self._first or 0)
+        if self._first is None:
+            return None
+        new = self._done - self._first
         if new <= 0:
             return None
         pace = (self._updated - self._begun) / new

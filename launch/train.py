@@ -105,7 +105,7 @@ def _train(experiment: Experiment, workdir: pathlib.Path, began: float, profile:
                 if first:
                     terminal.note(sentence)
 
-            watcher = loop.Watcher(bar.phase, on_step, stop_asked, on_note)
+            watcher = loop.Watcher(bar.phase, on_step, stop_asked, on_note, bar.resume)
             summary = loop.train(experiment, about, make_params, batches, workdir, mesh, watcher, began, profile)
         if first:
             _print_summary(summary, workdir)

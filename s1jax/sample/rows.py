@@ -174,7 +174,9 @@ def prompt_ids(model: Model, row: Mapping[str, Any], name: str, system: str = ""
         raise InputError(f"{name}: system is {system!r:.80}; it must be a string.")
     readers.check_length(system, name, "system")
     if ("question" in row) == ("prompt_ids" in row):
-        raise InputError(f"{name} must have exactly one of the fields question and prompt_ids.")
+        has = [field for field in ("messages", "conversations", "prompt", "problem", "text") if field in row]
+        more = f" It has {has[0]}: put the user's text in question and a system prompt in system." if has else ""
+        raise InputError(f"{name} must have exactly one of the fields question and prompt_ids.{more}")
     if "question" in row:
         if not isinstance(row["question"], str) or not row["question"].strip():
             raise InputError(f"{name}: question is {row['question']!r}; it must be a text that is not empty.")

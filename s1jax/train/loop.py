@@ -56,12 +56,14 @@ class Watcher:
       should_stop: asked after every step, with its number from 1 on; True, which all processes have to be told at the
         same step, ends the run there with a checkpoint.
       on_note: called with a sentence on a run that goes on: lines that metrics.jsonl lacks, a schedule that changed.
+      on_resume: called once with the step of the checkpoint that the run goes on from, if there is one.
     """
 
     on_phase: Callable[[str], None] = lambda words: None
     on_step: Callable[[dict[str, Any]], None] = lambda record: None
     should_stop: Callable[[int], bool] = lambda step: False
     on_note: Callable[[str], None] = lambda sentence: None
+    on_resume: Callable[[int], None] = lambda step: None
 
 
 @contextlib.contextmanager
@@ -271,6 +273,7 @@ def train(
         # As process 0 sees it: a folder on a network may show later elsewhere what was written last.
         start = int(multihost_utils.broadcast_one_to_all(np.int32(checkpointer.newest_step() or 0)))
         if start:
+            watcher.on_resume(start)
             watcher.on_phase(f"loading the checkpoint of step {start}")
             rest = {"step": abstract.step, "opt_state": abstract.opt_state}
             with _earlier(workdir, start):

@@ -113,3 +113,11 @@ def test_a_sigterm_is_answered_while_a_step_runs():
     done = subprocess.run([sys.executable, "-c", WAITING], env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == ["said", "the step is over True", "the second changes nothing True"]
+
+
+def test_a_resumed_run_begins_where_it_stopped(capsys):
+    with progress.Bar("loading", 6) as bar:
+        bar.resume(3)
+        bar.phase("training")
+        assert bar.time_left() is None
+    assert "training: 3 of 6\n" in capsys.readouterr().err
