@@ -3,8 +3,9 @@ r"""Decides whether two answers are equal: by text, by exact numbers, or by math
 math-verify reads a formula with latex2sympy2 and compares with sympy. These guards keep it from accepting what it did
 not read: a formula is read whole or not at all; every letter has to be in what was read; decimals are exact fractions,
 and numbers are compared at a precision that their size asks for; words, bases, times and lists with "..." are compared
-as text. A decimal of six places is equal to what rounds to it, as it is to math-verify: 0.333333 is 1/3, 0.33 is not.
-A unit may be missing on one side. Of a sentence the last number counts.
+as text. A decimal of six places is equal to a formula that rounds to it, as it is to math-verify: 0.333333 is 1/3, but
+0.33 is not, nor is 0.999999 equal to 1. `1,22` is 1.22 where that is the other side, otherwise a list. A unit may be
+missing on one side. Of a sentence the last number counts, unless words like "not", "twice" or "million" may change it.
 
 A comparison has a limit of `CALLS` function calls, the same on every machine, under any load and in any thread. What
 reaches it, or is too large for it (`BITS` of numbers, `TERMS` of products, `DEPTH` of brackets), is undecided.
@@ -22,26 +23,42 @@ from typing import Any
 
 from s1jax.grading.extract import LONGEST
 
-VERSION = 2  # changes with every change that can move a verdict
+VERSION = 3  # changes with every change that can move a verdict
 CALLS, BITS, TERMS, DEPTH = 3_000_000, 60_000, 4_000, 10
 
-_NUMBER = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?")
+_NUMBER = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][+-]?\d\d?)?")
 _UNIT = re.compile(
     r"(?P<value>.*[\d})])\s*\\(?:text|mbox|mathrm|textrm|textbf)\s*\{(?P<unit>[^{}]*[a-zA-Z][^{}]*)\}\s*"
     r"(?P<power>\^\s*\{?\d\}?)?"
-    r"|(?P<number>[-+]?[\d.,/^{}-]*[\d}])(?:\s+(?P<short>[a-zA-Z])|\s*(?P<words>[ck]?m[²³]|[a-zA-Z]{2}[a-zA-Z ./^\d]*))"
+    r"|(?P<number>[-+]?[\d.,/^{}-]*[\d}])(?:\s+(?P<short>[mgslhJNVW])"
+    r"|\s*(?P<words>[ck]?m[²³]|[a-zA-Z]{2}(?:[a-zA-Z ./^]|(?<=[a-z^])\d)*))"
 )
 _WORD = r"\\(?:text|mbox|mathrm|operatorname)\w*\s*\{[^{}]*[a-zA-Z]{2}|(?<![a-zA-Z\\])[a-zA-Z]?[a-z]{3}[a-z]*(?![({_^])"
 _LAST = re.compile(r"(?<![\w.,^/*+-])(-?\d[\d,]*(?:\.\d+|/\d+)?(?:\s?\\?%)?)(?:€|[ck]?m²)?(?![\w^/*+=!-])\D*$")
-_JOINED = re.compile(r"\d\s*(?:,|[ -]or|to|and)\s+-?\d|\b(?:at|or|than) (?:least|most|more|less|\d)")
-_BOUND = re.compile(r"\b(?:no|not|or|and|more|less|than|least|most|between|under|over|from|to|wrong)\b")
-_AS_TEXT = re.compile(r"[\d)]\s*_|(?<![_\d])(?<!frac )\d+\s+\d|'|\\[lcd]?dots|\.\.|\\(?:prime|nmid|mid|not)(?![a-z])")
+_CHANGED = re.compile(  # the number is "#"
+    r"\b(?:not|cannot|never|nor?|neither|none|nicht|pas|yes|except\w*|excluding|but|unless|without|wrong|false|incorrect"
+    r"|than|between|at (?:least|most))\b|n['’]t\b|\b(?:(?<!total )of|(?<!equal )(?<!s )to|twice|double|triple|half|root"
+    r"|log|plus|minus|negative|times|mod|divi\w+ by|first|over|under|above|below|after|before|past|beyond|exceeds?)\W*#"
+    r"|#.*\b(?:squared|cubed|doubled|tripled|halved|factorial|root|power|plus|minus|times\s+\w|mod|choose|pi|dozens?|bn"
+    r"|half|halves|thirds?|quarters?|(?:ten|hundred|thousand|\w*illion)(?:th)?s?|(?:four|fif|six|seven|eigh|nin)ths?)\b"
+    r"|#.*\b(?:more|less|fewer|greater|higher|lower|over|up|above|below|beyond)\W*$"
+)
+_SAYS = re.compile(r"[:=]|\b(?:is|are|was|were|it['’]s|equals?|gets?|makes?|earns?|pays?|ha[sd]|have|so|therefore)\b")
+_MEASURE = re.compile(r"(\\circ|°|degree)|(radian)|(\\\$|^\$[^$]*$|dollar)|(\bcents?\b)|(€|\beuro)|(£)|(¥|\byen\b)")
+_UNLIKE = re.compile(  # a clock with another or with what is no ratio, a set with a tuple
+    r"(\d?\d:[0-5]\d|[^:]+) \d?\d:[0-5]\d|\d?\d:[0-5]\d [^:]+|\\\{[^()]*\\\} \([^()]*\)|\([^()]*\) \\\{[^()]*\\\}"
+)
+_AS_TEXT = re.compile(
+    r"[\d)]\s*_|(?<![_\d])(?<!frac )\d+\s+\d|'|\\[lcd]?dots|\.\.|\\(?:prime|nmid|mid|not)(?![a-z])|\d([/:.])\d+\1\d"
+)
 _TIDY = [(re.compile(pattern), replacement) for pattern, replacement in (
     (r"\\!\s*|\\[()]", ""), (r"\*\*", "^"), (r"[−–]", "-"), (r"π", r"\\pi "),
+    (r"\\varnothing|∅", r"\\emptyset "), (r"(?<![a-zA-Z])(?:minus|negative)\s+(?=\d)", "-"),
     (r"\\(?:left|right|displaystyle|[,;:]|quad|qquad)(?![a-zA-Z])|\\?\$|^[€£¥]|€$|~", " "),
     (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
     (r"\\(?:mathrm|text|mathit)\s*\{\s*([ied])\s*\}", r" \1 "),
     (r"^\\(?:text|textbf|mathbf|mathrm|mbox)\s*\{([^{}]*)\}$", r"\1"),
+    (r"(?i)^(?:there (?:is|are) )?no solutions?$", "no solution"),
     (r",?\s*\\(?:text|mbox)\s*\{\s*,?\s*(?:and|or)\s*\}|,?(?<![a-zA-Z\\])(?:and|or)(?![a-zA-Z])", ", "),
     (r"\\?(?<![a-zA-Z])sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"), (r"\\?(?<![a-zA-Z])exp\s*\(([^()]*)\)", r"e^{\1}"),
     (r"(?<![a-zA-Z\\])(pi|sin|cos|tan|cot|sec|csc|ln|log|theta|alpha|beta|lambda)(?![a-zA-Z])", r"\\\1 "),
@@ -67,6 +84,12 @@ def equal(answer: str, right: str) -> bool | None:
     if max(len(answer), len(right)) > LONGEST:
         return answer == right
     words = any(re.fullmatch(r"\s*\\(?:text|mbox)\w*\s*\{[a-zA-Z ]{2,}\}\s*", text) for text in (answer, right))
+    measures = [{match.lastindex for match in _MEASURE.finditer(text)} for text in (answer, right)]
+    joined = [set(re.findall(r"(?<![a-zA-Z])(?:and|or)(?![a-zA-Z])", text)) for text in (answer, right)]
+    if all(measures) and measures[0].isdisjoint(measures[1]):
+        return False
+    if all(joined) and joined[0] != joined[1] and re.search(r"[<>]|\\[lg]e|^\D*$", answer):  # x<1 or x>2, A or B
+        return False
     answer, right = tidy(answer), tidy(right)
     if not answer or not right:
         return False
@@ -76,9 +99,14 @@ def equal(answer: str, right: str) -> bool | None:
         return False
     one, other = number(answer), number(right)
     if one is not None and other is not None:
-        return one == other or (_rounded(answer, right) and abs(one - other) < 5e-7)
-    if re.fullmatch(r"\d?\d:[0-5]\d \d?\d:[0-5]\d", f"{answer} {right}"):
+        return one == other
+    if re.fullmatch(r"(-?\d),(\d\d) \1\.\2|(-?\d)\.(\d\d) \3,\4", f"{answer} {right}"):
+        return True
+    if _UNLIKE.fullmatch(f"{answer} {right}"):
         return False
+    parts = [[number(part.strip()) for part in text.split(",")] for text in (answer, right)]
+    if all(part is not None for part in parts[0] + parts[1]):  # of lists, math-verify drops what is there twice
+        return sorted(map(str, parts[0])) == sorted(map(str, parts[1]))
     if "%" in answer + right:  # 50% is 50 as well as 0.5
         one, other = (number(re.sub(r"\s*\\?%$", "", text)) for text in (answer, right))
         if one is not None and other is not None:
@@ -91,14 +119,22 @@ def equal(answer: str, right: str) -> bool | None:
     said = [bool(re.search(_WORD, re.sub(r"\\(?:begin|end)\s*\{[^{}]*\}", "", text))) for text in (answer, right)]
     if any(said):
         text, target = (answer, right) if said[0] else (right, answer)
-        last = None if all(said) or _JOINED.search(text) else _LAST.search(text)
-        return equal(last[1], target) if last else False
+        return not all(said) and (last := _last(text)) is not None and equal(last, target)
     return _math_equal(answer, right)
+
+
+def _last(text: str) -> str | None:
+    """Returns the last number of a sentence; None where words or an earlier number may change it."""
+    if last := _LAST.search(text):
+        *earlier, before = re.split(r"\d", text[: last.start()])
+        if not _CHANGED.search(f"{before}#{text[last.end(1) :]}".lower()) and (not earlier or _SAYS.search(before)):
+            return re.sub(r"^(-?\d+),(\d\d)$", r"\1.\2", last[1])
+    return None
 
 
 def number(text: str) -> fractions.Fraction | None:
     """Returns the exact value of a plain number such as `1,234`, `-0.50`, `.5` or `0,5`; None for anything else."""
-    text = re.sub(r"^(-?(?:0,\d+|\d+,\d\d))$", lambda match: match[1].replace(",", "."), text.rstrip("."))
+    text = re.sub(r"^(-?(?:0,\d+|\d{4,},\d\d))$", lambda match: match[1].replace(",", "."), text.rstrip("."))
     match = _NUMBER.fullmatch(text)
     return fractions.Fraction(text.replace(",", "")) if match and text[-1:].isdigit() else None
 
@@ -116,22 +152,24 @@ def _bare(text: str) -> str:
     text = re.sub(r"\\(?:text|mbox|mathrm|textbf)\s*\{([^{}]*)\}", r"\1", text)
     if re.fullmatch(r"\(?[A-Za-z]\)?|[^\\\d=+*/^_]*[A-Za-z]{2}[^\\\d=+*/^_]*", text):
         return " ".join(sorted(part.strip(" ()") for part in text.casefold().split(",") if part.strip()))
-    return re.sub(r"([_^])\{(\w)\}", r"\1\2", re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text))
+    return re.sub(r"([_^]|\\pmod)\{(\w)\}", r"\1\2", re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text))
 
 
 def _split(text: str) -> tuple[str, str]:
     """Returns value and unit of an answer; the unit is empty where it has none."""
     match = _UNIT.fullmatch(text)
-    if match is None or _BOUND.search((match["unit"] or match["words"] or "").lower()):
+    if match is None or _CHANGED.search(f"#{match['unit'] or match['words'] or ''}".lower()):
         return text, ""
     unit = (match["unit"] or match["short"] or match["words"]) + (match["power"] or "")
-    return (match["value"] or match["number"]).strip(), re.sub(r"[\s.{}]|s(?=\^|\s*$)", "", unit).lower()
+    unit = re.sub(r"[\s.{}]|(?<=[a-zA-Z]{2})s(?=\^|\s*$)", "", unit).lower()
+    return (match["value"] or match["number"]).strip(), unit
 
 
 def _rounded(*texts: str) -> bool:
-    """Whether a decimal of six places is among the texts, and no small one."""
-    small = any(re.search(r"(?<!\d)0?\.00|10\s*\^\s*\{?-", text) for text in texts)
-    return not small and any(re.search(r"\.\d{6}", text) for text in texts)
+    """Whether a decimal of six places is among the texts, no small one, and not with plain numbers alone."""
+    text = " ".join(texts)
+    small = re.search(r"(?<!\d)0?\.00|10\s*\^\s*\{?-", text)
+    return not small and bool(re.search(r"\.\d{6}", text) and re.search(r"[\\/^]", text))
 
 
 def _limited(calls: int, function: Callable[..., Any], *arguments: Any) -> Any:

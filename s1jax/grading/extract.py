@@ -53,7 +53,7 @@ def extract(text: str) -> str:
         return _tidy(answer)
     said = list(_SAID.finditer(text))
     if said and (line := next(_lines(text[said[-1].end() :]), "")):
-        return _tidy(_in_line(line, marked=True))
+        return _tidy(_in_line(re.split(r"(?<=[\d})$])\.\s+(?=[A-Z])", line)[0], marked=True))
     return _tidy(_in_line(next(_lines(text[-4 * LONGEST :], last=True), ""), marked=False))
 
 

@@ -118,6 +118,39 @@ WRONG = [
 ]
 
 
+# Words around a five that make it another number, or deny it.
+CHANGED = [
+    "not 5", "isn't 5", "cannot be 5", "anything but 5", "5 is wrong", "x is not 5", r"\text{not }5", "negative 5",
+    "minus 5", r"\text{all reals except }5", r"\text{negative }5", "twice 5", "half of 5", "square root of 5",
+    "multiples of 5", r"\text{multiples of }5", r"\text{more than }5", "at least 5", "5 or more", r"5 \text{ or more}",
+    "5 squared", "5 cubed", r"5\text{ squared}", "5 factorial", "2 hours and 5 minutes", "2 hours 5 minutes",
+    "The answer is probably not 5", "I don't think it is 5", "5 million", r"5\text{ million}", "5 thousand",
+    r"5\text{ billion}", "5 hundred", "5 dozen", "5 hundredths", "5 and a half", r"5\text{ half}", r"5\text{ pi}",
+    "5 a", "5 k", "log of 5", "the sum of the first 5",
+]  # fmt: skip
+WRONG += [(text, "5") for text in CHANGED]
+WRONG += [
+    (r"90\text{ radians}", r"90^\circ"),
+    (r"\$3", "3 cents"),
+    ("3 m", "3 s"),
+    ("10,12", "10.12"),
+    ("1,12", "1.120"),
+    ("0.9999999", "1"),
+    ("1.0000000001", "1"),
+    ("0.333333", "0.3333333"),
+    ("(1,2)", r"\{1,2\}"),
+    ("1,1,2", "1,2,2"),
+    ("2 solutions", "2,2"),
+    ("A and B", "A or B"),
+    (r"\text{A and B}", r"\text{A or B}"),
+    (r"x<1 \text{ or } x>2", r"x<1 \text{ and } x>2"),
+    ("192.168.0.1", "192.168.0.2"),
+    ("12:30", "0.4"),
+    ("1:2:3", "1:3:2"),
+    ("1/2/2020", "1/4040"),
+]
+
+
 @pytest.mark.parametrize(("answer", "right"), WRONG)
 def test_what_was_not_read_is_not_accepted(answer, right):
     """And neither are two such answers one in a vote, which goes by the same function."""
@@ -148,6 +181,17 @@ def test_what_was_not_read_is_not_accepted(answer, right):
         (r"\frac{1}{1+i}", r"\frac{1-i}{2}"),
         ("10^-9 eV", "10^{-9}"),
         ("1011_2", "1011_{2}"),
+        ("minus 5", "-5"),
+        ("1.22", "1,22"),
+        ("0,5", "0.5"),
+        ("1.5e3", "1500"),
+        (r"\emptyset", r"\varnothing"),
+        (r"n\equiv 1\pmod 3", r"n \equiv 1 \pmod{3}"),
+        ("There are no solutions.", r"\text{no solution}"),
+        ("2 and 3", "3 or 2"),
+        ("a total of 18 dollars", "18"),
+        ("x is equal to five, so we get 5 apples", "5"),
+        ("3 m", "3"),
     ],
 )
 def test_the_same_in_other_words(answer, right):

@@ -96,6 +96,7 @@ def test_the_last_mark_with_something_behind_it_wins(text, answer):
         ("Final Answer: The largest $n$ is 34.", "34."),
         ("Final Answer: The area of $ABC$ is $12$ for $x=3$.", "12"),
         ("We know $a=3$. So there are 12 of them.", "12 of them."),
+        ("so the answer is 5. Check: 2+3=5 and 7-1=6.", "5"),
     ],
 )
 def test_ways_to_say_an_answer(text, answer):
