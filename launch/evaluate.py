@@ -114,7 +114,8 @@ def evaluate(folder: pathlib.Path, chosen: Sequence[Strategy], task: Task, contr
     sampling.say_step(_CHECKPOINT.value, folder)
     about = store.load_metadata(folder)
     check_trained(chosen, about.provenance)
-    texts = ((task.place(i), f"{row['question']}\n{row.get('system', '')}") for i, row in enumerate(task.rows))
+    waits = "\n".join(dict.fromkeys(s.forcing.wait or "" for s in chosen)) + f"\n{_WAIT.value}"
+    texts = ((task.place(i), f"{row['question']}\n{row.get('system', '')}\n{waits}") for i, row in enumerate(task.rows))
     for note in (*task.notes, *written.notes(about.tokenizer, about.chat, texts, "sent")):
         terminal.note(note)
     questions = [ask(strategy, task, about) for strategy in chosen]

@@ -119,9 +119,17 @@ def _sample_file(
 
     sampling.say_step(FLAGS.checkpoint, folder)
     about = store.load_metadata(folder)
-    asked = (f"{row.get('question') or ''}\n{row.get('system') or FLAGS.system}" for row in rows)
+    asked = (
+        "\n".join(
+            (str(row.get("question") or ""), str(row.get("system") or FLAGS.system), str(row.get("wait", FLAGS.wait)))
+        )
+        for row in rows
+    )
     for note in written.notes(about.tokenizer, about.chat, zip(names, asked, strict=True), "sent"):
         terminal.note(note)
+    handed = fields.unused(rows)
+    if handed:
+        terminal.note(f"{FLAGS.prompts}: not used, handed through to the output: {', '.join(handed)}.")
     counts = [fields.row_controls(row, controls, name).n for row, name in zip(rows, names, strict=True)]
     run = journal_lib.fingerprint(
         {

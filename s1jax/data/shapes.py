@@ -12,7 +12,8 @@ The first that a row has is taken. The thinking stands in `<think>...</think>` a
 may be missing, as in what R1's template leaves of it), in `<|begin_of_thought|>...<|end_of_thought|>` (OpenThoughts,
 Bespoke-Stratos), or in a field `reasoning_content`, `reasoning` or `thinking` beside it. A system turn comes from the
 messages or from a column `system` (or `system_prompt`). What would change the example and is not used is refused:
-several turns, tools, images.
+several turns, tools, images, thinking of a user, an answer without loss (`weight: 0`) or marked wrong (`correct`,
+`is_correct`), and the rest of a question in `input`, `context` or `history` beside the column of the question.
 """
 
 from __future__ import annotations
@@ -36,6 +37,10 @@ _ROLES = {
     "gpt": "assistant", "model": "assistant", "bot": "assistant", "chatgpt": "assistant",
 }  # fmt: skip
 _UNUSABLE = ("tools", "functions", "tool_calls", "function_call", "images", "image", "audio", "videos")
+# What says of an assistant's message that it carries no loss: OpenAI's and Mistral's weight, Axolotl's, ms-swift's.
+_LOSS = ("weight", "train", "training", "loss")
+_BESIDE = ("input", "context", "history")  # Alpaca's and others' rest of a question that stands in a column
+_JUDGED = ("correct", "is_correct")
 _FORMS = (
     "give s1K's columns (question, thinking_trajectories, attempt), messages, conversations, prompt and completion, or"
     " question with an answer that has <think> tags"
@@ -108,7 +113,26 @@ def parts(record: Mapping[str, Any], traces: str, name: str) -> Parts:
         found = _prompt(record, name)
     else:
         found = _loose(record, own, name)
+    _check_beside(record, found, name)
     return _checked(_with_system(record, found, name), name)
+
+
+def _check_beside(record: Mapping[str, Any], found: Parts, name: str) -> None:
+    """Refuses columns that are not used and without which the example is another one."""
+    for column in _JUDGED:
+        if str(record.get(column)).strip().lower() == "false":
+            raise InputError(f"{name}: column {column} says that the answer is wrong; remove the row or the column.")
+    if record.get(found.used[0]) != found.question:  # of messages, which hold all that was said
+        return
+    for column in _BESIDE:
+        value = record.get(column)
+        blank = not value.strip() if isinstance(value, str) else not value
+        if column in found.used or blank or (isinstance(value, str) and value.strip() in found.question):
+            continue
+        raise InputError(
+            f"{name}: column {column} is not empty and not used, as the question is in {found.used[0]}; write it into"
+            " the question, or remove the column."
+        )
 
 
 def _columns(record: Mapping[str, Any], question: str, trace: str, answer: str, name: str) -> Parts:
@@ -136,6 +160,11 @@ def _conversation(messages: Any, column: str, name: str) -> Parts:
     """One turn of `messages` or of ShareGPT's `conversations`."""
     turns = [_message(message, f"{name}: {column}[{i}]") for i, message in enumerate(_list(messages, column, name))]
     last = f"{name}: {column}[{len(turns) - 1}]"
+    for i, (said_by, _, fields) in enumerate(turns):
+        thought = next((key for key in _THINKING if fields.get(key)), None)
+        if said_by != "assistant" and thought:
+            where = f"{name}: {column}[{i}]"
+            raise InputError(f"{where} has {thought}, which cannot be used in a {said_by} turn; remove it or the row.")
     system = ""
     if turns and turns[0][0] == "system":
         system = turns.pop(0)[1]
@@ -168,6 +197,12 @@ def _message(message: Any, name: str) -> tuple[str, str, Mapping[str, Any]]:
     role = _ROLES.get(said) if isinstance(said, str) else None
     if role is None:
         raise InputError(f"{name} has the role {said!r}; system, user and assistant (or human and gpt) are known.")
+    for key in _LOSS:
+        if role == "assistant" and key in fields and fields[key] != 1:
+            raise InputError(
+                f"{name} has {key} {fields[key]!r:.40}; an assistant's message is trained on with weight 1; remove the"
+                " field or the row."
+            )
     content = fields.get("content", fields.get("value", ""))
     if isinstance(content, list):  # of typed parts, as OpenAI's and Anthropic's clients write it
         kinds = [part.get("type") if isinstance(part, dict) else None for part in content]

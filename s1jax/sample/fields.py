@@ -3,6 +3,7 @@
 A field of a row is one of three things: a setting, which is used; a setting of another program that this one has not or
 means otherwise, which is refused with the name of the field to use; anything else, which is handed through to the
 output. So nothing that changes how vLLM, transformers or an OpenAI client would sample is accepted and ignored.
+Names of other programs are known in any spelling: `max_tokens`, `max-tokens`, `maxTokens`, `MaxTokens`.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from s1jax.config import Controls, InputError, from_dict, to_dict
@@ -39,26 +41,43 @@ _THINKING = 'max_thinking_tokens (or "none" here for no thinking)'
 # Settings of other programs -> what to write instead.
 _REFUSED = {
     **dict.fromkeys(("max_tokens", "max_new_tokens", "max_completion_tokens", "max_output_tokens", "max_gen_toks",
-                     "max_length"), _BUDGETS),  # they bound thinking and answer together
+                     "max_length", "max_tokens_to_sample", "num_predict", "n_predict"), _BUDGETS),  # both together
     **dict.fromkeys(("min_tokens", "min_new_tokens", "min_length"), "min_thinking_tokens"),
-    "reasoning_budget": "max_thinking_tokens",  # -1, its usual value, means that there is no limit
-    "budget_tokens": "max_thinking_tokens",
-    **dict.fromkeys(("stops", "stop_sequences", "stop_strings", "stop_words", "until"), "stop"),
-    **dict.fromkeys(("system_prompt", "system_message", "system_instruction"), "system"),
-    **dict.fromkeys(("frequency_penalty", "presence_penalty", "no_repeat_ngram_size"), "repetition_penalty"),
+    # The usual value of reasoning_budget, -1, means that there is no limit.
+    **dict.fromkeys(("reasoning_budget", "budget_tokens", "thinking_tokens", "max_reasoning_tokens", "think_budget",
+                     "num_thinking_tokens"), "max_thinking_tokens"),
+    "no_thinking": "max_thinking_tokens, which is 0 for no thinking",
+    **dict.fromkeys(("stops", "stop_sequences", "stop_sequence", "stop_strings", "stop_string", "stop_words",
+                     "stop_word", "stop_token", "stop_tokens", "stopping_strings", "until"), "stop"),
+    **dict.fromkeys(("system_prompt", "system_message", "system_instruction", "system_text", "developer",
+                     "developer_message"), "system"),
+    **dict.fromkeys(("frequency_penalty", "presence_penalty", "no_repeat_ngram_size", "repeat_penalty"),
+                    "repetition_penalty"),
     "do_sample": "temperature, which is 0 for greedy decoding",
-    "best_of": "n",
-    **dict.fromkeys(("stop_token_ids", "bad_words", "ignore_eos", "logit_bias", "num_beams", "use_beam_search",
-                     "length_penalty", "typical_p", "chat_template_kwargs", "custom_params", "extra_body",
-                     "sampling_params", "generation_config", "generation_kwargs"), ""),
+    "temp": "temperature",
+    **dict.fromkeys(("best_of", "num_samples", "num_generations", "num_completions", "candidate_count"), "n"),
+    **dict.fromkeys(("sampling_seed", "random_seed"), "seed"),
+    **dict.fromkeys((
+        "stop_token_ids", "bad_words", "bad_words_ids", "ignore_eos", "eos_token_id", "logit_bias", "num_beams",
+        "use_beam_search", "length_penalty", "typical_p", "penalty_alpha", "top_a", "top_n_sigma", "tfs_z",
+        "epsilon_cutoff", "eta_cutoff", "mirostat", "mirostat_mode", "mirostat_tau", "mirostat_eta", "dry_multiplier",
+        "xtc_probability", "repeat_last_n", "num_ctx", "allowed_token_ids", "suppress_tokens",
+        "logprobs", "top_logprobs", "prompt_logprobs", "return_logprob",
+        "guided_json", "guided_regex", "guided_choice", "guided_grammar", "guided_decoding", "structured_outputs",
+        "response_format", "json_schema", "tools", "tool_choice",
+        "truncate_prompt_tokens", "add_special_tokens", "skip_special_tokens", "spaces_between_special_tokens",
+        "include_stop_str_in_output", "chat_template", "chat_template_kwargs", "custom_params", "extra_body",
+        "sampling_params", "generation_config", "generation_kwargs",
+    ), ""),
 }  # fmt: skip
 # Groups that other programs put a budget into; as texts they are columns of data like others.
-_GROUPS = ("thinking", "reasoning")
+_GROUPS = ("think", "thinking", "reasoning")
+# What the launcher and the encoder read of a row, beside its settings.
+_READ = ("question", "prompt_ids", "wait", "system")
 
 # `speed` is a name of its own, and looks like `seed`.
 _KNOWN = {
-    "question", "speed", "prompt_ids", "wait", "system", *CONTROLS, *ALIASES, *_NO_THINKING, *_REFUSED, *OUTPUTS,
-    *(f"input_{name}" for name in OUTPUTS),
+    "speed", *_READ, *CONTROLS, *ALIASES, *_NO_THINKING, *_REFUSED, *OUTPUTS, *(f"input_{name}" for name in OUTPUTS),
 }  # fmt: skip
 _CLOSE = 0.85  # of 1: a letter more or less in the shortest of the controls' names
 
@@ -78,6 +97,8 @@ def row_controls(row: Mapping[str, Any], defaults: Controls, name: str) -> Contr
         that is not used here, or has nearly the name of a control.
     """
     own: dict[str, Any] = {}
+    if "thinking_end" in row and "thinking_tokens" in row:  # an output that is sampled again: what it had, no setting
+        row = {key: value for key, value in row.items() if key != "thinking_tokens"}
     for key, value in row.items():
         control, value = _control(key, value, name)
         if not control or value is None:
@@ -96,6 +117,21 @@ def row_controls(row: Mapping[str, Any], defaults: Controls, name: str) -> Contr
         raise error if str(error).startswith(name) else InputError(f"{name}: {error}") from None
 
 
+def unused(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Returns the columns of any of the rows, in order, that sampling does not read and hands through to the output."""
+    read = (*_READ, *CONTROLS, *ALIASES, *_NO_THINKING)
+    return [key for key in dict.fromkeys(str(key) for row in rows for key in row) if key not in read]
+
+
+def _folded(name: str) -> str:
+    """A name without what its spellings differ in: `max_tokens`, `max-tokens` and `maxTokens` are one."""
+    return re.sub(r"[\W_]", "", name).lower()
+
+
+_REFUSED_FOLDED = {_folded(name): instead for name, instead in _REFUSED.items()}
+_KNOWN_FOLDED = {_folded(name) for name in _KNOWN}
+
+
 def _control(key: Any, value: Any, name: str) -> tuple[str, Any]:
     """Returns the control that a field is and its value; an empty name for what is handed through."""
     if key in CONTROLS:
@@ -112,9 +148,12 @@ def _control(key: Any, value: Any, name: str) -> tuple[str, Any]:
         raise InputError(f"{name}: {key} is {value!r:.80}, which sets no number of tokens; write {_THINKING}.")
     if key in _GROUPS and isinstance(value, Mapping):
         raise InputError(f"{name}: {key} is a group of settings, which are not read; write max_thinking_tokens.")
-    plain = key.lower().replace("-", "_")
-    if plain in _REFUSED:
-        instead = _REFUSED[plain]
+    if key in _GROUPS and isinstance(value, bool):
+        raise InputError(f"{name}: {key} is {value}, which sets no number of tokens; write max_thinking_tokens.")
+    plain = _folded(key)
+    empty = isinstance(value, (str, list, Mapping)) and not value  # no tools, no stop strings: nothing is set
+    if plain in _REFUSED_FOLDED and not empty:
+        instead = _REFUSED_FOLDED[plain]
         remedy = f"write {instead} if it is meant" if instead else "leave it out"
         raise InputError(f"{name}: {key} is not a setting of s1jax; {remedy}, or give the field another name.")
     meant = _meant(key)
@@ -128,6 +167,10 @@ def _meant(key: str) -> str:
     """The setting whose name was misspelt; empty for all other fields."""
     if key in _KNOWN:
         return ""
-    # Not the shortest, which too many words resemble: top, step.
-    names = (*(name for name in CONTROLS if name not in ("n", "stop")), "wait", "system", *ALIASES, *_NO_THINKING)
+    names = (*CONTROLS, "wait", "system", *ALIASES, *_NO_THINKING)
+    same = next((name for name in names if _folded(name) == _folded(key)), "")
+    if same or _folded(key) in _KNOWN_FOLDED:
+        return same
+    # Not like the shortest, which too many words resemble: top, step.
+    names = tuple(name for name in names if name not in ("n", "stop"))
     return next(iter(difflib.get_close_matches(key.lower().replace("-", "_"), names, n=1, cutoff=_CLOSE)), "")

@@ -13,7 +13,8 @@ class Finder:
 
     It is looked for in the text that was sampled for the answer, from its first character that is not white space on:
     an answer that begins with a blank line is not ended by the stop string of a blank line. What is found does not
-    depend on how many ids are there beyond it.
+    depend on how many ids are there beyond it. A U+FFFD counts once something else follows it: until then it may be the
+    beginning of a character of several ids.
 
     Attributes:
       decode: ids -> text.
@@ -53,7 +54,8 @@ class Finder:
 
     def _match(self, ids: Sequence[int], num_forced: int) -> tuple[int, str] | None:
         """Where the stop string begins in the text of `ids`, and the string; of several that are complete first."""
-        text, skip = self.decode(ids), len(self.decode(ids[:num_forced])) if num_forced else 0
+        # The last id may be the beginning of a character, which reads U+FFFD until the rest of it is there.
+        text, skip = self.decode(ids).rstrip("\ufffd"), len(self.decode(ids[:num_forced])) if num_forced else 0
         start = len(text) - len(text[skip:].lstrip())
         found = ((text.find(stop, start), stop) for stop in self.stops)
         ends = [(place + len(stop), place, stop) for place, stop in found if place >= 0]

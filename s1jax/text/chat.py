@@ -10,11 +10,8 @@ header), think_start, the trace with its newlines, think_end, the answer, turn_e
 id, what the sampler produces, and the supervised part begins at an id of its own. With delimiters that are special
 tokens, as in the formats below, the parts together give the same ids as the whole text (tests/text/test_chat.py).
 
-Special tokens are made from the strings of the format alone. Questions, traces, answers, system prompts and
-instructions are encoded as text, so that a `</think>` inside a trace cannot end it.
-
-Special tokens are made from the strings of the format alone: questions, traces, answers, system prompts and
-instructions are encoded as text, so that `</think>` in a trace does not end it.
+Special tokens are made from the strings of the format alone. Questions, traces, answers, system prompts, instructions
+and wait strings are encoded as text, so that a `</think>` inside a trace cannot end it.
 
 Supervised are the ids after the assistant header up to and including turn_end. The newline after the last turn_end
 stays in the ids, as in the paper's text, but carries no loss: a sampled answer ends before it. (The paper's collator
@@ -230,7 +227,7 @@ def with_delimiters(tokenizer: Tokenizer, fmt: ChatFormat, think_start: str = ""
         think_end=think_end or fmt.think_end,
         special=tuple(token for token in fmt.special if token not in replaced),
     )
-    first = delimiters(tokenizer, fmt).think_end[0]
+    first = delimiters(tokenizer, fmt, wait="").think_end[0]
     if not tokenizer.decode([first]).strip():
         raise InputError(
             f"think_end {fmt.think_end!r} begins with white space, and thinking ends where the model samples the first"
@@ -372,10 +369,11 @@ def delimiters(tokenizer: Tokenizer, fmt: ChatFormat, wait: str = "Wait") -> Del
     Args:
       tokenizer: the model's.
       fmt: the chat format the model was trained with.
-      wait: the extension string; may be several ids or empty.
+      wait: the extension string; may be several ids or empty. It is encoded as text: special tokens in it stay text.
 
     Raises:
-      InputError: if the tokenizer lacks a delimiter, or cannot write a newline or one of the strings.
+      InputError: if the tokenizer lacks a delimiter, or cannot write a newline or one of the strings, or an id of
+        `wait` would end thinking or the answer.
     """
     check(tokenizer, fmt)
     legal = tokenizer.legal_ids(tokenizer.num_ids)
@@ -385,14 +383,24 @@ def delimiters(tokenizer: Tokenizer, fmt: ChatFormat, wait: str = "Wait") -> Del
         raise InputError("the tokenizer has no id for a newline, which the delimiters need; give another tokenizer.")
     think_end = _encode_whole(tokenizer, fmt.think_end, "think_end")
     stop = _stop_ids(tokenizer, fmt)
+    end = {think_end[0], *stop}
     before = tokenizer.last_special(fmt.after_question)
+    think_start = _encode_whole(tokenizer, fmt.think_start, "think_start", before)
+    final_answer = _encode_whole(tokenizer, fmt.final_answer, "final_answer", tokenizer.last_special(fmt.think_end))
+    waits = _encode_whole(tokenizer, wait, "wait", is_user_text=True) if wait else ()
+    ending = next((i for i in waits if i in end), None)
+    if ending is not None:
+        what = f"the end of thinking {fmt.think_end!r} begins" if ending == think_end[0] else "an answer ends"
+        raise InputError(
+            f"wait {wait!r} holds {tokenizer.decode([ending])!r}, with which {what}; choose another string."
+        )
     return Delimiters(
-        think_start=_encode_whole(tokenizer, fmt.think_start, "think_start", before),
+        think_start=think_start,
         think_end=think_end,
         newline=tuple(newline),
-        final_answer=_encode_whole(tokenizer, fmt.final_answer, "final_answer", tokenizer.last_special(fmt.think_end)),
-        wait=_encode_whole(tokenizer, wait, "wait") if wait else (),
-        end=tuple(sorted({think_end[0], *stop})),
+        final_answer=final_answer,
+        wait=waits,
+        end=tuple(sorted(end)),
         stop=tuple(sorted(stop)),
         ends_in_newline=tuple(ends_in_newline),
         num_ids=tokenizer.num_ids,
@@ -401,10 +409,12 @@ def delimiters(tokenizer: Tokenizer, fmt: ChatFormat, wait: str = "Wait") -> Del
     )
 
 
-def _encode_whole(tokenizer: Tokenizer, text: str, what: str, after: str | None = None) -> tuple[int, ...]:
+def _encode_whole(
+    tokenizer: Tokenizer, text: str, what: str, after: str | None = None, *, is_user_text: bool = False
+) -> tuple[int, ...]:
     """Returns the ids of a forced string, and refuses one that the vocabulary cannot write (white space aside)."""
     try:
-        ids = tokenizer.encode(text, after)
+        ids = tokenizer.encode_text(text, after) if is_user_text else tokenizer.encode(text, after)
     except InputError as error:
         raise InputError(f"{what}: {error}") from None
     want, got = ("".join(unicodedata.normalize("NFKC", part).split()) for part in (text, tokenizer.decode(ids)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 from s1jax.config import InputError
 from s1jax.text import chat
@@ -64,7 +65,7 @@ def to_jinja(fmt: ChatFormat) -> str:
         header = fmt.before_question
     user = f"{{{{- {_quoted(header)} -}}}}" if header else "{{- raise_exception('this chat format has one turn') -}}"
     user_end = turn if fmt.after_question.startswith(turn) else ""
-    values = {
+    strings = {
         "BEFORE": fmt.before_question,
         "USER_END": user_end,
         "ASSISTANT": fmt.after_question.removeprefix(user_end),
@@ -75,9 +76,9 @@ def to_jinja(fmt: ChatFormat) -> str:
         "TURN_END": turn,
         "THINKING": fmt.think_start,
     }
-    text = _TEMPLATE.replace("@SYSTEM@", system).replace("@USER@", user)
-    for name, value in values.items():
-        text = text.replace(f"@{name}@", _quoted(value))
+    values = {"SYSTEM": system, "USER": user, **{name: _quoted(value) for name, value in strings.items()}}
+    # In one pass, because a value may hold what reads like a name.
+    text = re.sub("@([A-Z_]+)@", lambda found: values[found[1]], _TEMPLATE)
     return text.replace("-%}\n", "-%}").replace("-}}\n", "-}}")
 
 

@@ -147,6 +147,18 @@ WRONG = [
         {"problem": Q, "solution": A},
         r"neither column thinking_trajectories .*\(there are no <think> tags in solution\)",
     ),
+    ({"messages": [USER, said(weight=0)]}, r"messages\[1\] has weight 0; an assistant's message is trained on with"),
+    ({"messages": [USER, said(train=False)]}, r"messages\[1\] has train False"),
+    ({"messages": [{**USER, "reasoning_content": T}, said()]}, r"messages\[0\] has reasoning_content.* in a user turn"),
+    ({"messages": [{**SYSTEM, "thinking": T}, USER, said()]}, r"messages\[0\] has thinking, .* in a system turn"),
+    (
+        {"question": Q, "answer": TAGGED, "input": "3 4"},
+        "column input is not empty and not used, as the question is in q",
+    ),
+    ({"prompt": Q, "completion": TAGGED, "context": "3 4"}, "column context is not empty and not used"),
+    ({"problem": Q, "answer": TAGGED, "history": [["a", "b"]]}, "column history is not empty and not used"),
+    ({**SHAPES["s1k"][0], "correct": False}, "column correct says that the answer is wrong"),
+    ({"messages": [USER, said()], "is_correct": "False"}, "column is_correct says that the answer is wrong"),
     ({"text": TAGGED}, "neither column thinking_trajectories nor deepseek_thinking_trajectory, but text; rename"),
 ]
 
@@ -156,3 +168,16 @@ def test_what_cannot_be_used_is_refused(record, message):
     with pytest.raises(InputError, match=message) as caught:
         shapes.parts(record, "deepseek", "f:1")
     assert "f:1" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"messages": [{**USER, "weight": 0, "reasoning_content": ""}, said(weight=1)], "input": "of another form"},
+        {"question": Q, "answer": TAGGED, "input": " ", "context": Q[2:], "history": [], "correct": True},
+        {"question": Q, "answer": TAGGED, "input": None, "correct": None, "is_correct": "yes"},
+    ],
+)
+def test_what_changes_nothing_is_not_refused(record):
+    found = shapes.parts(record, "deepseek", "f:1")
+    assert (found.question, found.trace.strip(), found.answer.strip()) == (Q, T, A)

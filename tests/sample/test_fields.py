@@ -29,6 +29,8 @@ def read(row):
         ({"repetition_penalty": 2}, "repetition_penalty", 2.0),
         # None is not given, as tables write what a row lacks.
         (dict.fromkeys(("temperature", "stop", "thinking_budget", "reasoning_effort", "max_tokens")), "temperature", 1),
+        ({"tools": [], "stop_sequences": [], "response_format": {}, "Speed": 3, "steps": 2, "template": "x"}, "n", 1),
+        ({"thinking_tokens": 7, "thinking_end": "cut"}, "max_thinking_tokens", 64),  # an output that is sampled again
         ({"thinking": "a trace", "reasoning": "too", "level": "Level 5", "speed": 3, "answer": 4}, "n", 1),
     ],
 )
@@ -66,6 +68,8 @@ def test_used(row, control, value):
         ({"n": 0}, r"n is 0; it must lie in \[1, 10000\]"),
         ({"n": 2.0}, "n is 2.0; it must be of type int"),
         ({"n": 2, "temperature": 0}, "n is 2, but with temperature 0 all samples of a prompt are the same"),
+        ({"wait_": "Hm"}, "wait_ is no control; write wait if"),
+        ({"thinking": False}, "thinking is False, which sets no number of tokens; write max_thinking_tokens"),
         ({"repetition_penalty": 0}, r"repetition_penalty is 0.0; it must lie in \[0.01, 100\]"),
         ({"repetition_penalty": float("nan")}, "repetition_penalty is nan"),
     ],
@@ -91,3 +95,25 @@ def test_every_setting_of_other_programs_is_used_or_refused():
     controls = fields.row_controls(row, DEFAULTS, "row")
     assert (controls.repetition_penalty, controls.stop, controls.n) == (1.3, ("Question:",), 4)
     assert controls.max_thinking_tokens == 5
+
+
+# As the clients of OpenAI, Anthropic, Google, vLLM, SGLang, Ollama, llama.cpp and transformers write them.
+FOREIGN = """
+maxTokens stopSequences stop_sequence stop_token Stop N num_samples thinking_tokens no_thinking repeat_penalty
+num_predict sampling_seed random_seed eos_token_id penalty_alpha min_new_tokens temp top_a mirostat logprobs guided_json
+response_format tools truncate_prompt_tokens add_special_tokens skip_special_tokens developer system_text Max-Tokens
+MAX_NEW_TOKENS maxOutputTokens candidateCount topP topK thinkingBudget minP Seed Temperature repetition-penalty System
+Wait numWaits toolChoice
+"""
+
+
+@pytest.mark.parametrize("name", FOREIGN.split())
+def test_other_spellings_are_refused_by_name(name):
+    with pytest.raises(InputError, match=f"rows.jsonl:3: {name} is (not a setting of s1jax|no control); "):
+        read({name: 3})
+
+
+def test_what_is_handed_through_is_listed():
+    rows = [{"question": "q", "level": 3, "n": 2, "wait": "Hm"}, {"prompt_ids": [1], "answer": "4", "level": 4}]
+    assert fields.unused(rows) == ["level", "answer"]
+    assert fields.unused([{"question": "q", "system": "s", "thinking_budget": 3, "enable_thinking": False}]) == []

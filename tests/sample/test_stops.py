@@ -55,6 +55,15 @@ def test_what_is_found_is_what_is_complete_first():
     assert 100 < found < 500
 
 
+def test_the_beginning_of_a_character_is_no_replacement_character():
+    finder = Finder(decode, ("\ufffd",))
+    for text in ("a\u20ac", "\U0001f600b"):
+        assert all(finder(list(text.encode()[:n]), 0) is None for n in range(1, len(text.encode()) + 1))
+    ids = [97, 0xE2, 98, 99]  # a byte that never becomes a character
+    assert [finder(ids[:n], 0) for n in range(1, 5)] == [None, None, (3, "\ufffd"), (3, "\ufffd")]
+    assert finder.before(ids[:3], 0) == "a"
+
+
 def test_what_may_be_the_beginning_of_a_stop_string():
     finder = Finder(decode, ("Question:", "\n\n"))
     ends = [("the Qu", 2), ("Question", 8), ("Question:", 0), ("a\n", 1), ("a", 0), ("", 0), ("Q\n", 1), ("QQ", 1)]

@@ -225,6 +225,28 @@ def test_delimiters_of_several_ids(tokenizer):
     assert response[len(found.think_start) :] == [*middle, tokenizer.id_of("<|im_end|>")]
 
 
+@pytest.mark.parametrize(
+    "wait", ["<|im_end|>", "<|im_start|>assistant", "Wait<|endoftext|>", "Wait <|im_start|>answer"]
+)
+def test_a_wait_string_is_text(qwen, without_added, wait):
+    """As in questions and traces, a special token that is written in it stays text."""
+    found = chat.delimiters(qwen, chat.FORMATS["s1"], wait=wait)
+    assert list(found.wait) == without_added.encode(wait).ids and not set(found.wait) & set(found.end)
+
+
+def test_a_wait_string_that_ends_thinking_is_refused(qwen):
+    fmt = chat.with_delimiters(qwen, chat.FORMATS["s1"], "<reason>", "</reason>")
+    first = qwen.decode(chat.delimiters(qwen, fmt).think_end[:1])
+    for wait in ("</reason>", f"Wait{first}"):
+        with pytest.raises(
+            InputError, match=f"wait '{wait}' holds '{first}', with which the end of thinking '</reason>'"
+        ):
+            chat.delimiters(qwen, fmt, wait=wait)
+    text = dataclasses.replace(chat.FORMATS["s1"], stop=("Well",))
+    with pytest.raises(InputError, match="wait 'Well' holds 'Well', with which an answer ends; choose another string"):
+        chat.delimiters(qwen, text, wait="Well")
+
+
 def test_unknown_delimiters_are_named(folders, tmp_path):
     plain = Tokenizer({"any.model": (folders["sentencepiece_bpe"] / "tokenizer.model").read_bytes()})
     with pytest.raises(InputError, match="delimiter '<think>' is not in the tokenizer"):

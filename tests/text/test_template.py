@@ -53,6 +53,13 @@ def test_think_is_what_qwens_own_template_renders(reference):
     )
 
 
+def test_a_system_prompt_that_reads_like_a_name_in_the_template(reference):
+    system = "Write @PREFIX@, @USER_END@ or @SYSTEM@."
+    jinja = template.to_jinja(chat.with_system(chat.FORMATS["s1_plain"], system))
+    text = reference.apply_chat_template([{"role": "user", "content": "a"}], chat_template=jinja, tokenize=False)
+    assert text == f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\na<|im_end|>\n"
+
+
 def test_turns_that_a_format_has_no_place_for(reference):
     user, system = {"role": "user", "content": "a"}, {"role": "system", "content": "s"}
     base = template.to_jinja(chat.FORMATS["countdown_base"])
