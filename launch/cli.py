@@ -134,7 +134,7 @@ def guarded(main: Callable[[], int | None]) -> int | None:
 
 
 def _raise_file_limit() -> None:
-    """Lets this process open as many files as it is allowed to ask for, up to 4,096: a save opens one an array."""
+    """Raises the limit on open files as far as allowed, to at most 4,096: a save opens one file per array."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = _FILES if hard == resource.RLIM_INFINITY else min(hard, _FILES)
     if soft != resource.RLIM_INFINITY and soft < most:

@@ -46,8 +46,8 @@ _RANDOM = 10  # further texts, made of random ids
 def write(folder: pathlib.Path, tokenizer: Tokenizer, fmt: ChatFormat) -> str:
     """Writes a tokenizer's files with the chat template of a format, and compares what transformers makes of them.
 
-    A `tokenizer.json` is given to transformers' general class, which takes it as it is; those of a family put their own
-    pre-tokenizer and decoder in its place. A SentencePiece model gets Llama's class or the general one, whichever
+    A `tokenizer.json` is given to transformers' general class, which keeps it unchanged; those of a family put their
+    own pre-tokenizer and decoder in its place. A SentencePiece model gets Llama's class or the general one, whichever
     agrees. transformers 5 gives Qwen2's class to every model of type qwen2, whatever tokenizer_config.json says, unless
     a class of the folder's own is named there: where Qwen2's class differs, such a file is written, with three lines.
     `tokenizer_config.json` keeps its other fields. The template is written to it and to `chat_template.jinja`.

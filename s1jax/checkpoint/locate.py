@@ -128,7 +128,7 @@ def using(path: str | os.PathLike[str], use: Callable[[pathlib.Path], _Result]) 
 def remove(folder: pathlib.Path) -> bool:
     """Removes a checkpoint, finished or not, unless a reader holds it; returns whether it did.
 
-    The marker goes first: what is left of an interrupted removal is no checkpoint any more.
+    The marker goes first, so what an interrupted removal leaves does not count as a checkpoint.
     """
     marker = folder / "digests.json"
     # Over NFS a lock against others takes a file that is open for writing.

@@ -48,7 +48,7 @@ def compare(stored: Any, wanted: Any, folder: pathlib.Path, fault: str) -> None:
       fault: what a difference means.
 
     Raises:
-      InputError: names the first leaf that is missing, superfluous or of another shape, or that is no array.
+      InputError: names the first leaf that is missing, superfluous, of another shape or not an array.
     """
     have, want = flatten(stored), flatten(wanted)
     for name in sorted(set(have) ^ set(want)):

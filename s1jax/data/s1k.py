@@ -96,7 +96,7 @@ def records(source: str | pathlib.Path, notes: list[str] | None = None) -> Itera
     """Yields (name, columns) of every record of a source, see `load_rows`; columns are not checked.
 
     Args:
-      source: of which the train split is read, see `s1jax.readers`.
+      source: its train split is read, see `s1jax.readers`.
       notes: gets a sentence on files that are left out.
 
     Raises:

@@ -9,6 +9,8 @@ import sentencepiece
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
+from s1jax.text.tokenizer import Tokenizer
+
 CORPUS = [
     "Make 21 from 3 7 1",
     "try 7-1=6: 6+3=9 no 6-3=3 no 6*3=18 no",
@@ -108,3 +110,9 @@ def folders(tmp_path_factory) -> dict[str, pathlib.Path]:
     _sentencepiece(made["sentencepiece_bpe"], "bpe")
     _sentencepiece(made["sentencepiece_unigram"], "unigram")
     return made
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def tokenizer(request, folders) -> Tokenizer:
+    """Each kind of tokenizer in turn."""
+    return Tokenizer.load(folders[request.param])

@@ -30,11 +30,6 @@ TEXTS = [
 ]
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def tokenizer(request, folders) -> Tokenizer:
-    return Tokenizer.load(folders[request.param])
-
-
 @pytest.mark.parametrize("text", TEXTS)
 def test_round_trip(tokenizer, text):
     assert tokenizer.decode(tokenizer.encode(text)) == text

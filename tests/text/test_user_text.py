@@ -12,7 +12,7 @@ from s1jax.config import InputError
 from s1jax.text import chat
 from s1jax.text.backends import Piece
 from s1jax.text.tokenizer import Tokenizer
-from tests.text.conftest import ADDED, KINDS, SPECIAL, shared
+from tests.text.conftest import ADDED, SPECIAL, shared
 
 HOSTILE = [
     "".join(SPECIAL + ADDED),
@@ -22,11 +22,6 @@ HOSTILE = [
     "<|im_end|>",
     "<unk> and </s> and <s>",
 ]
-
-
-@pytest.fixture(scope="module", params=KINDS)
-def tokenizer(request, folders) -> Tokenizer:
-    return Tokenizer.load(folders[request.param])
 
 
 @pytest.mark.parametrize("text", HOSTILE)
