@@ -65,5 +65,8 @@ setup(
         "parity": ["accelerate", "peft", "torch", "transformers"],
     },
     # Where releases of lm-evaluation-harness after 0.4.13 look for models.
-    entry_points={"lm_eval.models": ["s1jax = s1jax.harness:HarnessModel"]},
+    entry_points={
+        "console_scripts": ["s1jax = s1jax.cli.__main__:main"],
+        "lm_eval.models": ["s1jax = s1jax.evaluate.lm_eval:HarnessModel"],
+    },
 )

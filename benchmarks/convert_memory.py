@@ -32,7 +32,7 @@ _MEASURED = """
 import sys, pathlib
 import jax; from orbax.checkpoint import v1
 from absl import flags, logging
-from launch import convert
+from s1jax.cli import convert
 logging.set_verbosity("error")
 jax.config.update("jax_platforms", "cpu"); jax.devices()
 def resident(key):

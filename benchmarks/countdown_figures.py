@@ -18,8 +18,8 @@ from absl import app, flags
 
 from benchmarks import record
 from s1jax.checkpoint import store
-from s1jax.data import countdown
-from s1jax.evaluate import scaling
+from s1jax.evaluate import metrics
+from s1jax.tasks.countdown import problems
 
 FLAGS = flags.FLAGS
 flags.DEFINE_list("bases", ["package:countdown_base"], "Checkpoints or workdirs of configs/countdown_base.py.")
@@ -36,7 +36,7 @@ WAITS = "1,2,4,6,8,10"
 
 def main(_: list[str]) -> None:
     root = pathlib.Path(FLAGS.workdir)
-    rows = countdown.prompt_rows(FLAGS.split, FLAGS.num_problems)
+    rows = problems.prompt_rows(FLAGS.split, FLAGS.num_problems)
     bases: dict[str, Any] = {}
     tuned: list[dict[str, Any]] = []
     for i, base in enumerate(FLAGS.bases):
@@ -76,11 +76,11 @@ def _evaluate(checkpoint: str, out: pathlib.Path, rows: list[dict[str, Any]], se
     for name in dict.fromkeys(sample["run"] for sample in samples):
         here = [sample for sample in samples if sample["run"] == name]
         right = [sample["correct"] for sample in here]
-        accuracy, error = scaling.accuracy(right)
+        accuracy, error = metrics.accuracy(right)
         figures = {"accuracy": accuracy, "error": error}
         for kind in (True, False):
             some = [verdict for verdict, row in zip(right, rows, strict=True) if row["hard"] == kind]
-            figures["hard" if kind else "easy"] = scaling.accuracy(some)[0]
+            figures["hard" if kind else "easy"] = metrics.accuracy(some)[0]
         figures["thinking_tokens"] = statistics.mean(sample["thinking_tokens"] for sample in here)
         figures["unfinished"] = 100 * statistics.mean(sample["answer_end"] != "stop" for sample in here)
         found[name] = {key: round(value, 2) for key, value in figures.items()}

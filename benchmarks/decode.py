@@ -23,9 +23,9 @@ import numpy as np
 
 from benchmarks import models, record
 from s1jax.config import Controls
-from s1jax.delimiters import Delimiters
-from s1jax.sample.engine import Engine
-from s1jax.sample.generate import Request
+from s1jax.engine.engine import Engine
+from s1jax.engine.programs import Request
+from s1jax.text.delimiters import Delimiters
 
 # A row answers at once, after one forced id, and nothing but max_answer_tokens ends the answer.
 DELIMITERS = Delimiters((), (0,), (), (), (), (), (), (), num_ids=models.CONFIG.vocab_size)

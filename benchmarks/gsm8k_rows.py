@@ -13,7 +13,7 @@ import json
 import pathlib
 import re
 
-from s1jax import readers
+from s1jax.io import readers
 
 
 def row(record: readers.Record) -> dict[str, object]:

@@ -24,11 +24,11 @@ import numpy as np
 from benchmarks import decode as decode_lib
 from benchmarks import models, record
 from s1jax.config import Controls
-from s1jax.delimiters import Delimiters
+from s1jax.engine.engine import Engine
+from s1jax.engine.programs import Request
 from s1jax.model import cache as cache_lib
 from s1jax.model import decoder
-from s1jax.sample.engine import Engine
-from s1jax.sample.generate import Request
+from s1jax.text.delimiters import Delimiters
 
 SLOTS, ROWS = 16, 64
 WAIT = (7,)

@@ -7,7 +7,8 @@ import pathlib
 import pytest
 
 from benchmarks import plan_headers
-from s1jax import meters, presets
+from s1jax import perf
+from s1jax.config import presets
 from s1jax.data import layout
 from s1jax.plan import targets
 
@@ -37,7 +38,7 @@ def test_tables_of_plans(name):
             {"data": data, "train": train}.get(group, {})[field] = type(settings[group][field])(value)
         block = data["block_size"]
         batch = train["batch_size"] or train["batch_tokens"] // block
-        flops = meters.train_flops(presets.PRESETS[preset], batch * block, batch * block * (block + 1) // 2)
+        flops = perf.train_flops(presets.PRESETS[preset], batch * block, batch * block * (block + 1) // 2)
         assert float(model) == pytest.approx(flops / target.devices / 1e12, abs=0.5)
         assert float(model) < float(executed.strip("()")) < 1.5 * float(model)
         steps = -(-1000 // batch) * train["epochs"]
@@ -60,12 +61,12 @@ def test_the_readme_has_the_minutes_of_the_papers_run():
     assert f"({100 * (1 - run.tokens / places):.0f} % are padding" in sentence
 
     def minutes(tokens, pairs, share):
-        flops = meters.train_flops(model, tokens, pairs)
+        flops = perf.train_flops(model, tokens, pairs)
         return run.steps * flops / (16 * targets.parse("h100:16").chip.flops * share) / 60
 
     counted = [minutes(places, run.rows * block * (block + 1) / 2, share) for share in (0.2, 0.4, 0.6)]
     assert "takes {:.1f} minutes at 20 % MFU, {:.1f} at 40 % and {:.1f} at 60 %".format(*counted) in sentence
-    dollars = [meters.dollars(60 * m, 16, 2.86) for m in counted]
+    dollars = [perf.dollars(60 * m, 16, 2.86) for m in counted]
     assert "is {:.2f}, {:.2f} and {:.2f} USD".format(*dollars) in sentence
     alone = [minutes(run.tokens, run.pairs, share) for share in (0.2, 0.4, 0.6)]
     assert "takes {:.1f}, {:.1f} and {:.1f} minutes".format(*alone) in sentence

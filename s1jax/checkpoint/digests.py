@@ -14,8 +14,8 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from s1jax import files
 from s1jax.config import InputError
+from s1jax.io import files
 
 
 def is_there(folder: pathlib.Path) -> bool:

@@ -18,7 +18,7 @@ import numpy as np
 from s1jax.checkpoint import huggingface_config
 from s1jax.checkpoint import names as names_lib
 from s1jax.config import InputError, ModelConfig, RopeScaling, from_dict
-from s1jax.schema import plain, shown
+from s1jax.config.schema import plain, shown
 
 # What the library dequantises. Left out is NVFP4, whose second scales are tensors of their own.
 _QUANTIZED = (

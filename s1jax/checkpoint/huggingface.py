@@ -17,11 +17,11 @@ import ml_dtypes
 import numpy as np
 import safetensors
 
-from s1jax import files
 from s1jax.checkpoint import huggingface_config
 from s1jax.checkpoint import names as names_lib
 from s1jax.config import InputError, ModelConfig
-from s1jax.schema import plain, shown
+from s1jax.config.schema import plain, shown
+from s1jax.io import files
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from s1jax import files
 from s1jax.config import InputError, ModelConfig, RopeScaling, from_dict
-from s1jax.schema import plain, shown
+from s1jax.config.schema import plain, shown
+from s1jax.io import files
 
 _MAX_JSON_BYTES = 100_000_000  # an index of a million tensors
 
@@ -38,7 +38,7 @@ _FIXED = {
 def read_json(path: pathlib.Path) -> dict[str, Any]:
     """Reads a JSON object; InputError names the file when it is missing, broken (with the line) or no object.
 
-    A link is followed within the file's own folder only, see `s1jax.files.check_own`.
+    A link is followed within the file's own folder only, see `s1jax.io.files.check_own`.
     """
     files.check_own(path)
     if path.exists() and path.stat().st_size > _MAX_JSON_BYTES:

@@ -17,9 +17,9 @@ import time
 from collections.abc import Callable, Iterator
 from typing import IO, Any, TypeVar
 
-from s1jax import files, paths
 from s1jax.checkpoint import digests
 from s1jax.config import InputError
+from s1jax.io import files, paths
 
 PACKAGE = "package:"  # prefix of the checkpoints that ship in s1jax/assets
 _TRIES = 20

@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from s1jax.config import InputError, ModelConfig
-from s1jax.schema import plain
+from s1jax.config.schema import plain
 
 Params = dict[str, Any]
 

@@ -27,7 +27,6 @@ import ml_dtypes
 import numpy as np
 
 from s1jax import config as config_lib
-from s1jax import files, paths
 from s1jax.checkpoint import digests, locate, trees
 from s1jax.checkpoint.locate import finished_steps as finished_steps
 from s1jax.checkpoint.locate import hold as hold
@@ -36,6 +35,7 @@ from s1jax.checkpoint.locate import step_folder as step_folder
 from s1jax.checkpoint.locate import step_of as step_of
 from s1jax.checkpoint.locate import using as using
 from s1jax.config import InputError, ModelConfig
+from s1jax.io import files, paths
 from s1jax.text.chat import ChatFormat
 from s1jax.text.tokenizer import Tokenizer
 

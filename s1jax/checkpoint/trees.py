@@ -11,8 +11,8 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from s1jax import files
 from s1jax.config import InputError
+from s1jax.io import files
 
 # Orbax counts a save's time on the wall clock, which may jump by an hour, and gives up after 20 minutes. A process that
 # is lost is noticed by the others without it.

@@ -14,10 +14,10 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from s1jax import readers
 from s1jax.config import InputError
 from s1jax.data import shapes
-from s1jax.readers import Record
+from s1jax.io import readers
+from s1jax.io.readers import Record
 
 _WANTED = f"a {readers.READABLE} file, a folder of such files, s1k, s1k_1_1 or countdown"
 
@@ -54,8 +54,8 @@ def load_rows(source: str, traces: str = "deepseek", num_rows: int = 0, notes: l
     """Loads rows.
 
     Args:
-      source: `s1k` or `s1k_1_1` (from the hub, once), or a file or folder that `s1jax.readers` reads; of a folder the
-        train split is taken.
+      source: `s1k` or `s1k_1_1` (from the hub, once), or a file or folder that `s1jax.io.readers` reads; of a folder
+        the train split is taken.
       traces: `gemini` or `deepseek`; whose thinking is taken where a row has several.
       num_rows: this many from the front; 0 takes all.
       notes: gets sentences on the files taken and left out, and on the columns that are used.
@@ -96,7 +96,7 @@ def records(source: str | pathlib.Path, notes: list[str] | None = None) -> Itera
     """Yields (name, columns) of every record of a source, see `load_rows`; columns are not checked.
 
     Args:
-      source: its train split is read, see `s1jax.readers`.
+      source: its train split is read, see `s1jax.io.readers`.
       notes: gets a sentence on files that are left out.
 
     Raises:

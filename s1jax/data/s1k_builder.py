@@ -10,9 +10,9 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from s1jax import hub
 from s1jax.config import InputError
 from s1jax.data import s1k
+from s1jax.io import hub
 
 _S1K = ("question", "thinking_trajectories", "attempt")
 _S1K_1_1 = (

@@ -23,8 +23,8 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from s1jax import readers
 from s1jax.config import InputError
+from s1jax.io import readers
 
 _TAGS = (("<think>", "</think>"), ("<|begin_of_thought|>", "<|end_of_thought|>"))
 _SOLUTION = "<|begin_of_solution|>", "<|end_of_solution|>"  # around the answer, where the second tags are used

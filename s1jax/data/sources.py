@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterator
 
 from s1jax.config import DataConfig, Experiment, InputError
-from s1jax.data import batches, conditional, countdown, countdown_corpus, packing, s1k
+from s1jax.data import batches, conditional, packing, s1k
 from s1jax.data.packing import Batch
 from s1jax.data.s1k import Row
+from s1jax.tasks.countdown import corpus, problems
 from s1jax.text import written
 from s1jax.text.chat import ChatFormat
 from s1jax.text.tokenizer import Tokenizer
@@ -43,7 +44,7 @@ class CorpusBatches:
 
     def batch(self, step: int) -> Batch:
         """This process's rows of a step's batch."""
-        batch = countdown_corpus.corpus_batch(step, rows=self.num_rows, block_size=self.block_size, seed=self._seed)
+        batch = corpus.corpus_batch(step, rows=self.num_rows, block_size=self.block_size, seed=self._seed)
         return {name: array[self._rows] for name, array in batch.items()}
 
     def iterate(self, start: int = 0) -> Iterator[Batch]:
@@ -84,7 +85,7 @@ def make(
             raise InputError(f"data.source {CORPUS} has full rows; give train.batch_size, not train.batch_tokens.")
         if data.control:
             raise InputError(f"data.control {data.control} needs rows with questions, which {CORPUS} has not; drop it.")
-        wrong = [s for i, s in enumerate(countdown.SYMBOLS) if not tokenizer.knows(s) or tokenizer.id_of(s) != i]
+        wrong = [s for i, s in enumerate(problems.SYMBOLS) if not tokenizer.knows(s) or tokenizer.id_of(s) != i]
         if wrong:
             raise InputError(
                 f"data.source {CORPUS} is made of Countdown's ids, which the tokenizer does not have for {wrong[0]!r}; "
@@ -100,7 +101,7 @@ def make(
     if data.source == "countdown":
         rows = [
             Row(example.question, example.trace, example.answer, f"countdown row {i}")
-            for i, example in enumerate(countdown.sft_examples(data.num_rows or 1000, data.seed))
+            for i, example in enumerate(problems.sft_examples(data.num_rows or 1000, data.seed))
         ]
     else:
         rows = s1k.load_rows(data.source, data.traces, data.num_rows, notes)

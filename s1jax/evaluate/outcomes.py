@@ -8,9 +8,9 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from s1jax.evaluate import scaling
+from s1jax.evaluate import metrics
 from s1jax.evaluate.strategies import Strategy
-from s1jax.evaluate.tasks import Task
+from s1jax.tasks.task import Task
 
 # Of a sample, what a table is made of; the rest is in the file of all samples.
 FIELDS = ("attempt", "thinking_tokens", "answer_tokens", "thinking_end", "answer")
@@ -119,7 +119,7 @@ def summarise(
     seconds: float,
     dollars_per_hour: float = 0.0,
     plain: Sequence[int] | None = None,
-) -> scaling.Run:
+) -> metrics.Run:
     """Returns the run that the outcomes of all problems make.
 
     Args:
@@ -137,13 +137,13 @@ def summarise(
     control, in_range = None, None
     if asked is not None:
         low, high = (_spread(bound, [len(samples) for samples in counted]) for bound in asked)
-        control = scaling.control(thinking, low, high)
+        control = metrics.control(thinking, low, high)
         in_range = statistics.fmean(low) <= statistics.fmean(thinking) <= statistics.fmean(high)
-    accuracy, error = scaling.accuracy([outcome.right for outcome in outcomes])
+    accuracy, error = metrics.accuracy([outcome.right for outcome in outcomes])
     count = len(outcomes)
     every = [sample for outcome in outcomes for sample in outcome.samples]
     cut = [sample["thinking_end"] == "cut" for samples in counted for sample in samples]
-    return scaling.Run(
+    return metrics.Run(
         name=strategy.name(wait),
         label=strategy.label(wait),
         families=strategy.families(wait),

@@ -19,7 +19,7 @@ def count(jaxpr: core.Jaxpr) -> float:
 
     Both sides of a condition cost what the dearer one does; the body of `shard_map` counts once per device, that of a
     Pallas kernel once for every block of its grid that it does not skip, cuDNN's attention and that of
-    `s1jax.model.flash` by their formulas.
+    `s1jax.model.attention.flash` by their formulas.
 
     Raises:
       ValueError: for a loop of unknown length around a product, and for a Pallas kernel that is not known here.
@@ -74,7 +74,7 @@ def _causal_pairs(equation: core.JaxprEqn) -> int:
     return batch * heads * length * (length + 1) // 2
 
 
-# The same of `s1jax.model.flash`, whose backward kernels both make the scores and their gradients.
+# The same of `s1jax.model.attention.flash`, whose backward kernels both make the scores and their gradients.
 _FLASH = {"flash_forward": 4.0, "flash_backward_queries": 6.0, "flash_backward_keys": 8.0}
 
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from s1jax import meters, parallel
+from s1jax import parallel, perf
 from s1jax.config import Experiment, InputError, ModelConfig
 from s1jax.plan import flops, hlo, targets
 from s1jax.train import optimizer as optimizer_lib
@@ -123,7 +123,7 @@ def plan(experiment: Experiment, model: ModelConfig, target: targets.Target, row
         raise DoesNotFitError(f"{target.name}: the step does not fit ({_first_line(error)}). {advice}.") from None
     seconds_compiling = time.monotonic() - start
     traffic = hlo.traffic(compiled.as_text() or "")
-    needed = meters.train_flops(model, math.prod(shape), rows * block * (block + 1) // 2)
+    needed = perf.train_flops(model, math.prod(shape), rows * block * (block + 1) // 2)
     # The partitioned program may do a product on several devices; kernels are in the jaxpr alone.
     executed = max(flops.count(traced.jaxpr.jaxpr) / mesh.size, traffic.operations)
     seconds = {
@@ -215,7 +215,7 @@ def _memory(
     train, tokens = experiment.train, rows * experiment.data.block_size
     width = jnp.dtype(train.compute_dtype).itemsize
     local = tokens / parallel.parts(mesh, (*parallel.ROWS, parallel.TOKENS)) / train.accumulation
-    params = float(meters.held_bytes(state.params))
+    params = float(perf.held_bytes(state.params))
     weights = params / jnp.dtype(train.param_dtype).itemsize
     peak = analysis.peak_memory_in_bytes
     if target.platform == "cpu":  # whose compiler leaves out what is temporary
@@ -224,12 +224,12 @@ def _memory(
     copies = weights * width if train.compute_dtype != train.param_dtype else 0.0
     gradients = weights * (4 if train.accumulation > 1 else width)
     if train.remat == "full" and train.accumulation == 1 and copies:  # the layers' take the place of the copies
-        layers = float(meters.held_bytes(state.params["layers"]))
+        layers = float(perf.held_bytes(state.params["layers"]))
         gradients *= 1 - layers / params
     chunk = min(train.loss_chunk, local) * model.vocab_size / parallel.parts(mesh, parallel.TABLE["vocab"])
     kinds = {
         "parameters": params,
-        "moments": float(meters.held_bytes(state.opt_state)),
+        "moments": float(perf.held_bytes(state.opt_state)),
         "weights in compute type": copies,
         "gradients": gradients,
         "layer inputs": model.num_layers * local * model.d_model * width,

@@ -1,6 +1,6 @@
 """Machines that a step can be compiled for without having one: `v5p:4x4x4`, `v6e:4x4`, `h100:16`, `cpu:8`.
 
-Peaks are those of `s1jax.meters`; the rest are the makers' figures: Google Cloud's pages "TPU v5p", "TPU v6e" and
+Peaks are those of `s1jax.perf`; the rest are the makers' figures: Google Cloud's pages "TPU v5p", "TPU v6e" and
 "TPU v5e" (HBM size and bandwidth, interconnect and its links per chip), NVIDIA's data sheets of H100 SXM and H200
 (NVLink 4: 450 GB/s each way; InfiniBand NDR: eight 400 Gb/s ports a host).
 """
@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from s1jax import meters
+from s1jax import perf
 from s1jax.config import InputError
 from s1jax.plan import gpu_descriptions
 
@@ -77,7 +77,7 @@ class Target:
 
 
 def _peak(device_kind: str) -> float:
-    peak = meters.peak_flops(device_kind)
+    peak = perf.peak_flops(device_kind)
     assert peak is not None
     return peak
 
@@ -87,7 +87,7 @@ CHIPS: dict[str, Chip] = {
     "v5p": Chip(_peak("TPU v5p"), 95.74 * _GIB, 2765e9, 600e9, 6),
     "v6e": Chip(_peak("TPU v6e"), 31.25 * _GIB, 1638e9, 448e9, 4),
     "v5e": Chip(_peak("TPU v5e"), 15.75 * _GIB, 819e9, 200e9, 4),
-    # Of GPUs, what the share of their memory that launch/processes.py asks jax for covers.
+    # Of GPUs, what the share of their memory that s1jax/cli/processes.py asks jax for covers.
     "h100": Chip(_peak("H100"), 80e9, 3352e9, 450e9),
     "h200": Chip(_peak("H200"), 141e9, 4800e9, 450e9),
     "cpu": Chip(1e11, 16e9, 2e10, 1e10),  # no claim: for tests

@@ -29,8 +29,8 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 
 from s1jax.config import InputError
-from s1jax.delimiters import Delimiters
 from s1jax.text.backends import Piece
+from s1jax.text.delimiters import Delimiters
 from s1jax.text.tokenizer import Tokenizer
 
 

@@ -19,8 +19,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from s1jax import files as files_lib
 from s1jax.config import InputError
+from s1jax.io import files as files_lib
 from s1jax.text.backends import HuggingFace, Piece, SentencePiece
 
 # What a tokenizer folder may hold besides its model; kept byte for byte so that other libraries read what is saved.

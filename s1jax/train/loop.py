@@ -19,11 +19,12 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from s1jax import config as config_lib
-from s1jax import files, parallel
+from s1jax import parallel
 from s1jax.checkpoint import store
 from s1jax.config import Experiment, InputError, OptimizerConfig
+from s1jax.io import files
+from s1jax.train import metrics as record_lib
 from s1jax.train import optimizer as optimizer_lib
-from s1jax.train import record as record_lib
 from s1jax.train import step as step_lib
 
 # Settings that may differ when a run is resumed: they change neither its order nor, but for rounding, its numbers.

@@ -16,8 +16,8 @@ from jax.sharding import Mesh
 from s1jax import parallel
 from s1jax.config import InputError, ModelConfig, OptimizerConfig, TrainConfig
 from s1jax.model import decoder, remat
-from s1jax.train import loss as loss_lib
 from s1jax.train import optimizer as optimizer_lib
+from s1jax.train.losses import cross_entropy as loss_lib
 
 Batch = dict[str, jax.Array]
 

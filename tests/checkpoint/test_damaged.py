@@ -12,9 +12,9 @@ import pytest
 import s1jax
 from s1jax.checkpoint import digests, store
 from s1jax.config import Controls, InputError, ModelConfig
+from s1jax.engine import encoding
 from s1jax.evaluate import strategies
 from s1jax.model import decoder
-from s1jax.sample import rows
 from s1jax.text import chat
 from s1jax.text.tokenizer import Tokenizer
 
@@ -102,7 +102,7 @@ def use(folder):
     strategies.trained_for(store.load_metadata(folder).provenance)
     model = store.load_model(folder, host=True)
     store.load_model(folder)
-    encode = rows.Encoder(model)
+    encode = encoding.Encoder(model)
     encode.delimiters("Wait")
     encode.request({"question": "Make 21 from 3 7 1"}, Controls(max_thinking_tokens=4), "Wait", "row")
 

@@ -15,7 +15,7 @@ import tokenizers
 
 from s1jax.checkpoint import gguf, names
 from s1jax.config import InputError
-from s1jax.presets import PRESETS
+from s1jax.config.presets import PRESETS
 from s1jax.text.tokenizer import Tokenizer
 from tests.checkpoint.gguf_blocks import DECODERS, Kind, random_blocks
 from tests.model.parity_cases import CASES, weights

@@ -12,7 +12,7 @@ import safetensors.numpy
 from s1jax.checkpoint import huggingface as hf
 from s1jax.checkpoint import huggingface_config, names
 from s1jax.config import InputError
-from s1jax.presets import PRESETS
+from s1jax.config.presets import PRESETS
 from tests.model.parity_cases import CASES, weights
 
 CONFIG = CASES["qwen2"]

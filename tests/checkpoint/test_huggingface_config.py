@@ -8,8 +8,8 @@ import pytest
 
 from s1jax.checkpoint import huggingface_config
 from s1jax.config import InputError, RopeScaling
+from s1jax.config.presets import PRESETS
 from s1jax.model import rope
-from s1jax.presets import PRESETS
 from tests.model.parity_cases import CASES
 
 CONFIG = CASES["qwen2"]

@@ -9,7 +9,7 @@ from s1jax.checkpoint import huggingface_tokenizer
 from s1jax.config import InputError
 from s1jax.text import chat
 from s1jax.text.tokenizer import Tokenizer
-from tests.system.stand_ins import ROOT
+from tests.launch.stand_ins import ROOT
 from tests.text.conftest import shared
 
 needs_transformers = pytest.mark.skipif(

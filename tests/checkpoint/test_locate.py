@@ -83,6 +83,6 @@ def test_errors_of_a_checkpoint_that_is_there_are_not_tried_again(tmp_path):
 def test_one_that_is_being_removed_is_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(locate, "_PAUSE", 0.0)
     make(tmp_path, 1)
-    monkeypatch.setattr("s1jax.files.take", lambda file, shared: False)
+    monkeypatch.setattr("s1jax.io.files.take", lambda file, shared: False)
     with pytest.raises(InputError, match=r"checkpoints/1 is being removed by another process; run the same command"):
         locate.using(tmp_path, lambda folder: folder)

@@ -20,9 +20,9 @@ import numpy as np
 import pytest
 
 import s1jax
-from s1jax import files
 from s1jax.checkpoint import digests, store
 from s1jax.config import InputError, ModelConfig, OptimizerConfig
+from s1jax.io import files
 from s1jax.model import decoder
 from s1jax.text import chat
 from s1jax.text.tokenizer import Tokenizer
@@ -345,7 +345,7 @@ def test_a_model_that_was_not_written_whole_gets_no_digests(tmp_path, params, mo
 
 def test_a_step_that_orbax_did_not_merge_gets_no_digests(tmp_path, params, monkeypatch):
     """As without a plain path: Orbax finds nothing to merge, and says nothing."""
-    monkeypatch.setattr("s1jax.paths.plain", contextlib.nullcontext)
+    monkeypatch.setattr("s1jax.io.paths.plain", contextlib.nullcontext)
     with (
         pytest.raises(InputError, match=r"(params|optimizer): \S+ is missing; what was just written cannot be"),
         store.Checkpointer(tmp_path / "lr[1e-4]", 1, about()) as checkpointer,

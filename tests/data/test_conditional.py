@@ -8,8 +8,9 @@ import pytest
 
 import s1jax
 from s1jax.config import DataConfig, Experiment, InputError, ModelConfig, TrainConfig
-from s1jax.data import conditional, countdown, sources
+from s1jax.data import conditional, sources
 from s1jax.data.s1k import Row
+from s1jax.tasks.countdown import problems
 from s1jax.text import chat
 from s1jax.text.tokenizer import Tokenizer
 from tests.text.conftest import shared
@@ -25,7 +26,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def rows():
-    return [Row(e.question, e.trace, e.answer, f"row {i}") for i, e in enumerate(countdown.sft_examples(200))]
+    return [Row(e.question, e.trace, e.answer, f"row {i}") for i, e in enumerate(problems.sft_examples(200))]
 
 
 def test_buckets_are_powers_of_two_rounded_upwards():
@@ -58,7 +59,7 @@ def test_steps_count_down_to_one(tokenizer, rows):
         assert lines[1::2] == old and lines[0::2] == [f"{n}:" for n in range(len(old), 0, -1)]
         bound = int(row.question.removeprefix(f"{before.question}\ntry "))
         assert bound // 2 < len(old) <= bound
-        countdown.encode(row.trace)
+        problems.encode(row.trace)
 
 
 def test_blank_lines_divide_before_newlines_do():
@@ -125,5 +126,5 @@ def test_traces_with_the_end_inside_are_told(tokenizer):
     assert sources.make(settings, tokenizer, FORMAT, 1)[1] == []
     fmt = chat.with_delimiters(tokenizer, FORMAT, think_end="so answer")
     notes = sources.make(settings, tokenizer, fmt, 1)[1]
-    some = [e for e in countdown.sft_examples(40) if " so " in e.trace]
+    some = [e for e in problems.sft_examples(40) if " so " in e.trace]
     assert len(notes) == 1 and notes[0].startswith(f"{len(some)} of 40 traces contain the first id of think_end")

@@ -236,8 +236,8 @@ def test_prepared_copy_keeps_the_published_columns(prepared):
 
 def test_prepared_copy_keeps_system_turns(prepared, tmp_path):
     """A column that changes the example is copied as well; TFDS's own splits are the folder's."""
-    from s1jax import readers
     from s1jax.data import s1k_builder
+    from s1jax.io import readers
 
     records = [{**record(S1K, 0), "system": "Be brief."}, record(S1K, 1)]
     source = write_jsonl(tmp_path / "a.jsonl", records)

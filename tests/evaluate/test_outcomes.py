@@ -4,9 +4,10 @@ import dataclasses
 
 import pytest
 
-from s1jax.evaluate import outcomes, scaling, strategies, tasks
+from s1jax.evaluate import metrics, outcomes, strategies
+from s1jax.tasks import task as task_lib
 
-TASK = tasks.Task(
+TASK = task_lib.Task(
     "sums", [{}], lambda text, row: text or None, lambda a, b: a == b, lambda answer, row: answer == row["right"]
 )
 TASK_OF_TWO = dataclasses.replace(TASK, rows=[{"right": "1"}, {"right": "2"}])
@@ -56,8 +57,8 @@ def test_one_sample_a_problem():
     assert [outcome.right for outcome in found] == [True, False] and found[0].chosen == 0
     assert "ids" not in found[0].samples[0]
     run = outcomes.summarise(strategy, found, "Wait", 100, 7.2, dollars_per_hour=2.0)
-    accuracy, error = scaling.accuracy([True, False])
-    assert run == scaling.Run(
+    accuracy, error = metrics.accuracy([True, False])
+    assert run == metrics.Run(
         name="cut at 20", label="cut at 20", families=("budgets",), parallel=False, problems=2, accuracy=accuracy,
         error=error, thinking_tokens=14, answer_tokens=3, total_tokens=17, samples=1, control=100, in_range=True,
         cut=50, seconds=7.2, dollars=pytest.approx(7.2 / 3600 * 2 / 2),
@@ -109,7 +110,7 @@ def test_undecided_answers_are_not_right_and_are_counted():
     assert [outcome.correct for outcome in found] == [[None], [True]]
     assert [outcome.right for outcome in found] == [False, True] and [one.undecided for one in found] == [True, False]
     run = outcomes.summarise(strategy, found, "Wait", 100, 1.0)
-    assert run.undecided == 1 and run.accuracy == 50 and scaling.record(run)["undecided"] == 1
+    assert run.undecided == 1 and run.accuracy == 50 and metrics.record(run)["undecided"] == 1
 
 
 def test_a_verdict_is_kept_for_the_same_grader_answer_and_row():

@@ -8,9 +8,9 @@ import random
 import pytest
 
 from s1jax.config import Controls, InputError, to_dict
+from s1jax.engine import fields
 from s1jax.evaluate import strategies
 from s1jax.evaluate.strategies import Forcing, Instruction, Selection, Strategy
-from s1jax.sample import fields
 
 ALL = {**to_dict(Controls(max_thinking_tokens=384, temperature=0.5)), "wait": "Wait"}
 LABELS = {

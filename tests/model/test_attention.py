@@ -10,8 +10,9 @@ import pytest
 
 from s1jax import parallel
 from s1jax.config import ModelConfig
-from s1jax.model import attention, blocks, decoder, fused
+from s1jax.model import attention, blocks, decoder
 from s1jax.model import remat as remat_lib
+from s1jax.model.attention import fused
 
 KERNELS = ["xla", "chunked"]
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from s1jax import parallel
-from s1jax.model import attention, blocks, flash
+from s1jax.model import attention, blocks
+from s1jax.model.attention import flash
 from s1jax.plan import flops
 from tests import compilers
 

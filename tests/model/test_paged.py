@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from s1jax import presets
-from s1jax.config import ModelConfig
-from s1jax.model import attention, fused, paged
+from s1jax.config import ModelConfig, presets
+from s1jax.model import attention
 from s1jax.model import cache as cache_lib
+from s1jax.model.attention import fused, paged
 from tests import compilers
 
 PAGE, WIDTH, LAYERS = 16, 7, 2

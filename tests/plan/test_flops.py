@@ -9,7 +9,8 @@ import pytest
 
 from s1jax import parallel
 from s1jax.config import ModelConfig
-from s1jax.model import attention, blocks, decoder, fused
+from s1jax.model import attention, blocks, decoder
+from s1jax.model.attention import fused
 from s1jax.plan import flops
 
 A, B, C = jnp.ones((3, 5)), jnp.ones((5, 7)), jnp.ones((4, 6, 8))

@@ -16,7 +16,7 @@ from tensorboardX.proto import event_pb2
 
 import s1jax
 from s1jax import config as config_lib
-from s1jax import meters, parallel
+from s1jax import parallel, perf
 from s1jax.checkpoint import digests, store
 from s1jax.config import (
     CheckpointConfig,
@@ -143,10 +143,10 @@ def test_one_line_a_step(whole):
 
 
 def test_mfu_counts_the_pairs_of_the_whole_batch(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("s1jax.meters.PEAK_FLOPS", (("cpu", 1e12),))
+    monkeypatch.setattr("s1jax.perf.PEAK_FLOPS", (("cpu", 1e12),))
     run(tmp_path / "w", should_stop=lambda step: True)
     (line,) = records(tmp_path / "w")
-    assert line["mfu"] * line["seconds"] * 1e12 == pytest.approx(meters.train_flops(MODEL, 14, 36 + 21))
+    assert line["mfu"] * line["seconds"] * 1e12 == pytest.approx(perf.train_flops(MODEL, 14, 36 + 21))
 
 
 def test_wall_clock_and_dollars(whole):

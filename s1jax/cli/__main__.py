@@ -1,0 +1,51 @@
+"""The command `s1jax NAME [--flag=value ...]`; `python -m s1jax.cli` is the same, and so is `python -m launch.NAME`."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+from s1jax.cli import command
+
+# What each command does, as `s1jax --help` lists it.
+COMMANDS = {
+    "train": "fine-tune or pretrain a decoder; the same command again resumes the run",
+    "sample": "answer prompts under a thinking budget",
+    "evaluate": "measure accuracy against thinking tokens, and draw the curve",
+    "convert": "import and export Hugging Face and GGUF checkpoints",
+    "plan": "estimate memory and time of a training run on hardware that you do not have",
+    "lm_eval": "run EleutherAI's lm-evaluation-harness with the model s1jax",
+}
+_CONFIG_FLAG = {"train": "config", "plan": "config"}
+
+
+def start(name: str) -> None:
+    """Runs one of `COMMANDS` with the flags of the command line and exits with its code."""
+    module = importlib.import_module(f"s1jax.cli.{name}")
+    if name == "lm_eval":  # the flags are the harness's own
+        sys.exit(command.leave(command.guarded(module.main)))
+    command.run(module.main, _CONFIG_FLAG.get(name, ""))
+
+
+def main() -> None:
+    """Reads the name of the command and runs it."""
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name in COMMANDS:
+        # absl prints the help of the program that sys.argv[0] names.
+        sys.argv = [f"{sys.argv[0]} {name}", *sys.argv[2:]]
+        start(name)
+    elif name in ("", "-h", "--help", "help"):
+        print("usage: s1jax COMMAND [--flag=value ...]\n")
+        for command_name, purpose in COMMANDS.items():
+            print(f"  {command_name:10}{purpose}")
+        print("\n`s1jax COMMAND --help` lists the flags of a command.")
+    elif name == "--version":
+        from s1jax import __version__
+
+        print(__version__)
+    else:
+        sys.exit(command.fail(f"{name!r} is not a command of s1jax; the commands are {', '.join(COMMANDS)}."))
+
+
+if __name__ == "__main__":
+    main()

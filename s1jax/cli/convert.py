@@ -1,0 +1,193 @@
+"""Converts models from Hugging Face folders and GGUF files to s1jax checkpoints, and checkpoints back.
+
+    python -m launch.convert --from_hf=DIR_OR_HUB_ID --to=CKPT [--chat=NAME] [--dtype=float32] [--tokenizer=DIR]
+        [--revision=COMMIT]
+    python -m launch.convert --from_gguf=FILE --to=CKPT [--chat=NAME] [--dtype=float32] [--tokenizer=DIR]
+        [--think_start=TEXT] [--think_end=TEXT]
+    python -m launch.convert --from=CKPT --to_hf=DIR [--dtype=bfloat16] [--max_shard_gb=5]
+
+Without --chat the chat format follows from the tokenizer's own chat template; one line says which it is. A Hugging Face
+folder gets the format that the checkpoint was trained with as its chat template, and where transformers is installed
+its tokenizer is compared with s1jax's.
+
+The target must not exist or be empty; it appears when it is complete, under a name of its own until then.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import math
+import pathlib
+import re
+import time
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from absl import flags
+
+import s1jax
+from s1jax.checkpoint import gguf, huggingface, huggingface_config, huggingface_tokenizer, store
+from s1jax.cli import terminal
+from s1jax.config import InputError, ModelConfig
+from s1jax.io import files, hub, paths
+from s1jax.text import chat as chat_lib
+from s1jax.text import default_format
+from s1jax.text.tokenizer import Tokenizer
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string("from_hf", "", "Hugging Face model folder, or a hub id such as Qwen/Qwen2.5-0.5B-Instruct.")
+flags.DEFINE_string("revision", "", "Branch, tag or commit of the hub id that --from_hf names; by default the newest.")
+flags.DEFINE_string("from_gguf", "", "GGUF file.")
+flags.DEFINE_string("from", "", "s1jax checkpoint or training workdir.")
+flags.DEFINE_string("to", "", "Checkpoint folder to write.")
+flags.DEFINE_string("to_hf", "", "Hugging Face folder to write.")
+flags.DEFINE_string("tokenizer", "", "Tokenizer folder or file to use instead of the source's own.")
+flags.DEFINE_enum(
+    "chat",
+    "",
+    ["", *sorted(chat_lib.FORMATS)],
+    "Chat format that the checkpoint is trained and sampled with; by default that of the tokenizer's chat template.",
+)
+flags.DEFINE_string("think_start", "", "Text before thinking, in place of the chat format's own.")
+flags.DEFINE_string("think_end", "", "Text after thinking; its first id, when sampled, ends thinking.")
+flags.DEFINE_enum(
+    "dtype",
+    "",
+    ["", "float32", "bfloat16"],
+    "Type of the written weights; by default that of the source (bfloat16 stays, all else becomes float32).",
+)
+flags.DEFINE_float("max_shard_gb", huggingface.MAX_SHARD_BYTES / 1e9, "Largest safetensors file, in 10^9 bytes.")
+
+_DTYPES: dict[str, Any] = {"": None, "float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
+
+
+def main() -> None:
+    source, target = _one("from_hf", "from_gguf", "from"), _one("to", "to_hf")
+    if (source == "from") != (target == "to_hf"):
+        raise InputError("convert goes --from_hf or --from_gguf with --to, or --from with --to_hf.")
+    if source == "from" and (FLAGS.think_start or FLAGS.think_end):
+        raise InputError("--think_start and --think_end are for imports; a Hugging Face folder has no place for them.")
+    if FLAGS.revision and source != "from_hf":
+        raise InputError("--revision is of a model on the hub; it goes with --from_hf=OWNER/NAME.")
+    if not 0 < FLAGS.max_shard_gb < math.inf:
+        raise InputError(f"--max_shard_gb is {FLAGS.max_shard_gb}; it must be positive and finite.")
+    for flag in (source, target, "tokenizer"):
+        paths.local(str(FLAGS[flag].value), f"--{flag}")
+    # An accelerator has nothing to do here, and its memory may be too small for the whole model.
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+
+    _return_freed_memory()
+    start = time.monotonic()
+    path, origin_path = str(FLAGS[target].value), str(FLAGS[source].value)
+    dtype = _DTYPES[FLAGS.dtype]
+    with files.new_folder(path, f"--{target}") as folder:
+        if source == "from":
+            config = _export(origin_path, folder, dtype)
+        else:
+            read = _read_huggingface if source == "from_hf" else _read_gguf
+            params, config, tokenizer, origin, eos = read(origin_path, dtype)
+            if tokenizer.num_ids > config.vocab_size:
+                raise InputError(
+                    f"the tokenizer has {tokenizer.num_ids} ids but the model's vocabulary {config.vocab_size} rows; "
+                    "give the model's own tokenizer with --tokenizer=DIR."
+                )
+            name, chat, why = FLAGS.chat, chat_lib.FORMATS.get(FLAGS.chat), ""
+            if chat is None:
+                name, chat, why = default_format.choose(tokenizer)
+            if FLAGS.think_start or FLAGS.think_end:
+                chat = chat_lib.with_delimiters(tokenizer, chat, FLAGS.think_start, FLAGS.think_end)
+            chat_lib.check(tokenizer, chat)
+            chat = chat_lib.with_stops(chat, tokenizer, eos)
+            if why:
+                print(f"chat format {name}: {why}; --chat chooses another.")
+            provenance = {**origin, "chat": name, "command": "launch.convert", "s1jax": s1jax.__version__}
+            store.save_model(folder, params, config, tokenizer, chat, provenance)
+    print(f"wrote {path}: {config.num_params / 1e6:.1f} M weights in {time.monotonic() - start:.0f} s")
+
+
+def _return_freed_memory() -> None:
+    """Keeps freed buffers from adding up: one arena for all threads, blocks above 64 kB given back at once.
+
+    Orbax decodes in many threads, each with an arena of its own; an export would keep a third of the model in them
+    (benchmarks/convert_memory.py).
+    """
+    mmap_threshold, arena_max = -3, -8  # M_MMAP_THRESHOLD and M_ARENA_MAX of malloc.h
+    with contextlib.suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).mallopt(mmap_threshold, 1 << 16)
+        ctypes.CDLL(None).mallopt(arena_max, 1)
+
+
+def _one(*names: str) -> str:
+    """The one flag of `names` that was given."""
+    given = [name for name in names if FLAGS[name].value]
+    if len(given) != 1:
+        raise InputError(f"give exactly one of {', '.join('--' + name for name in names)}; --help explains them.")
+    return given[0]
+
+
+def _read_huggingface(name: str, dtype: Any) -> tuple[Any, ModelConfig, Tokenizer, dict[str, Any], tuple[int, ...]]:
+    """Weights, shape, tokenizer, provenance, and the ids that end a text by the model's own configuration."""
+    folder, revision = _local_folder(name)
+    huggingface.refuse_adapter(folder)
+    config = huggingface_config.config_from_json(
+        huggingface_config.read_json(folder / "config.json"), str(folder / "config.json")
+    )
+    tokenizer = Tokenizer.load(FLAGS.tokenizer or folder)
+    for note in huggingface.notes(folder):
+        terminal.note(note)
+    params = huggingface.read_params(folder, config, dtype)
+    origin = {"source": name, "format": "huggingface"} | ({"revision": revision} if revision else {})
+    return params, config, tokenizer, origin, huggingface_config.read_eos(folder)
+
+
+def _local_folder(name: str) -> tuple[pathlib.Path, str]:
+    """`name` itself where it is a folder, else what the hub has under it; and the commit, empty where it is unknown."""
+    folder = pathlib.Path(name)
+    if folder.is_dir():
+        if FLAGS.revision:
+            raise InputError(f"--revision is of a model on the hub; {name} is a folder here, so leave it out.")
+        return folder, hub.commit(folder)
+    if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        raise InputError(f"--from_hf: {name} is neither a folder nor a hub id (owner/name).")
+    try:
+        patterns = ["*.json", "*.safetensors", "*.model", "*.jinja"]
+        folder, commit = hub.snapshot(name, patterns, kind="model", revision=FLAGS.revision)
+    except Exception as error:  # the hub's client raises errors of several libraries
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"--from_hf: {name} is no folder here and could not be fetched from the hub ({type(error).__name__}: "
+            f"{reason}); download it where there is a network and give its folder."
+        ) from None
+    if not FLAGS.revision:
+        terminal.note(f"{name} at its newest revision{f' {commit}' if commit else ''}; --revision chooses another.")
+    return folder, commit
+
+
+def _read_gguf(path: str, dtype: Any) -> tuple[Any, ModelConfig, Tokenizer, dict[str, Any], tuple[int, ...]]:
+    """As above; the tokenizer of a GGUF file knows the one id that ends a text."""
+    reader = gguf.open_file(path)
+    config = gguf.read_config(reader, path)
+    if FLAGS.tokenizer:
+        tokenizer = Tokenizer.load(FLAGS.tokenizer)
+    else:
+        rebuilt = zip(("tokenizer.json", "tokenizer_config.json"), gguf.read_tokenizer(reader, path), strict=True)
+        tokenizer = Tokenizer({name: json.dumps(part, ensure_ascii=False).encode() for name, part in rebuilt}, path)
+    params = gguf.read_params(reader, config, path, dtype or np.float32)
+    return params, config, tokenizer, {"source": path, "format": "gguf"}, ()
+
+
+def _export(path: str, folder: pathlib.Path, dtype: Any) -> ModelConfig:
+    model = store.load_model(path, host=True)
+    delimiters = chat_lib.delimiters(model.tokenizer, model.chat, wait="")
+    huggingface.write_model(
+        folder, model.params, model.config, dtype=dtype, eos=delimiters.stop, pad=delimiters.pad,
+        max_shard_bytes=int(FLAGS.max_shard_gb * 1e9),
+    )  # fmt: skip
+    print(huggingface_tokenizer.write(folder, model.tokenizer, model.chat))
+    return model.config

@@ -1,0 +1,124 @@
+"""Flags that launch.sample and launch.evaluate have in common, and the engine that they ask for."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import os
+import pathlib
+import platform
+import re
+import sys
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+
+from s1jax.cli import terminal
+from s1jax.config import SAMPLING_DTYPES, InputError, MeshConfig
+
+if TYPE_CHECKING:
+    from s1jax.engine.engine import Engine
+
+DTYPE = flags.DEFINE_enum(
+    "dtype", "", ["", *SAMPLING_DTYPES["dtype"]], "Of the weights; by default float32 on a CPU, bfloat16 elsewhere."
+)
+CACHE_DTYPE = flags.DEFINE_enum(
+    "cache_dtype", "", ["", *SAMPLING_DTYPES["cache_dtype"]], "Of the cache; by default that of the weights."
+)
+WEIGHT_DTYPE = flags.DEFINE_enum(
+    "weight_dtype",
+    "",
+    ["", *SAMPLING_DTYPES["weight_dtype"]],
+    "int8: matrices with a scale for every output; for accelerators.",
+)
+MESH = flags.DEFINE_list(
+    "mesh", ["data=-1"], "Axes of the mesh and their devices, as in training: data=2,tensor=4; -1: all that are left."
+)
+
+
+def thinking_share(thinking: int, num_ids: int) -> str:
+    """`, 61 % thinking`: the share of the ids so far; empty before the first."""
+    return f", {100 * thinking / num_ids:.0f} % thinking" if num_ids else ""
+
+
+def parse_mesh(texts: list[str]) -> MeshConfig:
+    """Returns the mesh that `--mesh` names; axes that it leaves out have one device.
+
+    Raises:
+      InputError: for an axis that there isn't, twice the same, or no number.
+    """
+    names = [field.name for field in dataclasses.fields(MeshConfig)]
+    axes: dict[str, int] = {}
+    for text in texts:
+        name, _, number = text.strip().partition("=")
+        if name not in names or name in axes or not re.fullmatch(r"-?[0-9]{1,9}", number):
+            raise InputError(f"--mesh has {text!r}; give axes out of {', '.join(names)} as in tensor=4.")
+        axes[name] = int(number)
+    return MeshConfig(**dict.fromkeys(names, 1) | axes)
+
+
+def dtype() -> str:
+    """Of weights and activations."""
+    from s1jax.engine import engine as engine_lib
+
+    return DTYPE.value or engine_lib.default_dtype()
+
+
+def engine(checkpoint: str, slots: int, cache_length: int) -> Engine:
+    """Loads a checkpoint onto the mesh that the flags ask for.
+
+    Says on stderr that it loads, and before the first sample that it compiles. Programs are kept in
+    $XDG_CACHE_HOME/s1jax unless JAX_COMPILATION_CACHE_DIR names another place, so that a second process need not
+    compile them.
+
+    Raises:
+      InputError: for a mesh that does not fit the devices or the model, or a checkpoint that can't be loaded.
+    """
+    import jax
+
+    from s1jax import parallel
+    from s1jax.engine import engine as engine_lib
+
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        home: Any = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+        jax.config.update("jax_compilation_cache_dir", os.fspath(pathlib.Path(home) / "s1jax"))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+        jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+    mesh = parallel.make_mesh(parse_mesh(MESH.value))
+    print(f"loading {terminal.safe(checkpoint)} ...", file=sys.stderr, flush=True)
+    made = engine_lib.Engine(
+        checkpoint,
+        slots=slots,
+        cache_length=cache_length,
+        dtype=dtype(),
+        cache_dtype=CACHE_DTYPE.value,
+        weight_dtype=WEIGHT_DTYPE.value,
+        mesh=mesh if mesh.size > 1 else None,
+    )
+
+    def say(_: str) -> None:
+        """Says once what the first call waits for; kept programs are only read."""
+        made.counts.announce = None
+        print("compiling ...", file=sys.stderr, flush=True)
+
+    made.counts.announce = say
+    return made
+
+
+def say_step(checkpoint: str, folder: pathlib.Path) -> None:
+    """Says on stderr which step of a training run `checkpoint` stands for, where it stands for one of several."""
+    from s1jax.checkpoint import store
+
+    step = store.step_of(folder)
+    if step is not None and pathlib.Path(checkpoint).absolute() != folder:
+        print(f"note: --checkpoint={terminal.safe(checkpoint)} is read at its newest step {step}", file=sys.stderr)
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the libraries that have a say in the results, as far as they are installed."""
+    found = {"python": platform.python_version()}
+    for name in ("s1jax", "jax", "jaxlib", "flax", "numpy", "math-verify"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found

@@ -1,0 +1,246 @@
+"""Samples a checkpoint under a thinking budget.
+
+    python -m launch.sample --checkpoint=CKPT --prompts=FILE.jsonl --out=FILE.jsonl --max_thinking_tokens=N
+        [--min_thinking_tokens=N] [--num_waits=N] [--wait=Wait] [--max_answer_tokens=N] [--temperature=T] [--top_p=P]
+        [--top_k=K] [--min_p=P] [--seed=N] [--batch_size=B] [--cache_length=S] [--dtype=float32]
+        [--cache_dtype=int8] [--weight_dtype=int8] [--mesh=data=2,tensor=4] [--system=TEXT] [--stop=TEXT ...] [--n=N]
+        [--repetition_penalty=P]
+    python -m launch.sample --checkpoint=CKPT --prompt="..."          one question, streamed to the terminal
+
+A row of the prompts file is {"question": "..."} or {"prompt_ids": [...]}, and may have settings of its own, such as
+"max_thinking_tokens", "wait", "system", "stop", "n" or "seed". The output has one line per prompt, in order; for "n"
+above 1 that many, one after the other, which "sample_index" counts from 0. It appears when it is complete. Until then
+finished rows stand in FILE.jsonl.partial, and the same command goes on after them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from absl import flags
+from rich.console import Console
+
+from s1jax.cli import engine_flags, progress, terminal
+from s1jax.config import Controls, InputError
+from s1jax.io import files, paths
+
+if TYPE_CHECKING:
+    from s1jax.engine.engine import Engine
+    from s1jax.io import journal as journal_lib
+
+FLAGS = flags.FLAGS
+
+flags.DEFINE_string("checkpoint", "", "s1jax checkpoint, training workdir or package:NAME.")
+flags.DEFINE_string("prompts", "", "File or folder of prompt rows (JSONL, JSON, CSV, parquet, Arrow).")
+flags.DEFINE_string("out", "", "JSONL file to write.")
+flags.DEFINE_string("prompt", None, "One question, answered on the terminal; instead of --prompts and --out.")
+flags.DEFINE_string("system", "", "System prompt in place of the chat format's own; empty: that one.")
+flags.DEFINE_string("wait", "Wait", "Put in place of an end of thinking; empty: the end is masked instead.")
+flags.DEFINE_integer("batch_size", 16, "Rows that run at one time.", lower_bound=1)
+flags.DEFINE_integer("cache_length", 0, "Cache slots per row; 0: as many as the longest row can need.", lower_bound=0)
+_HELP = {
+    "max_thinking_tokens": "Thinking is cut here; 0: no thinking.",
+    "min_thinking_tokens": "An earlier end of thinking is replaced by the wait string.",
+    "num_waits": "Ends of thinking beyond the minimum that are replaced by the wait string.",
+    "max_answer_tokens": "Sampled ids of the answer, its stop id included.",
+    "temperature": "0 is greedy.",
+    "top_p": "Smallest set of ids with at least this probability.",
+    "top_k": "The k most probable ids; 0: all.",
+    "min_p": "Ids at least this fraction as probable as the best; 0: all.",
+    "repetition_penalty": "Above 1: ids that the prompt or the row has already become less probable.",
+    "stop": "Text that ends the answer, which is cut before it; give the flag again for more than one.",
+    "n": "Samples of each prompt; above 1 with a temperature above 0.",
+    "seed": "Of the noise, which differs from row to row; a row's own seed gives the same ids at any place.",
+}
+for _name, _default in dataclasses.asdict(Controls()).items():
+    if isinstance(_default, tuple):
+        flags.DEFINE_multi_string(_name, None, _HELP[_name])
+    elif isinstance(_default, float):
+        flags.DEFINE_float(_name, _default, _HELP[_name])
+    else:
+        flags.DEFINE_integer(_name, _default, _HELP[_name])
+
+
+def main() -> None:
+    one = FLAGS.prompt is not None
+    if not FLAGS.checkpoint:
+        raise InputError("--checkpoint is missing; give a checkpoint, a training workdir or package:NAME.")
+    if one == bool(FLAGS.prompts):
+        raise InputError("give exactly one of --prompts=FILE.jsonl and --prompt='...'.")
+    if one == bool(FLAGS.out):
+        raise InputError("--out=FILE.jsonl goes with --prompts; --prompt writes to the terminal.")
+    for flag in ("checkpoint", "prompts", "out"):
+        paths.local(str(FLAGS[flag].value), f"--{flag}")
+    given = {field.name: getattr(FLAGS, field.name) for field in dataclasses.fields(Controls)}
+    controls = Controls(**given | {"stop": given["stop"] or ()})
+    if one and controls.n > 1:
+        raise InputError("--n goes with --prompts and --out; --prompt shows one answer.")
+    engine_flags.parse_mesh(engine_flags.MESH.value)
+    if one:
+        _answer(controls)
+    else:
+        _answer_file(controls)
+
+
+def _answer_file(controls: Controls) -> None:
+    from s1jax.engine import encoding as rows_lib
+
+    out = pathlib.Path(os.path.realpath(FLAGS.out))  # of a link the file that it leads to
+    if pathlib.Path(FLAGS.out).absolute().parts[1:2] in (("dev",), ("proc",)):
+        raise InputError(f"--out={FLAGS.out} cannot be written: it is no regular file; give the path of a file.")
+    if not out.parent.is_dir():
+        raise InputError(f"--out={out} cannot be written: {out.parent} is no folder; give the path of a file.")
+    if out.exists() and not out.is_file():
+        what = "a folder" if out.is_dir() else "no regular file"
+        raise InputError(f"--out={out} cannot be written: it is {what}; give the path of a file.")
+    notes: list[str] = []
+    rows, names = rows_lib.read_rows(FLAGS.prompts, notes)
+    for note in notes:
+        terminal.note(note)
+    from s1jax.checkpoint import store
+
+    store.using(FLAGS.checkpoint, lambda folder: _sample_file(folder, rows, names, out, controls))
+
+
+def _sample_file(
+    folder: pathlib.Path, rows: list[dict[str, Any]], names: list[str], out: pathlib.Path, controls: Controls
+) -> None:
+    """Samples all rows with the checkpoint in `folder` and writes them to `out`."""
+    from s1jax.checkpoint import digests, store
+    from s1jax.engine import fields
+    from s1jax.io import journal as journal_lib
+    from s1jax.text import written
+
+    engine_flags.say_step(FLAGS.checkpoint, folder)
+    about = store.load_metadata(folder)
+    asked = (
+        "\n".join(
+            (str(row.get("question") or ""), str(row.get("system") or FLAGS.system), str(row.get("wait", FLAGS.wait)))
+        )
+        for row in rows
+    )
+    for note in written.notes(about.tokenizer, about.chat, zip(names, asked, strict=True), "sent"):
+        terminal.note(note)
+    handed = fields.unused(rows)
+    if handed:
+        terminal.note(f"{FLAGS.prompts}: not used, handed through to the output: {', '.join(handed)}.")
+    counts = [fields.row_controls(row, controls, name).n for row, name in zip(rows, names, strict=True)]
+    run = journal_lib.fingerprint(
+        {
+            "checkpoint": digests.fingerprint(folder),
+            "rows": rows,
+            "controls": dataclasses.asdict(controls),
+            "wait": FLAGS.wait,
+            "system": FLAGS.system,
+            "seeds": "one a row",  # earlier runs had one for all, whose rows these would not continue
+            "dtype": engine_flags.dtype(),
+            "cache_dtype": FLAGS.cache_dtype,
+            "weight_dtype": FLAGS.weight_dtype,
+        }
+    )
+    # Under a fingerprint of its own: an output in the place of the journal is foreign to it, and the other way round.
+    with journal_lib.Journal(out.with_name(out.name + ".partial"), f"{run}-partial") as journal:
+        if out.exists() and out.stat().st_size:  # an empty one, as mktemp makes it, holds nothing to be lost
+            done = len(journal_lib.read(out, run)[0])
+            if done != sum(counts):
+                raise InputError(f"{out} holds {done} of {sum(counts)} rows; remove it, and the command samples anew.")
+            journal.remove()  # of a process that was killed when the output was complete
+            print(f"{out} has all {done} rows already")
+            return
+        outputs = {(row["index"], row["output"].get("sample_index", 0)): row["output"] for row in journal.rows}
+        _sample_missing(folder, rows, names, controls, counts, outputs, journal)
+        with files.replace(out) as file:
+            for place in sorted(outputs):
+                row = json.dumps({"fingerprint": run, **outputs[place]}, ensure_ascii=False)
+                file.write(row.encode() + b"\n")
+        journal.remove()
+
+
+def _sample_missing(
+    folder: pathlib.Path,
+    rows: list[dict[str, Any]],
+    names: list[str],
+    controls: Controls,
+    counts: list[int],
+    outputs: dict[tuple[int, int], dict[str, Any]],
+    journal: journal_lib.Journal,
+) -> None:
+    """Samples the rows that `outputs` lacks, into it and into the journal.
+
+    Args:
+      rows: all prompts.
+      names: in messages.
+      controls: of what a row does not say itself.
+      counts: samples of each row.
+      outputs: (row, sample) -> output. A row that lacks one sample of several gets all of them again, which are equal.
+      journal: of outputs.
+    """
+    before = len(outputs)
+    missing = [i for i in range(len(rows)) if any((i, j) not in outputs for j in range(counts[i]))]
+    again = sum((i, j) in outputs for i in missing for j in range(counts[i]))
+    engine = engine_flags.engine(os.fspath(folder), FLAGS.batch_size, FLAGS.cache_length)
+    begun = time.monotonic()
+    with progress.Bar("sampling", sum(counts)) as bar:
+        bar.update(before)
+
+        def report(done: int, num_ids: int, thinking: int) -> None:
+            share = engine_flags.thinking_share(thinking, num_ids)
+            bar.update(before + max(done - again, 0), f"{num_ids / (time.monotonic() - begun):.0f} tok/s{share}")
+
+        stream = engine.stream(
+            [rows[index] for index in missing], controls, wait=FLAGS.wait, names=[names[i] for i in missing],
+            system=FLAGS.system, indices=missing, progress=report,
+        )  # fmt: skip
+        new = 0
+        for place, output in stream:
+            key = (missing[place], output.get("sample_index", 0))
+            new += len(output["ids"])
+            if key not in outputs:
+                outputs[key] = output
+                journal.append({"index": missing[place], "output": output})
+    seconds = time.monotonic() - begun
+    thinking = sum(output["thinking_tokens"] for output in outputs.values())
+    cut = sum(output["thinking_end"] == "cut" for output in outputs.values())
+    print(
+        f"{len(outputs)} rows to {FLAGS.out}: {thinking / len(outputs):.1f} thinking tokens a row, {cut} cut,"
+        f" {new} ids of {sum(counts[i] for i in missing)} rows in {seconds:.1f} s ({new / seconds:.0f} tok/s,"
+        " compilation included)"
+    )
+
+
+def _answer(controls: Controls) -> None:
+    """Streams one answer: thinking dimmed, forced waits marked, then the answer."""
+    from s1jax.checkpoint import store
+
+    def load(folder: pathlib.Path) -> Engine:
+        engine_flags.say_step(FLAGS.checkpoint, folder)
+        return engine_flags.engine(os.fspath(folder), 1, FLAGS.cache_length)
+
+    engine = store.using(FLAGS.checkpoint, load)
+    console = Console(highlight=False, soft_wrap=True)
+    begun, part = time.monotonic(), ""
+    for piece in engine.stream_tokens(
+        {"question": FLAGS.prompt}, controls, wait=FLAGS.wait, system=FLAGS.system, name="--prompt"
+    ):
+        style = "dim" if piece.part == "thinking" else "bold"
+        if piece.part != part:
+            if part:
+                console.print()
+            console.rule(piece.part, align="left", style=style)
+            part = piece.part
+        if piece.text:
+            marked = f"{style} underline" if piece.forced else style
+            console.print(terminal.safe(piece.text), style=marked, end="", markup=False, emoji=False)
+    console.print()
+    seconds, output = time.monotonic() - begun, piece.output or {}
+    print(
+        f"{output['thinking_tokens']} thinking tokens ({output['thinking_end']}, {output['waits']} waits),"
+        f" {output['answer_tokens']} of answer ({output['answer_end']}), {seconds:.1f} s",
+        file=sys.stderr,
+    )

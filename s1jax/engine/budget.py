@@ -1,0 +1,323 @@
+"""Budget forcing: a pure function from (state, sampled id) to (state, emitted id), for a whole batch of rows at once.
+
+A row thinks until it samples an end id by itself, or until its thinking tokens reach the maximum. Ids that it does not
+sample but is given - the wait string, the sequence that closes thinking - come from a small table, one id per step, so
+they cost what sampled ids cost: no second prefill and nothing that the compiler has to know. All delimiters, budgets
+and waits are arrays. Only ids occur here, never strings.
+
+Source: "s1: Simple test-time scaling" (arXiv 2501.19393), section 3. Where the paper leaves room, this is what happens:
+
+- A wait that does not fit whole into what is left of the maximum is not emitted; thinking is cut instead.
+- The id sampled first after think_start and after each wait is no end id, also where thinking was cut in between: a
+  row without any thinking does not begin its answer with a stop id.
+- An empty wait forces nothing: the end ids are masked and the row samples again with the noise of this step.
+- `waits` counts every wait, those that the minimum asks for included; only the others use up `num_waits`.
+- The newline before the closing sequence depends on the last id before it; without any thinking and any think_start
+  that is the prompt's last.
+
+Axis letters: B batch, V vocabulary rows, Q capacity of a forced sequence.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from s1jax.config import Controls, InputError
+from s1jax.text.delimiters import Delimiters
+
+# Phases of a row.
+THINKING, ANSWERING, FINISHED = 0, 1, 2
+# Rows of the table of forced sequences: the wait; thinking ended by itself; it was cut; it was cut after a newline.
+WAIT, NATURAL, CUT, CUT_AFTER_NEWLINE = 0, 1, 2, 3
+
+_CAPACITY = 64  # ids of a forced sequence; longer ones double it, which is the only way to another program
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Budgets:
+    """What each row may spend; see `s1jax.config.Controls`.
+
+    Attributes:
+      max_thinking: int32 [B].
+      min_thinking: int32 [B].
+      num_waits: int32 [B].
+      max_answer: int32 [B].
+    """
+
+    max_thinking: jax.Array
+    min_thinking: jax.Array
+    num_waits: jax.Array
+    max_answer: jax.Array
+
+    @classmethod
+    def of(cls, controls: Sequence[Controls]) -> Budgets:
+        """Takes one row's budgets from each of `controls`."""
+
+        def column(name: str) -> np.ndarray:
+            # No row lives for 2**30 ids, and sums of two such numbers stay inside int32.
+            return np.array([min(getattr(c, name), 2**30) for c in controls], np.int32)
+
+        return cls(
+            max_thinking=column("max_thinking_tokens"),  # type: ignore[arg-type]
+            min_thinking=column("min_thinking_tokens"),  # type: ignore[arg-type]
+            num_waits=column("num_waits"),  # type: ignore[arg-type]
+            max_answer=column("max_answer_tokens"),  # type: ignore[arg-type]
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """What the ids mean.
+
+    Attributes:
+      forced: int32 [B, 4, Q], the sequences `WAIT`, `NATURAL`, `CUT` and `CUT_AFTER_NEWLINE` of each row.
+      forced_length: int32 [B, 4].
+      legal: bool [V], ids that the tokenizer knows.
+      end: bool [V], ids that mean "I have finished thinking", the stop ids among them.
+      stop: bool [V], ids that end the answer.
+      newline: bool [V], ids whose text ends in a newline.
+      pad: int32 scalar, emitted by finished rows.
+    """
+
+    forced: jax.Array
+    forced_length: jax.Array
+    legal: jax.Array
+    end: jax.Array
+    stop: jax.Array
+    newline: jax.Array
+    pad: jax.Array
+
+    @classmethod
+    def of(cls, delimiters: Delimiters, vocab_size: int, waits: Sequence[Sequence[int]]) -> Rules:
+        """Lays the delimiters out as arrays.
+
+        Args:
+          delimiters: shared by all rows; its own `wait` is not read.
+          vocab_size: V.
+          waits: the wait of each row of `forced`.
+
+        Raises:
+          InputError: if the delimiters hold an id beyond V, nothing closes thinking, or no id is left to sample.
+        """
+        closing = (*delimiters.think_end, *delimiters.final_answer)
+        table = [[tuple(wait), delimiters.think_end, (*delimiters.newline, *closing), closing] for wait in waits]
+        end = {*delimiters.end, *delimiters.stop}
+        ids = {i for row in table for sequence in row for i in sequence} | end | set(delimiters.think_start)
+        beyond = sorted(i for i in ids if not 0 <= i < vocab_size)
+        if beyond:
+            raise InputError(
+                f"delimiter id {beyond[0]} lies outside the model's vocabulary of {vocab_size} ids; "
+                "give the tokenizer that belongs to the model."
+            )
+        if not delimiters.think_end:
+            raise InputError("the chat format has no think_end, so thinking could never be ended; give it one.")
+        capacity = _CAPACITY
+        while capacity < max(len(sequence) for row in table for sequence in row):
+            capacity *= 2
+        forced = np.zeros((len(table), 4, capacity), np.int32)
+        for b, row in enumerate(table):
+            for kind, sequence in enumerate(row):
+                forced[b, kind, : len(sequence)] = sequence
+        legal = np.arange(vocab_size) < delimiters.num_ids
+        legal[[i for i in delimiters.illegal if i < vocab_size]] = False
+        if not (legal & ~_members(end, vocab_size)).any():
+            raise InputError(
+                "every id of the tokenizer ends thinking, so none is left to sample; check the delimiters."
+            )
+        return cls(
+            forced=forced,  # type: ignore[arg-type]
+            forced_length=np.array([[len(s) for s in row] for row in table], np.int32),  # type: ignore[arg-type]
+            legal=legal,  # type: ignore[arg-type]
+            end=_members(end, vocab_size),  # type: ignore[arg-type]
+            stop=_members(delimiters.stop, vocab_size),  # type: ignore[arg-type]
+            newline=_members(delimiters.ends_in_newline, vocab_size),  # type: ignore[arg-type]
+            pad=np.int32(delimiters.pad),  # type: ignore[arg-type]
+        )
+
+
+def _members(ids: Sequence[int] | set[int], vocab_size: int) -> np.ndarray:
+    flags = np.zeros(vocab_size, bool)
+    flags[[i for i in ids if i < vocab_size]] = True
+    return flags
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class State:
+    """Where each row stands; every array is [B].
+
+    Attributes:
+      phase: int32, `THINKING`, `ANSWERING` (from the first id of the closing sequence on) or `FINISHED`.
+      sequence: int32, row of the table that forced ids are taken from.
+      position: int32, next id in that sequence; at or past its length nothing is forced.
+      fresh: bool, nothing has been sampled since think_start or the last wait.
+      last: int32, the id that was emitted last, which the model has not seen yet.
+      count: int32, ids after the prompt so far, think_start included.
+      thinking: int32, thinking tokens so far.
+      answer: int32, sampled ids of the answer so far.
+      waits: int32, waits so far.
+      waits_left: int32, waits that `num_waits` still allows.
+      cut: bool, thinking was cut.
+      stopped: bool, the answer ended in a stop id.
+    """
+
+    phase: jax.Array
+    sequence: jax.Array
+    position: jax.Array
+    fresh: jax.Array
+    last: jax.Array
+    count: jax.Array
+    thinking: jax.Array
+    answer: jax.Array
+    waits: jax.Array
+    waits_left: jax.Array
+    cut: jax.Array
+    stopped: jax.Array
+
+
+def init(rules: Rules, budgets: Budgets, last: jax.Array, count: jax.Array, real: jax.Array) -> State:
+    """Returns the state right after think_start.
+
+    Args:
+      rules: what the ids mean.
+      budgets: what the rows may spend.
+      last: int32 [B], last id of think_start (of the prompt if there is none).
+      count: int32 [B], number of ids of think_start.
+      real: bool [B]; False for rows that only fill the batch, which are finished from the beginning.
+    """
+    zeros = jnp.zeros_like(last)
+    no = jnp.zeros_like(real)
+    state = State(
+        phase=jnp.where(real, THINKING, FINISHED).astype(jnp.int32),
+        sequence=zeros + WAIT,
+        position=rules.forced_length[:, WAIT],
+        fresh=real,
+        last=last,
+        count=count,
+        thinking=zeros,
+        answer=zeros,
+        waits=zeros,
+        waits_left=budgets.num_waits,
+        cut=no,
+        stopped=no,
+    )
+    return _cut_at_maximum(state, budgets, rules)
+
+
+def finished(batch: int) -> State:
+    """The state of `batch` slots without a row."""
+    zeros, no = jnp.zeros(batch, jnp.int32), jnp.zeros(batch, bool)
+    return State(
+        phase=zeros + FINISHED, sequence=zeros, position=zeros, fresh=no, last=zeros, count=zeros, thinking=zeros,
+        answer=zeros, waits=zeros, waits_left=zeros, cut=no, stopped=no,
+    )  # fmt: skip
+
+
+def allowed(fresh: jax.Array, rules: Rules) -> jax.Array:
+    """Returns which ids may be sampled, bool [B, V]: no end id in the rows `fresh` (bool [B]), no illegal id in any."""
+    return rules.legal & ~(fresh[:, None] & rules.end)
+
+
+def lacks_wait(state: State, sampled: jax.Array, budgets: Budgets, rules: Rules) -> jax.Array:
+    """Returns the rows, bool [B], whose end of thinking is to be replaced by an empty wait.
+
+    The caller samples for them again without the end ids and passes them to `step` as `resampled`.
+    """
+    return _ends(state, sampled, rules) & _goes_on(state, budgets) & (rules.forced_length[:, WAIT] == 0)
+
+
+def step(
+    state: State, sampled: jax.Array, resampled: jax.Array, budgets: Budgets, rules: Rules
+) -> tuple[State, jax.Array, jax.Array]:
+    """Takes one step with every row.
+
+    Args:
+      state: where the rows stand.
+      sampled: int32 [B], what each row samples from the `allowed` ids; not looked at where an id is forced.
+      resampled: bool [B], rows of `lacks_wait`, in which `sampled` is already the second choice.
+      budgets: what the rows may spend.
+      rules: what the ids mean.
+
+    Returns:
+      The new state; the emitted ids, int32 [B], padding for finished rows; bool [B], whether they were forced.
+    """
+    active = state.phase != FINISHED
+    # Rule 3: an end id is replaced by a wait, by the closing sequence or, if the wait does not fit, by the cut's.
+    ends = _ends(state, sampled, rules)
+    goes_on = _goes_on(state, budgets)
+    fits = state.thinking + rules.forced_length[:, WAIT] <= budgets.max_thinking
+    waits = ends & goes_on & fits
+    cut = ends & goes_on & ~fits
+    closes = ends & ~(goes_on & fits)
+    sequence = jnp.where(waits, WAIT, jnp.where(cut, _cut_sequence(state, rules), NATURAL))
+    sequence = jnp.where(ends, sequence, state.sequence)
+    position = jnp.where(ends, 0, state.position)
+    phase = jnp.where(closes, ANSWERING, state.phase)
+
+    # Rule 1: what is queued goes first.
+    forced = active & (position < _length(rules, sequence))
+    queued = rules.forced[jnp.arange(sampled.shape[0]), sequence, jnp.minimum(position, rules.forced.shape[2] - 1)]
+    emitted = jnp.where(active, jnp.where(forced, queued, sampled), rules.pad).astype(jnp.int32)
+    free = active & ~forced
+
+    # Rule 5: the answer ends. A wait is thinking, the closing sequence is neither thinking nor answer.
+    answer = state.answer + (free & (phase == ANSWERING))
+    stopped = free & (phase == ANSWERING) & rules.stop[emitted]
+    over = stopped | (free & (answer >= budgets.max_answer))
+    waited = waits | resampled
+    state = State(
+        phase=jnp.where(over, FINISHED, phase),
+        sequence=sequence,
+        position=position + forced,
+        fresh=jnp.where(waits, True, state.fresh & ~free),
+        last=jnp.where(active, emitted, state.last),
+        count=state.count + active,
+        thinking=state.thinking + (phase == THINKING),
+        answer=answer,
+        waits=state.waits + waited,
+        waits_left=state.waits_left - (waited & (state.thinking >= budgets.min_thinking)),
+        cut=state.cut | cut,
+        stopped=state.stopped | stopped,
+    )
+    return _cut_at_maximum(state, budgets, rules), emitted, forced
+
+
+def _cut_at_maximum(state: State, budgets: Budgets, rules: Rules) -> State:
+    """Rule 4: queues the closing sequence of a cut in the rows whose thinking tokens have reached the maximum.
+
+    No wait is under way then, because a wait starts only if it fits whole.
+    """
+    cut = (state.phase == THINKING) & (state.thinking >= budgets.max_thinking)
+    return dataclasses.replace(
+        state,
+        phase=jnp.where(cut, ANSWERING, state.phase),
+        sequence=jnp.where(cut, _cut_sequence(state, rules), state.sequence),
+        position=jnp.where(cut, 0, state.position),
+        cut=state.cut | cut,
+    )
+
+
+def _ends(state: State, sampled: jax.Array, rules: Rules) -> jax.Array:
+    """Rows, bool [B], that sample an id and whose id ends thinking."""
+    samples = state.position >= _length(rules, state.sequence)
+    return (state.phase == THINKING) & samples & rules.end[sampled]
+
+
+def _goes_on(state: State, budgets: Budgets) -> jax.Array:
+    """Rows, bool [B], in which an end of thinking is replaced by a wait if it fits."""
+    return (state.thinking < budgets.min_thinking) | (state.waits_left > 0)
+
+
+def _cut_sequence(state: State, rules: Rules) -> jax.Array:
+    return jnp.where(rules.newline[state.last], CUT_AFTER_NEWLINE, CUT)
+
+
+def _length(rules: Rules, sequence: jax.Array) -> jax.Array:
+    return jnp.take_along_axis(rules.forced_length, sequence[:, None], axis=1)[:, 0]

@@ -1,0 +1,188 @@
+"""What all calls of an engine have in common, and the shapes of the arrays of one of them.
+
+Axis letters: B slots, S ids that a row may emit, V vocabulary rows.
+"""
+
+from __future__ import annotations
+
+import bisect
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from s1jax import parallel, perf
+from s1jax.config import InputError, ModelConfig
+from s1jax.engine import buckets
+from s1jax.model import cache as cache_lib
+
+_LENGTH = 4096  # ids of a row that shorter rows have room for, too: it costs 20 kB a slot, another length programs
+_SPARE = 4  # times the pages that a call needs may lie in the pool of an earlier call for it to be used again
+_LOGITS = 4  # arrays [B, V] of float32 at one time: logits, noise, and what the filters make of them
+
+
+@dataclasses.dataclass
+class Counts:
+    """What an engine has done so far.
+
+    Attributes:
+      prefills: prompts that were run.
+      admissions: rows that were put into a slot.
+      loops: times that the decoding loop was entered.
+      steps: steps of the loop, of all slots at once.
+      programs: what was compiled, or found compiled: name -> number of calls. A program has one name: what it does and
+        the sizes that it is compiled for.
+      announce: called with a program's name before its first call, which may take long because it compiles.
+    """
+
+    prefills: int = 0
+    admissions: int = 0
+    loops: int = 0
+    steps: int = 0
+    programs: dict[str, int] = dataclasses.field(default_factory=dict)
+    announce: Callable[[str], None] | None = None
+
+    def note(self, program: str) -> None:
+        """Counts a call of a program, right before it."""
+        if self.announce is not None and program not in self.programs:
+            self.announce(program)
+        self.programs[program] = self.programs.get(program, 0) + 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """Of the arrays of one call, hence of its programs.
+
+    Attributes:
+      slots: B.
+      length: S, whole pages.
+      pages: of the cache, for the rows of one row shard.
+    """
+
+    slots: int
+    length: int
+    pages: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """What all calls of an engine have in common.
+
+    Attributes:
+      config: shape of the model.
+      params: weights, stacked or as `decoder.unstack` makes them.
+      unstack: the loop wants one array of pages a layer.
+      page: slots of a page.
+      pages_at_once: see `s1jax.model.attention.attend_cached`.
+      pages_in_place: see there.
+      slots: B.
+      cache_length: the most ids of a row; 0: what the rows of a call need.
+      dtype: of activations.
+      cache_dtype: of the cache.
+      mesh: None: one device.
+      shards: row shards of the mesh; the slots, and the pages, are split among them.
+      counts: of what is done.
+      shapes: of the calls so far, each once; `choose` adds to them.
+    """
+
+    config: ModelConfig
+    params: Mapping[str, Any]
+    unstack: bool
+    page: int
+    pages_at_once: int
+    pages_in_place: bool
+    slots: int
+    cache_length: int
+    dtype: str
+    cache_dtype: str
+    mesh: Mesh | None
+    shards: int
+    counts: Counts
+    shapes: list[Shape] = dataclasses.field(default_factory=list)
+
+
+def prefill_slots(page: int, num_ids: int) -> int:
+    """Cache slots of the program that prefills `num_ids` ids into pages of `page` slots: a power of two of pages."""
+    return page * buckets.power_of_two(max(-(-num_ids // page), 1))
+
+
+def choose(setup: Setup, limits: Sequence[int], prompt: int) -> Shape:
+    """Returns the shape of a call, if it can be that of an earlier one, whose programs are compiled.
+
+    There are as many slots as rows, in powers of two, and never more because an earlier call had more: a step of the
+    loop computes all of them. Where no cache length is given, an earlier shape with as many slots is taken if it holds
+    the rows and has at most `_SPARE` times the pages they need: a longer table costs nothing, and pages that nobody
+    uses only the time to make them. A new shape is as long as the longest so far, and its pages are rounded up to few
+    numbers, unless only the bare number fits.
+
+    Args:
+      setup: of the engine.
+      limits: the most ids of each row; at least one.
+      prompt: the most ids of a prompt that is prefilled.
+
+    Raises:
+      InputError: the devices have no room for it; says how many slots they have room for.
+    """
+    needs = sorted(-(-limit // setup.page) for limit in limits)
+    length = setup.cache_length or max(buckets.bucket(max(limits)), min(_LENGTH, setup.config.context_length))
+    width = -(-length // setup.page)
+    slots = min(setup.slots, setup.shards * buckets.power_of_two(-(-len(limits) // setup.shards)))
+    free = perf.free_memory(jax.tree.leaves(setup.params)[0].devices())
+
+    def least(slots: int) -> int:
+        """Pages of the longest rows that may lie in the slots of a row shard at one time."""
+        each = slots // setup.shards
+        return each * width if setup.cache_length else sum(needs[-each:])
+
+    def fits(slots: int, pages: int) -> bool:
+        return free is None or sum(_bytes(setup, slots, pages, prompt)) <= free
+
+    pages, length = least(slots), width * setup.page
+    wanted = [Shape(slots, length, pages)]
+    if not setup.cache_length:
+        rounded = buckets.bucket(pages)
+        alike = [shape for shape in setup.shapes if shape.slots == slots]
+        spare = [shape for shape in alike if shape.pages <= _SPARE * rounded]
+        longest = max([length, *(shape.length for shape in alike)])
+        wanted = [
+            *(shape for shape in spare if shape.pages >= pages and shape.length >= length),
+            Shape(slots, longest, max([rounded, *(shape.pages for shape in spare)])),
+            Shape(slots, longest, rounded),
+            Shape(slots, longest, pages),
+        ]
+    for shape in wanted:
+        if fits(shape.slots, shape.pages):
+            if shape not in setup.shapes:
+                setup.shapes.append(shape)
+            return shape
+    fewer = range(setup.shards, slots, setup.shards)
+    most = setup.shards * bisect.bisect_left(fewer, True, key=lambda slots: not fits(slots, least(slots)))
+    ids = f"{length} ids" if setup.cache_length else f"up to {needs[-1] * setup.page} ids"
+    lower = "token limits" + (" (and --cache_length, where it was given)" if setup.cache_length else "")
+    if most:
+        remedy = f"{_rows(most)} of {ids} fit: lower the slots (--batch_size) or the {lower}."
+    else:
+        remedy = f"not even a row of {ids} fits: lower the {lower} or shorten the prompts."
+    need, (cache, beside) = "needs" if slots == 1 else "need", _bytes(setup, slots, pages, prompt)
+    raise InputError(
+        f"{_rows(slots)} at one time {need} a cache of {_size(cache)}, and {_size(beside)} for a prompt and logits, on"
+        f" a device that has {_size(free or 0)} free; {remedy}"
+    )
+
+
+def _rows(number: int) -> str:
+    return "1 row" if number == 1 else f"{number} rows"
+
+
+def _bytes(setup: Setup, slots: int, pages: int, prompt: int) -> tuple[int, int]:
+    """Of one device: those of the cache; those of the longest prompt's own pages, as it is prefilled, and of logits."""
+    split = 1 if setup.mesh is None else parallel.key_head_shards(setup.mesh, setup.config.num_kv_heads)
+    cache = pages * setup.page * cache_lib.bytes_per_slot(setup.config, setup.cache_dtype) // split
+    prefill = prefill_slots(setup.page, prompt) * cache_lib.bytes_per_slot(setup.config, setup.dtype) // split
+    return cache, prefill + _LOGITS * slots // setup.shards * setup.config.vocab_size * 4
+
+
+def _size(number: int) -> str:
+    return f"{number / 1e9:.1f} GB" if number >= 1e8 else f"{number / 1e6:.1f} MB"

@@ -1,0 +1,385 @@
+"""The engine: many rows through a few slots, each row with budgets of its own.
+
+    engine = Engine("runs/s1", slots=64)
+    outputs = engine.generate([{"question": "..."}, ...], Controls(max_thinking_tokens=2048, num_waits=2))
+    pieces = engine.stream_tokens({"question": "..."})  # of one row, as they come
+
+A row that ends leaves its slot to the next one while the others go on (continuous batching). The cache is a pool of
+pages, of which a row gets as many as it can come to need; so nothing is reserved for the longest row but by itself.
+Rows with the same prompt share its prefill and its full pages, whatever else they ask for. What a row emits does not
+depend on the slots, on their number or on the order, up to the rounding of the matrix products, which for some sizes
+depends on the number of slots: that can only show where two ids are as good as equally probable.
+
+Rows with the highest limits, and others with their prompts, start first, so that at the end few wait for a long one.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import numbers
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from s1jax import parallel, perf
+from s1jax.config import SAMPLING_DTYPES, Controls, InputError, ModelConfig
+from s1jax.engine import encoding as rows_lib
+from s1jax.engine.capacity import Counts, Setup
+from s1jax.engine.pieces import Piece, Pieces
+from s1jax.engine.programs import Request, Sample
+from s1jax.engine.scheduler import Session
+from s1jax.model import decoder
+from s1jax.text.delimiters import Delimiters
+
+_PAGE = 64  # slots; a row wastes half a page on average, and a step reads page by page
+_TPU_PAGE = 128  # as wide as a register there: narrower pages would be filled up to it
+# That accelerators read in one turn of attention's loop, so that 32k positions take 16 turns.
+_SLOTS_AT_ONCE = 2048
+_STEPS = 64  # between two looks of the host, which cost about 0.2 ms
+
+_STOP_STEPS = 16  # where rows have stop strings: what a row samples beyond one is thrown away
+# Rows that have ended, ids and thinking tokens so far, those of rows that still go on included.
+Progress = Callable[[int, int, int], None]
+
+
+class Engine:
+    """Samples rows from one model; see the module's text.
+
+    Attributes:
+      model: the loaded checkpoint; None where the engine was made from weights.
+      dtype: of activations.
+      counts: what was done so far.
+    """
+
+    def __init__(
+        self,
+        checkpoint_or_params: Any,
+        *,
+        config: ModelConfig | None = None,
+        slots: int = 16,
+        cache_length: int = 0,
+        dtype: str = "",
+        cache_dtype: str = "",
+        weight_dtype: str = "",
+        mesh: Mesh | None = None,
+    ):
+        """Loads what is to be loaded; compiles nothing.
+
+        Args:
+          checkpoint_or_params: path of a checkpoint or training workdir, `package:NAME`, a `store.Model`, or, with
+            `config`, weights as in `s1jax.model.decoder`; they are cast once if their dtype is not `dtype`. On a CPU,
+            and on GPUs that have room for it, the layers are held twice (`decoder.unstack`).
+          config: shape of the weights, where those were given.
+          slots: B, rows that run at one time; on a mesh rounded up to a multiple of the row shards.
+          cache_length: the most ids a row may come to, prompt included; 0 takes what the rows of a call need. Calls
+            with the same length share their programs, see `s1jax.engine.capacity.choose`.
+          dtype: of activations; by default float32 on a CPU and bfloat16 elsewhere.
+          cache_dtype: of the cache: `dtype` by default, or int8, with a scale for each head and token.
+          weight_dtype: of the matrices: `dtype` by default, or int8, see `decoder.quantize`: half the reads of bfloat16
+            on an accelerator, and slower on a CPU.
+          mesh: of `s1jax.parallel`, rows along data and fsdp, heads along tensor. Weights must lie on it.
+
+        Raises:
+          InputError: the checkpoint can't be loaded, or a setting makes no sense.
+        """
+        for name, asked in (("dtype", dtype), ("cache_dtype", cache_dtype), ("weight_dtype", weight_dtype)):
+            if not isinstance(asked, str) or asked not in ("", *SAMPLING_DTYPES[name]):
+                raise InputError(f"{name} is {asked!r}; it is {', '.join(SAMPLING_DTYPES[name])} or empty.")
+        for name, number, least in (("slots", slots, 1), ("cache_length", cache_length, 0)):
+            if not isinstance(number, numbers.Integral) or isinstance(number, bool) or number < least:
+                raise InputError(f"{name} is {number!r}; it must be at least {least}, a whole number.")
+        if config is not None and not isinstance(config, ModelConfig):
+            raise InputError(f"config is {config!r:.80}; give a ModelConfig.")
+        if mesh is not None and not isinstance(mesh, Mesh):
+            raise InputError(f"mesh is {mesh!r:.80}; give a mesh of s1jax.parallel.make_mesh.")
+        dtype = dtype or default_dtype()
+        if isinstance(checkpoint_or_params, (str, os.PathLike)):
+            if config is not None:
+                raise InputError("config goes with weights, not with a checkpoint, which has its own; leave it out.")
+            from s1jax.checkpoint import store  # Orbax takes a second to import
+
+            checkpoint_or_params = store.load_model(pathlib.Path(checkpoint_or_params), mesh=mesh, dtype=dtype)
+        if config is None:
+            if isinstance(checkpoint_or_params, Mapping):
+                raise InputError("the engine was given weights without their shape; give config, a ModelConfig.")
+            if not (hasattr(checkpoint_or_params, "params") and hasattr(checkpoint_or_params, "config")):
+                raise InputError(
+                    f"the engine was given {checkpoint_or_params!r:.80}; give the path of a checkpoint, a loaded model,"
+                    " or weights with their config."
+                )
+            self.model = checkpoint_or_params
+            params, config = self.model.params, self.model.config
+        else:
+            self.model, params = None, checkpoint_or_params
+        if cache_length > config.context_length:
+            raise InputError(
+                f"cache_length {cache_length} exceeds the model's context_length {config.context_length}; give less."
+            )
+        if any(leaf.dtype != jnp.dtype(dtype) for leaf in jax.tree.leaves(params)):
+            params = _cast(params, dtype)
+        mesh = mesh if mesh is not None and mesh.size > 1 else None
+        platform = next(iter(jax.tree.leaves(params)[0].devices())).platform
+        on_cpu, on_gpu = platform == "cpu", platform in ("gpu", "cuda")
+        page = _TPU_PAGE if platform == "tpu" else _PAGE
+        if weight_dtype == "int8":
+            params = _quantize(params)
+        apart = perf.fits(params) if on_gpu else on_cpu and mesh is None and not weight_dtype
+        if apart:
+            params = _unstack(params, weight_first=on_cpu)
+        shards = 1 if mesh is None else parallel.row_shards(mesh)
+        self.counts, self.dtype = Counts(), dtype
+        self._setup = Setup(
+            config=config,
+            params=params,
+            unstack=apart and mesh is None,
+            page=page,
+            pages_at_once=_pages_at_once(slots, dtype) if on_cpu else _SLOTS_AT_ONCE // page,
+            # Triton's products of float32 would be rounded to TF32.
+            pages_in_place=on_gpu and dtype != "float32",
+            slots=-(-int(slots) // shards) * shards,
+            cache_length=int(cache_length),
+            dtype=dtype,
+            cache_dtype=cache_dtype or dtype,
+            mesh=mesh,
+            shards=shards,
+            counts=self.counts,
+        )
+
+    def generate(
+        self,
+        rows: Iterable[Mapping[str, Any]],
+        controls: Controls | None = None,
+        *,
+        wait: str = "Wait",
+        system: str = "",
+        names: Sequence[str] | None = None,
+        indices: Sequence[int] | None = None,
+        progress: Progress | None = None,
+    ) -> list[dict[str, Any]]:
+        """Samples every row and returns their outputs in order; arguments and errors are those of `stream`.
+
+        Returns:
+          One output a row; of a row with `n` above 1 that many, one after the other.
+        """
+        more: Any = {"wait": wait, "system": system, "names": names, "indices": indices, "progress": progress}
+        outputs = [(i, output.get("sample_index", 0), output) for i, output in self.stream(rows, controls, **more)]
+        return [output for _, _, output in sorted(outputs, key=lambda found: found[:2])]
+
+    def stream(
+        self,
+        rows: Iterable[Mapping[str, Any]],
+        controls: Controls | None = None,
+        *,
+        wait: str = "Wait",
+        system: str = "",
+        names: Sequence[str] | None = None,
+        indices: Sequence[int] | None = None,
+        progress: Progress | None = None,
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        """Samples rows of text.
+
+        A row with a `seed` of its own gives the same ids in any call, at any place. A row without one is sampled with
+        a seed that is derived from that of `controls` and from the row's index, so that equal rows get different noise
+        (`s1jax.engine.seeds`). The output names the seed that was used in `controls`.
+
+        Args:
+          rows: see `s1jax.engine.encoding.Encoder.request`. Equal prompts share a prefill.
+          controls: of what a row does not say itself.
+          wait: of rows that have none of their own; may be empty.
+          system: system prompt of rows that have none of their own; empty: that of the chat format, if it has one.
+          names: what rows are called in messages; `row 0`, ... by default.
+          indices: the index of each row in its file, where `rows` are a part of one, as when a run is continued;
+            0, 1, ... by default.
+          progress: called after every few steps, see `Progress`.
+
+        Yields:
+          (place in `rows`, output, see `s1jax.engine.encoding.Encoder.output`) as rows end, in any order. A row with
+          `n` above 1 has that many outputs, in any order, too; `sample_index` in them counts from 0.
+
+        Raises:
+          InputError: before anything runs, for a row that has a bad field or could outgrow the cache, and for other
+            arguments that make no sense.
+        """
+        self._check_texts(wait, system)
+        if isinstance(rows, (str, bytes, Mapping)) or not isinstance(rows, Iterable):
+            raise InputError(f'rows is {rows!r:.80}; give a list of rows, such as [{{"question": "..."}}].')
+        if progress is not None and not callable(progress):
+            raise InputError(f"progress is {progress!r}; give a function of three numbers.")
+        encode, rows = rows_lib.Encoder(self.model), list(rows)
+        names = _one_for_every_row("names", names, False, [f"row {i}" for i in range(len(rows))])
+        indices = _one_for_every_row("indices", indices, True, range(len(rows)))
+        defaults = _controls(controls)
+        requests: list[Request] = []
+        owners: list[tuple[int, int]] = []  # of each request, its row and its place among the row's samples
+        for i, (row, name, index) in enumerate(zip(rows, names, indices, strict=True)):
+            own = encode.requests(row, defaults, wait, name, system=system, index=index)
+            requests += own
+            owners += [(i, j) for j in range(len(own))]
+        counts = collections.Counter(i for i, _ in owners)
+        samples = self.sample(requests, encode.delimiters(wait), progress=progress)
+
+        def output(place: int, sample: Sample) -> tuple[int, dict[str, Any]]:
+            i, j = owners[place]
+            found = encode.output(rows[i], requests[place], sample, wait, system=system)
+            return i, found | {"sample_index": j} if counts[i] > 1 else found
+
+        return (output(place, sample) for place, sample in samples)
+
+    def sample(
+        self, requests: Sequence[Request], delimiters: Delimiters, *, progress: Progress | None = None
+    ) -> Iterator[tuple[int, Sample]]:
+        """Samples rows of ids.
+
+        Args:
+          requests: one a row.
+          delimiters: shared by all rows; its own `wait` is not read.
+          progress: called after every few steps.
+
+        Yields:
+          (place in `requests`, sample) as rows end, in any order.
+
+        Raises:
+          InputError: before anything runs, if a row could outgrow the cache or the model's context, has bad ids, or the
+            cache has no room for so many rows.
+        """
+        if not requests:
+            return iter(())
+        return self._drain(Session(self._setup, requests, delimiters), progress)
+
+    def stream_tokens(
+        self,
+        row: Mapping[str, Any],
+        controls: Controls | None = None,
+        *,
+        wait: str = "Wait",
+        system: str = "",
+        steps: int = 4,
+        name: str = "the row",
+    ) -> Iterator[Piece]:
+        """Samples one row and yields its text and ids as they come.
+
+            for piece in engine.stream_tokens({"question": "..."}, Controls(max_thinking_tokens=512)):
+                print(piece.text, end="", flush=True)
+
+        Args:
+          row: as of `stream`.
+          controls: likewise.
+          wait: likewise.
+          system: likewise.
+          steps: ids between two looks; 1 yields every id by itself, more cost less.
+          name: what messages call the row.
+
+        Yields:
+          Pieces of thinking, then of the answer; the last one has the row's output, which `generate` would give.
+
+        Raises:
+          InputError: before anything runs, as `stream`, and where the row asks for several samples.
+        """
+        self._check_texts(wait, system)
+        if not isinstance(steps, numbers.Integral) or isinstance(steps, bool) or steps < 1:
+            raise InputError(f"steps is {steps!r}; it must be a whole number, at least 1.")
+        encode = rows_lib.Encoder(self.model)
+        requests = encode.requests(row, _controls(controls), wait, name, system=system)
+        if len(requests) > 1:
+            raise InputError(f"{name}: n is {len(requests)}; stream_tokens samples one answer, leave n out.")
+        request, delimiters = requests[0], encode.delimiters(wait)
+        samples = self.watch(request, delimiters, int(steps))
+        pieces = Pieces(encode.decode, lambda sample: encode.texts(sample, request, delimiters), request, delimiters)
+
+        def grow() -> Iterator[Piece]:
+            for sample in samples:
+                yield from pieces.new(sample)
+            output = encode.output(row, request, sample, wait, system=system)
+            yield Piece("answer", "", (), False, output)
+
+        return grow()
+
+    def watch(self, request: Request, delimiters: Delimiters, steps: int = 4) -> Iterator[Sample]:
+        """Samples one row of ids and yields what there is of it after every `steps` ids; the last one is complete."""
+        session = Session(self._setup, [request], delimiters)
+
+        def grow() -> Iterator[Sample]:
+            session.admit()
+            while True:
+                session.advance(steps)
+                sample = session.read(0)
+                yield sample
+                if sample.answer_end:
+                    return
+
+        return grow()
+
+    def _check_texts(self, wait: Any, system: Any) -> None:
+        if self.model is None:
+            raise InputError("this engine was made from weights alone; make it from a checkpoint to sample text.")
+        for what, text in (("wait", wait), ("system", system)):
+            if not isinstance(text, str):
+                raise InputError(f"{what} is {text!r:.80}; it must be a string.")
+
+    def _drain(self, session: Session, progress: Progress | None) -> Iterator[tuple[int, Sample]]:
+        done = num_ids = num_thinking = 0
+        while not session.over():
+            session.admit()
+            session.advance(_STOP_STEPS if session.stops() else _STEPS)
+            for slot in session.ended():
+                index, sample = session.release(slot)
+                done, num_ids = done + 1, num_ids + len(sample.ids)
+                num_thinking += sample.thinking_tokens
+                yield index, sample
+            if progress is not None:
+                live, thinking = session.live()
+                progress(done, num_ids + live, num_thinking + thinking)
+
+
+def _controls(given: Any) -> Controls:
+    """Returns `given`, or the defaults if it is None."""
+    controls = Controls() if given is None else given
+    if not isinstance(controls, Controls):
+        raise InputError(f"controls is {given!r}; give Controls, as in Controls(max_thinking_tokens=512).")
+    return controls
+
+
+def _one_for_every_row(what: str, given: Any, whole: bool, default: Sequence[Any]) -> Sequence[Any]:
+    """Returns `given`, or `default` if it is None; refuses what is no list of whole numbers or strings, one a row."""
+    if given is None:
+        return default
+    kind = "whole numbers, not negative" if whole else "strings"
+    if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable):
+        raise InputError(f"{what} is {given!r:.80}; give a list of {kind}, one for every row.")
+    given = list(given)
+    if len(given) != len(default):
+        raise InputError(f"{what} has {len(given)} entries for {len(default)} rows; give one for every row.")
+    for item in given:
+        number = isinstance(item, numbers.Integral) and not isinstance(item, bool) and int(item) >= 0
+        if not (number if whole else isinstance(item, str)):
+            raise InputError(f"{what} has {item!r:.80}; give a list of {kind}, one for every row.")
+    return given
+
+
+def default_dtype() -> str:
+    """Of weights and activations where nobody names one: float32 on a CPU, bfloat16 elsewhere."""
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+
+
+def _pages_at_once(slots: int, dtype: str) -> int:
+    """On a CPU: those of one row stay in its caches; with more rows a single page each is as fast or faster.
+
+    Not in bfloat16, where weights of attention are rounded by what they are divided by so far: a row would differ from
+    the same one in a batch.
+    """
+    return 4 if slots == 1 and dtype == "float32" else 1
+
+
+@functools.partial(jax.jit, static_argnames=("dtype",))
+def _cast(params: Mapping[str, Any], dtype: str) -> Mapping[str, Any]:
+    return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+
+
+_quantize = jax.jit(decoder.quantize)
+_unstack = jax.jit(decoder.unstack, static_argnames=("weight_first",))

@@ -1,0 +1,356 @@
+"""The programs of generation under a thinking budget: prefill a prompt, admit it to a slot, decode all slots.
+
+The body of the decoding loop is: run the model on each row's last id, sample, let `s1jax.engine.budget` replace or
+queue ids, store. A wait, a cut or an answer is an array update on the device; the host is asked for nothing until a row
+has ended that another one can take the place of. `s1jax.engine.engine` calls these programs.
+
+Compilation depends on the model, the number of slots, the shapes of the cache (`s1jax.sample.setup`) and, for prefill
+and admission, on the prompt's length rounded up to a power of two; never on budgets, waits of up to 64 ids,
+temperatures or seeds.
+
+Axis letters: B slots (rows that run at one time), T prompt length, S ids that a row may emit, M pages of a row,
+V vocabulary rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jax.sharding import Mesh
+from jax.typing import DTypeLike
+
+from s1jax import parallel
+from s1jax.config import Controls, ModelConfig
+from s1jax.engine import budget as budget_lib
+from s1jax.engine import logits as logits_lib
+from s1jax.model import cache as cache_lib
+from s1jax.model import decoder
+
+# Tokens of a prompt that run at one time: bounds the memory of a long prefill, with scores [N, this, pages at once].
+_CHUNK = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What one row asks for.
+
+    Attributes:
+      prompt: ids, think_start not included.
+      controls: its budgets and how it is sampled.
+      wait: ids of its wait; empty: the end ids are masked instead.
+      name: what messages call it.
+      find_stop: says where a stop string ends the answer, see `s1jax.engine.stops.Finder`; `controls.stop`, which is
+        text, is not read. None: nothing does.
+
+    The seed in `controls` is that of this row alone: rows that share one get the same noise.
+    """
+
+    prompt: tuple[int, ...]
+    controls: Controls
+    wait: tuple[int, ...] = ()
+    name: str = "the row"
+    find_stop: Callable[[Sequence[int], int], tuple[int, str] | None] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """What one row has emitted.
+
+    Attributes:
+      ids: int32 [n], all ids after the prompt, from think_start's first to the last; no padding.
+      forced: bool [n], ids that were not sampled: think_start, waits, the closing sequence.
+      thinking_tokens: ids between think_start and the closing sequence, waits included.
+      answer_tokens: sampled ids after the closing sequence, the stop id included.
+      waits: how often thinking was made to go on, by `num_waits` or by `min_thinking_tokens`.
+      thinking_end: `natural` or `cut`; empty while the row thinks.
+      answer_end: `stop` or `length`; empty while the row goes on.
+      stop_reason: the stop string that ended the answer; None where a stop id did, or nothing yet.
+      logprob: sum over the sampled ids of the model's own log-probability, without temperature or masks.
+    """
+
+    ids: np.ndarray
+    forced: np.ndarray
+    thinking_tokens: int
+    answer_tokens: int
+    waits: int
+    thinking_end: str
+    answer_end: str
+    logprob: float
+    stop_reason: str | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What the loop carries.
+
+    Attributes:
+      pages: of the cache, stacked or one a layer; they hold every id but the last emitted one of each row.
+      lengths: int32 [B], tokens in the cache.
+      state: where each row stands.
+      ids: int32 [B, S], emitted ids; those of think_start, which the host knows, are left out.
+      forced: bool [B, S].
+      logprob: float32 [B, S], of each sampled id; 0 for forced ones.
+      seen: uint32 [B, W], ids of the prompt and of the row, see `s1jax.engine.logits.words`.
+    """
+
+    pages: Any
+    lengths: jax.Array
+    state: budget_lib.State
+    ids: jax.Array
+    forced: jax.Array
+    logprob: jax.Array
+    seen: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What the rows in the slots ask for, and where their pages are.
+
+    Attributes:
+      sampling: of each row.
+      budgets: of each row.
+      rules: of each row.
+      table: int32 [B, M], pages of each row.
+    """
+
+    sampling: logits_lib.Sampling
+    budgets: budget_lib.Budgets
+    rules: budget_lib.Rules
+    table: jax.Array
+
+
+@functools.partial(jax.jit, static_argnames=("config", "slots", "num_ids", "pages", "size", "dtype", "unstack", "mesh"))
+def start(
+    config: ModelConfig,
+    slots: int,
+    num_ids: int,
+    pages: int,
+    size: int,
+    dtype: DTypeLike,
+    *,
+    unstack: bool,
+    mesh: Mesh | None,
+) -> Run:
+    """`slots` finished rows and empty pages.
+
+    Args:
+      config: shape of the model.
+      slots: B.
+      num_ids: S.
+      pages: of the cache, for all rows.
+      size: slots of a page.
+      dtype: of the cache; int8 is quantised.
+      unstack: one array of pages a layer, as a loop with unstacked weights wants them.
+      mesh: None: one device.
+    """
+    blank = cache_lib.init_pages(config, pages, size, dtype)
+    if mesh is not None:
+        blank = lax.with_sharding_constraint(blank, parallel.page_sharding(mesh, config.num_kv_heads))
+    zeros = jnp.zeros(slots, jnp.int32)
+    return Run(
+        pages=cache_lib.unstack(blank) if unstack else blank,
+        lengths=zeros,
+        state=budget_lib.finished(slots),
+        ids=jnp.zeros((slots, num_ids), jnp.int32),
+        forced=jnp.zeros((slots, num_ids), bool),
+        logprob=jnp.zeros((slots, num_ids), jnp.float32),
+        seen=jnp.zeros((slots, -(-config.vocab_size // 32)), jnp.uint32),
+    )
+
+
+@functools.partial(jax.jit, static_argnames=("config", "size", "at_once", "dtype", "mesh"))
+def prefill(
+    params: Mapping[str, Any],
+    tokens: jax.Array,
+    length: jax.Array,
+    *,
+    config: ModelConfig,
+    size: int,
+    at_once: int,
+    dtype: str,
+    mesh: Mesh | None,
+) -> cache_lib.Pages:
+    """Runs one prompt, piece by piece, so that its padding costs less than a piece.
+
+    Args:
+      params: weights, stacked or as `decoder.unstack` makes them.
+      tokens: int32 [T], prompt and think_start, padded on the right; T divides by `size` and by a piece.
+      length: int32 scalar, ids of the prompt that are run: all but its last, which the loop feeds first.
+      config: shape of the model.
+      size: slots of a page.
+      at_once: pages, see `s1jax.model.attention.attend_cached`.
+      dtype: of activations and of the pages.
+      mesh: None: one device.
+
+    Returns:
+      T / size pages, in order.
+    """
+    kind = jnp.dtype(dtype)
+    piece = min(_CHUNK, tokens.shape[0])
+    attend = parallel.attend_cached(mesh, config.num_kv_heads, split_rows=False, pages_at_once=at_once)
+
+    def run(index: jax.Array, cache: cache_lib.Cache) -> cache_lib.Cache:
+        part = lax.dynamic_slice_in_dim(tokens, index * piece, piece)[None]
+        count = jnp.minimum(length - index * piece, piece)[None]
+        return decoder.forward_cached(params, config, part, cache, count, dtype=kind, attend=attend)[1]
+
+    empty = cache_lib.init_cache(config, 1, tokens.shape[0], kind, size)
+    return lax.fori_loop(0, (length + piece - 1) // piece, run, empty).pages
+
+
+@functools.partial(jax.jit, static_argnames=("mesh", "kv_heads"), donate_argnames=("run",))
+def admit(
+    run: Run,
+    settings: Settings,
+    prompt: cache_lib.Pages,
+    places: jax.Array,
+    slot: jax.Array,
+    last: jax.Array,
+    length: jax.Array,
+    num_forced: jax.Array,
+    seen: jax.Array,
+    *,
+    mesh: Mesh | None,
+    kv_heads: int,
+) -> Run:
+    """Puts a prompt into a slot, right after think_start.
+
+    Args:
+      run: all slots.
+      settings: those of the new row among them.
+      prompt: of `prefill`.
+      places: int32 [row shards, pages of `prompt`], where they are copied to; past the last page: nowhere.
+      slot: int32 scalar.
+      last: int32 scalar, last id of prompt and think_start, which the cache does not hold.
+      length: int32 scalar, ids in the cache.
+      num_forced: int32 scalar, ids of think_start.
+      seen: uint32 [W], ids of prompt and think_start.
+      mesh: None: one device.
+      kv_heads: of the model.
+    """
+    here = jnp.arange(run.lengths.shape[0]) == slot
+    lasts, counts = jnp.full(here.shape, last), jnp.full(here.shape, num_forced)
+    fresh = budget_lib.init(settings.rules, settings.budgets, lasts, counts, here)
+    return dataclasses.replace(
+        run,
+        pages=parallel.copy_pages(mesh, kv_heads)(run.pages, prompt, places),
+        lengths=jnp.where(here, length, run.lengths),
+        state=jax.tree.map(lambda new, old: jnp.where(here, new, old), fresh, run.state),
+        seen=jnp.where(here[:, None], seen, run.seen),
+    )
+
+
+_DECODE_STATIC = ("config", "at_once", "in_place", "dtype", "mesh")
+
+
+@functools.partial(jax.jit, static_argnames=_DECODE_STATIC, donate_argnames=("run",))
+def decode(
+    params: Mapping[str, Any],
+    run: Run,
+    settings: Settings,
+    num_forced: jax.Array,
+    steps: jax.Array,
+    leave: jax.Array,
+    *,
+    config: ModelConfig,
+    at_once: int,
+    in_place: bool,
+    dtype: str,
+    mesh: Mesh | None,
+) -> tuple[Run, jax.Array]:
+    """Takes up to `steps` steps with all rows, as long as more than `leave` of them go on.
+
+    Args:
+      params: weights, stacked or as `decoder.unstack` makes them; `run.pages` likewise.
+      run: all slots.
+      settings: of the rows in them.
+      num_forced: int32 scalar, ids of think_start.
+      steps: int32 scalar.
+      leave: int32 scalar.
+      config: shape of the model.
+      at_once: pages, see `s1jax.model.attention.attend_cached`.
+      in_place: pages, see there.
+      dtype: of activations.
+      mesh: None: one device.
+
+    Returns:
+      The slots, and the number of steps that were taken, int32.
+    """
+    sampling, budgets, rules = settings.sampling, settings.budgets, settings.rules
+    rows = jnp.arange(run.ids.shape[0])
+    attend = parallel.attend_cached(
+        mesh, config.num_kv_heads, split_rows=True, pages_at_once=at_once, pages_in_place=in_place
+    )
+
+    def goes_on(carry: tuple[Run, jax.Array]) -> jax.Array:
+        run, taken = carry
+        return (taken < steps) & (jnp.sum(run.state.phase != budget_lib.FINISHED) > leave)
+
+    def step(carry: tuple[Run, jax.Array]) -> tuple[Run, jax.Array]:
+        run, taken = carry
+        old = run.state
+        active = old.phase != budget_lib.FINISHED
+        cache = cache_lib.Cache(run.pages, settings.table, run.lengths)
+        hidden, cache = decoder.forward_cached(
+            params, config, old.last[:, None], cache, active.astype(jnp.int32), dtype=jnp.dtype(dtype), attend=attend
+        )
+        logits = decoder.logits(params, config, hidden[:, 0])  # [B, V]
+
+        # An empty wait makes a row sample twice, with the same noise. A loop, so that the program holds the sampler
+        # once; the second time it takes the other rows for greedy, whose choice costs least.
+        noise = logits_lib.noise(sampling, old.count, logits.shape[-1])
+
+        def draw(carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+            first, again, _ = carry
+            now = again | ~jnp.any(again)
+            allowed = budget_lib.allowed(old.fresh | again, rules)
+            scores = logits_lib.penalised(logits, run.seen, sampling)
+            picked = logits_lib.pick(scores, allowed, logits_lib.only(sampling, now), old.count, noise)
+            sampled = jnp.where(now, picked, first)
+            lacking = budget_lib.lacks_wait(old, sampled, budgets, rules)
+            return sampled, again | lacking, jnp.any(lacking)
+
+        no = jnp.zeros_like(active)
+        sampled, again, _ = lax.while_loop(lambda carry: carry[2], draw, (old.last, no, jnp.array(True)))
+        state, emitted, forced = budget_lib.step(old, sampled, again, budgets, rules)
+        place = jnp.where(active, old.count - num_forced, run.ids.shape[1])  # past the end: dropped
+        logprob = jnp.where(active & ~forced, logits_lib.log_probability(logits, sampled), 0)
+        run = Run(
+            cache.pages,
+            cache.lengths,
+            state,
+            run.ids.at[rows, place].set(emitted, mode="drop"),
+            run.forced.at[rows, place].set(forced, mode="drop"),
+            run.logprob.at[rows, place].set(logprob, mode="drop"),
+            logits_lib.with_id(run.seen, emitted),
+        )
+        return run, taken + 1
+
+    return lax.while_loop(goes_on, step, (run, jnp.zeros((), jnp.int32)))
+
+
+@jax.jit
+def read_ids(
+    ids: jax.Array, forced: jax.Array, logprob: jax.Array, slot: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`ids`, `forced` and `logprob` of one slot, [S] each, out of those of all, [B, S].
+
+    Not of a whole `Run`: pools of other sizes would need other programs.
+    """
+    return ids[slot], forced[slot], logprob[slot]
+
+
+@functools.partial(jax.jit, donate_argnames=("run",))
+def finish(run: Run, slot: jax.Array) -> Run:
+    """Ends the row of one slot, int32 scalar, whatever it is at."""
+    phase = jnp.where(jnp.arange(run.lengths.shape[0]) == slot, budget_lib.FINISHED, run.state.phase)
+    return dataclasses.replace(run, state=dataclasses.replace(run.state, phase=phase))

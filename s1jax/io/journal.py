@@ -1,0 +1,127 @@
+"""Finished rows on disk while a run goes on, so that the same command continues where a killed one stopped."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from s1jax.config import InputError
+from s1jax.io import files
+
+
+def fingerprint(asked: Mapping[str, Any]) -> str:
+    """16 hex digits that stand for all that determines a run's rows; `asked` holds JSON values."""
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read(path: pathlib.Path, run: str) -> tuple[list[dict[str, Any]], int]:
+    """Reads the rows of a run.
+
+    Returns:
+      the rows, and the bytes they take; a last line that was not written to its end is left out.
+
+    Raises:
+      InputError: the file holds rows of another run, or something else.
+    """
+    foreign = InputError(f"{path} is no output of a run; choose another file, or remove it.")
+    rows: list[dict[str, Any]] = []
+    *lines, torn = path.read_bytes().split(b"\n")
+    for line in lines:
+        try:
+            row = json.loads(line)
+            same = row["fingerprint"] == run
+        except (ValueError, KeyError, TypeError):
+            raise foreign from None
+        if not same:
+            raise InputError(
+                f"{path} belongs to another run (other checkpoint, rows or settings); choose another file, or remove"
+                " it."
+            )
+        rows.append(row)
+    begin = _line({}, run)[: -len(b"}\n")]
+    if not (torn.startswith(begin) or begin.startswith(torn)):  # somebody's text without a newline at its end
+        raise foreign
+    return rows, sum(len(line) + 1 for line in lines)
+
+
+def _line(row: Mapping[str, Any], run: str) -> bytes:
+    return json.dumps({"fingerprint": run, **row}, ensure_ascii=False).encode() + b"\n"
+
+
+def _stands_at(path: pathlib.Path, file: BinaryIO) -> bool:
+    return path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
+
+
+def _lock(path: pathlib.Path) -> BinaryIO:
+    """Opens the file for this process alone."""
+    try:
+        file = files.append(path)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise InputError(f"{path} is a link, which is not followed; remove it, or choose another file.") from None
+    if not files.take(file) or not _stands_at(path, file):  # its owner has it, or removed it since it was opened
+        file.close()
+        raise InputError(f"another process writes {path}; wait until it has ended, or choose another file.")
+    return file
+
+
+class Journal:
+    """The rows of one run, a JSON line each, appended as they end. One process at a time has the file open.
+
+    Attributes:
+      rows: those that were there when the file was opened.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], run: str):
+        """Locks the file, which is made where there is none, and reads it.
+
+        Args:
+          path: of the file.
+          run: see `fingerprint`; every row has it in its field of that name.
+
+        Raises:
+          InputError: another process writes it, or see `read`.
+        """
+        self._path, self._run = pathlib.Path(path), run
+        self._file: BinaryIO | None = _lock(self._path)
+        try:
+            self.rows, size = read(self._path, run)
+        except BaseException:
+            self._file.close()
+            raise
+        self._file.truncate(size)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Writes a row; from then on it outlives the process."""
+        assert self._file is not None, "the journal is closed"
+        with files.named(self._path):
+            self._file.write(_line(row, self._run))
+            self._file.flush()
+
+    def close(self) -> None:
+        """Brings everything to the disk, removes the file where it holds nothing, and gives up the lock."""
+        if self._file is not None:
+            with files.named(self._path):
+                os.fsync(self._file.fileno())
+                if not os.fstat(self._file.fileno()).st_size:
+                    self.remove()
+                self._file.close()
+            self._file = None
+
+    def remove(self) -> None:
+        """Removes the file, when its rows stand elsewhere; whoever opens it from then on makes one of their own."""
+        if self._file is not None and _stands_at(self._path, self._file):
+            self._path.unlink()
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self.close()

@@ -1,0 +1,100 @@
+"""Presets against the weight counts that the models' pages publish."""
+
+import json
+
+import pytest
+
+from s1jax.config import Experiment, InputError, ModelConfig, from_dict, presets, to_dict
+
+# Parameters as counted by the published checkpoints (a tied embedding once).
+PUBLISHED = {
+    "qwen2p5_0p5b": 494_032_768,
+    "qwen2p5_1p5b": 1_543_714_304,
+    "qwen2p5_3b": 3_085_938_688,
+    "qwen2p5_7b": 7_615_616_512,
+    "qwen2p5_14b": 14_770_033_664,
+    "qwen2p5_32b": 32_763_876_352,
+    "qwen3_0p6b": 596_049_920,
+    "qwen3_1p7b": 1_720_574_976,
+    "qwen3_4b": 4_022_468_096,
+    "qwen3_8b": 8_190_735_360,
+    "qwen3_14b": 14_768_307_200,
+    "qwen3_32b": 32_762_123_264,
+    "llama3p1_8b": 8_030_261_248,
+    "llama3p1_70b": 70_553_706_496,
+    "llama3p2_1b": 1_235_814_400,
+    "llama3p2_3b": 3_212_749_824,
+    "llama3p3_70b": 70_553_706_496,
+    "r1_distill_llama_8b": 8_030_261_248,
+    "r1_distill_llama_70b": 70_553_706_496,
+    "r1_distill_qwen_1p5b": 1_777_088_000,
+    "r1_distill_qwen_7b": 7_615_616_512,
+    "r1_distill_qwen_14b": 14_770_033_664,
+    "r1_distill_qwen_32b": 32_763_876_352,
+    "smollm2_135m": 134_515_008,
+    "smollm2_360m": 361_821_120,
+    "smollm2_1p7b": 1_711_376_384,
+}
+
+
+def test_every_preset_has_its_published_size():
+    assert {name: config.num_params for name, config in presets.PRESETS.items()} == PUBLISHED
+
+
+def test_an_experiment_takes_a_preset_by_name():
+    experiment = presets.experiment({"model": "qwen3_0p6b"})
+    assert experiment == Experiment(model=presets.PRESETS["qwen3_0p6b"])
+    assert presets.experiment(to_dict(experiment)) == experiment
+
+
+def test_every_preset_survives_the_way_through_json():
+    for config in presets.PRESETS.values():
+        assert from_dict(ModelConfig, json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_an_unknown_preset_is_named_with_the_known_ones():
+    with pytest.raises(InputError, match=r"'qwen9' is no preset; choose one of qwen2p5_0p5b"):
+        presets.experiment({"model": "qwen9"})
+
+
+@pytest.mark.parametrize(
+    ("group", "name", "values", "message"),
+    [
+        ("optimizer", "b1", (-0.1, 1.0, float("nan")), r"it must lie in \[0, 1\)"),
+        ("optimizer", "b2", (-0.1, 1.0, float("nan")), r"it must lie in \[0, 1\)"),
+        ("optimizer", "eps", (0.0, -1e-8, float("inf"), float("nan")), "give a positive number"),
+        ("optimizer", "weight_decay", (-0.1, float("inf"), float("nan")), "give a number from 0 on"),
+        ("optimizer", "clip_norm", (-1.0, float("inf"), float("nan")), "give a number from 0 on"),
+        ("cost", "per_device_hour", (-1.0, float("inf"), float("nan")), "give a number from 0 on"),
+        ("data", "source", ("", " "), "name a source or a file of rows"),
+    ],
+)
+def test_a_setting_out_of_range_is_named(group, name, values, message):
+    for value in values:
+        with pytest.raises(InputError, match=rf"^{group}\.{name} is .*; {message}"):
+            presets.experiment({"model": "qwen3_0p6b", group: {name: value}})
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("factor", (0.5, -1.0, float("inf"), float("nan"), "8"), r"(give a number from 1 to|it must be of type float)"),
+        ("original_context_length", (-1, 0, 2**31, 8192.5), "(it must be positive|give less than|it must be of type)"),
+        ("low_freq_factor", (0.0, 4.0), r"high_freq_factor 4.0; the first must be positive and the smaller, both"),
+        ("beta_slow", (0.0, 32.0), r"beta_fast 32.0; the first must be positive and the smaller, both"),
+        ("attention_factor", (0.0, float("nan")), "give a positive number"),
+        ("kind", ("longrope",), "choose one of 'linear', 'llama3', 'yarn'"),
+    ],
+)
+def test_rotary_scaling_out_of_range_is_named(name, values, message):
+    for value in values:
+        model = to_dict(presets.PRESETS["llama3p1_8b"])
+        model["rope_scaling"] = {**model["rope_scaling"], name: value}
+        with pytest.raises(InputError, match=rf"model\.rope_scaling\.{name} is .*{message}"):
+            presets.experiment({"model": model})
+
+
+def test_a_model_without_rotary_scaling_is_read_from_what_earlier_versions_wrote():
+    model = to_dict(presets.PRESETS["qwen3_0p6b"])
+    assert model.pop("rope_scaling") is None
+    assert presets.experiment({"model": model}).model == presets.PRESETS["qwen3_0p6b"]

@@ -1,0 +1,57 @@
+"""Rows sampled on meshes of 8 fake devices and on one; run by tests/engine/test_mesh.py in a process of its own.
+
+Prints one JSON object per mesh.
+"""
+
+import functools
+import json
+import os
+
+import jax
+
+jax.config.update("jax_num_cpu_devices", 8)
+
+import numpy as np  # noqa: E402
+
+from s1jax import parallel  # noqa: E402
+from s1jax.config import MeshConfig, ModelConfig  # noqa: E402
+from s1jax.engine.engine import Engine  # noqa: E402
+from s1jax.engine.programs import Request  # noqa: E402
+from s1jax.model import decoder  # noqa: E402
+from tests.engine import cases  # noqa: E402
+
+MODEL = ModelConfig(
+    vocab_size=cases.V, d_model=16, mlp_dim=24, num_layers=1, num_heads=8, num_kv_heads=2, head_dim=4, qkv_bias=True,
+    context_length=96,
+)  # fmt: skip
+# (data, fsdp, sequence, tensor), types of the cache and of the weights. Over four devices two key heads do not divide.
+MESHES = [((2, 2, 1, 2), "", "")]
+if os.environ.get("S1JAX_ALL_MESHES"):
+    MESHES += [((2, 1, 1, 4), "int8", ""), ((1, 1, 1, 8), "", "int8"), ((4, 2, 1, 1), "int8", "")]
+    MESHES += [((1, 2, 2, 2), "", "int8")]
+
+
+def main() -> None:
+    params = jax.jit(lambda key: decoder.init_params(MODEL, key))(jax.random.key(0))
+    params = jax.tree.map(lambda a: np.asarray(a * 14 if a.ndim > 2 else a), params)
+    rng = np.random.default_rng(0)
+    delimiters = cases.random_delimiters(rng)
+    prompts = [tuple(rng.integers(0, 30, rng.integers(1, 30)).tolist()) for _ in range(12)]
+    # Every prompt twice: devices that share no page share its prefill.
+    requests = [Request(p, cases.random_controls(rng), cases.random_wait(rng)) for p in prompts for _ in range(2)]
+    for shape, cache_dtype, weight_dtype in MESHES:
+        make = functools.partial(
+            Engine, config=MODEL, cache_length=96, cache_dtype=cache_dtype, weight_dtype=weight_dtype
+        )
+        one = make(jax.device_put(params), slots=8)
+        mesh = parallel.make_mesh(MeshConfig(*shape))
+        placed = jax.device_put(params, parallel.param_shardings(MODEL, mesh))
+        many = make(placed, slots=7, mesh=mesh)
+        wanted, found = (dict(engine.sample(requests, delimiters)) for engine in (one, many))
+        same = [list(found[i].ids) == list(wanted[i].ids) for i in range(len(requests))]
+        off = max(abs(found[i].logprob - wanted[i].logprob) for i in range(len(requests)))
+        print(json.dumps({"mesh": shape, "same": same, "off": off}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""Formats whose delimiters are one special id, or many ordinary ones, through the engine against the reference."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tokenizers
+from tokenizers import decoders, models
+
+from s1jax.checkpoint import store
+from s1jax.config import Controls, InputError, ModelConfig
+from s1jax.engine import encoding as rows_lib
+from s1jax.engine.engine import Engine
+from s1jax.model import decoder
+from s1jax.text import chat
+from s1jax.text.tokenizer import Tokenizer
+from tests.engine import cases, reference
+
+LENGTH = 320
+CONFIG = ModelConfig(
+    vocab_size=144, d_model=32, mlp_dim=48, num_layers=1, num_heads=4, num_kv_heads=2, head_dim=8, context_length=LENGTH
+)
+SPECIAL = sorted({token for name in ("s1_plain", "think", "think_r1") for token in chat.FORMATS[name].special})
+WAITS = ("Wait", "", " Hmm, let me check", "\n")
+
+
+def character_tokenizer():
+    """An id for every ASCII character and for every special token of the formats."""
+    made = tokenizers.Tokenizer(models.BPE({chr(code): code for code in range(128)}, []))
+    made.decoder = decoders.Fuse()
+    made.add_special_tokens(SPECIAL)
+    return Tokenizer({"tokenizer.json": made.to_str().encode()})
+
+
+@pytest.fixture(scope="module")
+def params():
+    """Delimiters, which are special tokens or begin with `<`, are what the model likes to say."""
+    weights = cases.random_weights(CONFIG)
+    liked = np.array([ord("<"), *range(128, 128 + len(SPECIAL))])
+    return weights | {"head": {"kernel": weights["head"]["kernel"].at[:, liked].multiply(3)}}
+
+
+def random_rows(rng):
+    for i in range(16):
+        most = int(rng.choice([0, 1, 5, 40, 60]))
+        yield {
+            "question": f"q{i} " * int(rng.integers(1, 6)),
+            "max_thinking_tokens": most,
+            "min_thinking_tokens": int(rng.integers(0, most + 1)),
+            "num_waits": int(rng.integers(0, 4)),
+            "wait": WAITS[i % 4],
+            "temperature": float(rng.choice([0, 1.5])),
+            "max_answer_tokens": int(rng.integers(1, 12)),
+            "seed": i,
+        }
+
+
+@pytest.mark.parametrize("name", ["think", "think_r1", "several ids"])
+def test_equals_the_reference(params, tmp_path, name):
+    tokenizer, several = character_tokenizer(), name == "several ids"
+    fmt = chat.FORMATS["s1_plain" if several else name]
+    fmt = chat.with_delimiters(tokenizer, fmt, "<reasoning>", "</reasoning>") if several else fmt
+    store.save_model(tmp_path / "model", params, CONFIG, tokenizer, fmt, {})
+    engine = Engine(tmp_path / "model", slots=8, cache_length=LENGTH)
+    encode, rows = rows_lib.Encoder(engine.model), list(random_rows(np.random.default_rng(3)))
+
+    @jax.jit
+    def all_logits(tokens):
+        hidden = decoder.forward(params, CONFIG, tokens, jnp.arange(LENGTH)[None], jnp.ones_like(tokens))
+        return decoder.logits(params, CONFIG, hidden[0])
+
+    def next_logits(ids):
+        tokens = np.zeros((1, LENGTH), np.int32)
+        tokens[0, : len(ids)] = ids
+        return np.asarray(all_logits(tokens))[len(ids) - 1]
+
+    outputs = engine.generate(rows)
+    for row, output in zip(rows, outputs, strict=True):
+        request = encode.request(row, Controls(), "Wait", "row")
+        delimiters = encode.delimiters(row["wait"])
+        assert len(delimiters.think_start) > 10 if several else len(delimiters.think_start) <= 2
+        want = reference.run(next_logits, request.prompt, request.controls, delimiters, request.wait)
+        assert (output["ids"], output["forced"]) == (want.ids, want.forced), row
+        for field in ("thinking_tokens", "answer_tokens", "waits", "thinking_end", "answer_end"):
+            assert output[field] == getattr(want, field), row
+        if output["thinking_end"] == "cut":
+            assert output["answer"].startswith("Final Answer:")
+    assert {output["thinking_end"] for output in outputs} == {"natural", "cut"}
+    assert sum(output["waits"] for output in outputs) > 5
+
+
+def test_a_system_prompt_takes_the_place_of_the_formats_own(params, tmp_path):
+    tokenizer, fmt = character_tokenizer(), chat.FORMATS["s1"]
+    store.save_model(tmp_path / "model", params, CONFIG, tokenizer, fmt, {})
+    engine = Engine(tmp_path / "model", slots=4, cache_length=LENGTH)
+    text = "<|im_start|>system\n{}<|im_end|>\n<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n"
+    few = Controls(max_thinking_tokens=5, max_answer_tokens=5)
+    written = {name: {"prompt_ids": tokenizer.encode(text.format(name))} for name in ("Be brief.", "Be long.")}
+    want = [row["ids"] for row in engine.generate(list(written.values()), few)]
+    rows = [{"question": "q"}, {"question": "q", "system": "Be long."}, {"question": "q", "system": None}]
+    outputs = engine.generate(rows, few, system="Be brief.")
+    assert [row["ids"] for row in outputs] == [want[0], want[1], want[0]] and want[0] != want[1]
+    assert [row["controls"]["system"] for row in outputs] == ["Be brief.", "Be long.", "Be brief."]
+    assert "system" not in engine.generate(rows[:1], few)[0]["controls"]
+    for wrong in ({"question": "q", "system": 3}, {"prompt_ids": [1], "system": "a"}):
+        with pytest.raises(InputError, match="row 0: system "):
+            engine.generate([wrong], few)
+    with pytest.raises(InputError, match="system is 3; it must be a string"):
+        engine.generate(rows, few, system=3)
