@@ -21,7 +21,7 @@ from absl import app, flags
 
 from benchmarks import record
 from s1jax.checkpoint import huggingface, names
-from s1jax.config import ModelConfig
+from s1jax.config.model import ModelConfig
 
 FLAGS = flags.FLAGS
 flags.DEFINE_integer("megabytes", 1500, "Approximate size of the model on disk.")

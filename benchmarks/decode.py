@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import models, record
-from s1jax.config import Controls
+from s1jax.config.sampling import SamplingParams
 from s1jax.engine.engine import Engine
 from s1jax.engine.programs import Request
 from s1jax.text.delimiters import Delimiters
@@ -33,7 +33,7 @@ DELIMITERS = Delimiters((), (0,), (), (), (), (), (), (), num_ids=models.CONFIG.
 
 def requests(prompts: list[list[int]], new: list[int], temperature: float = 0.0) -> list[Request]:
     """Rows that answer at once, after one forced id, with new - 1 ids."""
-    controls = [Controls(max_thinking_tokens=0, max_answer_tokens=n - 1, temperature=temperature) for n in new]
+    controls = [SamplingParams(max_thinking_tokens=0, max_answer_tokens=n - 1, temperature=temperature) for n in new]
     return [Request(tuple(p), c) for p, c in zip(prompts, controls, strict=True)]
 
 

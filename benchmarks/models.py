@@ -12,7 +12,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from s1jax.config import ModelConfig, OptimizerConfig, TrainConfig
+from s1jax.config.experiment import OptimizerConfig, TrainConfig
+from s1jax.config.model import ModelConfig
 from s1jax.model import decoder
 from s1jax.train import optimizer as optimizer_lib
 from s1jax.train import step as step_lib

@@ -20,12 +20,14 @@ import jax
 import numpy as np
 
 from benchmarks import models, record
-from s1jax import parallel
-from s1jax.config import MeshConfig, ModelConfig, TrainConfig
+from s1jax.config.experiment import MeshConfig, TrainConfig
+from s1jax.config.model import ModelConfig
 from s1jax.data import layout
 from s1jax.data.batches import Batches
 from s1jax.data.packing import Example
 from s1jax.model import decoder
+from s1jax.parallel import mesh as mesh_lib
+from s1jax.parallel import sharding
 
 SCALE = 32
 ROWS, IDS, LONGEST = layout.KNOWN["s1k"]
@@ -59,9 +61,9 @@ def examples() -> list[Example]:
 
 def contender(batches: Batches, losses: list[float]) -> Callable[[], None]:
     """A function that takes the next step of a run on `batches` and appends its loss."""
-    mesh = parallel.make_mesh(MeshConfig(), jax.devices()[:1])
+    mesh = mesh_lib.make_mesh(MeshConfig(), jax.devices()[:1])
     step = models.stepper(MODEL, TRAIN, decoder.init_params(MODEL, jax.random.key(0)), batches.num_steps, mesh)
-    return lambda: losses.append(step(parallel.put_batch(batches.batch(len(losses)), mesh)))
+    return lambda: losses.append(step(sharding.put_batch(batches.batch(len(losses)), mesh)))
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ import numpy as np
 
 from benchmarks import decode as decode_lib
 from benchmarks import models, record
-from s1jax.config import Controls
+from s1jax.config.sampling import SamplingParams
 from s1jax.engine.engine import Engine
 from s1jax.engine.programs import Request
 from s1jax.model import cache as cache_lib
@@ -69,7 +69,7 @@ def waits(rounds: int) -> dict[str, Any]:
     delimiters = Delimiters((1,), (2,), (3,), (4,), WAIT, end, end, (), num_ids=models.CONFIG.vocab_size)
     params = jax.tree.map(jnp.asarray, models.random_params())
     engine = Engine(params, config=models.CONFIG, slots=1, cache_length=3072)
-    controls = Controls(max_thinking_tokens=2600, num_waits=4, max_answer_tokens=1, temperature=1.0, seed=4)
+    controls = SamplingParams(max_thinking_tokens=2600, num_waits=4, max_answer_tokens=1, temperature=1.0, seed=4)
     (sample,) = dict(engine.sample([Request(tuple(prompt), controls, WAIT)], delimiters)).values()
     forced = np.flatnonzero(sample.forced).tolist()
     borders = [0, *(i for i in forced[1:] if sample.ids[i] == WAIT[0]), len(sample.ids)]

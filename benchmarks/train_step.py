@@ -18,13 +18,13 @@ import jax
 import numpy as np
 
 from benchmarks import models, record
-from s1jax import parallel
-from s1jax.config import MeshConfig, TrainConfig
+from s1jax.config.experiment import MeshConfig, TrainConfig
+from s1jax.parallel import mesh as mesh_lib
 
 
 def ours(tokens: np.ndarray) -> Callable[[], Any]:
     """A function that takes one s1jax step on tokens [B, T + 1] and returns its loss."""
-    mesh = parallel.make_mesh(MeshConfig())
+    mesh = mesh_lib.make_mesh(MeshConfig())
     train = TrainConfig(batch_size=tokens.shape[0], compute_dtype="float32", remat="none", loss_chunk=2048)
     params = jax.tree.map(jax.numpy.asarray, models.random_params())
     step = models.stepper(models.CONFIG, train, params, 100, mesh)

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from s1jax.config import ModelConfig
+from s1jax.config.model import ModelConfig
 
 # Dense bf16 peak in FLOP/s of one device, by what `jax.Device.device_kind` contains; the first match counts.
 # Sources: the makers' data sheets (NVIDIA H100 SXM/PCIe/NVL, H200, A100, L40S, L40, L4; Google Cloud's TPU pages). A

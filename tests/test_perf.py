@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from s1jax import perf
-from s1jax.config import ModelConfig
+from s1jax.config.model import ModelConfig
 from s1jax.config.presets import PRESETS
 
 

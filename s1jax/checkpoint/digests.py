@@ -14,7 +14,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
-from s1jax.config import InputError
+from s1jax.errors import UserError
 from s1jax.io import files
 
 
@@ -59,15 +59,15 @@ def verify(folder: pathlib.Path, wanted: Callable[[str], bool]) -> None:
     """Compares the files whose names `wanted` accepts with digests.json.
 
     Raises:
-      InputError: names the first file that is missing, truncated or altered.
+      UserError: names the first file that is missing, truncated or altered.
     """
     if not is_there(folder):
-        raise InputError(f"{folder} has no digests.json here; all hosts of a run have to see the same files.")
+        raise UserError(f"{folder} has no digests.json here; all hosts of a run have to see the same files.")
     try:
         digests = json.loads((folder / "digests.json").read_text())
         expected = {name: (entry["bytes"], entry["sha256"]) for name, entry in digests.items() if wanted(name)}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{folder / 'digests.json'} is damaged; use another checkpoint or copy it again.") from error
+        raise UserError(f"{folder / 'digests.json'} is damaged; use another checkpoint or copy it again.") from error
 
     def fault(name: str) -> str:
         file = folder / name
@@ -81,4 +81,4 @@ def verify(folder: pathlib.Path, wanted: Callable[[str], bool]) -> None:
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         for sentence in pool.map(fault, expected):
             if sentence:
-                raise InputError(f"{sentence}; the checkpoint is damaged: use another one or copy it again.")
+                raise UserError(f"{sentence}; the checkpoint is damaged: use another one or copy it again.")

@@ -17,8 +17,9 @@ import numpy as np
 
 from s1jax.checkpoint import huggingface_config
 from s1jax.checkpoint import names as names_lib
-from s1jax.config import InputError, ModelConfig, RopeScaling, from_dict
-from s1jax.config.schema import plain, shown
+from s1jax.config.model import ModelConfig, RopeScaling
+from s1jax.config.schema import from_dict, plain, shown
+from s1jax.errors import UserError
 
 # What the library dequantises. Left out is NVFP4, whose second scales are tensors of their own.
 _QUANTIZED = (
@@ -44,36 +45,34 @@ def open_file(path: str | os.PathLike[str]) -> gguf.GGUFReader:
     """Opens a GGUF file and parses its metadata; tensors stay on disk until they are read.
 
     Raises:
-      InputError: no such file, not a (complete) GGUF file, or one part of a split file.
+      UserError: no such file, not a (complete) GGUF file, or one part of a split file.
     """
     if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
-        raise InputError(f"{path} is not a regular file; give the path of a .gguf file.")
+        raise UserError(f"{path} is not a regular file; give the path of a .gguf file.")
     try:
         reader = gguf.GGUFReader(path)
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist; give the path of a .gguf file.") from None
+        raise UserError(f"{path} does not exist; give the path of a .gguf file.") from None
     except (ValueError, KeyError, IndexError, OSError) as error:
-        raise InputError(f"{path} is no complete GGUF file ({shown(str(error), 200)}); get it again.") from None
+        raise UserError(f"{path} is no complete GGUF file ({shown(str(error), 200)}); get it again.") from None
     if _get(reader, str(path), "split.count", int, 1) > 1:
-        raise InputError(
-            f"{path} is one part of a split GGUF file; join the parts with llama.cpp's gguf-split --merge."
-        )
+        raise UserError(f"{path} is one part of a split GGUF file; join the parts with llama.cpp's gguf-split --merge.")
     return reader
 
 
 def _get(reader: gguf.GGUFReader, where: str, key: str, kind: type, default: Any = None) -> Any:
-    """A value of the metadata; InputError names the file and the key where the value is damaged or no `kind`."""
+    """A value of the metadata; UserError names the file and the key where the value is damaged or no `kind`."""
     field = reader.get_field(key)
     if field is None:
         return default
     try:
         value = field.contents()
     except (ValueError, IndexError, KeyError, TypeError):  # no UTF-8 text, or a type that does not exist
-        raise InputError(f"{where}: the metadata {key} is damaged; get the file again.") from None
+        raise UserError(f"{where}: the metadata {key} is damaged; get the file again.") from None
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind:
-        raise InputError(
+        raise UserError(
             f"{where}: the metadata {key} is of type {type(value).__name__}, not {kind.__name__}; get the file again."
         )
     return value
@@ -87,33 +86,33 @@ def read_config(reader: gguf.GGUFReader, where: str) -> ModelConfig:
       where: name of the file in errors.
 
     Raises:
-      InputError: unknown architecture, a setting the decoder cannot represent, or a missing one.
+      UserError: unknown architecture, a setting the decoder cannot represent, or a missing one.
     """
     family = _get(reader, where, "general.architecture", str)
     if family not in _ARCHITECTURES:
-        raise InputError(f"{where}: architecture {shown(family)} is unknown; s1jax reads {', '.join(_ARCHITECTURES)}.")
+        raise UserError(f"{where}: architecture {shown(family)} is unknown; s1jax reads {', '.join(_ARCHITECTURES)}.")
 
     def get(key: str, kind: type, default: Any = None) -> Any:
         field = reader.get_field(f"{family}.{key}")
         if field is not None and field.types[0] == gguf.GGUFValueType.ARRAY:
-            raise InputError(f"{where}: {family}.{key} differs between layers, which this decoder does not compute.")
+            raise UserError(f"{where}: {family}.{key} differs between layers, which this decoder does not compute.")
         value = _get(reader, where, f"{family}.{key}", kind, default)
         if value is None:
-            raise InputError(f"{where} lacks the metadata {family}.{key}; get a complete file.")
+            raise UserError(f"{where} lacks the metadata {family}.{key}; get a complete file.")
         return value
 
     if get("expert_count", int, 0):
-        raise InputError(f"{where}: a mixture of experts is not supported; s1jax reads dense decoders.")
+        raise UserError(f"{where}: a mixture of experts is not supported; s1jax reads dense decoders.")
     d_model, num_heads = get("embedding_length", int), get("attention.head_count", int)
     head_dim = get("attention.key_length", int, get("rope.dimension_count", int, d_model // max(num_heads, 1)))
     for key in ("attention.value_length", "rope.dimension_count"):
         if get(key, int, head_dim) != head_dim:
-            raise InputError(
+            raise UserError(
                 f"{where}: {family}.{key} is {get(key, int)}, the head dimension {head_dim}; they must be equal."
             )
     shapes = {tensor.name: tensor.shape for tensor in reader.tensors}
     if "token_embd.weight" not in shapes:
-        raise InputError(f"{where} lacks tensor token_embd.weight; get a complete file.")
+        raise UserError(f"{where} lacks tensor token_embd.weight; get a complete file.")
     length, theta = get("context_length", int), _decimal(get("rope.freq_base", float, 1e4))
     scaling = _rope_scaling(reader, get, length, theta, head_dim, where)
     settings: dict[str, Any] = dict(
@@ -134,8 +133,8 @@ def read_config(reader: gguf.GGUFReader, where: str) -> ModelConfig:
     )
     try:
         return ModelConfig(**settings)
-    except InputError as error:  # knows no file
-        raise InputError(f"{where}: {error}") from None
+    except UserError as error:  # knows no file
+        raise UserError(f"{where}: {error}") from None
 
 
 def _rope_scaling(
@@ -155,17 +154,17 @@ def _rope_scaling(
     factor = get("rope.scaling.factor", float, 0.0) or get("rope.scale_linear", float, 0.0) or 1.0  # before 2023-11
     kind = get("rope.scaling.type", str, "linear")
     if kind not in ("none", "linear", "yarn"):
-        raise InputError(f"{where}: rotary scaling of type {shown(kind)} is not computed by s1jax; get another model.")
+        raise UserError(f"{where}: rotary scaling of type {shown(kind)} is not computed by s1jax; get another model.")
     settings: dict[str, Any] | None = None
     if kind == "yarn":
         for key in ("attn_factor", "yarn_attn_factor", "yarn_ext_factor"):
             if (value := get(f"rope.scaling.{key}", float, 1.0)) != 1.0:
-                raise InputError(
+                raise UserError(
                     f"{where}: rope.scaling.{key} is {value:g}; programs differ in what it means, so get a file "
                     "without it, or convert the Hugging Face model."
                 )
         if value := get("rope.scaling.yarn_log_multiplier", float, 0.0):
-            raise InputError(
+            raise UserError(
                 f"{where}: rope.scaling.yarn_log_multiplier is {value:g}, which s1jax does not compute; get another "
                 "model."
             )
@@ -180,12 +179,12 @@ def _rope_scaling(
         settings = {"kind": "linear", "factor": factor}
     if divisors is not None and (divisors != 1).any():
         if settings is not None:
-            raise InputError(f"{where} has both rope.scaling.type {kind!r} and rope_freqs.weight; get another model.")
+            raise UserError(f"{where} has both rope.scaling.type {kind!r} and rope_freqs.weight; get another model.")
         return _from_divisors(divisors, theta, head_dim, where)
     try:
         return None if settings is None else from_dict(RopeScaling, settings)
-    except InputError as error:  # knows no file
-        raise InputError(f"{where}: {error}") from None
+    except UserError as error:  # knows no file
+        raise UserError(f"{where}: {error}") from None
 
 
 def _from_divisors(divisors: np.ndarray, theta: float, head_dim: int, where: str) -> RopeScaling:
@@ -201,7 +200,7 @@ def _from_divisors(divisors: np.ndarray, theta: float, head_dim: int, where: str
             scaling = RopeScaling("llama3", _decimal(divisors.max()), original)
             if np.allclose(1 / rope.multipliers(head_dim, theta, scaling), divisors, rtol=1e-4, atol=0):
                 return scaling
-    raise InputError(
+    raise UserError(
         f"{where}: tensor rope_freqs.weight does not hold the divisors of Llama 3's rotary scaling; convert the "
         "Hugging Face model."
     )
@@ -225,11 +224,11 @@ def read_params(reader: gguf.GGUFReader, config: ModelConfig, where: str, dtype:
       numpy arrays, layers stacked, every one filled.
 
     Raises:
-      InputError: names missing, extra or misshaped tensors and unreadable types.
+      UserError: names missing, extra or misshaped tensors and unreadable types.
     """
     for tensor in reader.tensors:
         if tensor.tensor_type.name not in READABLE:
-            raise InputError(
+            raise UserError(
                 f"{where}: tensor {plain(tensor.name)} has type {tensor.tensor_type.name}; s1jax reads "
                 f"{', '.join(READABLE)}, so get another quantisation of the model."
             )
@@ -273,12 +272,12 @@ def read_tokenizer(reader: gguf.GGUFReader, where: str) -> tuple[dict[str, Any],
       the contents of tokenizer.json and of tokenizer_config.json (which tokens end and pad a text).
 
     Raises:
-      InputError: the file has no tokenizer, no byte-level BPE, or cuts words in a way not known here.
+      UserError: the file has no tokenizer, no byte-level BPE, or cuts words in a way not known here.
     """
     kind, pre = (_get(reader, where, f"tokenizer.ggml.{key}", str) for key in ("model", "pre"))
     remedy = "pass --tokenizer=DIR with the model's Hugging Face tokenizer"
     if kind != "gpt2":
-        raise InputError(f"{where} has a tokenizer of type {shown(kind)}, not byte-level BPE (gpt2); {remedy}.")
+        raise UserError(f"{where} has a tokenizer of type {shown(kind)}, not byte-level BPE (gpt2); {remedy}.")
     normalizer, ignore_merges = None, False
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
     if pre in ("qwen2", "deepseek-r1-qwen", "llama-bpe", "llama3"):
@@ -293,15 +292,15 @@ def read_tokenizer(reader: gguf.GGUFReader, where: str) -> tuple[dict[str, Any],
     elif pre == "gpt-2":
         pre_tokenizers = [{**byte_level, "use_regex": True}]
     else:
-        raise InputError(f"{where}: tokenizer.ggml.pre is {shown(pre)}, a way of cutting words unknown here; {remedy}.")
+        raise UserError(f"{where}: tokenizer.ggml.pre is {shown(pre)}, a way of cutting words unknown here; {remedy}.")
 
     tokens, merges, types = (
         _get(reader, where, f"tokenizer.ggml.{key}", list, []) for key in ("tokens", "merges", "token_type")
     )
     if not tokens or len(types) != len(tokens):
-        raise InputError(f"{where} has {len(tokens)} tokens and {len(types)} token types; {remedy}.")
+        raise UserError(f"{where} has {len(tokens)} tokens and {len(types)} token types; {remedy}.")
     if not all(isinstance(text, str) for text in (*tokens, *merges)):
-        raise InputError(f"{where} has tokens or merges that are no text; {remedy}.")
+        raise UserError(f"{where} has tokens or merges that are no text; {remedy}.")
     known = gguf.TokenType
     vocab, added = {}, []
     for index, (token, token_type) in enumerate(zip(tokens, types, strict=True)):
@@ -315,7 +314,7 @@ def read_tokenizer(reader: gguf.GGUFReader, where: str) -> tuple[dict[str, Any],
     for merge in merges:
         left, _, right = merge.partition(" ")
         if not {left, right, left + right} <= vocab.keys():
-            raise InputError(f"{where}: merge {shown(merge)} names tokens that are not in the vocabulary; {remedy}.")
+            raise UserError(f"{where}: merge {shown(merge)} names tokens that are not in the vocabulary; {remedy}.")
     named = {"eos_token": "eos_token_id", "pad_token": "padding_token_id"}
     about: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
     for name, key in named.items():

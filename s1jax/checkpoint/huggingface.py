@@ -19,8 +19,9 @@ import safetensors
 
 from s1jax.checkpoint import huggingface_config
 from s1jax.checkpoint import names as names_lib
-from s1jax.config import InputError, ModelConfig
+from s1jax.config.model import ModelConfig
 from s1jax.config.schema import plain, shown
+from s1jax.errors import UserError
 from s1jax.io import files
 
 INDEX = "model.safetensors.index.json"
@@ -39,7 +40,7 @@ def find_tensors(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     in the folder.
 
     Raises:
-      InputError: no weights, an adapter beside them, an index that names a missing file or one outside of the folder,
+      UserError: no weights, an adapter beside them, an index that names a missing file or one outside of the folder,
         or a file whose tensors are not those of the index (a tensor in two files included).
     """
     refuse_adapter(folder)
@@ -50,7 +51,7 @@ def find_tensors(folder: pathlib.Path) -> dict[str, pathlib.Path]:
     elif (folder / INDEX).exists():
         weight_map = huggingface_config.read_json(folder / INDEX).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
-            raise InputError(f"{folder / INDEX} has no weight_map; get the file again.")
+            raise UserError(f"{folder / INDEX} has no weight_map; get the file again.")
         for name, file in weight_map.items():
             key = f"weight_map.{plain(name)}"
             if not isinstance(file, str):
@@ -60,29 +61,29 @@ def find_tensors(folder: pathlib.Path) -> dict[str, pathlib.Path]:
                 raise huggingface_config.wrong_type(folder / INDEX, key, file, "the name of a file in this folder")
     else:
         hint = "only PyTorch .bin files" if list(folder.glob("*.bin")) else f"neither {SINGLE} nor {INDEX}"
-        raise InputError(f"{folder} has {hint}; s1jax reads safetensors, so save the model in that format.")
+        raise UserError(f"{folder} has {hint}; s1jax reads safetensors, so save the model in that format.")
     for file in sorted(set(weight_map.values())):
         path = folder / file
         if not os.path.isfile(path):  # false for whatever no file can be called, too
-            raise InputError(f"{folder / INDEX} names the shard {shown(file)}, which does not exist; get it again.")
+            raise UserError(f"{folder / INDEX} names the shard {shown(file)}, which does not exist; get it again.")
         files.check_own(path, folder)
         promised, stored = {name for name, at in weight_map.items() if at == file}, set(_keys(path))
         if promised != stored:
             odd = sorted(promised ^ stored)[0]
             problem = "lacks it" if odd in promised else "holds it as well"
             odd = plain(odd)
-            raise InputError(f"{folder / INDEX}: tensor {odd} is not listed where it is, {plain(file)} {problem}.")
+            raise UserError(f"{folder / INDEX}: tensor {odd} is not listed where it is, {plain(file)} {problem}.")
     return {name: folder / file for name, file in weight_map.items() if not name.endswith(_COMPUTED)}
 
 
 def refuse_adapter(folder: pathlib.Path) -> None:
-    """Raises InputError where a folder holds a LoRA adapter, beside weights or alone.
+    """Raises UserError where a folder holds a LoRA adapter, beside weights or alone.
 
     transformers adds it to the weights where peft is installed, and leaves it out elsewhere.
     """
     for name in ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"):
         if os.path.lexists(folder / name):
-            raise InputError(
+            raise UserError(
                 f"{folder / name}: a LoRA adapter, which s1jax does not apply. Merge it into the weights first (peft's "
                 "merge_and_unload, then save_pretrained), or move it away to have the model without it."
             )
@@ -115,9 +116,9 @@ def _open(path: pathlib.Path) -> Any:
         # pread rather than mmap: pages of a mapped shard would stay in this process's memory next to the target.
         return safetensors.safe_open(path, framework="np", backend="pread")
     except safetensors.SafetensorError as error:
-        raise InputError(f"{path} is damaged ({shown(str(error), 200)}); get the file again.") from None
+        raise UserError(f"{path} is damaged ({shown(str(error), 200)}); get the file again.") from None
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error}); get the file again.") from None
+        raise UserError(f"{path} cannot be read ({error}); get the file again.") from None
 
 
 def read_params(folder: pathlib.Path, config: ModelConfig, dtype: Any = None) -> names_lib.Params:
@@ -135,7 +136,7 @@ def read_params(folder: pathlib.Path, config: ModelConfig, dtype: Any = None) ->
       numpy arrays, layers stacked, every one filled.
 
     Raises:
-      InputError: names missing, extra, misshaped or non-float tensors.
+      UserError: names missing, extra, misshaped or non-float tensors.
     """
     located = find_tensors(folder)
     stored = _stored_dtype(located)
@@ -152,7 +153,7 @@ def read_params(folder: pathlib.Path, config: ModelConfig, dtype: Any = None) ->
     if config.tied_embeddings and head in located:
         one, other = (handles[located[name]].get_tensor(name) for name in (embedding, head))
         if one.dtype != other.dtype or not np.array_equal(_bits(one), _bits(other)):
-            raise InputError(
+            raise UserError(
                 f"{located[head]}: {head} differs from {embedding} although config.json ties them; "
                 "set tie_word_embeddings to false."
             )
@@ -164,7 +165,7 @@ def _bits(array: np.ndarray) -> np.ndarray:
 
 
 def _stored_dtype(located: Mapping[str, pathlib.Path]) -> Any:
-    """bfloat16 if all tensors are stored in it, else float32; InputError names a tensor that is no float."""
+    """bfloat16 if all tensors are stored in it, else float32; UserError names a tensor that is no float."""
     kinds = set()
     for path in sorted(set(located.values())):
         with _open(path) as file:
@@ -173,7 +174,7 @@ def _stored_dtype(located: Mapping[str, pathlib.Path]) -> Any:
                     continue
                 kind = file.get_slice(name).get_dtype()
                 if kind not in _DTYPES:
-                    raise InputError(
+                    raise UserError(
                         f"{path}: tensor {plain(name)} is stored as {kind}; s1jax reads "
                         f"{', '.join(_DTYPES)}, so get the unquantised model."
                     )

@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from s1jax.config import InputError, ModelConfig, RopeScaling, from_dict
-from s1jax.config.schema import plain, shown
+from s1jax.config.model import ModelConfig, RopeScaling
+from s1jax.config.schema import from_dict, plain, shown
+from s1jax.errors import UserError
 from s1jax.io import files
 
 _MAX_JSON_BYTES = 100_000_000  # an index of a million tensors
@@ -36,35 +37,35 @@ _FIXED = {
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """Reads a JSON object; InputError names the file when it is missing, broken (with the line) or no object.
+    """Reads a JSON object; UserError names the file when it is missing, broken (with the line) or no object.
 
     A link is followed within the file's own folder only, see `s1jax.io.files.check_own`.
     """
     files.check_own(path)
     if path.exists() and path.stat().st_size > _MAX_JSON_BYTES:
-        raise InputError(f"{path} has more than {_MAX_JSON_BYTES // 10**6} MB; get the file again.")
+        raise UserError(f"{path} has more than {_MAX_JSON_BYTES // 10**6} MB; get the file again.")
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path} does not exist; give a folder with a complete Hugging Face model.") from None
+        raise UserError(f"{path} does not exist; give a folder with a complete Hugging Face model.") from None
     except json.JSONDecodeError as error:
-        raise InputError(f"{path}, line {error.lineno}: broken JSON ({error.msg}); get the file again.") from None
+        raise UserError(f"{path}, line {error.lineno}: broken JSON ({error.msg}); get the file again.") from None
     except UnicodeDecodeError:
-        raise InputError(f"{path} is not UTF-8 text; get the file again.") from None
+        raise UserError(f"{path} is not UTF-8 text; get the file again.") from None
     except RecursionError:
-        raise InputError(f"{path} is nested too deep; get the file again.") from None
+        raise UserError(f"{path} is nested too deep; get the file again.") from None
     except ValueError:  # Python converts no number of more than 4,300 digits
-        raise InputError(f"{path} holds a number with too many digits; get the file again.") from None
+        raise UserError(f"{path} holds a number with too many digits; get the file again.") from None
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}); get the file again.") from None
+        raise UserError(f"{path} cannot be read ({error.strerror}); get the file again.") from None
     if not isinstance(values, dict):
-        raise InputError(f"{path} does not hold a JSON object; get the file again.")
+        raise UserError(f"{path} does not hold a JSON object; get the file again.")
     return values
 
 
-def wrong_type(where: object, key: str, value: Any, wanted: str) -> InputError:
+def wrong_type(where: object, key: str, value: Any, wanted: str) -> UserError:
     """The error for a value of a JSON file that has another type than it must have."""
-    return InputError(f"{where}: {key} is {shown(value)}; it must be {wanted}, so get the file again.")
+    return UserError(f"{where}: {key} is {shown(value)}; it must be {wanted}, so get the file again.")
 
 
 def config_from_json(values: Mapping[str, Any], where: str = "config.json") -> ModelConfig:
@@ -75,7 +76,7 @@ def config_from_json(values: Mapping[str, Any], where: str = "config.json") -> M
       where: name of the file in errors.
 
     Raises:
-      InputError: unknown architecture, a setting that the decoder cannot represent, a missing or mistyped key.
+      UserError: unknown architecture, a setting that the decoder cannot represent, a missing or mistyped key.
     """
     family = values.get("model_type")
     if not isinstance(family, str | None):
@@ -84,18 +85,18 @@ def config_from_json(values: Mapping[str, Any], where: str = "config.json") -> M
     if not isinstance(architectures, list):
         raise wrong_type(where, "architectures", architectures, "a list")
     if family not in _FAMILIES or architectures != [_FAMILIES[family][0]]:
-        raise InputError(
+        raise UserError(
             f"{where}: architecture {', '.join(plain(str(name)) for name in architectures[:3])} (model_type "
             f"{shown(family)}) is unknown; "
             f"s1jax reads {', '.join(name for name, _ in _FAMILIES.values())}."
         )
     for key, accepted in _FIXED.items():
         if values.get(key, accepted) not in (accepted, None):
-            raise InputError(
+            raise UserError(
                 f"{where}: {key} is {shown(values[key])}, which this decoder does not compute; only {accepted!r} is."
             )
     if values.get("transformers_weights") is not None:
-        raise InputError(
+        raise UserError(
             f"{where}: transformers_weights names a file of its own, {shown(values['transformers_weights'])}; save the "
             "model with save_pretrained, which writes model.safetensors."
         )
@@ -103,7 +104,7 @@ def config_from_json(values: Mapping[str, Any], where: str = "config.json") -> M
     if not isinstance(layer_types, list):
         raise wrong_type(where, "layer_types", layer_types, "a list")
     if any(kind != "full_attention" for kind in layer_types):
-        raise InputError(f"{where}: layer_types names other layers than full_attention, which this decoder lacks.")
+        raise UserError(f"{where}: layer_types names other layers than full_attention, which this decoder lacks.")
 
     known = {**_DEFAULTS, **_FAMILIES[family][1], **{k: v for k, v in values.items() if v is not None}}
     if family == "llama" or values.get("num_key_value_heads", 0) is None:
@@ -111,20 +112,20 @@ def config_from_json(values: Mapping[str, Any], where: str = "config.json") -> M
 
     def get(key: str, kind: type) -> Any:
         if key not in known:
-            raise InputError(f"{where} lacks {key}; get the complete file.")
+            raise UserError(f"{where} lacks {key}; get the complete file.")
         value = known[key]
         if kind is float and type(value) is int:
             value = float(str(value))  # infinite where float(value) would overflow
         if value in (math.inf, -math.inf) or value != value:
-            raise InputError(f"{where}: {key} is {value}; it must be finite.")
+            raise UserError(f"{where}: {key} is {value}; it must be finite.")
         if type(value) is not kind:
-            raise InputError(f"{where}: {key} is {shown(value)}; it must be of type {kind.__name__}.")
+            raise UserError(f"{where}: {key} is {shown(value)}; it must be of type {kind.__name__}.")
         return value
 
     d_model, num_heads = get("hidden_size", int), get("num_attention_heads", int)
     if "head_dim" not in known:
         if num_heads <= 0 or d_model % num_heads:
-            raise InputError(
+            raise UserError(
                 f"{where}: hidden_size {d_model} is no multiple of num_attention_heads {num_heads}; add head_dim."
             )
         known["head_dim"] = d_model // num_heads
@@ -148,8 +149,8 @@ def config_from_json(values: Mapping[str, Any], where: str = "config.json") -> M
     )
     try:
         return ModelConfig(**settings)
-    except InputError as error:  # knows no file
-        raise InputError(f"{where}: {error}") from None
+    except UserError as error:  # knows no file
+        raise UserError(f"{where}: {error}") from None
 
 
 # Fields of rotary scaling by kind, in Hugging Face's names; those not listed are refused.
@@ -177,9 +178,9 @@ def _rope(values: Mapping[str, Any], theta: Any, length: int, where: str) -> tup
     for key in ("rope_scaling", "rope_parameters"):
         rope = values.get(key) or {}
         if not isinstance(rope, Mapping):
-            raise InputError(f"{where}: {key} is {shown(rope)}; it must be a JSON object.")
+            raise UserError(f"{where}: {key} is {shown(rope)}; it must be a JSON object.")
         if any(isinstance(value, Mapping) for value in rope.values()):
-            raise InputError(
+            raise UserError(
                 f"{where}: {key} differs between layers ({', '.join(map(shown, sorted(rope)[:3]))}), which this "
                 "decoder does not compute; get another model."
             )
@@ -188,13 +189,13 @@ def _rope(values: Mapping[str, Any], theta: Any, length: int, where: str) -> tup
     for key, rope in read.items():
         found = rope.get("rope_theta", theta)
         if values.get("rope_theta") is not None and found != values["rope_theta"]:
-            raise InputError(
+            raise UserError(
                 f"{where}: rope_theta is {shown(values['rope_theta'])} but {key} says {shown(found)}; keep one."
             )
         theta = found
     scalings = {key: _scaling(rope, values, theta, length, f"{where}: {key}") for key, rope in read.items()}
     if len({*scalings.values()}) > 1:
-        raise InputError(f"{where}: rope_scaling and rope_parameters ask for different rotary scaling; keep one.")
+        raise UserError(f"{where}: rope_scaling and rope_parameters ask for different rotary scaling; keep one.")
     return theta, next(iter(scalings.values()), None)
 
 
@@ -210,24 +211,24 @@ def _scaling(
             remedy = (
                 f"set it to {unscaled} to use the model with rows of up to {length} tokens, which is the same there"
             )
-        raise InputError(
+        raise UserError(
             f"{where} asks for rotary scaling of type {shown(kind)}; s1jax computes "
             f"{', '.join(_ROPE_FIELDS)}, so {remedy}."
         )
     if rope.get("partial_rotary_factor", 1.0) != 1.0:
-        raise InputError(
+        raise UserError(
             f"{where}.partial_rotary_factor is {shown(rope['partial_rotary_factor'])}, which this decoder does not "
             "compute; only 1.0 is."
         )
     unknown = sorted(set(rope) - _ROPE_FIELDS[kind])
     if unknown == ["attn_factor"] and kind == "yarn":
-        raise InputError(
+        raise UserError(
             f"{where}.attn_factor is read differently by other programs: transformers ignores it, vLLM multiplies by "
             "it. Remove it for the first, or replace it by attention_factor, the product that cosines and sines are "
             "multiplied by (1.0 in DeepSeek-R1-0528-Qwen3-8B), for the second."
         )
     if unknown:
-        raise InputError(
+        raise UserError(
             f"{where}.{plain(unknown[0])} is not a field of rotary scaling of type {kind!r}; transformers ignores it, "
             "so remove it if the model is right there."
         )
@@ -243,7 +244,7 @@ def _scaling(
         # transformers: a value beside the object comes first, and yarn without any was trained up to `length`.
         outside, original = values.get("original_max_position_embeddings"), rope.get("original_max_position_embeddings")
         if None not in (outside, original) and outside != original:
-            raise InputError(
+            raise UserError(
                 f"{where}.original_max_position_embeddings is {shown(original)}, but the file has {shown(outside)} "
                 "outside; keep one."
             )
@@ -255,22 +256,22 @@ def _scaling(
     for name in required.get(kind, ("factor",)):
         if name not in settings:
             name = name.replace("original_context_length", "original_max_position_embeddings")
-            raise InputError(f"{where} lacks {name}, which rotary scaling of type {kind!r} needs; get the file again.")
+            raise UserError(f"{where} lacks {name}, which rotary scaling of type {kind!r} needs; get the file again.")
     try:
         scaling = from_dict(RopeScaling, settings, where)
         both = [_number(rope[name], f"{where}.{name}") for name in ("mscale", "mscale_all_dim") if rope.get(name)]
         if len(both) == 2 and scaling.attention_factor is None:  # DeepSeek's; transformers uses them together only
             above, below = (0.1 * value * math.log(scaling.factor) + 1 for value in both)
             scaling = dataclasses.replace(scaling, attention_factor=above / below)
-    except InputError as error:  # speaks of model.rope_scaling, and of our names
+    except UserError as error:  # speaks of model.rope_scaling, and of our names
         text = str(error).replace("model.rope_scaling.", f"{where}.")
-        raise InputError(text.replace("original_context_length", "original_max_position_embeddings")) from None
+        raise UserError(text.replace("original_context_length", "original_max_position_embeddings")) from None
     return scaling
 
 
 def _number(value: Any, where: str) -> float:
     if type(value) not in (int, float) or not 0 <= value <= 2**20:
-        raise InputError(f"{where} is {shown(value)}; it must be a number from 0 to 2**20.")
+        raise UserError(f"{where} is {shown(value)}; it must be a number from 0 to 2**20.")
     return float(value)
 
 
@@ -309,15 +310,15 @@ def config_to_json(config: ModelConfig, eos: Sequence[int] = (), dtype: Any = np
       dtype: of the stored weights.
 
     Raises:
-      InputError: no architecture of transformers has this combination of settings.
+      UserError: no architecture of transformers has this combination of settings.
     """
     if config.qkv_bias and config.qk_norm:
-        raise InputError(
+        raise UserError(
             "qkv_bias with qk_norm: no architecture of transformers has both; the model cannot be exported."
         )
     family = "qwen2" if config.qkv_bias else "qwen3" if config.qk_norm else "llama"
     if family == "llama" and config.d_model % config.num_heads:
-        raise InputError(
+        raise UserError(
             f"d_model {config.d_model} is no multiple of num_heads {config.num_heads}, which transformers "
             "requires of a Llama; the model cannot be exported."
         )
@@ -355,7 +356,7 @@ def read_eos(folder: pathlib.Path) -> tuple[int, ...]:
     """Ids that end a text, from generation_config.json or else config.json; empty when neither says.
 
     Raises:
-      InputError: where the file says something else than an id or a list of ids.
+      UserError: where the file says something else than an id or a list of ids.
     """
     for name in ("generation_config.json", "config.json"):
         if (folder / name).exists():

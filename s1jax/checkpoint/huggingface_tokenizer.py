@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from s1jax.config import InputError
+from s1jax.errors import UserError
 from s1jax.text import chat, template
 from s1jax.text.chat import ChatFormat
 from s1jax.text.tokenizer import Tokenizer
@@ -61,7 +61,7 @@ def write(folder: pathlib.Path, tokenizer: Tokenizer, fmt: ChatFormat) -> str:
       a sentence on what was compared, or that transformers is not installed.
 
     Raises:
-      InputError: if transformers reads other ids or another text than s1jax whatever the class; names the text.
+      UserError: if transformers reads other ids or another text than s1jax whatever the class; names the text.
     """
     tokenizer.save(folder)
     jinja = template.to_jinja(fmt)
@@ -84,9 +84,7 @@ def write(folder: pathlib.Path, tokenizer: Tokenizer, fmt: ChatFormat) -> str:
         if not problem:
             count = len(_TEXTS) + _RANDOM
             return f"transformers reads the exported tokenizer and chat template alike: {count} texts, both ways."
-    raise InputError(
-        f"transformers reads the exported tokenizer otherwise than s1jax: {problem}; nothing was exported."
-    )
+    raise UserError(f"transformers reads the exported tokenizer otherwise than s1jax: {problem}; nothing was exported.")
 
 
 def _about(tokenizer: Tokenizer, fmt: ChatFormat) -> dict[str, Any]:
@@ -140,7 +138,7 @@ def _difference(folder: pathlib.Path, tokenizer: Tokenizer, fmt: ChatFormat) -> 
     for text in _texts(tokenizer):
         try:
             ids = tokenizer.encode(text, after="")
-        except InputError:  # a vocabulary of words that the text is not made of
+        except UserError:  # a vocabulary of words that the text is not made of
             continue
         other = list(theirs(text, add_special_tokens=False)["input_ids"])
         if other != ids:
@@ -157,7 +155,7 @@ def _template_difference(theirs: Any, tokenizer: Tokenizer, fmt: ChatFormat) -> 
         turns = [{"role": "system", "content": system}] * bool(system) + [{"role": "user", "content": question}]
         try:
             prompt = chat.encode_prompt(tokenizer, fmt, question, system)
-        except InputError:  # no system turn, or words that the vocabulary has not
+        except UserError:  # no system turn, or words that the vocabulary has not
             continue
         want = [*prompt, *chat.delimiters(tokenizer, fmt, wait="").think_start]
         found = list(theirs.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False))

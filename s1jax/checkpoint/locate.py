@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import IO, Any, TypeVar
 
 from s1jax.checkpoint import digests
-from s1jax.config import InputError
+from s1jax.errors import UserError
 from s1jax.io import files, paths
 
 PACKAGE = "package:"  # prefix of the checkpoints that ship in s1jax/assets
@@ -32,7 +32,7 @@ def resolve(path: str | os.PathLike[str]) -> pathlib.Path:
     """Returns the folder of a finished checkpoint: `path` itself, a workdir's newest step, or one from the package.
 
     Raises:
-      InputError: where there is none, with what was found instead.
+      UserError: where there is none, with what was found instead.
     """
     text = os.fspath(path)
     if text.startswith(PACKAGE):
@@ -40,23 +40,23 @@ def resolve(path: str | os.PathLike[str]) -> pathlib.Path:
         folder = assets / text.removeprefix(PACKAGE)
         if not digests.is_there(folder):
             have = ", ".join(sorted(PACKAGE + item.name for item in assets.glob("*") if digests.is_there(item)))
-            raise InputError(f"{text} is not in the package; it has {have or 'none'}.")
+            raise UserError(f"{text} is not in the package; it has {have or 'none'}.")
         return folder
     folder = paths.local(text, "checkpoint").absolute()
     if not folder.is_dir():
-        raise InputError(f"{text} is not a folder; give a checkpoint, a training workdir or package:NAME.")
+        raise UserError(f"{text} is not a folder; give a checkpoint, a training workdir or package:NAME.")
     if digests.is_there(folder):
         return folder
     steps = finished_steps(folder)
     if steps:
         return step_folder(folder, steps[-1])
     if (folder / "s1jax.json").exists():
-        raise InputError(f"{text} is a checkpoint that was never finished (no digests.json); make it again.")
+        raise UserError(f"{text} is a checkpoint that was never finished (no digests.json); make it again.")
     if (folder / "checkpoints").is_dir():
-        raise InputError(f"{text} is a training workdir without a finished checkpoint; let the run save one first.")
+        raise UserError(f"{text} is a training workdir without a finished checkpoint; let the run save one first.")
     if any(folder.glob("*.safetensors")):
-        raise InputError(f"{text} is a Hugging Face folder; turn it into a checkpoint with launch.convert --from_hf.")
-    raise InputError(f"{text} holds no checkpoint (no s1jax.json); give the folder that launch.train or convert wrote.")
+        raise UserError(f"{text} is a Hugging Face folder; turn it into a checkpoint with launch.convert --from_hf.")
+    raise UserError(f"{text} holds no checkpoint (no s1jax.json); give the folder that launch.train or convert wrote.")
 
 
 def step_folder(workdir: pathlib.Path, step: int) -> pathlib.Path:
@@ -88,7 +88,7 @@ def hold(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     """Gives the folder of a finished checkpoint, see `resolve`, which no training run removes during the block.
 
     Raises:
-      InputError: as `resolve`.
+      UserError: as `resolve`.
     """
     folder, file = _lock(path)
     with file:
@@ -104,7 +104,7 @@ def _lock(path: str | os.PathLike[str]) -> tuple[pathlib.Path, IO[Any]]:
                 return folder, file
             file.close()
         time.sleep(_PAUSE)
-    raise InputError(f"{os.fspath(path)}: {folder} is being removed by another process; run the same command again.")
+    raise UserError(f"{os.fspath(path)}: {folder} is being removed by another process; run the same command again.")
 
 
 def using(path: str | os.PathLike[str], use: Callable[[pathlib.Path], _Result]) -> _Result:
@@ -113,13 +113,13 @@ def using(path: str | os.PathLike[str], use: Callable[[pathlib.Path], _Result]) 
     Where the folder is removed all the same, `use` is called again with the next newest.
 
     Raises:
-      InputError: as `resolve`; and what `use` raises for a folder that is still there.
+      UserError: as `resolve`; and what `use` raises for a folder that is still there.
     """
     for left in reversed(range(_TRIES)):
         with hold(path) as folder:
             try:
                 return use(folder)
-            except (InputError, FileNotFoundError):
+            except (UserError, FileNotFoundError):
                 if digests.is_there(folder) or not left:
                     raise
     raise AssertionError("the last try returns or raises")

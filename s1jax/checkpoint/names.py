@@ -16,8 +16,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from s1jax.config import InputError, ModelConfig
+from s1jax.config.model import ModelConfig
 from s1jax.config.schema import plain
+from s1jax.errors import UserError
 
 Params = dict[str, Any]
 
@@ -169,10 +170,10 @@ def check(
       where: what holds all of them, in messages.
 
     Raises:
-      InputError: names tensors that are missing, extra or of another shape.
+      UserError: names tensors that are missing, extra or of another shape.
     """
     if config.num_layers > len(found):  # a layer has several tensors; a billion of names would take all memory
-        raise InputError(
+        raise UserError(
             f"{where} has {len(found)} tensors, too few for the {config.num_layers} layers of its configuration; "
             "get the configuration that belongs to these weights."
         )
@@ -181,7 +182,7 @@ def check(
     for name, wanted in expected.items():
         shape, file = found[name]
         if shape != wanted:
-            raise InputError(
+            raise UserError(
                 f"{file}: tensor {name} has shape {list(shape)} where the configuration says {list(wanted)}; "
                 "get the configuration that belongs to these weights."
             )
@@ -194,7 +195,7 @@ def _check_names(found: Iterable[str], expected: Iterable[str], where: str) -> N
             listed = ", ".join(map(plain, sorted(names)[:3])) + (
                 f" and {len(names) - 3} more" if len(names) > 3 else ""
             )
-            raise InputError(
+            raise UserError(
                 f"{where} {problem} tensor{'s' * (len(names) > 1)} {listed}; its configuration does not describe "
                 "these weights, so get a complete copy or correct the configuration."
             )

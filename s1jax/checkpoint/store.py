@@ -26,7 +26,6 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from s1jax import config as config_lib
 from s1jax.checkpoint import digests, locate, trees
 from s1jax.checkpoint.locate import finished_steps as finished_steps
 from s1jax.checkpoint.locate import hold as hold
@@ -34,7 +33,9 @@ from s1jax.checkpoint.locate import resolve as resolve
 from s1jax.checkpoint.locate import step_folder as step_folder
 from s1jax.checkpoint.locate import step_of as step_of
 from s1jax.checkpoint.locate import using as using
-from s1jax.config import InputError, ModelConfig
+from s1jax.config import schema
+from s1jax.config.model import ModelConfig
+from s1jax.errors import UserError
 from s1jax.io import files, paths
 from s1jax.text.chat import ChatFormat
 from s1jax.text.tokenizer import Tokenizer
@@ -83,7 +84,7 @@ def save_model(
       provenance: JSON values that say how the weights came about.
 
     Raises:
-      InputError: where the folder already holds something else, or the disk is full.
+      UserError: where the folder already holds something else, or the disk is full.
     """
     from orbax.checkpoint import v1 as ocp
 
@@ -108,7 +109,7 @@ def load_metadata(path: str | os.PathLike[str]) -> Metadata:
     """Reads configuration, tokenizer, chat format and provenance; imports neither jax nor Orbax.
 
     Raises:
-      InputError: where `path` is no finished checkpoint or one of these files is damaged.
+      UserError: where `path` is no finished checkpoint or one of these files is damaged.
     """
 
     def read(folder: pathlib.Path) -> Metadata:
@@ -128,7 +129,7 @@ def load_model(path: str | os.PathLike[str], *, mesh: Any = None, dtype: Any = N
       host: return numpy arrays, which no device has held: half the memory where the device is the host.
 
     Raises:
-      InputError: where the checkpoint is missing, unfinished, damaged or does not fit its own configuration.
+      UserError: where the checkpoint is missing, unfinished, damaged or does not fit its own configuration.
     """
 
     def read(folder: pathlib.Path) -> Model:
@@ -147,8 +148,8 @@ def load_params(
     import jax
     from orbax.checkpoint import v1 as ocp
 
-    from s1jax import parallel
     from s1jax.model import decoder
+    from s1jax.parallel import sharding
 
     wanted = decoder.abstract_params(config)
     with paths.plain(folder) as safe:
@@ -156,7 +157,7 @@ def load_params(
         trees.compare(stored, wanted, folder, "the weights do not belong to the model in s1jax.json")
         for name, leaf in trees.flatten(stored).items():
             if not np.issubdtype(leaf.dtype, np.floating) and leaf.dtype != ml_dtypes.bfloat16:
-                raise InputError(f"{folder}: {name} has type {leaf.dtype}; weights are floating-point numbers.")
+                raise UserError(f"{folder}: {name} has type {leaf.dtype}; weights are floating-point numbers.")
         if host:
             with trees.reading(folder):
                 return _load_host(safe, trees.flatten(stored), dtype)
@@ -164,7 +165,7 @@ def load_params(
             one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
             shardings = jax.tree.map(lambda _: one, wanted)
         else:
-            shardings = parallel.param_shardings(config, mesh)
+            shardings = sharding.param_shardings(config, mesh)
         abstract = jax.tree.map(
             lambda leaf, old, sharding: jax.ShapeDtypeStruct(leaf.shape, dtype or old.dtype, sharding=sharding),
             wanted,
@@ -231,7 +232,7 @@ class Checkpointer:
           progress: JSON values joined to the provenance, such as the step and the loss.
 
         Raises:
-          InputError: where the disk is full, for this save or the one before.
+          UserError: where the disk is full, for this save or the one before.
         """
         import jax
         from orbax.checkpoint import v1 as ocp
@@ -262,7 +263,7 @@ class Checkpointer:
         """Returns when everything saved so far is on the disk.
 
         Raises:
-          InputError: where the disk is full.
+          UserError: where the disk is full.
         """
         pending, self._pending = self._pending, None
         if pending is not None:
@@ -276,18 +277,18 @@ class Checkpointer:
         """Returns (params, optimizer) of a step, placed and typed like the abstract trees that are given.
 
         Raises:
-          InputError: where a file is damaged or the trees differ.
+          UserError: where a file is damaged or the trees differ.
         """
         import jax
         from orbax.checkpoint import v1 as ocp
 
-        from s1jax import parallel
+        from s1jax.parallel import processes
 
         folder = step_folder(self._workdir, step)
         index, count = jax.process_index(), jax.process_count()  # every process verifies some of the files
-        parallel.together(lambda: digests.verify(folder, lambda name: zlib.crc32(name.encode()) % count == index))
+        processes.together(lambda: digests.verify(folder, lambda name: zlib.crc32(name.encode()) % count == index))
         if not (folder / "optimizer").is_dir():
-            raise InputError(
+            raise UserError(
                 f"{folder} has no optimizer state to go on from; remove it, or give it to another run as init_from."
             )
         safe = self._plain(step)
@@ -323,7 +324,7 @@ class Checkpointer:
 
 @contextlib.contextmanager
 def disk_errors(folder: pathlib.Path) -> Iterator[None]:
-    """Turns whatever a full disk or a limit of this process raises, in Orbax or here, into an InputError."""
+    """Turns whatever a full disk or a limit of this process raises, in Orbax or here, into an UserError."""
     try:
         yield
     except Exception as error:
@@ -331,7 +332,7 @@ def disk_errors(folder: pathlib.Path) -> Iterator[None]:
         while cause is not None:
             for number, (what, remedy) in files.FULL.items():
                 if getattr(cause, "errno", None) == number or os.strerror(number) in str(cause):
-                    raise InputError(
+                    raise UserError(
                         f"{what} while writing {folder}; {remedy} and run the same command again (finished checkpoints"
                         " are kept)."
                     ) from error
@@ -343,18 +344,18 @@ def _make_room(folder: pathlib.Path) -> None:
     """Makes `folder`, replacing an unfinished checkpoint; refuses anything else that is in the way."""
     if folder.is_dir() and any(folder.iterdir()):
         if digests.is_there(folder) or not (folder / "s1jax.json").exists():
-            raise InputError(f"{folder} exists and is not empty; remove it or choose another folder.")
+            raise UserError(f"{folder} exists and is not empty; remove it or choose another folder.")
         shutil.rmtree(folder)
     elif folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file; choose another folder.")
+        raise UserError(f"{folder} is a file; choose another folder.")
     folder.mkdir(parents=True, exist_ok=True)
 
 
 def _write_descriptions(folder: pathlib.Path, about: Metadata) -> None:
     text = {
         "format": FORMAT,
-        "model": config_lib.to_dict(about.config),
-        "chat": config_lib.to_dict(about.chat),
+        "model": schema.to_dict(about.config),
+        "chat": schema.to_dict(about.chat),
         "provenance": about.provenance,
     }
     (folder / "s1jax.json").write_text(json.dumps(text, indent=2) + "\n")
@@ -372,14 +373,12 @@ def _read_descriptions(folder: pathlib.Path) -> Metadata:
                 raise ValueError(f"{part} is missing or no object")
     except (ValueError, RecursionError, FileNotFoundError, IsADirectoryError) as error:
         said = " ".join(str(error).split())[:160]
-        raise InputError(
-            f"{file} does not describe a checkpoint ({said}); use another one or copy it again."
-        ) from error
+        raise UserError(f"{file} does not describe a checkpoint ({said}); use another one or copy it again.") from error
     if about.get("format") != FORMAT:
-        raise InputError(f"{file} has format {about.get('format')!r:.40}; this version of s1jax reads format {FORMAT}.")
+        raise UserError(f"{file} has format {about.get('format')!r:.40}; this version of s1jax reads format {FORMAT}.")
     return Metadata(
-        config_lib.from_dict(ModelConfig, about["model"], f"{file}: model"),
+        schema.from_dict(ModelConfig, about["model"], f"{file}: model"),
         Tokenizer.load(folder / "tokenizer"),
-        config_lib.from_dict(ChatFormat, about["chat"], f"{file}: chat"),
+        schema.from_dict(ChatFormat, about["chat"], f"{file}: chat"),
         about["provenance"],
     )

@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from s1jax.config import InputError
+from s1jax.errors import UserError
 from s1jax.io import files
 
 # Orbax counts a save's time on the wall clock, which may jump by an hour, and gives up after 20 minutes. A process that
@@ -48,16 +48,16 @@ def compare(stored: Any, wanted: Any, folder: pathlib.Path, fault: str) -> None:
       fault: what a difference means.
 
     Raises:
-      InputError: names the first leaf that is missing, superfluous, of another shape or not an array.
+      UserError: names the first leaf that is missing, superfluous, of another shape or not an array.
     """
     have, want = flatten(stored), flatten(wanted)
     for name in sorted(set(have) ^ set(want)):
-        raise InputError(f"{folder}: {name} {'is missing' if name in want else 'was not expected'}; {fault}.")
+        raise UserError(f"{folder}: {name} {'is missing' if name in want else 'was not expected'}; {fault}.")
     for name, leaf in want.items():
         if not isinstance(getattr(have[name], "shape", None), tuple):
-            raise InputError(f"{folder}: {name} is no array; {fault}.")
+            raise UserError(f"{folder}: {name} is no array; {fault}.")
         if tuple(have[name].shape) != tuple(leaf.shape):
-            raise InputError(
+            raise UserError(
                 f"{folder}: {name} has shape {tuple(have[name].shape)} instead of {tuple(leaf.shape)}; {fault}."
             )
 
@@ -66,7 +66,7 @@ def read_metadata(path: pathlib.Path, folder: pathlib.Path) -> Any:
     """Returns what Orbax says of the tree at `path`: leaves with `shape` and `dtype`; `folder` is named in errors.
 
     Raises:
-      InputError: where Orbax cannot read it.
+      UserError: where Orbax cannot read it.
     """
     from orbax.checkpoint import v1 as ocp
 
@@ -78,7 +78,7 @@ def read_metadata(path: pathlib.Path, folder: pathlib.Path) -> Any:
 
 @contextlib.contextmanager
 def reading(folder: pathlib.Path) -> Iterator[None]:
-    """Turns what Orbax raises for files that it cannot read into an InputError that names `folder`.
+    """Turns what Orbax raises for files that it cannot read into an UserError that names `folder`.
 
     Want of memory, of access or of open files, an unreadable disk and a lost process stay what they are.
     """
@@ -86,13 +86,13 @@ def reading(folder: pathlib.Path) -> Iterator[None]:
 
     try:
         yield
-    except (InputError, MemoryError, TimeoutError, jax.errors.JaxRuntimeError):
+    except (UserError, MemoryError, TimeoutError, jax.errors.JaxRuntimeError):
         raise
     except Exception as error:
         said = " ".join(str(error).split())
         if getattr(error, "errno", None) in _NOT_DAMAGE or "RESOURCE_EXHAUSTED" in said:
             raise
-        raise InputError(
+        raise UserError(
             f"Orbax cannot read the arrays of {folder} ({type(error).__name__}: {said[:160]}); the checkpoint is "
             "damaged: use another one or copy it again."
         ) from error
@@ -107,7 +107,7 @@ def check_written(path: pathlib.Path, wanted: Any, folder: pathlib.Path) -> None
       folder: in messages.
 
     Raises:
-      InputError: names the first array that cannot be found again.
+      UserError: names the first array that cannot be found again.
     """
     import numpy as np
 
@@ -118,10 +118,10 @@ def check_written(path: pathlib.Path, wanted: Any, folder: pathlib.Path) -> None
     chunks = _chunks(path / "state")
     for name, leaf in want.items():
         if np.dtype(have[name].dtype) != np.dtype(leaf.dtype):
-            raise InputError(f"{folder}: {name} has type {have[name].dtype} instead of {leaf.dtype}; {fault}.")
+            raise UserError(f"{folder}: {name} has type {have[name].dtype} instead of {leaf.dtype}; {fault}.")
         there, expected = chunks.get(name.replace("/", "."), (0, 1))
         if there != expected:
-            raise InputError(f"{folder}: {name} has {there} of {expected} chunks; {fault}.")
+            raise UserError(f"{folder}: {name} has {there} of {expected} chunks; {fault}.")
 
 
 def _chunks(path: pathlib.Path) -> dict[str, tuple[int, int]]:

@@ -16,7 +16,7 @@ from typing import Any
 from absl import app, flags, logging
 
 from s1jax.cli import terminal
-from s1jax.config import InputError
+from s1jax.errors import UserError
 from s1jax.io import files
 
 BAD_INPUT = 2  # exit code
@@ -39,10 +39,10 @@ def run(main: Callable[[], int | None], config_flag: str = "") -> None:
     """Parses the flags, runs `main` and exits with what it returns (None: 0).
 
     Args:
-      main: reads its flags itself; raises `InputError` for whatever the user can correct.
+      main: reads its flags itself; raises `UserError` for whatever the user can correct.
       config_flag: name of the `config_flags` file flag, whose own errors are told apart in the message.
 
-    Exits with `BAD_INPUT` after printing `error: <sentence>` to stderr for an InputError, a flag that does not parse,
+    Exits with `BAD_INPUT` after printing `error: <sentence>` to stderr for an UserError, a flag that does not parse,
     a broken config file, a path that may not be read or written, a full disk or memory; no traceback. With
     `terminal.LOST` or `terminal.PIPE_CLOSED` where all of that went well and standard output could not be written.
     """
@@ -108,7 +108,7 @@ def guarded(main: Callable[[], int | None]) -> int | None:
     except KeyboardInterrupt:
         print("interrupted; run the same command again", file=sys.stderr, flush=True)
         return INTERRUPTED
-    except InputError as error:
+    except UserError as error:
         return fail(str(error))
     except OSError as error:
         if error.errno in _NO_ACCESS and error.filename:
@@ -172,7 +172,7 @@ def _parse(argv: Sequence[str], config_flag: str) -> list[str]:
         wrong = next((part for part in given if not _is_setting(there, part.partition("=")[0])), None)
         if wrong is None:
             raise
-        sys.exit(fail(f"{wrong} is not a setting of {file}; see s1jax/config.py for those there are."))
+        sys.exit(fail(f"{wrong} is not a setting of {file}; see s1jax/config/experiment.py for those there are."))
     if flags.FLAGS["verbosity"].using_default_value:
         logging.set_verbosity(logging.FATAL)  # Orbax logs every file it writes, and errors that it raises as well
     if len(rest) > 1:

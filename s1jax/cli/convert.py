@@ -31,7 +31,8 @@ from absl import flags
 import s1jax
 from s1jax.checkpoint import gguf, huggingface, huggingface_config, huggingface_tokenizer, store
 from s1jax.cli import terminal
-from s1jax.config import InputError, ModelConfig
+from s1jax.config.model import ModelConfig
+from s1jax.errors import UserError
 from s1jax.io import files, hub, paths
 from s1jax.text import chat as chat_lib
 from s1jax.text import default_format
@@ -68,13 +69,13 @@ _DTYPES: dict[str, Any] = {"": None, "float32": np.float32, "bfloat16": ml_dtype
 def main() -> None:
     source, target = _one("from_hf", "from_gguf", "from"), _one("to", "to_hf")
     if (source == "from") != (target == "to_hf"):
-        raise InputError("convert goes --from_hf or --from_gguf with --to, or --from with --to_hf.")
+        raise UserError("convert goes --from_hf or --from_gguf with --to, or --from with --to_hf.")
     if source == "from" and (FLAGS.think_start or FLAGS.think_end):
-        raise InputError("--think_start and --think_end are for imports; a Hugging Face folder has no place for them.")
+        raise UserError("--think_start and --think_end are for imports; a Hugging Face folder has no place for them.")
     if FLAGS.revision and source != "from_hf":
-        raise InputError("--revision is of a model on the hub; it goes with --from_hf=OWNER/NAME.")
+        raise UserError("--revision is of a model on the hub; it goes with --from_hf=OWNER/NAME.")
     if not 0 < FLAGS.max_shard_gb < math.inf:
-        raise InputError(f"--max_shard_gb is {FLAGS.max_shard_gb}; it must be positive and finite.")
+        raise UserError(f"--max_shard_gb is {FLAGS.max_shard_gb}; it must be positive and finite.")
     for flag in (source, target, "tokenizer"):
         paths.local(str(FLAGS[flag].value), f"--{flag}")
     # An accelerator has nothing to do here, and its memory may be too small for the whole model.
@@ -93,7 +94,7 @@ def main() -> None:
             read = _read_huggingface if source == "from_hf" else _read_gguf
             params, config, tokenizer, origin, eos = read(origin_path, dtype)
             if tokenizer.num_ids > config.vocab_size:
-                raise InputError(
+                raise UserError(
                     f"the tokenizer has {tokenizer.num_ids} ids but the model's vocabulary {config.vocab_size} rows; "
                     "give the model's own tokenizer with --tokenizer=DIR."
                 )
@@ -127,7 +128,7 @@ def _one(*names: str) -> str:
     """The one flag of `names` that was given."""
     given = [name for name in names if FLAGS[name].value]
     if len(given) != 1:
-        raise InputError(f"give exactly one of {', '.join('--' + name for name in names)}; --help explains them.")
+        raise UserError(f"give exactly one of {', '.join('--' + name for name in names)}; --help explains them.")
     return given[0]
 
 
@@ -151,16 +152,16 @@ def _local_folder(name: str) -> tuple[pathlib.Path, str]:
     folder = pathlib.Path(name)
     if folder.is_dir():
         if FLAGS.revision:
-            raise InputError(f"--revision is of a model on the hub; {name} is a folder here, so leave it out.")
+            raise UserError(f"--revision is of a model on the hub; {name} is a folder here, so leave it out.")
         return folder, hub.commit(folder)
     if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
-        raise InputError(f"--from_hf: {name} is neither a folder nor a hub id (owner/name).")
+        raise UserError(f"--from_hf: {name} is neither a folder nor a hub id (owner/name).")
     try:
         patterns = ["*.json", "*.safetensors", "*.model", "*.jinja"]
         folder, commit = hub.snapshot(name, patterns, kind="model", revision=FLAGS.revision)
     except Exception as error:  # the hub's client raises errors of several libraries
         reason = " ".join(str(error).split())[:200]
-        raise InputError(
+        raise UserError(
             f"--from_hf: {name} is no folder here and could not be fetched from the hub ({type(error).__name__}: "
             f"{reason}); download it where there is a network and give its folder."
         ) from None

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from s1jax.cli import terminal
-from s1jax.config import SAMPLING_DTYPES, InputError, MeshConfig
+from s1jax.config.experiment import MeshConfig
+from s1jax.config.sampling import SAMPLING_DTYPES
+from s1jax.errors import UserError
 
 if TYPE_CHECKING:
     from s1jax.engine.engine import Engine
@@ -46,14 +48,14 @@ def parse_mesh(texts: list[str]) -> MeshConfig:
     """Returns the mesh that `--mesh` names; axes that it leaves out have one device.
 
     Raises:
-      InputError: for an axis that there isn't, twice the same, or no number.
+      UserError: for an axis that there isn't, twice the same, or no number.
     """
     names = [field.name for field in dataclasses.fields(MeshConfig)]
     axes: dict[str, int] = {}
     for text in texts:
         name, _, number = text.strip().partition("=")
         if name not in names or name in axes or not re.fullmatch(r"-?[0-9]{1,9}", number):
-            raise InputError(f"--mesh has {text!r}; give axes out of {', '.join(names)} as in tensor=4.")
+            raise UserError(f"--mesh has {text!r}; give axes out of {', '.join(names)} as in tensor=4.")
         axes[name] = int(number)
     return MeshConfig(**dict.fromkeys(names, 1) | axes)
 
@@ -73,19 +75,19 @@ def engine(checkpoint: str, slots: int, cache_length: int) -> Engine:
     compile them.
 
     Raises:
-      InputError: for a mesh that does not fit the devices or the model, or a checkpoint that can't be loaded.
+      UserError: for a mesh that does not fit the devices or the model, or a checkpoint that can't be loaded.
     """
     import jax
 
-    from s1jax import parallel
     from s1jax.engine import engine as engine_lib
+    from s1jax.parallel import mesh as mesh_lib
 
     if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
         home: Any = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
         jax.config.update("jax_compilation_cache_dir", os.fspath(pathlib.Path(home) / "s1jax"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    mesh = parallel.make_mesh(parse_mesh(MESH.value))
+    mesh = mesh_lib.make_mesh(parse_mesh(MESH.value))
     print(f"loading {terminal.safe(checkpoint)} ...", file=sys.stderr, flush=True)
     made = engine_lib.Engine(
         checkpoint,

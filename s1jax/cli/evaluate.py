@@ -34,7 +34,8 @@ from absl import flags
 
 from s1jax.cli import engine_flags, table, terminal
 from s1jax.cli import results as results_lib
-from s1jax.config import Controls, InputError
+from s1jax.config.sampling import SamplingParams
+from s1jax.errors import UserError
 from s1jax.evaluate import metrics as metrics_lib
 from s1jax.evaluate import outcomes, strategies
 from s1jax.evaluate.strategies import Strategy
@@ -85,17 +86,17 @@ _WITHOUT_FLAG = ("repetition_penalty", "stop", "n")  # controls that are the sam
 def main() -> None:
     chosen = parse_strategies(_STRATEGIES.value, _BUDGETS.value, _WAITS.value, _WAIT.value)
     if not _CHECKPOINT.value:
-        raise InputError("--checkpoint is missing; give a checkpoint, a training workdir or package:NAME.")
+        raise UserError("--checkpoint is missing; give a checkpoint, a training workdir or package:NAME.")
     if not _OUT.value:
-        raise InputError("--out is missing; name the folder for the results.")
+        raise UserError("--out is missing; name the folder for the results.")
     paths.local(_CHECKPOINT.value, "--checkpoint")
     paths.local(_OUT.value, "--out")
     if not math.isfinite(_DOLLARS.value):
-        raise InputError(f"--dollars_per_hour is {_DOLLARS.value}; give a price, or 0 to leave dollars out.")
+        raise UserError(f"--dollars_per_hour is {_DOLLARS.value}; give a price, or 0 to leave dollars out.")
     if _HARD.value and _TASK.value not in ("countdown", "countdown_hard"):
-        raise InputError(f"--hard is for --task=countdown, not for {_TASK.value}; drop it.")
+        raise UserError(f"--hard is for --task=countdown, not for {_TASK.value}; drop it.")
     task = task_lib.load("countdown_hard" if _HARD.value else _TASK.value, _PROBLEMS.value, _SPLIT.value)
-    controls = Controls(
+    controls = SamplingParams(
         max_thinking_tokens=task.max_thinking_tokens if _LIMIT.value is None else _LIMIT.value,
         max_answer_tokens=task.max_answer_tokens if _ANSWER.value is None else _ANSWER.value,
         temperature=_TEMPERATURE.value, top_p=_TOP_P.value, top_k=_TOP_K.value, min_p=_MIN_P.value, seed=_SEED.value,
@@ -107,7 +108,7 @@ def main() -> None:
     store.using(_CHECKPOINT.value, lambda folder: evaluate(folder, chosen, task, controls))
 
 
-def evaluate(folder: pathlib.Path, chosen: Sequence[Strategy], task: Task, controls: Controls) -> None:
+def evaluate(folder: pathlib.Path, chosen: Sequence[Strategy], task: Task, controls: SamplingParams) -> None:
     """Evaluates the checkpoint in `folder`, see the module's text."""
     from s1jax.checkpoint import store
     from s1jax.text import written
@@ -126,7 +127,7 @@ def evaluate(folder: pathlib.Path, chosen: Sequence[Strategy], task: Task, contr
     try:
         out.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise InputError(f"--out {out} is a file; choose another folder.") from error
+        raise UserError(f"--out {out} is a file; choose another folder.") from error
     # Only now, so that a mistyped flag is answered at once.
     import jax
 
@@ -187,7 +188,7 @@ def parse_strategies(texts: list[str], budgets: list[str], waits: list[str], wai
     """Returns the runs that three lists of flags ask for: budgets, waits, strategies, each as given, none twice.
 
     Raises:
-      InputError: all are empty, something makes no sense, or two runs would have the same name.
+      UserError: all are empty, something makes no sense, or two runs would have the same name.
     """
     found = []
     for flag, given in (("--budgets", budgets), ("--waits", waits)):
@@ -197,22 +198,22 @@ def parse_strategies(texts: list[str], budgets: list[str], waits: list[str], wai
             elif (number := strategies.whole(text)) is None:
                 also = ' or "none"' if flag == "--budgets" else ""
                 wanted = f"numbers of 0 to {strategies.MOST}{also}, separated by commas"
-                raise InputError(f'{flag} has "{text:.40}"; give {wanted}.')
+                raise UserError(f'{flag} has "{text:.40}"; give {wanted}.')
             else:
                 found.append(strategies.parse(f"forcing:{'max' if flag == '--budgets' else 'waits'}={number}"))
     found += map(strategies.parse, texts)
     if not found:
-        raise InputError(
+        raise UserError(
             "--budgets, --waits and --strategies are all empty; give at least one, for example --budgets=0,64,none."
         )
     found = list(dict.fromkeys(found))
     for name, count in collections.Counter(strategy.name(wait) for strategy in found).items():
         if count > 1:
-            raise InputError(f'--strategies asks for "{name}" in {count} ways that look alike; drop one.')
+            raise UserError(f'--strategies asks for "{name}" in {count} ways that look alike; drop one.')
     return found
 
 
-def check_limits(chosen: Sequence[Strategy], controls: Controls) -> None:
+def check_limits(chosen: Sequence[Strategy], controls: SamplingParams) -> None:
     """Raises where a strategy needs more thinking than the limit of all runs, or samples that would all be alike."""
     most = controls.max_thinking_tokens
     for strategy in chosen:
@@ -221,9 +222,9 @@ def check_limits(chosen: Sequence[Strategy], controls: Controls) -> None:
                      strategy.forcing.min_thinking_tokens)  # fmt: skip
         if wanted > most:
             flag = "--budgets" if str(wanted) in _BUDGETS.value else "--strategies"
-            raise InputError(f"{flag} has {wanted}, more than --max_thinking_tokens {most}; raise the limit.")
+            raise UserError(f"{flag} has {wanted}, more than --max_thinking_tokens {most}; raise the limit.")
         if selection and selection.samples > 1 and (selection.temperature or controls.temperature) == 0:
-            raise InputError(
+            raise UserError(
                 f'--strategies has "{name}", whose samples are all alike at --temperature=0; give the strategy'
                 " temperature=1, or raise --temperature."
             )
@@ -235,7 +236,7 @@ def check_trained(chosen: Sequence[Strategy], provenance: Mapping[str, Any]) -> 
     for strategy in chosen:
         control = strategy.instruction.control if strategy.instruction else trained
         if control != trained and not _UNTRAINED.value:
-            raise InputError(
+            raise UserError(
                 f'"{strategy.name(_WAIT.value)}" needs a checkpoint trained with config.data.control={control}, and'
                 f" {_CHECKPOINT.value} was trained {f'with {trained}' if trained else 'without any'}; train one, or ask"
                 " it all the same with --allow_untrained."
@@ -252,11 +253,11 @@ def ask(strategy: Strategy, task: Task, about: Any) -> list[str]:
     try:
         return [chat.instruct(about.tokenizer, about.chat, row["question"], what.control, what.amount)
                 for row in task.rows]  # fmt: skip
-    except InputError as error:
-        raise InputError(f'"{strategy.name(_WAIT.value)}": {error}') from error
+    except UserError as error:
+        raise UserError(f'"{strategy.name(_WAIT.value)}": {error}') from error
 
 
-def _asked(controls: Controls) -> dict[str, Any]:
+def _asked(controls: SamplingParams) -> dict[str, Any]:
     """The flags that determine the answers, for results.json; how many are drawn at one time does not."""
     about = (_CHECKPOINT, _TASK, _STRATEGIES, _BUDGETS, _WAITS, _PROBLEMS, _SPLIT, _HARD, _WAIT)
     how = (engine_flags.DTYPE, engine_flags.CACHE_DTYPE, engine_flags.WEIGHT_DTYPE)
@@ -270,7 +271,7 @@ def sample_all(
     task: Task,
     chosen: Sequence[Strategy],
     questions: Sequence[Sequence[str]],
-    controls: Controls,
+    controls: SamplingParams,
     journal: Any,
     there: Sequence[Mapping[str, Any]],
     file: pathlib.Path,
@@ -337,7 +338,7 @@ def sample_run(
     task: Task,
     strategy: Strategy,
     questions: Sequence[str],
-    controls: Controls,
+    controls: SamplingParams,
     journal: Any,
     rows: list[dict[str, Any]],
     report: Callable[[int, str], None],
@@ -376,7 +377,7 @@ def sample_run(
 
 
 def check_rows(
-    about: Any, task: Task, chosen: Sequence[Strategy], questions: Sequence[Sequence[str]], controls: Controls
+    about: Any, task: Task, chosen: Sequence[Strategy], questions: Sequence[Sequence[str]], controls: SamplingParams
 ) -> int:
     """Checks every row of every run, so that none is refused after others were sampled.
 
@@ -384,7 +385,7 @@ def check_rows(
       cache slots that hold the longest row of any run, or 0 (each run for itself) where those are many.
 
     Raises:
-      InputError: names the run and the problem whose row the model has no room for, or which has a bad setting.
+      UserError: names the run and the problem whose row the model has no room for, or which has a bad setting.
     """
     from s1jax.engine import encoding as encoding_lib
     from s1jax.engine import scheduler

@@ -21,8 +21,11 @@ from ml_collections import config_flags
 
 from s1jax import perf
 from s1jax.cli import command, terminal
-from s1jax.config import Experiment, InputError, MeshConfig, ModelConfig, presets
+from s1jax.config import presets
+from s1jax.config.experiment import Experiment, MeshConfig
+from s1jax.config.model import ModelConfig
 from s1jax.data import layout as layout_lib
+from s1jax.errors import UserError
 from s1jax.io import files, paths
 from s1jax.plan import targets
 
@@ -58,14 +61,14 @@ _SMALLEST_SLICE = {"v5p": "v5p-8", "v6e": "v6e-4", "v5e": "v5litepod-4"}  # libt
 
 def main() -> int:
     if _CONFIG.value is None or _TARGET.value is None:
-        raise InputError("give --config=configs/NAME.py and --target=CHIP:ARRANGEMENT, for example --target=h100:16.")
+        raise UserError("give --config=configs/NAME.py and --target=CHIP:ARRANGEMENT, for example --target=h100:16.")
     if not 0 <= _MFU.value <= 1:
-        raise InputError(f"--mfu={_MFU.value} is no share of the peak; give 0 to 1, for example --mfu=0.2.")
+        raise UserError(f"--mfu={_MFU.value} is no share of the peak; give 0 to 1, for example --mfu=0.2.")
     out = paths.local(_OUT.value, "--out")  # looked at now, because compiling takes minutes
     if _OUT.value and out.is_dir():
-        raise InputError(f"--out={out} is a folder; name a file.")
+        raise UserError(f"--out={out} is a folder; name a file.")
     if not out.parent.is_dir():
-        raise InputError(f"--out={out}: there is no folder {out.parent}; make it, or choose another.")
+        raise UserError(f"--out={out}: there is no folder {out.parent}; make it, or choose another.")
     if _OUT.value:
         _check_writable(out)
     settings = _CONFIG.value.to_dict()
@@ -74,9 +77,9 @@ def main() -> int:
     target = targets.parse(_TARGET.value)
     layout = layout_lib.layout(experiment, _ROWS.value, _TOKENS.value)
     if _TOKENS.value and layout is None:
-        raise InputError("--num_tokens is for packed rows; set --config.data.batching=packed, or leave it out.")
+        raise UserError("--num_tokens is for packed rows; set --config.data.batching=packed, or leave it out.")
     if layout is None and experiment.train.batch_tokens and not experiment.train.steps:
-        raise InputError(
+        raise UserError(
             f"how many steps of config.train.batch_tokens the rows of {experiment.data.source} take is not known; give "
             "--num_tokens, or --config.train.steps."
         )
@@ -99,7 +102,7 @@ def main() -> int:
     tries = _candidates(experiment, target.devices, rows) if _SEARCH.value else [[experiment]]
     if not tries:
         size = "batch_size" if experiment.train.batch_size else "batch_tokens"
-        raise InputError(
+        raise UserError(
             f"the {rows} rows of a step (config.train.{size}) do not divide over the {target.devices} devices of "
             f"{target.name} in any of the meshes that are tried; change one or the other."
         )
@@ -107,7 +110,7 @@ def main() -> int:
         for candidate in attempts:
             try:
                 results.append((planner.plan(candidate, model, target, given), candidate))
-            except InputError as error:
+            except UserError as error:
                 if not _SEARCH.value:
                     if not isinstance(error, planner.DoesNotFitError):
                         raise
@@ -121,7 +124,7 @@ def main() -> int:
                 break
     fitting = [pair for pair in results if pair[0].fits] or results
     if not fitting:
-        raise InputError(f"nothing that was tried fits {target.name}; use more devices or shorter rows.")
+        raise UserError(f"nothing that was tried fits {target.name}; use more devices or shorter rows.")
     fitting.sort(key=lambda pair: (pair[0].seconds["step"], pair[0].memory["peak"]))
     if _SEARCH.value:
         print(f"\nthe fastest of {len(fitting)} that fit:" if fitting[0][0].fits else "\nnone fits; the fastest:")
@@ -144,12 +147,12 @@ def main() -> int:
 
 
 def _check_writable(out: pathlib.Path) -> None:
-    """Raises InputError where nothing can be written to `out`; what it holds stays as it is."""
+    """Raises UserError where nothing can be written to `out`; what it holds stays as it is."""
     new = not out.exists()
     try:
         out.open("a").close()  # a mode says too little: root may write everywhere, and in /proc nobody
     except OSError as error:
-        raise InputError(f"--out={out} can't be written ({error.strerror}); choose another file.") from None
+        raise UserError(f"--out={out} can't be written ({error.strerror}); choose another file.") from None
     if new:
         out.unlink()
 

@@ -19,7 +19,7 @@ from typing import Any
 from absl import flags
 
 from s1jax.cli import command
-from s1jax.config import InputError
+from s1jax.errors import UserError
 
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, where all processes meet.")
 _NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "Processes of the run, over all hosts.")
@@ -52,18 +52,18 @@ def run(main: Callable[[], int]) -> int:
     processes have is said by the first alone.
 
     Raises:
-      InputError: where flags or cluster do not say which processes there are, or where they do not meet.
+      UserError: where flags or cluster do not say which processes there are, or where they do not meet.
     """
     _join()
     import jax
 
-    from s1jax import parallel
+    from s1jax.parallel.processes import SharedError
 
     if not jax.distributed.is_initialized():
         return main()
     try:
         return main()
-    except parallel.SharedError as error:  # raised in all processes, which leave together
+    except SharedError as error:  # raised in all processes, which leave together
         return command.fail(str(error)) if jax.process_index() == 0 else command.BAD_INPUT
     except BaseException as error:
         code = _report(error)
@@ -139,12 +139,12 @@ def _join() -> None:
         # jax knows no cluster here. Processes that have peers all the same would each train alone in one folder.
         for name, missing in _UNFOUND.items():
             if name in os.environ:
-                raise InputError(
+                raise UserError(
                     f"{name} is set, but to find the other processes jax needs {missing}; install it or give "
                     "--coordinator, --num_processes and --process_id."
                 ) from error
     except RuntimeError as error:
-        raise InputError(f"the processes of the run do not meet: {' '.join(str(error).split())}") from error
+        raise UserError(f"the processes of the run do not meet: {' '.join(str(error).split())}") from error
 
 
 def _given() -> dict[str, Any]:
@@ -153,12 +153,12 @@ def _given() -> dict[str, Any]:
     if address is None and count is None and index is None:
         return {}
     if address is None or count is None or index is None:
-        raise InputError("--coordinator, --num_processes and --process_id are given together or not at all.")
+        raise UserError("--coordinator, --num_processes and --process_id are given together or not at all.")
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
-        raise InputError(f"--coordinator={address} is not HOST:PORT; give a host and a free port of process 0.")
+        raise UserError(f"--coordinator={address} is not HOST:PORT; give a host and a free port of process 0.")
     if not 0 <= index < count:
-        raise InputError(f"--process_id={index} is none of the {count} processes; give 0 to {count - 1}.")
+        raise UserError(f"--process_id={index} is none of the {count} processes; give 0 to {count - 1}.")
     return {
         "coordinator_address": address,
         "num_processes": count,
@@ -187,7 +187,7 @@ def _aborted(_: int) -> None:
 def _report(error: BaseException) -> int:
     """Says what went wrong in this process, and returns the exit code for it."""
     text = ""
-    cause: BaseException | None = None if isinstance(error, InputError) else error
+    cause: BaseException | None = None if isinstance(error, UserError) else error
     while cause is not None:  # a save that failed for it is another error with this one as its cause
         text += " ".join(str(cause).split()) + " "
         cause = cause.__cause__ or cause.__context__

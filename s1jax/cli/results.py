@@ -7,7 +7,7 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from s1jax.config import InputError
+from s1jax.errors import UserError
 
 
 def read(
@@ -22,7 +22,7 @@ def read(
       journal: samples of an evaluation that has no results yet.
 
     Raises:
-      InputError: the folder holds results or samples of another evaluation, or damaged ones.
+      UserError: the folder holds results or samples of another evaluation, or damaged ones.
     """
     file, samples = out / "results.json", out / "samples.jsonl"
     if not file.exists() and not samples.exists():
@@ -39,9 +39,9 @@ def read(
         else:  # of a process that was killed before it wrote its results: the journal has the same samples
             own, same, there = samples, found <= {key(row) for row in journal}, []
     except (ValueError, AttributeError, KeyError, TypeError, FileNotFoundError):
-        raise InputError(f"{file} or {samples} is damaged or missing; remove both, or choose another --out.") from None
+        raise UserError(f"{file} or {samples} is damaged or missing; remove both, or choose another --out.") from None
     if not same:
-        raise InputError(
+        raise UserError(
             f"{own} belongs to another evaluation (other checkpoint, questions or settings); choose another --out, or"
             " remove that file."
         )

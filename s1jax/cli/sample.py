@@ -27,7 +27,8 @@ from absl import flags
 from rich.console import Console
 
 from s1jax.cli import engine_flags, progress, terminal
-from s1jax.config import Controls, InputError
+from s1jax.config.sampling import SamplingParams
+from s1jax.errors import UserError
 from s1jax.io import files, paths
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ _HELP = {
     "n": "Samples of each prompt; above 1 with a temperature above 0.",
     "seed": "Of the noise, which differs from row to row; a row's own seed gives the same ids at any place.",
 }
-for _name, _default in dataclasses.asdict(Controls()).items():
+for _name, _default in dataclasses.asdict(SamplingParams()).items():
     if isinstance(_default, tuple):
         flags.DEFINE_multi_string(_name, None, _HELP[_name])
     elif isinstance(_default, float):
@@ -70,17 +71,17 @@ for _name, _default in dataclasses.asdict(Controls()).items():
 def main() -> None:
     one = FLAGS.prompt is not None
     if not FLAGS.checkpoint:
-        raise InputError("--checkpoint is missing; give a checkpoint, a training workdir or package:NAME.")
+        raise UserError("--checkpoint is missing; give a checkpoint, a training workdir or package:NAME.")
     if one == bool(FLAGS.prompts):
-        raise InputError("give exactly one of --prompts=FILE.jsonl and --prompt='...'.")
+        raise UserError("give exactly one of --prompts=FILE.jsonl and --prompt='...'.")
     if one == bool(FLAGS.out):
-        raise InputError("--out=FILE.jsonl goes with --prompts; --prompt writes to the terminal.")
+        raise UserError("--out=FILE.jsonl goes with --prompts; --prompt writes to the terminal.")
     for flag in ("checkpoint", "prompts", "out"):
         paths.local(str(FLAGS[flag].value), f"--{flag}")
-    given = {field.name: getattr(FLAGS, field.name) for field in dataclasses.fields(Controls)}
-    controls = Controls(**given | {"stop": given["stop"] or ()})
+    given = {field.name: getattr(FLAGS, field.name) for field in dataclasses.fields(SamplingParams)}
+    controls = SamplingParams(**given | {"stop": given["stop"] or ()})
     if one and controls.n > 1:
-        raise InputError("--n goes with --prompts and --out; --prompt shows one answer.")
+        raise UserError("--n goes with --prompts and --out; --prompt shows one answer.")
     engine_flags.parse_mesh(engine_flags.MESH.value)
     if one:
         _answer(controls)
@@ -88,17 +89,17 @@ def main() -> None:
         _answer_file(controls)
 
 
-def _answer_file(controls: Controls) -> None:
+def _answer_file(controls: SamplingParams) -> None:
     from s1jax.engine import encoding as rows_lib
 
     out = pathlib.Path(os.path.realpath(FLAGS.out))  # of a link the file that it leads to
     if pathlib.Path(FLAGS.out).absolute().parts[1:2] in (("dev",), ("proc",)):
-        raise InputError(f"--out={FLAGS.out} cannot be written: it is no regular file; give the path of a file.")
+        raise UserError(f"--out={FLAGS.out} cannot be written: it is no regular file; give the path of a file.")
     if not out.parent.is_dir():
-        raise InputError(f"--out={out} cannot be written: {out.parent} is no folder; give the path of a file.")
+        raise UserError(f"--out={out} cannot be written: {out.parent} is no folder; give the path of a file.")
     if out.exists() and not out.is_file():
         what = "a folder" if out.is_dir() else "no regular file"
-        raise InputError(f"--out={out} cannot be written: it is {what}; give the path of a file.")
+        raise UserError(f"--out={out} cannot be written: it is {what}; give the path of a file.")
     notes: list[str] = []
     rows, names = rows_lib.read_rows(FLAGS.prompts, notes)
     for note in notes:
@@ -109,7 +110,7 @@ def _answer_file(controls: Controls) -> None:
 
 
 def _sample_file(
-    folder: pathlib.Path, rows: list[dict[str, Any]], names: list[str], out: pathlib.Path, controls: Controls
+    folder: pathlib.Path, rows: list[dict[str, Any]], names: list[str], out: pathlib.Path, controls: SamplingParams
 ) -> None:
     """Samples all rows with the checkpoint in `folder` and writes them to `out`."""
     from s1jax.checkpoint import digests, store
@@ -149,7 +150,7 @@ def _sample_file(
         if out.exists() and out.stat().st_size:  # an empty one, as mktemp makes it, holds nothing to be lost
             done = len(journal_lib.read(out, run)[0])
             if done != sum(counts):
-                raise InputError(f"{out} holds {done} of {sum(counts)} rows; remove it, and the command samples anew.")
+                raise UserError(f"{out} holds {done} of {sum(counts)} rows; remove it, and the command samples anew.")
             journal.remove()  # of a process that was killed when the output was complete
             print(f"{out} has all {done} rows already")
             return
@@ -166,7 +167,7 @@ def _sample_missing(
     folder: pathlib.Path,
     rows: list[dict[str, Any]],
     names: list[str],
-    controls: Controls,
+    controls: SamplingParams,
     counts: list[int],
     outputs: dict[tuple[int, int], dict[str, Any]],
     journal: journal_lib.Journal,
@@ -214,7 +215,7 @@ def _sample_missing(
     )
 
 
-def _answer(controls: Controls) -> None:
+def _answer(controls: SamplingParams) -> None:
     """Streams one answer: thinking dimmed, forced waits marked, then the answer."""
     from s1jax.checkpoint import store
 

@@ -32,9 +32,11 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from s1jax import config as config_lib
 from s1jax.cli import processes, terminal
-from s1jax.config import Experiment, InputError, presets
+from s1jax.config import experiment as experiment_lib
+from s1jax.config import presets, schema
+from s1jax.config.experiment import Experiment
+from s1jax.errors import UserError
 from s1jax.io import paths
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File of configs/; single settings as --config.a.b=v.")
@@ -50,12 +52,12 @@ _STOPPING = "SIGTERM: the run stops after the step under way, with a checkpoint;
 def main() -> int:
     began = time.monotonic()
     if _CONFIG.value is None:
-        raise InputError("--config is missing; give a file of configs/, for example --config=configs/countdown_s1.py.")
+        raise UserError("--config is missing; give a file of configs/, for example --config=configs/countdown_s1.py.")
     if not _WORKDIR.value:
-        raise InputError("--workdir is missing; name the folder that shall hold the run.")
+        raise UserError("--workdir is missing; name the folder that shall hold the run.")
     if not isinstance(_CONFIG.value, ConfigDict):
         kind = type(_CONFIG.value).__name__
-        raise InputError(f"get_config of --config's file returns a {kind}; it must be an ml_collections.ConfigDict.")
+        raise UserError(f"get_config of --config's file returns a {kind}; it must be an ml_collections.ConfigDict.")
     profile = range(0) if _PROFILE.value is None else _steps(_PROFILE.value)
     experiment = presets.experiment(_CONFIG.value.to_dict())
     workdir = paths.local(_WORKDIR.value, "--workdir")
@@ -67,17 +69,19 @@ def _train(experiment: Experiment, workdir: pathlib.Path, began: float, profile:
     # Imported only now, so that a mistyped setting is answered at once.
     import jax
 
-    from s1jax import parallel
     from s1jax.checkpoint import store
     from s1jax.cli import progress
+    from s1jax.parallel import ops as parallel_ops
+    from s1jax.parallel import sharding
+    from s1jax.parallel.processes import together
     from s1jax.train import loop
 
     first = jax.process_index() == 0
     with contextlib.ExitStack() as held:
         start = _start(experiment, held)
-        mesh, about, batches, notes = parallel.together(lambda: _prepare(experiment, start))
+        mesh, about, batches, notes = together(lambda: _prepare(experiment, start))
         held.enter_context(loop.claim_workdir(workdir, experiment, batches.digest))
-        experiment, fallback = parallel.choose_attention(experiment, about.config, mesh, jax.default_backend())
+        experiment, fallback = parallel_ops.choose_attention(experiment, about.config, mesh, jax.default_backend())
         if fallback:
             notes.append(fallback)
         for note in notes if first else []:
@@ -88,7 +92,7 @@ def _train(experiment: Experiment, workdir: pathlib.Path, began: float, profile:
 
             if start is not None:
                 return store.load_model(start, mesh=mesh).params
-            shardings = parallel.param_shardings(about.config, mesh)
+            shardings = sharding.param_shardings(about.config, mesh)
             init = jax.jit(decoder.init_params, static_argnums=(0, 2), out_shardings=shardings)
             return init(about.config, jax.random.key(experiment.seed), experiment.train.param_dtype)
 
@@ -118,18 +122,18 @@ def _start(experiment: Experiment, held: contextlib.ExitStack) -> pathlib.Path |
     import numpy as np
     from jax.experimental import multihost_utils
 
-    from s1jax import parallel
     from s1jax.checkpoint import store
+    from s1jax.parallel.processes import together
 
     if not experiment.init_from:
         return None
-    mine = parallel.together(lambda: held.enter_context(store.hold(experiment.init_from)))
+    mine = together(lambda: held.enter_context(store.hold(experiment.init_from)))
     if jax.process_count() == 1:
         return mine
     step = store.step_of(mine)  # another process may find one that a run has saved meanwhile
     common = int(multihost_utils.broadcast_one_to_all(np.int64(-1 if step is None else step)))
     name = mine.name if common < 0 else str(common)
-    return parallel.together(lambda: held.enter_context(store.hold(mine.with_name(name))))
+    return together(lambda: held.enter_context(store.hold(mine.with_name(name))))
 
 
 def _prepare(experiment: Experiment, start: pathlib.Path | None) -> tuple[Any, Any, Any, list[str]]:
@@ -137,24 +141,25 @@ def _prepare(experiment: Experiment, start: pathlib.Path | None) -> tuple[Any, A
 
     What does not go together is found here, before the run has its folder: a correction would be another run.
     """
-    from s1jax import parallel
     from s1jax.data import sources
+    from s1jax.parallel import mesh as mesh_lib
+    from s1jax.parallel import sharding
     from s1jax.train import step
 
-    mesh = parallel.make_mesh(experiment.mesh)
+    mesh = mesh_lib.make_mesh(experiment.mesh)
     about = _about(experiment, start)
     about.tokenizer.legal_ids(about.config.vocab_size)  # raises where it has ids that the embedding lacks
     if experiment.data.block_size > about.config.context_length:
-        raise InputError(
+        raise UserError(
             f"config.data.block_size {experiment.data.block_size} exceeds the model's context_length "
             f"{about.config.context_length}; choose a smaller one."
         )
-    parallel.check_batch(parallel.row_shards(mesh), experiment.data.block_size, mesh, "the batch")
-    parallel.param_shardings(about.config, mesh)
+    sharding.check_batch(mesh_lib.row_shards(mesh), experiment.data.block_size, mesh, "the batch")
+    sharding.param_shardings(about.config, mesh)
     step.make_gradients(about.config, experiment.train, mesh)
-    share, shares = parallel.row_share(mesh)
-    batches, notes = sources.make(experiment, about.tokenizer, about.chat, parallel.row_shards(mesh), share, shares)
-    return mesh, about, batches, config_lib.unused(experiment) + notes
+    share, shares = sharding.row_share(mesh)
+    batches, notes = sources.make(experiment, about.tokenizer, about.chat, mesh_lib.row_shards(mesh), share, shares)
+    return mesh, about, batches, experiment_lib.unused(experiment) + notes
 
 
 def _steps(text: str) -> range:
@@ -162,7 +167,7 @@ def _steps(text: str) -> range:
     found = re.fullmatch(r"([0-9]{1,18})(?::([0-9]{1,18}))?", text)
     first, last = (int(found[1]), int(found[2] or found[1])) if found else (0, 0)
     if not 1 <= first <= last:
-        raise InputError(f"--profile={text} is neither a step nor FIRST:LAST; give for example --profile=3:6.")
+        raise UserError(f"--profile={text} is neither a step nor FIRST:LAST; give for example --profile=3:6.")
     return range(first, last + 1)
 
 
@@ -173,8 +178,8 @@ def _about(experiment: Experiment, start: pathlib.Path | None = None) -> Any:
     from s1jax.text.tokenizer import Tokenizer
 
     if experiment.chat and experiment.chat not in chat.FORMATS:
-        raise InputError(f"config.chat {experiment.chat!r} is no chat format; choose {', '.join(chat.FORMATS)}.")
-    provenance = {"experiment": config_lib.to_dict(experiment)}
+        raise UserError(f"config.chat {experiment.chat!r} is no chat format; choose {', '.join(chat.FORMATS)}.")
+    provenance = {"experiment": schema.to_dict(experiment)}
     if experiment.init_from:
         base = store.load_metadata(start or experiment.init_from)
         fmt = chat.FORMATS[experiment.chat] if experiment.chat else base.chat
@@ -182,7 +187,7 @@ def _about(experiment: Experiment, start: pathlib.Path | None = None) -> Any:
         return store.Metadata(base.config, base.tokenizer, _chat_format(experiment, base.tokenizer, fmt), provenance)
     assert experiment.model is not None  # Experiment has either
     if not experiment.tokenizer or not experiment.chat:
-        raise InputError("config.tokenizer and config.chat are needed where config.init_from is not given.")
+        raise UserError("config.tokenizer and config.chat are needed where config.init_from is not given.")
     tokenizer = Tokenizer.load(experiment.tokenizer)
     fmt = _chat_format(experiment, tokenizer, chat.FORMATS[experiment.chat])
     return store.Metadata(experiment.model, tokenizer, fmt, provenance)
@@ -192,7 +197,7 @@ def _chat_format(experiment: Experiment, tokenizer: Any, fmt: Any) -> Any:
     """The chat format with the delimiters of the experiment.
 
     Raises:
-      InputError: if the tokenizer lacks one. A source without chat would never notice, and nothing could be sampled.
+      UserError: if the tokenizer lacks one. A source without chat would never notice, and nothing could be sampled.
     """
     from s1jax.text import chat
 
@@ -202,8 +207,8 @@ def _chat_format(experiment: Experiment, tokenizer: Any, fmt: Any) -> Any:
         if setting == "delimiters":
             fmt = chat.with_delimiters(tokenizer, fmt, wanted.think_start, wanted.think_end)
         chat.check(tokenizer, fmt)
-    except InputError as error:
-        raise InputError(f"config.{setting}: {error}") from error
+    except UserError as error:
+        raise UserError(f"config.{setting}: {error}") from error
     return fmt
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from s1jax.config import Experiment, InputError, ModelConfig, RopeScaling, from_dict
+from s1jax.config.experiment import Experiment
+from s1jax.config.model import ModelConfig, RopeScaling
+from s1jax.config.schema import from_dict
+from s1jax.errors import UserError
 
 
 def _qwen2p5(d: int, layers: int, heads: int, kv: int, mlp: int, **more: Any) -> ModelConfig:
@@ -109,11 +112,11 @@ def experiment(settings: Mapping[str, Any]) -> Experiment:
     """Builds the experiment that a file of configs/ describes: `model` is "", a name of PRESETS or a group of fields.
 
     Raises:
-      InputError: names the setting that is unknown, missing or out of range.
+      UserError: names the setting that is unknown, missing or out of range.
     """
     model = settings.get("model") or None
     if isinstance(model, str):
         if model not in PRESETS:
-            raise InputError(f"config.model {model!r} is no preset; choose one of {', '.join(PRESETS)}.")
+            raise UserError(f"config.model {model!r} is no preset; choose one of {', '.join(PRESETS)}.")
         model = PRESETS[model]
     return from_dict(Experiment, {**settings, "model": model})

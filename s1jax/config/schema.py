@@ -8,14 +8,9 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
+from s1jax.errors import UserError
+
 _T = TypeVar("_T")
-
-
-class InputError(ValueError):
-    """Input a user can correct: one sentence that names the file, row, flag or tensor and the remedy.
-
-    Launchers print it without a traceback and exit with code 2.
-    """
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -32,13 +27,13 @@ def from_dict(kind: type[_T], values: Mapping[str, Any], where: str = "config") 
       where: name of `values` in error messages, for example a file or a flag.
 
     Raises:
-      InputError: on an unknown key, a missing required key or a value of the wrong type.
+      UserError: on an unknown key, a missing required key or a value of the wrong type.
     """
     hints = typing.get_type_hints(kind)
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - set(fields))
     if unknown:
-        raise InputError(f"{where}.{unknown[0]} is not a setting; {where} has {', '.join(sorted(fields))}.")
+        raise UserError(f"{where}.{unknown[0]} is not a setting; {where} has {', '.join(sorted(fields))}.")
     built = {}
     for name in fields:
         if name in values:
@@ -51,7 +46,7 @@ def from_dict(kind: type[_T], values: Mapping[str, Any], where: str = "config") 
     missing = [f"{where}.{name}" for name in required if name not in values]
     if missing:
         verb = "is missing; give it a value" if len(missing) == 1 else "are missing; give them values"
-        raise InputError(f"{', '.join(missing)} {verb}.")
+        raise UserError(f"{', '.join(missing)} {verb}.")
     return kind(**built)
 
 
@@ -72,7 +67,7 @@ def convert(hint: Any, value: Any, where: str) -> Any:
     value = value.item() if getattr(value, "shape", None) == () else value  # of numpy or jax
     if origin is Literal:
         if value not in args:
-            raise InputError(f"{where} is {shown(value)}; choose one of {', '.join(map(repr, args))}.")
+            raise UserError(f"{where} is {shown(value)}; choose one of {', '.join(map(repr, args))}.")
         return value
     if type(None) in args:
         return None if value is None else convert(args[0], value, where)
@@ -80,35 +75,35 @@ def convert(hint: Any, value: Any, where: str) -> Any:
         if isinstance(value, typing.cast(type, hint)):
             return value
         if not isinstance(value, Mapping):
-            raise InputError(f"{where} is {shown(value)}; it must be a group of settings.")
+            raise UserError(f"{where} is {shown(value)}; it must be a group of settings.")
         return from_dict(typing.cast(type, hint), value, where)
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
-            raise InputError(f"{where} is {shown(value)}; it must be a list.")
+            raise UserError(f"{where} is {shown(value)}; it must be a list.")
         return tuple(convert(args[0], item, f"{where}[{i}]") for i, item in enumerate(value))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         require(abs(value) < 2**1023, f"{where} is beyond 2**1023; give a smaller number.")
         return float(value)
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise InputError(f"{where} is {shown(value)}; it must be of type {hint.__name__}.")
+        raise UserError(f"{where} is {shown(value)}; it must be of type {hint.__name__}.")
     return value
 
 
 def require(condition: bool, message: str) -> None:
-    """Raises InputError with `message` unless the condition holds."""
+    """Raises UserError with `message` unless the condition holds."""
     if not condition:
-        raise InputError(message)
+        raise UserError(message)
 
 
 def at_least(least: int, where: str, config: Any, *names: str) -> None:
-    """Raises InputError for the first of the fields `names` of `config` that is less than `least`, 0 or 1."""
+    """Raises UserError for the first of the fields `names` of `config` that is less than `least`, 0 or 1."""
     for name in names:
         value = getattr(config, name)
         require(value >= least, f"{where}{name} is {value}; it must {'be positive' if least else 'not be negative'}.")
 
 
 def from_zero(where: str, config: Any, *names: str) -> None:
-    """Raises InputError for the first of the fields `names` of `config` that is negative or not finite."""
+    """Raises UserError for the first of the fields `names` of `config` that is negative or not finite."""
     for name in names:
         value = getattr(config, name)
         require(0 <= value < math.inf, f"{where}{name} is {value}; give a number from 0 on.")

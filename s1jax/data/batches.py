@@ -8,10 +8,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from s1jax.config import InputError
 from s1jax.data import packing
 from s1jax.data.packing import Batch, Example
 from s1jax.data.s1k import Row, named
+from s1jax.errors import UserError
 from s1jax.text import chat
 from s1jax.text.tokenizer import Tokenizer
 
@@ -25,7 +25,7 @@ def encode_rows(tokenizer: Tokenizer, fmt: chat.ChatFormat, rows: Sequence[Row])
     """Encodes rows of text in a chat format.
 
     Raises:
-      InputError: if the tokenizer lacks a delimiter of the format, or cannot encode a row (names it).
+      UserError: if the tokenizer lacks a delimiter of the format, or cannot encode a row (names it).
     """
     chat.check(tokenizer, fmt)
     examples = []
@@ -94,10 +94,10 @@ class Batches:
           shares: number of the parts (`parallel.row_share` gives both).
 
         Raises:
-          InputError: if there are no examples, the rows do not divide among the processes, or the run is too long.
+          UserError: if there are no examples, the rows do not divide among the processes, or the run is too long.
         """
         if not examples:
-            raise InputError("there are no rows to train on; give a data.source that has some.")
+            raise UserError("there are no rows to train on; give a data.source that has some.")
         self._examples = list(examples)
         self._lengths = [example.length for example in self._examples]
         self._batch_size = batch_size
@@ -111,11 +111,11 @@ class Batches:
         self._ends = [0]  # the steps after 0, 1, ... epochs, as far as they are known
         self.num_steps = steps or self._count_steps(epochs)
         if self.num_steps > _MOST_STEPS:
-            raise InputError(f"a run of {self.num_steps:,} steps is too long; give at most {_MOST_STEPS:,} steps.")
+            raise UserError(f"a run of {self.num_steps:,} steps is too long; give at most {_MOST_STEPS:,} steps.")
         self.filled_rows = self._bins_a_step or (self._worst() if self._packed else batch_size)
         self.num_rows = -(-self.filled_rows // row_multiple) * row_multiple
         if self.num_rows % shares:
-            raise InputError(
+            raise UserError(
                 f"{self.num_rows} rows of a batch do not divide among {shares} processes; make"
                 f" train.{'batch_tokens' if batch_tokens else 'batch_size'} a multiple of them."
             )
@@ -244,7 +244,7 @@ class Batches:
 
     def _check_packed(self, sequences: int, what: str, remedy: str) -> None:
         if sequences > _MOST_PACKED:
-            raise InputError(
+            raise UserError(
                 f"{what} packs {sequences:,} sequences, which are laid out before training starts, at most"
                 f" {_MOST_PACKED:,}; take {remedy}."
             )

@@ -14,8 +14,8 @@ import re
 import statistics
 from collections.abc import Sequence
 
-from s1jax.config import InputError
 from s1jax.data.s1k import Row, named
+from s1jax.errors import UserError
 from s1jax.text import chat
 from s1jax.text.chat import ChatFormat
 from s1jax.text.tokenizer import Tokenizer
@@ -31,7 +31,7 @@ def make_rows(rows: Sequence[Row], control: str, tokenizer: Tokenizer, fmt: Chat
       fmt: has the instructions.
 
     Raises:
-      InputError: if the tokenizer cannot write an instruction or encode a trace (names the row), or all traces are
+      UserError: if the tokenizer cannot write an instruction or encode a trace (names the row), or all traces are
         equally long for `class`.
     """
     counts = []
@@ -40,7 +40,7 @@ def make_rows(rows: Sequence[Row], control: str, tokenizer: Tokenizer, fmt: Chat
             counts.append(chat.thinking_tokens(tokenizer, fmt, row.trace))
     median = statistics.median_low(counts) if counts else 0
     if control == "class" and max(counts) == median:
-        raise InputError(f"data.control class: no trace is longer than the median of {median} tokens; give other rows.")
+        raise UserError(f"data.control class: no trace is longer than the median of {median} tokens; give other rows.")
     made = []
     for i, row in enumerate(rows):
         trace = row.trace

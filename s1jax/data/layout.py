@@ -6,9 +6,10 @@ import dataclasses
 
 import numpy as np
 
-from s1jax.config import Experiment, InputError
+from s1jax.config.experiment import Experiment
 from s1jax.data.batches import Batches
 from s1jax.data.packing import Example
+from s1jax.errors import UserError
 
 # Number of rows, tokens of all together and of the longest, as users of the published data set counted them with
 # Qwen's tokenizer.
@@ -53,7 +54,7 @@ def layout(experiment: Experiment, count: int = 0, total: float = 0) -> Layout |
         otherwise has twice the mean, which makes all lengths up to it equally frequent.
 
     Raises:
-      InputError: where a row would not fit into data.block_size, which `data.too_long` does not allow, the figures do
+      UserError: where a row would not fit into data.block_size, which `data.too_long` does not allow, the figures do
         not go together, or the run is too long to be laid out.
     """
     data, train = experiment.data, experiment.train
@@ -64,13 +65,13 @@ def layout(experiment: Experiment, count: int = 0, total: float = 0) -> Layout |
     longest = known[2] if known else 2 * total / count
     total = total or count * known[1] / known[0]  # type: ignore[index]  # one of them is there
     if total < count or total / count > longest:
-        raise InputError(
+        raise UserError(
             f"{count:,} rows of {total:,.0f} tokens have {total / count:,.1f} each, and the longest is taken to have"
             f" {longest:,.0f}; give the tokens of all rows together as --num_tokens."
         )
     made = lengths(count, total, longest)
     if data.too_long == "error" and made.max() > data.block_size:
-        raise InputError(
+        raise UserError(
             f"the longest of {count:,} rows of {total:,.0f} tokens is taken to have {made.max():,}, more than"
             f" data.block_size {data.block_size}; give a larger one, or data.too_long to drop or truncate."
         )

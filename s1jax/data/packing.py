@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 
-from s1jax.config import InputError
+from s1jax.errors import UserError
 
 Weighting = Literal["sequence", "token"]
 TooLong = Literal["error", "drop", "truncate"]
@@ -70,7 +70,7 @@ def fit(examples: Sequence[Example], block_size: int, too_long: TooLong) -> Fitt
     A row whose supervised ids all lie beyond the cut is dropped, not truncated: nothing would be learned from it.
 
     Raises:
-      InputError: on a long row where `too_long` is `error`, and where no row is left.
+      UserError: on a long row where `too_long` is `error`, and where no row is left.
     """
     kept, dropped, truncated = [], [], []
     longest = max((len(example.ids) for example in examples), default=0)
@@ -80,7 +80,7 @@ def fit(examples: Sequence[Example], block_size: int, too_long: TooLong) -> Fitt
             continue
         if too_long == "error":
             over = sum(other.length > block_size for other in examples)
-            raise InputError(
+            raise UserError(
                 f"{example.name} has {len(example.ids)} ids, more than data.block_size + 1 = {block_size + 1} (as"
                 f" have {over} of {len(examples)} rows); set data.block_size to at least {longest - 1}, or"
                 " data.too_long to drop or truncate."
@@ -96,7 +96,7 @@ def fit(examples: Sequence[Example], block_size: int, too_long: TooLong) -> Fitt
     if not kept:
         shortest = min(examples, key=lambda example: len(example.ids), default=None)
         which = f" (the shortest is {shortest.name} with {len(shortest.ids)})" if shortest else ""
-        raise InputError(
+        raise UserError(
             f"no row is left of {len(examples)}: {len(dropped)} are longer than data.block_size + 1 ="
             f" {block_size + 1} ids{which}; give more rows or a larger block."
         )

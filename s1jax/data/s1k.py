@@ -14,8 +14,8 @@ import pathlib
 from collections.abc import Iterator
 from typing import Any
 
-from s1jax.config import InputError
 from s1jax.data import shapes
+from s1jax.errors import UserError
 from s1jax.io import readers
 from s1jax.io.readers import Record
 
@@ -46,8 +46,8 @@ def named(row: Row) -> Iterator[None]:
     """Puts the row's name before what goes wrong with it."""
     try:
         yield
-    except InputError as error:
-        raise InputError(f"{row.name}: {error}") from error
+    except UserError as error:
+        raise UserError(f"{row.name}: {error}") from error
 
 
 def load_rows(source: str, traces: str = "deepseek", num_rows: int = 0, notes: list[str] | None = None) -> list[Row]:
@@ -64,7 +64,7 @@ def load_rows(source: str, traces: str = "deepseek", num_rows: int = 0, notes: l
       the rows in the order of the source (files by path).
 
     Raises:
-      InputError: if the source is missing or empty, a row is broken (named by file and line) or there are fewer than
+      UserError: if the source is missing or empty, a row is broken (named by file and line) or there are fewer than
         `num_rows`.
     """
     rows, tally = [], shapes.Tally()
@@ -73,7 +73,7 @@ def load_rows(source: str, traces: str = "deepseek", num_rows: int = 0, notes: l
         tally.add(found, record)
         rows.append(Row(found.question, found.trace, found.answer, name, found.system))
     if len(rows) < max(num_rows, 1):
-        raise InputError(
+        raise UserError(
             f"{source} has {len(rows) or 'no'} rows, data.num_rows asks for {num_rows or 'all'}; give a source with"
             f" more{', or a smaller data.num_rows' if rows else ''}."
         )
@@ -86,7 +86,7 @@ def row_of(record: Record, traces: str, name: str) -> Row:
     """Takes question, trace, answer and system turn out of one record, whatever its shape (`s1jax.data.shapes`).
 
     Raises:
-      InputError: if a column is missing, no text, empty or too long; the message starts with `name`.
+      UserError: if a column is missing, no text, empty or too long; the message starts with `name`.
     """
     found = shapes.parts(record, traces, name)
     return Row(found.question, found.trace, found.answer, name, found.system)
@@ -100,13 +100,13 @@ def records(source: str | pathlib.Path, notes: list[str] | None = None) -> Itera
       notes: gets a sentence on files that are left out.
 
     Raises:
-      InputError: if the source is missing, holds no file of rows, or a file does not parse.
+      UserError: if the source is missing, holds no file of rows, or a file does not parse.
     """
     path = pathlib.Path(source)
     if source in ("s1k", "s1k_1_1"):
         path = _builder_module(str(source)).prepare(str(source))
     elif not path.exists():
-        raise InputError(f"data.source {source} does not exist; give {_WANTED}.")
+        raise UserError(f"data.source {source} does not exist; give {_WANTED}.")
     yield from readers.read(path, readers.TRAINING, notes)
 
 
@@ -115,7 +115,7 @@ def _builder_module(source: str) -> Any:
     try:
         from s1jax.data import s1k_builder
     except ImportError as error:
-        raise InputError(
+        raise UserError(
             f"data.source {source} needs tensorflow-datasets and array_record ({error}); install them, or give a"
             " folder of JSONL or parquet files."
         ) from None

@@ -10,8 +10,8 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from s1jax.config import InputError
 from s1jax.data import s1k
+from s1jax.errors import UserError
 from s1jax.io import hub
 
 _S1K = ("question", "thinking_trajectories", "attempt")
@@ -73,11 +73,11 @@ class S1k(tfds.core.GeneratorBasedBuilder):
         for number, (name, record) in enumerate(s1k.records(source)):
             missing = [column for column in columns if column not in record and column not in (*_ABOUT, _SYSTEM)]
             if missing:
-                raise InputError(
+                raise UserError(
                     f"{name} has no column {missing[0]}, but {', '.join(sorted(record)) or 'none'}; add it."
                 )
             if record.get(_SYSTEM) and _SYSTEM not in columns:
-                raise InputError(
+                raise UserError(
                     f"{name} has a column {_SYSTEM}, which the first row has not; add it there, may be empty."
                 )
             for whose in ("gemini", "deepseek"):  # broken rows are refused here, not when the copy is read
@@ -99,16 +99,16 @@ def prepare(config: str, source: str = "", data_dir: str | None = None) -> pathl
       data_dir: where prepared datasets live; None is TFDS's own default.
 
     Raises:
-      InputError: if a row is broken, the hub cannot be reached, or `rows` would overwrite an earlier copy.
+      UserError: if a row is broken, the hub cannot be reached, or `rows` would overwrite an earlier copy.
     """
     if config == "rows" and not source:
-        raise InputError("config rows needs a source; give a JSONL or parquet file, or a folder of them.")
+        raise UserError("config rows needs a source; give a JSONL or parquet file, or a folder of them.")
     builder = S1k(source=str(source), config=config, data_dir=data_dir, file_format="array_record")
     folder = pathlib.Path(builder.data_dir)
     if not folder.exists():
         builder.download_and_prepare()
     elif source:
-        raise InputError(f"{folder} holds a prepared dataset already; remove it or give another data_dir.")
+        raise UserError(f"{folder} holds a prepared dataset already; remove it or give another data_dir.")
     return folder
 
 
@@ -116,13 +116,13 @@ def download(repository: str) -> str:
     """Downloads the rows of a dataset repository of the hub (or finds them in its cache) and returns their folder.
 
     Raises:
-      InputError: if there is no network or no such repository.
+      UserError: if there is no network or no such repository.
     """
     try:
         folder, _ = hub.snapshot(repository, ["*.parquet", "*.jsonl"], kind="dataset")
         return str(folder)
     except Exception as error:  # requests, httpx, OSError and the library's own, by version
-        raise InputError(
+        raise UserError(
             f"{repository} cannot be downloaded from the hub ({type(error).__name__}); download it elsewhere and give"
             " its folder as data.source."
         ) from error
@@ -134,9 +134,7 @@ def _columns_of(source: str) -> tuple[str, ...]:
     known = dict.fromkeys((*_S1K, *_S1K_1_1))
     traces = [column for column in known if "thinking" in column]
     if not any(column in record for column in traces):
-        raise InputError(
-            f"{name or source} has none of the columns {', '.join(traces)}; rename the one with the trace."
-        )
+        raise UserError(f"{name or source} has none of the columns {', '.join(traces)}; rename the one with the trace.")
     return tuple(column for column in (*known, _SYSTEM) if column in record)
 
 

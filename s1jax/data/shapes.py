@@ -23,7 +23,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from s1jax.config import InputError
+from s1jax.errors import UserError
 from s1jax.io import readers
 
 _TAGS = (("<think>", "</think>"), ("<|begin_of_thought|>", "<|end_of_thought|>"))
@@ -93,12 +93,12 @@ def parts(record: Mapping[str, Any], traces: str, name: str) -> Parts:
       name: what messages call the row.
 
     Raises:
-      InputError: if a column is missing, no text, empty or too long, there is no thinking, or there is what cannot be
+      UserError: if a column is missing, no text, empty or too long, there is no thinking, or there is what cannot be
         used; the message starts with `name`.
     """
     for column in _UNUSABLE:
         if record.get(column):
-            raise InputError(f"{name}: column {column} is not empty and cannot be used; remove the column or the row.")
+            raise UserError(f"{name}: column {column} is not empty and cannot be used; remove the column or the row.")
     own = f"{traces}_thinking_trajectory"
     others = any(record.get(column) is not None for column in ("messages", "conversations", "completion"))
     if own in record and not (others and record[own] is None):
@@ -121,7 +121,7 @@ def _check_beside(record: Mapping[str, Any], found: Parts, name: str) -> None:
     """Refuses columns that are not used and without which the example is another one."""
     for column in _JUDGED:
         if str(record.get(column)).strip().lower() == "false":
-            raise InputError(f"{name}: column {column} says that the answer is wrong; remove the row or the column.")
+            raise UserError(f"{name}: column {column} says that the answer is wrong; remove the row or the column.")
     if record.get(found.used[0]) != found.question:  # of messages, which hold all that was said
         return
     for column in _BESIDE:
@@ -129,7 +129,7 @@ def _check_beside(record: Mapping[str, Any], found: Parts, name: str) -> None:
         blank = not value.strip() if isinstance(value, str) else not value
         if column in found.used or blank or (isinstance(value, str) and value.strip() in found.question):
             continue
-        raise InputError(
+        raise UserError(
             f"{name}: column {column} is not empty and not used, as the question is in {found.used[0]}; write it into"
             " the question, or remove the column."
         )
@@ -144,15 +144,15 @@ def _columns(record: Mapping[str, Any], question: str, trace: str, answer: str, 
 def _text(record: Mapping[str, Any], column: str, name: str) -> str:
     """The text of a column that must be there."""
     if column not in record:
-        raise InputError(f"{name} has no column {column}, but {', '.join(sorted(map(str, record)))}; add it.")
+        raise UserError(f"{name} has no column {column}, but {', '.join(sorted(map(str, record)))}; add it.")
     value = record[column]
     if column == "thinking_trajectories":
         if isinstance(value, list) and all(isinstance(part, str) for part in value):
             value = "\n".join(value)
         elif isinstance(value, str) and value.startswith(("['", '["')) and value.rstrip().endswith(("']", '"]')):
-            raise InputError(f"{name}: column {column} is a list that was written as text; write the thinking alone.")
+            raise UserError(f"{name}: column {column} is a list that was written as text; write the thinking alone.")
     if not isinstance(value, str):
-        raise InputError(f"{name}: column {column} is {type(value).__name__}, not text; write it as a string.")
+        raise UserError(f"{name}: column {column} is {type(value).__name__}, not text; write it as a string.")
     return value
 
 
@@ -164,14 +164,14 @@ def _conversation(messages: Any, column: str, name: str) -> Parts:
         thought = next((key for key in _THINKING if fields.get(key)), None)
         if said_by != "assistant" and thought:
             where = f"{name}: {column}[{i}]"
-            raise InputError(f"{where} has {thought}, which cannot be used in a {said_by} turn; remove it or the row.")
+            raise UserError(f"{where} has {thought}, which cannot be used in a {said_by} turn; remove it or the row.")
     system = ""
     if turns and turns[0][0] == "system":
         system = turns.pop(0)[1]
     roles = [role for role, _, _ in turns]
     if roles != ["user", "assistant"]:
         has = ", ".join(roles) or "nothing"
-        raise InputError(
+        raise UserError(
             f"{name}: {column} holds {has}; one turn is read, a user's and then an assistant's, behind a system turn or"
             " none; divide or remove the row."
         )
@@ -181,25 +181,25 @@ def _conversation(messages: Any, column: str, name: str) -> Parts:
 
 def _list(value: Any, column: str, name: str) -> list[Any]:
     if not isinstance(value, list):
-        raise InputError(f"{name}: column {column} is {type(value).__name__}, not a list of messages; repair it.")
+        raise UserError(f"{name}: column {column} is {type(value).__name__}, not a list of messages; repair it.")
     return value
 
 
 def _message(message: Any, name: str) -> tuple[str, str, Mapping[str, Any]]:
     """Returns role, text and the other fields of a message of either form."""
     if not isinstance(message, dict):
-        raise InputError(f"{name} is {type(message).__name__}, not an object with role and content; repair it.")
+        raise UserError(f"{name} is {type(message).__name__}, not an object with role and content; repair it.")
     fields = {key: value for key, value in message.items() if value is not None}
     for key in _UNUSABLE:
         if fields.get(key):
-            raise InputError(f"{name} has {key}, which cannot be used; remove the row.")
+            raise UserError(f"{name} has {key}, which cannot be used; remove the row.")
     said = fields.get("role", fields.get("from"))
     role = _ROLES.get(said) if isinstance(said, str) else None
     if role is None:
-        raise InputError(f"{name} has the role {said!r}; system, user and assistant (or human and gpt) are known.")
+        raise UserError(f"{name} has the role {said!r}; system, user and assistant (or human and gpt) are known.")
     for key in _LOSS:
         if role == "assistant" and key in fields and fields[key] != 1:
-            raise InputError(
+            raise UserError(
                 f"{name} has {key} {fields[key]!r:.40}; an assistant's message is trained on with weight 1; remove the"
                 " field or the row."
             )
@@ -208,13 +208,13 @@ def _message(message: Any, name: str) -> tuple[str, str, Mapping[str, Any]]:
         kinds = [part.get("type") if isinstance(part, dict) else None for part in content]
         other = [kind for kind in kinds if kind not in ("text", "thinking")]
         if other:
-            raise InputError(f"{name} has content of type {other[0]!r}; text alone can be used; remove the row.")
+            raise UserError(f"{name} has content of type {other[0]!r}; text alone can be used; remove the row.")
         thinking = [part.get("thinking") for part in content if part["type"] == "thinking"]
         if thinking and "thinking" not in fields:
             fields["thinking"] = "\n".join(map(str, thinking))
         content = "".join(str(part.get("text", "")) for part in content if part["type"] == "text")
     if not isinstance(content, str):
-        raise InputError(f"{name} has content of type {type(content).__name__}, not text; write it as a string.")
+        raise UserError(f"{name} has content of type {type(content).__name__}, not text; write it as a string.")
     return role, content, fields
 
 
@@ -236,7 +236,7 @@ def _loose(record: Mapping[str, Any], own: str, name: str) -> Parts:
     generations = record.get("generations")
     if question and generations is not None:
         if not isinstance(generations, list) or not generations:
-            raise InputError(f"{name}: column generations is {generations!r:.40}, not a list of texts; repair it.")
+            raise UserError(f"{name}: column generations is {generations!r:.40}, not a list of texts; repair it.")
         chosen, judged = _chosen(record, len(generations), name)
         trace, answer, _ = _thinking(generations[chosen], {}, f"{name}: generations[{chosen}]")
         return Parts(_text(record, question, name), trace, answer, "", (question, "generations", *judged))
@@ -251,7 +251,7 @@ def _loose(record: Mapping[str, Any], own: str, name: str) -> Parts:
         return _tagged(record, question, (tagged or answers)[0], name)
     has = ", ".join(sorted(map(str, record))) or "none"
     tags = f" (there are no <think> tags in {', '.join(answers)})" if answers else ""
-    raise InputError(
+    raise UserError(
         f"{name} has neither column thinking_trajectories nor {own}, but {has}{tags}; rename the column that holds the"
         f" thinking, choose other data.traces, or {_FORMS}."
     )
@@ -263,11 +263,11 @@ def _chosen(record: Mapping[str, Any], count: int, name: str) -> tuple[int, tupl
     ends = [key for key in ("is_reasoning_complete",) if isinstance(record.get(key), list)]
     for key in (*rights, *ends):
         if len(record[key]) != count:
-            raise InputError(f"{name}: column {key} has {len(record[key])} values for {count} generations; repair it.")
+            raise UserError(f"{name}: column {key} has {len(record[key])} values for {count} generations; repair it.")
     for i in range(count):
         if (not rights or any(record[key][i] for key in rights)) and all(record[key][i] for key in ends):
             return i, (*rights, *ends)
-    raise InputError(
+    raise UserError(
         f"{name}: none of its {count} generations is marked right and complete by {', '.join((*rights, *ends))}; remove"
         " the row."
     )
@@ -282,27 +282,27 @@ def _tagged(record: Mapping[str, Any], question: str, answer: str, name: str) ->
 def _thinking(text: Any, fields: Mapping[str, Any], name: str) -> tuple[str, str, tuple[str, ...]]:
     """Divides what an assistant said into trace and answer; returns also the field that holds the trace."""
     if not isinstance(text, str):
-        raise InputError(f"{name} is {type(text).__name__}, not text; write it as a string.")
+        raise UserError(f"{name} is {type(text).__name__}, not text; write it as a string.")
     beside = [key for key in _THINKING if key in fields and fields[key] != ""]
     if len({str(fields[key]) for key in beside}) > 1:
-        raise InputError(f"{name}: {' and '.join(beside)} differ; keep one of them.")
+        raise UserError(f"{name}: {' and '.join(beside)} differ; keep one of them.")
     start, end = next(((start, end) for start, end in _TAGS if end in text), ("", ""))
     if beside and end and text.lstrip().startswith(start):
-        raise InputError(f"{name} has its thinking in {beside[0]} as well as in {start} tags; keep one of them.")
+        raise UserError(f"{name} has its thinking in {beside[0]} as well as in {start} tags; keep one of them.")
     if beside:
         trace = fields[beside[0]]
         if not isinstance(trace, str):
-            raise InputError(f"{name}: {beside[0]} is {type(trace).__name__}, not text; write it as a string.")
+            raise UserError(f"{name}: {beside[0]} is {type(trace).__name__}, not text; write it as a string.")
         return trace, text, (beside[0],)
     if not end:
         cut = next((tag for tag, _ in _TAGS if text.lstrip().startswith(tag)), "")
         why = f"begins with {cut}, which is never closed" if cut else f"has no thinking: no {_TAGS[0][0]} tags"
-        raise InputError(f"{name} {why} and no field {', '.join(_THINKING)}; add it or remove the row.")
+        raise UserError(f"{name} {why} and no field {', '.join(_THINKING)}; add it or remove the row.")
     trace, answer = text.split(end, 1)
     before, tag, inside = trace.partition(start)
     if tag:
         if before.strip():
-            raise InputError(f"{name} has text before {start}: {before.strip()[:40]!r}; remove it or the row.")
+            raise UserError(f"{name} has text before {start}: {before.strip()[:40]!r}; remove it or the row.")
         trace = inside
     if end == _TAGS[1][1]:
         answer = answer.strip().removeprefix(_SOLUTION[0]).removesuffix(_SOLUTION[1])
@@ -315,9 +315,9 @@ def _with_system(record: Mapping[str, Any], found: Parts, name: str) -> Parts:
     for column in columns:
         value = record[column]
         if not isinstance(value, str):
-            raise InputError(f"{name}: column {column} is {type(value).__name__}, not text; write it as a string.")
+            raise UserError(f"{name}: column {column} is {type(value).__name__}, not text; write it as a string.")
         if found.system and found.system != value:
-            raise InputError(f"{name}: column {column} is not the system turn that the row has already; keep one.")
+            raise UserError(f"{name}: column {column} is not the system turn that the row has already; keep one.")
         found = dataclasses.replace(found, system=value)
     return dataclasses.replace(found, used=(*found.used, *columns))
 
@@ -330,10 +330,10 @@ def _checked(found: Parts, name: str) -> Parts:
         # In s1K's form each part has a column; otherwise the parts have names.
         column = f"column {whence[i]}" if len(whence) > 2 and i < 3 and "thinking" in whence[1] else f"the {part}"
         if not value.strip() and part != "system":
-            raise InputError(f"{name}: {column} is empty; fill it or remove the row.")
+            raise UserError(f"{name}: {column} is empty; fill it or remove the row.")
         readers.check_length(value, name, column)
         try:
             value.encode()
         except UnicodeEncodeError as error:  # half a surrogate pair
-            raise InputError(f"{name}: {column} is no valid Unicode ({error.reason}); repair it.") from None
+            raise UserError(f"{name}: {column} is no valid Unicode ({error.reason}); repair it.") from None
     return found

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from s1jax.config import DataConfig, Experiment, InputError
+from s1jax.config.experiment import DataConfig, Experiment
 from s1jax.data import batches, conditional, packing, s1k
 from s1jax.data.packing import Batch
 from s1jax.data.s1k import Row
+from s1jax.errors import UserError
 from s1jax.tasks.countdown import corpus, problems
 from s1jax.text import written
 from s1jax.text.chat import ChatFormat
@@ -74,25 +75,25 @@ def make(
       the batches, and sentences on the rows: where they come from, which were dropped or truncated, or look wrong.
 
     Raises:
-      InputError: on whatever is wrong with the source or its rows.
+      UserError: on whatever is wrong with the source or its rows.
     """
     data, train = experiment.data, experiment.train
     multiple = row_shards * train.accumulation
     if data.source == CORPUS:
         if not train.steps:
-            raise InputError(f"data.source {CORPUS} has no end; give train.steps.")
+            raise UserError(f"data.source {CORPUS} has no end; give train.steps.")
         if not train.batch_size:
-            raise InputError(f"data.source {CORPUS} has full rows; give train.batch_size, not train.batch_tokens.")
+            raise UserError(f"data.source {CORPUS} has full rows; give train.batch_size, not train.batch_tokens.")
         if data.control:
-            raise InputError(f"data.control {data.control} needs rows with questions, which {CORPUS} has not; drop it.")
+            raise UserError(f"data.control {data.control} needs rows with questions, which {CORPUS} has not; drop it.")
         wrong = [s for i, s in enumerate(problems.SYMBOLS) if not tokenizer.knows(s) or tokenizer.id_of(s) != i]
         if wrong:
-            raise InputError(
+            raise UserError(
                 f"data.source {CORPUS} is made of Countdown's ids, which the tokenizer does not have for {wrong[0]!r}; "
                 "give the tokenizer of configs/countdown_base.py, or another data.source."
             )
         if train.batch_size % multiple:
-            raise InputError(
+            raise UserError(
                 f"train.batch_size {train.batch_size} does not divide by mesh.data * mesh.fsdp * train.accumulation ="
                 f" {multiple}; choose a multiple of it."
             )
@@ -179,7 +180,7 @@ def _check_traces(tokenizer: Tokenizer, fmt: ChatFormat, rows: list[Row]) -> Non
         return  # never made from the text of a trace
     for row in rows:
         if end in row.trace:
-            raise InputError(
+            raise UserError(
                 f"{row.name}: the trace contains think_end {end!r}, which is plain text, so that thinking would end"
                 " there; change the trace, or choose a delimiter that is a special token."
             )

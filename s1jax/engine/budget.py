@@ -27,7 +27,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from s1jax.config import Controls, InputError
+from s1jax.config.sampling import SamplingParams
+from s1jax.errors import UserError
 from s1jax.text.delimiters import Delimiters
 
 # Phases of a row.
@@ -41,7 +42,7 @@ _CAPACITY = 64  # ids of a forced sequence; longer ones double it, which is the 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Budgets:
-    """What each row may spend; see `s1jax.config.Controls`.
+    """What each row may spend; see `s1jax.config.sampling.SamplingParams`.
 
     Attributes:
       max_thinking: int32 [B].
@@ -56,7 +57,7 @@ class Budgets:
     max_answer: jax.Array
 
     @classmethod
-    def of(cls, controls: Sequence[Controls]) -> Budgets:
+    def of(cls, controls: Sequence[SamplingParams]) -> Budgets:
         """Takes one row's budgets from each of `controls`."""
 
         def column(name: str) -> np.ndarray:
@@ -104,7 +105,7 @@ class Rules:
           waits: the wait of each row of `forced`.
 
         Raises:
-          InputError: if the delimiters hold an id beyond V, nothing closes thinking, or no id is left to sample.
+          UserError: if the delimiters hold an id beyond V, nothing closes thinking, or no id is left to sample.
         """
         closing = (*delimiters.think_end, *delimiters.final_answer)
         table = [[tuple(wait), delimiters.think_end, (*delimiters.newline, *closing), closing] for wait in waits]
@@ -112,12 +113,12 @@ class Rules:
         ids = {i for row in table for sequence in row for i in sequence} | end | set(delimiters.think_start)
         beyond = sorted(i for i in ids if not 0 <= i < vocab_size)
         if beyond:
-            raise InputError(
+            raise UserError(
                 f"delimiter id {beyond[0]} lies outside the model's vocabulary of {vocab_size} ids; "
                 "give the tokenizer that belongs to the model."
             )
         if not delimiters.think_end:
-            raise InputError("the chat format has no think_end, so thinking could never be ended; give it one.")
+            raise UserError("the chat format has no think_end, so thinking could never be ended; give it one.")
         capacity = _CAPACITY
         while capacity < max(len(sequence) for row in table for sequence in row):
             capacity *= 2
@@ -128,9 +129,7 @@ class Rules:
         legal = np.arange(vocab_size) < delimiters.num_ids
         legal[[i for i in delimiters.illegal if i < vocab_size]] = False
         if not (legal & ~_members(end, vocab_size)).any():
-            raise InputError(
-                "every id of the tokenizer ends thinking, so none is left to sample; check the delimiters."
-            )
+            raise UserError("every id of the tokenizer ends thinking, so none is left to sample; check the delimiters.")
         return cls(
             forced=forced,  # type: ignore[arg-type]
             forced_length=np.array([[len(s) for s in row] for row in table], np.int32),  # type: ignore[arg-type]

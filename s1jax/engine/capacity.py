@@ -13,10 +13,12 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from s1jax import parallel, perf
-from s1jax.config import InputError, ModelConfig
+from s1jax import perf
+from s1jax.config.model import ModelConfig
 from s1jax.engine import buckets
+from s1jax.errors import UserError
 from s1jax.model import cache as cache_lib
+from s1jax.parallel import sharding
 
 _LENGTH = 4096  # ids of a row that shorter rows have room for, too: it costs 20 kB a slot, another length programs
 _SPARE = 4  # times the pages that a call needs may lie in the pool of an earlier call for it to be used again
@@ -123,7 +125,7 @@ def choose(setup: Setup, limits: Sequence[int], prompt: int) -> Shape:
       prompt: the most ids of a prompt that is prefilled.
 
     Raises:
-      InputError: the devices have no room for it; says how many slots they have room for.
+      UserError: the devices have no room for it; says how many slots they have room for.
     """
     needs = sorted(-(-limit // setup.page) for limit in limits)
     length = setup.cache_length or max(buckets.bucket(max(limits)), min(_LENGTH, setup.config.context_length))
@@ -166,7 +168,7 @@ def choose(setup: Setup, limits: Sequence[int], prompt: int) -> Shape:
     else:
         remedy = f"not even a row of {ids} fits: lower the {lower} or shorten the prompts."
     need, (cache, beside) = "needs" if slots == 1 else "need", _bytes(setup, slots, pages, prompt)
-    raise InputError(
+    raise UserError(
         f"{_rows(slots)} at one time {need} a cache of {_size(cache)}, and {_size(beside)} for a prompt and logits, on"
         f" a device that has {_size(free or 0)} free; {remedy}"
     )
@@ -178,7 +180,7 @@ def _rows(number: int) -> str:
 
 def _bytes(setup: Setup, slots: int, pages: int, prompt: int) -> tuple[int, int]:
     """Of one device: those of the cache; those of the longest prompt's own pages, as it is prefilled, and of logits."""
-    split = 1 if setup.mesh is None else parallel.key_head_shards(setup.mesh, setup.config.num_kv_heads)
+    split = 1 if setup.mesh is None else sharding.key_head_shards(setup.mesh, setup.config.num_kv_heads)
     cache = pages * setup.page * cache_lib.bytes_per_slot(setup.config, setup.cache_dtype) // split
     prefill = prefill_slots(setup.page, prompt) * cache_lib.bytes_per_slot(setup.config, setup.dtype) // split
     return cache, prefill + _LOGITS * slots // setup.shards * setup.config.vocab_size * 4

@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 
 from s1jax.checkpoint.store import Model
-from s1jax.config import Controls, InputError, to_dict
+from s1jax.config.sampling import SamplingParams
+from s1jax.config.schema import to_dict
 from s1jax.engine import seeds, stops
 from s1jax.engine.fields import OUTPUTS, row_controls
 from s1jax.engine.programs import Request, Sample
 from s1jax.engine.scheduler import answer_begin
+from s1jax.errors import UserError
 from s1jax.io import readers
 from s1jax.text import chat as chat_lib
 from s1jax.text.delimiters import Delimiters
@@ -33,22 +35,22 @@ def read_rows(path: str | os.PathLike[str], notes: list[str] | None = None) -> t
       the rows, and for each what it is called in messages: `path:row`.
 
     Raises:
-      InputError: if there is no file, it holds no row, or a row cannot be read or written as JSON.
+      UserError: if there is no file, it holds no row, or a row cannot be read or written as JSON.
     """
     rows, names = [], []
     for name, row in readers.read(path, readers.EVALUATION, notes):
         try:
             json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
         except UnicodeEncodeError as error:  # half a surrogate pair, which no output could hold
-            raise InputError(f"{name} is no valid Unicode ({error.reason}); repair the row.") from None
+            raise UserError(f"{name} is no valid Unicode ({error.reason}); repair the row.") from None
         except ValueError:
-            raise InputError(f"{name} has a number that is no JSON (NaN, infinity); repair it.") from None
+            raise UserError(f"{name} has a number that is no JSON (NaN, infinity); repair it.") from None
         except TypeError as error:  # bytes and dates of parquet
-            raise InputError(f"{name} has a value that JSON has not ({error}); write it as a string.") from None
+            raise UserError(f"{name} has a value that JSON has not ({error}); write it as a string.") from None
         rows.append(dict(row))
         names.append(name)
     if not rows:
-        raise InputError(f"{path} holds no rows; give at least one prompt.")
+        raise UserError(f"{path} holds no rows; give at least one prompt.")
     return rows, names
 
 
@@ -66,7 +68,14 @@ class Encoder:
         return self._delimiters[wait]
 
     def requests(
-        self, row: Mapping[str, Any], defaults: Controls, wait: str, name: str, *, system: str = "", index: int = 0
+        self,
+        row: Mapping[str, Any],
+        defaults: SamplingParams,
+        wait: str,
+        name: str,
+        *,
+        system: str = "",
+        index: int = 0,
     ) -> list[Request]:
         """Encodes a row for each of its `n` samples, which differ in their seeds.
 
@@ -79,7 +88,7 @@ class Encoder:
           index: of the row in its file or call; where it has no seed of its own, its noise depends on this.
 
         Raises:
-          InputError: for a bad field.
+          UserError: for a bad field.
         """
         first = self.request(row, defaults, wait, name, system=system)
         controls = first.controls
@@ -89,13 +98,15 @@ class Encoder:
         each = [seeds.derive(controls.seed, place, repetition) for repetition in range(controls.n)]
         return [dataclasses.replace(first, controls=dataclasses.replace(controls, seed=seed, n=1)) for seed in each]
 
-    def request(self, row: Mapping[str, Any], defaults: Controls, wait: str, name: str, *, system: str = "") -> Request:
+    def request(
+        self, row: Mapping[str, Any], defaults: SamplingParams, wait: str, name: str, *, system: str = ""
+    ) -> Request:
         """Encodes a row.
 
         Args:
           row: has `question` (the chat format is put around it) or `prompt_ids` (used as they are; think_start is
-            forced after them), and, if it wants, its own `wait`, `system` and fields of `Controls`. Other fields are
-            handed through to `output`, unless they are settings of another program or look like a control that was
+            forced after them), and, if it wants, its own `wait`, `system` and fields of `SamplingParams`. Other fields
+            are handed through to `output`, unless they are settings of another program or look like a control that was
             misspelt, see `s1jax.engine.fields`.
           defaults: controls of what the row does not say itself.
           wait: if it has none of its own; may be empty.
@@ -103,20 +114,20 @@ class Encoder:
           system: system prompt, if the row has none of its own; empty: that of the chat format, if it has one.
 
         Raises:
-          InputError: for a bad field.
+          UserError: for a bad field.
         """
         if not isinstance(row, Mapping):
-            raise InputError(f'{name} is {row!r:.80}; a row reads {{"question": "..."}}.')
+            raise UserError(f'{name} is {row!r:.80}; a row reads {{"question": "..."}}.')
         own = row.get("wait", wait)
         if not isinstance(own, str):
-            raise InputError(f"{name}: wait is {own!r}; it must be a string.")
+            raise UserError(f"{name}: wait is {own!r}; it must be a string.")
         prompt = tuple(prompt_ids(self._model, row, name, system))
         controls = row_controls(row, defaults, name)
         find_stop = stops.Finder(self._model.tokenizer.decode, controls.stop) if controls.stop else None
         try:
             ids = self.delimiters(own).wait
-        except InputError as error:  # of all rows alike, where they have no wait of their own
-            raise InputError(f"{name}: {error}" if "wait" in row else str(error)) from None
+        except UserError as error:  # of all rows alike, where they have no wait of their own
+            raise UserError(f"{name}: {error}" if "wait" in row else str(error)) from None
         return Request(prompt, controls, ids, name, find_stop)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -167,31 +178,31 @@ def prompt_ids(model: Model, row: Mapping[str, Any], name: str, system: str = ""
       system: system prompt, if the row has none of its own.
 
     Raises:
-      InputError: for a bad field.
+      UserError: for a bad field.
     """
     system = _system(row, system)
     if not isinstance(system, str):
-        raise InputError(f"{name}: system is {system!r:.80}; it must be a string.")
+        raise UserError(f"{name}: system is {system!r:.80}; it must be a string.")
     readers.check_length(system, name, "system")
     if ("question" in row) == ("prompt_ids" in row):
         has = [field for field in ("messages", "conversations", "prompt", "problem", "text") if field in row]
         more = f" It has {has[0]}: put the user's text in question and a system prompt in system." if has else ""
-        raise InputError(f"{name} must have exactly one of the fields question and prompt_ids.{more}")
+        raise UserError(f"{name} must have exactly one of the fields question and prompt_ids.{more}")
     if "question" in row:
         if not isinstance(row["question"], str) or not row["question"].strip():
-            raise InputError(f"{name}: question is {row['question']!r}; it must be a text that is not empty.")
+            raise UserError(f"{name}: question is {row['question']!r}; it must be a text that is not empty.")
         readers.check_length(row["question"], name, "question")
         try:
             return chat_lib.encode_prompt(model.tokenizer, model.chat, row["question"], system)
-        except InputError as error:
-            raise InputError(f"{name}: {error}") from None
+        except UserError as error:
+            raise UserError(f"{name}: {error}") from None
     if system:
-        raise InputError(f"{name}: system goes with question, not with prompt_ids, which are used as they are.")
+        raise UserError(f"{name}: system goes with question, not with prompt_ids, which are used as they are.")
     ids = row["prompt_ids"]
     ids = ids.tolist() if isinstance(ids, np.ndarray) else ids
     whole = isinstance(ids, (list, tuple)) and all(isinstance(i, numbers.Integral) for i in ids)
     if not whole or any(isinstance(i, bool) for i in ids):
-        raise InputError(f"{name}: prompt_ids must be a list of whole numbers.")
+        raise UserError(f"{name}: prompt_ids must be a list of whole numbers.")
     return [int(i) for i in ids]
 
 

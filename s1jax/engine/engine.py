@@ -1,7 +1,7 @@
 """The engine: many rows through a few slots, each row with budgets of its own.
 
     engine = Engine("runs/s1", slots=64)
-    outputs = engine.generate([{"question": "..."}, ...], Controls(max_thinking_tokens=2048, num_waits=2))
+    outputs = engine.generate([{"question": "..."}, ...], SamplingParams(max_thinking_tokens=2048, num_waits=2))
     pieces = engine.stream_tokens({"question": "..."})  # of one row, as they come
 
 A row that ends leaves its slot to the next one while the others go on (continuous batching). The cache is a pool of
@@ -27,14 +27,17 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from s1jax import parallel, perf
-from s1jax.config import SAMPLING_DTYPES, Controls, InputError, ModelConfig
+from s1jax import perf
+from s1jax.config.model import ModelConfig
+from s1jax.config.sampling import SAMPLING_DTYPES, SamplingParams
 from s1jax.engine import encoding as rows_lib
 from s1jax.engine.capacity import Counts, Setup
 from s1jax.engine.pieces import Piece, Pieces
 from s1jax.engine.programs import Request, Sample
 from s1jax.engine.scheduler import Session
+from s1jax.errors import UserError
 from s1jax.model import decoder
+from s1jax.parallel import mesh as mesh_lib
 from s1jax.text.delimiters import Delimiters
 
 _PAGE = 64  # slots; a row wastes half a page on average, and a step reads page by page
@@ -86,30 +89,30 @@ class Engine:
           mesh: of `s1jax.parallel`, rows along data and fsdp, heads along tensor. Weights must lie on it.
 
         Raises:
-          InputError: the checkpoint can't be loaded, or a setting makes no sense.
+          UserError: the checkpoint can't be loaded, or a setting makes no sense.
         """
         for name, asked in (("dtype", dtype), ("cache_dtype", cache_dtype), ("weight_dtype", weight_dtype)):
             if not isinstance(asked, str) or asked not in ("", *SAMPLING_DTYPES[name]):
-                raise InputError(f"{name} is {asked!r}; it is {', '.join(SAMPLING_DTYPES[name])} or empty.")
+                raise UserError(f"{name} is {asked!r}; it is {', '.join(SAMPLING_DTYPES[name])} or empty.")
         for name, number, least in (("slots", slots, 1), ("cache_length", cache_length, 0)):
             if not isinstance(number, numbers.Integral) or isinstance(number, bool) or number < least:
-                raise InputError(f"{name} is {number!r}; it must be at least {least}, a whole number.")
+                raise UserError(f"{name} is {number!r}; it must be at least {least}, a whole number.")
         if config is not None and not isinstance(config, ModelConfig):
-            raise InputError(f"config is {config!r:.80}; give a ModelConfig.")
+            raise UserError(f"config is {config!r:.80}; give a ModelConfig.")
         if mesh is not None and not isinstance(mesh, Mesh):
-            raise InputError(f"mesh is {mesh!r:.80}; give a mesh of s1jax.parallel.make_mesh.")
+            raise UserError(f"mesh is {mesh!r:.80}; give a mesh of s1jax.parallel.make_mesh.")
         dtype = dtype or default_dtype()
         if isinstance(checkpoint_or_params, (str, os.PathLike)):
             if config is not None:
-                raise InputError("config goes with weights, not with a checkpoint, which has its own; leave it out.")
+                raise UserError("config goes with weights, not with a checkpoint, which has its own; leave it out.")
             from s1jax.checkpoint import store  # Orbax takes a second to import
 
             checkpoint_or_params = store.load_model(pathlib.Path(checkpoint_or_params), mesh=mesh, dtype=dtype)
         if config is None:
             if isinstance(checkpoint_or_params, Mapping):
-                raise InputError("the engine was given weights without their shape; give config, a ModelConfig.")
+                raise UserError("the engine was given weights without their shape; give config, a ModelConfig.")
             if not (hasattr(checkpoint_or_params, "params") and hasattr(checkpoint_or_params, "config")):
-                raise InputError(
+                raise UserError(
                     f"the engine was given {checkpoint_or_params!r:.80}; give the path of a checkpoint, a loaded model,"
                     " or weights with their config."
                 )
@@ -118,7 +121,7 @@ class Engine:
         else:
             self.model, params = None, checkpoint_or_params
         if cache_length > config.context_length:
-            raise InputError(
+            raise UserError(
                 f"cache_length {cache_length} exceeds the model's context_length {config.context_length}; give less."
             )
         if any(leaf.dtype != jnp.dtype(dtype) for leaf in jax.tree.leaves(params)):
@@ -132,7 +135,7 @@ class Engine:
         apart = perf.fits(params) if on_gpu else on_cpu and mesh is None and not weight_dtype
         if apart:
             params = _unstack(params, weight_first=on_cpu)
-        shards = 1 if mesh is None else parallel.row_shards(mesh)
+        shards = 1 if mesh is None else mesh_lib.row_shards(mesh)
         self.counts, self.dtype = Counts(), dtype
         self._setup = Setup(
             config=config,
@@ -154,7 +157,7 @@ class Engine:
     def generate(
         self,
         rows: Iterable[Mapping[str, Any]],
-        controls: Controls | None = None,
+        controls: SamplingParams | None = None,
         *,
         wait: str = "Wait",
         system: str = "",
@@ -174,7 +177,7 @@ class Engine:
     def stream(
         self,
         rows: Iterable[Mapping[str, Any]],
-        controls: Controls | None = None,
+        controls: SamplingParams | None = None,
         *,
         wait: str = "Wait",
         system: str = "",
@@ -203,14 +206,14 @@ class Engine:
           `n` above 1 has that many outputs, in any order, too; `sample_index` in them counts from 0.
 
         Raises:
-          InputError: before anything runs, for a row that has a bad field or could outgrow the cache, and for other
+          UserError: before anything runs, for a row that has a bad field or could outgrow the cache, and for other
             arguments that make no sense.
         """
         self._check_texts(wait, system)
         if isinstance(rows, (str, bytes, Mapping)) or not isinstance(rows, Iterable):
-            raise InputError(f'rows is {rows!r:.80}; give a list of rows, such as [{{"question": "..."}}].')
+            raise UserError(f'rows is {rows!r:.80}; give a list of rows, such as [{{"question": "..."}}].')
         if progress is not None and not callable(progress):
-            raise InputError(f"progress is {progress!r}; give a function of three numbers.")
+            raise UserError(f"progress is {progress!r}; give a function of three numbers.")
         encode, rows = rows_lib.Encoder(self.model), list(rows)
         names = _one_for_every_row("names", names, False, [f"row {i}" for i in range(len(rows))])
         indices = _one_for_every_row("indices", indices, True, range(len(rows)))
@@ -245,7 +248,7 @@ class Engine:
           (place in `requests`, sample) as rows end, in any order.
 
         Raises:
-          InputError: before anything runs, if a row could outgrow the cache or the model's context, has bad ids, or the
+          UserError: before anything runs, if a row could outgrow the cache or the model's context, has bad ids, or the
             cache has no room for so many rows.
         """
         if not requests:
@@ -255,7 +258,7 @@ class Engine:
     def stream_tokens(
         self,
         row: Mapping[str, Any],
-        controls: Controls | None = None,
+        controls: SamplingParams | None = None,
         *,
         wait: str = "Wait",
         system: str = "",
@@ -264,7 +267,7 @@ class Engine:
     ) -> Iterator[Piece]:
         """Samples one row and yields its text and ids as they come.
 
-            for piece in engine.stream_tokens({"question": "..."}, Controls(max_thinking_tokens=512)):
+            for piece in engine.stream_tokens({"question": "..."}, SamplingParams(max_thinking_tokens=512)):
                 print(piece.text, end="", flush=True)
 
         Args:
@@ -279,15 +282,15 @@ class Engine:
           Pieces of thinking, then of the answer; the last one has the row's output, which `generate` would give.
 
         Raises:
-          InputError: before anything runs, as `stream`, and where the row asks for several samples.
+          UserError: before anything runs, as `stream`, and where the row asks for several samples.
         """
         self._check_texts(wait, system)
         if not isinstance(steps, numbers.Integral) or isinstance(steps, bool) or steps < 1:
-            raise InputError(f"steps is {steps!r}; it must be a whole number, at least 1.")
+            raise UserError(f"steps is {steps!r}; it must be a whole number, at least 1.")
         encode = rows_lib.Encoder(self.model)
         requests = encode.requests(row, _controls(controls), wait, name, system=system)
         if len(requests) > 1:
-            raise InputError(f"{name}: n is {len(requests)}; stream_tokens samples one answer, leave n out.")
+            raise UserError(f"{name}: n is {len(requests)}; stream_tokens samples one answer, leave n out.")
         request, delimiters = requests[0], encode.delimiters(wait)
         samples = self.watch(request, delimiters, int(steps))
         pieces = Pieces(encode.decode, lambda sample: encode.texts(sample, request, delimiters), request, delimiters)
@@ -317,10 +320,10 @@ class Engine:
 
     def _check_texts(self, wait: Any, system: Any) -> None:
         if self.model is None:
-            raise InputError("this engine was made from weights alone; make it from a checkpoint to sample text.")
+            raise UserError("this engine was made from weights alone; make it from a checkpoint to sample text.")
         for what, text in (("wait", wait), ("system", system)):
             if not isinstance(text, str):
-                raise InputError(f"{what} is {text!r:.80}; it must be a string.")
+                raise UserError(f"{what} is {text!r:.80}; it must be a string.")
 
     def _drain(self, session: Session, progress: Progress | None) -> Iterator[tuple[int, Sample]]:
         done = num_ids = num_thinking = 0
@@ -337,11 +340,11 @@ class Engine:
                 progress(done, num_ids + live, num_thinking + thinking)
 
 
-def _controls(given: Any) -> Controls:
+def _controls(given: Any) -> SamplingParams:
     """Returns `given`, or the defaults if it is None."""
-    controls = Controls() if given is None else given
-    if not isinstance(controls, Controls):
-        raise InputError(f"controls is {given!r}; give Controls, as in Controls(max_thinking_tokens=512).")
+    controls = SamplingParams() if given is None else given
+    if not isinstance(controls, SamplingParams):
+        raise UserError(f"controls is {given!r}; give SamplingParams, as in SamplingParams(max_thinking_tokens=512).")
     return controls
 
 
@@ -351,14 +354,14 @@ def _one_for_every_row(what: str, given: Any, whole: bool, default: Sequence[Any
         return default
     kind = "whole numbers, not negative" if whole else "strings"
     if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable):
-        raise InputError(f"{what} is {given!r:.80}; give a list of {kind}, one for every row.")
+        raise UserError(f"{what} is {given!r:.80}; give a list of {kind}, one for every row.")
     given = list(given)
     if len(given) != len(default):
-        raise InputError(f"{what} has {len(given)} entries for {len(default)} rows; give one for every row.")
+        raise UserError(f"{what} has {len(given)} entries for {len(default)} rows; give one for every row.")
     for item in given:
         number = isinstance(item, numbers.Integral) and not isinstance(item, bool) and int(item) >= 0
         if not (number if whole else isinstance(item, str)):
-            raise InputError(f"{what} has {item!r:.80}; give a list of {kind}, one for every row.")
+            raise UserError(f"{what} has {item!r:.80}; give a list of {kind}, one for every row.")
     return given
 
 

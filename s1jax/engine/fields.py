@@ -15,10 +15,12 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from s1jax.config import Controls, InputError, from_dict, to_dict
+from s1jax.config.sampling import SamplingParams
+from s1jax.config.schema import from_dict, to_dict
 from s1jax.engine.programs import Sample
+from s1jax.errors import UserError
 
-CONTROLS = tuple(field.name for field in dataclasses.fields(Controls))
+CONTROLS = tuple(field.name for field in dataclasses.fields(SamplingParams))
 # Fields that an output has beside those of its row.
 OUTPUTS = (
     "thinking", "answer", "controls", "fingerprint", "sample_index",
@@ -82,7 +84,7 @@ _KNOWN = {
 _CLOSE = 0.85  # of 1: a letter more or less in the shortest of the controls' names
 
 
-def row_controls(row: Mapping[str, Any], defaults: Controls, name: str) -> Controls:
+def row_controls(row: Mapping[str, Any], defaults: SamplingParams, name: str) -> SamplingParams:
     """Returns `defaults` with the controls that the row has of its own.
 
     A field whose value is None is not given, as vLLM has it and as tables write what a row lacks.
@@ -93,7 +95,7 @@ def row_controls(row: Mapping[str, Any], defaults: Controls, name: str) -> Contr
       name: what messages call the row.
 
     Raises:
-      InputError: a control has a bad value or two names with different values, a field is a setting of another program
+      UserError: a control has a bad value or two names with different values, a field is a setting of another program
         that is not used here, or has nearly the name of a control.
     """
     own: dict[str, Any] = {}
@@ -107,14 +109,14 @@ def row_controls(row: Mapping[str, Any], defaults: Controls, name: str) -> Contr
             value = [value]
         if control in own and own[control] != value:
             other = next(k for k in row if k != key and _control(k, row[k], name)[0] == control)
-            raise InputError(f"{name}: {other} and {key} mean the same and differ; keep one of them.")
+            raise UserError(f"{name}: {other} and {key} mean the same and differ; keep one of them.")
         own[control] = value
     if not own:
         return defaults
     try:
-        return from_dict(Controls, {**to_dict(defaults), **own}, name)
-    except InputError as error:
-        raise error if str(error).startswith(name) else InputError(f"{name}: {error}") from None
+        return from_dict(SamplingParams, {**to_dict(defaults), **own}, name)
+    except UserError as error:
+        raise error if str(error).startswith(name) else UserError(f"{name}: {error}") from None
 
 
 def unused(rows: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -145,20 +147,20 @@ def _control(key: Any, value: Any, name: str) -> tuple[str, Any]:
             return "max_thinking_tokens", 0
         if key == "enable_thinking" and value is True:  # thinking is what a row does anyway
             return "", None
-        raise InputError(f"{name}: {key} is {value!r:.80}, which sets no number of tokens; write {_THINKING}.")
+        raise UserError(f"{name}: {key} is {value!r:.80}, which sets no number of tokens; write {_THINKING}.")
     if key in _GROUPS and isinstance(value, Mapping):
-        raise InputError(f"{name}: {key} is a group of settings, which are not read; write max_thinking_tokens.")
+        raise UserError(f"{name}: {key} is a group of settings, which are not read; write max_thinking_tokens.")
     if key in _GROUPS and isinstance(value, bool):
-        raise InputError(f"{name}: {key} is {value}, which sets no number of tokens; write max_thinking_tokens.")
+        raise UserError(f"{name}: {key} is {value}, which sets no number of tokens; write max_thinking_tokens.")
     plain = _folded(key)
     empty = isinstance(value, (str, list, Mapping)) and not value  # no tools, no stop strings: nothing is set
     if plain in _REFUSED_FOLDED and not empty:
         instead = _REFUSED_FOLDED[plain]
         remedy = f"write {instead} if it is meant" if instead else "leave it out"
-        raise InputError(f"{name}: {key} is not a setting of s1jax; {remedy}, or give the field another name.")
+        raise UserError(f"{name}: {key} is not a setting of s1jax; {remedy}, or give the field another name.")
     meant = _meant(key)
     if meant:
-        raise InputError(f"{name}: {key} is no control; write {meant} if it is meant, else give it another name.")
+        raise UserError(f"{name}: {key} is no control; write {meant} if it is meant, else give it another name.")
     return "", None
 
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from s1jax.config import Controls
+from s1jax.config.sampling import SamplingParams
 
 _KEY_TYPE = "threefry2x32"  # named, so that ids do not depend on JAX's default
 
@@ -25,7 +25,7 @@ _KEY_TYPE = "threefry2x32"  # named, so that ids do not depend on JAX's default
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Sampling:
-    """How each row is sampled; see `s1jax.config.Controls` for the meaning.
+    """How each row is sampled; see `s1jax.config.sampling.SamplingParams` for the meaning.
 
     Attributes:
       temperature: float32 [B]; 0 is greedy, whatever the filters.
@@ -44,7 +44,7 @@ class Sampling:
     penalty: jax.Array
 
     @classmethod
-    def of(cls, controls: Sequence[Controls]) -> Sampling:
+    def of(cls, controls: Sequence[SamplingParams]) -> Sampling:
         """Takes one row's settings from each of `controls`."""
         floats = ("temperature", "top_p", "min_p")
         columns = {name: np.array([getattr(c, name) for c in controls], np.float32) for name in floats}

@@ -26,12 +26,14 @@ from jax import lax
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
-from s1jax import parallel
-from s1jax.config import Controls, ModelConfig
+from s1jax.config.model import ModelConfig
+from s1jax.config.sampling import SamplingParams
 from s1jax.engine import budget as budget_lib
 from s1jax.engine import logits as logits_lib
 from s1jax.model import cache as cache_lib
 from s1jax.model import decoder
+from s1jax.parallel import ops as parallel_ops
+from s1jax.parallel import sharding
 
 # Tokens of a prompt that run at one time: bounds the memory of a long prefill, with scores [N, this, pages at once].
 _CHUNK = 512
@@ -53,7 +55,7 @@ class Request:
     """
 
     prompt: tuple[int, ...]
-    controls: Controls
+    controls: SamplingParams
     wait: tuple[int, ...] = ()
     name: str = "the row"
     find_stop: Callable[[Sequence[int], int], tuple[int, str] | None] | None = None
@@ -154,7 +156,7 @@ def start(
     """
     blank = cache_lib.init_pages(config, pages, size, dtype)
     if mesh is not None:
-        blank = lax.with_sharding_constraint(blank, parallel.page_sharding(mesh, config.num_kv_heads))
+        blank = lax.with_sharding_constraint(blank, sharding.page_sharding(mesh, config.num_kv_heads))
     zeros = jnp.zeros(slots, jnp.int32)
     return Run(
         pages=cache_lib.unstack(blank) if unstack else blank,
@@ -196,7 +198,7 @@ def prefill(
     """
     kind = jnp.dtype(dtype)
     piece = min(_CHUNK, tokens.shape[0])
-    attend = parallel.attend_cached(mesh, config.num_kv_heads, split_rows=False, pages_at_once=at_once)
+    attend = parallel_ops.attend_cached(mesh, config.num_kv_heads, split_rows=False, pages_at_once=at_once)
 
     def run(index: jax.Array, cache: cache_lib.Cache) -> cache_lib.Cache:
         part = lax.dynamic_slice_in_dim(tokens, index * piece, piece)[None]
@@ -242,7 +244,7 @@ def admit(
     fresh = budget_lib.init(settings.rules, settings.budgets, lasts, counts, here)
     return dataclasses.replace(
         run,
-        pages=parallel.copy_pages(mesh, kv_heads)(run.pages, prompt, places),
+        pages=parallel_ops.copy_pages(mesh, kv_heads)(run.pages, prompt, places),
         lengths=jnp.where(here, length, run.lengths),
         state=jax.tree.map(lambda new, old: jnp.where(here, new, old), fresh, run.state),
         seen=jnp.where(here[:, None], seen, run.seen),
@@ -287,7 +289,7 @@ def decode(
     """
     sampling, budgets, rules = settings.sampling, settings.budgets, settings.rules
     rows = jnp.arange(run.ids.shape[0])
-    attend = parallel.attend_cached(
+    attend = parallel_ops.attend_cached(
         mesh, config.num_kv_heads, split_rows=True, pages_at_once=at_once, pages_in_place=in_place
     )
 

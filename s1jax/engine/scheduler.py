@@ -11,13 +11,13 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from s1jax.config import InputError
 from s1jax.engine import budget as budget_lib
 from s1jax.engine import capacity
 from s1jax.engine import logits as logits_lib
 from s1jax.engine import programs as programs
 from s1jax.engine.capacity import Setup
 from s1jax.engine.programs import Request, Sample
+from s1jax.errors import UserError
 from s1jax.model import cache as cache_lib
 from s1jax.text.delimiters import Delimiters
 
@@ -108,10 +108,10 @@ class Session:
         for request, ids in zip(self._requests, limits, strict=True):
             prompt, name = request.prompt, request.name
             if not prompt and not self._delimiters.think_start:
-                raise InputError(f"{name}: the prompt is empty; give at least one id.")
+                raise UserError(f"{name}: the prompt is empty; give at least one id.")
             bad = [i for i in prompt if not 0 <= i < config.vocab_size]
             if bad:
-                raise InputError(
+                raise UserError(
                     f"{name}: prompt id {bad[0]} lies outside the model's vocabulary of {config.vocab_size} ids."
                 )
             check_length(request, ids, limit, "cache length" if cache_length else "model's context length")
@@ -301,11 +301,11 @@ def check_length(request: Request, ids: int, limit: int, what: str = "model's co
     """Checks that `ids`, the `longest` that the row can come to, are within `limit`.
 
     Raises:
-      InputError: they are not; names the row, its lengths, and the limit as `what`.
+      UserError: they are not; names the row, its lengths, and the limit as `what`.
     """
     controls = request.controls
     if ids > limit:
-        raise InputError(
+        raise UserError(
             f"{request.name}: a prompt of {len(request.prompt)} ids, {controls.max_thinking_tokens} of thinking,"
             f" {controls.max_answer_tokens} of answer and the delimiters come to {ids} ids, but the {what} is {limit};"
             " lower max_thinking_tokens or max_answer_tokens, or shorten the prompt."

@@ -18,9 +18,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from s1jax.config import InputError, ModelConfig
+from s1jax.config.model import ModelConfig
 from s1jax.engine import buckets
 from s1jax.engine import logits as logits_lib
+from s1jax.errors import UserError
 from s1jax.model import attention, decoder
 
 _SMALLEST = 32  # length that rows are padded to
@@ -57,7 +58,7 @@ def log_likelihoods(
       each of its ids is the most probable one (of equals the first) at its place.
 
     Raises:
-      InputError: before anything runs, for an empty context, a continuation that is longer than the model's context,
+      UserError: before anything runs, for an empty context, a continuation that is longer than the model's context,
         or an id outside the vocabulary.
     """
     if not pairs:
@@ -90,16 +91,16 @@ def log_likelihoods(
 def _row(config: ModelConfig, context: Sequence[int], continuation: Sequence[int], name: str) -> list[int]:
     """Checks a pair and returns its ids, the last one included; at least two, so that there is something to run."""
     if not context:
-        raise InputError(f"{name}: the context is empty; give at least one id, such as the end-of-sequence id.")
+        raise UserError(f"{name}: the context is empty; give at least one id, such as the end-of-sequence id.")
     if len(continuation) > config.context_length:
-        raise InputError(
+        raise UserError(
             f"{name}: a continuation of {len(continuation)} ids exceeds the model's context length of"
             f" {config.context_length}; shorten it."
         )
     row = [*context, *continuation][-config.context_length - 1 :]
     bad = [i for i in row if not 0 <= i < config.vocab_size]
     if bad:
-        raise InputError(f"{name}: id {bad[0]} lies outside the model's vocabulary of {config.vocab_size} ids.")
+        raise UserError(f"{name}: id {bad[0]} lies outside the model's vocabulary of {config.vocab_size} ids.")
     return row if len(row) > 1 else [*row, row[0]]
 
 

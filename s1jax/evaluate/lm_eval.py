@@ -7,7 +7,7 @@ nowhere else: importing this module puts `s1jax` there, which is what `s1jax/cli
 Later ones look for entry points of the group `lm_eval.models`, too, where `setup.py` names this one.
 
 `--model_args` are `checkpoint`, `wait`, `dtype`, `cache_dtype`, `weight_dtype`, `cache_length`, `bos_token` and the
-fields of `s1jax.config.Controls`: what the task's generation settings, or `--gen_kwargs`, say takes precedence.
+fields of `SamplingParams`: what the task's generation settings, or `--gen_kwargs`, say takes precedence.
 `--batch_size` is the number of rows that run at one time; the harness sets it to 1 unless told otherwise.
 """
 
@@ -26,10 +26,12 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 from tqdm import tqdm
 
-from s1jax.config import SAMPLING_DTYPES, Controls, InputError, to_dict
+from s1jax.config.sampling import SAMPLING_DTYPES, SamplingParams
+from s1jax.config.schema import to_dict
 from s1jax.engine import score
 from s1jax.engine.engine import Engine
 from s1jax.engine.fields import ALIASES, CONTROLS, row_controls
+from s1jax.errors import UserError
 from s1jax.text import chat as chat_lib
 
 _ARGUMENTS = ("checkpoint", "wait", *SAMPLING_DTYPES, "cache_length", "bos_token", *CONTROLS)
@@ -87,35 +89,35 @@ class HarnessModel(TemplateLM):
           batch_size: rows that run at one time; `auto` is 16.
           max_batch_size: not supported: no batch size is searched for.
           device: not looked at: the harness says cuda:0 unless told otherwise, and JAX_PLATFORMS chooses.
-          **controls: fields of `Controls` for what a task does not say itself.
+          **controls: fields of `SamplingParams` for what a task does not say itself.
 
         Raises:
-          InputError: for an argument that is unknown or has a value that makes no sense, or a bad checkpoint.
+          UserError: for an argument that is unknown or has a value that makes no sense, or a bad checkpoint.
         """
         super().__init__()
         unknown = sorted(set(controls) - set(CONTROLS))
         if unknown:
-            raise InputError(f"--model_args has {unknown[0]}, which s1jax has not; it has {', '.join(_ARGUMENTS)}.")
+            raise UserError(f"--model_args has {unknown[0]}, which s1jax has not; it has {', '.join(_ARGUMENTS)}.")
         if not checkpoint:
-            raise InputError(
+            raise UserError(
                 "--model_args has no checkpoint; add checkpoint=CKPT, a checkpoint, a training workdir or package:NAME."
             )
         dtypes = {"dtype": dtype, "cache_dtype": cache_dtype, "weight_dtype": weight_dtype}
         for name, asked in dtypes.items():
             if asked not in ("", *SAMPLING_DTYPES[name]):
-                raise InputError(f"--model_args has {name} {asked!r}; choose {' or '.join(SAMPLING_DTYPES[name])}.")
+                raise UserError(f"--model_args has {name} {asked!r}; choose {' or '.join(SAMPLING_DTYPES[name])}.")
         for name, text in (("wait", wait), ("bos_token", bos_token)):
             if not isinstance(text, str):
-                raise InputError(f"--model_args has {name} {text!r}; it must be a string.")
+                raise UserError(f"--model_args has {name} {text!r}; it must be a string.")
         if isinstance(cache_length, bool) or not isinstance(cache_length, int) or cache_length < 0:
-            raise InputError(f"--model_args has cache_length {cache_length!r}; it must be a number, not negative.")
+            raise UserError(f"--model_args has cache_length {cache_length!r}; it must be a number, not negative.")
         if max_batch_size is not None:
-            raise InputError(
+            raise UserError(
                 "--max_batch_size is not supported: no batch size is searched for; give --batch_size alone."
             )
-        self.controls = row_controls(controls, Controls(), "--model_args")
+        self.controls = row_controls(controls, SamplingParams(), "--model_args")
         if self.controls.n > 1:
-            raise InputError("--model_args has n above 1, but the harness takes one answer a request; leave it out.")
+            raise UserError("--model_args has n above 1, but the harness takes one answer a request; leave it out.")
         self.batch_size = _batch_size(batch_size)
         self._wait, self._checkpoint = wait, str(checkpoint)
         self._engine = Engine(
@@ -159,10 +161,10 @@ class HarnessModel(TemplateLM):
         """Returns what `apply_chat_template` puts around a question, for the harness's records.
 
         Raises:
-          InputError: for a template that is asked for by name.
+          UserError: for a template that is asked for by name.
         """
         if isinstance(chat_template, str):
-            raise InputError(
+            raise UserError(
                 f"--apply_chat_template names {chat_template!r}, but a checkpoint has one chat format; leave it out."
             )
         chat = self.model.chat
@@ -176,25 +178,25 @@ class HarnessModel(TemplateLM):
           add_generation_prompt: must be True.
 
         Raises:
-          InputError: for anything else, which the checkpoint's chat format has no place for.
+          UserError: for anything else, which the checkpoint's chat format has no place for.
         """
         system, history = "", list(chat_history)
         if history and history[0]["role"] == "system":
             system, history = history[0]["content"], history[1:]
         roles = [turn["role"] for turn in history]
         if not add_generation_prompt or roles[-1:] == ["assistant"]:
-            raise InputError(
+            raise UserError(
                 "the task begins the answer itself (gen_prefix), where the model has to think first; leave out"
                 " --apply_chat_template or choose another task."
             )
         if roles != ["user"]:
-            raise InputError(
+            raise UserError(
                 f"the checkpoint's chat format has one user turn, not {len(roles)} turns; add"
                 " --fewshot_as_multiturn=false."
             )
         question = history[0]["content"]
         if not isinstance(question, str) or not isinstance(system, str):
-            raise InputError("a turn of the task is no text, and s1jax models read nothing else; choose another task.")
+            raise UserError("a turn of the task is no text, and s1jax models read nothing else; choose another task.")
         before = chat_lib.with_system(self.model.chat, system) if system else self.model.chat
         return before.before_question + question + before.after_question
 
@@ -239,12 +241,12 @@ class HarnessModel(TemplateLM):
 
         The settings are `until`, a string or several; `do_sample`, False for temperature 0 and True for temperature 1
         where nobody gives one; `max_gen_toks`, or one of its other names, for `max_answer_tokens`; and the fields of
-        `Controls`, under the names that prompt rows may use for them (`s1jax.engine.fields.ALIASES`), except `n`. A
+        `SamplingParams`, under the names that prompt rows may use (`s1jax.engine.fields.ALIASES`), except `n`. A
         `stop` string ends sampling, `until` cuts the text. Repeat j of document i is sampled with
         seed + i + 1,000,003 j, whatever else is asked.
 
         Raises:
-          InputError: before anything runs, for a setting that is unknown or makes no sense, a request that is not one
+          UserError: before anything runs, for a setting that is unknown or makes no sense, a request that is not one
             text, or a row that could outgrow the cache; names task and document.
         """
         rows, stops, names = [], [], []
@@ -263,8 +265,8 @@ class HarnessModel(TemplateLM):
             if system:
                 try:
                     ids = chat_lib.encode_prompt(self.model.tokenizer, self.model.chat, question, system)
-                except InputError as error:
-                    raise InputError(f"{names[-1]}: {error}") from None
+                except UserError as error:
+                    raise UserError(f"{names[-1]}: {error}") from None
                 row = {"prompt_ids": ids}
             rows.append({**row, **own})
             stops.append(until)
@@ -300,7 +302,7 @@ class HarnessModel(TemplateLM):
             return context.removeprefix(chat.before_question).removesuffix(chat.after_question), ""
         try:
             start, end = chat_lib.system_turn(chat)
-        except InputError:
+        except UserError:
             return context, ""
         if start and end in context and context.startswith(start) and context.endswith(chat.after_question):
             system, _, question = context.removeprefix(start).removesuffix(chat.after_question).partition(end)
@@ -319,7 +321,7 @@ def _batch_size(value: int | str) -> int:
     if str(value).split(":")[0] == "auto":
         return _AUTO_BATCH_SIZE
     if not str(value).isdecimal() or int(value) < 1:
-        raise InputError(f"--batch_size is {value!r}; give a positive number or auto.")
+        raise UserError(f"--batch_size is {value!r}; give a positive number or auto.")
     return int(value)
 
 
@@ -331,33 +333,33 @@ def _arguments(request: Instance, kinds: tuple[type, ...]) -> tuple[Any, ...]:
     """Returns the arguments of a request; refuses those of other kinds, such as images or several prompts."""
     found = request.args
     if len(found) != len(kinds) or not all(map(isinstance, found, kinds)):
-        raise InputError(
+        raise UserError(
             f"{_name(request)}: s1jax models take one text, but this request has"
             f" ({', '.join(type(value).__name__ for value in found)}); choose a task without images or several prompts."
         )
     return found
 
 
-def _own_controls(settings: Mapping[str, Any], defaults: Controls, name: str) -> tuple[dict[str, Any], list[str]]:
-    """Returns the fields of `Controls` that the settings of a request fix, and its `until` strings."""
+def _own_controls(settings: Mapping[str, Any], defaults: SamplingParams, name: str) -> tuple[dict[str, Any], list[str]]:
+    """Returns the fields of `SamplingParams` that the settings of a request fix, and its `until` strings."""
     left = dict(settings)
     until = left.pop("until", None) or []
     until = [until] if isinstance(until, str) else until
     if not isinstance(until, list) or not all(isinstance(text, str) for text in until):
-        raise InputError(f"{name}: until is {until!r}; it must be a string or a list of strings.")
+        raise UserError(f"{name}: until is {until!r}; it must be a string or a list of strings.")
     do_sample = left.pop("do_sample", None)
     limits = [(key, value) for key in _MAX_ANSWER if (value := left.pop(key, None)) is not None]
     unknown = sorted(set(left) - {*CONTROLS, *ALIASES})
     if unknown:
         known = ("until", "do_sample", _MAX_ANSWER[0], *CONTROLS)
-        raise InputError(
+        raise UserError(
             f"{name}: the generation setting {unknown[0]} is not one that s1jax has; it has {', '.join(known)}."
         )
     if row_controls(left, defaults, name).n > 1:
-        raise InputError(f"{name}: n is above 1, but the harness takes one answer a request; set repeats in the task.")
+        raise UserError(f"{name}: n is above 1, but the harness takes one answer a request; set repeats in the task.")
     for key, value in limits:
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InputError(f"{name}: {key} is {value!r}; it must be a whole number, 1 or more.")
+            raise UserError(f"{name}: {key} is {value!r}; it must be a whole number, 1 or more.")
     if limits:
         left["max_answer_tokens"] = limits[0][1]
     if do_sample is not None and not do_sample:

@@ -14,7 +14,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from s1jax.config import InputError
+from s1jax.errors import UserError
 from s1jax.io import files
 
 # Of the curves of a plot, in order: waits, budgets, then what else there is. Their numbers have no common divisor, so
@@ -98,10 +98,10 @@ def accuracy(right: Sequence[bool]) -> tuple[float, float]:
     sensible interval there.
 
     Raises:
-      InputError: there are no answers.
+      UserError: there are no answers.
     """
     if not right:
-        raise InputError("There are no answers to grade; give at least one problem.")
+        raise UserError("There are no answers to grade; give at least one problem.")
     share = sum(map(bool, right)) / len(right)
     return 100 * share, 100 * math.sqrt(share * (1 - share) / len(right))
 
@@ -131,10 +131,10 @@ def control(thinking_tokens: Sequence[int], least: Bound, most: Bound) -> float:
       most: as `least`, the most tokens asked for.
 
     Raises:
-      InputError: there are no rows.
+      UserError: there are no rows.
     """
     if not thinking_tokens:
-        raise InputError("There are no rows to take Control over; give at least one problem.")
+        raise UserError("There are no rows to take Control over; give at least one problem.")
     lows = [least] * len(thinking_tokens) if isinstance(least, (int, float)) else least
     highs = [most] * len(thinking_tokens) if isinstance(most, (int, float)) else most
     inside = [low <= count <= high for low, count, high in zip(lows, thinking_tokens, highs, strict=True)]

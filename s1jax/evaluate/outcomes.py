@@ -68,7 +68,7 @@ def wanted(
       strategy: of the run.
       task: its problems.
       questions: one a problem, with the strategy's instruction.
-      settings: fields of `s1jax.config.Controls` and `wait` that hold for all runs.
+      settings: fields of `s1jax.config.sampling.SamplingParams` and `wait` that hold for all runs.
       rows: what was sampled already, in any order, each with `problem` and `attempt`.
     """
     have: list[dict[int, Mapping[str, Any]]] = [{} for _ in task.rows]

@@ -24,7 +24,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
-from s1jax.config import InputError
+from s1jax.errors import UserError
 
 Sample = Mapping[str, Any]
 STEP_TOKENS = 100  # at most in one step, by which the paper judges the control of steps
@@ -51,7 +51,7 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Forcing:
-    """Budget forcing: `s1jax.config.Controls` has the same fields; None stands for what holds for all runs."""
+    """Budget forcing, with fields of `SamplingParams`; None stands for what holds for all runs."""
 
     max_thinking_tokens: int | None = None
     min_thinking_tokens: int = 0
@@ -147,7 +147,7 @@ class Strategy:
           row: of the task.
           question: the task's question with this strategy's instruction, if it has one.
           seed: of this sample.
-          controls: fields of `s1jax.config.Controls` and `wait` that hold for all runs.
+          controls: fields of `s1jax.config.sampling.SamplingParams` and `wait` that hold for all runs.
         """
         own: dict[str, Any] = {"num_waits": self.forcing.num_waits, "wait": self._wait(controls["wait"])}
         own["min_thinking_tokens"] = self.forcing.min_thinking_tokens
@@ -253,7 +253,7 @@ def parse(text: str) -> Strategy:
     """Returns the strategy that a text names, see the module's text.
 
     Raises:
-      InputError: names the text and the part of it that is wrong.
+      UserError: names the text and the part of it that is wrong.
     """
     instruction: Instruction | None = None
     forcing: Forcing | None = None
@@ -276,15 +276,13 @@ def parse(text: str) -> Strategy:
     if forcing and bare:
         most = instruction.most_tokens if instruction else None
         if most is None:
-            raise InputError(
-                f"strategy {text!r} forces nothing; write forcing:max=N, forcing:min=N or forcing:waits=N."
-            )
+            raise UserError(f"strategy {text!r} forces nothing; write forcing:max=N, forcing:min=N or forcing:waits=N.")
         forcing = Forcing(max_thinking_tokens=most)
     if forcing and forcing.max_thinking_tokens is not None and selection and selection.kind == "reject":
-        raise InputError(f"strategy {text!r} cuts what it would reject; drop forcing:max.")
+        raise UserError(f"strategy {text!r} cuts what it would reject; drop forcing:max.")
     least = forcing.min_thinking_tokens if forcing else 0
     if selection and selection.kind == "reject" and least > selection.max_thinking_tokens:
-        raise InputError(f"strategy {text!r} rejects all that has its minimum; lower min or raise reject's max.")
+        raise UserError(f"strategy {text!r} rejects all that has its minimum; lower min or raise reject's max.")
     return Strategy(instruction, forcing or Forcing(), selection)
 
 
@@ -301,8 +299,8 @@ class _Part:
         if len(self.values) < len(rest):
             raise self.error("names something twice; drop one")
 
-    def error(self, fault: str) -> InputError:
-        return InputError(f"strategy {self._text!r}: {self._piece!r} {fault}.")
+    def error(self, fault: str) -> UserError:
+        return UserError(f"strategy {self._text!r}: {self._piece!r} {fault}.")
 
     def whole(self, name: str, least: int = 0, most: int = MOST) -> int | None:
         """Takes out a whole number."""

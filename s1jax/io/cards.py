@@ -12,7 +12,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from s1jax.config import InputError
+from s1jax.errors import UserError
 from s1jax.io import splits
 
 _LONGEST = 1 << 20  # bytes of a README that are looked at
@@ -27,7 +27,7 @@ def assign(folder: pathlib.Path, paths: Sequence[str]) -> dict[str, list[str]]:
       paths: of its files of rows, relative to it, with `/` between names.
 
     Raises:
-      InputError: if the README names several configs and no default, or names no file that is here.
+      UserError: if the README names several configs and no default, or names no file that is here.
     """
     readme = folder / "README.md"
     configs = _configs(readme) if readme.is_file() else []
@@ -36,7 +36,7 @@ def assign(folder: pathlib.Path, paths: Sequence[str]) -> dict[str, list[str]]:
     defaults = [one for one in configs if len(configs) == 1 or one["config_name"] == "default" or one.get("default")]
     if len(defaults) != 1:
         names = ", ".join(str(one["config_name"]) for one in configs)
-        raise InputError(
+        raise UserError(
             f"{readme} has the configs {names} and no default; give the folder or the files of one of them."
         )
     (config,) = defaults
@@ -54,7 +54,7 @@ def assign(folder: pathlib.Path, paths: Sequence[str]) -> dict[str, list[str]]:
     missing = [split for split, names in chosen.items() if not names]
     if missing or not inside:
         what = f"split {missing[0]}" if missing else f"config {config['config_name']}"
-        raise InputError(
+        raise UserError(
             f"{readme} names files of {what} that are not in {folder}; add them or give the files themselves."
         )
     return {split: [inside[name] for name in names] for split, names in chosen.items()}
@@ -69,16 +69,16 @@ def _configs(readme: pathlib.Path) -> list[dict[str, Any]]:
     try:
         import yaml
     except ImportError:
-        raise InputError(f"{readme} names the files of its splits, which needs PyYAML; install it.") from None
+        raise UserError(f"{readme} names the files of its splits, which needs PyYAML; install it.") from None
     try:
         configs = (yaml.safe_load(block[1]) or {}).get("configs")
     except (yaml.YAMLError, AttributeError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"{readme} begins with YAML that cannot be read ({reason}); repair it.") from None
+        raise UserError(f"{readme} begins with YAML that cannot be read ({reason}); repair it.") from None
     if configs is None:
         return []
     if not isinstance(configs, list) or not all(isinstance(one, dict) and "config_name" in one for one in configs):
-        raise InputError(f"{readme}: configs is no list of objects with config_name; repair it.")
+        raise UserError(f"{readme}: configs is no list of objects with config_name; repair it.")
     return configs
 
 
@@ -93,7 +93,7 @@ def _patterns(wanted: Any, readme: pathlib.Path) -> dict[str, list[re.Pattern[st
         paths = [paths] if isinstance(paths, str) else paths
         split = entry.get("split") if isinstance(entry, dict) else None
         if not isinstance(split, str) or not isinstance(paths, list) or not all(isinstance(one, str) for one in paths):
-            raise InputError(f"{readme}: data_files holds {entry!r:.60}; write objects with split and path.")
+            raise UserError(f"{readme}: data_files holds {entry!r:.60}; write objects with split and path.")
         found.setdefault(split, []).extend(map(_pattern, paths))
     return found
 
@@ -120,4 +120,4 @@ def _pattern(glob: str) -> re.Pattern[str]:
     try:
         return re.compile(regex, re.DOTALL)
     except re.error:
-        raise InputError(f"the pattern {glob!r} of README.md cannot be read; repair it.") from None
+        raise UserError(f"the pattern {glob!r} of README.md cannot be read; repair it.") from None

@@ -20,7 +20,8 @@ import stat
 from collections.abc import Iterator
 from typing import IO, Any, BinaryIO
 
-from s1jax.config.schema import InputError, shown
+from s1jax.config.schema import shown
+from s1jax.errors import UserError
 
 # Of OSErrors: what keeps a file from being written, and what to do.
 FULL = {
@@ -69,19 +70,19 @@ def check_own(path: str | os.PathLike[str], folder: str | os.PathLike[str] | Non
       folder: that it belongs to; None: the one it is in.
 
     Raises:
-      InputError: it leads out of the folder, or to something else than a regular file, which might never end.
+      UserError: it leads out of the folder, or to something else than a regular file, which might never end.
     """
     root = pathlib.Path(os.path.realpath(pathlib.Path(path).parent if folder is None else folder))
     if root.parent.name == "snapshots" and root.parent.parent.name.startswith("models--"):
         root = root.parent.parent
     real = pathlib.Path(os.path.realpath(path))
     if not real.is_relative_to(root):
-        raise InputError(
+        raise UserError(
             f"{path} is a link to {shown(str(real), 200)}, which is not in its folder; put the file itself there if it "
             "belongs to the model."
         )
     if os.path.exists(real) and not os.path.isfile(real) and not os.path.isdir(real):
-        raise InputError(f"{path} is not a regular file; get it again.")
+        raise UserError(f"{path} is not a regular file; get it again.")
 
 
 def create(path: str | os.PathLike[str]) -> BinaryIO:
@@ -159,12 +160,12 @@ def new_folder(path: str | os.PathLike[str], where: str = "") -> Iterator[pathli
       where: begins the sentences, such as the name of a flag.
 
     Raises:
-      InputError: something is there already, another process writes it, or it may not be written.
+      UserError: something is there already, another process writes it, or it may not be written.
     """
     where = f"{where}: " if where else ""
     final = pathlib.Path(os.path.realpath(path))
-    taken = InputError(f"{where}{path} exists and is not empty; remove it or choose another folder.")
-    busy = InputError(f"{where}another process writes {path}; wait until it has ended, or choose another folder.")
+    taken = UserError(f"{where}{path} exists and is not empty; remove it or choose another folder.")
+    busy = UserError(f"{where}another process writes {path}; wait until it has ended, or choose another folder.")
     if final.exists() and (not final.is_dir() or any(final.iterdir())):
         raise taken
     prefix = f".{final.name[:32]}-{hashlib.sha256(os.fsencode(final.name)).hexdigest()[:8]}."
@@ -201,7 +202,7 @@ def _cannot_write(where: str) -> Iterator[None]:
     try:
         yield
     except (PermissionError, NotADirectoryError, FileExistsError) as error:
-        raise InputError(
+        raise UserError(
             f"{where}cannot write {error.filename} ({error.strerror}); choose a folder you may write to."
         ) from None
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from s1jax.config import InputError
+from s1jax.errors import UserError
 from s1jax.io import files
 
 
@@ -27,9 +27,9 @@ def read(path: pathlib.Path, run: str) -> tuple[list[dict[str, Any]], int]:
       the rows, and the bytes they take; a last line that was not written to its end is left out.
 
     Raises:
-      InputError: the file holds rows of another run, or something else.
+      UserError: the file holds rows of another run, or something else.
     """
-    foreign = InputError(f"{path} is no output of a run; choose another file, or remove it.")
+    foreign = UserError(f"{path} is no output of a run; choose another file, or remove it.")
     rows: list[dict[str, Any]] = []
     *lines, torn = path.read_bytes().split(b"\n")
     for line in lines:
@@ -39,7 +39,7 @@ def read(path: pathlib.Path, run: str) -> tuple[list[dict[str, Any]], int]:
         except (ValueError, KeyError, TypeError):
             raise foreign from None
         if not same:
-            raise InputError(
+            raise UserError(
                 f"{path} belongs to another run (other checkpoint, rows or settings); choose another file, or remove"
                 " it."
             )
@@ -65,10 +65,10 @@ def _lock(path: pathlib.Path) -> BinaryIO:
     except OSError as error:
         if error.errno != errno.ELOOP:
             raise
-        raise InputError(f"{path} is a link, which is not followed; remove it, or choose another file.") from None
+        raise UserError(f"{path} is a link, which is not followed; remove it, or choose another file.") from None
     if not files.take(file) or not _stands_at(path, file):  # its owner has it, or removed it since it was opened
         file.close()
-        raise InputError(f"another process writes {path}; wait until it has ended, or choose another file.")
+        raise UserError(f"another process writes {path}; wait until it has ended, or choose another file.")
     return file
 
 
@@ -87,7 +87,7 @@ class Journal:
           run: see `fingerprint`; every row has it in its field of that name.
 
         Raises:
-          InputError: another process writes it, or see `read`.
+          UserError: another process writes it, or see `read`.
         """
         self._path, self._run = pathlib.Path(path), run
         self._file: BinaryIO | None = _lock(self._path)

@@ -11,7 +11,7 @@ import re
 import tempfile
 from collections.abc import Iterator
 
-from s1jax.config import InputError
+from s1jax.errors import UserError
 
 # Of URLs, and of what pathlib makes of gs://bucket: gs:/bucket.
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|(?:gs|s3|az|abfss?|hf|hdfs|https?|file):/", re.IGNORECASE)
@@ -31,20 +31,20 @@ def local(path: str | os.PathLike[str], what: str) -> pathlib.Path:
       what: is called so in messages, for example `--workdir`.
 
     Raises:
-      InputError: for a URL, and for a name that is not UTF-8 or holds a NUL.
+      UserError: for a URL, and for a name that is not UTF-8 or holds a NUL.
     """
     text = os.fspath(path)
     if _URL.match(text):
-        raise InputError(
+        raise UserError(
             f"{what}={text} is a URL, and s1jax reads and writes files of this machine only; mount the bucket (for "
             "example with gcsfuse, mount-s3 or rclone mount) or copy the folder, and give its local path."
         )
     try:
         whole = os.fspath(pathlib.Path(text).absolute()).encode()
     except UnicodeEncodeError:
-        raise InputError(f"{what}={text!a} is not UTF-8; rename the folder, or choose another one.") from None
+        raise UserError(f"{what}={text!a} is not UTF-8; rename the folder, or choose another one.") from None
     if b"\0" in whole:
-        raise InputError(f"{what}={text!a} holds a NUL; choose another name.")
+        raise UserError(f"{what}={text!a} holds a NUL; choose another name.")
     return pathlib.Path(text)
 
 
@@ -56,7 +56,7 @@ def plain(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     wants it, and removed by the last process here that has used it.
 
     Raises:
-      InputError: where the folder of temporary files has such a character in its path, too, or somebody else's link.
+      UserError: where the folder of temporary files has such a character in its path, too, or somebody else's link.
     """
     whole = folder.absolute()
     if _PLAIN.fullmatch(os.fspath(whole)):
@@ -66,13 +66,13 @@ def plain(folder: pathlib.Path) -> Iterator[pathlib.Path]:
     temporary = pathlib.Path(tempfile.gettempdir(), name)
     link = temporary / "link"
     if not _PLAIN.fullmatch(os.fspath(temporary)):
-        raise InputError(f"{temporary.parent} has special characters, as {whole} has; set TMPDIR to another folder.")
+        raise UserError(f"{temporary.parent} has special characters, as {whole} has; set TMPDIR to another folder.")
     descriptor = _share(temporary)
     try:
         with contextlib.suppress(FileExistsError):
             link.symlink_to(whole)
         if os.readlink(link) != os.fspath(whole):
-            raise InputError(f"{link} does not lead to {whole}; remove it.")
+            raise UserError(f"{link} does not lead to {whole}; remove it.")
         yield link
     finally:
         with contextlib.suppress(OSError):  # another process has it
@@ -92,12 +92,12 @@ def _share(folder: pathlib.Path) -> int:
         except FileNotFoundError:
             continue  # the last one who had it has removed it
         except OSError:  # a file, or a link, which may be somebody else's
-            raise InputError(f"{folder} is not a folder; remove it, or set TMPDIR to another folder.") from None
+            raise UserError(f"{folder} is not a folder; remove it, or set TMPDIR to another folder.") from None
         fcntl.flock(descriptor, fcntl.LOCK_SH)
         mine = os.fstat(descriptor)
         if mine.st_uid != os.getuid():
             os.close(descriptor)
-            raise InputError(f"{folder} belongs to another user; set TMPDIR to another folder.")
+            raise UserError(f"{folder} belongs to another user; set TMPDIR to another folder.")
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(mine, folder.stat()):
                 return descriptor

@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
-from s1jax.config import InputError
+from s1jax.errors import UserError
 from s1jax.io import cards, splits
 
 Record = Mapping[str, Any]
@@ -50,9 +50,9 @@ _BOM = b"\xef\xbb\xbf"  # some editors begin a file with it
 
 
 def check_length(text: str, name: str, column: str) -> None:
-    """Raises InputError where a text is too long for a tokenizer, see `MAX_CHARACTERS`."""
+    """Raises UserError where a text is too long for a tokenizer, see `MAX_CHARACTERS`."""
     if len(text) > MAX_CHARACTERS:
-        raise InputError(
+        raise UserError(
             f"{name}: {column} has {len(text):,} characters; at most {MAX_CHARACTERS:,} are read; shorten it or remove"
             " the row."
         )
@@ -70,7 +70,7 @@ def read(
         another split.
 
     Raises:
-      InputError: if there is nothing to read, a folder has none of the splits, or a file does not parse; names file
+      UserError: if there is nothing to read, a folder has none of the splits, or a file does not parse; names file
         and row.
     """
     path = pathlib.Path(path)
@@ -82,7 +82,7 @@ def read(
         yield from read_file(path)
     else:
         what = "is neither a file nor a folder" if path.exists() else "does not exist"
-        raise InputError(f"{path} {what}; give a {READABLE} file, or a folder of them.")
+        raise UserError(f"{path} {what}; give a {READABLE} file, or a folder of them.")
 
 
 def _named_for(path: pathlib.Path) -> list[str]:
@@ -97,7 +97,7 @@ def read_file(file: str | os.PathLike[str]) -> Iterator[Named]:
     A file of no known suffix is read as JSON unless its first bytes say otherwise.
 
     Raises:
-      InputError: if the file cannot be read or parsed, or its content is not what its suffix says.
+      UserError: if the file cannot be read or parsed, or its content is not what its suffix says.
     """
     file = pathlib.Path(file)
     with _readable(file):
@@ -119,9 +119,9 @@ def _readable(file: pathlib.Path) -> Iterator[None]:
     try:
         yield
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{file} is a damaged or cut gzip file ({error}); write it again.") from None
+        raise UserError(f"{file} is a damaged or cut gzip file ({error}); write it again.") from None
     except OSError as error:
-        raise InputError(f"{file} cannot be read ({error.strerror or error}); check it and its permissions.") from None
+        raise UserError(f"{file} cannot be read ({error.strerror or error}); check it and its permissions.") from None
 
 
 def _kind(file: pathlib.Path, head: bytes) -> tuple[bool, str]:
@@ -131,20 +131,20 @@ def _kind(file: pathlib.Path, head: bytes) -> tuple[bool, str]:
     known = KINDS.get("".join(suffixes[-2:-1] if zipped else suffixes[-1:]))
     content = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), "")
     if content == "UTF-16":
-        raise InputError(f"{file} is not UTF-8 text but begins as UTF-16 does; save it as UTF-8.")
+        raise UserError(f"{file} is not UTF-8 text but begins as UTF-16 does; save it as UTF-8.")
     if content in ("zip", "zstd"):
-        raise InputError(f"{file} is a {content} file; unpack it and give {READABLE}.")
+        raise UserError(f"{file} is a {content} file; unpack it and give {READABLE}.")
     if content in ("parquet", "Arrow", "gzip"):
         says = "gzip" if zipped else known
         if says not in (None, content):
-            raise InputError(f"{file} is {content} by its content, which its name does not say; rename it.")
+            raise UserError(f"{file} is {content} by its content, which its name does not say; rename it.")
         if content != "gzip":
             return False, content
         if known in ("parquet", "Arrow"):
-            raise InputError(f"{file} is {known} in gzip, which is not read; unpack it.")
+            raise UserError(f"{file} is {known} in gzip, which is not read; unpack it.")
         return True, known or "JSON"
     if zipped:
-        raise InputError(f"{file} is no gzip file by its content, as its name says; rename it or write it again.")
+        raise UserError(f"{file} is no gzip file by its content, as its name says; rename it or write it again.")
     return False, known or "JSON"
 
 
@@ -164,25 +164,23 @@ def _json(file: pathlib.Path, stream: BinaryIO) -> Iterator[Named]:
             return
         begun = True
         if len(line) > MAX_BYTES:
-            raise InputError(f"{name} is a line of more than {MAX_BYTES >> 20} MB; shorten or remove it.")
+            raise UserError(f"{name} is a line of more than {MAX_BYTES >> 20} MB; shorten or remove it.")
         try:
             record = json.loads(line.decode())
         except (ValueError, RecursionError) as error:
             more = " (a .json file holds one array of rows, or a row a line)" if file.suffix == ".json" else ""
-            raise InputError(f"{name} is not JSON ({error}); repair or remove the line{more}.") from None
+            raise UserError(f"{name} is not JSON ({error}); repair or remove the line{more}.") from None
         yield name, _object(record, name)
 
 
 def _array(file: pathlib.Path, content: bytes) -> Iterator[Named]:
     """The objects of a JSON array, one after the other, so that only the text is held in memory."""
     if len(content) > MAX_ARRAY_BYTES:
-        raise InputError(
-            f"{file} is a JSON array of more than {MAX_ARRAY_BYTES >> 30} GB; write a row a line (.jsonl)."
-        )
+        raise UserError(f"{file} is a JSON array of more than {MAX_ARRAY_BYTES >> 30} GB; write a row a line (.jsonl).")
     try:
         text = content.decode()
     except UnicodeDecodeError as error:
-        raise InputError(f"{file} is not JSON in UTF-8 ({error}); save it as UTF-8.") from None
+        raise UserError(f"{file} is not JSON in UTF-8 ({error}); save it as UTF-8.") from None
     del content
     decoder = json.JSONDecoder()
     at = _blank(text, text.index("[") + 1)
@@ -195,19 +193,19 @@ def _array(file: pathlib.Path, content: bytes) -> Iterator[Named]:
             try:
                 record, end = decoder.raw_decode(text, at)
             except (ValueError, RecursionError) as error:
-                raise InputError(f"{name} is not JSON ({error}); repair or remove the row.") from None
+                raise UserError(f"{name} is not JSON ({error}); repair or remove the row.") from None
             if end - at > MAX_BYTES:
-                raise InputError(f"{name} is a row of more than {MAX_BYTES >> 20} MB; shorten or remove it.")
+                raise UserError(f"{name} is a row of more than {MAX_BYTES >> 20} MB; shorten or remove it.")
             yield name, _object(record, name)
             at = _blank(text, end)
             if text[at : at + 1] == "]":
                 at += 1
                 break
             if text[at : at + 1] != ",":
-                raise InputError(f"{name} is followed by neither a comma nor the end of the array; repair the file.")
+                raise UserError(f"{name} is followed by neither a comma nor the end of the array; repair the file.")
             at = _blank(text, at + 1)
     if _blank(text, at) < len(text):
-        raise InputError(f"{file} has text behind its array of {number} rows; write one array, or a row a line.")
+        raise UserError(f"{file} has text behind its array of {number} rows; write one array, or a row a line.")
 
 
 def _blank(text: str, at: int) -> int:
@@ -219,7 +217,7 @@ def _blank(text: str, at: int) -> int:
 
 def _object(record: Any, name: str) -> Record:
     if not isinstance(record, dict):
-        raise InputError(f"{name} is a JSON {type(record).__name__}, not an object of columns; repair it.")
+        raise UserError(f"{name} is a JSON {type(record).__name__}, not an object of columns; repair it.")
     return record
 
 
@@ -232,13 +230,13 @@ def _csv(file: pathlib.Path, stream: BinaryIO) -> Iterator[Named]:
             columns = list(rows.fieldnames or ())
             twice = [column for column in dict.fromkeys(columns) if columns.count(column) > 1]
             if twice:
-                raise InputError(f"{file} has the column {twice[0]!r} more than once; rename one of them.")
+                raise UserError(f"{file} has the column {twice[0]!r} more than once; rename one of them.")
             for number, record in enumerate(rows, start=1):
                 if None in record:
-                    raise InputError(f"{file}:{number} has more fields than the {len(columns)} columns; repair it.")
+                    raise UserError(f"{file}:{number} has more fields than the {len(columns)} columns; repair it.")
                 yield f"{file}:{number}", record
     except (csv.Error, UnicodeDecodeError) as error:
-        raise InputError(f"{file} is no CSV in UTF-8 ({error}); repair it.") from None
+        raise UserError(f"{file} is no CSV in UTF-8 ({error}); repair it.") from None
 
 
 @contextlib.contextmanager
@@ -246,15 +244,15 @@ def _pyarrow(file: pathlib.Path, kind: str) -> Iterator[None]:
     try:
         import pyarrow
     except ImportError:
-        raise InputError(f"{file} needs pyarrow; install it, or give JSONL.") from None
+        raise UserError(f"{file} needs pyarrow; install it, or give JSONL.") from None
     try:
         yield
     # Text that is not UTF-8 is a ValueError, an unknown time zone a KeyError, a date of no calendar an OverflowError.
     except (pyarrow.ArrowException, OSError, ValueError, KeyError, OverflowError) as error:
-        if isinstance(error, InputError):
+        if isinstance(error, UserError):
             raise
         reason = " ".join(str(error).split())
-        raise InputError(f"{file} is no {kind} file that can be read ({reason}); write it again.") from None
+        raise UserError(f"{file} is no {kind} file that can be read ({reason}); write it again.") from None
 
 
 def _parquet(file: pathlib.Path) -> Iterator[Named]:
@@ -302,7 +300,7 @@ class _Part:
         """How many rows it has, in words."""
         try:
             number = sum(1 for _ in self.rows())
-        except InputError:  # what is left out may be damaged
+        except UserError:  # what is left out may be damaged
             return "cannot be read"
         return f"{number:,} row{'s' * (number != 1)}"
 
@@ -311,7 +309,7 @@ def _folder(path: pathlib.Path, wanted: Sequence[str], notes: list[str]) -> Iter
     parts, unread = _parts(path)
     split = next((split for split in wanted if split in parts), None)
     if split is None:
-        raise InputError(
+        raise UserError(
             f"{path} has the split{'s' * (len(parts) > 1)} {', '.join(parts)}, but no {' or '.join(wanted)}; give the"
             " file or the folder of the split that you mean."
         )
@@ -346,7 +344,7 @@ def _parts(path: pathlib.Path) -> tuple[dict[str, list[_Part]], list[str]]:
     if (path / "dataset_dict.json").is_file():
         names = _metadata(path / "dataset_dict.json").get("splits")
         if not isinstance(names, list) or not all(_is_name(name) for name in names):
-            raise InputError(f"{path / 'dataset_dict.json'} has no list `splits` of folders; save the dataset again.")
+            raise UserError(f"{path / 'dataset_dict.json'} has no list `splits` of folders; save the dataset again.")
         return {name: [_saved(path / name, name)] for name in names}, []
     if (path / "state.json").is_file() and "_data_files" in (state := _metadata(path / "state.json")):
         return {state.get("_split") or "train": [_saved(path, path.name)]}, []
@@ -373,9 +371,9 @@ def _plain(path: pathlib.Path) -> tuple[dict[str, list[_Part]], list[str]]:
                 unread.append(str(place.relative_to(path)))
     for file in sorted(files):
         if not file.exists():
-            raise InputError(f"{file} is a link to a file that does not exist; repair or remove it.")
+            raise UserError(f"{file} is a link to a file that does not exist; repair or remove it.")
     if not files:
-        raise InputError(f"{path} is a folder without files of rows; give one that holds {READABLE}.")
+        raise UserError(f"{path} is a folder without files of rows; give one that holds {READABLE}.")
     known = {file.relative_to(path).as_posix(): file for file in sorted(files)}
     found = cards.assign(path, list(known)) or splits.assign(known)
     rest = [name for name in known if not any(name in some for some in found.values())]
@@ -402,12 +400,12 @@ def _saved(folder: pathlib.Path, name: str) -> _Part:
         listed = files if isinstance(files, list) else [files]
         names = [file.get("filename") if isinstance(file, dict) else None for file in listed]
         if not all(map(_is_name, names)):
-            raise InputError(f"{folder / 'state.json'} has no list `_data_files` of file names; save it again.")
+            raise UserError(f"{folder / 'state.json'} has no list `_data_files` of file names; save it again.")
         if state.get("_indices_data_files"):
-            raise InputError(f"{folder} holds rows by index, as datasets 1 wrote them; save it again with a newer one.")
+            raise UserError(f"{folder} holds rows by index, as datasets 1 wrote them; save it again with a newer one.")
         for file in names:
             if not (folder / str(file)).is_file():
-                raise InputError(f"{folder / str(file)} is missing, which state.json names; save the dataset again.")
+                raise UserError(f"{folder / str(file)} is missing, which state.json names; save the dataset again.")
             yield from _arrow(folder / str(file))
 
     return _Part(name, rows)
@@ -422,9 +420,9 @@ def _metadata(file: pathlib.Path) -> dict[str, Any]:
     try:
         values = json.loads(file.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{file} is not JSON that can be read ({error}); save the dataset again.") from None
+        raise UserError(f"{file} is not JSON that can be read ({error}); save the dataset again.") from None
     if not isinstance(values, dict):
-        raise InputError(f"{file} is no JSON object; save the dataset again.")
+        raise UserError(f"{file} is no JSON object; save the dataset again.")
     return values
 
 
@@ -434,12 +432,12 @@ def _tfds_splits(folder: pathlib.Path) -> list[str]:
         info = json.loads((folder / "dataset_info.json").read_bytes())
         found = info.get("splits")
     except (OSError, ValueError, RecursionError, AttributeError) as error:
-        raise InputError(f"{folder} is no prepared dataset that can be read ({error}); prepare it again.") from None
+        raise UserError(f"{folder} is no prepared dataset that can be read ({error}); prepare it again.") from None
     if not isinstance(found, list):  # `datasets` writes a dict, or nothing
         return []
     names = [split.get("name") if isinstance(split, dict) else None for split in found]
     if not names or not all(map(_is_name, names)):
-        raise InputError(f"{folder} is no prepared dataset that can be read (no splits); prepare it again.")
+        raise UserError(f"{folder} is no prepared dataset that can be read (no splits); prepare it again.")
     return [str(name) for name in names]
 
 
@@ -447,14 +445,14 @@ def _tfds(folder: pathlib.Path, split: str) -> Iterator[Named]:
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
-        raise InputError(
+        raise UserError(
             f"{folder} needs tensorflow-datasets and array_record ({error}); install them, or give a folder of JSONL or"
             " parquet files."
         ) from None
     try:
         found = tfds.builder_from_directory(str(folder)).as_data_source(split=split)
     except Exception as error:  # what TFDS raises differs with what is damaged
-        raise InputError(f"{folder} is no prepared dataset that can be read ({error}); prepare it again.") from error
+        raise UserError(f"{folder} is no prepared dataset that can be read ({error}); prepare it again.") from error
     for number, record in enumerate(found, start=1):
         columns = {key: _decoded(value) for key, value in record.items()}
         name = columns.pop("name", None)  # where `s1jax.data.s1k_builder` found it

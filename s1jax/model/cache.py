@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from s1jax.config import ModelConfig
+from s1jax.config.model import ModelConfig
 
 _INT8_MAX = 127
 

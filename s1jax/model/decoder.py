@@ -24,7 +24,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from s1jax.config import InputError, ModelConfig
+from s1jax.config.model import ModelConfig
+from s1jax.errors import UserError
 from s1jax.model import attention as attention_lib
 from s1jax.model import cache as cache_lib
 from s1jax.model import layers, rope
@@ -280,10 +281,10 @@ def forward(
       Hidden states after the final norm, [B, T, D].
 
     Raises:
-      InputError: if T exceeds `config.context_length`.
+      UserError: if T exceeds `config.context_length`.
     """
     if tokens.shape[1] > config.context_length:
-        raise InputError(
+        raise UserError(
             f"a row of {tokens.shape[1]} tokens exceeds the model's context_length {config.context_length}; "
             "shorten the rows or raise model.context_length."
         )

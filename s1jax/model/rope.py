@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from s1jax.config import ModelConfig, RopeScaling
+from s1jax.config.model import ModelConfig, RopeScaling
 
 
 def multipliers(head_dim: int, theta: float, scaling: RopeScaling) -> np.ndarray:

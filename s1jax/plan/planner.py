@@ -17,8 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from s1jax import parallel, perf
-from s1jax.config import Experiment, InputError, ModelConfig
+from s1jax import perf
+from s1jax.config.experiment import Experiment
+from s1jax.config.model import ModelConfig
+from s1jax.errors import UserError
+from s1jax.parallel import mesh as mesh_lib
+from s1jax.parallel import ops as parallel_ops
+from s1jax.parallel import sharding
 from s1jax.plan import flops, hlo, targets
 from s1jax.train import optimizer as optimizer_lib
 from s1jax.train import step as step_lib
@@ -72,7 +77,7 @@ class Plan:
         return self.model_flops / targets.parse(self.target).chip.flops / self.seconds["step"]
 
 
-class DoesNotFitError(InputError):
+class DoesNotFitError(UserError):
     """The compiler found no room for a step; the sentence says what to change."""
 
 
@@ -87,10 +92,10 @@ def plan(experiment: Experiment, model: ModelConfig, target: targets.Target, row
 
     Raises:
       DoesNotFitError: where the compiler says so, as for TPUs; GPUs' and CPUs' don't.
-      InputError: where the mesh does not divide the devices, the batch or the model, or the compiler gives up.
+      UserError: where the mesh does not divide the devices, the batch or the model, or the compiler gives up.
     """
-    mesh = parallel.make_mesh(experiment.mesh, targets.devices(target))
-    experiment, note = parallel.choose_attention(experiment, model, mesh, target.platform)
+    mesh = mesh_lib.make_mesh(experiment.mesh, targets.devices(target))
+    experiment, note = parallel_ops.choose_attention(experiment, model, mesh, target.platform)
     train, block = experiment.train, experiment.data.block_size
     notes = [note] if note else []
     if experiment.data.batching == "packed" and not rows and train.batch_size:
@@ -100,15 +105,15 @@ def plan(experiment: Experiment, model: ModelConfig, target: targets.Target, row
         )
     rows = rows or rows_of(experiment)
     if experiment.data.batching == "packed" and train.batch_size:  # filled up, as in training
-        multiple = parallel.row_shards(mesh) * train.accumulation
+        multiple = mesh_lib.row_shards(mesh) * train.accumulation
         rows = -(-rows // multiple) * multiple
     size = f"batch_size={train.batch_size}" if train.batch_size else f"batch_tokens={train.batch_tokens}"
-    parallel.check_batch(rows, block, mesh, f"a step of train.{size}")
+    sharding.check_batch(rows, block, mesh, f"a step of train.{size}")
     tx = optimizer_lib.make(experiment.optimizer, model, 100)
     state = step_lib.abstract_state(model, tx, mesh, train.param_dtype)
     step = step_lib.make_step(model, train, experiment.optimizer, 100, tx, mesh, state)
     kinds = dict.fromkeys(("tokens", "targets", "positions", "segment_ids"), jnp.int32) | {"weights": jnp.float32}
-    shape, lies = (rows, block), parallel.token_sharding(mesh)
+    shape, lies = (rows, block), sharding.token_sharding(mesh)
     batch = {name: jax.ShapeDtypeStruct(shape, kind, sharding=lies) for name, kind in kinds.items()}
     start = time.monotonic()
     with targets.answering_for(target):
@@ -214,7 +219,7 @@ def _memory(
     """Bytes of one device: `parameters`, `moments` and `peak` exact, the rest from shapes, `other` what is left."""
     train, tokens = experiment.train, rows * experiment.data.block_size
     width = jnp.dtype(train.compute_dtype).itemsize
-    local = tokens / parallel.parts(mesh, (*parallel.ROWS, parallel.TOKENS)) / train.accumulation
+    local = tokens / mesh_lib.parts(mesh, (*mesh_lib.ROWS, mesh_lib.TOKENS)) / train.accumulation
     params = float(perf.held_bytes(state.params))
     weights = params / jnp.dtype(train.param_dtype).itemsize
     peak = analysis.peak_memory_in_bytes
@@ -226,7 +231,7 @@ def _memory(
     if train.remat == "full" and train.accumulation == 1 and copies:  # the layers' take the place of the copies
         layers = float(perf.held_bytes(state.params["layers"]))
         gradients *= 1 - layers / params
-    chunk = min(train.loss_chunk, local) * model.vocab_size / parallel.parts(mesh, parallel.TABLE["vocab"])
+    chunk = min(train.loss_chunk, local) * model.vocab_size / mesh_lib.parts(mesh, sharding.TABLE["vocab"])
     kinds = {
         "parameters": params,
         "moments": float(perf.held_bytes(state.opt_state)),

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from s1jax import perf
-from s1jax.config import InputError
+from s1jax.errors import UserError
 from s1jax.plan import gpu_descriptions
 
 
@@ -103,24 +103,24 @@ def parse(text: str) -> Target:
     """Reads a target's name.
 
     Raises:
-      InputError: for a chip or an arrangement that nobody knows.
+      UserError: for a chip or an arrangement that nobody knows.
     """
     kind, _, shape = text.partition(":")
     if kind not in CHIPS or not re.fullmatch(r"\d+(x\d+){0,2}", shape):
-        raise InputError(
+        raise UserError(
             f"--target={text} is no target; give CHIP:ARRANGEMENT, for example v5p:4x4x4, v6e:4x4, h100:16 or cpu:8 "
             f"(chips: {', '.join(CHIPS)})."
         )
     devices = math.prod(int(n) for n in shape.split("x"))
     if not devices:
-        raise InputError(f"--target={text} has no device; give at least 1 along every side.")
+        raise UserError(f"--target={text} has no device; give at least 1 along every side.")
     if kind == "cpu" and devices > _MOST_CPUS:
-        raise InputError(f"--target={text}: fake devices take memory and time; give at most {_MOST_CPUS}.")
+        raise UserError(f"--target={text}: fake devices take memory and time; give at most {_MOST_CPUS}.")
     topology = f"{kind}:{shape}"
     if kind in gpu_descriptions.TEXT:
         hosts = max(1, devices // _GPUS_PER_HOST)
         if devices > _GPUS_PER_HOST and devices % _GPUS_PER_HOST:
-            raise InputError(f"--target={text}: hosts have {_GPUS_PER_HOST} GPUs; give 1 to 8, or a multiple of 8.")
+            raise UserError(f"--target={text}: hosts have {_GPUS_PER_HOST} GPUs; give 1 to 8, or a multiple of 8.")
         topology = f"1x{hosts}x{devices // hosts}"
     return Target(text, kind, CHIPS[kind], devices, topology)
 
@@ -155,7 +155,7 @@ def devices(target: Target) -> list[Any]:
     """The target's devices, to build a mesh of; nothing can run on them but for `cpu`.
 
     Raises:
-      InputError: where the compiler is not installed, is in use, or does not know the arrangement.
+      UserError: where the compiler is not installed, is in use, or does not know the arrangement.
     """
     import jax
     from jax.experimental import topologies
@@ -176,10 +176,10 @@ def devices(target: Target) -> list[Any]:
     except Exception as error:  # the plugins raise what they like
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if target.platform == "tpu" and any(words in reason for words in _LOCKED):
-            raise InputError(
+            raise UserError(
                 f"--target={target.name}: another process holds libtpu's lock; wait for it to end."
             ) from None
-        raise InputError(
+        raise UserError(
             f"--target={target.name}: its compiler gives no such machine ({reason}); "
             f"install it with python -m pip install 's1jax[{extra}]', or choose another arrangement."
         ) from None

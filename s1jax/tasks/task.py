@@ -20,7 +20,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from s1jax.config import InputError
+from s1jax.errors import UserError
 from s1jax.grading import choices as letters_lib
 from s1jax.grading import compare, extract
 from s1jax.io import hub, readers
@@ -95,12 +95,12 @@ def load(name: str, num_problems: int = 0, split: str = "test") -> Task:
       split: held-out problems of Countdown, `dev` or `test`.
 
     Raises:
-      InputError: names the file, row and field of whatever is wrong, or says which tasks there are.
+      UserError: names the file, row and field of whatever is wrong, or says which tasks there are.
     """
     if name in COUNTDOWN:
         return _countdown(name, num_problems, split)
     if not name:
-        raise InputError(f"--task names no task; give a file of rows, or one of {', '.join(NAMES)}.")
+        raise UserError(f"--task names no task; give a file of rows, or one of {', '.join(NAMES)}.")
     kind, _, file = name.partition(":")
     kind, _, revision = kind.partition("@")
     if revision and (file or kind not in HUB):
@@ -108,7 +108,7 @@ def load(name: str, num_problems: int = 0, split: str = "test") -> Task:
     if kind not in NAMES or kind in COUNTDOWN:
         kind, file = "", name
     if kind == "choices" and not file:
-        raise InputError("task choices needs a file; give choices:FILE.jsonl.")
+        raise UserError("task choices needs a file; give choices:FILE.jsonl.")
     found: list[dict[str, Any]] = []
     places: list[str] = []
     notes: list[str] = []
@@ -123,10 +123,10 @@ def load(name: str, num_problems: int = 0, split: str = "test") -> Task:
         try:
             json.dumps(found[-1], ensure_ascii=False).encode()
         except UnicodeEncodeError as error:  # half a surrogate pair, which the file of samples could not hold
-            raise InputError(f"{where} is no valid Unicode ({error.reason}); repair the row.") from None
+            raise UserError(f"{where} is no valid Unicode ({error.reason}); repair the row.") from None
     if len(found) < max(num_problems, 1):
         asked = f"--num_problems is {num_problems}, but {file or kind} holds {len(found)} rows; ask for fewer."
-        raise InputError(asked if found else f"{file or kind} holds no rows; give at least one question.")
+        raise UserError(asked if found else f"{file or kind} holds no rows; give at least one question.")
     title = f"{kind or pathlib.Path(file.removesuffix('.gz')).stem}, {len(found)} problems"
     if kind in ("gpqa", "choices"):
         task = Task(title, found, _letter, str.__eq__, _is_reference, f"letters, {compare.grader()}")
@@ -148,7 +148,7 @@ def _countdown(name: str, num_problems: int, split: str) -> Task:
     elif name == "countdown_easy":
         rows, kind = [row for row in problems.prompt_rows(split) if not row["hard"]], "easy countdown"
         if num_problems > len(rows):
-            raise InputError(f"Countdown's split {split} has {len(rows)} easy problems; {num_problems} were asked for.")
+            raise UserError(f"Countdown's split {split} has {len(rows)} easy problems; {num_problems} were asked for.")
         rows = rows[: num_problems or None]
     else:
         hard = name == "countdown_hard"
@@ -224,7 +224,7 @@ def _row(kind: str, record: dict[str, Any], where: str, number: int) -> dict[str
     """Makes the prompt row of one record, whose column names are in lower case."""
     question = record.get("question", record.get("problem"))
     if not isinstance(question, str) or not question.strip():
-        raise InputError(f"{where}: no text `question`; every row is an object with `question` and `answer`.")
+        raise UserError(f"{where}: no text `question`; every row is an object with `question` and `answer`.")
     question = question.strip()
     if kind in ("gpqa", "choices"):
         choices, right = _choices(record, where, number)
@@ -235,7 +235,7 @@ def _row(kind: str, record: dict[str, Any], where: str, number: int) -> dict[str
         # Published answers are written 025, 25, 25.0, $25$ or 25^\circ; all AIME answers are whole numbers of 0..999.
         whole = whole_number(reference)
         if whole is None or not 0 <= int(whole) <= 999:
-            raise InputError(
+            raise UserError(
                 f"{where}: answer {reference!r} is no whole number of 0..999, as all of AIME are; repair it."
             )
         reference = whole
@@ -246,7 +246,7 @@ def _system(record: dict[str, Any], where: str) -> dict[str, str]:
     """The system prompt of a record, as a field of its prompt row."""
     system = record.get("system") or ""
     if not isinstance(system, str):
-        raise InputError(f"{where}: system is {system!r:.40}; it must be a text.")
+        raise UserError(f"{where}: system is {system!r:.40}; it must be a text.")
     return {"system": system} if system else {}
 
 
@@ -265,17 +265,17 @@ def _reference(row: Row, where: str) -> str:
         text = str(value).strip()
         answer = extract.extract(text) if extract.marked(text) else text
         if "\n" in answer:
-            raise InputError(
+            raise UserError(
                 f"{where}: `{field}` has several lines and no final answer; end it in a line `#### ANSWER` or give "
                 "the bare answer."
             )
         if len(answer) >= extract.LONGEST:
-            raise InputError(
+            raise UserError(
                 f"{where}: the answer in `{field}` has {len(answer)} characters, and fewer than {extract.LONGEST} of a"
                 " model's are looked at; give a shorter one."
             )
         return answer
-    raise InputError(f"{where}: no answer to grade against; give the row a field `answer` or `solution`.")
+    raise UserError(f"{where}: no answer to grade against; give the row a field `answer` or `solution`.")
 
 
 def _choices(record: dict[str, Any], where: str, number: int) -> tuple[list[str], str]:
@@ -293,18 +293,18 @@ def _choices(record: dict[str, Any], where: str, number: int) -> tuple[list[str]
     else:
         given, answer = record.get("choices", record.get("options")), record.get("answer")
         if not isinstance(given, Sequence) or isinstance(given, str):
-            raise InputError(
+            raise UserError(
                 f"{where}: no list `choices`; give it, or GPQA's columns Correct Answer and Incorrect Answer 1."
             )
         choices = [_choice(choice) for choice in given]
         answer = answer.strip() if isinstance(answer, str) else answer
     letters = letters_lib.LETTERS[: len(choices)]
     if not 2 <= len(choices) <= len(letters) or not all(choices):
-        raise InputError(f"{where}: the choices are {choices!r}; give 2 to 26, none of them empty.")
+        raise UserError(f"{where}: the choices are {choices!r}; give 2 to 26, none of them empty.")
     if answer in choices:
         place = choices.index(answer)
         if isinstance(answer, str) and answer in letters and letters.index(answer) != place:
-            raise InputError(
+            raise UserError(
                 f"{where}: `answer` {answer!r} is the text of one choice and the letter of another; give its place from"
                 " 0."
             )
@@ -313,12 +313,12 @@ def _choices(record: dict[str, Any], where: str, number: int) -> tuple[list[str]
     elif isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(choices):
         place = answer
     else:
-        raise InputError(
+        raise UserError(
             f"{where}: `answer` is {answer!r}; give the letter of one of the {len(choices)} choices, its place from 0"
             " or its text."
         )
     if choices.count(choices[place]) > 1:  # two wrong ones may be alike
-        raise InputError(f"{where}: the right choice {choices[place]!r} is there twice; repair the row.")
+        raise UserError(f"{where}: the right choice {choices[place]!r} is there twice; repair the row.")
     return choices, letters[place]
 
 
@@ -330,7 +330,7 @@ def _records(path: str, notes: list[str]) -> Iterator[tuple[str, Row]]:
     """Yields (name, columns) of the rows of a file, or of the test split of a folder, see `s1jax.io.readers`."""
     if not pathlib.Path(path).exists():
         kinds = f"{', '.join(NAMES)} are the names of tasks, and a file of rows is {readers.READABLE}"
-        raise InputError(f"--task {path} does not exist; {kinds}.")
+        raise UserError(f"--task {path} does not exist; {kinds}.")
     yield from readers.read(path, readers.EVALUATION, notes)
 
 
@@ -341,12 +341,12 @@ def _from_hub(name: str, revision: str, notes: list[str]) -> Iterator[tuple[str,
         folder, commit = hub.snapshot(repository, [pattern], kind="dataset", revision=revision)
         files = sorted(folder.glob(pattern))
     except Exception as error:  # requests, httpx, OSError and the library's own, by version
-        raise InputError(
+        raise UserError(
             f"task {name} cannot be downloaded from {repository} ({type(error).__name__}); download {pattern} elsewhere"
             f" and give --task={name}:FILE."
         ) from error
     if not files:
-        raise InputError(f"{repository} has no {pattern} any more; give a local copy as --task={name}:FILE.")
+        raise UserError(f"{repository} has no {pattern} any more; give a local copy as --task={name}:FILE.")
     notes.append(
         f"{name} is {repository}{f' at revision {commit}' if commit else ''}; --task={name}@REVISION chooses one."
     )

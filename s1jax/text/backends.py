@@ -10,7 +10,7 @@ import secrets
 from collections.abc import Iterable, Iterator, Sequence, Set
 from typing import Any, NamedTuple
 
-from s1jax.config import InputError
+from s1jax.errors import UserError
 
 # A ModelProto holding only `normalizer_spec { add_dummy_prefix: false }` (fields 3 and 3 of sentencepiece_model.proto).
 # Protocol buffers merge on concatenation, so appending it to a model file switches the dummy prefix off.
@@ -83,7 +83,7 @@ class _Library:
         except BaseException as error:  # a word-level vocabulary without an unknown token refuses what it does not hold
             if not _is_of_library(error):
                 raise
-            raise InputError(f"the tokenizer cannot encode {text[:80]!r} ({error}); change the text.") from None
+            raise UserError(f"the tokenizer cannot encode {text[:80]!r} ({error}); change the text.") from None
         return ids
 
 
@@ -98,14 +98,14 @@ class HuggingFace:
         except BaseException as error:  # the library raises bare Exception
             if not _is_of_library(error):
                 raise
-            raise InputError(
+            raise UserError(
                 f"{where} is no tokenizer that the tokenizers library reads ({error}); get the file again."
             ) from None
         self._content = content
         self._tokenizer = self._library.inside
         self.vocab = self._tokenizer.get_vocab(with_added_tokens=True)
         if not self.vocab:
-            raise InputError(f"{where} has an empty vocabulary.")
+            raise UserError(f"{where} has an empty vocabulary.")
         self.special = {
             token.content: id_
             for id_, token in self._tokenizer.get_added_tokens_decoder().items()
@@ -241,9 +241,9 @@ class SentencePiece:
             loaded = processor.LoadFromSerializedProto(content + _NO_DUMMY_PREFIX)
             loaded = loaded and self._prefixing.LoadFromSerializedProto(content)
         except (RuntimeError, ValueError) as error:
-            raise InputError(f"{where} is no SentencePiece model ({error}); get the file again.") from None
+            raise UserError(f"{where} is no SentencePiece model ({error}); get the file again.") from None
         if not loaded or not processor.vocab_size():
-            raise InputError(f"{where} is no SentencePiece model; get the file again.")
+            raise UserError(f"{where} is no SentencePiece model; get the file again.")
         self._processor = processor
         self.vocab: dict[str, int] = {}
         self._bytes: dict[int, bytes] = {}  # the text of an id; a character may be spread over several

@@ -28,7 +28,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from s1jax.config import InputError
+from s1jax.errors import UserError
 from s1jax.text.backends import Piece
 from s1jax.text.delimiters import Delimiters
 from s1jax.text.tokenizer import Tokenizer
@@ -116,13 +116,13 @@ def system_turn(fmt: ChatFormat) -> tuple[str, str]:
     Checkpoints of earlier releases have no such fields in their format; ChatML is known by its user turn.
 
     Raises:
-      InputError: if the format has no system turn.
+      UserError: if the format has no system turn.
     """
     if fmt.system_start or fmt.system_end:
         return fmt.system_start, fmt.system_end
     if fmt.before_question.endswith(_CHATML_USER):
         return _CHATML_SYSTEM
-    raise InputError(
+    raise UserError(
         f"the chat format, whose prompts begin {fmt.before_question + '...'!r}, has no system turn; leave out `system`,"
         " or write it into the question."
     )
@@ -132,7 +132,7 @@ def with_system(fmt: ChatFormat, system: str) -> ChatFormat:
     """Returns the format with another default system prompt.
 
     Raises:
-      InputError: if the format has no system turn.
+      UserError: if the format has no system turn.
     """
     start, end = system_turn(fmt)
     return dataclasses.replace(fmt, before_question=start + system + end)
@@ -202,10 +202,10 @@ FORMATS: dict[str, ChatFormat] = {
 
 
 def check(tokenizer: Tokenizer, fmt: ChatFormat) -> None:
-    """Raises InputError unless the tokenizer has one id for every special token of the format."""
+    """Raises UserError unless the tokenizer has one id for every special token of the format."""
     for token in (*fmt.special, fmt.turn_end):
         if not tokenizer.knows(token):
-            raise InputError(
+            raise UserError(
                 f"delimiter {token!r} is not in the tokenizer; choose a chat format whose delimiters it has, or a"
                 " tokenizer with this one added."
             )
@@ -217,7 +217,7 @@ def with_delimiters(tokenizer: Tokenizer, fmt: ChatFormat, think_start: str = ""
     They need no ids of their own: any text that the vocabulary can write will do.
 
     Raises:
-      InputError: if one cannot be written, or think_end begins with white space, which would end thinking everywhere.
+      UserError: if one cannot be written, or think_end begins with white space, which would end thinking everywhere.
     """
     replaced = {fmt.think_start} if think_start else set()
     replaced |= {fmt.think_end} if think_end else set()
@@ -229,7 +229,7 @@ def with_delimiters(tokenizer: Tokenizer, fmt: ChatFormat, think_start: str = ""
     )
     first = delimiters(tokenizer, fmt, wait="").think_end[0]
     if not tokenizer.decode([first]).strip():
-        raise InputError(
+        raise UserError(
             f"think_end {fmt.think_end!r} begins with white space, and thinking ends where the model samples the first"
             " id of think_end; choose one that begins otherwise."
         )
@@ -247,7 +247,7 @@ def instruct(tokenizer: Tokenizer, fmt: ChatFormat, question: str, control: str,
       amount: most thinking tokens or steps; for `class` either `short` or `long`.
 
     Raises:
-      InputError: if the tokenizer or the format cannot write the instruction.
+      UserError: if the tokenizer or the format cannot write the instruction.
     """
     if control == "class":
         template = fmt.short_instruction if amount == "short" else fmt.long_instruction
@@ -256,12 +256,12 @@ def instruct(tokenizer: Tokenizer, fmt: ChatFormat, question: str, control: str,
         template, bound = getattr(fmt, f"{control}_instruction"), int(amount)
         numbers = {"tokens": bound, "steps": bound, "log2": bound.bit_length() - 1}
         if "{log2}" in template and bound & (bound - 1):
-            raise InputError(f"this chat format can ask for powers of two only, not for {bound}; choose one of them.")
+            raise UserError(f"this chat format can ask for powers of two only, not for {bound}; choose one of them.")
     text = _fill(template, numbers)
     try:
         _encode_whole(tokenizer, text, "instruction")
-    except InputError as error:
-        raise InputError(
+    except UserError as error:
+        raise UserError(
             f"the tokenizer cannot write the instruction {text!r}; choose a chat format whose {control} instruction it"
             " can write, for Countdown `countdown`."
         ) from error
@@ -293,7 +293,7 @@ def encode_prompt(tokenizer: Tokenizer, fmt: ChatFormat, question: str, system: 
       system: system prompt in place of the format's own, likewise; empty: the format's own turn, or none.
 
     Raises:
-      InputError: if `system` is given and the format has no system turn, or the tokenizer cannot encode a text.
+      UserError: if `system` is given and the format has no system turn, or the tokenizer cannot encode a text.
     """
     return tokenizer.encode_pieces(_prompt(fmt, question, system), after="")
 
@@ -315,7 +315,7 @@ def encode_row(
       ids int32 [n], and bool [n]: the ids that carry loss (see the module's text).
 
     Raises:
-      InputError: as `encode_prompt`.
+      UserError: as `encode_prompt`.
     """
     answer = answer.strip()
     if fmt.answer_prefix.strip() not in answer:
@@ -372,7 +372,7 @@ def delimiters(tokenizer: Tokenizer, fmt: ChatFormat, wait: str = "Wait") -> Del
       wait: the extension string; may be several ids or empty. It is encoded as text: special tokens in it stay text.
 
     Raises:
-      InputError: if the tokenizer lacks a delimiter, or cannot write a newline or one of the strings, or an id of
+      UserError: if the tokenizer lacks a delimiter, or cannot write a newline or one of the strings, or an id of
         `wait` would end thinking or the answer.
     """
     check(tokenizer, fmt)
@@ -380,7 +380,7 @@ def delimiters(tokenizer: Tokenizer, fmt: ChatFormat, wait: str = "Wait") -> Del
     newline = tokenizer.encode("\n")
     ends_in_newline = tokenizer.ends_in_newline()
     if not newline or newline[-1] not in ends_in_newline:
-        raise InputError("the tokenizer has no id for a newline, which the delimiters need; give another tokenizer.")
+        raise UserError("the tokenizer has no id for a newline, which the delimiters need; give another tokenizer.")
     think_end = _encode_whole(tokenizer, fmt.think_end, "think_end")
     stop = _stop_ids(tokenizer, fmt)
     end = {think_end[0], *stop}
@@ -391,7 +391,7 @@ def delimiters(tokenizer: Tokenizer, fmt: ChatFormat, wait: str = "Wait") -> Del
     ending = next((i for i in waits if i in end), None)
     if ending is not None:
         what = f"the end of thinking {fmt.think_end!r} begins" if ending == think_end[0] else "an answer ends"
-        raise InputError(
+        raise UserError(
             f"wait {wait!r} holds {tokenizer.decode([ending])!r}, with which {what}; choose another string."
         )
     return Delimiters(
@@ -415,11 +415,11 @@ def _encode_whole(
     """Returns the ids of a forced string, and refuses one that the vocabulary cannot write (white space aside)."""
     try:
         ids = tokenizer.encode_text(text, after) if is_user_text else tokenizer.encode(text, after)
-    except InputError as error:
-        raise InputError(f"{what}: {error}") from None
+    except UserError as error:
+        raise UserError(f"{what}: {error}") from None
     want, got = ("".join(unicodedata.normalize("NFKC", part).split()) for part in (text, tokenizer.decode(ids)))
     if not ids or got != want:
-        raise InputError(f"{what} {text!r} cannot be written in the tokenizer's ids (they say {got!r}); change it.")
+        raise UserError(f"{what} {text!r} cannot be written in the tokenizer's ids (they say {got!r}); change it.")
     return tuple(ids)
 
 

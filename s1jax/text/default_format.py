@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 
-from s1jax.config import InputError
+from s1jax.errors import UserError
 from s1jax.text import chat
 from s1jax.text.chat import FORMATS, ChatFormat
 from s1jax.text.tokenizer import Tokenizer
@@ -34,7 +34,7 @@ def choose(tokenizer: Tokenizer) -> tuple[str, ChatFormat, str]:
     tokens gets `s1_plain`. A format is chosen only if its delimiters are special or added tokens of the tokenizer.
 
     Raises:
-      InputError: if none fits; names the formats that the tokenizer can write.
+      UserError: if none fits; names the formats that the tokenizer can write.
     """
     template = read_template(tokenizer)
     marks = template or ""
@@ -54,7 +54,7 @@ def choose(tokenizer: Tokenizer) -> tuple[str, ChatFormat, str]:
         return "s1_plain", FORMATS["s1_plain"], f"the tokenizer {why}, but ChatML's tokens"
     able = [name for name in sorted(FORMATS) if _has(tokenizer, name)]
     problem = "has no chat template" if template is None else "has a chat template that s1jax does not know"
-    raise InputError(
+    raise UserError(
         f"--chat is needed: the tokenizer {problem}, and it lacks the tokens <|im_start|> and <|im_end|>; "
         + (f"it can write the formats {', '.join(able)}." if able else "add the tokens of a format to the tokenizer.")
     )

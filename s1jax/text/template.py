@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 
-from s1jax.config import InputError
+from s1jax.errors import UserError
 from s1jax.text import chat
 from s1jax.text.chat import ChatFormat
 
@@ -60,7 +60,7 @@ def to_jinja(fmt: ChatFormat) -> str:
         start, end = chat.system_turn(fmt)
         system = f"{{{{- {_quoted(start)} + messages[0]['content'] + {_quoted(end)} -}}}}"
         header = end.removeprefix(turn)
-    except InputError:
+    except UserError:
         system = "{{- raise_exception('this chat format has no system turn') -}}"
         header = fmt.before_question
     user = f"{{{{- {_quoted(header)} -}}}}" if header else "{{- raise_exception('this chat format has one turn') -}}"

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from s1jax.config import InputError
+from s1jax.errors import UserError
 from s1jax.io import files as files_lib
 from s1jax.text.backends import HuggingFace, Piece, SentencePiece
 
@@ -62,7 +62,7 @@ class Tokenizer:
           where: what the files are called in messages.
 
         Raises:
-          InputError: if no tokenizer is among the files or it does not parse.
+          UserError: if no tokenizer is among the files or it does not parse.
         """
         self.files = dict(files)
         self._where = where
@@ -77,17 +77,17 @@ class Tokenizer:
                 for id_, token in config.get("added_tokens_decoder", {}).items():
                     added[token["content"]] = int(id_)
             except (AttributeError, KeyError, TypeError, ValueError):
-                raise InputError(
+                raise UserError(
                     f"{where}/tokenizer_config.json: added_tokens_decoder is no table of tokens; get the file again."
                 ) from None
             if not all(isinstance(token, str) and type(id_) is int for token, id_ in added.items()):
-                raise InputError(
+                raise UserError(
                     f"{where} has an added token that is no text or whose id is no number; repair its files."
                 )
             legacy = config.get("legacy") is True
             self._backend = SentencePiece(files[models[0]], added, f"{where}/{models[0]}", legacy)
         else:
-            raise InputError(
+            raise UserError(
                 f"{where} holds {'no' if not models else 'more than one'} tokenizer; give a folder with one"
                 " tokenizer.json or one SentencePiece .model file, or the path of such a file."
             )
@@ -98,7 +98,7 @@ class Tokenizer:
             token = config.get(f"{key}_token")
             token = token.get("content") if isinstance(token, dict) else token
             if not isinstance(token, str | None):
-                raise InputError(
+                raise UserError(
                     f"{where}/tokenizer_config.json: {key}_token is {token!r}; it must be one token; repair the file."
                 )
             self._named[key] = token
@@ -111,11 +111,11 @@ class Tokenizer:
         like) tell added tokens, end of sequence and padding, and are kept for `save`.
 
         Raises:
-          InputError: if the path does not exist, holds no tokenizer, or its tokenizer does not parse.
+          UserError: if the path does not exist, holds no tokenizer, or its tokenizer does not parse.
         """
         path = pathlib.Path(path)
         if not path.exists():
-            raise InputError(f"tokenizer {path} does not exist; give a folder with a tokenizer.json or .model file.")
+            raise UserError(f"tokenizer {path} does not exist; give a folder with a tokenizer.json or .model file.")
         folder = path if path.is_dir() else path.parent
         beside = {p.name: p for p in sorted(folder.iterdir()) if p.is_file()}
         for name, file in beside.items():
@@ -181,10 +181,10 @@ class Tokenizer:
         """Returns the id of one token of the vocabulary.
 
         Raises:
-          InputError: if the vocabulary does not hold it.
+          UserError: if the vocabulary does not hold it.
         """
         if token not in self._backend.vocab:
-            raise InputError(f"token {token!r} is not in the tokenizer {self._where}; give a tokenizer that has it.")
+            raise UserError(f"token {token!r} is not in the tokenizer {self._where}; give a tokenizer that has it.")
         return self._backend.vocab[token]
 
     def tokens(self, ids: Iterable[int]) -> list[str]:
@@ -206,10 +206,10 @@ class Tokenizer:
         """Returns bool [rows], rows of the embedding: whether the tokenizer knows the id.
 
         Raises:
-          InputError: if the tokenizer has ids beyond `rows`.
+          UserError: if the tokenizer has ids beyond `rows`.
         """
         if rows < self.num_ids:
-            raise InputError(
+            raise UserError(
                 f"the tokenizer {self._where} has ids up to {self.num_ids - 1}, but the vocabulary of the model has"
                 f" {rows} rows; give the tokenizer that belongs to the model."
             )
@@ -234,16 +234,16 @@ class Tokenizer:
         try:
             values = json.loads(self.files[name])
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{self._where}/{name} is not JSON ({error}); repair or remove it.") from None
+            raise UserError(f"{self._where}/{name} is not JSON ({error}); repair or remove it.") from None
         if not isinstance(values, dict):
-            raise InputError(f"{self._where}/{name} is no JSON object; repair or remove it.")
+            raise UserError(f"{self._where}/{name} is no JSON object; repair or remove it.")
         return values
 
 
 def _bounded(text: str) -> str:
-    """Returns `text`; InputError for one that would take gigabytes: the libraries need about 230 bytes a character."""
+    """Returns `text`; UserError for one that would take gigabytes: the libraries need about 230 bytes a character."""
     if len(text) > MAX_CHARACTERS:
-        raise InputError(
+        raise UserError(
             f"a text of {len(text):,} characters, which begins {text[:40]!r}, is longer than the {MAX_CHARACTERS:,}"
             " that are encoded at one time; shorten it."
         )

@@ -18,11 +18,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from s1jax import config as config_lib
-from s1jax import parallel
 from s1jax.checkpoint import store
-from s1jax.config import Experiment, InputError, OptimizerConfig
+from s1jax.config import experiment as experiment_lib
+from s1jax.config import schema
+from s1jax.config.experiment import Experiment, OptimizerConfig
+from s1jax.errors import UserError
 from s1jax.io import files
+from s1jax.parallel import processes, sharding
 from s1jax.train import metrics as record_lib
 from s1jax.train import optimizer as optimizer_lib
 from s1jax.train import step as step_lib
@@ -80,24 +82,24 @@ def claim_workdir(workdir: pathlib.Path, experiment: Experiment, rows: str = "")
       rows: digest of the rows that are trained on, kept in rows.sha256; empty: they follow from the settings.
 
     Raises:
-      InputError: where another process trains in the folder, where it holds a run of other settings (says which) or of
+      UserError: where another process trains in the folder, where it holds a run of other settings (says which) or of
         other rows or is a file, or where another process than the first doesn't see it, has it at another path or has
         other settings.
     """
     first = jax.process_index() == 0
     with contextlib.ExitStack() as held:
-        parallel.together(lambda: _claim(workdir, experiment, rows, held) if first else None)
-        parallel.together(lambda: None if first else _claim(workdir, experiment, rows, held))
+        processes.together(lambda: _claim(workdir, experiment, rows, held) if first else None)
+        processes.together(lambda: None if first else _claim(workdir, experiment, rows, held))
         own = np.frombuffer(hashlib.sha256(os.fsencode(workdir.absolute())).digest()[:8], np.uint32)
         same = bool((multihost_utils.broadcast_one_to_all(own) == own).all())
-        parallel.together(lambda: _check_place(workdir, same))
+        processes.together(lambda: _check_place(workdir, same))
         yield
 
 
 def _check_place(workdir: pathlib.Path, same: bool) -> None:
     # Orbax refuses another path at the first save only, after the steps before it.
     if not same:
-        raise InputError(
+        raise UserError(
             f"--workdir is {workdir.absolute()} here and another path in process 0, but a checkpoint is written to"
             " one path; give an absolute path that all processes have, or run them in folders of the same path."
         )
@@ -105,7 +107,7 @@ def _check_place(workdir: pathlib.Path, same: bool) -> None:
 
 def _claim(workdir: pathlib.Path, experiment: Experiment, rows: str, held: contextlib.ExitStack) -> None:
     if workdir.exists() and not workdir.is_dir():
-        raise InputError(f"{workdir} is a file; choose another --workdir.")
+        raise UserError(f"{workdir} is a file; choose another --workdir.")
     if jax.process_index() == 0:
         _lock(workdir, held)
     _check_settings(workdir, experiment)
@@ -119,7 +121,7 @@ def _lock(workdir: pathlib.Path, held: contextlib.ExitStack) -> None:
         workdir.mkdir(parents=True, exist_ok=True)
         file = held.enter_context(files.append(workdir / ".lock"))
     if not files.take(file):
-        raise InputError(
+        raise UserError(
             f"{workdir} is being trained in by another process; wait for it, stop it, or choose another --workdir."
         )
 
@@ -131,7 +133,7 @@ def _check_rows(workdir: pathlib.Path, source: str, rows: str) -> None:
     if there == rows:
         return
     if there and _begun(workdir):
-        raise InputError(
+        raise UserError(
             f"the rows of data.source {source} changed since the run in {workdir} began, or how they are encoded; "
             f"choose another --workdir, or remove {file} to go on with rows you mended."
         )
@@ -146,15 +148,15 @@ def _begun(workdir: pathlib.Path) -> bool:
 
 def _check_settings(workdir: pathlib.Path, experiment: Experiment) -> None:
     file = workdir / "config.json"
-    here = config_lib.to_dict(experiment)
+    here = schema.to_dict(experiment)
     if file.exists():
         try:
             there = json.loads(file.read_text())
         except ValueError as error:
-            raise InputError(f"{file} is no JSON; remove it if the run in {workdir} is not needed.") from error
+            raise UserError(f"{file} is no JSON; remove it if the run in {workdir} is not needed.") from error
         old, new = _leaves(there), _leaves(here)
         # A setting that this run was begun without, by an earlier version, had its default's meaning.
-        added = {name: value for name, value in _leaves(config_lib.defaults()).items() if name in new}
+        added = {name: value for name, value in _leaves(experiment_lib.defaults()).items() if name in new}
         old = added | old
         free = {*_FREE} if _shorter(old, new) else {*_FREE, *_LENGTH}
         differ = [
@@ -165,15 +167,15 @@ def _check_settings(workdir: pathlib.Path, experiment: Experiment) -> None:
         if differ:
             more = f" (and {len(differ) - 3} more)" if len(differ) > 3 else ""
             remedy = "" if _begun(workdir) else "; or remove that one, which has not taken a step"
-            raise InputError(
+            raise UserError(
                 f"{workdir} holds another run: {'; '.join(differ[:3])}{more}. Choose another --workdir or its settings"
                 f"{remedy}."
             )
         return
     if jax.process_index():
-        raise InputError(f"{file}, which process 0 has, is not there; all processes have to see the same --workdir.")
+        raise UserError(f"{file}, which process 0 has, is not there; all processes have to see the same --workdir.")
     if _begun(workdir):
-        raise InputError(f"{workdir} holds a run without its config.json; choose another --workdir.")
+        raise UserError(f"{workdir} holds a run without its config.json; choose another --workdir.")
     with store.disk_errors(file):
         files.write_text(file, json.dumps(here, indent=2) + "\n")
 
@@ -191,13 +193,13 @@ def _prolonged(workdir: pathlib.Path, start: int, optimizer: OptimizerConfig, nu
     """A sentence where the run takes more steps than when the checkpoint of step `start` was saved; else empty.
 
     Raises:
-      InputError: where it takes fewer.
+      UserError: where it takes fewer.
     """
     before = store.load_metadata(store.step_folder(workdir, start)).provenance.get("num_steps")
     if not isinstance(before, int) or before == num_steps:
         return ""
     if before > num_steps:
-        raise InputError(
+        raise UserError(
             f"the run in {workdir} takes {before} steps and cannot be shortened to {num_steps}; give the train.epochs "
             "and train.steps that it has, or larger ones, or choose another --workdir."
         )
@@ -245,7 +247,7 @@ def train(
       make_params: gives the weights to start from; not called when the run is resumed.
       batches: the data.
       workdir: gets metrics.jsonl, TensorBoard events and checkpoints/.
-      mesh: of `parallel.make_mesh`.
+      mesh: of `mesh_lib.make_mesh`.
       watcher: told what happens.
       began: `time.monotonic()` when the process started, from where its wall-clock counts; None: now.
       profile: steps, counted from 1, of which an XProf trace is written to `workdir`/profile; those that were taken
@@ -255,13 +257,13 @@ def train(
       the summary: JSON values.
 
     Raises:
-      InputError: a loss that is not finite (names the step and its rows; the last checkpoint stays), a full disk, a
+      UserError: a loss that is not finite (names the step and its rows; the last checkpoint stays), a full disk, a
         damaged checkpoint, sizes that do not divide, a `profile` behind the last step.
     """
     began = time.monotonic() if began is None else began
     num_steps = batches.num_steps
     if profile and profile[0] > num_steps:
-        raise InputError(f"step {profile[0]} cannot be profiled: the run has {num_steps}; choose an earlier one.")
+        raise UserError(f"step {profile[0]} cannot be profiled: the run has {num_steps}; choose an earlier one.")
     tx = optimizer_lib.make(experiment.optimizer, about.config, num_steps)
     abstract = step_lib.abstract_state(about.config, tx, mesh, experiment.train.param_dtype)
     step_fn = step_lib.make_step(about.config, experiment.train, experiment.optimizer, num_steps, tx, mesh, abstract)
@@ -278,14 +280,14 @@ def train(
             watcher.on_phase(f"loading the checkpoint of step {start}")
             rest = {"step": abstract.step, "opt_state": abstract.opt_state}
             with _earlier(workdir, start):
-                note = parallel.together(lambda: _prolonged(workdir, start, experiment.optimizer, num_steps))
+                note = processes.together(lambda: _prolonged(workdir, start, experiment.optimizer, num_steps))
                 params, rest = checkpointer.restore(start, abstract.params, rest)
             state = step_lib.TrainState(rest["step"], params, rest["opt_state"])
         else:
             watcher.on_phase("placing the weights")
             state = step_lib.init_state(make_params(), tx, abstract)
             note = ""
-        missing = parallel.together(lambda: log.begin(start, num_steps))
+        missing = processes.together(lambda: log.begin(start, num_steps))
         for sentence in filter(None, (note, missing)):
             watcher.on_note(sentence)
         if jax.process_index() == 0:
@@ -304,7 +306,7 @@ def train(
                 checkpointer.wait()
                 saved = checkpointer.newest_step()
                 kept = f"the checkpoint of step {saved} is kept" if saved else "nothing had been saved yet"
-                raise parallel.SharedError(
+                raise processes.SharedError(
                     f"step {step + 1}: loss {values['loss']} or gradient norm {values['grad_norm']} is not finite on "
                     f"the rows {shown}; {kept}. Look at them, or lower optimizer.learning_rate in another --workdir."
                 )
@@ -318,7 +320,7 @@ def train(
         stopped = False
         step = start
         for step, batch in zip(range(start, num_steps), batches.iterate(start), strict=False):
-            arrays = parallel.put_batch(batch, mesh)
+            arrays = sharding.put_batch(batch, mesh)
             if compiled is None:
                 compiled = step_lib.compile_for(jax.default_backend(), step_fn.lower(state, arrays))
                 watcher.on_phase("training")
@@ -359,7 +361,7 @@ def _earlier(workdir: pathlib.Path, step: int) -> Iterator[None]:
     """Adds to an error with the checkpoint of a step what to do where there is an earlier one."""
     try:
         yield
-    except InputError as error:
+    except UserError as error:
         before = [other for other in store.finished_steps(workdir) if other < step]
         if not before:
             raise

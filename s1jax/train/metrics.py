@@ -15,7 +15,9 @@ from jax.sharding import Mesh
 
 from s1jax import perf
 from s1jax.checkpoint import store
-from s1jax.config import Experiment, InputError, ModelConfig
+from s1jax.config.experiment import Experiment
+from s1jax.config.model import ModelConfig
+from s1jax.errors import UserError
 from s1jax.io import files
 
 # What the summary reads of a line; of the latter a backend may have none.
@@ -71,7 +73,7 @@ class RunLog:
           a sentence on steps up to `start` that have no line; empty where all have one.
 
         Raises:
-          InputError: names a line that is no line of a run, or whose step does not follow the one before.
+          UserError: names a line that is no line of a run, or whose step does not follow the one before.
         """
         self._start, self._num_steps = start, num_steps
         if not self._first:
@@ -84,9 +86,9 @@ class RunLog:
             if record is None:
                 if number == len(lines):  # of a killed run
                     break
-                raise InputError(f"{path}:{number} is no line of a run's metrics; remove that line.")
+                raise UserError(f"{path}:{number} is no line of a run's metrics; remove that line.")
             if record["step"] <= before:
-                raise InputError(
+                raise UserError(
                     f"{path}:{number} is of step {record['step']}, after a line of step {before}; remove the wrong one."
                 )
             before = record["step"]

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from s1jax.config import ModelConfig, OptimizerConfig
+from s1jax.config.experiment import OptimizerConfig
+from s1jax.config.model import ModelConfig
 from s1jax.model import decoder
 
 

@@ -13,9 +13,13 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from s1jax import parallel
-from s1jax.config import InputError, ModelConfig, OptimizerConfig, TrainConfig
+from s1jax.config.experiment import OptimizerConfig, TrainConfig
+from s1jax.config.model import ModelConfig
+from s1jax.errors import UserError
 from s1jax.model import decoder, remat
+from s1jax.parallel import mesh as mesh_lib
+from s1jax.parallel import ops as parallel_ops
+from s1jax.parallel import sharding
 from s1jax.train import optimizer as optimizer_lib
 from s1jax.train.losses import cross_entropy as loss_lib
 
@@ -71,8 +75,8 @@ class TrainState:
 def abstract_state(config: ModelConfig, tx: optax.GradientTransformation, mesh: Mesh, dtype: Any) -> TrainState:
     """The state's shapes, types and shardings; the optimizer's moments lie where their weights lie."""
     shapes = decoder.abstract_params(config, jnp.dtype(dtype))
-    shardings = parallel.param_shardings(config, mesh)
-    one = parallel.replicated(mesh)
+    shardings = sharding.param_shardings(config, mesh)
+    one = sharding.replicated(mesh)
 
     by_name = {_dict_keys(path): sharding for path, sharding in jax.tree_util.tree_leaves_with_path(shardings)}
 
@@ -125,27 +129,27 @@ def make_gradients(
 ) -> Callable[[Any, Batch], tuple[jax.Array, Any]]:
     """Returns `(params, batch) -> (loss, gradients)`, to be used under jit.
 
-    The batch's arrays are [B, T] as `parallel.put_batch` places them; `train.accumulation` micro-batches
+    The batch's arrays are [B, T] as `sharding.put_batch` places them; `train.accumulation` micro-batches
     of B / accumulation rows run one after the other. Loss and gradients are those of
     sum(weights * nll) / sum(weights) over the whole batch, float32 both.
 
     Raises:
-      InputError: where `train.mlp_parts` does not divide the model's MLP, or the mesh splits it already.
+      UserError: where `train.mlp_parts` does not divide the model's MLP, or the mesh splits it already.
     """
     if train.mlp_parts > 1 and (config.mlp_dim % train.mlp_parts or mesh.shape["tensor"] > 1):
-        raise InputError(
+        raise UserError(
             f"train.mlp_parts={train.mlp_parts} wants mesh.tensor=1, which is {mesh.shape['tensor']}, and a divisor of "
             f"the model's mlp_dim {config.mlp_dim}; change it, or set it to 1."
         )
     dtype = jnp.dtype(train.compute_dtype)
     matrices = optimizer_lib.is_matrix(config)
-    attend, lookup = parallel.attend(mesh, train.attention), parallel.lookup(mesh)
+    attend, lookup = parallel_ops.attend(mesh, train.attention), parallel_ops.lookup(mesh)
 
     def micro_loss(params: Any, batch: Batch, sums: Any = None) -> jax.Array:
         if sums is not None:
             rest, of_rest = ({name: tree[name] for name in tree if name != "layers"} for tree in (params, sums))
             params = {**params, **remat.add_gradients(rest, of_rest)}
-        rows_per_device = max(1, batch["tokens"].shape[0] // parallel.row_shards(mesh))
+        rows_per_device = max(1, batch["tokens"].shape[0] // mesh_lib.row_shards(mesh))
         hidden = decoder.forward(
             params,
             config,
@@ -217,8 +221,8 @@ def make_step(
     state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     return jax.jit(
         step,
-        in_shardings=(state_shardings, parallel.token_sharding(mesh)),
-        out_shardings=(state_shardings, parallel.replicated(mesh)),
+        in_shardings=(state_shardings, sharding.token_sharding(mesh)),
+        out_shardings=(state_shardings, sharding.replicated(mesh)),
         donate_argnums=0,
     )
 
@@ -230,7 +234,7 @@ def _accumulate(loss: Callable[..., jax.Array], params: Any, batch: Batch, count
     """
     rows = batch["tokens"].shape[0]
     if rows % count:
-        raise InputError(f"train.accumulation={count} does not divide the {rows} rows of a batch; choose a divisor.")
+        raise UserError(f"train.accumulation={count} does not divide the {rows} rows of a batch; choose a divisor.")
     if count == 1:
         value, grads = jax.value_and_grad(loss)(params, batch)
         return value, jax.tree.map(lambda g: g.astype(jnp.float32), grads)

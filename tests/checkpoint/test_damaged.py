@@ -11,8 +11,10 @@ import pytest
 
 import s1jax
 from s1jax.checkpoint import digests, store
-from s1jax.config import Controls, InputError, ModelConfig
+from s1jax.config.model import ModelConfig
+from s1jax.config.sampling import SamplingParams
 from s1jax.engine import encoding
+from s1jax.errors import UserError
 from s1jax.evaluate import strategies
 from s1jax.model import decoder
 from s1jax.text import chat
@@ -104,7 +106,7 @@ def use(folder):
     store.load_model(folder)
     encode = encoding.Encoder(model)
     encode.delimiters("Wait")
-    encode.request({"question": "Make 21 from 3 7 1"}, Controls(max_thinking_tokens=4), "Wait", "row")
+    encode.request({"question": "Make 21 from 3 7 1"}, SamplingParams(max_thinking_tokens=4), "Wait", "row")
 
 
 def test_checkpoints_that_were_changed_with_their_digests_end_in_a_sentence(originals, tmp_path):
@@ -115,7 +117,7 @@ def test_checkpoints_that_were_changed_with_their_digests_end_in_a_sentence(orig
         damage(folder, random.Random(case))
         try:
             use(folder)
-        except InputError as error:
+        except UserError as error:
             refused += 1
             assert "\n" not in str(error) and len(str(error)) < 700, (case, str(error))
         except Exception as error:
@@ -143,7 +145,7 @@ def test_descriptions_that_are_none(originals, tmp_path, content, sentence):
     if content is not None:
         (folder / "s1jax.json").write_text(content)
     digests.write(folder)
-    with pytest.raises(InputError, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         store.load_metadata(folder)
 
 
@@ -152,5 +154,5 @@ def test_weights_that_are_whole_numbers_are_refused(originals, tmp_path):
     file = folder / "params" / "state" / "embed.embedding" / ".zarray"
     file.write_text(file.read_text().replace('"<f4"', '"<i4"'))
     digests.write(folder)
-    with pytest.raises(InputError, match="embed/embedding has type int32; weights are floating-point numbers"):
+    with pytest.raises(UserError, match="embed/embedding has type int32; weights are floating-point numbers"):
         store.load_model(folder)

@@ -14,8 +14,8 @@ import pytest
 import tokenizers
 
 from s1jax.checkpoint import gguf, names
-from s1jax.config import InputError
 from s1jax.config.presets import PRESETS
+from s1jax.errors import UserError
 from s1jax.text.tokenizer import Tokenizer
 from tests.checkpoint.gguf_blocks import DECODERS, Kind, random_blocks
 from tests.model.parity_cases import CASES, weights
@@ -217,33 +217,33 @@ def test_files_that_cannot_be_read_say_why(tmp_path, changes, sentence):
     config = CASES["llama"]
     path = tmp_path / "m.gguf"
     _write(path, config, weights(config), "llama", **changes)
-    with pytest.raises(InputError, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         reader = gguf.open_file(path)
         gguf.read_params(reader, gguf.read_config(reader, "m.gguf"), "m.gguf")
 
 
 def test_unknown_architecture(tmp_path):
     _write(tmp_path / "m.gguf", CASES["llama"], weights(CASES["llama"]), "gemma2")
-    with pytest.raises(InputError, match="architecture 'gemma2' is unknown; s1jax reads llama, qwen2, qwen3"):
+    with pytest.raises(UserError, match="architecture 'gemma2' is unknown; s1jax reads llama, qwen2, qwen3"):
         gguf.read_config(gguf.open_file(tmp_path / "m.gguf"), "m.gguf")
 
 
 def test_damaged_files(tmp_path):
     path = tmp_path / "m.gguf"
-    with pytest.raises(InputError, match=r"m.gguf does not exist"):
+    with pytest.raises(UserError, match=r"m.gguf does not exist"):
         gguf.open_file(path)
     os.mkfifo(tmp_path / "pipe.gguf")
     for other in (tmp_path / "pipe.gguf", tmp_path):
-        with pytest.raises(InputError, match=r"is not a regular file; give the path of a .gguf file"):
+        with pytest.raises(UserError, match=r"is not a regular file; give the path of a .gguf file"):
             gguf.open_file(other)
     _write(path, CASES["llama"], weights(CASES["llama"]), "llama")
     content = path.read_bytes()
     for size in (0, 3, 30, 200, 900, len(content) // 2, len(content) - 100):
         path.write_bytes(content[:size])
-        with pytest.raises(InputError, match=r"m.gguf is no complete GGUF file"):
+        with pytest.raises(UserError, match=r"m.gguf is no complete GGUF file"):
             gguf.open_file(path)
     path.write_bytes(b"GGML" + content[4:])
-    with pytest.raises(InputError, match=r"m.gguf is no complete GGUF file"):
+    with pytest.raises(UserError, match=r"m.gguf is no complete GGUF file"):
         gguf.open_file(path)
 
 
@@ -340,7 +340,7 @@ def test_special_and_plain_added_tokens_and_padding(tmp_path):
     ],
 )
 def test_tokenizers_that_cannot_be_rebuilt(tmp_path, changes, sentence):
-    with pytest.raises(InputError, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         _rebuilt(tmp_path / "t.gguf", {**_small("qwen2"), **changes})
 
 

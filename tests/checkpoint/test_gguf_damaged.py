@@ -5,7 +5,7 @@ import random
 import pytest
 
 from s1jax.checkpoint import gguf, names
-from s1jax.config import InputError
+from s1jax.errors import UserError
 from tests.checkpoint import test_gguf
 from tests.model.parity_cases import CASES, weights
 
@@ -43,14 +43,14 @@ def test_metadata_that_no_model_has(tmp_path, monkeypatch, metadata, sentence):
     path = tmp_path / "m.gguf"
     test_gguf._write(path, CONFIG, weights(CONFIG), "llama", metadata={**test_gguf._small("smollm"), **metadata})
     monkeypatch.setattr(names, "allocate", lambda *_: pytest.fail("took memory"))
-    with pytest.raises(InputError, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         _read(path)
 
 
 def test_a_token_that_is_no_text(tmp_path, content):
     path = tmp_path / "m.gguf"
     path.write_bytes(content.replace(b"<|im_end|>", b"\xff|im_end|>"))
-    with pytest.raises(InputError, match=r"m.gguf: the metadata tokenizer.ggml.tokens is damaged"):
+    with pytest.raises(UserError, match=r"m.gguf: the metadata tokenizer.ggml.tokens is damaged"):
         _read(path)
 
 
@@ -63,5 +63,5 @@ def test_flipped_bits_give_weights_or_a_sentence(tmp_path, content):
         path.write_bytes(damaged)
         try:
             _read(path)
-        except InputError as error:
+        except UserError as error:
             assert "m.gguf" in str(error)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from s1jax.checkpoint import gguf
-from s1jax.config import RopeScaling
+from s1jax.config.model import RopeScaling
 from s1jax.config.presets import PRESETS
 from tests.checkpoint.test_gguf import _write
 from tests.model.parity_cases import CASES, weights

@@ -11,8 +11,8 @@ import safetensors.numpy
 
 from s1jax.checkpoint import huggingface as hf
 from s1jax.checkpoint import huggingface_config, names
-from s1jax.config import InputError
 from s1jax.config.presets import PRESETS
+from s1jax.errors import UserError
 from tests.model.parity_cases import CASES, weights
 
 CONFIG = CASES["qwen2"]
@@ -133,7 +133,7 @@ K0 = "model.layers.0.self_attn.k_proj.weight"
 def test_wrong_tensors_are_named(tmp_path, change, sentence):
     _folder(tmp_path)
     _rewrite(tmp_path, change)
-    with pytest.raises(InputError, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         hf.read_params(tmp_path, CONFIG)
 
 
@@ -142,7 +142,7 @@ def test_unreadable_types_are_refused_whatever_is_asked_for(tmp_path, stored):
     _folder(tmp_path)
     _rewrite(tmp_path, lambda t: t.update({K0: t[K0].astype(stored)}))
     for dtype in (None, np.float32, ml_dtypes.bfloat16):
-        with pytest.raises(InputError, match=f"tensor {K0} is stored as [IF](8|64); s1jax reads F32, F16, BF16"):
+        with pytest.raises(UserError, match=f"tensor {K0} is stored as [IF](8|64); s1jax reads F32, F16, BF16"):
             hf.read_params(tmp_path, CONFIG, dtype)
 
 
@@ -159,7 +159,7 @@ def test_unreadable_types_are_refused_whatever_is_asked_for(tmp_path, stored):
 def test_models_far_larger_than_their_weights_take_no_memory(tmp_path, monkeypatch, changes, sentence):
     _folder(tmp_path)
     monkeypatch.setattr(names, "allocate", lambda *_: pytest.fail("took memory"))
-    with pytest.raises(InputError, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         hf.read_params(tmp_path, dataclasses.replace(CONFIG, **changes))
 
 
@@ -170,7 +170,7 @@ def test_tied_models_may_store_the_head_only_if_it_is_the_embedding(tmp_path, dt
     _rewrite(tmp_path, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].copy()}))
     _assert_equal(hf.read_params(tmp_path, config, dtype), params)
     _rewrite(tmp_path, lambda t: t.update({"lm_head.weight": np.nextafter(t["lm_head.weight"], np.inf)}))
-    with pytest.raises(InputError, match=r"lm_head.weight differs from model.embed_tokens.weight"):
+    with pytest.raises(UserError, match=r"lm_head.weight differs from model.embed_tokens.weight"):
         hf.read_params(tmp_path, config, dtype)
 
 
@@ -185,7 +185,7 @@ def test_rotary_frequencies_of_older_llamas_are_left_out(tmp_path):
 def test_untied_models_need_their_head(tmp_path):
     _folder(tmp_path)
     _rewrite(tmp_path, lambda t: t.pop("lm_head.weight"))
-    with pytest.raises(InputError, match=r"lacks tensor lm_head.weight"):
+    with pytest.raises(UserError, match=r"lacks tensor lm_head.weight"):
         hf.read_params(tmp_path, CONFIG)
 
 
@@ -194,7 +194,7 @@ def test_truncated_file(tmp_path):
     content = (tmp_path / hf.SINGLE).read_bytes()
     for size in (len(content) - 10, 20, 4):
         (tmp_path / hf.SINGLE).write_bytes(content[:size])
-        with pytest.raises(InputError, match=r"model.safetensors is damaged"):
+        with pytest.raises(UserError, match=r"model.safetensors is damaged"):
             hf.read_params(tmp_path, CONFIG)
 
 
@@ -213,21 +213,21 @@ def _edit_index(folder, change):
 def test_index_that_names_a_missing_shard(sharded):
     file = huggingface_config.read_json(sharded / hf.INDEX)["weight_map"][K0]
     (sharded / file).unlink()
-    with pytest.raises(InputError, match=f"names the shard '{file}', which does not exist"):
+    with pytest.raises(UserError, match=f"names the shard '{file}', which does not exist"):
         hf.find_tensors(sharded)
 
 
 @pytest.mark.parametrize("file", ["", ".", "\0", "a" * 300])
 def test_index_that_names_what_no_file_is_called(sharded, file):
     _edit_index(sharded, lambda index: index.update({K0: file}))
-    with pytest.raises(InputError, match=r"index.json names the shard '.*', which does not exist"):
+    with pytest.raises(UserError, match=r"index.json names the shard '.*', which does not exist"):
         hf.find_tensors(sharded)
 
 
 def test_index_that_names_a_tensor_its_shard_lacks(sharded):
     other = huggingface_config.read_json(sharded / hf.INDEX)["weight_map"]["model.embed_tokens.weight"]
     _edit_index(sharded, lambda index: index.update({"model.nothing": other}))
-    with pytest.raises(InputError, match=f"model.nothing is not listed where it is, {other} lacks it"):
+    with pytest.raises(UserError, match=f"model.nothing is not listed where it is, {other} lacks it"):
         hf.find_tensors(sharded)
 
 
@@ -235,27 +235,27 @@ def test_tensor_in_two_shards(sharded):
     first = sharded / huggingface_config.read_json(sharded / hf.INDEX)["weight_map"]["model.embed_tokens.weight"]
     tensors = safetensors.numpy.load_file(first)
     safetensors.numpy.save_file({**tensors, K0: np.zeros((16, 48), np.float32)}, first)
-    with pytest.raises(InputError, match=f"{K0} is not listed where it is, {first.name} holds it as well"):
+    with pytest.raises(UserError, match=f"{K0} is not listed where it is, {first.name} holds it as well"):
         hf.find_tensors(sharded)
 
 
 def test_index_whose_files_are_no_names(sharded):
     _edit_index(sharded, lambda index: index.update({K0: ["a"]}))
-    with pytest.raises(InputError, match=rf"index.json: weight_map.{K0} is \['a'\]; it must be the name of a file"):
+    with pytest.raises(UserError, match=rf"index.json: weight_map.{K0} is \['a'\]; it must be the name of a file"):
         hf.find_tensors(sharded)
 
 
 def test_index_without_a_map(sharded):
     (sharded / hf.INDEX).write_text("{}")
-    with pytest.raises(InputError, match="has no weight_map"):
+    with pytest.raises(UserError, match="has no weight_map"):
         hf.find_tensors(sharded)
 
 
 def test_folders_without_safetensors(tmp_path):
-    with pytest.raises(InputError, match=r"has neither model.safetensors nor"):
+    with pytest.raises(UserError, match=r"has neither model.safetensors nor"):
         hf.find_tensors(tmp_path)
     (tmp_path / "pytorch_model.bin").touch()
-    with pytest.raises(InputError, match=r"only PyTorch .bin files; s1jax reads safetensors"):
+    with pytest.raises(UserError, match=r"only PyTorch .bin files; s1jax reads safetensors"):
         hf.find_tensors(tmp_path)
 
 
@@ -283,7 +283,7 @@ def test_nothing_is_said_of_a_folder_that_is_read_whole(sharded):
 @pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.safetensors"])
 def test_an_adapter_beside_the_weights_is_refused(sharded, name):
     (sharded / name).write_text("{}")
-    with pytest.raises(InputError, match=rf"{name}: a LoRA adapter, .* Merge it .* or move it away"):
+    with pytest.raises(UserError, match=rf"{name}: a LoRA adapter, .* Merge it .* or move it away"):
         hf.find_tensors(sharded)
 
 
@@ -304,7 +304,7 @@ def _move_out(sharded, link):
 def test_an_index_names_no_file_outside_of_its_folder(sharded, link):
     _move_out(sharded, link)
     with pytest.raises(
-        InputError, match=r"index.json: weight_map.* is .*; it must be the name of a file in this folder"
+        UserError, match=r"index.json: weight_map.* is .*; it must be the name of a file in this folder"
     ):
         hf.find_tensors(sharded)
 
@@ -315,11 +315,11 @@ def test_links_out_of_the_folder_are_not_followed(sharded):
         return old.name
 
     new = _move_out(sharded, link)
-    with pytest.raises(InputError, match=rf"safetensors is a link to '{new}', which is not in its folder"):
+    with pytest.raises(UserError, match=rf"safetensors is a link to '{new}', which is not in its folder"):
         hf.find_tensors(sharded)
     (sharded / "config.json").unlink()
     (sharded / "config.json").symlink_to(new)
-    with pytest.raises(InputError, match=r"config.json is a link to"):
+    with pytest.raises(UserError, match=r"config.json is a link to"):
         huggingface_config.read_json(sharded / "config.json")
 
 
@@ -329,7 +329,7 @@ def test_a_folder_linked_into_the_folder_is_not_followed(sharded):
         return "sub/secret.safetensors"
 
     _move_out(sharded, link)
-    with pytest.raises(InputError, match=r"secret.safetensors is a link to .*, which is not in its folder"):
+    with pytest.raises(UserError, match=r"secret.safetensors is a link to .*, which is not in its folder"):
         hf.find_tensors(sharded)
 
 
@@ -354,19 +354,19 @@ def test_the_links_of_hugging_faces_cache_are_followed(tmp_path):
     (snapshot / "config.json").unlink()
     (tmp_path / "secret").write_text("{}")
     (snapshot / "config.json").symlink_to("../../../secret")
-    with pytest.raises(InputError, match="which is not in its folder"):
+    with pytest.raises(UserError, match="which is not in its folder"):
         huggingface_config.read_json(snapshot / "config.json")
 
 
 def test_a_pipe_is_not_read(tmp_path):
     os.mkfifo(tmp_path / "config.json")
-    with pytest.raises(InputError, match=r"config.json is not a regular file"):
+    with pytest.raises(UserError, match=r"config.json is not a regular file"):
         huggingface_config.read_json(tmp_path / "config.json")
 
 
 def test_names_of_tensors_show_no_control_characters(tmp_path):
     _folder(tmp_path)
     _rewrite(tmp_path, lambda t: t.update({"\x1b]0;title\a" + "x" * 500: t[K0].copy()}))
-    with pytest.raises(InputError, match="has the unexpected tensor") as error:
+    with pytest.raises(UserError, match="has the unexpected tensor") as error:
         hf.read_params(tmp_path, CONFIG)
     assert str(error.value).isprintable() and len(str(error.value)) < 500

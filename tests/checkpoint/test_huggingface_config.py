@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from s1jax.checkpoint import huggingface_config
-from s1jax.config import InputError, RopeScaling
+from s1jax.config.model import RopeScaling
 from s1jax.config.presets import PRESETS
+from s1jax.errors import UserError
 from s1jax.model import rope
 from tests.model.parity_cases import CASES
 
@@ -220,14 +221,14 @@ def test_silence_means_what_transformers_assumes():
     ],
 )
 def test_configurations_that_cannot_be_represented_are_refused(changes, sentence):
-    with pytest.raises(InputError, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         huggingface_config.config_from_json({**_QWEN2P5_32B, **changes})
 
 
 def test_models_that_no_architecture_describes_are_not_written():
-    with pytest.raises(InputError, match="qkv_bias with qk_norm"):
+    with pytest.raises(UserError, match="qkv_bias with qk_norm"):
         huggingface_config.config_to_json(dataclasses.replace(CONFIG, qk_norm=True))
-    with pytest.raises(InputError, match="d_model 48 is no multiple of num_heads 5"):
+    with pytest.raises(UserError, match="d_model 48 is no multiple of num_heads 5"):
         huggingface_config.config_to_json(dataclasses.replace(CASES["llama"], num_heads=5, num_kv_heads=5))
 
 
@@ -239,27 +240,27 @@ def test_eos_comes_from_the_generation_config_first(tmp_path):
     assert huggingface_config.read_eos(tmp_path) == (2, 7)
     for value in ('{"a": 1}', '["</s>"]', "true"):
         (tmp_path / "generation_config.json").write_text(f'{{"eos_token_id": {value}}}')
-        with pytest.raises(InputError, match=r"generation_config.json: eos_token_id is .*; it must be an id"):
+        with pytest.raises(UserError, match=r"generation_config.json: eos_token_id is .*; it must be an id"):
             huggingface_config.read_eos(tmp_path)
 
 
 def test_broken_json_is_reported_with_its_line(tmp_path):
-    with pytest.raises(InputError, match=r"config.json does not exist"):
+    with pytest.raises(UserError, match=r"config.json does not exist"):
         huggingface_config.read_json(tmp_path / "config.json")
     (tmp_path / "config.json").write_text('{"a": 1,\n oops}')
-    with pytest.raises(InputError, match=r"config.json, line 2: broken JSON"):
+    with pytest.raises(UserError, match=r"config.json, line 2: broken JSON"):
         huggingface_config.read_json(tmp_path / "config.json")
     (tmp_path / "config.json").write_text("[]")
-    with pytest.raises(InputError, match="does not hold a JSON object"):
+    with pytest.raises(UserError, match="does not hold a JSON object"):
         huggingface_config.read_json(tmp_path / "config.json")
     (tmp_path / "config.json").write_bytes(b"\xff\xfe")
-    with pytest.raises(InputError, match="is not UTF-8"):
+    with pytest.raises(UserError, match="is not UTF-8"):
         huggingface_config.read_json(tmp_path / "config.json")
     (tmp_path / "config.json").write_text('{"a": ' + "[" * 10**5 + "]" * 10**5 + "}")
-    with pytest.raises(InputError, match=r"config.json is nested too deep"):
+    with pytest.raises(UserError, match=r"config.json is nested too deep"):
         huggingface_config.read_json(tmp_path / "config.json")
     (tmp_path / "config.json").write_text('{"a": ' + "1" * 5000 + "}")
-    with pytest.raises(InputError, match=r"config.json holds a number with too many digits"):
+    with pytest.raises(UserError, match=r"config.json holds a number with too many digits"):
         huggingface_config.read_json(tmp_path / "config.json")
-    with pytest.raises(InputError, match=r"cannot be read \(Is a directory\)"):
+    with pytest.raises(UserError, match=r"cannot be read \(Is a directory\)"):
         huggingface_config.read_json(tmp_path)

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from s1jax.checkpoint import huggingface_tokenizer
-from s1jax.config import InputError
+from s1jax.errors import UserError
 from s1jax.text import chat
 from s1jax.text.tokenizer import Tokenizer
 from tests.launch.stand_ins import ROOT
@@ -92,7 +92,7 @@ def test_the_class_of_the_folder_works_where_its_code_is_trusted(folders, tmp_pa
 @needs_transformers
 def test_a_tokenizer_that_cannot_be_exported_is_refused(folders, tmp_path):
     """A hole before the added tokens: transformers would number them on."""
-    with pytest.raises(InputError, match=r"transformers reads the exported tokenizer otherwise .* has the ids \["):
+    with pytest.raises(UserError, match=r"transformers reads the exported tokenizer otherwise .* has the ids \["):
         _export(tmp_path / "out", Tokenizer.load(folders["sentencepiece_bpe"]), "think")
 
 

@@ -6,7 +6,7 @@ import shutil
 import pytest
 
 from s1jax.checkpoint import digests, locate
-from s1jax.config import InputError
+from s1jax.errors import UserError
 
 
 def make(workdir, *steps):
@@ -66,9 +66,9 @@ def test_errors_of_a_checkpoint_that_is_there_are_not_tried_again(tmp_path):
 
     def use(folder):
         seen.append(folder)
-        raise InputError("no")
+        raise UserError("no")
 
-    with pytest.raises(InputError, match=r"^no$"):
+    with pytest.raises(UserError, match=r"^no$"):
         locate.using(tmp_path, use)
     assert len(seen) == 1
 
@@ -76,7 +76,7 @@ def test_errors_of_a_checkpoint_that_is_there_are_not_tried_again(tmp_path):
         shutil.rmtree(folder)
         raise FileNotFoundError(folder)
 
-    with pytest.raises(InputError, match="workdir without a finished checkpoint"):
+    with pytest.raises(UserError, match="workdir without a finished checkpoint"):
         locate.using(tmp_path, gone)
 
 
@@ -84,5 +84,5 @@ def test_one_that_is_being_removed_is_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(locate, "_PAUSE", 0.0)
     make(tmp_path, 1)
     monkeypatch.setattr("s1jax.io.files.take", lambda file, shared: False)
-    with pytest.raises(InputError, match=r"checkpoints/1 is being removed by another process; run the same command"):
+    with pytest.raises(UserError, match=r"checkpoints/1 is being removed by another process; run the same command"):
         locate.using(tmp_path, lambda folder: folder)

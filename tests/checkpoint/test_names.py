@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from s1jax.checkpoint import names
-from s1jax.config import ModelConfig
+from s1jax.config.model import ModelConfig
 from tests.model.parity_cases import CASES
 
 EVERYTHING = ModelConfig(

@@ -21,7 +21,9 @@ import pytest
 
 import s1jax
 from s1jax.checkpoint import digests, store
-from s1jax.config import InputError, ModelConfig, OptimizerConfig
+from s1jax.config.experiment import OptimizerConfig
+from s1jax.config.model import ModelConfig
+from s1jax.errors import UserError
 from s1jax.io import files
 from s1jax.model import decoder
 from s1jax.text import chat
@@ -89,7 +91,7 @@ def test_every_flipped_bit_is_found(checkpoint):
         damaged = bytearray(content)
         damaged[len(content) // 2] ^= 4
         file.write_bytes(damaged)
-        with pytest.raises(InputError, match=r"altered|damaged|missing"):
+        with pytest.raises(UserError, match=r"altered|damaged|missing"):
             store.load_model(checkpoint)
         file.write_bytes(content)
     store.load_model(checkpoint)
@@ -99,19 +101,19 @@ def test_damage_names_the_file(checkpoint):
     data = max(checkpoint.glob("params/**/*"), key=lambda file: file.stat().st_size)
     content = data.read_bytes()
     data.write_bytes(content[:-7])
-    with pytest.raises(InputError, match=f"{data.name} has {len(content) - 7} bytes instead of {len(content)}"):
+    with pytest.raises(UserError, match=f"{data.name} has {len(content) - 7} bytes instead of {len(content)}"):
         store.load_model(checkpoint)
     data.unlink()
-    with pytest.raises(InputError, match=f"{data.name} is missing"):
+    with pytest.raises(UserError, match=f"{data.name} is missing"):
         store.load_model(checkpoint)
     (checkpoint / "digests.json").write_text("{")
-    with pytest.raises(InputError, match=r"digests\.json is damaged"):
+    with pytest.raises(UserError, match=r"digests\.json is damaged"):
         store.load_model(checkpoint)
 
 
 def test_a_checkpoint_without_digests_was_never_finished(checkpoint):
     (checkpoint / "digests.json").unlink()
-    with pytest.raises(InputError, match="never finished"):
+    with pytest.raises(UserError, match="never finished"):
         store.load_model(checkpoint)
 
 
@@ -126,9 +128,9 @@ def test_paths_that_are_no_checkpoint(tmp_path):
         ("hf", "launch.convert --from_hf"),
         ("run", "workdir without a finished checkpoint"),
     ]:
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(UserError, match=message):
             store.load_model(tmp_path / name)
-    with pytest.raises(InputError, match="package:nothing is not in the package"):
+    with pytest.raises(UserError, match="package:nothing is not in the package"):
         store.load_model("package:nothing")
 
 
@@ -152,7 +154,7 @@ def rewrite(checkpoint, **changes):
 )
 def test_weights_of_another_configuration(checkpoint, changes, message):
     rewrite(checkpoint, **changes)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(UserError, match=message):
         store.load_model(checkpoint)
 
 
@@ -160,17 +162,17 @@ def test_another_format(checkpoint):
     file = checkpoint / "s1jax.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"format": 99}))
     digests.write(checkpoint)
-    with pytest.raises(InputError, match="format 99"):
+    with pytest.raises(UserError, match="format 99"):
         store.load_metadata(checkpoint)
 
 
 def test_what_is_there_is_not_overwritten(original, params, tmp_path):
     before = (original / "digests.json").read_bytes()
-    with pytest.raises(InputError, match="not empty"):
+    with pytest.raises(UserError, match="not empty"):
         store.save_model(original, params, MODEL, Tokenizer.load(TOKENIZER), CHAT, {})
     assert (original / "digests.json").read_bytes() == before
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(InputError, match="not empty"):
+    with pytest.raises(UserError, match="not empty"):
         store.save_model(tmp_path, params, MODEL, Tokenizer.load(TOKENIZER), CHAT, {})
 
 
@@ -237,7 +239,7 @@ def test_a_damaged_optimizer_state_is_found_at_resumption_only(tmp_path, params)
         content = bytearray(file.read_bytes())
         content[100] ^= 1
         file.write_bytes(content)
-        with pytest.raises(InputError, match=f"{file.name} was altered"):
+        with pytest.raises(UserError, match=f"{file.name} was altered"):
             checkpointer.restore(7, abstract(params), abstract(optimizer))
     store.load_model(tmp_path)
 
@@ -250,14 +252,14 @@ def test_the_state_of_another_optimizer_is_refused(tmp_path, params):
             checkpointer.save(1, params, states[one], {})
             checkpointer.wait()
             assert_same(checkpointer.restore(1, abstract(params), abstract(states[one]))[1], states[one])
-            with pytest.raises(InputError, match=r"optimizer: .*; it was saved with another optimizer.name"):
+            with pytest.raises(UserError, match=r"optimizer: .*; it was saved with another optimizer.name"):
                 checkpointer.restore(1, abstract(params), abstract(states[other]))
 
 
 def test_a_model_is_no_state_of_a_run(original, tmp_path, params):
     shutil.copytree(original, tmp_path / "checkpoints" / "1")
     checkpointer = store.Checkpointer(tmp_path, 1, about())
-    with checkpointer, pytest.raises(InputError, match="checkpoints/1 has no optimizer state"):
+    with checkpointer, pytest.raises(UserError, match="checkpoints/1 has no optimizer state"):
         checkpointer.restore(1, abstract(params), {})
 
 
@@ -279,7 +281,7 @@ def test_a_full_disk_is_one_sentence(tmp_path, params, monkeypatch, kind, code):
         monkeypatch.setattr(digests, "write", full)
     else:
         monkeypatch.setattr(ocp, "save", full_in_orbax)
-    with pytest.raises(InputError, match=rf"{files.FULL[code][0]} while writing .*ckpt"):
+    with pytest.raises(UserError, match=rf"{files.FULL[code][0]} while writing .*ckpt"):
         store.save_model(tmp_path / "ckpt", params, MODEL, Tokenizer.load(TOKENIZER), CHAT, {})
     assert not digests.is_there(tmp_path / "ckpt")
 
@@ -311,17 +313,17 @@ def test_any_name_of_a_folder_will_do(tmp_path, params, name):
 
 @pytest.mark.parametrize("name", ["gs://bucket/run", "s3://b", "hf://a/b", "file:///x", "gs:/bucket/run"])
 def test_urls_are_refused_with_a_remedy(params, name):
-    with pytest.raises(InputError, match=f"checkpoint={name} is a URL, .* mount the bucket"):
+    with pytest.raises(UserError, match=f"checkpoint={name} is a URL, .* mount the bucket"):
         store.save_model(name, params, MODEL, Tokenizer.load(TOKENIZER), CHAT, {})
-    with pytest.raises(InputError, match="is a URL"):
+    with pytest.raises(UserError, match="is a URL"):
         store.load_model(name)
-    with pytest.raises(InputError, match="is a URL"):
+    with pytest.raises(UserError, match="is a URL"):
         store.load_metadata(pathlib.Path(name))
 
 
 def test_names_that_are_not_utf_8_are_refused_before_anything_is_written(tmp_path, params):
     for text in (b"\xff", b"a\0b"):
-        with pytest.raises(InputError, match=r"is not UTF-8|holds a NUL"):
+        with pytest.raises(UserError, match=r"is not UTF-8|holds a NUL"):
             store.save_model(tmp_path / os.fsdecode(text), params, MODEL, Tokenizer.load(TOKENIZER), CHAT, {})
     assert not list(tmp_path.iterdir())
 
@@ -338,7 +340,7 @@ def test_a_model_that_was_not_written_whole_gets_no_digests(tmp_path, params, mo
         shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
 
     monkeypatch.setattr(ocp, "save", save)
-    with pytest.raises(InputError, match=r"ckpt/params: embed/embedding .*; what was just written|Orbax cannot read"):
+    with pytest.raises(UserError, match=r"ckpt/params: embed/embedding .*; what was just written|Orbax cannot read"):
         store.save_model(tmp_path / "ckpt", params, MODEL, Tokenizer.load(TOKENIZER), CHAT, {})
     assert not digests.is_there(tmp_path / "ckpt")
 
@@ -347,7 +349,7 @@ def test_a_step_that_orbax_did_not_merge_gets_no_digests(tmp_path, params, monke
     """As without a plain path: Orbax finds nothing to merge, and says nothing."""
     monkeypatch.setattr("s1jax.io.paths.plain", contextlib.nullcontext)
     with (
-        pytest.raises(InputError, match=r"(params|optimizer): \S+ is missing; what was just written cannot be"),
+        pytest.raises(UserError, match=r"(params|optimizer): \S+ is missing; what was just written cannot be"),
         store.Checkpointer(tmp_path / "lr[1e-4]", 1, about()) as checkpointer,
     ):
         checkpointer.save(1, params, {"step": jnp.int32(0)}, {})

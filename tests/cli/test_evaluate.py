@@ -13,7 +13,7 @@ import pytest
 
 from s1jax.checkpoint import store
 from s1jax.cli import table
-from s1jax.config import ModelConfig
+from s1jax.config.model import ModelConfig
 from s1jax.evaluate import metrics
 from s1jax.grading import compare, extract
 from s1jax.model import decoder

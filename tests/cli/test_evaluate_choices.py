@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from s1jax.checkpoint import store
-from s1jax.config import ModelConfig
+from s1jax.config.model import ModelConfig
 from s1jax.grading import choices, compare
 from s1jax.model import decoder
 from s1jax.text import chat

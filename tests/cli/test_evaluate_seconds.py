@@ -9,7 +9,7 @@ import pytest
 
 from s1jax import perf
 from s1jax.cli import evaluate
-from s1jax.config import Controls
+from s1jax.config.sampling import SamplingParams
 from s1jax.evaluate import strategies
 from s1jax.tasks import task as task_lib
 
@@ -56,7 +56,7 @@ def test_seconds_are_of_sampling_alone_in_any_order(order, monkeypatch):
         for text in order:
             rows = []
             evaluate.sample_run(
-                engine, task, strategies.parse(text), ["q"] * 3, Controls(max_thinking_tokens=16),
+                engine, task, strategies.parse(text), ["q"] * 3, SamplingParams(max_thinking_tokens=16),
                 journal, rows, lambda done, detail: details.append(detail), clock,
             )  # fmt: skip
             assert sorted(row["problem"] for row in rows) == [0, 1, 2]
@@ -72,5 +72,5 @@ def test_nothing_is_loaded_where_nothing_is_wanted(monkeypatch):
     monkeypatch.setattr(evaluate, "_WAIT", types.SimpleNamespace(value="Wait"))
     task = task_lib.Task("sums", [{"question": "q"}], lambda text, row: text, str.__eq__, lambda answer, row: True)
     rows = [{"problem": 0, "attempt": 0, "seconds": 1.0}]
-    evaluate.sample_run(None, task, strategies.Strategy(), ["q"], Controls(), None, rows, None, None)
+    evaluate.sample_run(None, task, strategies.Strategy(), ["q"], SamplingParams(), None, rows, None, None)
     assert len(rows) == 1

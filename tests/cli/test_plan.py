@@ -10,7 +10,7 @@ import sys
 import pytest
 from jax.experimental import topologies
 
-from s1jax.config import InputError
+from s1jax.errors import UserError
 from s1jax.plan import targets
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -207,7 +207,7 @@ def test_a_compiler_in_use_is_told_from_a_missing_one(monkeypatch, reason, sente
         raise RuntimeError(reason)
 
     monkeypatch.setattr(topologies, "get_topology_desc", refuse)
-    with pytest.raises(InputError, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         targets.devices(targets.parse("v5p:2x2x1"))
 
 

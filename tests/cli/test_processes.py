@@ -22,7 +22,7 @@ from jaxlib import xla_client
 from s1jax.checkpoint import store
 from s1jax.cli import command as command_lib
 from s1jax.cli import processes
-from s1jax.config import InputError
+from s1jax.errors import UserError
 from s1jax.plan import gpu_descriptions, targets
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -281,7 +281,7 @@ def test_processes_that_are_not_told_how_to_meet(start, tmp_path, options, envir
 @pytest.mark.parametrize(
     ("error", "code", "said"),
     [
-        (InputError("mend it."), 2, "error: mend it.\n"),
+        (UserError("mend it."), 2, "error: mend it.\n"),
         (OSError(errno.ENOSPC, "full"), 2, "error: no space left on the device"),
         (PermissionError(errno.EACCES, "Permission denied", "a/b"), 2, "error: a/b: permission denied; choose another"),
         (JaxRuntimeError("INTERNAL: Gloo all-reduce failed: Connection reset"), 75, "error: another process was lost"),
@@ -322,7 +322,7 @@ def test_a_lost_peer_is_known_behind_the_error_of_a_save(capsys):
     except ValueError as error:
         assert processes._report(error) == processes.LOST
     assert "another process was lost (could not finish step 3 DEADLINE_EXCEEDED" in capsys.readouterr().err
-    assert processes._report(InputError("a Barrier of the user's own")) == command_lib.BAD_INPUT
+    assert processes._report(UserError("a Barrier of the user's own")) == command_lib.BAD_INPUT
 
 
 @pytest.mark.parametrize("name", ["XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"])

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from s1jax.cli import results
-from s1jax.config import InputError
+from s1jax.errors import UserError
 
 ROWS = [{"run": "no limit", "problem": problem, "attempt": 0, "answer": "5"} for problem in range(3)]
 
@@ -31,16 +31,16 @@ def test_samples_without_results_are_those_of_the_journal_or_somebody_elses(fold
     out = folder(fingerprint=None)
     assert results.read(out, "mine", 3, [*ROWS, ROWS[0] | {"attempt": 1}]) == ({}, [])
     for journal in ([], ROWS[:2]):
-        with pytest.raises(InputError, match=r"samples\.jsonl belongs to another evaluation"):
+        with pytest.raises(UserError, match=r"samples\.jsonl belongs to another evaluation"):
             results.read(out, "mine", 3, journal)
 
 
 def test_another_evaluation_and_damage(folder):
-    with pytest.raises(InputError, match=r"results\.json belongs to another evaluation"):
+    with pytest.raises(UserError, match=r"results\.json belongs to another evaluation"):
         results.read(folder(fingerprint="other"), "mine", 2, [])
     for rows in ([*ROWS, ROWS[0] | {"problem": 999}], [{"run": "x"}], [ROWS[0] | {"problem": "0"}], None):
         out = folder(rows)
         if rows is None:
             (out / "samples.jsonl").unlink()
-        with pytest.raises(InputError, match="is damaged or missing; remove both"):
+        with pytest.raises(UserError, match="is damaged or missing; remove both"):
             results.read(out, "mine", 3, [])

@@ -132,11 +132,11 @@ def test_too_little_memory_ends_in_a_sentence(words, remedy, capsys):
     assert said.startswith("error: ") and said.count("\n") == 1 and remedy in said
 
 
-@pytest.mark.parametrize(("error", "code"), [("ValueError('a fault')", 1), ("InputError('bad input')", 2)])
+@pytest.mark.parametrize(("error", "code"), [("ValueError('a fault')", 1), ("UserError('bad input')", 2)])
 def test_an_error_does_not_wait_for_threads(error, code):
     """A save of Orbax that could not start all of its threads left others that waited for ever."""
     launcher = (
-        "import threading\nfrom s1jax.cli import command\nfrom s1jax.config import InputError\n"
+        "import threading\nfrom s1jax.cli import command\nfrom s1jax.config import UserError\n"
         "def main():\n    threading.Thread(target=threading.Event().wait).start()\n"
         f"    raise {error}\n"
         "cli.run(main)\n"

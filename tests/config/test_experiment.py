@@ -4,10 +4,14 @@ import dataclasses
 
 import pytest
 
-from s1jax import config
-from s1jax.config import Experiment, InputError, ModelConfig, from_dict
+from s1jax.config import experiment as experiment_lib
+from s1jax.config import schema
+from s1jax.config.experiment import Experiment
+from s1jax.config.model import ModelConfig
+from s1jax.config.schema import from_dict
+from s1jax.errors import UserError
 
-SHAPE = config.to_dict(ModelConfig(128, 16, 16, 1, 2, 1, 8))
+SHAPE = schema.to_dict(ModelConfig(128, 16, 16, 1, 2, 1, 8))
 
 
 def experiment(**settings) -> Experiment:
@@ -37,7 +41,7 @@ def experiment(**settings) -> Experiment:
     ],
 )
 def test_refused(settings, message):
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(UserError, match=message):
         experiment(**settings)
 
 
@@ -70,7 +74,7 @@ def test_refused(settings, message):
     ],
 )  # fmt: skip
 def test_said(settings, said):
-    found = config.unused(experiment(**settings))
+    found = experiment_lib.unused(experiment(**settings))
     assert len(found) == len(said)
     assert all(sentence.startswith(begins) for sentence, begins in zip(found, said, strict=True)), found
 

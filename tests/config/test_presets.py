@@ -4,7 +4,11 @@ import json
 
 import pytest
 
-from s1jax.config import Experiment, InputError, ModelConfig, from_dict, presets, to_dict
+from s1jax.config import presets
+from s1jax.config.experiment import Experiment
+from s1jax.config.model import ModelConfig
+from s1jax.config.schema import from_dict, to_dict
+from s1jax.errors import UserError
 
 # Parameters as counted by the published checkpoints (a tied embedding once).
 PUBLISHED = {
@@ -53,7 +57,7 @@ def test_every_preset_survives_the_way_through_json():
 
 
 def test_an_unknown_preset_is_named_with_the_known_ones():
-    with pytest.raises(InputError, match=r"'qwen9' is no preset; choose one of qwen2p5_0p5b"):
+    with pytest.raises(UserError, match=r"'qwen9' is no preset; choose one of qwen2p5_0p5b"):
         presets.experiment({"model": "qwen9"})
 
 
@@ -71,7 +75,7 @@ def test_an_unknown_preset_is_named_with_the_known_ones():
 )
 def test_a_setting_out_of_range_is_named(group, name, values, message):
     for value in values:
-        with pytest.raises(InputError, match=rf"^{group}\.{name} is .*; {message}"):
+        with pytest.raises(UserError, match=rf"^{group}\.{name} is .*; {message}"):
             presets.experiment({"model": "qwen3_0p6b", group: {name: value}})
 
 
@@ -90,7 +94,7 @@ def test_rotary_scaling_out_of_range_is_named(name, values, message):
     for value in values:
         model = to_dict(presets.PRESETS["llama3p1_8b"])
         model["rope_scaling"] = {**model["rope_scaling"], name: value}
-        with pytest.raises(InputError, match=rf"model\.rope_scaling\.{name} is .*{message}"):
+        with pytest.raises(UserError, match=rf"model\.rope_scaling\.{name} is .*{message}"):
             presets.experiment({"model": model})
 
 

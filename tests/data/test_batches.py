@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import tokenizers
 
-from s1jax.config import InputError
 from s1jax.data import batches
 from s1jax.data.batches import Batches
 from s1jax.data.packing import Example
 from s1jax.data.s1k import Row
+from s1jax.errors import UserError
 from s1jax.text import chat
 from s1jax.text.tokenizer import Tokenizer
 
@@ -180,11 +180,11 @@ def test_steps_of_so_many_tokens():
 def test_packed_runs_that_are_too_long_are_refused():
     """Before anything is laid out; padded ones, and those of so many tokens a step, need no layout."""
     rows, settings = examples(10), dict(block_size=BLOCK, batching="packed")
-    with pytest.raises(InputError, match=r"a run of 1,000,000,000 steps packs 4,000,000,000 sequences.*batch_tokens"):
+    with pytest.raises(UserError, match=r"a run of 1,000,000,000 steps packs 4,000,000,000 sequences.*batch_tokens"):
         Batches(rows, batch_size=4, steps=10**9, **settings)
-    with pytest.raises(InputError, match=r"train.epochs=1,000,000,000 packs 10,000,000,000 sequences.*train.steps"):
+    with pytest.raises(UserError, match=r"train.epochs=1,000,000,000 packs 10,000,000,000 sequences.*train.steps"):
         Batches(rows, batch_tokens=BLOCK, epochs=10**9, **settings)
-    with pytest.raises(InputError, match=r"a run of 3,000,000,000 steps is too long; give at most 2,147,483,647"):
+    with pytest.raises(UserError, match=r"a run of 3,000,000,000 steps is too long; give at most 2,147,483,647"):
         Batches(rows, batch_size=4, block_size=BLOCK, epochs=10**9)
     assert Batches(rows, batch_tokens=BLOCK, steps=10**9, **settings).num_steps == 10**9
     assert Batches(rows, batch_size=4, block_size=BLOCK, steps=10**9).num_steps == 10**9
@@ -257,9 +257,9 @@ def test_order_is_uniform():
 
 
 def test_bad_settings():
-    with pytest.raises(InputError, match="no rows to train on"):
+    with pytest.raises(UserError, match="no rows to train on"):
         Batches([], batch_size=4, block_size=BLOCK)
-    with pytest.raises(InputError, match=r"6 rows of a batch do not divide among 4 processes"):
+    with pytest.raises(UserError, match=r"6 rows of a batch do not divide among 4 processes"):
         Batches(examples(6), batch_size=6, block_size=BLOCK, shares=4)
 
 
@@ -275,5 +275,5 @@ def test_encode_rows():
         np.testing.assert_array_equal(one.ids, ids)
         np.testing.assert_array_equal(one.supervised, supervised)
         assert one.num_targets == supervised.sum()
-    with pytest.raises(InputError, match="delimiter '<think>' is not in the tokenizer"):
+    with pytest.raises(UserError, match="delimiter '<think>' is not in the tokenizer"):
         batches.encode_rows(tokenizer, chat.FORMATS["think"], rows)

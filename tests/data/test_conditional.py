@@ -7,9 +7,11 @@ import re
 import pytest
 
 import s1jax
-from s1jax.config import DataConfig, Experiment, InputError, ModelConfig, TrainConfig
+from s1jax.config.experiment import DataConfig, Experiment, TrainConfig
+from s1jax.config.model import ModelConfig
 from s1jax.data import conditional, sources
 from s1jax.data.s1k import Row
+from s1jax.errors import UserError
 from s1jax.tasks.countdown import problems
 from s1jax.text import chat
 from s1jax.text.tokenizer import Tokenizer
@@ -78,7 +80,7 @@ def test_classes_divide_at_the_median(tokenizer, rows):
     median = sorted(counts)[(len(counts) - 1) // 2]
     for row, before, count in zip(made, rows, counts, strict=True):
         assert row.question == before.question + ("\nthink no Wait" if count <= median else "\nthink Wait")
-    with pytest.raises(InputError, match="no trace is longer than the median"):
+    with pytest.raises(UserError, match="no trace is longer than the median"):
         conditional.make_rows(rows[:1] * 4, "class", tokenizer, FORMAT)
 
 
@@ -98,9 +100,9 @@ def test_the_paper_s_words_with_its_tokenizer():
 
 
 def test_instructions_that_cannot_be_written_name_row_and_remedy(tokenizer, rows):
-    with pytest.raises(InputError, match=r"row 0: the tokenizer cannot write .*Think for up to.*Countdown `countdown`"):
+    with pytest.raises(UserError, match=r"row 0: the tokenizer cannot write .*Think for up to.*Countdown `countdown`"):
         conditional.make_rows(rows, "token", tokenizer, chat.FORMATS["s1_plain"])
-    with pytest.raises(InputError, match="powers of two only, not for 48"):
+    with pytest.raises(UserError, match="powers of two only, not for 48"):
         chat.instruct(tokenizer, FORMAT, "q", "token", 48)
 
 
@@ -114,7 +116,7 @@ def test_the_settings_choose_the_control(tokenizer):
     # `think` stands in the delimiter and, with an instruction, in the question of every row.
     counts = [int((batches.batch(0)["tokens"] == think).sum()) for batches in (plain, token, step)]
     assert counts == [16, 32, 16]
-    with pytest.raises(InputError, match=r"data\.control token needs rows with questions"):
+    with pytest.raises(UserError, match=r"data\.control token needs rows with questions"):
         settings = Experiment(model=MODEL, data=DataConfig(source="countdown_corpus", control="token"),
                               train=TrainConfig(steps=2))  # fmt: skip
         sources.make(settings, tokenizer, FORMAT, 1)

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 
-from s1jax.config import DataConfig, Experiment, InputError, ModelConfig, TrainConfig
+from s1jax.config.experiment import DataConfig, Experiment, TrainConfig
+from s1jax.config.model import ModelConfig
 from s1jax.data import layout
 from s1jax.data.batches import Batches
 from s1jax.data.packing import Example
+from s1jax.errors import UserError
 
 MODEL = ModelConfig(vocab_size=64, d_model=16, mlp_dim=32, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8)
 
@@ -56,12 +58,12 @@ def test_what_is_known_of_s1k():
 
 def test_rows_longer_than_the_block():
     settings = {"source": "s1k", "block_size": 8192}
-    with pytest.raises(InputError, match=r"taken to have 9,109, more than data.block_size 8192; give a larger one, or"):
+    with pytest.raises(UserError, match=r"taken to have 9,109, more than data.block_size 8192; give a larger one, or"):
         layout.layout(experiment(**settings))
     cut = layout.layout(experiment({"epochs": 1}, **settings, too_long="truncate"))
     dropped = layout.layout(experiment({"epochs": 1}, **settings, too_long="drop"))
     assert dropped.tokens * dropped.steps < cut.tokens * cut.steps < 4.7e6
-    with pytest.raises(InputError, match=r"10 rows of 5 tokens have 0.5 each"):
+    with pytest.raises(UserError, match=r"10 rows of 5 tokens have 0.5 each"):
         layout.layout(experiment(), count=10, total=5)
-    with pytest.raises(InputError, match=r"10 rows of 100,000 tokens have 10,000.0 each"):
+    with pytest.raises(UserError, match=r"10 rows of 100,000 tokens have 10,000.0 each"):
         layout.layout(experiment(source="s1k"), count=10, total=1e5)

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from s1jax.config import InputError
 from s1jax.data import packing
 from s1jax.data.packing import Example
+from s1jax.errors import UserError
 
 
 def example(rng: np.random.Generator, length: int, name: str = "row") -> Example:
@@ -136,7 +136,7 @@ def _rows() -> list[Example]:
 
 
 def test_too_long_error_names_the_row_and_the_remedy():
-    with pytest.raises(InputError, match=r"f\.jsonl:2 has 12 ids.*block_size \+ 1 = 11 .*2 of 5.*at least 29"):
+    with pytest.raises(UserError, match=r"f\.jsonl:2 has 12 ids.*block_size \+ 1 = 11 .*2 of 5.*at least 29"):
         packing.fit([*_rows()[:4], _rows()[0]], 10, "error")
     fitted = packing.fit(_rows(), 29, "error")  # 30 ids are 29 places
     assert len(fitted.examples) == 5 and not fitted.dropped and not fitted.truncated
@@ -164,7 +164,7 @@ def test_too_long_truncate_keeps_what_still_teaches():
 
 
 def test_no_row_left():
-    with pytest.raises(InputError, match=r"no row is left of 5: 5 are longer"):
+    with pytest.raises(UserError, match=r"no row is left of 5: 5 are longer"):
         packing.fit(_rows(), 2, "drop")
-    with pytest.raises(InputError, match=r"no row is left of 0"):
+    with pytest.raises(UserError, match=r"no row is left of 0"):
         packing.fit([], 2, "error")

@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
-from s1jax.config import InputError
 from s1jax.data import s1k
 from s1jax.data.s1k import Row, load_rows
+from s1jax.errors import UserError
 
 S1K = {"question": "q {}\nü", "thinking_trajectories": ["t {}", "Wait 世界"], "attempt": "a {}", "solution": "s {}"}
 S1K_1_1 = {
@@ -86,7 +86,7 @@ def test_a_folder_may_have_folders_named_like_files_and_no_dangling_links(tmp_pa
     write_jsonl(tmp_path / "a.jsonl" / "b.jsonl", [record(S1K, 0)])
     assert [row.name for row in load_rows(str(tmp_path))] == [f"{tmp_path}/a.jsonl/b.jsonl:1"]
     (tmp_path / "c.jsonl").symlink_to(tmp_path / "gone")
-    with pytest.raises(InputError, match=r"c\.jsonl is a link to a file that does not exist; repair or remove it"):
+    with pytest.raises(UserError, match=r"c\.jsonl is a link to a file that does not exist; repair or remove it"):
         load_rows(str(tmp_path))
 
 
@@ -99,7 +99,7 @@ def test_parquet_with_values_that_are_none(tmp_path, kind, value):
     else:
         column = pyarrow.array([value], pyarrow.timestamp("us", "Nowhere/Zone"))
     parquet.write_table(pyarrow.table({"question": column}), tmp_path / "a.parquet")
-    with pytest.raises(InputError, match=r"a\.parquet is no parquet file that can be read \(.*\); write it again"):
+    with pytest.raises(UserError, match=r"a\.parquet is no parquet file that can be read \(.*\); write it again"):
         load_rows(str(tmp_path / "a.parquet"))
 
 
@@ -147,7 +147,7 @@ def test_bad_lines(line, message, tmp_path):
     path = tmp_path / "a.jsonl"
     line = line if isinstance(line, bytes) else line.encode()
     path.write_bytes(GOOD.encode() + b"\n" + line + b"\n" + GOOD.encode() + b"\n")
-    with pytest.raises(InputError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         load_rows(str(path))
     assert "\n" not in str(caught.value)
     assert len(load_rows(str(path), num_rows=1)) == 1  # what is not asked for is not read
@@ -157,26 +157,26 @@ def test_traces_that_a_source_lacks(tmp_path):
     gemini = {key: value for key, value in record(S1K_1_1, 0).items() if not key.startswith("deepseek")}
     path = write_jsonl(tmp_path / "a.jsonl", [gemini])
     assert load_rows(str(path), "gemini")[0].trace == "gemini 0"
-    with pytest.raises(InputError, match=r"nor deepseek_thinking_trajectory, but gemini_attempt.*other data\.traces"):
+    with pytest.raises(UserError, match=r"nor deepseek_thinking_trajectory, but gemini_attempt.*other data\.traces"):
         load_rows(str(path), "deepseek")
 
 
 def test_bad_sources(tmp_path):
-    with pytest.raises(InputError, match=r"data\.source .*nowhere does not exist; give a JSONL, JSON, CSV"):
+    with pytest.raises(UserError, match=r"data\.source .*nowhere does not exist; give a JSONL, JSON, CSV"):
         load_rows(str(tmp_path / "nowhere"))
-    with pytest.raises(InputError, match=r"is a folder without files of rows; give one that holds JSONL"):
+    with pytest.raises(UserError, match=r"is a folder without files of rows; give one that holds JSONL"):
         load_rows(str(tmp_path))
     (tmp_path / "rows.csv").write_text("question")
-    with pytest.raises(InputError, match=r"rows\.csv has no rows"):
+    with pytest.raises(UserError, match=r"rows\.csv has no rows"):
         load_rows(str(tmp_path / "rows.csv"))
     (tmp_path / "empty.jsonl").write_text("")
-    with pytest.raises(InputError, match=r"empty\.jsonl has no rows"):
+    with pytest.raises(UserError, match=r"empty\.jsonl has no rows"):
         load_rows(str(tmp_path / "empty.jsonl"))
     (tmp_path / "bad.parquet").write_text("no parquet")
-    with pytest.raises(InputError, match=r"bad\.parquet is no parquet file"):
+    with pytest.raises(UserError, match=r"bad\.parquet is no parquet file"):
         load_rows(str(tmp_path / "bad.parquet"))
     path = write_jsonl(tmp_path / "two.jsonl", [record(S1K, i) for i in range(2)])
-    with pytest.raises(InputError, match=r"two\.jsonl has 2 rows, data\.num_rows asks for 3; .*smaller data\.num_rows"):
+    with pytest.raises(UserError, match=r"two\.jsonl has 2 rows, data\.num_rows asks for 3; .*smaller data\.num_rows"):
         load_rows(str(path), num_rows=3)
 
 
@@ -245,10 +245,10 @@ def test_prepared_copy_keeps_system_turns(prepared, tmp_path):
     assert load_rows(str(folder)) == load_rows(str(source)) and load_rows(str(folder))[0].system == "Be brief."
     assert len(list(readers.read(folder, readers.EVALUATION, notes := []))) == 2
     assert "split train is taken" in notes[0]
-    with pytest.raises(InputError, match=r"has the split train, but no test; give the file"):
+    with pytest.raises(UserError, match=r"has the split train, but no test; give the file"):
         list(readers.read(folder, ("test",)))
     late = write_jsonl(tmp_path / "b.jsonl", records[::-1])
-    with pytest.raises(InputError, match=r"b\.jsonl:2 has a column system, which the first row has not; add it there"):
+    with pytest.raises(UserError, match=r"b\.jsonl:2 has a column system, which the first row has not; add it there"):
         s1k_builder.prepare("rows", str(late), str(tmp_path / "more"))
 
 
@@ -260,9 +260,9 @@ def test_prepare_reuses_and_refuses(prepared):
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     assert s1k_builder.prepare("s1k", data_dir=data_dir) == folder  # no source: what is there is used, no hub
     assert before == {path: path.stat().st_mtime_ns for path in folder.iterdir()}
-    with pytest.raises(InputError, match="holds a prepared dataset already"):
+    with pytest.raises(UserError, match="holds a prepared dataset already"):
         s1k_builder.prepare("s1k", str(source), data_dir)
-    with pytest.raises(InputError, match="config rows needs a source"):
+    with pytest.raises(UserError, match="config rows needs a source"):
         s1k_builder.prepare("rows", data_dir=data_dir)
 
 
@@ -285,14 +285,14 @@ def test_prepare_refuses_bad_rows_and_leaves_nothing(config, records, message, t
     from s1jax.data import s1k_builder
 
     source = write_jsonl(tmp_path / "bad.jsonl", records)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(UserError, match=message):
         s1k_builder.prepare(config, str(source), str(tmp_path / "out"))
     assert not list((tmp_path / "out").rglob("*array_record*"))
 
 
 def test_damaged_copy(prepared, tmp_path):
     (tmp_path / "dataset_info.json").write_text("{")
-    with pytest.raises(InputError, match="is no prepared dataset that can be read"):
+    with pytest.raises(UserError, match="is no prepared dataset that can be read"):
         load_rows(str(tmp_path))
 
 
@@ -307,7 +307,7 @@ def test_hub_without_network(monkeypatch, tmp_path):
         raise OSError("no route to host")
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
-    with pytest.raises(InputError, match=r"simplescaling/s1K cannot be downloaded .*give its folder as data\.source"):
+    with pytest.raises(UserError, match=r"simplescaling/s1K cannot be downloaded .*give its folder as data\.source"):
         s1k_builder.prepare("s1k", data_dir=str(tmp_path / "out"))
 
 
@@ -344,9 +344,7 @@ def test_without_tfds_a_sentence(monkeypatch):
     monkeypatch.delitem(sys.modules, "s1jax.data.s1k_builder", raising=False)
     monkeypatch.delattr("s1jax.data.s1k_builder", raising=False)
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(
-        InputError, match=r"needs tensorflow-datasets and array_record .*install them, or give a folder"
-    ):
+    with pytest.raises(UserError, match=r"needs tensorflow-datasets and array_record .*install them, or give a folder"):
         load_rows("s1k")
 
 

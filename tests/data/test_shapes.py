@@ -5,8 +5,8 @@ import pathlib
 
 import pytest
 
-from s1jax.config import InputError
 from s1jax.data import s1k, shapes
+from s1jax.errors import UserError
 
 CASES = pathlib.Path(__file__).resolve().parents[3] / "shared" / "cases"
 Q, T, A = "What is 12 plus 30?", "First I add 12 and 30.", "The answer is 42."
@@ -165,7 +165,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("record", "message"), WRONG)
 def test_what_cannot_be_used_is_refused(record, message):
-    with pytest.raises(InputError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         shapes.parts(record, "deepseek", "f:1")
     assert "f:1" in str(caught.value) and "\n" not in str(caught.value)
 

@@ -9,8 +9,10 @@ import pytest
 import tokenizers
 
 import s1jax
-from s1jax.config import DataConfig, Experiment, InputError, ModelConfig, TrainConfig
+from s1jax.config.experiment import DataConfig, Experiment, TrainConfig
+from s1jax.config.model import ModelConfig
 from s1jax.data import sources
+from s1jax.errors import UserError
 from s1jax.text import chat
 from s1jax.text.tokenizer import Tokenizer
 
@@ -111,7 +113,7 @@ def test_the_corpus_is_a_function_of_seed_and_step(tokenizer):
     ],
 )
 def test_settings_that_cannot_be_met(tokenizer, data, train, message):
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(UserError, match=message):
         sources.make(experiment(data, **train), tokenizer, CHAT, 2)
 
 
@@ -122,7 +124,7 @@ def test_the_corpus_wants_the_tokenizer_of_countdown(tokenizer):
     vocab["98"], vocab["99"] = vocab["99"], vocab["98"]
     other = Tokenizer({"tokenizer.json": json.dumps(spec).encode()}, "other")
     settings = experiment({"source": "countdown_corpus", "block_size": 96}, steps=5)
-    with pytest.raises(InputError, match=r"Countdown's ids, which the tokenizer does not have for '98'; give the"):
+    with pytest.raises(UserError, match=r"Countdown's ids, which the tokenizer does not have for '98'; give the"):
         sources.make(settings, other, CHAT, 1)
 
 
@@ -132,7 +134,7 @@ def test_a_row_that_the_tokenizer_cannot_encode_is_named(tokenizer, tmp_path, co
     file = tmp_path / "rows.jsonl"
     file.write_text(json.dumps(row) + "\n")
     settings = experiment({"source": str(file), "block_size": 48, "control": control})
-    with pytest.raises(InputError, match=r"rows.jsonl:1: the tokenizer cannot encode"):
+    with pytest.raises(UserError, match=r"rows.jsonl:1: the tokenizer cannot encode"):
         sources.make(settings, tokenizer, chat.FORMATS["countdown"], 1)
 
 
@@ -198,9 +200,7 @@ def test_the_system_turn_of_a_row_is_in_its_ids(tmp_path, letters):
 def test_a_plain_think_end_inside_a_trace_is_refused(tmp_path, letters):
     fmt = chat.with_delimiters(letters, CHAT, think_start="<think>", think_end="</think>")
     rows = [{}, {"thinking_trajectories": ["one </think> two"]}]
-    with pytest.raises(
-        InputError, match=r"rows\.jsonl:2: the trace contains think_end '</think>', which is plain text"
-    ):
+    with pytest.raises(UserError, match=r"rows\.jsonl:2: the trace contains think_end '</think>', which is plain text"):
         made(tmp_path, letters, fmt, rows)
     assert made(tmp_path, letters, fmt, [{"attempt": "so </think> it is"}])[1][1].startswith("1 of 1 rows hold delim")
 
@@ -218,5 +218,5 @@ def test_delimiters_of_the_shared_case(letters):
 
 
 def test_no_row_left_names_the_shortest(tmp_path, letters):
-    with pytest.raises(InputError, match=r"no row is left of 2: .*\(the shortest is .*rows\.jsonl:2 with \d+\); give"):
+    with pytest.raises(UserError, match=r"no row is left of 2: .*\(the shortest is .*rows\.jsonl:2 with \d+\); give"):
         made(tmp_path, letters, CHAT, [{"attempt": "4" * 50}, {}], block_size=20, too_long="drop")

@@ -4,7 +4,7 @@ import functools
 
 import jax
 
-from s1jax.config import Controls
+from s1jax.config.sampling import SamplingParams
 from s1jax.model import decoder
 from s1jax.text.delimiters import Delimiters
 
@@ -40,10 +40,10 @@ def random_delimiters(rng) -> Delimiters:
     )
 
 
-def random_controls(rng, sampled=True) -> Controls:
+def random_controls(rng, sampled=True) -> SamplingParams:
     """Small budgets, so that every rule comes into play within some 30 ids."""
     most = int(rng.choice([0, 1, 2, 3, rng.integers(0, 25), rng.integers(0, 25)]))
-    return Controls(
+    return SamplingParams(
         max_thinking_tokens=most,
         min_thinking_tokens=int(rng.choice([0, rng.integers(0, most + 1)])),
         num_waits=int(rng.choice([0, 0, 1, 2, 5])),

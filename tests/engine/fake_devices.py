@@ -13,11 +13,13 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 import numpy as np  # noqa: E402
 
-from s1jax import parallel  # noqa: E402
-from s1jax.config import MeshConfig, ModelConfig  # noqa: E402
+from s1jax.config.experiment import MeshConfig  # noqa: E402
+from s1jax.config.model import ModelConfig  # noqa: E402
 from s1jax.engine.engine import Engine  # noqa: E402
 from s1jax.engine.programs import Request  # noqa: E402
 from s1jax.model import decoder  # noqa: E402
+from s1jax.parallel import mesh as mesh_lib  # noqa: E402
+from s1jax.parallel import sharding  # noqa: E402
 from tests.engine import cases  # noqa: E402
 
 MODEL = ModelConfig(
@@ -44,8 +46,8 @@ def main() -> None:
             Engine, config=MODEL, cache_length=96, cache_dtype=cache_dtype, weight_dtype=weight_dtype
         )
         one = make(jax.device_put(params), slots=8)
-        mesh = parallel.make_mesh(MeshConfig(*shape))
-        placed = jax.device_put(params, parallel.param_shardings(MODEL, mesh))
+        mesh = mesh_lib.make_mesh(MeshConfig(*shape))
+        placed = jax.device_put(params, sharding.param_shardings(MODEL, mesh))
         many = make(placed, slots=7, mesh=mesh)
         wanted, found = (dict(engine.sample(requests, delimiters)) for engine in (one, many))
         same = [list(found[i].ids) == list(wanted[i].ids) for i in range(len(requests))]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import jax
 import numpy as np
 
-from s1jax.config import Controls
+from s1jax.config.sampling import SamplingParams
 from s1jax.text.delimiters import Delimiters
 
 
@@ -29,7 +29,7 @@ class Result:
     logprob: float = 0.0
 
 
-def filter_logits(logits: np.ndarray, controls: Controls) -> np.ndarray:
+def filter_logits(logits: np.ndarray, controls: SamplingParams) -> np.ndarray:
     """Temperature, top-k, top-p, min-p of one row [V]; -inf for what is left out. By sorting, in float64."""
     scores = logits.astype(np.float64) / controls.temperature
     if controls.top_k:
@@ -52,7 +52,9 @@ def softmax(scores: np.ndarray) -> np.ndarray:
     return weights / weights.sum()
 
 
-def choose(logits: np.ndarray, banned: set[int], controls: Controls, count: int, before: Sequence[int] = ()) -> int:
+def choose(
+    logits: np.ndarray, banned: set[int], controls: SamplingParams, count: int, before: Sequence[int] = ()
+) -> int:
     """The id that a row with `count` ids samples; `banned` ids are out, those `before` are penalised."""
     logits = logits.astype(np.float64)
     for token in set(before):
@@ -74,7 +76,7 @@ def _noise(seed, count, size):
 def run(
     next_logits: Callable[[list[int]], np.ndarray],
     prompt: Sequence[int],
-    controls: Controls,
+    controls: SamplingParams,
     d: Delimiters,
     wait: Sequence[int],
 ) -> Result:

@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from s1jax.config import Controls, InputError
+from s1jax.config.sampling import SamplingParams
 from s1jax.engine import budget as budget_lib
 from s1jax.engine import logits as logits_lib
 from s1jax.engine.programs import Sample
+from s1jax.errors import UserError
 from s1jax.text.delimiters import Delimiters
 from tests.engine import cases, reference
 from tests.engine.cases import V
@@ -120,7 +121,7 @@ def script(*ids, batch=1):
 
 
 def one(table, wait=D.wait, delimiters=D, **controls):
-    controls = Controls(**{"max_thinking_tokens": 10, "max_answer_tokens": 2, **controls})
+    controls = SamplingParams(**{"max_thinking_tokens": 10, "max_answer_tokens": 2, **controls})
     (sample,), _ = run(table, [controls], delimiters, [wait])
     return sample
 
@@ -139,7 +140,7 @@ def test_thinking_is_cut_on_a_line_of_its_own():
     assert (sample.thinking_tokens, sample.thinking_end, sample.answer_end) == (3, "cut", "length")
     sample = one(script(12, 13, 11), max_thinking_tokens=3)
     assert list(sample.ids) == [1, 2, 12, 13, 11, 1, 3, 4, 5, 6, 20, 20], "the last id ends in a newline"
-    bare, controls = dataclasses.replace(D, think_start=()), Controls(max_thinking_tokens=0, max_answer_tokens=2)
+    bare, controls = dataclasses.replace(D, think_start=()), SamplingParams(max_thinking_tokens=0, max_answer_tokens=2)
     for last, newline in ((11, []), (12, [4])):
         (sample,), _ = run(script(), [controls], bare, [D.wait], last)
         assert list(sample.ids) == [*newline, 1, 3, 4, 5, 6, 20, 20], "that of the prompt decides"
@@ -218,7 +219,7 @@ def test_stop_id_in_the_answer_counts_and_is_kept():
 
 def test_rows_that_fill_the_batch_emit_padding():
     rules = budget_lib.Rules.of(D, V, [()] * 2)
-    budgets = budget_lib.Budgets.of([Controls(), Controls()])
+    budgets = budget_lib.Budgets.of([SamplingParams(), SamplingParams()])
     zeros = np.zeros(2, np.int32)
     state = budget_lib.init(rules, budgets, zeros, zeros, np.array([True, False]))
     sampled, no = jnp.array([20, 20]), jnp.zeros(2, bool)
@@ -243,7 +244,7 @@ def test_table_grows_only_for_long_sequences():
     ],
 )
 def test_delimiters_that_cannot_work_are_refused(change, message):
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(UserError, match=message):
         budget_lib.Rules.of(dataclasses.replace(D, **change), V, [()])
 
 

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from s1jax.config import Controls, presets
+from s1jax.config import presets
+from s1jax.config.sampling import SamplingParams
 from s1jax.engine import budget, logits
 from s1jax.engine import programs as programs
 from s1jax.model import decoder
@@ -38,7 +39,7 @@ def test_the_loop_copies_no_cache_and_no_weights(target, model, weight_dtype):
         think_start=(1, 2), think_end=(3, 4), newline=(6,), final_answer=(5,), wait=(8,), end=(3,), stop=(7,),
         ends_in_newline=(6,), num_ids=config.vocab_size,
     )  # fmt: skip
-    rows = [Controls()] * SLOTS
+    rows = [SamplingParams()] * SLOTS
     settings = programs.Settings(
         logits.Sampling.of(rows),
         budget.Budgets.of(rows),

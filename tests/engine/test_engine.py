@@ -8,13 +8,15 @@ import numpy as np
 import pytest
 
 from s1jax import perf
-from s1jax.config import Controls, InputError, ModelConfig
+from s1jax.config.model import ModelConfig
+from s1jax.config.sampling import SamplingParams
 from s1jax.engine import buckets
 from s1jax.engine import engine as engine_lib
 from s1jax.engine import logits as logits_lib
 from s1jax.engine import programs as programs
 from s1jax.engine.engine import Engine
 from s1jax.engine.programs import Request
+from s1jax.errors import UserError
 from s1jax.model import decoder
 from tests.engine import cases, reference
 from tests.engine.cases import V
@@ -117,7 +119,7 @@ def test_a_free_slot_is_filled_while_the_others_go_on(engine):
     """In the steps of a batch that waits for its longest row, the engine gets done more than twice as much."""
     delimiters, prompts, controls, waits = random_batch(20, rows=64)
     answers = np.random.default_rng(0).permutation(np.repeat([2, 60], [48, 16])).tolist()
-    controls = [Controls(max_thinking_tokens=0, max_answer_tokens=n) for n in answers]
+    controls = [SamplingParams(max_thinking_tokens=0, max_answer_tokens=n) for n in answers]
     delimiters = dataclasses.replace(delimiters, stop=(), end=(), think_start=(1,), newline=(1,), final_answer=())
     before = engine.counts.steps
     samples = run(engine, (delimiters, [p[:3] for p in prompts], controls, waits))
@@ -132,7 +134,9 @@ def test_samples_of_one_prompt_share_its_prefill_and_its_full_pages(params, monk
     monkeypatch.setattr(engine_lib, "_PAGE", 8)
     delimiters, prompts, *_ = random_batch(24)
     prompt = (prompts[0] * 30)[:29]
-    controls = [Controls(max_thinking_tokens=9, max_answer_tokens=4, temperature=1.0, seed=seed) for seed in range(12)]
+    controls = [
+        SamplingParams(max_thinking_tokens=9, max_answer_tokens=4, temperature=1.0, seed=seed) for seed in range(12)
+    ]
     batch = (delimiters, [prompt] * 12, controls, [()] * 12)
     engine = make(params, slots=4)
     together = run(engine, batch)
@@ -148,7 +152,9 @@ def test_rows_share_pages_only_where_none_of_them_writes(params, monkeypatch):
     delimiters = dataclasses.replace(random_batch(25)[0], think_start=(3,))
     for length in (6, 7, 8, 9, 15, 16, 17):
         prompt = np.random.default_rng(length).integers(0, 30, length).tolist()
-        controls = [Controls(max_thinking_tokens=5 + s, max_answer_tokens=4, temperature=1.0, seed=s) for s in range(4)]
+        controls = [
+            SamplingParams(max_thinking_tokens=5 + s, max_answer_tokens=4, temperature=1.0, seed=s) for s in range(4)
+        ]
         batch = (delimiters, [prompt] * 4, controls, [(2,)] * 4)
         same(run(make(params, slots=4), batch), run(make(params, slots=1), batch))
 
@@ -159,8 +165,8 @@ def test_the_pool_holds_what_rows_need_and_not_the_longest_times_all(params, mon
     start = programs.start
     monkeypatch.setattr(programs, "start", lambda *args, **more: seen.append(args) or start(*args, **more))
     delimiters, prompts, controls, waits = random_batch(26)
-    controls = [Controls(max_thinking_tokens=0, max_answer_tokens=2)] * 15 + [
-        Controls(max_thinking_tokens=40, max_answer_tokens=5)
+    controls = [SamplingParams(max_thinking_tokens=0, max_answer_tokens=2)] * 15 + [
+        SamplingParams(max_thinking_tokens=40, max_answer_tokens=5)
     ]
     batch = (delimiters, [p[:4] for p in prompts], controls, waits)
     samples = run(make(params, cache_length=0), batch)
@@ -196,7 +202,7 @@ def test_int8_weights_sample_what_the_dequantised_ones_do(params):
     batch = random_batch(29)
     dequantised = parity_cases.dequantised(jax.jit(decoder.quantize)(params))
     same(run(make(params, weight_dtype="int8"), batch), run(make(jax.device_put(dequantised)), batch))
-    with pytest.raises(InputError, match="weight_dtype is 'int4'; it is int8 or empty"):
+    with pytest.raises(UserError, match="weight_dtype is 'int4'; it is int8 or empty"):
         make(params, weight_dtype="int4")
 
 
@@ -217,7 +223,7 @@ def test_a_wait_costs_its_own_ids_and_nothing_else(engine):
     delimiters, prompts, *_ = random_batch(35)
     delimiters = dataclasses.replace(delimiters, end=tuple(range(30)), stop=(1,))
     for waits in (0, 3):
-        controls = Controls(max_thinking_tokens=30, num_waits=waits, max_answer_tokens=3)
+        controls = SamplingParams(max_thinking_tokens=30, num_waits=waits, max_answer_tokens=3)
         before = dataclasses.replace(engine.counts)
         (sample,) = run(engine, (delimiters, [prompts[0]], [controls], [(31, 33)]))
         assert sample.waits == waits
@@ -237,7 +243,7 @@ def test_a_masked_end_makes_no_other_row_sample_again(params, monkeypatch):
     config = dataclasses.replace(CONFIG, norm_eps=2e-6)  # programs of its own
     delimiters, prompts, *_ = random_batch(35)
     delimiters = dataclasses.replace(delimiters, end=tuple(range(20)), stop=(1,))
-    greedy = Controls(max_thinking_tokens=40, min_thinking_tokens=40, max_answer_tokens=1)
+    greedy = SamplingParams(max_thinking_tokens=40, min_thinking_tokens=40, max_answer_tokens=1)
     sampled = dataclasses.replace(greedy, min_thinking_tokens=0, max_thinking_tokens=55, temperature=1.0)
     batch = (delimiters, prompts[:2], [greedy, sampled], [(), ()])
     engine = Engine(params, config=config, slots=2, cache_length=LENGTH)
@@ -251,7 +257,7 @@ def test_the_host_looks_in_every_64_steps(params):
     delimiters, prompts, *_ = random_batch(35)
     delimiters = dataclasses.replace(delimiters, end=tuple(range(30)), stop=(1,))
     engine = Engine(params, config=dataclasses.replace(CONFIG, context_length=400), slots=1)
-    controls = Controls(max_thinking_tokens=200, num_waits=60, max_answer_tokens=3)
+    controls = SamplingParams(max_thinking_tokens=200, num_waits=60, max_answer_tokens=3)
     (sample,) = run(engine, (delimiters, [prompts[0]], [controls], [(31, 33)]))
     assert sample.waits == 60 and engine.counts.steps == len(sample.ids) - len(delimiters.think_start) > 128
     assert engine.counts.loops == -(-engine.counts.steps // 64)
@@ -282,22 +288,22 @@ def test_a_row_that_could_outgrow_the_cache_is_refused_before_anything_runs(para
     monkeypatch.setattr(programs, "start", None)
     delimiters = cases.random_delimiters(np.random.default_rng(1))
     forced = sum(map(len, (delimiters.think_start, delimiters.newline, delimiters.think_end, delimiters.final_answer)))
-    fits = Controls(max_thinking_tokens=20, max_answer_tokens=30)
+    fits = SamplingParams(max_thinking_tokens=20, max_answer_tokens=30)
     long = [1] * (LENGTH - 50 - forced + 1)
 
     def sample(*prompts, **more):
         rows = [Request(tuple(p), fits, (), f"file:{6 + i}") for i, p in enumerate(prompts)]
         make(params, **{"cache_length": 0, **more}).sample(rows, delimiters)
 
-    with pytest.raises(InputError, match=rf"file:7: a prompt of {len(long)} ids.* {LENGTH + 1} ids.* {LENGTH};"):
+    with pytest.raises(UserError, match=rf"file:7: a prompt of {len(long)} ids.* {LENGTH + 1} ids.* {LENGTH};"):
         sample([1], long)
-    with pytest.raises(InputError, match=r"file:6: .* cache length is 40"):
+    with pytest.raises(UserError, match=r"file:6: .* cache length is 40"):
         sample([1], cache_length=40)
-    with pytest.raises(InputError, match="cache_length 97 exceeds"):
+    with pytest.raises(UserError, match="cache_length 97 exceeds"):
         sample([1], cache_length=97)
-    with pytest.raises(InputError, match="slots is 0"):
+    with pytest.raises(UserError, match="slots is 0"):
         sample([1], slots=0)
-    with pytest.raises(InputError, match="file:7: prompt id 40"):
+    with pytest.raises(UserError, match="file:7: prompt id 40"):
         sample([1], [V])
 
 
@@ -305,8 +311,8 @@ def test_more_rows_than_memory_holds_are_refused_with_the_number_that_fits(param
     page = 64 * 2 * CONFIG.num_layers * CONFIG.num_kv_heads * CONFIG.head_dim * 4  # bytes
     monkeypatch.setattr(perf, "free_memory", lambda devices: 12 * page)  # one for a prompt, one for logits
     delimiters, prompts, _, waits = random_batch(29)
-    batch = (delimiters, prompts, [Controls(max_thinking_tokens=50, max_answer_tokens=5)] * 16, waits)
-    with pytest.raises(InputError, match=r"16 rows at one time need a cache of .* 5 rows of 128 ids fit: lower"):
+    batch = (delimiters, prompts, [SamplingParams(max_thinking_tokens=50, max_answer_tokens=5)] * 16, waits)
+    with pytest.raises(UserError, match=r"16 rows at one time need a cache of .* 5 rows of 128 ids fit: lower"):
         run(make(params), batch)
 
 
@@ -314,7 +320,7 @@ def test_a_row_that_just_fits_runs(params, engine):
     delimiters = cases.random_delimiters(np.random.default_rng(1))
     forced = sum(map(len, (delimiters.think_start, delimiters.newline, delimiters.think_end, delimiters.final_answer)))
     prompt = list(range(20))
-    batch = (delimiters, [prompt], [Controls(max_thinking_tokens=9, max_answer_tokens=4)], [()])
+    batch = (delimiters, [prompt], [SamplingParams(max_thinking_tokens=9, max_answer_tokens=4)], [()])
     same(run(make(params, cache_length=len(prompt) + forced + 13), batch), run(engine, batch))
 
 
@@ -365,7 +371,7 @@ def test_a_prompt_of_32k_positions():
     ids = np.random.default_rng(3).integers(0, 30, 32762)
     delimiters = cases.random_delimiters(np.random.default_rng(1))
     delimiters = dataclasses.replace(delimiters, think_start=(), think_end=(1,), final_answer=(), newline=(1,), stop=())
-    controls = Controls(max_thinking_tokens=0, max_answer_tokens=4)
+    controls = SamplingParams(max_thinking_tokens=0, max_answer_tokens=4)
     engine = Engine(params, config=config, slots=1)
     (sample,) = dict(engine.sample([Request(tuple(ids.tolist()), controls)], delimiters)).values()
     assert len(sample.ids) == 6 and sample.forced.tolist() == [True, True, False, False, False, False]

@@ -2,10 +2,11 @@
 
 import pytest
 
-from s1jax.config import Controls, InputError
+from s1jax.config.sampling import SamplingParams
 from s1jax.engine import fields
+from s1jax.errors import UserError
 
-DEFAULTS = Controls(max_thinking_tokens=64, temperature=1.0)
+DEFAULTS = SamplingParams(max_thinking_tokens=64, temperature=1.0)
 
 
 def read(row):
@@ -75,7 +76,7 @@ def test_used(row, control, value):
     ],
 )
 def test_refused_by_name(row, said):
-    with pytest.raises(InputError, match=f"rows.jsonl:3.*{said}"):
+    with pytest.raises(UserError, match=f"rows.jsonl:3.*{said}"):
         read(row)
 
 
@@ -89,7 +90,7 @@ def test_every_setting_of_other_programs_is_used_or_refused():
         "question": "What is 12 plus 30?", "system": "Answer in French.", "repetition_penalty": 1.3, "max_tokens": 4,
         "stop": ["Question:"], "n": 4, "thinking_budget": 5, "max_new_tokens": 4,
     }  # fmt: skip
-    with pytest.raises(InputError, match="row: max_tokens is not a setting of s1jax"):
+    with pytest.raises(UserError, match="row: max_tokens is not a setting of s1jax"):
         fields.row_controls(row, DEFAULTS, "row")
     del row["max_tokens"], row["max_new_tokens"]
     controls = fields.row_controls(row, DEFAULTS, "row")
@@ -109,7 +110,7 @@ Wait numWaits toolChoice
 
 @pytest.mark.parametrize("name", FOREIGN.split())
 def test_other_spellings_are_refused_by_name(name):
-    with pytest.raises(InputError, match=f"rows.jsonl:3: {name} is (not a setting of s1jax|no control); "):
+    with pytest.raises(UserError, match=f"rows.jsonl:3: {name} is (not a setting of s1jax|no control); "):
         read({name: 3})
 
 

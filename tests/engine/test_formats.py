@@ -8,9 +8,11 @@ import tokenizers
 from tokenizers import decoders, models
 
 from s1jax.checkpoint import store
-from s1jax.config import Controls, InputError, ModelConfig
+from s1jax.config.model import ModelConfig
+from s1jax.config.sampling import SamplingParams
 from s1jax.engine import encoding as rows_lib
 from s1jax.engine.engine import Engine
+from s1jax.errors import UserError
 from s1jax.model import decoder
 from s1jax.text import chat
 from s1jax.text.tokenizer import Tokenizer
@@ -76,7 +78,7 @@ def test_equals_the_reference(params, tmp_path, name):
 
     outputs = engine.generate(rows)
     for row, output in zip(rows, outputs, strict=True):
-        request = encode.request(row, Controls(), "Wait", "row")
+        request = encode.request(row, SamplingParams(), "Wait", "row")
         delimiters = encode.delimiters(row["wait"])
         assert len(delimiters.think_start) > 10 if several else len(delimiters.think_start) <= 2
         want = reference.run(next_logits, request.prompt, request.controls, delimiters, request.wait)
@@ -94,7 +96,7 @@ def test_a_system_prompt_takes_the_place_of_the_formats_own(params, tmp_path):
     store.save_model(tmp_path / "model", params, CONFIG, tokenizer, fmt, {})
     engine = Engine(tmp_path / "model", slots=4, cache_length=LENGTH)
     text = "<|im_start|>system\n{}<|im_end|>\n<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n"
-    few = Controls(max_thinking_tokens=5, max_answer_tokens=5)
+    few = SamplingParams(max_thinking_tokens=5, max_answer_tokens=5)
     written = {name: {"prompt_ids": tokenizer.encode(text.format(name))} for name in ("Be brief.", "Be long.")}
     want = [row["ids"] for row in engine.generate(list(written.values()), few)]
     rows = [{"question": "q"}, {"question": "q", "system": "Be long."}, {"question": "q", "system": None}]
@@ -103,7 +105,7 @@ def test_a_system_prompt_takes_the_place_of_the_formats_own(params, tmp_path):
     assert [row["controls"]["system"] for row in outputs] == ["Be brief.", "Be long.", "Be brief."]
     assert "system" not in engine.generate(rows[:1], few)[0]["controls"]
     for wrong in ({"question": "q", "system": 3}, {"prompt_ids": [1], "system": "a"}):
-        with pytest.raises(InputError, match="row 0: system "):
+        with pytest.raises(UserError, match="row 0: system "):
             engine.generate([wrong], few)
-    with pytest.raises(InputError, match="system is 3; it must be a string"):
+    with pytest.raises(UserError, match="system is 3; it must be a string"):
         engine.generate(rows, few, system=3)

@@ -4,15 +4,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from s1jax.config import Controls, InputError, ModelConfig
+from s1jax.config.model import ModelConfig
+from s1jax.config.sampling import SamplingParams
 from s1jax.engine.engine import Engine
+from s1jax.errors import UserError
 from tests.engine import cases
 
 CONFIG = ModelConfig(
     vocab_size=cases.V, d_model=8, mlp_dim=8, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=8, context_length=64
 )
 QUESTION = {"question": "Make 3 from 1 2"}
-FEW = Controls(max_thinking_tokens=3, max_answer_tokens=2)
+FEW = SamplingParams(max_thinking_tokens=3, max_answer_tokens=2)
 
 
 @pytest.fixture(scope="module")
@@ -39,23 +41,23 @@ def engine():
     ],
 )
 def test_settings_of_an_engine(settings, said):
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(UserError, match=said):
         Engine(cases.random_weights(CONFIG), **{"config": CONFIG, **settings})
 
 
 def test_weights_need_a_config_and_numbers_may_be_numpys():
-    with pytest.raises(InputError, match="given weights without their shape; give config"):
+    with pytest.raises(UserError, match="given weights without their shape; give config"):
         Engine(cases.random_weights(CONFIG))
     engine = Engine(cases.random_weights(CONFIG), config=CONFIG, slots=np.int64(3), cache_length=np.int32(8))
     assert (engine._setup.slots, engine._setup.cache_length) == (3, 8)
-    controls = Controls(seed=np.int64(3), temperature=np.float32(0.5), max_thinking_tokens=jnp.int32(2))
-    assert controls == Controls(seed=3, temperature=0.5, max_thinking_tokens=2)
+    controls = SamplingParams(seed=np.int64(3), temperature=np.float32(0.5), max_thinking_tokens=jnp.int32(2))
+    assert controls == SamplingParams(seed=3, temperature=0.5, max_thinking_tokens=2)
     assert [type(value) for value in (controls.seed, controls.temperature)] == [int, float]
 
 
 @pytest.mark.parametrize("wrong", [None, 3, ["package:countdown_base"]])
 def test_what_is_neither_a_checkpoint_nor_weights(wrong):
-    with pytest.raises(InputError, match=r"the engine was given .*; give the path of a checkpoint"):
+    with pytest.raises(UserError, match=r"the engine was given .*; give the path of a checkpoint"):
         Engine(wrong)
 
 
@@ -70,7 +72,7 @@ def test_one_row_in_bfloat16_sums_as_a_batch_does():
 
 
 def test_a_checkpoint_has_a_config_of_its_own():
-    with pytest.raises(InputError, match="config goes with weights, not with a checkpoint"):
+    with pytest.raises(UserError, match="config goes with weights, not with a checkpoint"):
         Engine("package:countdown_base", config=CONFIG)
 
 
@@ -89,9 +91,9 @@ def test_a_checkpoint_has_a_config_of_its_own():
     ],
 )
 def test_controls(controls, said):
-    with pytest.raises(InputError, match=said):
-        Controls(**controls)
-    assert isinstance(Controls(temperature=1).temperature, float)
+    with pytest.raises(UserError, match=said):
+        SamplingParams(**controls)
+    assert isinstance(SamplingParams(temperature=1).temperature, float)
 
 
 @pytest.mark.parametrize(
@@ -103,7 +105,7 @@ def test_controls(controls, said):
         (
             [QUESTION],
             {"controls": {"max_thinking_tokens": 3}},
-            r"controls is \{'max.*; give Controls, as in Controls\(",
+            r"controls is \{'max.*; give SamplingParams, as in SamplingParams\(",
         ),
         ([QUESTION], {"names": []}, "names has 0 entries for 1 rows; give one for every row"),
         ([QUESTION], {"wait": 3}, "wait is 3; it must be a string"),
@@ -123,7 +125,7 @@ def test_controls(controls, said):
     ],
 )
 def test_rows(engine, rows, more, said):
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(UserError, match=said):
         engine.generate(rows, **{"controls": FEW, **more})
 
 

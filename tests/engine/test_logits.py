@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from s1jax.config import Controls
+from s1jax.config.sampling import SamplingParams
 from s1jax.engine import logits as logits_lib
 from tests.engine import reference
 
@@ -17,9 +17,9 @@ B, V = 64, 211
 
 
 def random_controls(rng, rows, greedy=0.2):
-    """Controls of every kind, each filter off in a third of the rows."""
+    """SamplingParams of every kind, each filter off in a third of the rows."""
     return [
-        Controls(
+        SamplingParams(
             temperature=0.0 if rng.random() < greedy else float(rng.uniform(0.05, 3)),
             top_k=int(rng.choice([0, 1, 2, rng.integers(1, V + 50)])),
             top_p=float(rng.choice([1.0, rng.uniform(0.01, 1), rng.uniform(0.9, 1)])),
@@ -88,12 +88,12 @@ def test_picks_equal_sorting_in_float64(seed):
 @pytest.mark.parametrize(
     "controls",
     [
-        Controls(temperature=0.7),
-        Controls(temperature=1.3, top_k=7),
-        Controls(temperature=1.0, top_p=0.8),
-        Controls(temperature=2.0, min_p=0.15),
-        Controls(temperature=1.5, top_k=40, top_p=0.9, min_p=0.05),
-        Controls(temperature=0.3, top_k=2**31, top_p=0.01),
+        SamplingParams(temperature=0.7),
+        SamplingParams(temperature=1.3, top_k=7),
+        SamplingParams(temperature=1.0, top_p=0.8),
+        SamplingParams(temperature=2.0, min_p=0.15),
+        SamplingParams(temperature=1.5, top_k=40, top_p=0.9, min_p=0.05),
+        SamplingParams(temperature=0.3, top_k=2**31, top_p=0.01),
     ],
 )
 def test_filters_equal_those_of_transformers(controls):
@@ -123,7 +123,7 @@ def test_draws_follow_the_filtered_distribution():
     logits = np.array([2.0, 1.5, 1.0, 0.0, -1.0, 3.0, -0.5, 0.7], np.float32)
     allowed = np.ones(8, bool)
     allowed[5] = False
-    controls = Controls(temperature=0.8, top_p=0.95, seed=11)
+    controls = SamplingParams(temperature=0.8, top_p=0.95, seed=11)
     got = pick(
         np.tile(logits, (draws, 1)), np.tile(allowed, (draws, 1)), logits_lib.Sampling.of([controls] * draws),
         np.arange(draws, dtype=np.int32),
@@ -154,10 +154,10 @@ def test_extremes_stay_finite_and_sensible():
     logits = np.array([[1e4, -1e4, 0.0, 9.9e3], [-0.0, 0.0, -1e-30, 1e-30]], np.float32)
     allowed, count = np.ones((2, 4), bool), np.zeros(2, np.int32)
     for controls in (
-        Controls(temperature=1e-30),
-        Controls(temperature=1e-3, top_p=1e-9),
-        Controls(temperature=5.0, top_k=1),
-        Controls(temperature=5.0, min_p=1.0),
+        SamplingParams(temperature=1e-30),
+        SamplingParams(temperature=1e-3, top_p=1e-9),
+        SamplingParams(temperature=5.0, top_k=1),
+        SamplingParams(temperature=5.0, min_p=1.0),
     ):
         scores = np.asarray(filtered(logits, logits_lib.Sampling.of([controls] * 2)))
         assert not np.isnan(scores).any() and (scores.max(axis=1) == 0).all()
@@ -167,7 +167,7 @@ def test_extremes_stay_finite_and_sensible():
 def test_ties_go_to_the_first_and_stay_together():
     logits = np.array([[0.0, 2.0, 1.0, 2.0]], np.float32)
     assert int(logits_lib.best(jnp.asarray(logits))[0]) == 1
-    kept = np.isfinite(filtered(logits, logits_lib.Sampling.of([Controls(temperature=1.0, top_k=1)])))
+    kept = np.isfinite(filtered(logits, logits_lib.Sampling.of([SamplingParams(temperature=1.0, top_k=1)])))
     np.testing.assert_array_equal(kept, [[False, True, False, True]])
     assert 0 <= int(logits_lib.best(jnp.full((1, 4), jnp.nan))[0]) < 4
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from s1jax.config import Controls
+from s1jax.config.sampling import SamplingParams
 from s1jax.engine import logits as logits_lib
 from s1jax.engine import programs as programs
 from tests.engine import cases, reference
@@ -25,7 +25,7 @@ def test_equals_that_of_transformers():
     seen = np.stack([logits_lib.words(row, V) for row in ids])
     for penalty in (1.0, 1.3, 0.7, 5.0):
         want = process.RepetitionPenaltyLogitsProcessor(penalty)(torch.from_numpy(ids), torch.from_numpy(logits))
-        sampling = logits_lib.Sampling.of([Controls(repetition_penalty=penalty)] * B)
+        sampling = logits_lib.Sampling.of([SamplingParams(repetition_penalty=penalty)] * B)
         got = np.asarray(jax.jit(logits_lib.penalised)(logits, seen, sampling))
         np.testing.assert_allclose(got, want.numpy(), rtol=3e-7)
         if penalty == 1:

@@ -6,16 +6,17 @@ import numpy as np
 import pytest
 
 from s1jax.checkpoint import store
-from s1jax.config import Controls, InputError
+from s1jax.config.sampling import SamplingParams
 from s1jax.engine.engine import Engine
 from s1jax.engine.pieces import Pieces
 from s1jax.engine.programs import Request, Sample
+from s1jax.errors import UserError
 from s1jax.text import chat
 from s1jax.text.delimiters import Delimiters
 from tests.engine import cases
 from tests.engine.test_formats import CONFIG, LENGTH, character_tokenizer
 
-WARM = Controls(max_thinking_tokens=30, max_answer_tokens=30, temperature=1.5, num_waits=2, stop=("e", "ab"))
+WARM = SamplingParams(max_thinking_tokens=30, max_answer_tokens=30, temperature=1.5, num_waits=2, stop=("e", "ab"))
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +103,7 @@ def test_no_character_is_split_and_none_is_lost():
     rng = np.random.default_rng(3)
     for _ in range(400):
         sample = random_sample(rng)
-        pieces = Pieces(decode, texts, Request((0,), Controls()), D)
+        pieces = Pieces(decode, texts, Request((0,), SamplingParams()), D)
         found, count = [], 0
         while count < len(sample.ids):
             count = min(count + int(rng.integers(1, 5)), len(sample.ids))
@@ -127,5 +128,5 @@ def test_no_character_is_split_and_none_is_lost():
     ],
 )
 def test_what_is_wrong_is_said_before_anything_runs(engine, row, more, said):
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(UserError, match=said):
         engine.stream_tokens(row, **more)

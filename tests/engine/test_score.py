@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from s1jax.config import InputError
 from s1jax.engine import score
+from s1jax.errors import UserError
 from s1jax.model import decoder
 from s1jax.plan import flops
 from tests.model import make_golden, parity_cases
@@ -149,5 +149,5 @@ def test_logits_of_whole_rows_never_exist():
     ],
 )
 def test_wrong_pairs_are_named(params, pair, sentence):
-    with pytest.raises(InputError, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         score.log_likelihoods(params, dataclasses.replace(CONFIG, context_length=20), [([1], [2]), pair])

@@ -3,15 +3,16 @@
 import numpy as np
 import pytest
 
-from s1jax.config import Controls, InputError
+from s1jax.config.sampling import SamplingParams
 from s1jax.engine import seeds
 from s1jax.engine.engine import Engine
+from s1jax.errors import UserError
 
 QUESTION = {"question": "Make 21 from 3 7 1"}
 SMALL = {"max_thinking_tokens": 8, "max_answer_tokens": 3}
-FEW = Controls(**SMALL, temperature=1.0)
+FEW = SamplingParams(**SMALL, temperature=1.0)
 # Random ids are as probable as others where the model does not know how to go on.
-WARM = Controls(max_thinking_tokens=1, max_answer_tokens=1, temperature=5.0)
+WARM = SamplingParams(max_thinking_tokens=1, max_answer_tokens=1, temperature=5.0)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +29,7 @@ def test_equal_prompts_get_different_noise(engine):
     first = [tuple(row) for row in ids(engine.generate([QUESTION] * 256, WARM))]
     assert len(set(first)) > 90
     assert len({tuple(row) for row in ids(engine.generate([QUESTION] * 4, FEW))}) == 4
-    assert len({tuple(row) for row in ids(engine.generate([QUESTION] * 4, Controls(**SMALL)))}) == 1
+    assert len({tuple(row) for row in ids(engine.generate([QUESTION] * 4, SamplingParams(**SMALL)))}) == 1
 
 
 def test_a_seed_of_its_own_reproduces_a_row_alone_at_any_place_and_batch_size(engine):
@@ -50,7 +51,7 @@ def test_rows_of_a_continued_file_keep_their_noise(engine):
     whole = ids(engine.generate([QUESTION] * 6, FEW))
     assert ids(engine.generate([QUESTION] * 2, FEW, indices=[5, 2])) == [whole[5], whole[2]]
     for wrong in ([1], [1, -2], [1, 2.0], "12", 3):
-        with pytest.raises(InputError, match="indices "):
+        with pytest.raises(UserError, match="indices "):
             engine.generate([QUESTION] * 2, FEW, indices=wrong)
 
 

@@ -5,13 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 
-from s1jax.config import Controls, InputError
+from s1jax.config.sampling import SamplingParams
 from s1jax.engine import engine as engine_lib
 from s1jax.engine.engine import Engine
 from s1jax.engine.stops import Finder
+from s1jax.errors import UserError
 
 QUESTIONS = [{"question": f"Make {t} from {a} {b} {c}"} for t, a, b, c in ((21, 3, 7, 1), (5, 2, 3, 4), (24, 8, 3, 9))]
-WARM = Controls(max_thinking_tokens=12, max_answer_tokens=40, temperature=1.0)
+WARM = SamplingParams(max_thinking_tokens=12, max_answer_tokens=40, temperature=1.0)
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +120,7 @@ def test_stop_strings_do_not_match_in_thinking(engine):
 
 def test_a_row_that_a_stop_string_ends_leaves_its_slot(engine):
     """Steps are taken for what is left of the rows; and the rows beside it are what they are alone."""
-    long = Controls(max_thinking_tokens=4, max_answer_tokens=400, temperature=4.0, seed=5)
+    long = SamplingParams(max_thinking_tokens=4, max_answer_tokens=400, temperature=4.0, seed=5)
     rows = [QUESTIONS[0] | {"stop": ["1", "2", "3"]}] * 20
     before = engine.counts.steps
     outputs = engine.generate(rows, long)
@@ -149,5 +150,5 @@ def test_n_samples_share_a_prefill_and_differ(engine):
 
 
 def test_n_needs_a_temperature(engine):
-    with pytest.raises(InputError, match="row 0: n is 2, but with temperature 0 all samples of a prompt are the same"):
+    with pytest.raises(UserError, match="row 0: n is 2, but with temperature 0 all samples of a prompt are the same"):
         engine.generate([QUESTIONS[0] | {"n": 2, "max_answer_tokens": 5}])

@@ -7,7 +7,7 @@ import random
 import pytest
 import scipy.stats
 
-from s1jax.config import InputError
+from s1jax.errors import UserError
 from s1jax.evaluate import metrics
 
 
@@ -94,9 +94,9 @@ def test_nothing_to_measure():
     assert metrics.metrics([run(5, 50)]) == nothing | {"control": 100.0, "control_of_runs": 100.0, "performance": 50.0}
     unasked = run(5, 50, control=None, in_range=None)
     assert metrics.metrics([unasked]) == nothing | {"performance": 50.0}
-    with pytest.raises(InputError, match="at least one problem"):
+    with pytest.raises(UserError, match="at least one problem"):
         metrics.accuracy([])
-    with pytest.raises(InputError, match="at least one problem"):
+    with pytest.raises(UserError, match="at least one problem"):
         metrics.control([], 0, 5)
 
 

@@ -7,12 +7,14 @@ import random
 
 import pytest
 
-from s1jax.config import Controls, InputError, to_dict
+from s1jax.config.sampling import SamplingParams
+from s1jax.config.schema import to_dict
 from s1jax.engine import fields
+from s1jax.errors import UserError
 from s1jax.evaluate import strategies
 from s1jax.evaluate.strategies import Forcing, Instruction, Selection, Strategy
 
-ALL = {**to_dict(Controls(max_thinking_tokens=384, temperature=0.5)), "wait": "Wait"}
+ALL = {**to_dict(SamplingParams(max_thinking_tokens=384, temperature=0.5)), "wait": "Wait"}
 LABELS = {
     "token 64": "64", "token 64, cut at 64": "64", "token 64, Wait x1": "64", "token 64, cut at 20": "64",
     "step 8": "8", "step 8, cut at 240": "8", "class long": "long", "majority of 8": "8", "majority of 8 at 0.7": "8",
@@ -134,7 +136,7 @@ def test_texts_mean_strategies(text, strategy, name, families):
     ],
 )
 def test_texts_that_mean_nothing(text, message):
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(UserError, match=message):
         strategies.parse(text)
 
 
@@ -148,7 +150,7 @@ def test_rows_are_what_a_sampler_takes(text):
     strategy = strategies.parse(text)
     row = strategy.row({"question": "q", "target": 4}, "q?", 2**32 + 5, ALL)
     assert row["question"] == "q?" and row["target"] == 4
-    controls = fields.row_controls(row, Controls(max_thinking_tokens=384, temperature=0.5), "row")
+    controls = fields.row_controls(row, SamplingParams(max_thinking_tokens=384, temperature=0.5), "row")
     limits = {"none": 384, "forcing:max=3:waits=1": 3, "token:8+forcing": 8, "majority:3": 384, "reject:max=5": 6}
     assert controls.max_thinking_tokens == limits[text] and controls.seed == 5 and controls.temperature == 0.5
     assert controls.num_waits == (1 if "waits" in text else 0)

@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from s1jax.config import InputError
+from s1jax.errors import UserError
 from s1jax.io import cards, readers
 
 FILES = ["data/train-0.jsonl", "data/test-0.jsonl", "extra/more.jsonl", "main/x1.jsonl", "main/x2.jsonl"]
@@ -61,7 +61,7 @@ def test_the_readme_decides(folder, text, expected):
 @pytest.mark.parametrize(("text", "message"), WRONG)
 def test_wrong_readmes(folder, text, message):
     write(folder, text)
-    with pytest.raises(InputError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         list(readers.read(folder))
     assert "\n" not in str(caught.value)
 

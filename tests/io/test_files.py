@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from s1jax.config import InputError
+from s1jax.errors import UserError
 from s1jax.io import files
 
 
@@ -136,7 +136,7 @@ def test_nothing_is_left_of_a_folder_whose_block_raises(tmp_path):
 def test_a_second_process_for_the_same_folder_is_refused(tmp_path):
     with files.new_folder(tmp_path / "new") as folder:
         (folder / "file").write_text("the first")
-        with pytest.raises(InputError, match=r"^--to: another process writes .*/new; wait until it has ended"):
+        with pytest.raises(UserError, match=r"^--to: another process writes .*/new; wait until it has ended"):
             _make(tmp_path / "new")
         _make(tmp_path / "newer")  # whose name begins alike
         _make(tmp_path / "[n]ew")
@@ -149,7 +149,7 @@ def test_without_locks_the_second_process_to_end_is_refused(tmp_path, monkeypatc
         raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
 
     monkeypatch.setattr(files.fcntl, "flock", no_locks)
-    with pytest.raises(InputError, match="new exists and is not empty"), files.new_folder(tmp_path / "new") as folder:
+    with pytest.raises(UserError, match="new exists and is not empty"), files.new_folder(tmp_path / "new") as folder:
         (folder / "file").write_text("the first to begin")
         _make(tmp_path / "new", "the first to end")
     assert os.listdir(tmp_path) == ["new"] and (tmp_path / "new/file").read_text() == "the first to end"
@@ -185,9 +185,9 @@ def test_an_empty_folder_is_filled_and_anything_else_refused(tmp_path):
     assert (tmp_path / "link").is_symlink() and (tmp_path / "empty/file").exists()
     (tmp_path / "file").touch()
     for name in ("empty", "file"):
-        with pytest.raises(InputError, match=rf"^--to: .*{name} exists and is not empty; remove it"):
+        with pytest.raises(UserError, match=rf"^--to: .*{name} exists and is not empty; remove it"):
             _make(tmp_path / name)
-    with pytest.raises(InputError, match=r"^--to: cannot write .*file.*; choose a folder"):
+    with pytest.raises(UserError, match=r"^--to: cannot write .*file.*; choose a folder"):
         _make(tmp_path / "file/new")
 
 
@@ -201,7 +201,7 @@ def test_own_files_may_be_links_within_their_folder_only(tmp_path):
     for name in ("file", "inside", "missing", "loop"):
         files.check_own(tmp_path / "model" / name)
     for name in ("outside", "dead"):
-        with pytest.raises(InputError, match=rf"{name} is a link to '.*', which is not in its folder"):
+        with pytest.raises(UserError, match=rf"{name} is a link to '.*', which is not in its folder"):
             files.check_own(tmp_path / "model" / name)
     (tmp_path / "linked").symlink_to("model")
     files.check_own(tmp_path / "linked" / "inside")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from s1jax.config import InputError
+from s1jax.errors import UserError
 from s1jax.io.journal import Journal
 
 
@@ -17,7 +17,7 @@ def test_rows_outlive_the_process_and_half_a_line_does_not(tmp_path):
     with Journal(tmp_path / "j", "run") as journal:
         assert [row["index"] for row in journal.rows] == [1, 2]
     before = (tmp_path / "j").read_bytes()
-    with pytest.raises(InputError, match="j belongs to another run"):
+    with pytest.raises(UserError, match="j belongs to another run"):
         Journal(tmp_path / "j", "another")
     assert (tmp_path / "j").read_bytes() == before
 
@@ -42,7 +42,7 @@ def test_a_text_without_a_newline_at_its_end_is_not_taken_for_a_torn_line(tmp_pa
     line = b'{"fingerprint": "run", "index": 0}\n'
     for before in (b"", line):
         (tmp_path / "j").write_bytes(before + text)
-        with pytest.raises(InputError, match="j is no output of a run; choose another file"):
+        with pytest.raises(UserError, match="j is no output of a run; choose another file"):
             Journal(tmp_path / "j", "run")
         assert (tmp_path / "j").read_bytes() == before + text
 
@@ -50,7 +50,7 @@ def test_a_text_without_a_newline_at_its_end_is_not_taken_for_a_torn_line(tmp_pa
 def test_a_second_writer_is_refused(tmp_path):
     with Journal(tmp_path / "j", "run") as journal:
         journal.append({"index": 1})
-        with pytest.raises(InputError, match=r"another process writes .*j; wait"):
+        with pytest.raises(UserError, match=r"another process writes .*j; wait"):
             Journal(tmp_path / "j", "run")
         journal.append({"index": 2})
     with Journal(tmp_path / "j", "run") as journal:
@@ -80,6 +80,6 @@ def test_a_full_disk_names_the_file(tmp_path):
 
 def test_a_link_in_its_place_is_not_followed(tmp_path):
     (tmp_path / "j").symlink_to(tmp_path / "elsewhere")
-    with pytest.raises(InputError, match="j is a link, which is not followed; remove it"):
+    with pytest.raises(UserError, match="j is a link, which is not followed; remove it"):
         Journal(tmp_path / "j", "run")
     assert not (tmp_path / "elsewhere").exists()

@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from s1jax.config import InputError
+from s1jax.errors import UserError
 from s1jax.io import paths
 
 
@@ -41,11 +41,11 @@ def test_a_link_of_somebody_else_is_not_followed(tmp_path, temporary):
         place = link.parent
     place.mkdir()
     (place / "link").symlink_to(tmp_path)
-    with pytest.raises(InputError, match="does not lead to"), paths.plain(tmp_path / "a[b]"):
+    with pytest.raises(UserError, match="does not lead to"), paths.plain(tmp_path / "a[b]"):
         pass
     assert not place.exists(), "a folder of one's own, which the next one makes again"
     place.symlink_to(tmp_path)
-    with pytest.raises(InputError, match=f"{place.name} is not a folder"), paths.plain(tmp_path / "a[b]"):
+    with pytest.raises(UserError, match=f"{place.name} is not a folder"), paths.plain(tmp_path / "a[b]"):
         pass
     assert place.is_symlink()
 
@@ -53,7 +53,7 @@ def test_a_link_of_somebody_else_is_not_followed(tmp_path, temporary):
 def test_temporary_files_under_a_strange_name_are_a_sentence(tmp_path, monkeypatch):
     (tmp_path / "t[x]").mkdir()
     monkeypatch.setattr("tempfile.tempdir", os.fspath(tmp_path / "t[x]"))
-    with pytest.raises(InputError, match="set TMPDIR"), paths.plain(tmp_path / "a[b]"):
+    with pytest.raises(UserError, match="set TMPDIR"), paths.plain(tmp_path / "a[b]"):
         pass
 
 
@@ -61,9 +61,9 @@ def test_local_paths():
     for text in ("runs/x", "/a/b", "a:b", "C:/x", "./gs", "qwen/model", "~", "", "package:x"):
         assert paths.local(text, "--out") == pathlib.Path(text)
     for text in ("gs://b/x", "S3://b", "hf://a", "memory://x", "gs:/b"):
-        with pytest.raises(InputError, match=f"--out={text} is a URL, .* mount the bucket"):
+        with pytest.raises(UserError, match=f"--out={text} is a URL, .* mount the bucket"):
             paths.local(text, "--out")
-    with pytest.raises(InputError, match=r"--out='a\\udcff' is not UTF-8"):
+    with pytest.raises(UserError, match=r"--out='a\\udcff' is not UTF-8"):
         paths.local("a\udcff", "--out")
-    with pytest.raises(InputError, match="holds a NUL"):
+    with pytest.raises(UserError, match="holds a NUL"):
         paths.local("a\0", "--out")

@@ -8,7 +8,7 @@ import pathlib
 
 import pytest
 
-from s1jax.config import InputError
+from s1jax.errors import UserError
 from s1jax.io import readers
 
 ROWS = [
@@ -94,7 +94,7 @@ def test_folders_of_save_to_disk_as_datasets_reads_them(tmp_path):
     assert notes == [f"{tmp_path / 'dict'}: {said}."]
     assert [record for _, record in readers.read(tmp_path / "dict", readers.EVALUATION)] == data.select([1]).to_list()
     assert len(list(readers.read(tmp_path / "dict" / "validation"))) == 2  # named alone, it is taken
-    with pytest.raises(InputError, match="has the splits train, test, validation, but no dev; give the file or the"):
+    with pytest.raises(UserError, match="has the splits train, test, validation, but no dev; give the file or the"):
         list(readers.read(tmp_path / "dict", ("dev",)))
 
 
@@ -118,11 +118,11 @@ def test_files_that_datasets_reads_alike(tmp_path):
 )
 def test_damaged_folders_of_save_to_disk(tmp_path, state, message):
     (tmp_path / "state.json").write_text(state)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(UserError, match=message):
         list(readers.read(tmp_path))
     (tmp_path / "more").mkdir()
     (tmp_path / "more" / "dataset_dict.json").write_text('{"splits": ["../x"]}')
-    with pytest.raises(InputError, match=r"dataset_dict\.json has no list `splits` of folders"):
+    with pytest.raises(UserError, match=r"dataset_dict\.json has no list `splits` of folders"):
         list(readers.read(tmp_path / "more"))
 
 
@@ -151,7 +151,7 @@ def test_a_folder_of_one_split_needs_no_words(tmp_path):
     assert len(list(readers.read(tmp_path, readers.EVALUATION, notes))) == 3
     assert "split train is taken, rows.jsonl" in notes[0]  # of what is called train it says so
     (tmp_path / "rows.jsonl").rename(tmp_path / "test.jsonl")
-    with pytest.raises(InputError, match=r"has the split test, but no train; give the file or the folder"):
+    with pytest.raises(UserError, match=r"has the split test, but no train; give the file or the folder"):
         list(readers.read(tmp_path))
 
 
@@ -210,7 +210,7 @@ WRONG = {
 def test_wrong_files_end_in_a_sentence(tmp_path, name):
     content, message = WRONG[name]
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError, match=message) as caught:
+    with pytest.raises(UserError, match=message) as caught:
         list(readers.read(tmp_path / name))
     assert "\n" not in str(caught.value)
 
@@ -219,7 +219,7 @@ def test_a_cut_arrow_file_is_refused(tmp_path):
     write_arrow(tmp_path / "a.arrow", stream=True)
     whole = (tmp_path / "a.arrow").read_bytes()
     (tmp_path / "a.arrow").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(InputError, match=r"a\.arrow is no Arrow file that can be read \(.*\); write it again"):
+    with pytest.raises(UserError, match=r"a\.arrow is no Arrow file that can be read \(.*\); write it again"):
         list(readers.read(tmp_path / "a.arrow"))
 
 
@@ -235,7 +235,7 @@ def test_flipped_bytes_never_end_the_process(tmp_path, name):
         content[i] ^= 0xFF
         try:
             list(readers.read(tmp_path / name))
-        except InputError as error:
+        except UserError as error:
             assert "\n" not in str(error)
             refused += 1
     assert refused > len(content) / 10
@@ -247,9 +247,9 @@ def test_what_is_no_file(tmp_path):
         (tmp_path / "nowhere", "does not exist; give a JSONL"),
         (tmp_path / "pipe", "neither a file nor"),
     ):
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(UserError, match=message):
             list(readers.read(path))
-    with pytest.raises(InputError, match="is a folder without files of rows"):
+    with pytest.raises(UserError, match="is a folder without files of rows"):
         list(readers.read(tmp_path))
 
 
@@ -257,7 +257,7 @@ def test_the_rows_before_a_wrong_one_are_read(tmp_path):
     (tmp_path / "a.json").write_bytes(b'[{"a": 1}, nonsense')
     found = readers.read(tmp_path / "a.json")
     assert next(found) == (f"{tmp_path / 'a.json'}:1", {"a": 1})
-    with pytest.raises(InputError, match=r"a\.json:2 is not JSON"):
+    with pytest.raises(UserError, match=r"a\.json:2 is not JSON"):
         next(found)
 
 
@@ -272,10 +272,8 @@ def test_long_lines_and_texts_are_refused(tmp_path, monkeypatch):
         "a.json": "json:2 is a row of more than 1 MB",
         "a.csv": "field larger than field limit",
     }.items():
-        with pytest.raises(InputError, match=message):
+        with pytest.raises(UserError, match=message):
             list(readers.read(tmp_path / name))
     readers.check_length("x" * readers.MAX_CHARACTERS, "f:1", "question")
-    with pytest.raises(
-        InputError, match=r"f:1: question has 1,000,001 characters; at most 1,000,000 are read; shorten"
-    ):
+    with pytest.raises(UserError, match=r"f:1: question has 1,000,001 characters; at most 1,000,000 are read; shorten"):
         readers.check_length("x" * (readers.MAX_CHARACTERS + 1), "f:1", "question")

@@ -13,7 +13,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from s1jax import config as config_lib
+from s1jax.config import experiment as experiment_lib
 from tests.launch.stand_ins import LAUNCH, ROOT, Place
 
 TRAIN = ("--config=configs/countdown_s1.py", "--workdir=runs/a b")
@@ -242,7 +242,7 @@ def test_commands_in_the_recipes_name_files_and_flags_that_exist():
         if isinstance(call.func, ast.Attribute) and call.func.attr.startswith("DEFINE_")
         if isinstance(call.args[0], ast.Constant)  # others are defined from a table
     }
-    settings = config_lib.defaults()
+    settings = experiment_lib.defaults()
     for recipe in RECIPES:
         text = re.sub(r"(?m)\\\n|^# ", " ", recipe.read_text())
         for name in re.findall(r"configs/\w+\.py", text):

@@ -8,8 +8,9 @@ import sys
 import pytest
 
 from launch import inputs
-from s1jax.config import InputError, presets
+from s1jax.config import presets
 from s1jax.data import s1k
+from s1jax.errors import UserError
 from tests.launch.stand_ins import ROOT
 
 CONFIGS = [path for path in sorted((ROOT / "configs").glob("*.py")) if path.stem != "recipe"]
@@ -64,7 +65,7 @@ def test_what_is_not_there_is_one_sentence_each(tmp_path):
 
 def test_names_that_are_no_paths_are_those_that_the_readers_know():
     names = inputs.SETTINGS["config.data.source"]
-    with pytest.raises(InputError) as error:
+    with pytest.raises(UserError) as error:
         s1k.load_rows("no such file")
     assert all(name in str(error.value) for name in names if name != "countdown_corpus")
     settings = presets.experiment({"data": {"source": "countdown_corpus"}, "init_from": "package:countdown_base"})

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from s1jax.checkpoint import names
-from s1jax.config import ModelConfig, RopeScaling
+from s1jax.config.model import ModelConfig, RopeScaling
 
 
 def _config(**changes: Any) -> ModelConfig:

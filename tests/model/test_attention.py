@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from s1jax import parallel
-from s1jax.config import ModelConfig
+from s1jax.config.model import ModelConfig
 from s1jax.model import attention, blocks, decoder
 from s1jax.model import remat as remat_lib
 from s1jax.model.attention import fused
+from s1jax.parallel import sharding
 
 KERNELS = ["xla", "chunked"]
 
@@ -82,7 +82,7 @@ def test_chunked_never_holds_scores_of_a_whole_row(monkeypatch):
         return jax.grad(loss, argnums=(0, 1, 2))
 
     half = length // 2  # of the queries, on one of two devices
-    of_part = gradients("chunked", segments[:, :half], blocks.Part(parallel.places(length, 2), 1, segments))
+    of_part = gradients("chunked", segments[:, :half], blocks.Part(sharding.places(length, 2), 1, segments))
     assert _largest_array(of_part, q[:, :half], k, v) <= 2 * 4 * half * 32
     assert _largest_array(gradients("xla"), q, k, v) >= 2 * 4 * length**2 / 2  # two runs of queries
     assert _largest_array(gradients("chunked"), q, k, v) <= 2 * 4 * length * 16
@@ -163,7 +163,7 @@ def test_splash_on_parts_of_rows(monkeypatch):
     loss = lambda *qkv: jnp.sum(weights * attention.attend(*qkv, segments))  # noqa: E731
     reference = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(q, k, v)
 
-    places = parallel.places(600, 2)
+    places = sharding.places(600, 2)
 
     @jax.jit
     def run(q, k, v, segment_ids, weights, index):
@@ -230,7 +230,7 @@ def test_queries_that_are_part_of_a_row(monkeypatch):
     q, k, v, segments = _inputs(32)
     own = np.r_[8:24]
     for kernel in KERNELS:
-        part = blocks.Part(parallel.places(32, 2), 1, segments)
+        part = blocks.Part(sharding.places(32, 2), 1, segments)
         attend = functools.partial(attention.attend, implementation=kernel, part=part)
         out = jax.jit(attend)(q[:, own], k, v, segments[:, own])
         np.testing.assert_allclose(out, _expected(q, k, v, segments)[:, own], rtol=0, atol=1e-5)

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from s1jax import parallel
 from s1jax.model import attention, blocks
 from s1jax.model.attention import flash
+from s1jax.parallel import sharding
 from s1jax.plan import flops
 from tests import compilers
 
@@ -83,7 +83,7 @@ def test_queries_that_are_part_of_a_row():
     reference = _gradients(attention.attend, q, k, v, segments)
     weights = (segments > 0)[..., None, None] * np.random.default_rng(1).normal(size=q.shape).astype(np.float32)
     d_k, d_v = np.zeros(k.shape), np.zeros(v.shape)
-    places = parallel.places(128, 2)
+    places = sharding.places(128, 2)
     for i, own in enumerate(places):
         part = blocks.Part(places, i, segments)
         kernel = functools.partial(flash.attend, part=part, blocks=SMALL, interpret=True)

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from s1jax.config import ModelConfig, presets
+from s1jax.config import presets
+from s1jax.config.model import ModelConfig
 from s1jax.model import attention
 from s1jax.model import cache as cache_lib
 from s1jax.model.attention import fused, paged

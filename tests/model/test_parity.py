@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from s1jax.checkpoint import names
-from s1jax.config import InputError, ModelConfig, RopeScaling
+from s1jax.config.model import ModelConfig, RopeScaling
+from s1jax.errors import UserError
 from s1jax.model import attention, decoder
 from s1jax.model import cache as cache_lib
 from tests.model import make_golden, parity_cases
@@ -169,7 +170,7 @@ def test_every_config_field_is_live(field):
         assert names.allocate(changed, np.float32).keys() == decoder.abstract_params(changed, jnp.float32).keys()
         return
     if field == "context_length":
-        with pytest.raises(InputError, match="context_length"):
+        with pytest.raises(UserError, match="context_length"):
             _ours(changed, params, ids)
         return
     assert np.abs(_ours(changed, params, ids) - _ours(BASE, params, ids)).max() > 1e-2

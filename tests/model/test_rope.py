@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from s1jax.checkpoint import huggingface_config
-from s1jax.config import RopeScaling
+from s1jax.config.model import RopeScaling
 from s1jax.config.presets import PRESETS
 from s1jax.model import rope
 

@@ -17,10 +17,13 @@ jax.config.update("jax_num_cpu_devices", 8)
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 
-from s1jax import parallel  # noqa: E402
 from s1jax.checkpoint import store  # noqa: E402
-from s1jax.config import MeshConfig, ModelConfig, OptimizerConfig, TrainConfig  # noqa: E402
+from s1jax.config.experiment import MeshConfig, OptimizerConfig, TrainConfig  # noqa: E402
+from s1jax.config.model import ModelConfig  # noqa: E402
 from s1jax.model import decoder  # noqa: E402
+from s1jax.parallel import mesh as mesh_lib  # noqa: E402
+from s1jax.parallel import ops as parallel_ops  # noqa: E402
+from s1jax.parallel import sharding  # noqa: E402
 from s1jax.text import chat  # noqa: E402
 from s1jax.text.tokenizer import Tokenizer  # noqa: E402
 from s1jax.train import optimizer as optimizer_lib  # noqa: E402
@@ -81,21 +84,21 @@ def gradients(
     params = jax.jit(lambda key: decoder.init_params(model, key))(jax.random.key(0))
     rng = np.random.default_rng(1)  # biases and norms as well shall not be trivial
     params = jax.tree.map(lambda p: np.asarray(p) + 0.1 * rng.normal(size=p.shape).astype(np.float32), params)
-    params = jax.device_put(params, parallel.param_shardings(model, mesh))
+    params = jax.device_put(params, sharding.param_shardings(model, mesh))
     parts = 2 if mesh.size > 1 and mesh.shape["tensor"] == 1 else 1
     train = TrainConfig(**TRAIN, accumulation=accumulation, attention=kernel, remat=remat, mlp_parts=parts)
-    batch = parallel.put_batch(make_batch(), mesh)
+    batch = sharding.put_batch(make_batch(), mesh)
     loss, grads = jax.jit(step_lib.make_gradients(model, train, mesh))(params, batch)
     return float(loss), [np.asarray(leaf) for leaf in jax.tree.leaves(grads)]
 
 
 def compare() -> list[dict[str, object]]:
-    one = parallel.make_mesh(MeshConfig(), jax.devices()[:1])
+    one = mesh_lib.make_mesh(MeshConfig(), jax.devices()[:1])
     cases = ALL_CASES if os.environ.get("S1JAX_ALL_MESHES") else CASES
     expected = {name: gradients(name, one, 1, "xla", "none") for name in {case[0] for case in cases}}
     found = []
     for name, shape, *settings in cases:
-        loss, grads = gradients(name, parallel.make_mesh(MeshConfig(*shape)), *settings)
+        loss, grads = gradients(name, mesh_lib.make_mesh(MeshConfig(*shape)), *settings)
         wanted_loss, wanted = expected[name]
         found.append(
             {
@@ -114,14 +117,14 @@ def operations() -> list[float]:
     model = MODELS["untied"]
     counted = []
     for shape, parts in itertools.product(((1, 8, 1, 1), (1, 4, 2, 1)), (1, 2)):
-        mesh = parallel.make_mesh(MeshConfig(*shape))
+        mesh = mesh_lib.make_mesh(MeshConfig(*shape))
         step = step_lib.make_gradients(model, TrainConfig(**TRAIN, attention="chunked", mlp_parts=parts), mesh)
         params = jax.tree.map(
             lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),
             decoder.abstract_params(model),
-            parallel.param_shardings(model, mesh),
+            sharding.param_shardings(model, mesh),
         )
-        compiled = jax.jit(step).lower(params, parallel.put_batch(make_batch(), mesh)).compile()
+        compiled = jax.jit(step).lower(params, sharding.put_batch(make_batch(), mesh)).compile()
         counted.append(compiled.cost_analysis()["flops"])
     return counted
 
@@ -134,8 +137,8 @@ def attention_with_three_key_heads() -> list[float]:
     q, k, v, weights = (rng.normal(size=(16, 16, heads, 4)).astype(np.float32) for heads in (6, 3, 3, 6))
 
     def run(mesh: jax.sharding.Mesh) -> list[np.ndarray]:
-        order = parallel.places(16, mesh.shape["sequence"]).ravel()
-        attend = parallel.attend(mesh, "chunked")
+        order = sharding.places(16, mesh.shape["sequence"]).ravel()
+        attend = parallel_ops.attend(mesh, "chunked")
         segments = batch["segment_ids"][:, order]
 
         def loss(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -144,15 +147,15 @@ def attention_with_three_key_heads() -> list[float]:
         value, grads = jax.jit(jax.value_and_grad(loss, (0, 1, 2)))(*(x[:, order] for x in (q, k, v)))
         return [np.asarray(value) / 1e3, *(np.asarray(g)[:, np.argsort(order)] for g in grads)]
 
-    one = run(parallel.make_mesh(MeshConfig(), jax.devices()[:1]))
-    eight = run(parallel.make_mesh(MeshConfig(fsdp=1, sequence=4, tensor=2)))
+    one = run(mesh_lib.make_mesh(MeshConfig(), jax.devices()[:1]))
+    eight = run(mesh_lib.make_mesh(MeshConfig(fsdp=1, sequence=4, tensor=2)))
     return [float(np.abs(a - b).max()) for a, b in zip(one, eight, strict=True)]
 
 
 def shards() -> dict[str, float]:
     """Shares of weights and moments that one device of (1, 2, 2, 2) is to hold, which the step is compiled for."""
     model = MODELS["untied"]
-    mesh = parallel.make_mesh(MeshConfig(1, 2, 2, 2))
+    mesh = mesh_lib.make_mesh(MeshConfig(1, 2, 2, 2))
     shares = {}
     for optimizer in (OptimizerConfig(name="muon"), OptimizerConfig()):
         abstract = step_lib.abstract_state(model, optimizer_lib.make(optimizer, model, 10), mesh, "float32")
@@ -167,7 +170,7 @@ def rounding() -> bool:
     rng = np.random.default_rng(5)
     weights = jnp.asarray(rng.normal(size=(16, 24)), jnp.bfloat16)
     updates = np.float32(1e-4 * rng.normal(size=(16, 24)))
-    mesh = parallel.make_mesh(MeshConfig(2, 2, 1, 2))
+    mesh = mesh_lib.make_mesh(MeshConfig(2, 2, 1, 2))
     lies = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("fsdp", "tensor"))
     apply = jax.jit(optimizer_lib.apply)
     eight = apply(jax.device_put(weights, lies), jax.device_put(updates, lies), 3)
@@ -180,13 +183,13 @@ def checkpoints(folder: pathlib.Path) -> list[bool]:
     model = MODELS["tied"]
     tokenizer = Tokenizer.load(pathlib.Path(store.__file__).parent.parent / "assets" / "countdown_tokenizer")
     params = jax.jit(lambda key: decoder.init_params(model, key))(jax.random.key(0))
-    placed = jax.device_put(params, parallel.param_shardings(model, parallel.make_mesh(MeshConfig(2, 2, 1, 2))))
+    placed = jax.device_put(params, sharding.param_shardings(model, mesh_lib.make_mesh(MeshConfig(2, 2, 1, 2))))
     store.save_model(folder / "ckpt", placed, model, tokenizer, chat.FORMATS["s1_plain"], {})
     same = []
     for mesh in (
         None,
-        parallel.make_mesh(MeshConfig(1, 2, 2, 2)),
-        parallel.make_mesh(MeshConfig(1, 4, 1, 1), jax.devices()[:4]),
+        mesh_lib.make_mesh(MeshConfig(1, 2, 2, 2)),
+        mesh_lib.make_mesh(MeshConfig(1, 4, 1, 1), jax.devices()[:4]),
     ):
         loaded = store.load_model(folder / "ckpt", mesh=mesh).params
         pairs = zip(jax.tree.leaves(loaded), jax.tree.leaves(params), strict=True)

@@ -11,11 +11,15 @@ import jax
 import numpy as np
 import pytest
 
-from s1jax import parallel
-from s1jax.config import DataConfig, Experiment, InputError, MeshConfig, ModelConfig, TrainConfig
+from s1jax.config.experiment import DataConfig, Experiment, MeshConfig, TrainConfig
+from s1jax.config.model import ModelConfig
+from s1jax.errors import UserError
 from s1jax.model import decoder
+from s1jax.parallel import mesh as mesh_lib
+from s1jax.parallel import ops as parallel_ops
+from s1jax.parallel import sharding
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 MODEL = ModelConfig(vocab_size=30, d_model=12, mlp_dim=20, num_layers=1, num_heads=6, num_kv_heads=3, head_dim=8)
 
 
@@ -70,8 +74,8 @@ def test_checkpoints_move_between_meshes(results):
     ],
 )
 def test_mesh_that_does_not_divide_the_devices(asked, message):
-    with pytest.raises(InputError, match=message):
-        parallel.make_mesh(asked, jax.devices()[:1])
+    with pytest.raises(UserError, match=message):
+        mesh_lib.make_mesh(asked, jax.devices()[:1])
 
 
 @pytest.mark.parametrize(
@@ -83,27 +87,27 @@ def test_mesh_that_does_not_divide_the_devices(asked, message):
     ],
 )
 def test_model_that_does_not_divide_the_mesh(shape, message):
-    mesh = jax.sharding.AbstractMesh(shape, parallel.AXES)
-    with pytest.raises(InputError, match=message):
-        parallel.param_shardings(MODEL, mesh)
+    mesh = jax.sharding.AbstractMesh(shape, mesh_lib.AXES)
+    with pytest.raises(UserError, match=message):
+        sharding.param_shardings(MODEL, mesh)
 
 
 def test_two_axes_of_a_weight_along_one_of_the_mesh(monkeypatch):
-    mesh = jax.sharding.AbstractMesh((1, 2, 1, 1), parallel.AXES)
-    monkeypatch.setitem(parallel.TABLE, "mlp", ("fsdp",))
+    mesh = jax.sharding.AbstractMesh((1, 2, 1, 1), mesh_lib.AXES)
+    monkeypatch.setitem(sharding.TABLE, "mlp", ("fsdp",))
     with pytest.raises(
-        InputError, match=r"TABLE puts layers/mlp/\w+/kernel's axes \w+ and \w+ along mesh\.fsdp both; move"
+        UserError, match=r"TABLE puts layers/mlp/\w+/kernel's axes \w+ and \w+ along mesh\.fsdp both; move"
     ):
-        parallel.param_shardings(MODEL, mesh)
+        sharding.param_shardings(MODEL, mesh)
 
 
 @pytest.mark.parametrize("source", ["countdown", "countdown_corpus"])
 def test_attention_that_knows_no_segments_never_gets_any(source):
     """The corpus packs rows whatever data.batching says."""
-    mesh = parallel.make_mesh(MeshConfig(), jax.devices()[:1])
+    mesh = mesh_lib.make_mesh(MeshConfig(), jax.devices()[:1])
     train = TrainConfig(attention="auto", compute_dtype="bfloat16")
     experiment = Experiment(model=MODEL, data=DataConfig(source=source), train=train)
-    chosen, _ = parallel.choose_attention(experiment, MODEL, mesh, "gpu")
+    chosen, _ = parallel_ops.choose_attention(experiment, MODEL, mesh, "gpu")
     assert chosen.train.attention == ("flash" if source == "countdown_corpus" else "cudnn")
 
 
@@ -116,22 +120,22 @@ def test_attention_that_knows_no_segments_never_gets_any(source):
     ],
 )
 def test_batch_that_does_not_divide_the_mesh(shape, rows, length, message):
-    mesh = jax.sharding.AbstractMesh(shape, parallel.AXES)
-    with pytest.raises(InputError, match=message):
-        parallel.put_batch({"tokens": np.zeros((rows, length), np.int32)}, mesh)
+    mesh = jax.sharding.AbstractMesh(shape, mesh_lib.AXES)
+    with pytest.raises(UserError, match=message):
+        sharding.put_batch({"tokens": np.zeros((rows, length), np.int32)}, mesh)
 
 
 def test_key_heads_lie_along_tensor_where_they_divide():
     model = dataclasses.replace(MODEL, mlp_dim=24)
     for tensor, along in ((3, "tensor"), (2, None)):
-        mesh = jax.sharding.AbstractMesh((1, 1, 1, tensor), parallel.AXES)
-        spec = parallel.param_shardings(model, mesh)["layers"]["attention"]["key"]["kernel"].spec
+        mesh = jax.sharding.AbstractMesh((1, 1, 1, tensor), mesh_lib.AXES)
+        spec = sharding.param_shardings(model, mesh)["layers"]["attention"]["key"]["kernel"].spec
         assert spec[2] == along
 
 
 @pytest.mark.parametrize("shards", [1, 2, 3, 8])
 def test_every_device_attends_to_as_many_tokens(shards):
-    places = parallel.places(48, shards)
+    places = sharding.places(48, shards)
     assert sorted(places.ravel()) == list(range(48))
     sums = (places + 1).sum(axis=1)
     assert np.all(sums == sums[0])
@@ -155,7 +159,7 @@ def shares(monkeypatch, owners, shape):
     found = []
     for process in sorted(set(owners)):
         monkeypatch.setattr(jax, "process_index", lambda process=process: process)
-        found.append(parallel.row_share(jax.sharding.Mesh(devices, parallel.AXES)))
+        found.append(sharding.row_share(jax.sharding.Mesh(devices, mesh_lib.AXES)))
     return found
 
 
@@ -174,11 +178,11 @@ def test_the_rows_that_a_process_reads(monkeypatch, owners, shape, expected):
 
 
 def test_processes_that_would_share_a_part_of_their_rows(monkeypatch):
-    with pytest.raises(InputError, match=r"mesh.sequence=1, mesh.tensor=3: some processes would share a part"):
+    with pytest.raises(UserError, match=r"mesh.sequence=1, mesh.tensor=3: some processes would share a part"):
         shares(monkeypatch, [0, 0, 1, 1, 2, 2], (1, 2, 1, 3))
 
 
 def test_every_logical_axis_is_in_the_table():
     axes = jax.tree.leaves(decoder.logical_axes(MODEL), is_leaf=lambda value: isinstance(value, tuple))
-    assert {name for names in axes for name in names} <= set(parallel.TABLE)
-    assert {axis for along in parallel.TABLE.values() for axis in along} <= set(parallel.AXES)
+    assert {name for names in axes for name in names} <= set(sharding.TABLE)
+    assert {axis for along in sharding.TABLE.values() for axis in along} <= set(mesh_lib.AXES)

@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from s1jax import parallel
-from s1jax.config import MeshConfig
+from s1jax.config.experiment import MeshConfig
+from s1jax.parallel import mesh as mesh_lib
 from s1jax.plan import targets
 
 WEIGHTS = 2 * 357_897_088  # bytes of the layers' matrices; a gather makes them whole
@@ -79,6 +79,6 @@ def test_gathers_in_a_cube_of_tpus_are_no_all_reduces(tmp_path):
 def test_two_axes_of_the_mesh_along_one_of_the_slice(shape):
     """The last here: this process holds libtpu from now on, and no other gets it."""
     devices = targets.devices(targets.parse("v6e:4x4"))
-    mesh = parallel.make_mesh(MeshConfig(**shape), devices)
+    mesh = mesh_lib.make_mesh(MeshConfig(**shape), devices)
     assert sorted(device.id for device in mesh.devices.flat) == list(range(16))
     assert {axis: mesh.shape[axis] for axis in shape} == shape

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from s1jax import parallel
-from s1jax.config import ModelConfig
+from s1jax.config.model import ModelConfig
 from s1jax.model import attention, blocks, decoder
 from s1jax.model.attention import fused
+from s1jax.parallel import sharding
 from s1jax.plan import flops
 
 A, B, C = jnp.ones((3, 5)), jnp.ones((5, 7)), jnp.ones((4, 6, 8))
@@ -77,7 +77,7 @@ def test_splash_counts_its_blocks_on_and_below_the_diagonal():
     """14 H a pair in 10 of 16 blocks of 512; of a device's half of the row, half of it."""
     q, k = jnp.zeros((2, 2048, 4, 64)), jnp.zeros((2, 2048, 2, 64))
     ids = jnp.ones((2, 2048), jnp.int32)
-    part = blocks.Part(parallel.places(2048, 2), jnp.int32(0), ids)
+    part = blocks.Part(sharding.places(2048, 2), jnp.int32(0), ids)
 
     def operations(q, ids, **settings):
         loss = lambda *qkv: fused.splash(*qkv, ids, **settings).sum()  # noqa: E731

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from s1jax.config import DataConfig, Experiment, ModelConfig, OptimizerConfig, TrainConfig
+from s1jax.config.experiment import DataConfig, Experiment, OptimizerConfig, TrainConfig
+from s1jax.config.model import ModelConfig
 from s1jax.plan import hlo, planner, targets
 from s1jax.train import step as step_lib
 

@@ -9,8 +9,9 @@ import zlib
 import numpy as np
 import pytest
 
-from s1jax.config import InputError, presets
+from s1jax.config import presets
 from s1jax.data import sources
+from s1jax.errors import UserError
 from s1jax.tasks.countdown import corpus, problems
 from s1jax.text import chat
 from s1jax.text.tokenizer import Tokenizer
@@ -114,7 +115,7 @@ def test_splits_are_disjoint_fixed_and_large_enough():
     assert all(problems.split_of(order) == "dev" for order in itertools.permutations(min(triples["dev"])))
     for split in ("dev", "test"):
         assert len(problems.problems(split)) >= 400
-    with pytest.raises(InputError, match="validation"):
+    with pytest.raises(UserError, match="validation"):
         problems.problems("validation")
 
 
@@ -136,7 +137,7 @@ def test_prompt_rows():
     row = rows[0]
     assert row["question"] == f"Make {row['target']} from {' '.join(map(str, row['numbers']))}"
     assert all(row["hard"] for row in problems.prompt_rows("test", hard=True))
-    with pytest.raises(InputError, match="541 such problems; 5000"):
+    with pytest.raises(UserError, match="541 such problems; 5000"):
         problems.prompt_rows("test", 5000)
 
 
@@ -162,7 +163,7 @@ def test_sft_examples():
         assert all(map(_holds, STATEMENT.findall(example.trace)))
         assert ("yes so" in example.trace) == example.solved
     assert len(seen) >= 10  # every number of tries, most numbers of checks
-    with pytest.raises(InputError, match="training problems"):
+    with pytest.raises(UserError, match="training problems"):
         problems.sft_examples(5000)
 
 
@@ -271,9 +272,9 @@ def test_packaged_tokenizer_has_the_table_of_symbols(tokenizer):
     assert tokenizer.encode("\nFinal Answer:") == [tokenizer.id_of(s) for s in ("\n", "Final", "Answer", ":")]
     assert tokenizer.encode("Wait") == problems.encode("Wait") and len(tokenizer.encode("Wait")) == 1
     for text in ("Make 100 from 3 7 1", "hello"):
-        with pytest.raises(InputError):
+        with pytest.raises(UserError):
             tokenizer.encode(text)
-        with pytest.raises(InputError, match="no symbol"):
+        with pytest.raises(UserError, match="no symbol"):
             problems.encode(text)
 
 

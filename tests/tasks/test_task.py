@@ -9,7 +9,7 @@ import re
 
 import pytest
 
-from s1jax.config import InputError
+from s1jax.errors import UserError
 from s1jax.tasks import task as task_lib
 from s1jax.tasks.countdown import four, problems
 
@@ -83,7 +83,7 @@ def test_four_numbers_are_solvable_and_split():
     task = task_lib.load("countdown_four", 2)
     assert task.rows == rows["test"][:2] == four.prompt_rows("test", 2)
     assert task.grade("Final Answer: (1+2)*(7-3)", {"numbers": [7, 1, 3, 2], "target": 12})
-    with pytest.raises(InputError, match="sets of four; 5000"):
+    with pytest.raises(UserError, match="sets of four; 5000"):
         task_lib.load("countdown_four", 5000)
 
 
@@ -91,7 +91,7 @@ def test_a_system_prompt_is_part_of_the_prompt_row(tmp_path):
     rows = [{"question": "q", "answer": 1, "system": "Be brief."}, {"question": "q", "answer": 1, "system": None}]
     task = task_lib.load(write(tmp_path / "a.jsonl", rows))
     assert [row.get("system") for row in task.rows] == ["Be brief.", None]
-    with pytest.raises(InputError, match=r"b\.jsonl:1: system is 3; it must be a text"):
+    with pytest.raises(UserError, match=r"b\.jsonl:1: system is 3; it must be a text"):
         task_lib.load(write(tmp_path / "b.jsonl", [{"question": "q", "answer": 1, "system": 3}]))
 
 
@@ -109,7 +109,7 @@ def test_a_folder_gives_its_test_split(tmp_path):
 
 
 def test_long_questions_are_refused(tmp_path):
-    with pytest.raises(InputError, match=r"a\.jsonl:1: question has 1,000,001 characters; at most 1,000,000 are read"):
+    with pytest.raises(UserError, match=r"a\.jsonl:1: question has 1,000,001 characters; at most 1,000,000 are read"):
         task_lib.load(write(tmp_path / "a.jsonl", [{"question": "x" * 1_000_001, "answer": 1}]))
 
 
@@ -145,7 +145,7 @@ def test_columns_of_math500_and_aime(tmp_path):
     assert (
         task.answer("so \\boxed{m+n = 025}", task.rows[0]) == "25" and task.answer("\\boxed{2.5}", task.rows[0]) is None
     )
-    with pytest.raises(InputError, match=r"c\.jsonl:2: answer '1000' is no whole number of 0\.\.999"):
+    with pytest.raises(UserError, match=r"c\.jsonl:2: answer '1000' is no whole number of 0\.\.999"):
         task_lib.load("aime25:" + write(tmp_path / "c.jsonl", [*rows[1:2], {"question": "q", "answer": 1000}]))
 
 
@@ -170,7 +170,7 @@ def test_gpqa_shuffles_the_choices_the_same_way_every_time(tmp_path):
     table.write_bytes(b"\xef\xbb\xbf" + table.read_bytes())  # as a spreadsheet saves it
     assert task_lib.load(f"gpqa:{table}").rows == task.rows[:2]
     table.write_bytes(table.read_bytes() + b"\xff,\n")
-    with pytest.raises(InputError, match=r"a.csv is no CSV in UTF-8"):
+    with pytest.raises(UserError, match=r"a.csv is no CSV in UTF-8"):
         task_lib.load(f"gpqa:{table}")
 
 
@@ -218,7 +218,7 @@ def test_choices_in_a_list(tmp_path, answer):
     ],
 )
 def test_wrong_rows_are_named(tmp_path, kind, row, message):
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(UserError, match=message):
         task_lib.load(f"{kind}:" + write(tmp_path / "rows.jsonl", [row]))
 
 
@@ -236,7 +236,7 @@ def test_wrong_rows_are_named(tmp_path, kind, row, message):
 def test_wrong_tasks(tmp_path, name, number, message):
     names = {"empty": write(tmp_path / "empty.jsonl", [])}
     names["two"] = write(tmp_path / "two.jsonl", [{"question": "q", "answer": 1}] * 2)
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(UserError, match=message):
         task_lib.load(name.format(**names), number)
 
 
@@ -247,7 +247,7 @@ def test_the_hub_out_of_reach_names_the_remedy(monkeypatch):
         raise ConnectionError
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    with pytest.raises(InputError, match=r"task aime25 cannot be downloaded .* give --task=aime25:FILE"):
+    with pytest.raises(UserError, match=r"task aime25 cannot be downloaded .* give --task=aime25:FILE"):
         task_lib.load("aime25")
 
 
@@ -299,17 +299,17 @@ def test_reference_answers(row, answer):
     )],
 )  # fmt: skip
 def test_a_row_without_an_answer_is_named(row):
-    with pytest.raises(InputError, match=r"rows\.jsonl:3: no answer.*`answer` or `solution`"):
+    with pytest.raises(UserError, match=r"rows\.jsonl:3: no answer.*`answer` or `solution`"):
         task_lib._reference(row, "rows.jsonl:3")
 
 
 def test_an_answer_that_nothing_can_match_is_named():
-    with pytest.raises(InputError, match=r"rows\.jsonl:3: the answer in `answer` has 5000 characters.*give a shorter"):
+    with pytest.raises(UserError, match=r"rows\.jsonl:3: the answer in `answer` has 5000 characters.*give a shorter"):
         task_lib._reference({"answer": "1" * 5000}, "rows.jsonl:3")
 
 
 def test_a_worked_solution_without_a_marked_answer_is_named():
-    with pytest.raises(InputError, match=r"rows\.jsonl:3: `answer` has several lines"):
+    with pytest.raises(UserError, match=r"rows\.jsonl:3: `answer` has several lines"):
         task_lib._reference({"answer": "first this\nthen that"}, "rows.jsonl:3")
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import tokenizers
 
-from s1jax import config
-from s1jax.config import InputError
+from s1jax.config import schema
+from s1jax.errors import UserError
 from s1jax.text import chat
 from s1jax.text.tokenizer import Tokenizer
 from tests.text.conftest import KINDS, shared
@@ -158,7 +158,7 @@ def test_answer_prefix_and_strip(tokenizer):
 @pytest.mark.parametrize("name", sorted(chat.FORMATS))
 def test_formats_survive_json(name):
     fmt = chat.FORMATS[name]
-    assert config.from_dict(chat.ChatFormat, json.loads(json.dumps(config.to_dict(fmt)))) == fmt
+    assert schema.from_dict(chat.ChatFormat, json.loads(json.dumps(schema.to_dict(fmt)))) == fmt
 
 
 def test_every_field_of_the_format_is_live(tokenizer):
@@ -171,7 +171,7 @@ def test_every_field_of_the_format_is_live(tokenizer):
         row += [chat.instruct(tokenizer, fmt, "q", *what) for what in asked] + [chat.headed(fmt, ["a", "b"])]
         try:
             return row, chat.delimiters(tokenizer, fmt)
-        except InputError as error:
+        except UserError as error:
             return row, str(error)
 
     base = chat.FORMATS["s1_plain"]
@@ -239,19 +239,19 @@ def test_a_wait_string_that_ends_thinking_is_refused(qwen):
     first = qwen.decode(chat.delimiters(qwen, fmt).think_end[:1])
     for wait in ("</reason>", f"Wait{first}"):
         with pytest.raises(
-            InputError, match=f"wait '{wait}' holds '{first}', with which the end of thinking '</reason>'"
+            UserError, match=f"wait '{wait}' holds '{first}', with which the end of thinking '</reason>'"
         ):
             chat.delimiters(qwen, fmt, wait=wait)
     text = dataclasses.replace(chat.FORMATS["s1"], stop=("Well",))
-    with pytest.raises(InputError, match="wait 'Well' holds 'Well', with which an answer ends; choose another string"):
+    with pytest.raises(UserError, match="wait 'Well' holds 'Well', with which an answer ends; choose another string"):
         chat.delimiters(qwen, text, wait="Well")
 
 
 def test_unknown_delimiters_are_named(folders, tmp_path):
     plain = Tokenizer({"any.model": (folders["sentencepiece_bpe"] / "tokenizer.model").read_bytes()})
-    with pytest.raises(InputError, match="delimiter '<think>' is not in the tokenizer"):
+    with pytest.raises(UserError, match="delimiter '<think>' is not in the tokenizer"):
         chat.delimiters(plain, chat.FORMATS["think"])
-    with pytest.raises(InputError, match="delimiter '<｜begin▁of▁sentence｜>' is not in"):
+    with pytest.raises(UserError, match="delimiter '<｜begin▁of▁sentence｜>' is not in"):
         chat.check(plain, chat.FORMATS["think_r1"])
     chat.delimiters(plain, chat.FORMATS["s1_plain"])
 
@@ -276,13 +276,13 @@ def test_strings_a_vocabulary_cannot_write_are_refused():
     words = ["<unk>", "\n", "think", "answer", "Final", "Answer", ":", "Wait"]
     tokenizer = _words(words, "<unk>")
     assert chat.delimiters(tokenizer, chat.FORMATS["s1_plain"]).wait == (7,)
-    with pytest.raises(InputError, match="wait 'Hmm' cannot be written"):
+    with pytest.raises(UserError, match="wait 'Hmm' cannot be written"):
         chat.delimiters(tokenizer, chat.FORMATS["s1_plain"], wait="Hmm")
-    with pytest.raises(InputError, match="wait ' ' cannot be written"):
+    with pytest.raises(UserError, match="wait ' ' cannot be written"):
         chat.delimiters(tokenizer, chat.FORMATS["s1_plain"], wait=" ")
-    with pytest.raises(InputError, match=r"final_answer .* cannot be written"):
+    with pytest.raises(UserError, match=r"final_answer .* cannot be written"):
         chat.delimiters(_words(words[:4], "<unk>"), chat.FORMATS["s1_plain"])
-    with pytest.raises(InputError, match="no id for a newline"):
+    with pytest.raises(UserError, match="no id for a newline"):
         chat.delimiters(_words(["<unk>", *words[2:]], "<unk>"), chat.FORMATS["s1_plain"])
 
 
@@ -358,10 +358,10 @@ def test_any_pair_of_delimiters(tokenizer):
 
 def test_delimiters_that_cannot_work(tokenizer):
     for end in ("\nSo", "\n</think>"):
-        with pytest.raises(InputError, match="begins with white space"):
+        with pytest.raises(UserError, match="begins with white space"):
             chat.with_delimiters(tokenizer, chat.FORMATS["s1_plain"], think_end=end)
     words = _words(["<unk>", "\n", "think", "answer", "Final", "Answer", ":", "Wait"], "<unk>")
-    with pytest.raises(InputError, match="think_start '<reason>' cannot be written"):
+    with pytest.raises(UserError, match="think_start '<reason>' cannot be written"):
         chat.with_delimiters(words, chat.FORMATS["s1_plain"], "<reason>", "answer")
-    with pytest.raises(InputError, match="cannot write the instruction"):
+    with pytest.raises(UserError, match="cannot write the instruction"):
         chat.instruct(words, chat.FORMATS["s1_plain"], "think", "token", 8)

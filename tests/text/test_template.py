@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from s1jax.config import InputError
+from s1jax.errors import UserError
 from s1jax.text import chat, default_format, template
 from s1jax.text.tokenizer import Tokenizer
 from tests.text.conftest import shared
@@ -140,10 +140,10 @@ def test_a_template_file_takes_precedence(qwen):
 
 
 def test_a_format_whose_delimiters_are_not_special_is_no_default(qwen):
-    with pytest.raises(InputError, match=r"--chat is needed: .* lacks the tokens <.im_start.>"):
+    with pytest.raises(UserError, match=r"--chat is needed: .* lacks the tokens <.im_start.>"):
         default_format.choose(_with_template(qwen, SMOL, tokens=("none",)))
     countdown = Tokenizer({"tokenizer.json": json.dumps(_words(["<|endoftext|>"])).encode()})
-    with pytest.raises(InputError, match=r"it can write the formats countdown_base\."):
+    with pytest.raises(UserError, match=r"it can write the formats countdown_base\."):
         default_format.choose(countdown)
 
 

@@ -8,7 +8,7 @@ import pytest
 import sentencepiece
 import tokenizers
 
-from s1jax.config import InputError
+from s1jax.errors import UserError
 from s1jax.text.tokenizer import Tokenizer
 from tests import byte_tokenizer
 from tests.text.conftest import ADDED, HOLE, KINDS, SPECIAL, shared
@@ -84,7 +84,7 @@ def test_legal_ids_have_the_hole(tokenizer):
 
 
 def test_legal_ids_refuse_a_small_vocabulary(tokenizer):
-    with pytest.raises(InputError, match=rf"ids up to {tokenizer.num_ids - 1}.* has 10 rows"):
+    with pytest.raises(UserError, match=rf"ids up to {tokenizer.num_ids - 1}.* has 10 rows"):
         tokenizer.legal_ids(10)
 
 
@@ -114,7 +114,7 @@ def test_ends_in_newline_counts_merged_and_partial_characters():
 
 def test_id_of_unknown_token(tokenizer):
     assert not tokenizer.knows("<|fim_pad|>")
-    with pytest.raises(InputError, match=r"'<\|fim_pad\|>' is not in the tokenizer"):
+    with pytest.raises(UserError, match=r"'<\|fim_pad\|>' is not in the tokenizer"):
         tokenizer.id_of("<|fim_pad|>")
 
 
@@ -194,23 +194,23 @@ def test_work_on_long_rows_is_linear(folders, turns):
 
 
 def test_missing_folder_empty_folder_and_garbage(tmp_path):
-    with pytest.raises(InputError, match=r"nowhere does not exist; give a folder"):
+    with pytest.raises(UserError, match=r"nowhere does not exist; give a folder"):
         Tokenizer.load(tmp_path / "nowhere")
-    with pytest.raises(InputError, match=r"holds no tokenizer; give a folder with one tokenizer\.json"):
+    with pytest.raises(UserError, match=r"holds no tokenizer; give a folder with one tokenizer\.json"):
         Tokenizer.load(tmp_path)
     for name in ("tokenizer.json", "tokenizer.model"):
         folder = tmp_path / name.replace(".", "_")
         folder.mkdir()
         for content in (b"", b"garbage", b"{}", b"[1]", b"\xff\xfe"):
             (folder / name).write_bytes(content)
-            with pytest.raises(InputError, match=rf"{name} is no"):
+            with pytest.raises(UserError, match=rf"{name} is no"):
                 Tokenizer.load(folder)
 
 
 def test_two_models_are_ambiguous(folders, tmp_path):
     for name in ("a.model", "b.model"):
         shutil.copy(folders["sentencepiece_bpe"] / "tokenizer.model", tmp_path / name)
-    with pytest.raises(InputError, match="more than one tokenizer"):
+    with pytest.raises(UserError, match="more than one tokenizer"):
         Tokenizer.load(tmp_path)
     assert Tokenizer.load(tmp_path / "a.model").num_ids > 300
 
@@ -219,7 +219,7 @@ def test_broken_companion_names_the_file(folders, tmp_path):
     shutil.copy(folders["sentencepiece_bpe"] / "tokenizer.model", tmp_path)
     for content in ("{", "[]"):
         (tmp_path / "added_tokens.json").write_text(content)
-        with pytest.raises(InputError, match=r"added_tokens\.json is no"):
+        with pytest.raises(UserError, match=r"added_tokens\.json is no"):
             Tokenizer.load(tmp_path)
 
 
@@ -228,7 +228,7 @@ def test_broken_companion_names_the_file(folders, tmp_path):
 def test_a_named_token_that_is_no_text(folders, tmp_path, kind, values):
     shutil.copytree(folders[kind], tmp_path, dirs_exist_ok=True)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": values}))
-    with pytest.raises(InputError, match=r"tokenizer_config.json: eos_token is .*; it must be one token; repair"):
+    with pytest.raises(UserError, match=r"tokenizer_config.json: eos_token is .*; it must be one token; repair"):
         Tokenizer.load(tmp_path)
 
 
@@ -236,17 +236,17 @@ def test_a_named_token_that_is_no_text(folders, tmp_path, kind, values):
 def test_added_tokens_that_are_none(folders, tmp_path, values):
     shutil.copy(folders["sentencepiece_bpe"] / "tokenizer.model", tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": values}))
-    with pytest.raises(InputError, match=r"added_tokens_decoder is no table|has an added token that is no text"):
+    with pytest.raises(UserError, match=r"added_tokens_decoder is no table|has an added token that is no text"):
         Tokenizer.load(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text("[" * 10**5)
-    with pytest.raises(InputError, match=r"tokenizer_config.json is not JSON"):
+    with pytest.raises(UserError, match=r"tokenizer_config.json is not JSON"):
         Tokenizer.load(tmp_path)
 
 
 def test_text_a_vocabulary_cannot_hold_is_one_sentence():
     spec = tokenizers.Tokenizer(tokenizers.models.WordLevel({"a": 0, "b": 1}, unk_token="<unk>"))
     tokenizer = Tokenizer({"tokenizer.json": spec.to_str().encode()})
-    with pytest.raises(InputError, match="cannot encode 'c'"):
+    with pytest.raises(UserError, match="cannot encode 'c'"):
         tokenizer.encode("c")
 
 
@@ -312,9 +312,7 @@ def test_a_link_out_of_the_folder_is_not_followed(tmp_path):
     (tmp_path / "secret").write_text("secret")
     (folder / "chat_template.jinja").symlink_to("../secret")
     for path in (folder, folder / "tokenizer.json"):
-        with pytest.raises(
-            InputError, match=r"chat_template.jinja is a link to '.*secret', which is not in its folder"
-        ):
+        with pytest.raises(UserError, match=r"chat_template.jinja is a link to '.*secret', which is not in its folder"):
             Tokenizer.load(path)
     (folder / "chat_template.jinja").unlink()
     (folder / "kept.jinja").write_text("template")

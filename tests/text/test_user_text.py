@@ -7,8 +7,8 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-from s1jax import config
-from s1jax.config import InputError
+from s1jax.config import schema
+from s1jax.errors import UserError
 from s1jax.text import chat
 from s1jax.text.backends import Piece
 from s1jax.text.tokenizer import Tokenizer
@@ -127,7 +127,7 @@ def test_a_vocabulary_that_cannot_write_them_says_so():
         [tokenizers.AddedToken("</think>", special=True)],
         pre_tokenizer=pre_tokenizers.WhitespaceSplit(),
     )
-    with pytest.raises(InputError, match="cannot encode 'a </think>'"):
+    with pytest.raises(UserError, match="cannot encode 'a </think>'"):
         tokenizer.encode_text("a </think>")
 
 
@@ -144,17 +144,17 @@ def test_a_system_prompt_replaces_that_of_the_format(name):
     ids, supervised = chat.encode_row(tokenizer, fmt, "q", "t", "a", "Be brief.")
     assert ids[: int(supervised.argmax())].tolist() == tokenizer.encode(CHATML)
     # A checkpoint of an earlier release has no such fields.
-    stored = config.to_dict(fmt)
+    stored = schema.to_dict(fmt)
     del stored["system_start"], stored["system_end"]
-    old = config.from_dict(chat.ChatFormat, stored)
+    old = schema.from_dict(chat.ChatFormat, stored)
     assert chat.encode_prompt(tokenizer, old, "q", "Be brief.") == tokenizer.encode(CHATML)
 
 
 def test_a_system_prompt_of_r1_follows_the_first_token():
     assert chat.system_turn(chat.FORMATS["think_r1"]) == ("<｜begin▁of▁sentence｜>", "<｜User｜>")
-    with pytest.raises(InputError, match="has no system turn; leave out `system`"):
+    with pytest.raises(UserError, match="has no system turn; leave out `system`"):
         chat.system_turn(chat.FORMATS["countdown_base"])
-    with pytest.raises(InputError, match="has no system turn"):
+    with pytest.raises(UserError, match="has no system turn"):
         chat.with_system(dataclasses.replace(chat.FORMATS["countdown_base"], before_question="Q: "), "s")
 
 
@@ -167,7 +167,7 @@ def test_a_pattern_that_tries_for_ever_is_one_sentence(place):
     if place == "normalizer":
         spec[place], spec["pre_tokenizer"] = {"type": "Replace", "pattern": pattern, "content": "x"}, None
     tokenizer = Tokenizer({"tokenizer.json": json.dumps(spec).encode()})
-    with pytest.raises(InputError, match="the tokenizer cannot encode 'aaa"):
+    with pytest.raises(UserError, match="the tokenizer cannot encode 'aaa"):
         tokenizer.encode_text("a" * 40 + "b")
     assert tokenizer.encode_text("b") == [ord("b")]
 
@@ -176,14 +176,14 @@ def test_a_pattern_that_tries_for_ever_is_one_sentence(place):
 def test_a_pattern_that_cannot_be_compiled(regex):
     spec = json.loads(tokenizers.Tokenizer(models.BPE(LETTERS, [])).to_str())
     split = {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
-    with pytest.raises(InputError, match="no tokenizer that the tokenizers library reads"):
+    with pytest.raises(UserError, match="no tokenizer that the tokenizers library reads"):
         Tokenizer({"tokenizer.json": json.dumps({**spec, "pre_tokenizer": split}).encode()})
 
 
 def test_a_text_that_would_take_gigabytes(tokenizer):
     text = "a b" * 4_000_000
     for encode in (tokenizer.encode, tokenizer.encode_text):
-        with pytest.raises(InputError, match=r"a text of 12,000,000 characters, which begins 'a ba b.* shorten it"):
+        with pytest.raises(UserError, match=r"a text of 12,000,000 characters, which begins 'a ba b.* shorten it"):
             encode(text)
-    with pytest.raises(InputError, match="12,000,0"):
+    with pytest.raises(UserError, match="12,000,0"):
         chat.encode_prompt(tokenizer, chat.FORMATS["s1_plain"], text)

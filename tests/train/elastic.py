@@ -14,20 +14,14 @@ jax.config.update("jax_num_cpu_devices", 8)
 import numpy as np  # noqa: E402
 
 import s1jax  # noqa: E402
-from s1jax import parallel  # noqa: E402
 from s1jax.checkpoint import store  # noqa: E402
-from s1jax.config import (  # noqa: E402
-    CheckpointConfig,
-    DataConfig,
-    Experiment,
-    MeshConfig,
-    ModelConfig,
-    OptimizerConfig,
-    TrainConfig,
-)
+from s1jax.config.experiment import CheckpointConfig, DataConfig, Experiment, MeshConfig, OptimizerConfig, TrainConfig  # noqa: E402
+from s1jax.config.model import ModelConfig  # noqa: E402
 from s1jax.data.batches import Batches  # noqa: E402
 from s1jax.data.packing import Example  # noqa: E402
 from s1jax.model import decoder  # noqa: E402
+from s1jax.parallel import mesh as mesh_lib  # noqa: E402
+from s1jax.parallel import sharding  # noqa: E402
 from s1jax.text import chat  # noqa: E402
 from s1jax.text.tokenizer import Tokenizer  # noqa: E402
 from s1jax.train import loop  # noqa: E402
@@ -58,7 +52,7 @@ def examples() -> list[Example]:
 
 def part(workdir: pathlib.Path, devices: int, shape: tuple[int, int, int], last: int) -> None:
     """Goes on with the run in `workdir` up to step `last`."""
-    mesh = parallel.make_mesh(MeshConfig(*shape), jax.devices()[:devices])
+    mesh = mesh_lib.make_mesh(MeshConfig(*shape), jax.devices()[:devices])
     experiment = dataclasses.replace(EXPERIMENT, mesh=MeshConfig(*shape))
     train, data = experiment.train, experiment.data
     batches = Batches(
@@ -67,12 +61,12 @@ def part(workdir: pathlib.Path, devices: int, shape: tuple[int, int, int], last:
         block_size=data.block_size,
         batching=data.batching,
         epochs=train.epochs,
-        row_multiple=parallel.row_shards(mesh),
+        row_multiple=mesh_lib.row_shards(mesh),
     )
     tokenizer = Tokenizer.load(pathlib.Path(s1jax.__file__).parent / "assets" / "countdown_tokenizer")
     about = store.Metadata(MODEL, tokenizer, chat.FORMATS["s1_plain"], {})
     init = jax.jit(
-        lambda: decoder.init_params(MODEL, jax.random.key(0)), out_shardings=parallel.param_shardings(MODEL, mesh)
+        lambda: decoder.init_params(MODEL, jax.random.key(0)), out_shardings=sharding.param_shardings(MODEL, mesh)
     )
     watcher = loop.Watcher(should_stop=lambda step: step == last)
     with loop.claim_workdir(workdir, experiment, batches.digest):

@@ -4,7 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from s1jax.config import ModelConfig, OptimizerConfig, TrainConfig
+from s1jax.config.experiment import OptimizerConfig, TrainConfig
+from s1jax.config.model import ModelConfig
 
 STEPS = 50
 MODEL = ModelConfig(

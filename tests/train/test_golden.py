@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from s1jax import parallel
-from s1jax.config import MeshConfig
+from s1jax.config.experiment import MeshConfig
+from s1jax.parallel import mesh as mesh_lib
 from s1jax.train import optimizer as optimizer_lib
 from s1jax.train import step as step_lib
 from tests.train import golden
@@ -26,7 +26,7 @@ def ours() -> list[float]:
         for folder in folders:
             node = node.setdefault(folder, {})
         node[leaf] = jnp.asarray(array)
-    mesh = parallel.make_mesh(MeshConfig(), jax.devices()[:1])
+    mesh = mesh_lib.make_mesh(MeshConfig(), jax.devices()[:1])
     tx = optimizer_lib.make(golden.OPTIMIZER, golden.MODEL, golden.STEPS)
     abstract = step_lib.abstract_state(golden.MODEL, tx, mesh, "float32")
     state = step_lib.init_state(params, tx, abstract)

@@ -15,21 +15,22 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 import s1jax
-from s1jax import config as config_lib
-from s1jax import parallel, perf
+from s1jax import perf
 from s1jax.checkpoint import digests, store
-from s1jax.config import (
+from s1jax.config import schema
+from s1jax.config.experiment import (
     CheckpointConfig,
     CostConfig,
     DataConfig,
     Experiment,
-    InputError,
     MeshConfig,
-    ModelConfig,
     OptimizerConfig,
     TrainConfig,
 )
+from s1jax.config.model import ModelConfig
+from s1jax.errors import UserError
 from s1jax.model import decoder
+from s1jax.parallel import mesh as mesh_lib
 from s1jax.text import chat
 from s1jax.text.tokenizer import Tokenizer
 from s1jax.train import loop
@@ -105,7 +106,7 @@ def about():
 @pytest.fixture(scope="module")
 def run(about):
     def run(workdir, batches=None, make_params=None, experiment=EXPERIMENT, began=None, profile=range(0), **watcher):
-        mesh = parallel.make_mesh(MeshConfig(), jax.devices()[:1])
+        mesh = mesh_lib.make_mesh(MeshConfig(), jax.devices()[:1])
         make_params = make_params or jax.jit(lambda: decoder.init_params(MODEL, jax.random.key(0)))
         told = loop.Watcher(**watcher)
         with loop.claim_workdir(workdir, experiment):
@@ -204,7 +205,7 @@ def test_checkpoints_are_kept_and_self_contained(whole):
     assert store.finished_steps(workdir) == [4, 6]
     provenance = store.load_metadata(workdir).provenance
     assert provenance["step"] == 6 and provenance["loss"] == records(workdir)[-1]["loss"]
-    assert config_lib.from_dict(Experiment, json.loads((workdir / "config.json").read_text())) == EXPERIMENT
+    assert schema.from_dict(Experiment, json.loads((workdir / "config.json").read_text())) == EXPERIMENT
 
 
 def never():
@@ -272,7 +273,7 @@ def test_a_finished_run_is_prolonged_and_says_where_its_schedule_ends(run, whole
     ours, theirs = (store.load_model(tmp_path / name).params for name in ("w", "at_once"))
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
     assert json.loads((tmp_path / "w" / "config.json").read_text())["train"]["steps"] == STEPS + 3
-    with pytest.raises(InputError, match=r"holds another run: train\.steps is 9 there and 6 here"):
+    with pytest.raises(UserError, match=r"holds another run: train\.steps is 9 there and 6 here"):
         run(tmp_path / "w")
 
 
@@ -291,17 +292,17 @@ def test_a_prolonged_run_with_a_constant_rate_is_one_of_that_length(run, tmp_pat
 def test_a_run_is_not_shortened(run, whole, tmp_path):
     shutil.copytree(whole[0], tmp_path / "w")
     before = (tmp_path / "w" / "config.json").read_bytes()
-    with pytest.raises(InputError, match=r"train\.steps is 6 there and 5 here"):
+    with pytest.raises(UserError, match=r"train\.steps is 6 there and 5 here"):
         claim(tmp_path / "w", longer(steps=5))
 
     class Fewer(Rows):
         num_steps = 4
 
     train = dataclasses.replace(EXPERIMENT.train, steps=0, epochs=2)  # of two steps each
-    with pytest.raises(InputError, match=r"takes 6 steps and cannot be shortened to 4; give the train\.epochs and"):
+    with pytest.raises(UserError, match=r"takes 6 steps and cannot be shortened to 4; give the train\.epochs and"):
         run(tmp_path / "w", Fewer(), experiment=dataclasses.replace(EXPERIMENT, train=train))
     assert (tmp_path / "w" / "config.json").read_bytes() == before
-    with pytest.raises(InputError, match=r"optimizer\.learning_rate is 0\.01 there and 0\.5 here"):
+    with pytest.raises(UserError, match=r"optimizer\.learning_rate is 0\.01 there and 0\.5 here"):
         claim(tmp_path / "w", longer(OptimizerConfig(learning_rate=0.5)))
 
 
@@ -362,7 +363,7 @@ def test_a_trace_has_the_steps_that_were_asked_for_and_no_other(run, whole, tmp_
 
 
 def test_a_trace_of_steps_that_the_run_does_not_have(run, tmp_path):
-    with pytest.raises(InputError, match="step 7 cannot be profiled: the run has 6"):
+    with pytest.raises(UserError, match="step 7 cannot be profiled: the run has 6"):
         run(tmp_path / "w", profile=range(7, 9))
     run(tmp_path / "w", profile=range(6, 100))
     assert traced_steps(tmp_path / "w") == [[6]]
@@ -372,7 +373,7 @@ def test_a_loss_that_is_not_finite_names_step_and_rows_and_keeps_the_checkpoint(
     message = (
         r"step 4: loss (inf|nan) .* not finite on the rows rows.jsonl:7, rows.jsonl:8; the checkpoint of step 2 is"
     )
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(UserError, match=message):
         run(tmp_path / "w", Rows(bad=3))
     assert store.finished_steps(tmp_path / "w") == [2]
     assert [line["step"] for line in records(tmp_path / "w")] == [1, 2, 3]
@@ -383,13 +384,13 @@ def test_a_damaged_newest_checkpoint_says_where_to_go_on_from(run, whole, tmp_pa
     shutil.copytree(whole[0], tmp_path / "w")
     newest = tmp_path / "w" / "checkpoints" / "6"
     (newest / "s1jax.json").write_text("")
-    with pytest.raises(InputError, match=rf"s1jax.json has 0 bytes .*; remove {newest} to go on from step 4\.$"):
+    with pytest.raises(UserError, match=rf"s1jax.json has 0 bytes .*; remove {newest} to go on from step 4\.$"):
         run(tmp_path / "w")
     shutil.rmtree(newest)
     assert run(tmp_path / "w", make_params=never)["steps"] == STEPS
     shutil.rmtree(tmp_path / "w" / "checkpoints" / "4")
     (newest / "s1jax.json").write_text("")
-    with pytest.raises(InputError, match=r"use another one or copy it again\.$"):
+    with pytest.raises(UserError, match=r"use another one or copy it again\.$"):
         run(tmp_path / "w")
 
 
@@ -398,7 +399,7 @@ def test_a_full_disk_is_one_sentence(run, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("s1jax.checkpoint.digests.write", full)
-    with pytest.raises(InputError, match=r"no space left on the device while writing .*/checkpoints/2; free some"):
+    with pytest.raises(UserError, match=r"no space left on the device while writing .*/checkpoints/2; free some"):
         run(tmp_path / "w")
 
 
@@ -409,9 +410,9 @@ def claim(workdir, experiment, rows=""):
 
 def test_a_workdir_is_for_one_process_at_a_time(tmp_path, monkeypatch):
     with loop.claim_workdir(tmp_path / "w", EXPERIMENT):
-        with pytest.raises(InputError, match=r"w is being trained in by another process; .* choose another --workdir"):
+        with pytest.raises(UserError, match=r"w is being trained in by another process; .* choose another --workdir"):
             claim(tmp_path / "w", EXPERIMENT)
-        with pytest.raises(InputError, match="by another process"):  # nor does it touch the other's config.json
+        with pytest.raises(UserError, match="by another process"):  # nor does it touch the other's config.json
             claim(tmp_path / "w", dataclasses.replace(EXPERIMENT, seed=1))
 
         def unsupported(*_):
@@ -432,7 +433,7 @@ def test_changed_rows_are_noticed_once_a_step_was_taken(tmp_path):
         assert file.read_text().strip() == rows
     (tmp_path / "w" / "metrics.jsonl").touch()
     claim(tmp_path / "w", EXPERIMENT, "two")
-    with pytest.raises(InputError, match=r"rows of data\.source countdown changed since .*; choose another --workdir"):
+    with pytest.raises(UserError, match=r"rows of data\.source countdown changed since .*; choose another --workdir"):
         claim(tmp_path / "w", EXPERIMENT, "three")
     file.unlink()
     claim(tmp_path / "w", EXPERIMENT, "three")
@@ -453,23 +454,23 @@ def test_a_workdir_of_another_run(tmp_path):
     message = (
         "holds another run: optimizer.learning_rate is 0.01 there and 3.0 here; seed is 0 there and 4 here. Choose"
     )
-    with pytest.raises(InputError, match=message):
+    with pytest.raises(UserError, match=message):
         claim(tmp_path / "w", other)
     pretrained = dataclasses.replace(EXPERIMENT, model=None, init_from="package:countdown_base")
-    with pytest.raises(InputError, match=r"init_from is '' there and 'package:countdown_base' here; model.* more"):
+    with pytest.raises(UserError, match=r"init_from is '' there and 'package:countdown_base' here; model.* more"):
         claim(tmp_path / "w", pretrained)
 
 
 def test_a_workdir_that_cannot_be_used(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="is a file"):
+    with pytest.raises(UserError, match="is a file"):
         claim(tmp_path / "file", EXPERIMENT)
     (tmp_path / "w").mkdir()
     (tmp_path / "w" / "metrics.jsonl").touch()
-    with pytest.raises(InputError, match=r"without its config\.json"):
+    with pytest.raises(UserError, match=r"without its config\.json"):
         claim(tmp_path / "w", EXPERIMENT)
     (tmp_path / "w" / "config.json").write_text("{")
-    with pytest.raises(InputError, match="is no JSON"):
+    with pytest.raises(UserError, match="is no JSON"):
         claim(tmp_path / "w", EXPERIMENT)
 
 
@@ -482,5 +483,5 @@ def test_a_run_of_an_earlier_version_goes_on(tmp_path):
     file.write_text(json.dumps(there))
     claim(tmp_path / "w", EXPERIMENT)
     data = dataclasses.replace(EXPERIMENT.data, control="token")
-    with pytest.raises(InputError, match=r"data\.control is '' there and 'token' here"):
+    with pytest.raises(UserError, match=r"data\.control is '' there and 'token' here"):
         claim(tmp_path / "w", dataclasses.replace(EXPERIMENT, data=data))

@@ -6,8 +6,10 @@ import time
 import jax
 import pytest
 
-from s1jax import parallel
-from s1jax.config import Experiment, InputError, MeshConfig, ModelConfig
+from s1jax.config.experiment import Experiment, MeshConfig
+from s1jax.config.model import ModelConfig
+from s1jax.errors import UserError
+from s1jax.parallel import mesh as mesh_lib
 from s1jax.train import metrics
 
 MODEL = ModelConfig(vocab_size=128, d_model=8, mlp_dim=8, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=8)
@@ -16,11 +18,11 @@ MODEL = ModelConfig(vocab_size=128, d_model=8, mlp_dim=8, num_layers=1, num_head
 @pytest.mark.parametrize("line", [b"{}", b"5", b"\xff\xfe", b'{"step": 1}'])
 def test_damaged_metrics_are_named(tmp_path, line):
     log = metrics.RunLog(
-        tmp_path, Experiment(model=MODEL), MODEL, parallel.make_mesh(MeshConfig(), jax.devices()[:1]), 0.0
+        tmp_path, Experiment(model=MODEL), MODEL, mesh_lib.make_mesh(MeshConfig(), jax.devices()[:1]), 0.0
     )
     good = one_line(1)
     (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([good, line, one_line(2)]) + b"\n")
-    with pytest.raises(InputError, match=r"metrics\.jsonl:2 is no line of a run's metrics"):
+    with pytest.raises(UserError, match=r"metrics\.jsonl:2 is no line of a run's metrics"):
         log.begin(1, 6)
     (tmp_path / "metrics.jsonl").write_bytes(good + b"\n" + line)  # as a killed run leaves it
     with log:
@@ -56,7 +58,7 @@ def test_lines_that_are_missing_are_said(tmp_path):
 
 
 def log_mesh():
-    return parallel.make_mesh(MeshConfig(), jax.devices()[:1])
+    return mesh_lib.make_mesh(MeshConfig(), jax.devices()[:1])
 
 
 def test_every_flipped_bit_of_the_structure_is_noticed(tmp_path):
@@ -70,7 +72,7 @@ def test_every_flipped_bit_of_the_structure_is_noticed(tmp_path):
         damaged[place] ^= 1 << place % 7
         try:
             log, said = begun(tmp_path, bytes(damaged).split(b"\n")[:-1])
-        except InputError as error:
+        except UserError as error:
             assert f"{tmp_path}/metrics.jsonl:" in str(error)
             continue
         if said:
@@ -92,7 +94,7 @@ def test_every_flipped_bit_of_the_structure_is_noticed(tmp_path):
     ],
 )
 def test_steps_out_of_order_are_named(tmp_path, steps, sentence):
-    with pytest.raises(InputError, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         begun(tmp_path, [one_line(step) for step in steps])
 
 
@@ -100,7 +102,7 @@ def test_time_that_was_lost_is_not_forgotten_by_a_process_that_takes_no_step(tmp
     """150 steps, of which 50 were lost; then one that dies while it compiles, then one that goes on."""
     (tmp_path / "metrics.jsonl").write_bytes(b"".join(one_line(n) + b"\n" for n in range(1, 151)))
     values = dict.fromkeys(("loss", "learning_rate", "grad_norm", "supervised", "tokens", "pairs"), 1.0)
-    mesh = parallel.make_mesh(MeshConfig(), jax.devices()[:1])
+    mesh = mesh_lib.make_mesh(MeshConfig(), jax.devices()[:1])
     for _ in range(2):
         began = time.monotonic()
         with metrics.RunLog(tmp_path, Experiment(model=MODEL), MODEL, mesh, began) as log:

@@ -8,7 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from s1jax.config import InputError, ModelConfig, OptimizerConfig
+from s1jax.config.experiment import OptimizerConfig
+from s1jax.config.model import ModelConfig
+from s1jax.errors import UserError
 from s1jax.model import decoder
 from s1jax.train import optimizer
 
@@ -244,7 +246,7 @@ def test_a_bfloat16_second_moment_follows_a_gradient_that_shrinks():
     bfloat16 = np.dtype(jnp.bfloat16).type
     assert bfloat16(np.float32(0.999)) == 1 and bfloat16(np.float32(0.95)) < 1
     for name in ("b1", "b2"):
-        with pytest.raises(InputError, match=rf"optimizer\.{name} is 0\.99: .* give at most 0\.98, or 'float32'"):
+        with pytest.raises(UserError, match=rf"optimizer\.{name} is 0\.99: .* give at most 0\.98, or 'float32'"):
             OptimizerConfig(moment_dtype="bfloat16", **{name: 0.99})
         OptimizerConfig(**{name: 0.999})
         OptimizerConfig(moment_dtype="bfloat16", **{name: 0.98})

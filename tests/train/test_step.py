@@ -8,11 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from s1jax import parallel
-from s1jax.config import InputError, MeshConfig, ModelConfig, OptimizerConfig, TrainConfig
+from s1jax.config.experiment import MeshConfig, OptimizerConfig, TrainConfig
+from s1jax.config.model import ModelConfig
 from s1jax.data.batches import Batches
 from s1jax.data.packing import Example
+from s1jax.errors import UserError
 from s1jax.model import decoder
+from s1jax.parallel import mesh as mesh_lib
 from s1jax.train import optimizer as optimizer_lib
 from s1jax.train import step as step_lib
 
@@ -41,7 +43,7 @@ def make_batch(seed: int = 0) -> dict[str, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def mesh():
-    return parallel.make_mesh(MeshConfig(), jax.devices()[:1])
+    return mesh_lib.make_mesh(MeshConfig(), jax.devices()[:1])
 
 
 @pytest.fixture(scope="module")
@@ -121,8 +123,8 @@ def test_same_loss_and_gradients(gradients, changes):
 
 @pytest.mark.parametrize(("parts", "tensor"), [(5, 1), (2, 2)])
 def test_parts_of_the_mlp_that_can_not_be(parts, tensor):
-    mesh = jax.sharding.AbstractMesh((1, 1, 1, tensor), parallel.AXES)
-    with pytest.raises(InputError, match=f"train.mlp_parts={parts} wants mesh.tensor=1, which is {tensor}, .* 24"):
+    mesh = jax.sharding.AbstractMesh((1, 1, 1, tensor), mesh_lib.AXES)
+    with pytest.raises(UserError, match=f"train.mlp_parts={parts} wants mesh.tensor=1, which is {tensor}, .* 24"):
         step_lib.make_gradients(MODEL, dataclasses.replace(TRAIN, mlp_parts=parts), mesh)
 
 

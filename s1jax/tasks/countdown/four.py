@@ -13,7 +13,7 @@ import itertools
 import random
 from typing import Any
 
-from s1jax.config import InputError
+from s1jax.errors import UserError
 from s1jax.tasks.countdown import problems
 
 
@@ -41,14 +41,14 @@ def prompt_rows(split: str, num_rows: int = 0, seed: int = 0) -> list[dict[str, 
         four numbers make.
 
     Raises:
-      InputError: there is no such split, or it has fewer problems than were asked for.
+      UserError: there is no such split, or it has fewer problems than were asked for.
     """
     if split not in problems.SPLITS:
-        raise InputError(f"Countdown has no split {split!r}; choose one of {', '.join(problems.SPLITS)}.")
+        raise UserError(f"Countdown has no split {split!r}; choose one of {', '.join(problems.SPLITS)}.")
     every = itertools.combinations(range(1, problems.LARGEST_NUMBER + 1), 4)
     sets = [numbers for numbers in every if problems.split_of(numbers) == split]
     if num_rows > len(sets):
-        raise InputError(f"Countdown's split {split} has {len(sets)} sets of four; {num_rows} were asked for.")
+        raise UserError(f"Countdown's split {split} has {len(sets)} sets of four; {num_rows} were asked for.")
     rng = random.Random(f"countdown four numbers {seed}")
     rng.shuffle(sets)
     rows: list[dict[str, Any]] = []

@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from s1jax.config import InputError
+from s1jax.errors import UserError
 
 LARGEST_NUMBER = 15
 LARGEST_VALUE = 99
@@ -137,7 +137,7 @@ def split_of(numbers: tuple[int, ...]) -> Literal["train", "dev", "test"]:
 def triples(split: str) -> tuple[tuple[int, int, int], ...]:
     """The ascending number triples of a split, or of all three for `all`; 455 in all."""
     if split != "all" and split not in SPLITS:
-        raise InputError(f"Countdown has no split {split!r}; choose one of {', '.join(SPLITS)}.")
+        raise UserError(f"Countdown has no split {split!r}; choose one of {', '.join(SPLITS)}.")
     every = itertools.combinations(range(1, LARGEST_NUMBER + 1), 3)
     return tuple(triple for triple in every if split in ("all", split_of(triple)))
 
@@ -172,7 +172,7 @@ def prompt_rows(split: str, num_rows: int = 0, seed: int = 0, hard: bool = False
     """
     found = [p for p in problems(split, seed) if p.hard or not hard]
     if num_rows > len(found):
-        raise InputError(f"Countdown's split {split} has {len(found)} such problems; {num_rows} were asked for.")
+        raise UserError(f"Countdown's split {split} has {len(found)} such problems; {num_rows} were asked for.")
     rows: list[dict[str, Any]] = []
     for problem in found[: num_rows or None]:
         row = {"question": problem.question, "numbers": list(problem.numbers)}
@@ -260,12 +260,12 @@ def encode(text: str) -> list[int]:
     """Ids of a text; the same as the packaged tokenizer's.
 
     Raises:
-      InputError: where the text has something that is no symbol.
+      UserError: where the text has something that is no symbol.
     """
     try:
         return [_IDS[symbol] for symbol in re.findall(SYMBOL_PATTERN, text)]
     except KeyError as error:
-        raise InputError(
+        raise UserError(
             f"Countdown's vocabulary has no symbol {error.args[0]!r}; write for example 'Make 21 from 3 7 1'."
         ) from None
 
@@ -331,11 +331,11 @@ def sft_examples(num_rows: int = 1000, seed: int = 0) -> list[Example]:
     rest gave up too early, which is what "Wait" can mend.
 
     Raises:
-      InputError: where there are fewer problems than rows asked for.
+      UserError: where there are fewer problems than rows asked for.
     """
     found = problems("train", seed)
     if num_rows > len(found):
-        raise InputError(f"data.num_rows is {num_rows}, but Countdown has {len(found)} training problems.")
+        raise UserError(f"data.num_rows is {num_rows}, but Countdown has {len(found)} training problems.")
     rng = random.Random(f"countdown traces {seed}")
     examples = []
     for problem in found[:num_rows]:

@@ -20,11 +20,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from s1jax import parallel
 from s1jax.model import blocks
+from s1jax.parallel import mesh as mesh_lib
+from s1jax.parallel import sharding
 
-_GATHERED = parallel.WIDTH  # the mesh axes over which hidden states are gathered
-_TENSOR = parallel.TABLE["vocab"]
+_GATHERED = mesh_lib.WIDTH  # the mesh axes over which hidden states are gathered
+_TENSOR = sharding.TABLE["vocab"]
 _VOCAB = (*_TENSOR, *_GATHERED)
 
 
@@ -44,7 +45,7 @@ def cross_entropy(
       targets: [B, T] int32, the ids to predict.
       weights: [B, T] float32; 0 where nothing is learned.
       chunk: C; logits of [b, C, v] exist at one time on a device.
-      mesh: of `parallel.make_mesh`. None: everything is on one device.
+      mesh: of `mesh_lib.make_mesh`. None: everything is on one device.
 
     Returns:
       float32 scalar, sum over all positions of weights * -log softmax(hidden @ kernel)[targets]. It has no gradient
@@ -79,8 +80,8 @@ def _run(
     kernel = kernel.astype(hidden.dtype)
     if mesh is None or mesh.size == 1:
         return _one_device(hidden, kernel, targets, weights, chunk, gradients)
-    shares = parallel.parts(mesh, _GATHERED)
-    tokens, lies = P(parallel.ROWS, parallel.TOKENS), P(_GATHERED, _TENSOR)
+    shares = mesh_lib.parts(mesh, _GATHERED)
+    tokens, lies = P(mesh_lib.ROWS, mesh_lib.TOKENS), P(_GATHERED, _TENSOR)
 
     def device(h: jax.Array, k: jax.Array, t: jax.Array, w: jax.Array) -> tuple[jax.Array, Any, Any]:
         size = k.shape[1]
@@ -90,7 +91,7 @@ def _run(
         of_tensor = size * jax.lax.axis_index(_TENSOR)
         columns = of_tensor + k.shape[1] * jax.lax.axis_index(_GATHERED), of_tensor + size
         total, d_hidden, d_kernel = _one_device(h, k, t, w, chunk, gradients, columns)
-        others = [axis for axis in parallel.ROWS if axis not in _GATHERED]
+        others = [axis for axis in mesh_lib.ROWS if axis not in _GATHERED]
         total, d_kernel = jax.lax.psum((total, d_kernel), others)
         if gradients:
             d_kernel = d_kernel.astype(k.dtype)

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from s1jax.checkpoint import huggingface, huggingface_tokenizer, store
-from s1jax.config import ModelConfig
+from s1jax.config.model import ModelConfig
 from s1jax.model import decoder
 from s1jax.text import chat
 from s1jax.text.tokenizer import Tokenizer

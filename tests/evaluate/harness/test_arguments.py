@@ -8,7 +8,7 @@ import pytest
 
 from s1jax.cli import command
 from s1jax.cli import lm_eval as launcher
-from s1jax.config import InputError
+from s1jax.errors import UserError
 from tests.evaluate.harness.cases import CONTEXT, ROOT, run_launcher
 
 
@@ -33,7 +33,7 @@ from tests.evaluate.harness.cases import CONTEXT, ROOT, run_launcher
     ],
 )
 def test_wrong_arguments_are_named(harness, folder, arguments, sentence):
-    with pytest.raises(InputError, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         harness.HarnessModel(**{"checkpoint": f"{folder}/model", **arguments})
 
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from s1jax.checkpoint import huggingface, huggingface_tokenizer, store
-from s1jax.config import InputError, ModelConfig
+from s1jax.config.model import ModelConfig
 from s1jax.engine import score
 from s1jax.engine.engine import Engine
+from s1jax.errors import UserError
 from s1jax.model import decoder
 from s1jax.text import chat
 from s1jax.text.tokenizer import Tokenizer
@@ -181,17 +182,17 @@ def test_few_shot_examples_are_part_of_the_question(evaluate, model):
     one_turn = evaluate(model, "answers", fewshot_as_multiturn=False, **shots)
     context = one_turn["samples"]["answers"][0]["arguments"][0][0]
     assert context.count("Make") == 2 and context.startswith(FORMAT.before_question + "Make")
-    with pytest.raises(InputError, match="one user turn, not 3 turns; add --fewshot_as_multiturn=false"):
+    with pytest.raises(UserError, match="one user turn, not 3 turns; add --fewshot_as_multiturn=false"):
         evaluate(model, "answers", fewshot_as_multiturn=True, **shots)
-    with pytest.raises(InputError, match=r"the tokenizer cannot encode .*system"):
+    with pytest.raises(UserError, match=r"the tokenizer cannot encode .*system"):
         evaluate(model, "answers", system_instruction="so", apply_chat_template=True)
-    with pytest.raises(InputError, match="names 'default', but a checkpoint has one chat format"):
+    with pytest.raises(UserError, match="names 'default', but a checkpoint has one chat format"):
         model.chat_template("default")
-    with pytest.raises(InputError, match="begins the answer itself"):
+    with pytest.raises(UserError, match="begins the answer itself"):
         model.apply_chat_template(
             [{"role": "user", "content": "Make 5"}, {"role": "assistant", "content": "so"}], add_generation_prompt=False
         )
-    with pytest.raises(InputError, match="is no text"):
+    with pytest.raises(UserError, match="is no text"):
         model.apply_chat_template([{"role": "user", "content": [{"type": "image"}]}])
 
 
@@ -295,12 +296,12 @@ def test_repeats_of_a_task_are_samples_of_their_own(evaluate, model):
     ],
 )
 def test_wrong_requests_are_named(model, arguments, sentence):
-    with pytest.raises(InputError, match=sentence):
+    with pytest.raises(UserError, match=sentence):
         model.generate_until([request("generate_until", *arguments, document=7)], disable_tqdm=True)
 
 
 def test_wrong_pairs_are_named(model):
-    with pytest.raises(InputError, match=r"document 7: s1jax models take one text.*\(str, str, dict\)"):
+    with pytest.raises(UserError, match=r"document 7: s1jax models take one text.*\(str, str, dict\)"):
         model.loglikelihood([request("loglikelihood", "Make", " 5", {"visual": []}, document=7)])
-    with pytest.raises(InputError, match="a continuation of 100 ids exceeds the model's context length"):
+    with pytest.raises(UserError, match="a continuation of 100 ids exceeds the model's context length"):
         model.loglikelihood([request("loglikelihood", "Make", " so" * 100)], disable_tqdm=True)

@@ -1,0 +1,276 @@
+"""One training run as frozen dataclasses: what a file of configs/ describes, validated on construction."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from s1jax.config.model import ModelConfig
+from s1jax.config.schema import at_least, from_zero, require, to_dict
+
+_CORPUS = "countdown_corpus is endless text in packed rows, made to fit and weighted by token"
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """What is trained on.
+
+    Attributes:
+      source: `countdown`, `countdown_corpus`, `s1k`, `s1k_1_1`, or a file or folder of rows (see `s1jax.io.readers`).
+      traces: whose thinking the `s1k_1_1` rows carry.
+      num_rows: use this many rows from the front of the source; 0 takes all, but 1,000 of `countdown`.
+      block_size: T, ids in one row of a batch.
+      batching: `padded` puts one sequence in a row (the paper), `packed` as many as fit, told apart by segment ids.
+        Loss and gradients of a step depend on its sequences alone, so both give the same.
+      weighting: `sequence` averages over each sequence's supervised ids, then over sequences (the paper);
+        `token` averages over all supervised ids.
+      too_long: what happens to a row of more than block_size + 1 ids.
+      control: instruction that every question gets (`s1jax.data.conditional`): `token` and `step` bound the thinking
+        tokens or steps, `class` asks for short or long thinking; empty: none.
+      seed: of the rows' order and, for generated sources, of the rows.
+    """
+
+    source: str = "countdown"
+    traces: Literal["gemini", "deepseek"] = "deepseek"
+    num_rows: int = 0
+    block_size: int = 32768
+    batching: Literal["padded", "packed"] = "padded"
+    weighting: Literal["sequence", "token"] = "sequence"
+    too_long: Literal["error", "drop", "truncate"] = "error"
+    control: Literal["", "token", "step", "class"] = ""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        require(bool(self.source.strip()), f"data.source is {self.source!r}; name a source or a file of rows.")
+        require(self.block_size > 1, f"data.block_size is {self.block_size}; it must be at least 2.")
+        require(self.num_rows >= 0, f"data.num_rows is {self.num_rows}; give 0 for all rows.")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW as in the s1 recipe, or Muon for the matrices with AdamW for the rest.
+
+    Attributes:
+      name: `adamw` or `muon`.
+      learning_rate: peak of the schedule.
+      b1: decay of the first moment.
+      b2: decay of the second moment.
+      eps: added to the root of the second moment.
+      weight_decay: decoupled; applied to the matrices (embeddings, projections, MLP, head), never to biases or norms.
+      warmup_fraction: share of all steps in which the rate rises linearly from 0.
+      schedule: how the rate falls to 0 after the warm-up.
+      clip_norm: largest global gradient norm; 0 does not clip.
+      moment_dtype: of both moments between steps, whatever `train.param_dtype` is; arithmetic is float32. bfloat16
+        rounds away changes of less than 1/256 of a moment, so that the mean of a steady value is off by up to
+        1 / (256 (1 - b)) of it: 8 % at b = 0.95, 20 % at 0.98, which is the most allowed; at 0.999 it would never fall.
+    """
+
+    name: Literal["adamw", "muon"] = "adamw"
+    learning_rate: float = 1e-5
+    b1: float = 0.9
+    b2: float = 0.95
+    eps: float = 1e-8
+    weight_decay: float = 1e-4
+    warmup_fraction: float = 0.05
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    clip_norm: float = 1.0
+    moment_dtype: Literal["float32", "bfloat16"] = "float32"
+
+    def __post_init__(self) -> None:
+        from_zero("optimizer.", self, "learning_rate", "weight_decay", "clip_norm")
+        share = self.warmup_fraction
+        require(0 <= share <= 1, f"optimizer.warmup_fraction is {share}; it lies in [0, 1].")
+        require(0 < self.eps < math.inf, f"optimizer.eps is {self.eps}; give a positive number.")
+        for name in ("b1", "b2"):
+            value = getattr(self, name)
+            require(0 <= value < 1, f"optimizer.{name} is {value}; it must lie in [0, 1).")
+            require(
+                value <= 0.98 or self.moment_dtype == "float32",
+                f"optimizer.{name} is {value}: optimizer.moment_dtype='bfloat16' would round such slow changes away; "
+                "give at most 0.98, or 'float32' moments.",
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How long and in which arithmetic.
+
+    Attributes:
+      batch_size: sequences per optimizer step over all devices; 0 where `batch_tokens` is given.
+      batch_tokens: tokens per optimizer step over all devices, for data.batching `packed`: a step takes whole sequences
+        until batch_tokens // data.block_size rows are full (`s1jax.data.batches`), so that their number differs from
+        step to step and little is padding. 0: `batch_size` counts sequences.
+      epochs: passes over the rows; not used where `steps` is given.
+      steps: optimizer steps; 0 derives them from `epochs`.
+      accumulation: micro-batches that one step's gradient is summed over; divides the rows of a batch.
+      param_dtype: of the master weights; bfloat16 ones are updated with stochastic rounding, see
+        `s1jax.train.optimizer.apply`, and are half the memory of float32 ones with their copies in compute_dtype.
+      compute_dtype: of activations and of the weights inside the forward pass.
+      remat: what the backward pass keeps of a layer, see `s1jax.model.remat`.
+      attention: kernel, see `s1jax.model.attention.attend`; `auto` leaves the choice to its `choose`.
+      mlp_parts: parts of the MLP's hidden width that are computed one after the other: less memory for long rows, no
+        more operations with remat `full`.
+      loss_chunk: tokens whose logits exist at one time.
+    """
+
+    batch_size: int = 16
+    batch_tokens: int = 0
+    epochs: int = 5
+    steps: int = 0
+    accumulation: int = 1
+    param_dtype: Literal["float32", "bfloat16"] = "float32"
+    compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    remat: Literal["none", "full", "save_attention", "save_dots"] = "full"
+    attention: Literal["auto", "xla", "chunked", "splash", "cudnn", "flash"] = "xla"
+    mlp_parts: int = 1
+    loss_chunk: int = 1024
+
+    def __post_init__(self) -> None:
+        at_least(1, "train.", self, "accumulation", "mlp_parts", "loss_chunk")
+        at_least(0, "train.", self, "batch_size", "batch_tokens", "steps", "epochs")
+        require(
+            bool(self.batch_size) != bool(self.batch_tokens),
+            f"train.batch_size is {self.batch_size} and train.batch_tokens is {self.batch_tokens}; give exactly one of"
+            " them, the sequences or the tokens of a step, and set the other to 0.",
+        )
+        require(self.steps < 2**31, f"train.steps is {self.steps:,}; it must lie below 2**31.")
+        require(self.steps > 0 or self.epochs > 0, "train.steps and train.epochs are both 0; give one of them.")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis (`s1jax.parallel`); one of them may be -1: all devices that are left."""
+
+    data: int = 1
+    fsdp: int = -1
+    sequence: int = 1
+    tensor: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """Saves every `every` steps (0: only at the end) and keeps the newest `keep` of them."""
+
+    every: int = 100
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        at_least(0, "checkpoint.", self, "every")
+        at_least(1, "checkpoint.", self, "keep")
+
+
+@dataclasses.dataclass(frozen=True)
+class CostConfig:
+    """Price in US dollars of one device for one hour; 0 leaves dollars out."""
+
+    per_device_hour: float = 0.0
+
+    def __post_init__(self) -> None:
+        from_zero("cost.", self, "per_device_hour")
+
+
+@dataclasses.dataclass(frozen=True)
+class DelimiterConfig:
+    """Text in place of the chat format's own delimiters, special token or not; empty keeps them.
+
+    Attributes:
+      think_start: before the trace.
+      think_end: between trace and answer. Its first id, when sampled, ends thinking, so no trace should contain it.
+    """
+
+    think_start: str = ""
+    think_end: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+    """One training run: what `launch.train` reads from a file of configs/.
+
+    Attributes:
+      init_from: checkpoint whose weights, model, tokenizer and chat format are fine-tuned; `package:countdown_base`
+        names the one that ships with s1jax. Empty: random weights of `model`.
+      model: shape of random weights; None where `init_from` is given.
+      tokenizer: tokenizer folder or file for random weights; empty where `init_from` is given.
+      chat: name of the chat format (`s1jax.text.chat.FORMATS`); empty keeps the checkpoint's.
+      delimiters: in place of the format's own.
+      seed: of the random weights.
+    """
+
+    init_from: str = ""
+    model: ModelConfig | None = None
+    tokenizer: str = ""
+    chat: str = ""
+    delimiters: DelimiterConfig = DelimiterConfig()
+    seed: int = 0
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    mesh: MeshConfig = MeshConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    cost: CostConfig = CostConfig()
+
+    def __post_init__(self) -> None:
+        require(
+            bool(self.init_from) != (self.model is not None),
+            "config.init_from and config.model: give exactly one, a checkpoint to start from or a shape to initialise.",
+        )
+        require(-(2**63) <= self.seed < 2**63, f"config.seed is {self.seed}; it must lie in [-2**63, 2**63).")
+        require(
+            not (self.init_from and self.tokenizer),
+            f"config.tokenizer {self.tokenizer!r} is not used with config.init_from, whose tokenizer fits its weights; "
+            "leave it empty.",
+        )
+        tokens, block = self.train.batch_tokens, self.data.block_size
+        require(
+            not tokens or self.data.batching == "packed",
+            f"train.batch_tokens {tokens} needs data.batching=packed; set that, or give train.batch_size instead.",
+        )
+        require(
+            not tokens or tokens >= block,
+            f"train.batch_tokens {tokens} is less than one row of data.block_size {block}; give at least {block}.",
+        )
+
+
+def unused(experiment: Experiment) -> list[str]:
+    """Sentences on settings other than their defaults that another setting makes meaningless; harmless ones only.
+
+    Combinations that would train something else than what was asked for are errors: of `Experiment`, or where the
+    source, the model and the machine are known.
+    """
+    data, train, found = experiment.data, experiment.train, []
+
+    def say(group: Any, name: str, setting: str, why: str) -> None:
+        value = getattr(group, name)
+        if value != getattr(type(group)(), name):
+            found.append(f"config.{setting}{name}={value} is not used: {why}.")
+
+    if experiment.init_from and experiment.seed:
+        found.append(
+            f"config.seed={experiment.seed} is not used: it is of random weights, and config.init_from has weights;"
+            " config.data.seed is of the rows' order."
+        )
+    if train.steps:
+        say(train, "epochs", "train.", f"config.train.steps={train.steps} says how long the run is")
+    if data.source in ("countdown", "countdown_corpus", "s1k"):
+        say(data, "traces", "data.", f"the rows of {data.source} have one trace each")
+    if data.source == "countdown_corpus":
+        for name in ("num_rows", "batching", "too_long"):
+            say(data, name, "data.", _CORPUS)
+        if data.weighting != "token":
+            found.append(f"config.data.weighting={data.weighting} is not used: {_CORPUS}.")
+    return found
+
+
+def defaults(model: str | Mapping[str, Any] = "") -> dict[str, Any]:
+    """Every setting of an `Experiment` at its default, for files of configs/ to start from.
+
+    Args:
+      model: name of a preset (`s1jax.config.presets`) or the fields of a `ModelConfig`; empty for `init_from`.
+    """
+    settings = {
+        field.name: to_dict(field.default) if dataclasses.is_dataclass(field.default) else field.default
+        for field in dataclasses.fields(Experiment)
+    }
+    return settings | {"model": model}

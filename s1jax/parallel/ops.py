@@ -1,0 +1,157 @@
+"""Attention, the embedding lookup and pages of the cache on a mesh, each as the decoder and the engine call it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, PartitionSpec
+
+from s1jax.config.experiment import Experiment
+from s1jax.config.model import ModelConfig
+from s1jax.model import attention as attention_lib
+from s1jax.model import cache as cache_lib
+from s1jax.model import decoder, layers
+from s1jax.model.blocks import Part
+from s1jax.parallel.mesh import ROWS, TOKENS, WIDTH
+from s1jax.parallel.sharding import TABLE, key_head_shards, page_axes, page_sharding, places
+
+
+def choose_attention(
+    experiment: Experiment, model: ModelConfig, mesh: Mesh, platform: str
+) -> tuple[Experiment, str | None]:
+    """The experiment with the attention that runs on this mesh, and a sentence where it isn't what was asked for."""
+    train, data = experiment.train, experiment.data
+    packed = data.batching == "packed" or data.source == "countdown_corpus"  # which packs whatever it is asked for
+    name, note = attention_lib.choose(
+        train.attention, platform, train.compute_dtype, packed, mesh.shape[TOKENS], model.head_dim
+    )
+    chosen: Any = name
+    return dataclasses.replace(experiment, train=dataclasses.replace(train, attention=chosen)), note
+
+
+def attend(mesh: Mesh, implementation: str) -> attention_lib.Attend:
+    """`s1jax.model.attention.attend` on a mesh, for `s1jax.model.decoder.forward` on batches of `put_batch`.
+
+    Each device has the queries of its rows, tokens and heads; keys and values of whole rows are gathered along
+    `sequence`, and their gradients scattered. Where key heads do not divide along `tensor`, every device has them all
+    and uses those of its query heads.
+    """
+    if mesh.size == 1:
+        return functools.partial(attention_lib.attend, implementation=implementation)
+    shards, tensor = mesh.shape[TOKENS], mesh.shape["tensor"]
+
+    def on_mesh(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
+        split_keys = key_head_shards(mesh, k.shape[2]) == tensor
+        table = places(q.shape[1], shards)
+
+        def device(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
+            if not split_keys:
+                k, v = (_own_heads(x, q.shape[2], tensor) for x in (k, v))
+            if shards == 1:
+                return attention_lib.attend(q, k, v, segment_ids, implementation)
+            k, v, whole_segment_ids = (_whole_rows(x, shards) for x in (k, v, segment_ids))
+            part = Part(table, jax.lax.axis_index(TOKENS), whole_segment_ids)
+            return attention_lib.attend(q, k, v, segment_ids, implementation, part=part)
+
+        heads = PartitionSpec(ROWS, TOKENS, "tensor")
+        keys = heads if split_keys else PartitionSpec(ROWS, TOKENS)
+        # Replication is checked by the tests, as in `s1jax.train.losses.cross_entropy`.
+        return jax.shard_map(
+            device,
+            mesh=mesh,
+            in_specs=(heads, keys, keys, PartitionSpec(ROWS, TOKENS)),
+            out_specs=heads,
+            check_vma=False,
+        )(q, k, v, segment_ids)
+
+    return on_mesh
+
+
+def lookup(mesh: Mesh) -> decoder.Lookup:
+    """`s1jax.model.layers.lookup` on a mesh, for `s1jax.model.decoder.forward` on batches of `put_batch`.
+
+    Each device looks up its slice of the width and of the vocabulary for the tokens of all devices that have other
+    slices, and hands the values over. Left to the compiler, the whole embedding is gathered where `sequence` splits
+    rows, twice a micro-batch: 1.6 GB each of Qwen2.5-32B's.
+    """
+    if mesh.size == 1:
+        return layers.lookup
+
+    def device(embedding: jax.Array, tokens: jax.Array) -> jax.Array:
+        tokens = jax.lax.all_gather(tokens, WIDTH, axis=0, tiled=True) - embedding.shape[0] * jax.lax.axis_index(vocab)
+        here = (tokens >= 0) & (tokens < embedding.shape[0])
+        x = jnp.where(here[..., None], layers.lookup(embedding, jnp.where(here, tokens, 0)), 0)
+        return jax.lax.psum(jax.lax.all_to_all(x, WIDTH, split_axis=0, concat_axis=2, tiled=True), vocab)
+
+    vocab = TABLE["vocab"]
+    tokens = PartitionSpec(ROWS, TOKENS)
+    # Replication is checked by the tests, as in `s1jax.train.losses.cross_entropy`.
+    return jax.shard_map(
+        device, mesh=mesh, in_specs=(PartitionSpec(vocab, WIDTH), tokens), out_specs=tokens, check_vma=False
+    )
+
+
+def attend_cached(
+    mesh: Mesh | None, kv_heads: int, split_rows: bool, pages_at_once: int = 1, pages_in_place: bool = False
+) -> attention_lib.AttendCached:
+    """`s1jax.model.attention.attend_cached` on a mesh, for `s1jax.model.decoder.forward_cached` with stacked pages.
+
+    Each device has the pages of its rows and heads, so nothing of the cache ever moves; a row's table counts the pages
+    of its own devices.
+
+    Args:
+      mesh: None: one device.
+      kv_heads: of the model.
+      split_rows: rows lie along `data` and `fsdp`; False: every device has all of them, as in a prefill.
+      pages_at_once: see there.
+      pages_in_place: see there.
+    """
+    device = functools.partial(attention_lib.attend_cached, pages_at_once=pages_at_once, pages_in_place=pages_in_place)
+    if mesh is None:
+        return device
+    rows, heads = page_axes(mesh, kv_heads, split_rows)
+    tokens, pages = PartitionSpec(rows, None, heads), page_sharding(mesh, kv_heads, split_rows).spec
+    return jax.shard_map(
+        device,
+        mesh=mesh,
+        in_specs=(tokens, tokens, tokens, pages, PartitionSpec(), PartitionSpec(rows)),
+        out_specs=(tokens, pages),
+        check_vma=False,
+    )
+
+
+def copy_pages(mesh: Mesh | None, kv_heads: int) -> Callable[..., Any]:
+    """`s1jax.model.cache.copy_pages` on a mesh, from pages that all have to those of some rows.
+
+    `places` is int32 [row shards, number of pages], the places in the pages of each share of the rows.
+    """
+
+    def device(pages: Any, source: cache_lib.Pages, places: jax.Array) -> Any:
+        return cache_lib.copy_pages(pages, source, places[0])
+
+    if mesh is None:
+        return device
+    into, from_ = (page_sharding(mesh, kv_heads, split_rows).spec for split_rows in (True, False))
+    specs = (into, from_, PartitionSpec(ROWS))
+    return jax.shard_map(device, mesh=mesh, in_specs=specs, out_specs=into, check_vma=False)
+
+
+def _own_heads(x: jax.Array, queries: int, tensor: int) -> jax.Array:
+    """Of all key or value heads [B, T, K, H], those of this device's query heads: one, or one for each of them."""
+    group = queries * tensor // x.shape[2]
+    first = jax.lax.axis_index("tensor") * queries
+    if group % queries == 0:
+        return jax.lax.dynamic_slice_in_dim(x, first // group, 1, axis=2)
+    return x[:, :, (first + jnp.arange(queries)) // group]
+
+
+def _whole_rows(x: jax.Array, shards: int) -> jax.Array:
+    """Gathers [B, T / shards, ...] into rows [B, T, ...] whose tokens are in order."""
+    gathered = jax.lax.all_gather(x, TOKENS, axis=1, tiled=True)
+    runs = jnp.split(gathered, 2 * shards, axis=1)  # of the devices in turn: an early one and a late one
+    return jnp.concatenate([*runs[::2], *runs[::-2]], axis=1)
