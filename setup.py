@@ -17,7 +17,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["s1jax", "s1jax.*"]),
-    package_data={"s1jax": ["assets/**/*", "assets/**/.*"]},
+    package_data={"s1jax": ["py.typed", "assets/**/*", "assets/**/.*"]},
     install_requires=[
         "absl-py",
         "array_record",
@@ -67,6 +67,6 @@ setup(
     # Where releases of lm-evaluation-harness after 0.4.13 look for models.
     entry_points={
         "console_scripts": ["s1jax = s1jax.cli.__main__:main"],
-        "lm_eval.models": ["s1jax = s1jax.evaluate.lm_eval:HarnessModel"],
+        "lm_eval.models": ["s1jax = s1jax.evaluation.lm_eval:HarnessModel"],
     },
 )

@@ -18,7 +18,7 @@ from absl import app, flags
 
 from benchmarks import record
 from s1jax.checkpoint import store
-from s1jax.evaluate import metrics
+from s1jax.evaluation import metrics
 from s1jax.tasks.countdown import problems
 
 FLAGS = flags.FLAGS

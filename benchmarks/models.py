@@ -15,8 +15,8 @@ from jax.sharding import Mesh
 from s1jax.config.experiment import OptimizerConfig, TrainConfig
 from s1jax.config.model import ModelConfig
 from s1jax.model import decoder
-from s1jax.train import optimizer as optimizer_lib
-from s1jax.train import step as step_lib
+from s1jax.training import optimizer as optimizer_lib
+from s1jax.training import step as step_lib
 
 CONFIG = ModelConfig(
     vocab_size=32000,

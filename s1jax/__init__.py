@@ -1,3 +1,41 @@
-"""s1jax: supervised fine-tuning and budget-forced sampling of reasoning models in JAX and Flax."""
+"""s1jax: supervised fine-tuning and budget-forced sampling of reasoning models in JAX and Flax.
+
+    import s1jax
+
+    model = s1jax.load_model("package:countdown_base", dtype="bfloat16")
+
+The names of `__all__` are imported when they are first used, so `import s1jax` loads neither jax nor numpy.
+A folder of this package never has the name of a public function: an imported folder would take the function's place.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from s1jax.checkpoint.store import load_model as load_model
+    from s1jax.config.sampling import SamplingParams as SamplingParams
+    from s1jax.engine.engine import Engine as Engine
 
 __version__ = "0.1.0"
+
+_HOME = {
+    "Engine": "s1jax.engine.engine",
+    "SamplingParams": "s1jax.config.sampling",
+    "load_model": "s1jax.checkpoint.store",
+}
+__all__ = ["Engine", "SamplingParams", "load_model"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name at its first use (PEP 562)."""
+    if name not in _HOME:
+        raise AttributeError(f"module 's1jax' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

@@ -20,15 +20,15 @@ FLOORS = (
     ("grading", "parallel"),
     ("tasks", "checkpoint"),
     ("data", "engine"),
-    ("train",),
-    ("evaluate", "plan"),
+    ("training",),
+    ("evaluation", "plan"),
     ("cli",),
 )
 FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 JAX = ("jax", "flax", "optax", "orbax", "chex")
 # Rooms and files that load no jax, not even through what they import.
-WITHOUT_JAX = ("errors", "config", "io", "text", "grading", "tasks", "data", "evaluate")
-USES_THE_ENGINE = ("s1jax/evaluate/lm_eval.py",)  # an adapter to another program, which loads the engine by itself
+WITHOUT_JAX = ("errors", "config", "io", "text", "grading", "tasks", "data", "evaluation")
+USES_THE_ENGINE = ("s1jax/evaluation/lm_eval.py",)  # an adapter to another program, which loads the engine by itself
 # What the core must import without, because machines with accelerators often lack it. (rich comes with flax.)
 OPTIONAL = (
     "tensorflow_datasets", "grain", "array_record", "ml_collections", "matplotlib", "math_verify", "tqdm",
@@ -37,9 +37,9 @@ OPTIONAL = (
 )  # fmt: skip
 CORE = (
     "s1jax.text.tokenizer", "s1jax.text.chat", "s1jax.tasks.countdown.problems", "s1jax.data.batches",
-    "s1jax.model.decoder", "s1jax.parallel", "s1jax.train.loop", "s1jax.engine.engine", "s1jax.checkpoint.store",
-    "s1jax.grading.compare", "s1jax.evaluate.metrics", "s1jax.tasks.task", "s1jax.evaluate.strategies",
-    "s1jax.evaluate.outcomes", "s1jax.data.conditional",
+    "s1jax.model.decoder", "s1jax.parallel", "s1jax.training.loop", "s1jax.engine.engine", "s1jax.checkpoint.store",
+    "s1jax.grading.compare", "s1jax.evaluation.metrics", "s1jax.tasks.task", "s1jax.evaluation.strategies",
+    "s1jax.evaluation.outcomes", "s1jax.data.conditional",
 )  # fmt: skip
 
 

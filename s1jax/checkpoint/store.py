@@ -119,13 +119,13 @@ def load_metadata(path: str | os.PathLike[str]) -> Metadata:
     return using(path, read)
 
 
-def load_model(path: str | os.PathLike[str], *, mesh: Any = None, dtype: Any = None, host: bool = False) -> Model:
+def load_model(path: str | os.PathLike[str], *, mesh: Any = None, dtype: Any = "", host: bool = False) -> Model:
     """Loads a checkpoint's weights and descriptions, never its optimizer state.
 
     Args:
       path: a checkpoint, a training workdir (its newest step) or `package:NAME`.
       mesh: `jax.sharding.Mesh` onto which the weights are sharded by `s1jax.parallel`; None: the first device.
-      dtype: floating type of the returned weights; None keeps the stored one.
+      dtype: floating type of the returned weights, such as "bfloat16"; empty keeps the stored one.
       host: return numpy arrays, which no device has held: half the memory where the device is the host.
 
     Raises:

@@ -4,7 +4,7 @@ TASK is countdown, countdown_easy, countdown_hard or countdown_four; gsm8k, math
 hub or from a local copy as gsm8k:FILE; choices:FILE for other multiple choice; or a FILE of questions and answers. FILE
 may be a folder: its test split is taken.
 
-All problems are answered once for each strategy (`s1jax.evaluate.strategies`), for example
+All problems are answered once for each strategy (`s1jax.evaluation.strategies`), for example
 
     none  forcing:max=64  forcing:waits=2  forcing:waits=2:wait=Hmm  token:64  token:64+forcing  step:8  class:long
     majority:8:temperature=1  reject:max=64:samples=16:temperature=1
@@ -36,9 +36,9 @@ from s1jax.cli import engine_flags, table, terminal
 from s1jax.cli import results as results_lib
 from s1jax.config.sampling import SamplingParams
 from s1jax.errors import UserError
-from s1jax.evaluate import metrics as metrics_lib
-from s1jax.evaluate import outcomes, strategies
-from s1jax.evaluate.strategies import Strategy
+from s1jax.evaluation import metrics as metrics_lib
+from s1jax.evaluation import outcomes, strategies
+from s1jax.evaluation.strategies import Strategy
 from s1jax.io import files, paths
 from s1jax.tasks import task as task_lib
 from s1jax.tasks.task import Task

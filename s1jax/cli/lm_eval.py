@@ -4,7 +4,7 @@
         --tasks gsm8k --batch_size 16 [--gen_kwargs max_gen_toks=512] [--output_path DIR --log_samples]
 
 Release 0.4.13 of the harness cannot be told of a model from outside, hence this command; later ones find `s1jax` where
-it is installed, and their own command `lm_eval` does as well. `s1jax/evaluate/lm_eval.py` has the arguments.
+it is installed, and their own command `lm_eval` does as well. `s1jax/evaluation/lm_eval.py` has the arguments.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def main() -> int | None:
     except ModuleNotFoundError as error:
         package = str(error.name).split(".")[0]
         raise UserError(f"{package} is not installed; python -m pip install -e .[harness] brings it.") from None
-    from s1jax.evaluate import lm_eval  # which registers the model
+    from s1jax.evaluation import lm_eval  # which registers the model
 
     try:
         cli_evaluate()

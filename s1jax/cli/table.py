@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from s1jax.cli import terminal
-from s1jax.evaluate import metrics as metrics_lib
+from s1jax.evaluation import metrics as metrics_lib
 
 
 def show(runs: list[metrics_lib.Run], metrics: Mapping[str, Mapping[str, float | None]], title: str) -> None:

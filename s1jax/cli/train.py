@@ -74,7 +74,7 @@ def _train(experiment: Experiment, workdir: pathlib.Path, began: float, profile:
     from s1jax.parallel import ops as parallel_ops
     from s1jax.parallel import sharding
     from s1jax.parallel.processes import together
-    from s1jax.train import loop
+    from s1jax.training import loop
 
     first = jax.process_index() == 0
     with contextlib.ExitStack() as held:
@@ -144,7 +144,7 @@ def _prepare(experiment: Experiment, start: pathlib.Path | None) -> tuple[Any, A
     from s1jax.data import sources
     from s1jax.parallel import mesh as mesh_lib
     from s1jax.parallel import sharding
-    from s1jax.train import step
+    from s1jax.training import step
 
     mesh = mesh_lib.make_mesh(experiment.mesh)
     about = _about(experiment, start)

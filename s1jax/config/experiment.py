@@ -106,7 +106,7 @@ class TrainConfig:
       steps: optimizer steps; 0 derives them from `epochs`.
       accumulation: micro-batches that one step's gradient is summed over; divides the rows of a batch.
       param_dtype: of the master weights; bfloat16 ones are updated with stochastic rounding, see
-        `s1jax.train.optimizer.apply`, and are half the memory of float32 ones with their copies in compute_dtype.
+        `s1jax.training.optimizer.apply`, and are half the memory of float32 ones with their copies in compute_dtype.
       compute_dtype: of activations and of the weights inside the forward pass.
       remat: what the backward pass keeps of a layer, see `s1jax.model.remat`.
       attention: kernel, see `s1jax.model.attention.attend`; `auto` leaves the choice to its `choose`.

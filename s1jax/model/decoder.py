@@ -362,7 +362,7 @@ def output_kernel(params: Params, config: ModelConfig) -> jax.Array:
 
 
 def logits(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
-    """[..., D] -> float32 [..., V]; for training use `s1jax.train.losses.cross_entropy`, which never holds them all."""
+    """[..., D] -> float32 [..., V]; training never holds them all (`s1jax.training.losses.cross_entropy`)."""
     tied = config.tied_embeddings
     kernel = (params["embed"]["embedding"] if tied else params["head"]["kernel"]).astype(hidden.dtype)
     if _is_weight_first(params):

@@ -207,7 +207,7 @@ def lookup(embedding: jax.Array, tokens: jax.Array) -> jax.Array:
     """[V, D], int32 [B, T] -> [B, T, D], the tokens' rows.
 
     The gradients of a row add up in float32: in bfloat16 the sum of a thousand ones is 256, and gradients of frequent
-    tokens were off by a quarter (tests/train/test_step.py).
+    tokens were off by a quarter (tests/training/test_step.py).
     """
     return embedding[tokens]
 

@@ -60,7 +60,7 @@ def attend(mesh: Mesh, implementation: str) -> attention_lib.Attend:
 
         heads = PartitionSpec(ROWS, TOKENS, "tensor")
         keys = heads if split_keys else PartitionSpec(ROWS, TOKENS)
-        # Replication is checked by the tests, as in `s1jax.train.losses.cross_entropy`.
+        # Replication is checked by the tests, as in `s1jax.training.losses.cross_entropy`.
         return jax.shard_map(
             device,
             mesh=mesh,
@@ -90,7 +90,7 @@ def lookup(mesh: Mesh) -> decoder.Lookup:
 
     vocab = TABLE["vocab"]
     tokens = PartitionSpec(ROWS, TOKENS)
-    # Replication is checked by the tests, as in `s1jax.train.losses.cross_entropy`.
+    # Replication is checked by the tests, as in `s1jax.training.losses.cross_entropy`.
     return jax.shard_map(
         device, mesh=mesh, in_specs=(PartitionSpec(vocab, WIDTH), tokens), out_specs=tokens, check_vma=False
     )

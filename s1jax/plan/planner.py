@@ -25,8 +25,8 @@ from s1jax.parallel import mesh as mesh_lib
 from s1jax.parallel import ops as parallel_ops
 from s1jax.parallel import sharding
 from s1jax.plan import flops, hlo, targets
-from s1jax.train import optimizer as optimizer_lib
-from s1jax.train import step as step_lib
+from s1jax.training import optimizer as optimizer_lib
+from s1jax.training import step as step_lib
 
 
 @dataclasses.dataclass(frozen=True)

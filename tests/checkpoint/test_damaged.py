@@ -15,7 +15,7 @@ from s1jax.config.model import ModelConfig
 from s1jax.config.sampling import SamplingParams
 from s1jax.engine import encoding
 from s1jax.errors import UserError
-from s1jax.evaluate import strategies
+from s1jax.evaluation import strategies
 from s1jax.model import decoder
 from s1jax.text import chat
 from s1jax.text.tokenizer import Tokenizer

@@ -28,7 +28,7 @@ from s1jax.io import files
 from s1jax.model import decoder
 from s1jax.text import chat
 from s1jax.text.tokenizer import Tokenizer
-from s1jax.train import optimizer as optimizer_lib
+from s1jax.training import optimizer as optimizer_lib
 
 MODEL = ModelConfig(
     vocab_size=128, d_model=16, mlp_dim=24, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8, tied_embeddings=True

@@ -14,7 +14,7 @@ import pytest
 from s1jax.checkpoint import store
 from s1jax.cli import table
 from s1jax.config.model import ModelConfig
-from s1jax.evaluate import metrics
+from s1jax.evaluation import metrics
 from s1jax.grading import compare, extract
 from s1jax.model import decoder
 from s1jax.tasks.countdown import four

@@ -10,7 +10,7 @@ import pytest
 from s1jax import perf
 from s1jax.cli import evaluate
 from s1jax.config.sampling import SamplingParams
-from s1jax.evaluate import strategies
+from s1jax.evaluation import strategies
 from s1jax.tasks import task as task_lib
 
 SLOW = 0.5

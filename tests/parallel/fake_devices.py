@@ -26,8 +26,8 @@ from s1jax.parallel import ops as parallel_ops  # noqa: E402
 from s1jax.parallel import sharding  # noqa: E402
 from s1jax.text import chat  # noqa: E402
 from s1jax.text.tokenizer import Tokenizer  # noqa: E402
-from s1jax.train import optimizer as optimizer_lib  # noqa: E402
-from s1jax.train import step as step_lib  # noqa: E402
+from s1jax.training import optimizer as optimizer_lib  # noqa: E402
+from s1jax.training import step as step_lib  # noqa: E402
 
 # 60 rows of the vocabulary divide by `tensor`, as weights must, and not by all axes they are split along in the loss.
 SHAPE = dict(vocab_size=60, d_model=16, mlp_dim=24, num_layers=2, num_heads=8, num_kv_heads=2, head_dim=4)

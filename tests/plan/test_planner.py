@@ -9,7 +9,7 @@ import pytest
 from s1jax.config.experiment import DataConfig, Experiment, OptimizerConfig, TrainConfig
 from s1jax.config.model import ModelConfig
 from s1jax.plan import hlo, planner, targets
-from s1jax.train import step as step_lib
+from s1jax.training import step as step_lib
 
 MODEL = ModelConfig(vocab_size=64, d_model=16, mlp_dim=32, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8)
 

@@ -1,4 +1,4 @@
-"""The run that tests/train/golden_torch_adamw.json records: model, weights, batch and settings, from seeds alone."""
+"""The run that tests/training/golden_torch_adamw.json records: model, weights, batch and settings, from seeds alone."""
 
 from typing import Any
 

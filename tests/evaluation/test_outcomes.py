@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from s1jax.evaluate import metrics, outcomes, strategies
+from s1jax.evaluation import metrics, outcomes, strategies
 from s1jax.tasks import task as task_lib
 
 TASK = task_lib.Task(

@@ -8,7 +8,7 @@ import pytest
 import scipy.stats
 
 from s1jax.errors import UserError
-from s1jax.evaluate import metrics
+from s1jax.evaluation import metrics
 
 
 def run(tokens, accuracy, problems=100, **more):

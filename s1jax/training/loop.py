@@ -25,9 +25,9 @@ from s1jax.config.experiment import Experiment, OptimizerConfig
 from s1jax.errors import UserError
 from s1jax.io import files
 from s1jax.parallel import processes, sharding
-from s1jax.train import metrics as record_lib
-from s1jax.train import optimizer as optimizer_lib
-from s1jax.train import step as step_lib
+from s1jax.training import metrics as record_lib
+from s1jax.training import optimizer as optimizer_lib
+from s1jax.training import step as step_lib
 
 # Settings that may differ when a run is resumed: they change neither its order nor, but for rounding, its numbers.
 _HOW = ("accumulation", "attention", "loss_chunk", "mlp_parts", "remat")  # what fits other machines

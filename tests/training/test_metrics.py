@@ -10,7 +10,7 @@ from s1jax.config.experiment import Experiment, MeshConfig
 from s1jax.config.model import ModelConfig
 from s1jax.errors import UserError
 from s1jax.parallel import mesh as mesh_lib
-from s1jax.train import metrics
+from s1jax.training import metrics
 
 MODEL = ModelConfig(vocab_size=128, d_model=8, mlp_dim=8, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=8)
 

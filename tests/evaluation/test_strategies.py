@@ -11,8 +11,8 @@ from s1jax.config.sampling import SamplingParams
 from s1jax.config.schema import to_dict
 from s1jax.engine import fields
 from s1jax.errors import UserError
-from s1jax.evaluate import strategies
-from s1jax.evaluate.strategies import Forcing, Instruction, Selection, Strategy
+from s1jax.evaluation import strategies
+from s1jax.evaluation.strategies import Forcing, Instruction, Selection, Strategy
 
 ALL = {**to_dict(SamplingParams(max_thinking_tokens=384, temperature=0.5)), "wait": "Wait"}
 LABELS = {

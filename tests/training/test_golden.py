@@ -10,9 +10,9 @@ import pytest
 
 from s1jax.config.experiment import MeshConfig
 from s1jax.parallel import mesh as mesh_lib
-from s1jax.train import optimizer as optimizer_lib
-from s1jax.train import step as step_lib
-from tests.train import golden
+from s1jax.training import optimizer as optimizer_lib
+from s1jax.training import step as step_lib
+from tests.training import golden
 
 FILE = pathlib.Path(__file__).parent / "golden_torch_adamw.json"
 

@@ -19,7 +19,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("elastic")
     env = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "tests/train/elastic.py", str(folder)]
+    command = [sys.executable, "tests/training/elastic.py", str(folder)]
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder

@@ -20,8 +20,8 @@ from s1jax.model import decoder, remat
 from s1jax.parallel import mesh as mesh_lib
 from s1jax.parallel import ops as parallel_ops
 from s1jax.parallel import sharding
-from s1jax.train import optimizer as optimizer_lib
-from s1jax.train.losses import cross_entropy as loss_lib
+from s1jax.training import optimizer as optimizer_lib
+from s1jax.training.losses import cross_entropy as loss_lib
 
 Batch = dict[str, jax.Array]
 

@@ -12,7 +12,7 @@ from s1jax.config.experiment import OptimizerConfig
 from s1jax.config.model import ModelConfig
 from s1jax.errors import UserError
 from s1jax.model import decoder
-from s1jax.train import optimizer
+from s1jax.training import optimizer
 
 MODEL = ModelConfig(
     vocab_size=11,

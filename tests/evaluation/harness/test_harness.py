@@ -15,7 +15,7 @@ from s1jax.errors import UserError
 from s1jax.model import decoder
 from s1jax.text import chat
 from s1jax.text.tokenizer import Tokenizer
-from tests.evaluate.harness.cases import CONTEXT, FORMAT, ROWS, run_launcher
+from tests.evaluation.harness.cases import CONTEXT, FORMAT, ROWS, run_launcher
 from tests.text.conftest import write_metaspace
 
 

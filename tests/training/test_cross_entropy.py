@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from s1jax.train.losses.cross_entropy import cross_entropy
+from s1jax.training.losses.cross_entropy import cross_entropy
 
 B, T, D, V = 3, 11, 16, 37
 

@@ -8,8 +8,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from s1jax.evaluate import metrics
-from s1jax.evaluate.strategies import Strategy
+from s1jax.evaluation import metrics
+from s1jax.evaluation.strategies import Strategy
 from s1jax.tasks.task import Task
 
 # Of a sample, what a table is made of; the rest is in the file of all samples.

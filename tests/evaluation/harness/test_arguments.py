@@ -9,7 +9,7 @@ import pytest
 from s1jax.cli import command
 from s1jax.cli import lm_eval as launcher
 from s1jax.errors import UserError
-from tests.evaluate.harness.cases import CONTEXT, ROOT, run_launcher
+from tests.evaluation.harness.cases import CONTEXT, ROOT, run_launcher
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
-"""Writes tests/train/golden_torch_adamw.json: `python -m tests.train.make_golden`; needs torch and transformers."""
+"""Writes golden_torch_adamw.json: `python -m tests.training.make_golden`; needs torch and transformers."""
 
 import json
 import pathlib
 
-from tests.train import golden
+from tests.training import golden
 
 
 def main() -> None:
@@ -11,7 +11,7 @@ def main() -> None:
     import transformers
 
     record = {
-        "command": "python -m tests.train.make_golden",
+        "command": "python -m tests.training.make_golden",
         "torch": torch.__version__,
         "transformers": transformers.__version__,
         "losses": golden.torch_losses(),

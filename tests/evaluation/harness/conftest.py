@@ -2,13 +2,13 @@
 
 import pytest
 
-from tests.evaluate.harness import cases
+from tests.evaluation.harness import cases
 
 
 @pytest.fixture(scope="module")
 def harness():
     pytest.importorskip("lm_eval", reason="the harness is not installed: pip install -e .[harness]")
-    from s1jax.evaluate import lm_eval as harness
+    from s1jax.evaluation import lm_eval as harness
 
     return harness
 

@@ -1,6 +1,6 @@
 """One run on 8, then 4, then 8 of 8 fake devices, each time on another mesh, and the same run on one device.
 
-Run by tests/train/test_elastic.py in a process of its own. Usage: elastic.py FOLDER.
+Run by tests/training/test_elastic.py in a process of its own. Usage: elastic.py FOLDER.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from s1jax.parallel import mesh as mesh_lib  # noqa: E402
 from s1jax.parallel import sharding  # noqa: E402
 from s1jax.text import chat  # noqa: E402
 from s1jax.text.tokenizer import Tokenizer  # noqa: E402
-from s1jax.train import loop  # noqa: E402
+from s1jax.training import loop  # noqa: E402
 
 MODEL = ModelConfig(
     vocab_size=128, d_model=16, mlp_dim=16, num_layers=1, num_heads=4, num_kv_heads=2, head_dim=8, tied_embeddings=True

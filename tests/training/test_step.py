@@ -15,8 +15,8 @@ from s1jax.data.packing import Example
 from s1jax.errors import UserError
 from s1jax.model import decoder
 from s1jax.parallel import mesh as mesh_lib
-from s1jax.train import optimizer as optimizer_lib
-from s1jax.train import step as step_lib
+from s1jax.training import optimizer as optimizer_lib
+from s1jax.training import step as step_lib
 
 MODEL = ModelConfig(
     vocab_size=29, d_model=16, mlp_dim=24, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8, qkv_bias=True

@@ -33,7 +33,7 @@ from s1jax.model import decoder
 from s1jax.parallel import mesh as mesh_lib
 from s1jax.text import chat
 from s1jax.text.tokenizer import Tokenizer
-from s1jax.train import loop
+from s1jax.training import loop
 
 MODEL = ModelConfig(
     vocab_size=128, d_model=8, mlp_dim=8, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=8, tied_embeddings=True
