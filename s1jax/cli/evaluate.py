@@ -40,7 +40,7 @@ from s1jax.evaluation import metrics as metrics_lib
 from s1jax.evaluation import outcomes, strategies
 from s1jax.evaluation.strategies import Strategy
 from s1jax.io import files, paths
-from s1jax.tasks import task as task_lib
+from s1jax.tasks import benchmarks
 from s1jax.tasks.task import Task
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Checkpoint, training workdir or package:NAME.")
@@ -95,7 +95,7 @@ def main() -> None:
         raise UserError(f"--dollars_per_hour is {_DOLLARS.value}; give a price, or 0 to leave dollars out.")
     if _HARD.value and _TASK.value not in ("countdown", "countdown_hard"):
         raise UserError(f"--hard is for --task=countdown, not for {_TASK.value}; drop it.")
-    task = task_lib.load("countdown_hard" if _HARD.value else _TASK.value, _PROBLEMS.value, _SPLIT.value)
+    task = benchmarks.load("countdown_hard" if _HARD.value else _TASK.value, _PROBLEMS.value, _SPLIT.value)
     controls = SamplingParams(
         max_thinking_tokens=task.max_thinking_tokens if _LIMIT.value is None else _LIMIT.value,
         max_answer_tokens=task.max_answer_tokens if _ANSWER.value is None else _ANSWER.value,
