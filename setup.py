@@ -1,12 +1,30 @@
-"""Installs s1jax: `pip install -e .[test]`."""
+"""Installs s1jax: `python -m pip install .`; this file is the one place for what the package needs and holds."""
 
 import pathlib
 import re
+import shutil
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "s1jax/__init__.py").read_text()).group(1)
+
+
+class BuildWithConfigs(build_py):
+    """Copies configs/ into the built package as s1jax/configs: `configs` is too common a name for site-packages."""
+
+    def run(self):
+        # Files of an earlier build that have been renamed since would be packed as well.
+        shutil.rmtree(pathlib.Path(self.build_lib, "s1jax"), ignore_errors=True)
+        super().run()
+        if self.editable_mode:
+            return  # s1jax/cli/configs.py finds the folder of the checkout
+        target = pathlib.Path(self.build_lib, "s1jax", "configs")
+        self.mkpath(str(target))
+        for file in sorted((HERE / "configs").glob("*.py")):
+            self.copy_file(str(file), str(target / file.name))
+
 
 setup(
     name="s1jax",
@@ -15,9 +33,25 @@ setup(
     long_description=(HERE / "README.md").read_text() if (HERE / "README.md").exists() else "",
     long_description_content_type="text/markdown",
     license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords="jax flax language-models reasoning test-time-scaling budget-forcing",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
     python_requires=">=3.11",
     packages=find_packages(include=["s1jax", "s1jax.*"]),
     package_data={"s1jax": ["py.typed", "assets/**/*", "assets/**/.*"]},
+    cmdclass={"build_py": BuildWithConfigs},
     install_requires=[
         "absl-py",
         "array_record",

@@ -21,7 +21,7 @@ def get_config() -> ml_collections.ConfigDict:
         rope_theta=1e4, qkv_bias=True, tied_embeddings=True, context_length=1024,
     )  # fmt: skip
     config = ml_collections.ConfigDict(config_lib.defaults(config_lib.to_dict(shape)))
-    config.tokenizer = "s1jax/assets/countdown_tokenizer"
+    config.tokenizer = "package:countdown_tokenizer"
     config.chat = "countdown_base"
     config.data.source = "countdown_corpus"
     config.data.block_size = 384

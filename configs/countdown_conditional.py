@@ -15,12 +15,21 @@ line of a trace; class:short and class:long.
 
 import ml_collections
 
-from configs import countdown_s1
+from s1jax import config as config_lib
 
 
 def get_config() -> ml_collections.ConfigDict:
-    config = countdown_s1.get_config()
+    config = ml_collections.ConfigDict(config_lib.defaults())
+    config.init_from = "package:countdown_base"
     config.chat = "countdown"  # its instructions are written in the task's own symbols
+    config.data.source = "countdown"
     config.data.control = "token"
-    config.data.block_size = 224  # with instructions and headers of steps the longest row has 198 ids
+    config.data.num_rows = 1000
+    config.data.block_size = 224  # with instructions and headers of steps the longest row has 198 tokens
+    config.data.batching = "packed"
+    config.train.batch_size = 16
+    config.train.epochs = 5
+    config.train.compute_dtype = "float32"
+    config.train.remat = "none"
+    config.optimizer.learning_rate = 4e-4
     return config

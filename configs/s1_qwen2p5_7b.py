@@ -18,8 +18,8 @@ paper's block:
 
 import ml_collections
 
-from configs import recipe
+from s1jax.config import recipes
 
 
 def get_config() -> ml_collections.ConfigDict:
-    return recipe.on_s1k("qwen2p5_7b")
+    return recipes.on_s1k("qwen2p5_7b")

@@ -19,8 +19,8 @@ One H100 does not hold it: weights and moments alone take 6 bytes a weight, in b
 
 import ml_collections
 
-from configs import recipe
+from s1jax.config import recipes
 
 
 def get_config() -> ml_collections.ConfigDict:
-    return recipe.on_s1k("qwen3_14b")
+    return recipes.on_s1k("qwen3_14b")

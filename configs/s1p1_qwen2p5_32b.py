@@ -18,11 +18,11 @@ One H100 does not hold it: weights and moments alone take 6 bytes a weight, in b
 
 import ml_collections
 
-from configs import recipe
+from s1jax.config import recipes
 
 
 def get_config() -> ml_collections.ConfigDict:
-    config = recipe.on_s1k("qwen2p5_32b")
+    config = recipes.on_s1k("qwen2p5_32b")
     config.data.source = "s1k_1_1"
     config.data.block_size = 20000
     config.data.batching = "padded"  # as planned: how many tokens these rows have is not known here

@@ -67,6 +67,9 @@ def main(arguments: Sequence[str]) -> int:
     if not given.get("config"):
         print("error: --config is missing; give a file of configs/.", file=sys.stderr)
         return 2
+    named = pathlib.Path(__file__).parents[1] / "configs" / f"{given['config']}.py"
+    if given["config"].isidentifier() and named.is_file():  # the name of an experiment of s1jax
+        given["config"] = str(named)
     if not pathlib.Path(given["config"]).is_file():
         print(f"error: --config={given['config']} is not a file; give one of configs/.", file=sys.stderr)
         return 2

@@ -84,6 +84,9 @@ check_train() {
     esac
   done
   [[ -n $config && -n $workdir ]] || fail "--config=FILE or --workdir=FOLDER is missing after --; launch.train needs both."
+  if [[ $config =~ ^[A-Za-z0-9_]+$ && -f configs/$config.py ]]; then
+    config=configs/$config.py # the name of an experiment of s1jax
+  fi
   [[ -f $config ]] || fail "--config=$config is no file of this repository; give one of configs/."
   [[ $workdir != *://* ]] || fail "--workdir=$workdir is a URL; mount the storage with --mount and give a folder in runs/."
   if [[ -n $mount && $workdir != runs/?* ]]; then

@@ -18,6 +18,16 @@ PUBLISHED = [*(f"s1_{size}" for size in SIZES), "s1_qwen3_8b", "s1_qwen3_14b", "
 PUBLISHED += ["s1_r1distill_qwen_7b", "s1p1_qwen2p5_32b"]
 
 
+def test_conditional_control_differs_from_the_quickstart_in_three_settings():
+    plain, conditional = (
+        importlib.import_module(f"configs.{name}").get_config().to_dict()
+        for name in ("countdown_s1", "countdown_conditional")
+    )
+    plain["chat"] = "countdown"
+    plain["data"] |= {"control": "token", "block_size": 224}
+    assert conditional == plain
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_tables_of_plans(name):
     """Every machine has a row or a sentence; memory is below the limit, and 20 % of the peak gives the minutes."""

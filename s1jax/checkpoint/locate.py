@@ -9,7 +9,6 @@ away; then the next newest is read from the beginning.
 from __future__ import annotations
 
 import contextlib
-import importlib.resources
 import os
 import pathlib
 import shutil
@@ -19,9 +18,8 @@ from typing import IO, Any, TypeVar
 
 from s1jax.checkpoint import digests
 from s1jax.errors import UserError
-from s1jax.io import files, paths
+from s1jax.io import assets, files, paths
 
-PACKAGE = "package:"  # prefix of the checkpoints that ship in s1jax/assets
 _TRIES = 20
 _PAUSE = 0.05  # seconds between tries to lock, in which another process removes a folder
 
@@ -35,11 +33,11 @@ def resolve(path: str | os.PathLike[str]) -> pathlib.Path:
       UserError: where there is none, with what was found instead.
     """
     text = os.fspath(path)
-    if text.startswith(PACKAGE):
-        assets = pathlib.Path(str(importlib.resources.files("s1jax") / "assets"))
-        folder = assets / text.removeprefix(PACKAGE)
+    if text.startswith(assets.PREFIX):
+        folder = assets.folder() / text.removeprefix(assets.PREFIX)
         if not digests.is_there(folder):
-            have = ", ".join(sorted(PACKAGE + item.name for item in assets.glob("*") if digests.is_there(item)))
+            shipped = sorted(item.name for item in assets.folder().glob("*") if digests.is_there(item))
+            have = ", ".join(assets.PREFIX + name for name in shipped)
             raise UserError(f"{text} is not in the package; it has {have or 'none'}.")
         return folder
     folder = paths.local(text, "checkpoint").absolute()

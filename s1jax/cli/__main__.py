@@ -9,6 +9,7 @@ from s1jax.cli import command
 
 # What each command does, as `s1jax --help` lists it.
 COMMANDS = {
+    "quickstart": "train and evaluate the small model that comes with s1jax, in minutes on a CPU",
     "train": "fine-tune or pretrain a decoder; the same command again resumes the run",
     "sample": "answer prompts under a thinking budget",
     "evaluate": "measure accuracy against thinking tokens, and draw the curve",
@@ -37,7 +38,7 @@ def main() -> None:
     elif name in ("", "-h", "--help", "help"):
         print("usage: s1jax COMMAND [--flag=value ...]\n")
         for command_name, purpose in COMMANDS.items():
-            print(f"  {command_name:10}{purpose}")
+            print(f"  {command_name:12}{purpose}")
         print("\n`s1jax COMMAND --help` lists the flags of a command.")
     elif name == "--version":
         from s1jax import __version__

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gc
 import os
+import pathlib
 import re
 import resource
 import runpy
@@ -15,7 +16,7 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from s1jax.cli import terminal
+from s1jax.cli import configs, terminal
 from s1jax.errors import UserError
 from s1jax.io import files
 
@@ -47,6 +48,11 @@ def run(main: Callable[[], int | None], config_flag: str = "") -> None:
     `terminal.LOST` or `terminal.PIPE_CLOSED` where all of that went well and standard output could not be written.
     """
     terminal.prepare()
+    if config_flag:
+        try:
+            sys.argv[:] = configs.with_paths(sys.argv, config_flag)
+        except UserError as error:
+            sys.exit(fail(str(error)))
     module = sys.modules[main.__module__]
     sys.modules["__main__"].__doc__ = module.__doc__  # absl prints it, and the key flags of sys.argv[0], as help
     for flag in flags.FLAGS.get_key_flags_for_module(module.__name__):
@@ -161,7 +167,9 @@ def _parse(argv: Sequence[str], config_flag: str) -> list[str]:
             sys.exit(fail(f"{' '.join(str(error).split())} (--helpfull lists all flags)"))
         file = _value_of(config_flag, argv) if config_flag else ""
         if file and isinstance(error, OSError):
-            sys.exit(fail(f"--{config_flag}={file} is no readable Python file; give one of configs/."))
+            shipped = pathlib.Path(file).stem
+            own = f"; --{config_flag}={shipped} is the one that comes with s1jax" if shipped in configs.files() else ""
+            sys.exit(fail(f"--{config_flag}={file} is no readable Python file{own or '; give one of configs/'}."))
         if not file or not isinstance(error, (AttributeError, KeyError, TypeError)):
             raise
         get_config = runpy.run_path(file).get("get_config")

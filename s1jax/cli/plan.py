@@ -32,7 +32,11 @@ from s1jax.plan import targets
 if TYPE_CHECKING:  # it imports jax, which must see the flags first
     from s1jax.plan.planner import Plan
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "File of configs/; single settings as --config.a.b=v.")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "An experiment of s1jax, by name (countdown_s1), or a file; single settings as --config.a.b=v.",
+)
 _TARGET = flags.DEFINE_string("target", None, "CHIP:ARRANGEMENT, for example v5p:4x4x4, v6e:4x4, h100:16, cpu:8.")
 _MODEL = flags.DEFINE_string(
     "model", "", "Preset of s1jax/config/presets.py, for a config whose checkpoint isn't here."

@@ -39,7 +39,11 @@ from s1jax.config.experiment import Experiment
 from s1jax.errors import UserError
 from s1jax.io import paths
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "File of configs/; single settings as --config.a.b=v.")
+_CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    None,
+    "An experiment of s1jax, by name (countdown_s1), or a file; single settings as --config.a.b=v.",
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; the same folder and settings resume it.")
 _PROFILE = flags.DEFINE_string(
     "profile",

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from s1jax.errors import UserError
+from s1jax.io import assets
 from s1jax.io import files as files_lib
 from s1jax.text.backends import HuggingFace, Piece, SentencePiece
 
@@ -105,7 +106,7 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | pathlib.Path) -> Tokenizer:
-        """Reads a tokenizer folder, a `tokenizer.json` or a SentencePiece `.model` file.
+        """Reads a tokenizer folder, a `tokenizer.json`, a SentencePiece `.model` file or `package:NAME`.
 
         A folder's `tokenizer.json` wins over its `.model`. Companion files beside it (`tokenizer_config.json` and the
         like) tell added tokens, end of sequence and padding, and are kept for `save`.
@@ -113,7 +114,7 @@ class Tokenizer:
         Raises:
           UserError: if the path does not exist, holds no tokenizer, or its tokenizer does not parse.
         """
-        path = pathlib.Path(path)
+        path = assets.path(path)
         if not path.exists():
             raise UserError(f"tokenizer {path} does not exist; give a folder with a tokenizer.json or .model file.")
         folder = path if path.is_dir() else path.parent

@@ -13,7 +13,7 @@ from s1jax.data import s1k
 from s1jax.errors import UserError
 from tests.launch.stand_ins import ROOT
 
-CONFIGS = [path for path in sorted((ROOT / "configs").glob("*.py")) if path.stem != "recipe"]
+CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 # As a fresh machine has it: the standard library alone (-S: no site-packages).
 ISOLATED = [sys.executable, "-S", "-m", "launch.inputs"]
 
@@ -50,6 +50,16 @@ def test_flags_come_after_the_file_and_the_last_one_counts():
     source, start = (line.split("\t") for line in done.stdout.splitlines())
     assert source == ["config.data.source", "a b.jsonl", "-", "0"]
     assert start[:2] == ["config.init_from", "README.md"] and int(start[3]) == (ROOT / "README.md").stat().st_size
+
+
+def test_an_experiment_is_known_by_its_name():
+    done = subprocess.run(
+        [*ISOLATED, "list", "--config=smollm2_gsm8k", "--config.data.source=README.md"],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0 and paths(done.stdout) == {
+        "config.data.source": "README.md", "config.init_from": "runs/smollm2"
+    }, done.stderr  # fmt: skip
 
 
 def test_what_is_not_there_is_one_sentence_each(tmp_path):

@@ -184,6 +184,8 @@ def test_a_config_that_the_machine_would_lack_is_refused(tmp_path):
         assert outcome.returncode == 2 and log == [f"git cat-file -e HEAD:{config}"]
         assert outcome.stderr.startswith(f"error: --config={config} is not in the last commit")
         assert outcome.stderr.count("\n") == 1
+    outcome, log = place.run("tpu_vm.sh", *TPU, "--", "--config=new", TRAIN[1])
+    assert outcome.returncode == 2 and log == ["git cat-file -e HEAD:configs/new.py"]  # by the name of an experiment
 
 
 def test_files_that_stay_here_are_told(tmp_path):
