@@ -98,7 +98,7 @@ DRIVER = """
 import contextlib, io, json, os, pathlib, sys
 from unittest import mock
 from absl.testing import flagsaver
-from s1jax.cli import command as cli, evaluate
+from s1jax.cli import command, evaluate
 from s1jax.io.journal import Journal
 os._exit = sys.exit
 outcomes = []
@@ -120,7 +120,7 @@ for stop, flags, files in json.loads(sys.argv.pop()):
     with mock.patch.object(Journal, "append", stopping), flagsaver.flagsaver(), redirected[0], redirected[1]:
         sys.argv[1:] = flags
         try:
-            cli.run(evaluate.main)
+            command.run(evaluate.main)
         except SystemExit as end:
             told = {"out": out.getvalue(), "err": err.getvalue(), "written": len(written)}
             outcomes.append({"code": end.code or 0, **told})
@@ -306,7 +306,7 @@ def test_an_evaluation_goes_on_after_a_hard_kill_within_a_line(runs):
     """Nothing is closed and nothing flushed, and the eighth sample is on the disk in half."""
     kill = """
 import os, sys
-from s1jax.cli import command as cli, evaluate
+from s1jax.cli import command, evaluate
 from s1jax.io.journal import Journal
 append, written = Journal.append, []
 def killed(self, row):
@@ -316,7 +316,7 @@ def killed(self, row):
         os.truncate(self._path, self._path.stat().st_size - 50)
         os._exit(9)
 Journal.append = killed
-cli.run(evaluate.main)
+command.run(evaluate.main)
 """
     out = runs.folder / "killed"
     flags = [

@@ -65,7 +65,7 @@ def loading(folder, *args, **kwargs):
 store.load_params = loading
 which = flags.pop(0)
 sys.argv[1:] = flags
-cli.run(importlib.import_module(f"launch.{which}").main)
+command.run(importlib.import_module(f"s1jax.cli.{which}").main)
 """
 
 

@@ -116,7 +116,7 @@ Engine.stream_tokens = marked"""
 DRIVER = """
 import contextlib, io, json, os, pathlib, sys
 from absl.testing import flagsaver
-from s1jax.cli import command as cli, sample
+from s1jax.cli import command, sample
 os._exit = sys.exit
 outcomes = []
 for before, flags in json.loads(sys.argv.pop()):
@@ -125,7 +125,7 @@ for before, flags in json.loads(sys.argv.pop()):
     with flagsaver.flagsaver(), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         sys.argv[1:] = flags
         try:
-            cli.run(sample.main)
+            command.run(sample.main)
         except SystemExit as end:
             outcomes.append({"code": end.code or 0, "out": out.getvalue(), "err": err.getvalue()})
 print(json.dumps(outcomes))
@@ -303,7 +303,7 @@ atexit.register(print, "never")
 def main():
     print("so far", end="")
     raise KeyboardInterrupt
-cli.run(main)"""
+command.run(main)"""
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (130, "so far")
     assert done.stderr == "interrupted; run the same command again\n"

@@ -21,7 +21,7 @@ def main():
         numbers = file.fileno()
         file.write(f"{numbers} complete")
 
-cli.run(main)
+command.run(main)
 """
 
 
@@ -139,7 +139,7 @@ def test_an_error_does_not_wait_for_threads(error, code):
         "import threading\nfrom s1jax.cli import command\nfrom s1jax.config import UserError\n"
         "def main():\n    threading.Thread(target=threading.Event().wait).start()\n"
         f"    raise {error}\n"
-        "cli.run(main)\n"
+        "command.run(main)\n"
     )
     outcome = subprocess.run([sys.executable, "-c", launcher], capture_output=True, text=True, timeout=60)
     assert outcome.returncode == code
