@@ -129,7 +129,8 @@ CANDIDATES = """
 import json, sys
 from absl import flags
 from s1jax.cli import plan
-from s1jax.config import Experiment, MeshConfig, ModelConfig, TrainConfig
+from s1jax.config.experiment import Experiment, MeshConfig, TrainConfig
+from s1jax.config.model import ModelConfig
 
 flags.FLAGS(["plan"])
 model = ModelConfig(vocab_size=64, d_model=16, mlp_dim=32, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8)

@@ -136,7 +136,7 @@ def test_too_little_memory_ends_in_a_sentence(words, remedy, capsys):
 def test_an_error_does_not_wait_for_threads(error, code):
     """A save of Orbax that could not start all of its threads left others that waited for ever."""
     launcher = (
-        "import threading\nfrom s1jax.cli import command\nfrom s1jax.config import UserError\n"
+        "import threading\nfrom s1jax.cli import command\nfrom s1jax.errors import UserError\n"
         "def main():\n    threading.Thread(target=threading.Event().wait).start()\n"
         f"    raise {error}\n"
         "command.run(main)\n"
