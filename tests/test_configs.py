@@ -59,13 +59,13 @@ def test_tables_of_plans(name):
         assert float(minutes) == pytest.approx(seconds / 60, abs=0.1)
 
 
-def test_the_readme_has_the_minutes_of_the_papers_run():
+def test_the_page_on_planning_has_the_minutes_of_the_papers_run():
     """Of 16 H100 at 20, 40 and 60 % of their peak, with every place of a batch counted, and with its tokens alone."""
     settings = importlib.import_module("configs.s1_qwen2p5_32b").get_config().to_dict()
     run = layout.layout(presets.experiment(settings))
     model, block = presets.PRESETS["qwen2p5_32b"], settings["data"]["block_size"]
     places = run.rows * block
-    text = " ".join((CONFIGS.parent / "README.md").read_text().split())
+    text = " ".join((CONFIGS.parent / "docs" / "planning.md").read_text().split())
     _, sentence = text.split("The paper's run, planned ")
     assert f"five times in {run.steps} steps" in sentence
     assert f"({100 * (1 - run.tokens / places):.0f} % are padding" in sentence
@@ -82,7 +82,7 @@ def test_the_readme_has_the_minutes_of_the_papers_run():
     assert "takes {:.1f}, {:.1f} and {:.1f} minutes".format(*alone) in sentence
 
 
-# Rows of README's table of peaks, and the records of their last four columns.
+# Rows of the table of peaks in docs/planning.md, and the records of their last four columns.
 PEAKS = {
     "v5p 2x2x4, Qwen2.5-7B, 8,192": ("v5p_8k", "", "", "v5p_8k_sequence_4"),
     "v5p 2x2x4, Qwen2.5-7B, 32,768": ("v5p_32k", "v5p_32k_parts", "v5p_32k_sequence", "v5p_32k_sequence_4"),
@@ -95,9 +95,10 @@ PEAKS = {
 
 
 @pytest.mark.parametrize("row", PEAKS)
-def test_the_readme_has_the_peaks_that_are_recorded(row):
+def test_the_page_on_planning_has_the_peaks_that_are_recorded(row):
     root = CONFIGS.parent
     plans = json.loads((root / "benchmarks" / "results" / "plans.json").read_text())["plans"]
-    (line,) = [line for line in (root / "README.md").read_text().splitlines() if line.startswith(f"| {row}")]
+    page = root / "docs" / "planning.md"
+    (line,) = [line for line in page.read_text().splitlines() if line.startswith(f"| {row}")]
     cells = [cell.strip().partition(" GB")[0] for cell in line.strip("|").split("|")[-4:]]
     assert cells == [f"{plans[name]['memory']['peak'] / 1e9:.1f}" if name else "" for name in PEAKS[row]]

@@ -230,7 +230,8 @@ def test_skypilot_starts_a_process_a_machine_and_resumes():
     assert outcome.stdout.splitlines()[-3:] == ["--coordinator=10.1.0.7:8476", "--num_processes=2", "--process_id=1"]
 
 
-RECIPES = [*sorted(LAUNCH.glob("*.sh")), LAUNCH / "slurm.sbatch", *sorted(LAUNCH.glob("*.yaml")), ROOT / "README.md"]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+RECIPES = [*sorted(LAUNCH.glob("*.sh")), LAUNCH / "slurm.sbatch", *sorted(LAUNCH.glob("*.yaml")), *PAGES]
 
 
 def test_commands_in_the_recipes_name_files_and_flags_that_exist():
@@ -247,7 +248,7 @@ def test_commands_in_the_recipes_name_files_and_flags_that_exist():
         text = re.sub(r"(?m)\\\n|^# ", " ", recipe.read_text())
         for name in re.findall(r"configs/\w+\.py", text):
             assert name == "configs/NAME.py" or (ROOT / name).is_file(), (recipe.name, name)
-        for line in re.findall(r"-m launch\.(?:train|plan) (.*)", text):
+        for line in re.findall(r"(?:-m launch\.|\bs1jax )(?:train|plan) (.*)", text):
             for flag in re.findall(r"--([\w.]+)=", line):
                 node = settings
                 for part in flag.split(".")[1:]:
@@ -269,12 +270,14 @@ def test_the_batch_script_is_sound():
 
 
 def test_examples_of_machines_mount_the_checkpoint_to_start_from():
-    texts = [(LAUNCH / name).read_text() for name in ("tpu_vm.sh", "gpu_vm.sh")] + [(ROOT / "README.md").read_text()]
+    texts = [(LAUNCH / name).read_text() for name in ("tpu_vm.sh", "gpu_vm.sh")] + [
+        (ROOT / "docs/clusters.md").read_text()
+    ]
     examples = re.findall(r"bash launch/\w+_vm\.sh (--.*)", re.sub(r"\\\n#?", " ", "\n".join(texts)))
     assert len(examples) == 5 and all("--mount=" in example for example in examples)
 
 
-def test_the_readme_names_every_recipe():
-    section = (ROOT / "README.md").read_text().partition("## On your cluster\n")[2].partition("\n## ")[0]
+def test_the_page_on_clusters_names_every_recipe():
+    section = (ROOT / "docs" / "clusters.md").read_text()
     for name in ("tpu_vm.sh", "gpu_vm.sh", "slurm.sbatch", "gke_jobset.yaml", "skypilot.yaml"):
         assert f"launch/{name}" in section

@@ -1,0 +1,161 @@
+"""The written pages: links and paths exist, tables are those of the records, the site builds strictly."""
+
+import ast
+import importlib.util
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import urllib.parse
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").glob("*.md")])
+NAMES = [page.relative_to(ROOT).as_posix() for page in PAGES]
+MACHINES = ("intel_xeon", "amd_epyc", "amd_epyc_family_25_model_17")
+
+
+def _prose(text):
+    """A page without its blocks of code."""
+    return re.sub(r"(?ms)^```.*?^```", "", text)
+
+
+def _anchors(page):
+    """The anchors of a page's headings, as GitHub and MkDocs make them."""
+    headings = re.findall(r"(?m)^#+ (.*)", _prose(page.read_text()))
+    return {re.sub(r"[^\w\- ]", "", heading.replace("`", "").lower()).strip().replace(" ", "-") for heading in headings}
+
+
+def _cells(name, first):
+    """The cells of the rows of a page whose first cell is `first`."""
+    lines = [line for line in (ROOT / name).read_text().splitlines() if line.startswith(f"| {first} |")]
+    return [[cell.strip() for cell in line.strip("|").split("|")][1:] for line in lines]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_links_lead_to_files_and_headings(name):
+    page = ROOT / name
+    for link in re.findall(r"\]\(([^)\s]+)\)", _prose(page.read_text())):
+        if re.match(r"[a-z]+:", link):
+            continue
+        path, _, anchor = urllib.parse.unquote(link).partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{name} links to {link}, which does not exist"
+        assert not anchor or anchor in _anchors(target), f"{name} links to {link}; that page has no such heading"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_files_that_a_page_names_exist(name):
+    """All but those of earlier releases and of what was decided against."""
+    rooms = "s1jax|tests|configs|launch|benchmarks|examples|docs"
+    named = set(re.findall(rf"(?<![\w/])((?:{rooms})/[\w./-]*\w/?)(?![\w*])", (ROOT / name).read_text()))
+    named -= {path for path in named if re.search(r"NAME|PROCESSOR|NN-title", path)}
+    missing = [path for path in sorted(named) if not (ROOT / path).exists()]
+    assert name in ("CHANGELOG.md", "docs/decisions/04-public-names.md") or not missing
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_installed_by_hand_goes_into_the_environment(name):
+    """A bare `pip` may belong to another Python."""
+    assert not re.search(r"(?<!-m )pip install", (ROOT / name).read_text())
+
+
+@pytest.mark.parametrize("name", ["README.md", "WORKSPACE.md"])
+def test_the_first_pages_stay_short(name):
+    assert len((ROOT / name).read_text().splitlines()) <= 150
+
+
+def test_the_readme_begins_with_the_two_commands():
+    first = re.search(r"(?ms)^```bash\n(.*?)^```", (ROOT / "README.md").read_text())[1]
+    commands = [line.partition("#")[0].strip() for line in first.splitlines()]
+    assert commands == ["bash launch/quickstart.sh", "bash launch/test.sh"]
+
+
+@pytest.mark.parametrize(("name", "count"), [("README.md", 5), ("docs/quickstart.md", 10)])
+def test_the_quickstarts_table_is_its_record(name, count):
+    runs = {run["name"]: run for run in json.loads((RESULTS / "quickstart.json").read_text())["runs"]}
+    found = {run: cells for run in runs for cells in _cells(name, run) if len(cells) == 3}
+    assert len(found) == count
+    for run, cells in found.items():
+        accuracy = f"{runs[run]['accuracy']:.1f} ± {runs[run]['error']:.1f}"
+        assert cells == [accuracy, f"{runs[run]['thinking_tokens']:.1f}", f"{runs[run]['cut']:.0f}"]
+
+
+def test_the_table_over_seeds_is_its_record():
+    runs = json.loads((RESULTS / "countdown_figures.json").read_text())["over_runs"]
+    found = {run: cells[0] for run in runs for cells in _cells("docs/quickstart.md", run) if len(cells) == 1}
+    assert len(found) == 7
+    for run, cell in found.items():
+        shown = [float(number) for number in cell.split(" ± ")]
+        assert shown == pytest.approx([*runs[run]["accuracy"].values()], abs=0.0501)
+
+
+@pytest.mark.parametrize(
+    ("row", "run"),
+    [
+        ("eight waits", "Wait x8"),
+        ("two waits, majority of 4 samples", "Wait x2, majority of 4 at 1"),
+        ("majority of 16 samples at temperature 1", "majority of 16 at 1"),
+        ("rejected until thinking has at most 32 tokens", "rejected above 32, 16 tries at 1"),
+    ],
+)
+def test_the_table_of_controls_is_its_record(row, run):
+    runs = {run["name"]: run for run in json.loads((RESULTS / "controls.json").read_text())["runs"]}
+    ((accuracy, tokens),) = _cells("docs/evaluation.md", row)
+    assert accuracy == f"{runs[run]['accuracy']:.1f} ± {runs[run]['error']:.1f}"
+    # Of rejected samples the tokens that count say nothing of the cost.
+    assert tokens == ("" if "rejected" in row else f"{runs[run]['thinking_tokens']:.0f}")
+
+
+SPEEDS = {
+    "train step, 4 x 512 tokens": ("train_step", None),
+    "greedy decoding, 1 sequence": ("decode", "1x128x256"),
+    "greedy decoding, 1 sequence, 128 + 256 tokens": ("decode", "1x128x256"),
+    "greedy decoding, 16 sequences, 128 + 128 tokens": ("decode", "16x128x128"),
+    "64 prompts of mixed length with mixed budgets, 16 batch slots": ("sampling_mixed", None),
+    "one sequence of 1,967 tokens with four waits": ("sampling_waits", None),
+}
+
+
+@pytest.mark.parametrize("row", SPEEDS)
+def test_the_tables_of_speeds_are_the_records(row):
+    benchmark, part = SPEEDS[row]
+    found = []
+    for machine in MACHINES:
+        record = json.loads((RESULTS / machine / f"{benchmark}.json").read_text())
+        medians = record[part] if part else record
+        peers = [medians.get(f"times_faster_than_{peer}") for peer in ("transformers", "tunix")]
+        found.append(["" if peer is None else f"{peer['median']:.2f} x" for peer in peers])
+    rows = {name: _cells(name, row) for name in ("README.md", "docs/benchmarks.md")}
+    assert any(rows.values())
+    for cells in rows["README.md"]:
+        assert cells == [transformers for transformers, _ in found]
+    for cells in rows["docs/benchmarks.md"]:
+        assert [cell.partition(" (")[0] for cell in cells] == [cell for pair in found for cell in pair]
+
+
+def test_the_readmes_python_runs(capsys):
+    """Ten lines on the model that ships in the package."""
+    (code,) = re.findall(r"(?ms)^```python\n(.*?)^```", (ROOT / "README.md").read_text())
+    assert len(ast.parse(code).body) <= 10
+    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+    assert capsys.readouterr().out.strip()
+
+
+def test_the_site_builds_strictly(tmp_path):
+    """Every page is in the navigation, every link and anchor leads somewhere, every docstring can be rendered."""
+    if importlib.util.find_spec("mkdocs") is None or importlib.util.find_spec("mkdocstrings") is None:
+        pytest.skip("mkdocs is not installed (python -m pip install -e .[docs]); the links above are checked")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", f"--site-dir={tmp_path}"],
+        cwd=ROOT,
+        env=os.environ | {"NO_MKDOCS_2_WARNING": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (tmp_path / "api" / "sampling" / "index.html").exists()
