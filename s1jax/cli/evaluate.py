@@ -38,6 +38,7 @@ from s1jax.config.sampling import SamplingParams
 from s1jax.errors import UserError
 from s1jax.evaluation import metrics as metrics_lib
 from s1jax.evaluation import outcomes, strategies
+from s1jax.evaluation import plot as plot_lib
 from s1jax.evaluation.strategies import Strategy
 from s1jax.io import files, paths
 from s1jax.tasks import benchmarks
@@ -179,7 +180,7 @@ def evaluate(folder: pathlib.Path, chosen: Sequence[Strategy], task: Task, contr
         samples.rename(out / "samples.jsonl")
         files.write_text(out / "results.json", json.dumps(results, indent=2) + "\n")
         journal.remove()
-        metrics_lib.plot(runs, out / "scaling.png", title, _WAIT.value)
+        plot_lib.plot(runs, out / "scaling.png", title, _WAIT.value)
     table.show(runs, metrics, title)
     print(f"wrote results.json, samples.jsonl and scaling.png to {out}")
 

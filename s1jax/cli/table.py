@@ -12,7 +12,7 @@ from s1jax.cli import terminal
 from s1jax.evaluation import metrics as metrics_lib
 
 
-def show(runs: list[metrics_lib.Run], metrics: Mapping[str, Mapping[str, float | None]], title: str) -> None:
+def show(runs: list[metrics_lib.Run], metrics: Mapping[str, metrics_lib.Metrics], title: str) -> None:
     """Prints the runs and the paper's three figures for each of their curves."""
     table = Table(title=terminal.safe(title))
     table.add_column("run")
@@ -45,7 +45,13 @@ def show(runs: list[metrics_lib.Run], metrics: Mapping[str, Mapping[str, float |
         figures.add_column(heading, justify="right" if heading else "left")
     names = {"all": "all runs", "budgets": "budgets only", "waits": "waits only"}
     for family, values in metrics.items():
-        figures.add_row(names.get(family, terminal.safe(family)), *(_figure(value, ".1f") for value in values.values()))
+        figures.add_row(
+            names.get(family, terminal.safe(family)),
+            *(
+                _figure(value, ".1f")
+                for value in (values["control"], values["control_of_runs"], values["scaling"], values["performance"])
+            ),
+        )
     console = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 120)
     console.print(table, figures)
 

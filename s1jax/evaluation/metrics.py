@@ -1,8 +1,8 @@
-"""The paper's three figures of test-time scaling, Control, Scaling and Performance, and the curve they describe.
+"""The paper's three figures of test-time scaling: Control, Scaling, Performance.
 
-A *run* is one setting of the controls (thinking cut at 32 tokens, say, or "Wait" twice) over the same problems. Scales:
-accuracies are percentages, Control is a percentage of rows, Scaling is percentage points of accuracy gained per
-1,000 thinking tokens. Source: "s1: Simple test-time scaling" (arXiv 2501.19393), section 3.2.
+A *run* is one strategy over all problems: thinking cut at 32 tokens, for example, or "Wait" twice. Accuracies are
+percentages. Control is a percentage of samples. Scaling is the gain of accuracy in percentage points per 1,000 thinking
+tokens. Source: "s1: Simple test-time scaling" (arXiv 2501.19393), section 3.2.
 """
 
 from __future__ import annotations
@@ -10,20 +10,14 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import pathlib
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
 
 from s1jax.errors import UserError
-from s1jax.io import files
 
-# Of the curves of a plot, in order: waits, budgets, then what else there is. Their numbers have no common divisor, so
-# that pairs of both do not come again before the 57th curve.
-_COLOURS = ("#1f6feb", "#d9480f", "#2b8a3e", "#862e9c", "#0b7285", "#e67700", "#c2255c", "#495057")
-_MARKERS = ("o", "s", "^", "v", "P", "X", "d")
 _Z95 = 1.959964  # 97.5 % quantile of the normal distribution
 
-# One number for all rows, or one a row.
+# One number for all samples, or one a sample.
 Bound = float | Sequence[float]
 
 
@@ -33,23 +27,23 @@ class Run:
 
     Attributes:
       name: as in tables, for example `cut at 32` or `Wait x2`.
-      label: next to the point of the plot, where the legend says the rest.
+      label: next to the point of the plot; the legend says the rest.
       families: the curves that the run is a point of. `budgets` is thinking cut at growing budgets, `waits` a growing
-        number of waits; the run without any control belongs to both.
+        number of waits. The run without any control belongs to both.
       parallel: compute goes into more samples, not into longer ones.
       problems: number of problems.
       accuracy: percentage of problems answered correctly.
       error: one binomial standard error of `accuracy`, in percentage points.
-      thinking_tokens: of the sample that counts, or of all samples where all vote: the place on the curve.
+      thinking_tokens: of the sample that counts, or of all samples if all vote: the place on the curve.
       answer_tokens: of the same samples.
-      total_tokens: thinking and answers of all samples, rejected ones too.
-      samples: how many were drawn.
-      control: percentage of those samples whose thinking tokens lie in the range asked for; None where no range is.
-      in_range: whether the mean does, which is what the paper counts; None likewise.
-      cut: percentage of those samples whose thinking was cut, rather than ended by the model.
-      seconds: wall-clock time that sampling took, over all problems; loading and compiling left out.
-      dollars: for one problem; None where no price is known.
-      undecided: problems whose answer is counted as not right because its comparison did not end.
+      total_tokens: thinking and answers of all samples, including rejected ones.
+      samples: number of samples drawn.
+      control: percentage of those samples whose thinking tokens are within the range asked for; None without a range.
+      in_range: whether their mean is, which is what the paper counts; None without a range.
+      cut: percentage of those samples whose thinking was cut instead of ended by the model.
+      seconds: wall-clock time of sampling, over all problems, without loading and compiling.
+      dollars: for one problem; None if no price is known.
+      undecided: problems whose answer counts as not right because its comparison did not end.
     """
 
     name: str
@@ -76,6 +70,19 @@ class Run:
         return wilson(self.accuracy / 100, self.problems)
 
 
+class Metrics(TypedDict):
+    """The paper's figures of some runs, each None if it is not defined for them.
+
+    `control` (%) is over the problems of all runs, `control_of_runs` (%) over the runs by their means, as in the
+    paper's table 3. `scaling` is in percentage points per 1,000 thinking tokens, `performance` in %.
+    """
+
+    control: float | None
+    control_of_runs: float | None
+    scaling: float | None
+    performance: float | None
+
+
 def record(run: Run) -> dict[str, Any]:
     """Returns a run as JSON values, with its 95 % interval, its place in the two curves and its costs."""
     values = dataclasses.asdict(run)
@@ -91,11 +98,23 @@ def record(run: Run) -> dict[str, Any]:
     }
 
 
+def from_record(values: Mapping[str, Any]) -> Run:
+    """Returns the run that `record` gave these JSON values for.
+
+    Raises:
+      KeyError: a value is missing.
+      TypeError: likewise, or the families are not a list.
+    """
+    names = {field.name for field in dataclasses.fields(Run)} - {"families", "dollars"}
+    given = {name: value for name, value in values.items() if name in names}
+    return Run(**given, families=tuple(values["families"]), dollars=values.get("dollars_per_problem"))
+
+
 def accuracy(right: Sequence[bool]) -> tuple[float, float]:
     """Returns the percentage of True and its binomial standard error, 100 sqrt(p (1 - p) / n).
 
-    The error describes the choice of problems. It is 0 where all answers are right or all are wrong; `wilson` gives a
-    sensible interval there.
+    The error describes the choice of problems. It is 0 if all answers are right or all are wrong; `wilson` gives a
+    sensible interval for these.
 
     Raises:
       UserError: there are no answers.
@@ -123,18 +142,18 @@ def wilson(share: float, count: int) -> tuple[float, float]:
 
 
 def control(thinking_tokens: Sequence[int], least: Bound, most: Bound) -> float:
-    """Returns Control: the percentage of rows whose thinking tokens lie in [least, most], both ends included.
+    """Returns Control: the percentage of samples whose thinking tokens are in [least, most], both ends included.
 
     Args:
-      thinking_tokens: one count a row.
-      least: fewest tokens asked for, one number for all rows or one a row.
+      thinking_tokens: one count a sample.
+      least: fewest tokens asked for, one number for all samples or one a sample.
       most: as `least`, the most tokens asked for.
 
     Raises:
-      UserError: there are no rows.
+      UserError: there are no samples.
     """
     if not thinking_tokens:
-        raise UserError("There are no rows to take Control over; give at least one problem.")
+        raise UserError("There are no samples to compute Control from; give at least one problem.")
     lows = [least] * len(thinking_tokens) if isinstance(least, (int, float)) else least
     highs = [most] * len(thinking_tokens) if isinstance(most, (int, float)) else most
     inside = [low <= count <= high for low, count, high in zip(lows, thinking_tokens, highs, strict=True)]
@@ -144,14 +163,14 @@ def control(thinking_tokens: Sequence[int], least: Bound, most: Bound) -> float:
 def scaling(tokens: Sequence[float], accuracies: Sequence[float]) -> float | None:
     """Returns Scaling: the mean slope over all pairs of runs, in percentage points per 1,000 thinking tokens.
 
-    Each pair counts alike, however close its runs are. A pair with equal tokens has no slope and is left out.
+    All pairs have the same weight, however close their runs are. A pair with equal tokens has no slope and is left out.
 
     Args:
       tokens: x of each run, its average thinking tokens, in any order.
       accuracies: f of each run, in percent.
 
     Returns:
-      the mean slope, or None where no pair has one: fewer than two runs, or all with equal tokens.
+      the mean slope; None if no pair has one, because there are fewer than two runs or all have equal tokens.
     """
     runs = sorted(zip(tokens, accuracies, strict=True))
     slopes = [(fb - fa) / (xb - xa) for (xa, fa), (xb, fb) in itertools.combinations(runs, 2) if xb > xa]
@@ -159,16 +178,12 @@ def scaling(tokens: Sequence[float], accuracies: Sequence[float]) -> float | Non
 
 
 def performance(accuracies: Sequence[float]) -> float | None:
-    """Returns Performance: the best accuracy of any run; None where there is no run."""
+    """Returns Performance: the best accuracy of any run; None if there is no run."""
     return max(accuracies, default=None)
 
 
-def metrics(runs: Sequence[Run]) -> dict[str, float | None]:
-    """Returns `control`, `control_of_runs`, `scaling` (percentage points per 1,000 tokens) and `performance` of `runs`.
-
-    `control` (%) is over the problems of all runs, `control_of_runs` (%) over the runs by their means, as the paper's
-    table 3 has it. Runs that no range was asked of count in neither. Each is None where it is not defined.
-    """
+def metrics(runs: Sequence[Run]) -> Metrics:
+    """Returns the figures of `runs`. Runs without a range of thinking tokens do not count in Control."""
     asked = [run for run in runs if run.control is not None]
     rows = sum(run.problems for run in asked)
     return {
@@ -180,94 +195,9 @@ def metrics(runs: Sequence[Run]) -> dict[str, float | None]:
 
 
 def families(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Returns the runs of each curve; budgets and waits always, the others in the order in which they come."""
+    """Returns the runs of each curve: budgets and waits always, then the others in order of appearance."""
     found: dict[str, list[Run]] = {"budgets": [], "waits": []}
     for run in runs:
         for family in run.families:
             found.setdefault(family, []).append(run)
     return found
-
-
-def plot(runs: Sequence[Run], path: pathlib.Path, title: str, wait: str = "Wait") -> None:
-    """Draws accuracy against average thinking tokens as a PNG, one line a family: figures 4 and 6 of the paper.
-
-    Sequential scaling is solid, parallel scaling dashed. Bars are 95 % Wilson intervals. One point alone is a marker.
-
-    Args:
-      runs: at least one.
-      path: file to write.
-      title: says which model, task and number of problems.
-      wait: the extension string, for the legend.
-    """
-    # Imported here, without pyplot: no display, no global state, and nobody who only wants numbers waits for it.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-    from matplotlib.patheffects import withStroke
-
-    figure = Figure(figsize=(7.2, 4.8), dpi=160, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    legend = {
-        "waits": f'thinking extended with "{wait}"' if wait else "end of thinking suppressed",
-        "budgets": "thinking cut at a budget",
-    }
-    looks = zip(itertools.cycle(_COLOURS), itertools.cycle(_MARKERS), strict=True)
-    curves = families(runs)
-    # The run without any control is a point of both; where it is the only one of a curve, the other shows it.
-    alone = [name for name in legend if len(curves[name]) == 1 and len(curves[name][0].families) > 1]
-    for name in alone[:1]:
-        curves[name] = []
-    for family in ("waits", "budgets", *(name for name in curves if name not in legend)):
-        colour, marker = next(looks)
-        curve = sorted(curves[family], key=lambda run: run.thinking_tokens)
-        if not curve:
-            continue
-        axes.errorbar(
-            [run.thinking_tokens for run in curve], [run.accuracy for run in curve],
-            yerr=_bars(curve), color=colour, marker=marker, markersize=6, linewidth=1.8, capsize=3,
-            elinewidth=1.1, linestyle="--" if curve[0].parallel else "-", label=_literal(legend.get(family, family)),
-            zorder=3,
-        )  # fmt: skip
-    wide = max(run.thinking_tokens for run in runs) * 0.15  # about the width of a label
-    high = max(run.accuracy for run in runs) * 0.08
-    for run in runs:
-        natural = len(run.families) > 1
-        crowded = any(
-            0 < other.thinking_tokens - run.thinking_tokens < wide and abs(other.accuracy - run.accuracy) < high
-            for other in runs
-            if len(other.families) == 1
-        )
-        below = 7 if crowded or run.accuracy <= 5 else -11
-        if natural:
-            axes.plot(run.thinking_tokens, run.accuracy, "D", color="#222222", markersize=6.5, zorder=5)
-        # The curves rise: below and to the right of a point there is room, above and to the left for the common one.
-        axes.annotate(
-            _literal(run.label), (run.thinking_tokens, run.accuracy),
-            xytext=(-7, 6) if natural else (-6 if crowded else 7, below),
-            ha="right" if natural else "left", textcoords="offset points", fontsize=8.5, color="#444444", zorder=6,
-            path_effects=[withStroke(linewidth=2.5, foreground="white")],
-        )  # fmt: skip
-    axes.set_xlabel("average thinking tokens")
-    axes.set_ylabel("accuracy (%), 95 % intervals")
-    axes.set_title(_literal(title), fontsize=11)
-    axes.grid(color="#e6e6e6", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-    top = max(10.0, *(run.interval[1] for run in runs))
-    axes.set_ylim(-0.04 * top, 1.04 * top)  # room for whole markers at 0 % and at 100 %
-    axes.margins(x=0.1)
-    axes.legend(frameon=False, loc="best", fontsize=9.5, handlelength=4)  # as long as four dashes
-    with files.replace(path) as file:
-        figure.savefig(file, format="png")
-
-
-def _bars(runs: Sequence[Run]) -> list[list[float]]:
-    """Returns how far the intervals of `runs` reach below and above their accuracies, as `errorbar` takes it."""
-    below = [max(run.accuracy - run.interval[0], 0.0) for run in runs]
-    above = [max(run.interval[1] - run.accuracy, 0.0) for run in runs]
-    return [below, above]
-
-
-def _literal(text: str) -> str:
-    """Escapes what matplotlib would take for the borders of a formula."""
-    return text.replace("$", r"\$")
