@@ -17,15 +17,19 @@ if TYPE_CHECKING:
     from s1jax.checkpoint.store import load_model as load_model
     from s1jax.config.sampling import SamplingParams as SamplingParams
     from s1jax.engine.engine import Engine as Engine
+    from s1jax.training.callbacks import Callbacks as Callbacks
+    from s1jax.training.run import train as train
 
 __version__ = "0.1.0"
 
 _HOME = {
+    "Callbacks": "s1jax.training.callbacks",
     "Engine": "s1jax.engine.engine",
     "SamplingParams": "s1jax.config.sampling",
     "load_model": "s1jax.checkpoint.store",
+    "train": "s1jax.training.run",
 }
-__all__ = ["Engine", "SamplingParams", "load_model"]
+__all__ = ["Callbacks", "Engine", "SamplingParams", "load_model", "train"]
 
 
 def __getattr__(name: str) -> Any:

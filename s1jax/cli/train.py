@@ -27,17 +27,22 @@ import pathlib
 import re
 import shlex
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from s1jax.cli import processes, terminal
-from s1jax.config import experiment as experiment_lib
-from s1jax.config import presets, schema
+from s1jax.config import presets
 from s1jax.config.experiment import Experiment
 from s1jax.errors import UserError
 from s1jax.io import paths
+
+if TYPE_CHECKING:
+    from s1jax.cli import progress
+    from s1jax.training.callbacks import Record
+    from s1jax.training.metrics import Summary
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -54,7 +59,7 @@ _STOPPING = "SIGTERM: the run stops after the step under way, with a checkpoint;
 
 
 def main() -> int:
-    began = time.monotonic()
+    start_time = time.monotonic()
     if _CONFIG.value is None:
         raise UserError("--config is missing; give a file of configs/, for example --config=configs/countdown_s1.py.")
     if not _WORKDIR.value:
@@ -66,104 +71,68 @@ def main() -> int:
     experiment = presets.experiment(_CONFIG.value.to_dict())
     workdir = paths.local(_WORKDIR.value, "--workdir")
     paths.local(experiment.init_from, "config.init_from")
-    return processes.run(lambda: _train(experiment, workdir, began, profile))
+    return processes.run(lambda: _train(experiment, workdir, start_time, profile))
 
 
-def _train(experiment: Experiment, workdir: pathlib.Path, began: float, profile: range) -> int:
+def _train(experiment: Experiment, workdir: pathlib.Path, start_time: float, profile: range) -> int:
     # Imported only now, so that a mistyped setting is answered at once.
     import jax
 
-    from s1jax.checkpoint import store
-    from s1jax.cli import progress
-    from s1jax.parallel import ops as parallel_ops
-    from s1jax.parallel import sharding
-    from s1jax.parallel.processes import together
-    from s1jax.training import loop
+    from s1jax.training.callbacks import Callbacks
+    from s1jax.training.run import train
 
     first = jax.process_index() == 0
-    with contextlib.ExitStack() as held:
-        start = _start(experiment, held)
-        mesh, about, batches, notes = together(lambda: _prepare(experiment, start))
-        held.enter_context(loop.claim_workdir(workdir, experiment, batches.digest))
-        experiment, fallback = parallel_ops.choose_attention(experiment, about.config, mesh, jax.default_backend())
-        if fallback:
-            notes.append(fallback)
-        for note in notes if first else []:
-            terminal.note(note)
-
-        def make_params() -> Any:
-            from s1jax.model import decoder
-
-            if start is not None:
-                return store.load_model(start, mesh=mesh).params
-            shardings = sharding.param_shardings(about.config, mesh)
-            init = jax.jit(decoder.init_params, static_argnums=(0, 2), out_shardings=shardings)
-            return init(about.config, jax.random.key(experiment.seed), experiment.train.param_dtype)
-
-        with progress.Bar("starting", batches.num_steps, shown=first) as bar:
-            stop_asked = processes.stop_asked(lambda: bar.say(_STOPPING))
-
-            def on_step(record: dict[str, Any]) -> None:
-                detail = f"loss {record['loss']:.4f}  {record['tokens_per_second']:,.0f} tokens/s"
-                if record["dollars"]:
-                    detail += f"  {record['dollars']:,.2f} USD so far, {record['dollars_to_go']:,.2f} to go"
-                bar.update(record["step"], detail)
-
-            def on_note(sentence: str) -> None:
-                if first:
-                    terminal.note(sentence)
-
-            watcher = loop.Watcher(bar.phase, on_step, stop_asked, on_note, bar.resume)
-            summary = loop.train(experiment, about, make_params, batches, workdir, mesh, watcher, began, profile)
-        if first:
-            _print_summary(summary, workdir)
+    with _Display(first) as display:
+        callbacks = Callbacks(
+            on_note=display.note,
+            on_start=display.start,
+            on_phase=display.phase,
+            on_step=display.step,
+            should_stop=display.should_stop,
+        )
+        summary = train(experiment, workdir, callbacks, start_time=start_time, profile=profile)
+    if first:
+        _print_summary(summary, workdir)
     return processes.STOPPED if summary["stopped"] else 0
 
 
-def _start(experiment: Experiment, held: contextlib.ExitStack) -> pathlib.Path | None:
-    """The checkpoint to start from, which is not removed before `held` is closed: the same one in all processes."""
-    import jax
-    import numpy as np
-    from jax.experimental import multihost_utils
+class _Display:
+    """What the terminal shows of a run, and SIGTERM, which ends it."""
 
-    from s1jax.checkpoint import store
-    from s1jax.parallel.processes import together
+    def __init__(self, shown: bool):
+        self._shown, self._held = shown, contextlib.ExitStack()
+        self._bar: progress.Bar
+        self._asked: Callable[[int], bool]
 
-    if not experiment.init_from:
-        return None
-    mine = together(lambda: held.enter_context(store.hold(experiment.init_from)))
-    if jax.process_count() == 1:
-        return mine
-    step = store.step_of(mine)  # another process may find one that a run has saved meanwhile
-    common = int(multihost_utils.broadcast_one_to_all(np.int64(-1 if step is None else step)))
-    name = mine.name if common < 0 else str(common)
-    return together(lambda: held.enter_context(store.hold(mine.with_name(name))))
+    def __enter__(self) -> _Display:
+        return self
 
+    def __exit__(self, *error: Any) -> None:
+        self._held.__exit__(*error)
 
-def _prepare(experiment: Experiment, start: pathlib.Path | None) -> tuple[Any, Any, Any, list[str]]:
-    """Mesh, model and batches of the run, and notes on its rows.
+    def note(self, sentence: str) -> None:
+        if self._shown:
+            terminal.note(sentence)
 
-    What does not go together is found here, before the run has its folder: a correction would be another run.
-    """
-    from s1jax.data import sources
-    from s1jax.parallel import mesh as mesh_lib
-    from s1jax.parallel import sharding
-    from s1jax.training import step
+    def start(self, start: int, num_steps: int) -> None:
+        from s1jax.cli import progress
 
-    mesh = mesh_lib.make_mesh(experiment.mesh)
-    about = _about(experiment, start)
-    about.tokenizer.legal_ids(about.config.vocab_size)  # raises where it has ids that the embedding lacks
-    if experiment.data.block_size > about.config.context_length:
-        raise UserError(
-            f"config.data.block_size {experiment.data.block_size} exceeds the model's context_length "
-            f"{about.config.context_length}; choose a smaller one."
-        )
-    sharding.check_batch(mesh_lib.row_shards(mesh), experiment.data.block_size, mesh, "the batch")
-    sharding.param_shardings(about.config, mesh)
-    step.make_gradients(about.config, experiment.train, mesh)
-    share, shares = sharding.row_share(mesh)
-    batches, notes = sources.make(experiment, about.tokenizer, about.chat, mesh_lib.row_shards(mesh), share, shares)
-    return mesh, about, batches, experiment_lib.unused(experiment) + notes
+        self._bar = self._held.enter_context(progress.Bar("starting", num_steps, shown=self._shown))
+        self._asked = processes.stop_asked(lambda: self._bar.say(_STOPPING))
+        if start:
+            self._bar.resume(start)
+
+    def phase(self, words: str) -> None:
+        self._bar.phase(words)
+
+    def step(self, record: Record) -> None:
+        detail = f"loss {record['loss']:.4f}  {record['tokens_per_second']:,.0f} tokens/s"
+        if record["dollars"]:
+            detail += f"  {record['dollars']:,.2f} USD so far, {record['dollars_to_go']:,.2f} to go"
+        self._bar.update(record["step"], detail)
+
+    def should_stop(self, step: int) -> bool:
+        return self._asked(step)
 
 
 def _steps(text: str) -> range:
@@ -175,48 +144,7 @@ def _steps(text: str) -> range:
     return range(first, last + 1)
 
 
-def _about(experiment: Experiment, start: pathlib.Path | None = None) -> Any:
-    """Model, tokenizer and chat format of the run, and where its weights come from: `start`, or config.init_from."""
-    from s1jax.checkpoint import store
-    from s1jax.text import chat
-    from s1jax.text.tokenizer import Tokenizer
-
-    if experiment.chat and experiment.chat not in chat.FORMATS:
-        raise UserError(f"config.chat {experiment.chat!r} is no chat format; choose {', '.join(chat.FORMATS)}.")
-    provenance = {"experiment": schema.to_dict(experiment)}
-    if experiment.init_from:
-        base = store.load_metadata(start or experiment.init_from)
-        fmt = chat.FORMATS[experiment.chat] if experiment.chat else base.chat
-        provenance["init_from"] = base.provenance
-        return store.Metadata(base.config, base.tokenizer, _chat_format(experiment, base.tokenizer, fmt), provenance)
-    assert experiment.model is not None  # Experiment has either
-    if not experiment.tokenizer or not experiment.chat:
-        raise UserError("config.tokenizer and config.chat are needed where config.init_from is not given.")
-    tokenizer = Tokenizer.load(experiment.tokenizer)
-    fmt = _chat_format(experiment, tokenizer, chat.FORMATS[experiment.chat])
-    return store.Metadata(experiment.model, tokenizer, fmt, provenance)
-
-
-def _chat_format(experiment: Experiment, tokenizer: Any, fmt: Any) -> Any:
-    """The chat format with the delimiters of the experiment.
-
-    Raises:
-      UserError: if the tokenizer lacks one. A source without chat would never notice, and nothing could be sampled.
-    """
-    from s1jax.text import chat
-
-    wanted = experiment.delimiters
-    setting = "delimiters" if wanted.think_start or wanted.think_end else "chat"
-    try:
-        if setting == "delimiters":
-            fmt = chat.with_delimiters(tokenizer, fmt, wanted.think_start, wanted.think_end)
-        chat.check(tokenizer, fmt)
-    except UserError as error:
-        raise UserError(f"config.{setting}: {error}") from error
-    return fmt
-
-
-def _print_summary(summary: dict[str, Any], workdir: pathlib.Path) -> None:
+def _print_summary(summary: Summary, workdir: pathlib.Path) -> None:
     verb = "stopped at" if summary["stopped"] else "finished"
     if "seconds" not in summary:  # nothing was left to do, and metrics.jsonl is gone
         print(f"{verb} step {summary['steps']}; the checkpoint is {workdir}")

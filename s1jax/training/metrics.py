@@ -7,7 +7,7 @@ import json
 import os
 import pathlib
 import time
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import jax
 import numpy as np
@@ -26,6 +26,48 @@ _NUMBERS = (
 )  # fmt: skip
 _MAYBE = ("mfu", "peak_memory_bytes")
 _FLUSH_EVERY = 10.0  # seconds between writes of the TensorBoard events
+
+
+class Summary(TypedDict):
+    """Figures of a whole run, resumed parts included; only the first two where no line of metrics is left.
+
+    Attributes:
+      steps: that were taken.
+      stopped: a callback ended the run before its last step.
+      first_loss: of the first step.
+      last_loss: of the last step.
+      tokens: that were fed, padding left out.
+      supervised_tokens: that carried loss.
+      padding: mean share of the batches' places that held no token.
+      seconds: sum over the steps alone.
+      step_seconds: percentiles of the steps, by the names p50, p90 and p99.
+      wall_seconds: of every process that ran the run, one after the other, see `RunLog`.
+      goodput: the share of `wall_seconds` that went into steps whose result was kept.
+      tokens_per_second: tokens / seconds.
+      supervised_tokens_per_second: likewise.
+      median_mfu: model FLOPs utilisation; None where the device's peak is not known.
+      peak_memory_bytes: of the fullest device of this process; None where the backend does not say.
+      dollars: for the devices over `wall_seconds`.
+      dollars_to_go: for the steps that are left.
+    """
+
+    steps: int
+    stopped: bool
+    first_loss: NotRequired[float]
+    last_loss: NotRequired[float]
+    tokens: NotRequired[int]
+    supervised_tokens: NotRequired[int]
+    padding: NotRequired[float]
+    seconds: NotRequired[float]
+    step_seconds: NotRequired[dict[str, float]]
+    wall_seconds: NotRequired[float]
+    goodput: NotRequired[float]
+    tokens_per_second: NotRequired[float]
+    supervised_tokens_per_second: NotRequired[float]
+    median_mfu: NotRequired[float | None]
+    peak_memory_bytes: NotRequired[int | None]
+    dollars: NotRequired[float]
+    dollars_to_go: NotRequired[float]
 
 
 class RunLog:
@@ -169,12 +211,8 @@ class RunLog:
                     self._events.add(record)
         return record
 
-    def summary(self, stopped: bool) -> dict[str, Any]:
-        """Figures of the whole run, resumed parts included.
-
-        `goodput` is the share of the wall-clock (`wall_seconds`, see the class) that went into steps whose result was
-        kept; `step_seconds` are percentiles.
-        """
+    def summary(self, stopped: bool) -> Summary:
+        """Figures of the whole run, resumed parts included."""
         if not self._records:
             return {"steps": self._start, "stopped": stopped}
         each = [record["seconds"] for record in self._records]

@@ -32,7 +32,7 @@ import fnmatch, json, pathlib, shutil, sys
 import huggingface_hub
 from absl import flags
 from s1jax.cli import convert
-from s1jax.config import UserError
+from s1jax.errors import UserError
 ask_the_hub = huggingface_hub.snapshot_download
 def snapshot_download(name, *, repo_type, revision, allow_patterns):
     model = pathlib.Path(sys.argv[2], name)

@@ -198,20 +198,3 @@ def test_a_workdir_of_another_run_is_refused(run, tmp_path):
     process = run(BASE, f"--workdir={tmp_path}")
     _, err = process.communicate()
     assert process.returncode == 2 and "holds another run" in err
-
-
-def test_delimiters_of_the_config_end_up_in_the_checkpoint_s_format():
-    code = (
-        "import sys; from s1jax.cli import train; from s1jax import config, presets\n"
-        "own = dict(init_from='package:countdown_base', chat='countdown', delimiters=dict(think_start='try so', "
-        "think_end=sys.argv[1]))\n"
-        "about = train._about(presets.experiment(config.defaults() | own))\n"
-        "assert about.chat.think_start == 'try so' and about.chat.think_end == 'check answer'\n"
-        "assert about.provenance['experiment']['data']['control'] == ''\n"
-    )
-    for end, message in (
-        ("check answer", ""),
-        ("\ncheck", "config.delimiters: think_end '\\ncheck' begins with white"),
-    ):
-        outcome = subprocess.run([sys.executable, "-c", code, end], cwd=ROOT, capture_output=True, text=True)
-        assert (outcome.returncode == 0) == (not message) and message in outcome.stderr, outcome.stderr

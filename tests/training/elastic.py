@@ -25,6 +25,9 @@ from s1jax.parallel import sharding  # noqa: E402
 from s1jax.text import chat  # noqa: E402
 from s1jax.text.tokenizer import Tokenizer  # noqa: E402
 from s1jax.training import loop  # noqa: E402
+from s1jax.training import workdir as workdir_lib  # noqa: E402
+from s1jax.training.callbacks import Callbacks  # noqa: E402
+from s1jax.training.prepare import Prepared  # noqa: E402
 
 MODEL = ModelConfig(
     vocab_size=128, d_model=16, mlp_dim=16, num_layers=1, num_heads=4, num_kv_heads=2, head_dim=8, tied_embeddings=True
@@ -64,13 +67,13 @@ def part(workdir: pathlib.Path, devices: int, shape: tuple[int, int, int], last:
         row_multiple=mesh_lib.row_shards(mesh),
     )
     tokenizer = Tokenizer.load(pathlib.Path(s1jax.__file__).parent / "assets" / "countdown_tokenizer")
-    about = store.Metadata(MODEL, tokenizer, chat.FORMATS["s1_plain"], {})
+    metadata = store.Metadata(MODEL, tokenizer, chat.FORMATS["s1_plain"], {})
     init = jax.jit(
         lambda: decoder.init_params(MODEL, jax.random.key(0)), out_shardings=sharding.param_shardings(MODEL, mesh)
     )
-    watcher = loop.Watcher(should_stop=lambda step: step == last)
-    with loop.claim_workdir(workdir, experiment, batches.digest):
-        loop.train(experiment, about, init, batches, workdir, mesh, watcher)
+    with workdir_lib.claim(workdir, experiment, batches.digest):
+        prepared = Prepared(experiment, mesh, metadata, batches, init)
+        loop.run(prepared, workdir, Callbacks(should_stop=lambda step: step == last))
 
 
 if __name__ == "__main__":

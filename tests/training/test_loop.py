@@ -34,6 +34,9 @@ from s1jax.parallel import mesh as mesh_lib
 from s1jax.text import chat
 from s1jax.text.tokenizer import Tokenizer
 from s1jax.training import loop
+from s1jax.training import workdir as workdir_lib
+from s1jax.training.callbacks import Callbacks
+from s1jax.training.prepare import Prepared
 
 MODEL = ModelConfig(
     vocab_size=128, d_model=8, mlp_dim=8, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=8, tied_embeddings=True
@@ -56,6 +59,7 @@ class Rows:
     """
 
     num_steps = STEPS
+    digest = ""
 
     def __init__(self, bad: int | None = None):
         self.bad = bad
@@ -98,19 +102,19 @@ def compile_once(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def about():
+def metadata():
     tokenizer = Tokenizer.load(pathlib.Path(s1jax.__file__).parent / "assets" / "countdown_tokenizer")
     return store.Metadata(MODEL, tokenizer, chat.FORMATS["s1_plain"], {"experiment": "test"})
 
 
 @pytest.fixture(scope="module")
-def run(about):
-    def run(workdir, batches=None, make_params=None, experiment=EXPERIMENT, began=None, profile=range(0), **watcher):
+def run(metadata):
+    def run(workdir, batches=None, make_params=None, experiment=EXPERIMENT, start_time=None, profile=range(0), **told):
         mesh = mesh_lib.make_mesh(MeshConfig(), jax.devices()[:1])
         make_params = make_params or jax.jit(lambda: decoder.init_params(MODEL, jax.random.key(0)))
-        told = loop.Watcher(**watcher)
-        with loop.claim_workdir(workdir, experiment):
-            return loop.train(experiment, about, make_params, batches or Rows(), workdir, mesh, told, began, profile)
+        prepared = Prepared(experiment, mesh, metadata, batches or Rows(), make_params)
+        with workdir_lib.claim(workdir, experiment):
+            return loop.run(prepared, workdir, Callbacks(**told), start_time=start_time, profile=profile)
 
     return run
 
@@ -121,7 +125,7 @@ def records(workdir):
 
 @pytest.fixture(scope="module")
 def whole(run, tmp_path_factory):
-    """Workdir, summary and what the watcher was told of a run that nothing interrupts."""
+    """Workdir, summary and what the callbacks got of a run that nothing interrupts."""
     workdir = tmp_path_factory.mktemp("loop") / "whole"
     told: list = []
     summary = run(workdir, on_step=lambda record: told.append(record["step"]), on_phase=told.append)
@@ -221,7 +225,7 @@ def test_resumes_at_the_exact_step(run, whole, tmp_path):
     with (tmp_path / "w" / "metrics.jsonl").open("a") as file:
         lost = {"step": 4, "loss": -1.0, "wall_seconds": 1e6, "dollars": 2e6}
         file.write(json.dumps(records(tmp_path / "w")[-1] | lost) + '\n{"step": 5, "lo')
-    summary = run(tmp_path / "w", make_params=never, began=time.monotonic() - 1e5)
+    summary = run(tmp_path / "w", make_params=never, start_time=time.monotonic() - 1e5)
     assert summary["steps"] == STEPS and not summary["stopped"]
     # The time of the steps that were lost and of this process's start counts, and their price.
     assert 1.1e6 < records(tmp_path / "w")[3]["wall_seconds"] < summary["wall_seconds"] < 1.1e6 + 1e3
@@ -253,8 +257,8 @@ def longer(optimizer=EXPERIMENT.optimizer, steps=STEPS + 3):
 def test_a_finished_run_is_prolonged_and_says_where_its_schedule_ends(run, whole, tmp_path):
     shutil.copytree(whole[0], tmp_path / "w")
     said: list[str] = []
-    watcher = {"make_params": never, "experiment": longer(), "on_note": said.append}
-    stopped = run(tmp_path / "w", MoreRows(), should_stop=lambda step: step == 8, **watcher)
+    told = {"make_params": never, "experiment": longer(), "on_note": said.append}
+    stopped = run(tmp_path / "w", MoreRows(), should_stop=lambda step: step == 8, **told)
     assert stopped["stopped"] and stopped["steps"] == 8
     rates = [line["learning_rate"] for line in records(tmp_path / "w")]
     # The old schedule up to the last step, then that of 9 steps; both by hand: a step of warm-up, a cosine to 0.
@@ -265,11 +269,11 @@ def test_a_finished_run_is_prolonged_and_says_where_its_schedule_ends(run, whole
         "the run is prolonged: the cosine schedule now ends at step 9 (was 6), and the learning rate goes from "
         f"{rates[5]:.3g} in step 6 to {rates[6]:.3g} in step 7."
     ]
-    assert run(tmp_path / "w", MoreRows(), **watcher)["steps"] == 9 and len(said) == 1
+    assert run(tmp_path / "w", MoreRows(), **told)["steps"] == 9 and len(said) == 1
     assert [line["step"] for line in records(tmp_path / "w")] == list(range(1, 10))
     assert [line["loss"] for line in records(tmp_path / "w")][:STEPS] == [line["loss"] for line in records(whole[0])]
     shutil.copytree(whole[0], tmp_path / "at_once")
-    run(tmp_path / "at_once", MoreRows(), **watcher)
+    run(tmp_path / "at_once", MoreRows(), **told)
     ours, theirs = (store.load_model(tmp_path / name).params for name in ("w", "at_once"))
     jax.tree.map(np.testing.assert_array_equal, ours, theirs)
     assert json.loads((tmp_path / "w" / "config.json").read_text())["train"]["steps"] == STEPS + 3
@@ -349,14 +353,14 @@ def traced_steps(workdir):
 
 def test_a_trace_has_the_steps_that_were_asked_for_and_no_other(run, whole, tmp_path):
     told: list[int] = []
-    watcher = {"on_step": lambda record: told.append(record["step"])}
-    run(tmp_path / "w", profile=range(3, 6), should_stop=lambda step: len(told) >= 3, **watcher)
+    callbacks = {"on_step": lambda record: told.append(record["step"])}
+    run(tmp_path / "w", profile=range(3, 6), should_stop=lambda step: len(told) >= 3, **callbacks)
     assert store.finished_steps(tmp_path / "w")[-1] == 4, "stopped while it was tracing"
     assert traced_steps(tmp_path / "w") == [[3, 4]]
     time.sleep(1.1)  # a trace's folder is named by the second
-    run(tmp_path / "w", profile=range(3, 6), **watcher)
+    run(tmp_path / "w", profile=range(3, 6), **callbacks)
     assert traced_steps(tmp_path / "w") == [[3, 4], [5]], "what is left of them after a resumption"
-    run(tmp_path / "w", profile=range(3, 6), **watcher)
+    run(tmp_path / "w", profile=range(3, 6), **callbacks)
     assert len(traced_steps(tmp_path / "w")) == 2 and told == list(range(1, STEPS + 1))
     assert [line["loss"] for line in records(tmp_path / "w")] == [line["loss"] for line in records(whole[0])]
     assert not (whole[0] / "profile").exists()
@@ -404,12 +408,12 @@ def test_a_full_disk_is_one_sentence(run, tmp_path, monkeypatch):
 
 
 def claim(workdir, experiment, rows=""):
-    with loop.claim_workdir(workdir, experiment, rows):
+    with workdir_lib.claim(workdir, experiment, rows):
         return
 
 
 def test_a_workdir_is_for_one_process_at_a_time(tmp_path, monkeypatch):
-    with loop.claim_workdir(tmp_path / "w", EXPERIMENT):
+    with workdir_lib.claim(tmp_path / "w", EXPERIMENT):
         with pytest.raises(UserError, match=r"w is being trained in by another process; .* choose another --workdir"):
             claim(tmp_path / "w", EXPERIMENT)
         with pytest.raises(UserError, match="by another process"):  # nor does it touch the other's config.json

@@ -1,0 +1,171 @@
+"""From an experiment to what the training loop needs: mesh, model metadata, batches and the first weights."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from s1jax.checkpoint import store
+from s1jax.config import experiment as experiment_lib
+from s1jax.config import schema
+from s1jax.config.experiment import Experiment
+from s1jax.data import sources
+from s1jax.data.packing import Batch
+from s1jax.errors import UserError
+from s1jax.model import decoder
+from s1jax.parallel import mesh as mesh_lib
+from s1jax.parallel import ops as parallel_ops
+from s1jax.parallel import sharding
+from s1jax.parallel.processes import together
+from s1jax.text import chat as chat_lib
+from s1jax.text.chat import ChatFormat
+from s1jax.text.tokenizer import Tokenizer
+from s1jax.training import step as step_lib
+
+
+class Source(Protocol):
+    """Where batches come from; step s always gives the same batch."""
+
+    num_steps: int
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all examples; empty where the settings say everything."""
+        ...
+
+    def iterate(self, start: int = 0) -> Iterator[Batch]:
+        """Yields this process's rows of the batches of steps start, start + 1, ..., num_steps - 1."""
+        ...
+
+    def names(self, step: int) -> list[str]:
+        """Where the sequences of a step came from."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A run that is ready to start.
+
+    Attributes:
+      experiment: the settings, with the attention kernel that runs on this mesh.
+      mesh: all devices of the run.
+      metadata: what every checkpoint of the run says of itself besides its weights.
+      batches: the training data.
+      make_params: returns the weights to start from, in the layout of `s1jax.model.decoder`. A resumed run does not
+        call it.
+      notes: sentences for the user on the settings and the rows.
+    """
+
+    experiment: Experiment
+    mesh: Mesh
+    metadata: store.Metadata
+    batches: Source
+    make_params: Callable[[], decoder.Params]
+    notes: tuple[str, ...] = ()
+
+
+@contextlib.contextmanager
+def prepare(experiment: Experiment) -> Iterator[Prepared]:
+    """Gives the run that an experiment describes. The checkpoint it starts from is not removed during the block.
+
+    Every wrong setting is found here, before the run has a folder: the corrected settings would be another run.
+
+    Raises:
+      UserError: for a setting, a source or a row that is wrong, in all processes.
+    """
+    with contextlib.ExitStack() as held:
+        start = _hold_start(experiment, held)
+        yield together(lambda: _prepare(experiment, start))
+
+
+def _prepare(experiment: Experiment, start: pathlib.Path | None) -> Prepared:
+    mesh = mesh_lib.make_mesh(experiment.mesh)
+    about = metadata(experiment, start)
+    about.tokenizer.legal_ids(about.config.vocab_size)  # raises where it has ids that the embedding lacks
+    if experiment.data.block_size > about.config.context_length:
+        raise UserError(
+            f"config.data.block_size {experiment.data.block_size} exceeds the model's context_length "
+            f"{about.config.context_length}; choose a smaller one."
+        )
+    sharding.check_batch(mesh_lib.row_shards(mesh), experiment.data.block_size, mesh, "the batch")
+    sharding.param_shardings(about.config, mesh)
+    step_lib.make_gradients(about.config, experiment.train, mesh)
+    share, shares = sharding.row_share(mesh)
+    batches, notes = sources.make(experiment, about.tokenizer, about.chat, mesh_lib.row_shards(mesh), share, shares)
+    notes = experiment_lib.unused(experiment) + notes
+    experiment, fallback = parallel_ops.choose_attention(experiment, about.config, mesh, jax.default_backend())
+    if fallback:
+        notes.append(fallback)
+
+    def make_params() -> decoder.Params:
+        if start is not None:
+            return store.load_model(start, mesh=mesh).params
+        shardings = sharding.param_shardings(about.config, mesh)
+        init = jax.jit(decoder.init_params, static_argnums=(0, 2), out_shardings=shardings)
+        return init(about.config, jax.random.key(experiment.seed), experiment.train.param_dtype)
+
+    return Prepared(experiment, mesh, about, batches, make_params, tuple(notes))
+
+
+def _hold_start(experiment: Experiment, held: contextlib.ExitStack) -> pathlib.Path | None:
+    """The checkpoint to start from, which is not removed before `held` is closed: the same one in all processes."""
+    if not experiment.init_from:
+        return None
+    mine = together(lambda: held.enter_context(store.hold(experiment.init_from)))
+    if jax.process_count() == 1:
+        return mine
+    step = store.step_of(mine)  # another process may find one that a run has saved meanwhile
+    common = int(multihost_utils.broadcast_one_to_all(np.int64(-1 if step is None else step)))
+    name = mine.name if common < 0 else str(common)
+    return together(lambda: held.enter_context(store.hold(mine.with_name(name))))
+
+
+def metadata(experiment: Experiment, start: pathlib.Path | None = None) -> store.Metadata:
+    """Model, tokenizer and chat format of a run, and its settings as provenance.
+
+    Args:
+      experiment: the settings.
+      start: the folder that `experiment.init_from` stands for; None looks it up.
+
+    Raises:
+      UserError: for an unknown chat format, a missing setting, or a tokenizer that lacks a delimiter.
+    """
+    if experiment.chat and experiment.chat not in chat_lib.FORMATS:
+        raise UserError(f"config.chat {experiment.chat!r} is no chat format; choose {', '.join(chat_lib.FORMATS)}.")
+    provenance: dict[str, Any] = {"experiment": schema.to_dict(experiment)}
+    if experiment.init_from:
+        base = store.load_metadata(start or experiment.init_from)
+        fmt = chat_lib.FORMATS[experiment.chat] if experiment.chat else base.chat
+        provenance["init_from"] = base.provenance
+        return store.Metadata(base.config, base.tokenizer, _chat_format(experiment, base.tokenizer, fmt), provenance)
+    assert experiment.model is not None  # Experiment has either
+    if not experiment.tokenizer or not experiment.chat:
+        raise UserError("config.tokenizer and config.chat are needed where config.init_from is not given.")
+    tokenizer = Tokenizer.load(experiment.tokenizer)
+    fmt = _chat_format(experiment, tokenizer, chat_lib.FORMATS[experiment.chat])
+    return store.Metadata(experiment.model, tokenizer, fmt, provenance)
+
+
+def _chat_format(experiment: Experiment, tokenizer: Tokenizer, fmt: ChatFormat) -> ChatFormat:
+    """The chat format with the delimiters of the experiment.
+
+    Raises:
+      UserError: if the tokenizer lacks one. A source without chat would never notice, and nothing could be sampled.
+    """
+    wanted = experiment.delimiters
+    setting = "delimiters" if wanted.think_start or wanted.think_end else "chat"
+    try:
+        if setting == "delimiters":
+            fmt = chat_lib.with_delimiters(tokenizer, fmt, wanted.think_start, wanted.think_end)
+        chat_lib.check(tokenizer, fmt)
+    except UserError as error:
+        raise UserError(f"config.{setting}: {error}") from error
+    return fmt
