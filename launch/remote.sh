@@ -98,7 +98,7 @@ check_train() {
     [[ -d $wheelhouse ]] || fail "--wheelhouse=$wheelhouse is not a folder; give one with wheels of s1jax's libraries."
     [[ -n $(find -L "$wheelhouse" -maxdepth 1 -name 'setuptools-*.whl' -print -quit) ]] ||
       fail "--wheelhouse=$wheelhouse has no wheel of setuptools, which installs s1jax; this makes all that it takes, on a machine" \
-        "like the one that trains: python3 -m pip wheel --wheel-dir=$wheelhouse '.${extra:+[$extra]}' setuptools"
+        "like the one that trains: python3 -m pip wheel --wheel-dir=$wheelhouse '.[all${extra:+,$extra}]' setuptools"
   fi
   find_inputs
 }

@@ -6,7 +6,7 @@
 #   worker.sh expect PATH STAMP        makes ready for a copy to build/incoming/.s1jax-copy; prints `absent` where PATH has to be
 #                                      copied, `there` where that copy is there, `other` where something else is: it stays
 #   worker.sh receive PATH STAMP       moves that copy to PATH
-#   worker.sh install EXTRA [FOLDER]   installs s1jax[EXTRA] (`none`: without an extra) into .venv, from the wheels in FOLDER
+#   worker.sh install EXTRA [FOLDER]   installs s1jax[all,EXTRA] (`none`: s1jax[all]) into .venv, from the wheels in FOLDER
 #   worker.sh start FLAG...            runs `python -m launch.train FLAG...` in the background, output in build/run.log
 #   worker.sh follow                   shows that output until the run ends
 #   worker.sh state                    prints `running`, `none`, or the run's exit code and when it ended, in microseconds

@@ -39,7 +39,7 @@ CORE = (
     "s1jax.text.tokenizer", "s1jax.text.chat", "s1jax.tasks.countdown.problems", "s1jax.data.batches",
     "s1jax.model.decoder", "s1jax.parallel", "s1jax.training.loop", "s1jax.engine.engine", "s1jax.checkpoint.store",
     "s1jax.grading.compare", "s1jax.evaluation.metrics", "s1jax.tasks.benchmarks", "s1jax.evaluation.strategies",
-    "s1jax.evaluation.outcomes", "s1jax.data.conditional",
+    "s1jax.evaluation.outcomes", "s1jax.data.conditional", "s1jax.cli.convert",
 )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from absl import app, flags, logging
 
 from s1jax.cli import configs, terminal
-from s1jax.errors import UserError
+from s1jax.errors import UserError, install
 from s1jax.io import files
 
 BAD_INPUT = 2  # exit code
@@ -136,8 +136,8 @@ def guarded(main: Callable[[], int | None]) -> int | None:
         if not said.startswith("Unable to initialize backend"):
             raise
         return fail(
-            f"jax found no device: {said}; install the extra for it (pip install -e .[cuda] or .[tpu]), end the"
-            " process that has it, or change JAX_PLATFORMS."
+            f"jax found no device: {said}; install the extra for it ({install('cuda')}, or"
+            " s1jax[tpu]), end the process that has it, or change JAX_PLATFORMS."
         )
     except MemoryError:
         return fail("the memory of this machine is not enough; give fewer or shorter rows, or take a larger machine.")

@@ -29,10 +29,10 @@ import numpy as np
 from absl import flags
 
 import s1jax
-from s1jax.checkpoint import gguf, huggingface, huggingface_config, huggingface_tokenizer, store
+from s1jax.checkpoint import huggingface, huggingface_config, huggingface_tokenizer, store
 from s1jax.cli import terminal
 from s1jax.config.model import ModelConfig
-from s1jax.errors import UserError
+from s1jax.errors import MissingPackageError, UserError
 from s1jax.io import files, hub, paths
 from s1jax.text import chat as chat_lib
 from s1jax.text import default_format
@@ -172,6 +172,12 @@ def _local_folder(name: str) -> tuple[pathlib.Path, str]:
 
 def _read_gguf(path: str, dtype: Any) -> tuple[Any, ModelConfig, Tokenizer, dict[str, Any], tuple[int, ...]]:
     """As above; the tokenizer of a GGUF file knows the one id that ends a text."""
+    try:
+        from s1jax.checkpoint import gguf
+    except ModuleNotFoundError as error:
+        if error.name != "gguf":
+            raise
+        raise MissingPackageError(f"--from_gguf={path}", "gguf", "gguf") from None
     reader = gguf.open_file(path)
     config = gguf.read_config(reader, path)
     if FLAGS.tokenizer:

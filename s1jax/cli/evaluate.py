@@ -35,7 +35,7 @@ from absl import flags
 from s1jax.cli import engine_flags, table, terminal
 from s1jax.cli import results as results_lib
 from s1jax.config.sampling import SamplingParams
-from s1jax.errors import UserError
+from s1jax.errors import MissingPackageError, UserError
 from s1jax.evaluation import metrics as metrics_lib
 from s1jax.evaluation import outcomes, strategies
 from s1jax.evaluation import plot as plot_lib
@@ -180,9 +180,14 @@ def evaluate(folder: pathlib.Path, chosen: Sequence[Strategy], task: Task, contr
         samples.rename(out / "samples.jsonl")
         files.write_text(out / "results.json", json.dumps(results, indent=2) + "\n")
         journal.remove()
-        plot_lib.plot(runs, out / "scaling.png", title, _WAIT.value)
+        made = ["results.json", "samples.jsonl"]
+        try:
+            plot_lib.plot(runs, out / "scaling.png", title, _WAIT.value)
+            made.append("scaling.png")
+        except MissingPackageError as error:
+            terminal.note(f"{error} The same command then draws it without sampling again.")
     table.show(runs, metrics, title)
-    print(f"wrote results.json, samples.jsonl and scaling.png to {out}")
+    print(f"wrote {', '.join(made[:-1])} and {made[-1]} to {out}")
 
 
 def parse_strategies(texts: list[str], budgets: list[str], waits: list[str], wait: str) -> list[Strategy]:

@@ -13,7 +13,7 @@ import pathlib
 import traceback
 
 from s1jax.cli import command
-from s1jax.errors import UserError
+from s1jax.errors import MissingPackageError
 
 
 def main() -> int | None:
@@ -22,7 +22,7 @@ def main() -> int | None:
         from lm_eval.__main__ import cli_evaluate
     except ModuleNotFoundError as error:
         package = str(error.name).split(".")[0]
-        raise UserError(f"{package} is not installed; python -m pip install -e .[harness] brings it.") from None
+        raise MissingPackageError("This command", package, "harness") from None
     from s1jax.evaluation import lm_eval  # which registers the model
 
     try:

@@ -8,7 +8,6 @@ DIR gets the checkpoint, results.json, samples.jsonl and, where matplotlib is in
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import pathlib
 import signal
@@ -19,7 +18,6 @@ from collections.abc import Sequence
 
 from absl import flags
 
-from s1jax.cli import terminal
 from s1jax.io import paths
 
 _OUT = flags.DEFINE_string("out", "runs/quickstart", "Folder of the run and of its results.")
@@ -32,10 +30,6 @@ _ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "TF_CPP_MIN_LOG_LEVE
 def main() -> int:
     out = os.fspath(paths.local(_OUT.value, "--out"))
     start_time = time.monotonic()
-    if importlib.util.find_spec("matplotlib") is None:
-        terminal.note(
-            "matplotlib is not installed, so no curve is drawn; python -m pip install 's1jax[plot]' brings it."
-        )
     for heading, command in stages(out):
         print(f"\n{heading}", flush=True)
         code = _run(command)

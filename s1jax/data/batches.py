@@ -166,7 +166,7 @@ class Batches:
         steps = range(start, self.num_steps)
         try:
             import grain
-        except ImportError:  # a machine without it computes the same batches in the loop
+        except ImportError:  # the same batches, made in the loop; `sources.make` says so
             return map(self.batch, steps)
         if not steps:
             return iter(())

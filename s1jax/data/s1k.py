@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from s1jax.data import shapes
-from s1jax.errors import UserError
+from s1jax.errors import MissingPackageError, UserError
 from s1jax.io import readers
 from s1jax.io.readers import Record
 
@@ -114,9 +114,6 @@ def _builder_module(source: str) -> Any:
     """Imports the builder; it needs tensorflow-datasets, which a machine that reads plain files may lack."""
     try:
         from s1jax.data import s1k_builder
-    except ImportError as error:
-        raise UserError(
-            f"data.source {source} needs tensorflow-datasets and array_record ({error}); install them, or give a"
-            " folder of JSONL or parquet files."
-        ) from None
+    except ImportError:
+        raise MissingPackageError(f"data.source {source}", "tensorflow-datasets", "data") from None
     return s1k_builder

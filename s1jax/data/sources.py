@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Iterator
 
@@ -9,7 +10,7 @@ from s1jax.config.experiment import DataConfig, Experiment
 from s1jax.data import batches, conditional, packing, s1k
 from s1jax.data.packing import Batch
 from s1jax.data.s1k import Row
-from s1jax.errors import UserError
+from s1jax.errors import UserError, install
 from s1jax.tasks.countdown import corpus, problems
 from s1jax.text import written
 from s1jax.text.chat import ChatFormat
@@ -147,6 +148,8 @@ def make(
             f"a step has {made.filled_rows} rows at most, and {split} = {multiple} does not divide them: {empty} rows"
             " of every step are empty; a divisor has none, for example with a larger mesh.sequence."
         )
+    if importlib.util.find_spec("grain") is None:
+        notes.append(f"grain is not installed, so batches are made between steps; {install('data')} makes them ahead.")
     if data.batching == "packed":
         notes += _packed(experiment, made, multiple)
     return made, notes

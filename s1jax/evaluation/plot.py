@@ -15,7 +15,7 @@ import pathlib
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from s1jax.errors import UserError
+from s1jax.errors import MissingPackageError, UserError
 from s1jax.evaluation import metrics
 from s1jax.evaluation.metrics import Run
 from s1jax.io import files
@@ -83,9 +83,13 @@ def draw(evaluations: Sequence[Evaluation], title: str) -> Figure:
 
     Raises:
       UserError: there are more evaluations than colours.
+      MissingPackageError: matplotlib is not installed.
     """
     # Imported here, without pyplot: no display, no global state, and whoever only wants numbers does not wait for it.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+    except ModuleNotFoundError:
+        raise MissingPackageError("A picture of the curve", "matplotlib", "plot") from None
     from matplotlib.figure import Figure
 
     if len(evaluations) > len(_COLOURS):

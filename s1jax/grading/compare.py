@@ -21,6 +21,7 @@ from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
+from s1jax.errors import MissingPackageError
 from s1jax.grading.extract import LONGEST
 
 VERSION = 3  # changes with every change that can move a verdict
@@ -74,8 +75,15 @@ class _LimitError(BaseException):
 
 
 def grader() -> str:
-    """Returns name and version of the grader, for results."""
-    return f"s1jax grading {VERSION}, math-verify {metadata.version('math-verify')}"
+    """Returns name and version of the grader, for results.
+
+    Raises:
+      MissingPackageError: math-verify is not installed; so a task says it before anything is sampled.
+    """
+    try:
+        return f"s1jax grading {VERSION}, math-verify {metadata.version('math-verify')}"
+    except metadata.PackageNotFoundError:
+        raise MissingPackageError("Grading of mathematical answers", "math-verify", "eval") from None
 
 
 @functools.lru_cache(maxsize=1 << 14)
@@ -195,7 +203,10 @@ def _limited(calls: int, function: Callable[..., Any], *arguments: Any) -> Any:
 @functools.cache
 def _library() -> Any:
     """Imports math-verify, which takes seconds, and has it build its tables."""
-    import math_verify
+    try:
+        import math_verify
+    except ModuleNotFoundError:
+        raise MissingPackageError("Grading of mathematical answers", "math-verify", "eval") from None
     from latex2sympy2_extended import NormalizationConfig
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)

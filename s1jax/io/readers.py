@@ -20,7 +20,7 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
-from s1jax.errors import UserError
+from s1jax.errors import MissingPackageError, UserError
 from s1jax.io import cards, splits
 
 Record = Mapping[str, Any]
@@ -244,7 +244,7 @@ def _pyarrow(file: pathlib.Path, kind: str) -> Iterator[None]:
     try:
         import pyarrow
     except ImportError:
-        raise UserError(f"{file} needs pyarrow; install it, or give JSONL.") from None
+        raise MissingPackageError(f"{file} is {kind} and", "pyarrow", "data") from None
     try:
         yield
     # Text that is not UTF-8 is a ValueError, an unknown time zone a KeyError, a date of no calendar an OverflowError.
@@ -444,11 +444,8 @@ def _tfds_splits(folder: pathlib.Path) -> list[str]:
 def _tfds(folder: pathlib.Path, split: str) -> Iterator[Named]:
     try:
         import tensorflow_datasets as tfds
-    except ImportError as error:
-        raise UserError(
-            f"{folder} needs tensorflow-datasets and array_record ({error}); install them, or give a folder of JSONL or"
-            " parquet files."
-        ) from None
+    except ImportError:
+        raise MissingPackageError(f"{folder}, a prepared dataset,", "tensorflow-datasets", "data") from None
     try:
         found = tfds.builder_from_directory(str(folder)).as_data_source(split=split)
     except Exception as error:  # what TFDS raises differs with what is damaged

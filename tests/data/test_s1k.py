@@ -344,7 +344,9 @@ def test_without_tfds_a_sentence(monkeypatch):
     monkeypatch.delitem(sys.modules, "s1jax.data.s1k_builder", raising=False)
     monkeypatch.delattr("s1jax.data.s1k_builder", raising=False)
     monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(UserError, match=r"needs tensorflow-datasets and array_record .*install them, or give a folder"):
+    with pytest.raises(
+        UserError, match=r"data.source s1k needs tensorflow-datasets, which is not .*pip install \"s1jax\[data\]\""
+    ):
         load_rows("s1k")
 
 

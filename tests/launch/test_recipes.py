@@ -275,7 +275,7 @@ def test_an_extra_and_wheels_go_to_the_hosts(tmp_path):
     assert (
         outcome.returncode == 2
         and "has no wheel of setuptools" in outcome.stderr
-        and "wheels '.' setuptools" in outcome.stderr
+        and "wheels '.[all]' setuptools" in outcome.stderr
     )
     (wheels / "setuptools-80.0.0-py3-none-any.whl").touch()
     place.answer(states=["none", "none", "0"], expected=["absent", "there"])

@@ -40,7 +40,7 @@ def test_quickstart_installs_and_runs_the_command(tmp_path):
     outcome, log = place.run("quickstart.sh")
     assert outcome.returncode == 0, outcome.stderr
     venv, install, quickstart = log
-    assert venv == "python3 -m venv .venv" and "pip install" in install and install.endswith("-e .")
+    assert venv == "python3 -m venv .venv" and "pip install" in install and install.endswith("-e .[all]")
     assert quickstart == "python -m launch.quickstart --out=runs/quickstart"  # tests/cli/test_quickstart.py goes on
     assert (ROOT / "launch/quickstart.py").is_file()
 
@@ -52,7 +52,9 @@ def test_uv_is_used_where_it_is_there(tmp_path):
     outcome, log = make_place(tmp_path, ("python3", "uv")).run("quickstart.sh")
     assert outcome.returncode == 0, outcome.stderr
     assert (
-        log[0].startswith("uv venv --quiet --seed ") and log[1].startswith("uv pip install") and log[1].endswith("-e .")
+        log[0].startswith("uv venv --quiet --seed ")
+        and log[1].startswith("uv pip install")
+        and log[1].endswith("-e .[all]")
     )
 
 
@@ -104,7 +106,7 @@ def test_the_checks_all_run_and_one_that_fails_is_named(tmp_path):
     place = make_place(tmp_path)
     outcome, log = place.run("test.sh", BREAK="mypy")
     assert outcome.returncode == 1 and "python -m mypy" in outcome.stdout.split("FAILED")[1]
-    assert "pip install" in log[1] and log[1].endswith("-e .[test]")
+    assert "pip install" in log[1] and log[1].endswith("-e .[all,test]")
     tools = [line.removeprefix("python -m ") for line in log[2:]]
     assert tools[:3] == ["ruff check .", "ruff format --check .", "mypy"] and tools[3].startswith("pytest -n ")
     outcome, _ = place.run("test.sh")

@@ -56,7 +56,7 @@ def build_editable(folder, settings=None, metadata=None):
     with zipfile.ZipFile(os.path.join(folder, "s1jax-0-py3-none-any.whl"), "w") as wheel:
         wheel.writestr("s1jax.pth", os.getcwd())
         wheel.writestr(f"{info}/METADATA", "Metadata-Version: 2.1\\nName: s1jax\\nVersion: 0\\n"
-                       "Provides-Extra: tiny\\nRequires-Dist: tinydep; extra == 'tiny'\\n")
+                       "Provides-Extra: all\\nProvides-Extra: tiny\\nRequires-Dist: tinydep; extra == 'tiny'\\n")
         wheel.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\\nRoot-Is-Purelib: true\\nTag: py3-none-any\\n")
         wheel.writestr(f"{info}/RECORD", "")
     return "s1jax-0-py3-none-any.whl"

@@ -121,7 +121,7 @@ def test_a_host_installs_with_its_own_python_and_from_wheels(tmp_path):
     outcome, log = install(place, "none", "build/wheels")
     assert outcome.returncode == 0, outcome.stderr
     assert log == ["python3 -m venv .venv", "python -m pip install --quiet --disable-pip-version-check --no-index "
-                   "--find-links=build/wheels -e ."]  # fmt: skip
+                   "--find-links=build/wheels -e .[all]"]  # fmt: skip
 
 
 @pytest.mark.parametrize("own", [{"python": False}, {"new": 1}, {"venv": 1}])
