@@ -5,7 +5,7 @@
 It took 234 s on 2 cores of an AMD EPYC (Zen 4) with Python 3.11 and jax 0.10.2.
 
 What ships as `package:countdown_base` is this run, made by `python -m benchmarks.ship_countdown_base`; its command,
-commit, seed, loss and time stand in s1jax/assets/countdown_base/s1jax.json. How it does by itself, in its own format:
+commit, seed, loss and time are in s1jax/assets/countdown_base/s1jax.json. How it does by itself, in its own format:
 
     python -m launch.evaluate --checkpoint=package:countdown_base --budgets=none --out=DIR
 """

@@ -49,7 +49,7 @@ new_enough() {
 
 find_python() {
   if [[ -n ${PYTHON:-} ]]; then
-    new_enough "$PYTHON" || fail "PYTHON=$PYTHON is no Python 3.11 or newer; point it at one."
+    new_enough "$PYTHON" || fail "PYTHON=$PYTHON is not Python 3.11 or newer; point it at one."
     printf '%s\n' "$PYTHON"
     return
   fi

@@ -68,7 +68,7 @@ parse_flags() {
     elif [[ $argument == --?* && $argument != *=* && $switches == *" $flag "* ]]; then
       printf -v "$flag" 1
     else
-      fail "$argument is no flag of ${0##*/}; its first lines list them, and those of launch.train come after --."
+      fail "$argument is not a flag of ${0##*/}; its first lines list them, and those of launch.train come after --."
     fi
   done
 }
@@ -80,14 +80,14 @@ check_train() {
     case $argument in
       --config=*) config=${argument#*=} ;;
       --workdir=*) workdir=${argument#*=} ;;
-      --dry_run) fail "--dry_run is no flag of launch.train; put it before the --." ;;
+      --dry_run) fail "--dry_run is not a flag of launch.train; put it before the --." ;;
     esac
   done
   [[ -n $config && -n $workdir ]] || fail "--config=FILE or --workdir=FOLDER is missing after --; launch.train needs both."
   if [[ $config =~ ^[A-Za-z0-9_]+$ && -f configs/$config.py ]]; then
     config=configs/$config.py # the name of an experiment of s1jax
   fi
-  [[ -f $config ]] || fail "--config=$config is no file of this repository; give one of configs/."
+  [[ -f $config ]] || fail "--config=$config is not a file of this repository; give one of configs/."
   [[ $workdir != *://* ]] || fail "--workdir=$workdir is a URL; mount the storage with --mount and give a folder in runs/."
   if [[ -n $mount && $workdir != runs/?* ]]; then
     fail "--workdir=$workdir is not in runs/, which --mount mounts; name a folder in it, for example runs/NAME."

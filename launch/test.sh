@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # All checks: `bash launch/test.sh`. Makes .venv with the test tools, then runs ruff, mypy and pytest; exits with 1 if any of
-# them finds something. Arguments go to pytest and leave the other checks out: `bash launch/test.sh tests/sample -k budget`.
+# them finds something. Arguments go to pytest and leave the other checks out: `bash launch/test.sh tests/engine -k budget`.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/environment.sh

@@ -1,4 +1,4 @@
-"""Batches in an order that is a function of (seed, step), so that resuming is a step number."""
+"""Batches as a pure function of (seed, step), so that a resumed run only needs its step number."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from s1jax.text.tokenizer import Tokenizer
 
 _AHEAD = 4  # batches made before they are asked for
 _MOST_STEPS = 2**31 - 1  # the optimizer counts in int32
-# Sequences that are packed before training starts: to know the worst step, or how many steps the epochs take.
+# Limit of sequences that are packed before training, which finds the fullest step or the number of steps.
 _MOST_PACKED = 5_000_000
 
 
@@ -39,7 +39,8 @@ def encode_rows(tokenizer: Tokenizer, fmt: chat.ChatFormat, rows: Sequence[Row])
 def order(seed: int, epoch: int, count: int) -> np.ndarray:
     """Returns the permutation of `count` examples in an epoch, int64 [count].
 
-    The ranks of raw Philox draws: NumPy keeps a bit generator's stream over its versions, `Generator.permutation` not.
+    It ranks raw Philox draws: NumPy keeps the stream of a bit generator over its versions, but not
+    `Generator.permutation`.
     """
     key = np.array([seed % 2**64, epoch], np.uint64)
     return np.argsort(np.random.Philox(key=key).random_raw(count), kind="stable")
@@ -48,11 +49,11 @@ def order(seed: int, epoch: int, count: int) -> np.ndarray:
 class Batches:
     """The batches of a run.
 
-    Every epoch has its own order. With `batch_size`, an epoch takes ceil(examples / batch_size) steps and its last step
-    may hold fewer sequences; it is filled up with all-zero rows. Both batchings hold the same sequences at the same
-    step. With `batch_tokens`, a step holds as many whole sequences of the epoch's order as fit into its rows, see
-    `packing.fill`; the last step of an epoch holds what is left. What a step holds does not depend on the devices, nor
-    on how many steps or epochs the run has.
+    Every epoch has its own order. With `batch_size`, an epoch takes ceil(examples / batch_size) steps. Its last step
+    may have fewer sequences; all-zero rows fill it up. Padded and packed batches have the same sequences at the same
+    step. With `batch_tokens`, a step takes as many whole sequences of the epoch's order as fit into its rows, see
+    `packing.fill`; the last step of an epoch takes the rest. The content of a step does not depend on the devices, nor
+    on the number of steps or epochs of the run.
 
     Attributes:
       num_steps: steps of the run.
@@ -77,7 +78,7 @@ class Batches:
         share: int = 0,
         shares: int = 1,
     ):
-        """Lays out the run; nothing is copied.
+        """Plans the steps of the run; copies nothing.
 
         Args:
           examples: of at most block_size + 1 ids, see `packing.fit`.
@@ -106,7 +107,7 @@ class Batches:
         self._weighting = weighting
         self._seed = seed
         self.block_size = block_size
-        self._latest = -1, np.array([], np.int64)  # an epoch and its order; saves sorting anew at every step
+        self._latest = -1, np.array([], np.int64)  # an epoch and its order; saves sorting again at every step
         self._filled: tuple[int, list[list[list[int]]]] = -1, []  # an epoch and the rows of its steps
         self._ends = [0]  # the steps after 0, 1, ... epochs, as far as they are known
         self.num_steps = steps or self._count_steps(epochs)
@@ -124,7 +125,7 @@ class Batches:
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps of an epoch; of the first one with `batch_tokens`, where epochs differ by a few."""
+        """Steps of an epoch. With `batch_tokens` epochs differ by a few steps; this is the first one."""
         return self._end(1)
 
     @property
@@ -139,7 +140,7 @@ class Batches:
 
     @property
     def padding(self) -> float:
-        """Share of the places of the first epoch's steps that hold no token."""
+        """Share of padding in the first epoch."""
         return 1 - self.tokens_per_step / (self.num_rows * self.block_size)
 
     @property
@@ -152,7 +153,7 @@ class Batches:
         return digest.hexdigest()
 
     def names(self, step: int) -> list[str]:
-        """Returns where the sequences of a step came from, over all processes."""
+        """Returns the names of the sequences of a step, over all processes."""
         return [self._examples[i].name for i in self._members(step)]
 
     def batch(self, step: int) -> Batch:
@@ -162,7 +163,7 @@ class Batches:
         return packing.arrays(rows, self._rows.stop - self._rows.start, self.block_size, self._weighting)
 
     def iterate(self, start: int = 0) -> Iterator[Batch]:
-        """Yields the batches of steps start, ..., num_steps - 1, made ahead by grain where it is installed."""
+        """Yields the batches of steps start, ..., num_steps - 1; grain makes them ahead if it is installed."""
         steps = range(start, self.num_steps)
         try:
             import grain
@@ -194,7 +195,7 @@ class Batches:
         ]
 
     def _place(self, step: int) -> tuple[int, int]:
-        """Returns the epoch of a step, and which of its steps it is."""
+        """Returns the epoch of a step, and its index in that epoch."""
         if not 0 <= step < self.num_steps:
             raise IndexError(f"step {step} of {self.num_steps}")
         if not self._bins_a_step:
@@ -205,7 +206,7 @@ class Batches:
         return epoch, step - self._ends[epoch]
 
     def _order(self, epoch: int) -> np.ndarray:
-        known, permutation = self._latest  # read once: grain's threads may replace it meanwhile
+        known, permutation = self._latest  # read once: grain's threads may replace it in the meantime
         if known != epoch:
             permutation = order(self._seed, epoch, len(self._examples))
             self._latest = epoch, permutation
@@ -223,11 +224,11 @@ class Batches:
         return steps
 
     def _end(self, epochs: int) -> int:
-        """Returns the number of steps that so many epochs take."""
+        """Returns the number of steps of `epochs` epochs."""
         if not self._bins_a_step:
             return epochs * -(-len(self._examples) // self._batch_size)
         for epoch in range(len(self._ends) - 1, epochs):
-            # By place, because one of grain's threads may do the same meanwhile.
+            # By index, because a thread of grain may do the same at the same time.
             self._ends[epoch + 1 : epoch + 2] = [self._ends[epoch] + len(self._fill(epoch))]
         return self._ends[epochs]
 

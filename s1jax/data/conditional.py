@@ -1,9 +1,9 @@
-"""Training rows whose questions say how long to think: token-, step- and class-conditional control.
+"""Adds to each question how long to think: token-, step- and class-conditional control.
 
-Token and step bounds are powers of two, rounded upwards, so that "up to 2048 tokens" comes with 1,025 to 2,048. Steps
-are what blank lines divide a trace into (single newlines where it has no blank line); each begins with the number of
-steps that are left, so that every trace ends in step 1. Source: "s1: Simple test-time scaling" (arXiv 2501.19393),
-appendix E.1. The paper prompts for short and long thinking without training for it; here a trace is short where it is
+Token and step limits are powers of two, rounded up: a trace of 1,025 to 2,048 tokens gets "up to 2048 tokens". Blank
+lines separate the steps of a trace (single newlines if it has no blank line). Each step begins with the number of steps
+that are left, so every trace ends with step 1. Source: "s1: Simple test-time scaling" (arXiv 2501.19393),
+appendix E.1. The paper prompts for short and long thinking without training for it; here a trace is short if it is
 no longer than the median of all rows.
 """
 
@@ -22,7 +22,7 @@ from s1jax.text.tokenizer import Tokenizer
 
 
 def make_rows(rows: Sequence[Row], control: str, tokenizer: Tokenizer, fmt: ChatFormat) -> list[Row]:
-    """Returns the rows with an instruction behind each question and, for `step`, a header before each step.
+    """Returns the rows with an instruction appended to each question and, for `step`, a header before each step.
 
     Args:
       rows: without instructions.

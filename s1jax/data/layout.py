@@ -1,4 +1,4 @@
-"""How the steps of a run are packed, by the number and the total length of its rows: to plan a run without its data."""
+"""Estimates the packed steps of a run from the number and total length of its rows, to plan without the data."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from s1jax.data.batches import Batches
 from s1jax.data.packing import Example
 from s1jax.errors import UserError
 
-# Number of rows, tokens of all together and of the longest, as users of the published data set counted them with
-# Qwen's tokenizer.
+# Number of rows, total tokens and tokens of the longest row, as users of the published dataset counted them with Qwen's
+# tokenizer.
 KNOWN = {"s1k": (1000, 4_700_000, 9109)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """What the steps of a run hold.
+    """The size of a run's steps.
 
     Attributes:
       steps: optimizer steps of the run.
-      rows: of a step; as many as the fullest one needs.
-      sequences: of a step, on average.
-      tokens: of a step, on average, padding left out.
-      pairs: (query, key) pairs of a step, on average: n (n + 1) / 2 for a sequence of n tokens.
+      rows: rows per step, as many as the fullest one needs.
+      sequences: average sequences per step.
+      tokens: average tokens per step, without padding.
+      pairs: average (query, key) pairs per step: n (n + 1) / 2 for a sequence of n tokens.
     """
 
     steps: int
@@ -45,13 +45,13 @@ def lengths(count: int, total: float, longest: float) -> np.ndarray:
 
 
 def layout(experiment: Experiment, count: int = 0, total: float = 0) -> Layout | None:
-    """Lays out the steps of a packed run whose rows have `lengths`; None where their total is not known.
+    """Packs made-up sequences into the steps of a run; returns None if their total length is not known.
 
     Args:
       experiment: whose `data`, `train.batch_size` or `batch_tokens`, `epochs` and `steps` matter.
       count: number of rows; 0: `data.num_rows`, what is known of `data.source`, or 1,000.
-      total: tokens of all of them; 0: what is known of `data.source`. The longest is then that of the source, and
-        otherwise has twice the mean, which makes all lengths up to it equally frequent.
+      total: tokens of all rows; 0: what is known of `data.source`, with its longest row. For another total the longest
+        row has twice the mean, which makes all lengths up to it equally frequent.
 
     Raises:
       UserError: where a row would not fit into data.block_size, which `data.too_long` does not allow, the figures do

@@ -1,9 +1,9 @@
-"""Encoded rows to fixed-size arrays: one sequence in a row (`padded`), or as many as fit, told apart by segment ids.
+"""Packs examples into arrays of fixed size: one sequence per row (`padded`), or as many as fit (`packed`).
 
 A batch is a dict of numpy arrays, all [rows, T] with T = block_size:
-  tokens int32       ids that are fed.
-  targets int32      the id after each.
-  weights float32    share of each target in the loss, sum(weights * nll) / sum(weights); 0 where nothing is supervised.
+  tokens int32       inputs.
+  targets int32      the token after each input.
+  weights float32    weight of each target in the loss, sum(weights * nll) / sum(weights); 0 if it is not supervised.
   segment_ids int32  1, 2, ... for the sequences of a row, 0 for padding.
   positions int32    index in its own sequence.
 """
@@ -21,12 +21,12 @@ from s1jax.errors import UserError
 Weighting = Literal["sequence", "token"]
 TooLong = Literal["error", "drop", "truncate"]
 Batch = dict[str, np.ndarray]
-_WAITING = 32  # sequences that may wait for a later step while shorter ones after them are taken
+_WAITING = 32  # sequences that may wait for a later step while shorter ones are used
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-    """One encoded row.
+    """One training example as token ids.
 
     Attributes:
       ids: int32 [n], n >= 2.
@@ -40,7 +40,7 @@ class Example:
 
     @property
     def length(self) -> int:
-        """Number of places it takes in a block: every id but the last is fed."""
+        """Number of inputs, which is its length in a block: every token but the last."""
         return len(self.ids) - 1
 
     @property
@@ -51,10 +51,10 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class Fitted:
-    """Rows that fit the block, and what became of the others.
+    """Examples that fit the block, and the names of the others.
 
     Attributes:
-      examples: in their old order, each of at most block_size + 1 ids and with a supervised target.
+      examples: in their old order, each with at most block_size + 1 tokens and a supervised target.
       dropped: names of rows left out.
       truncated: names of rows cut to block_size + 1 ids.
     """
@@ -67,10 +67,10 @@ class Fitted:
 def fit(examples: Sequence[Example], block_size: int, too_long: TooLong) -> Fitted:
     """Applies `too_long` to rows of more than `block_size` + 1 ids.
 
-    A row whose supervised ids all lie beyond the cut is dropped, not truncated: nothing would be learned from it.
+    An example whose supervised tokens would all be cut off is dropped, not truncated: nothing would be learned from it.
 
     Raises:
-      UserError: on a long row where `too_long` is `error`, and where no row is left.
+      UserError: for a long row if `too_long` is `error`, and if no row is left.
     """
     kept, dropped, truncated = [], [], []
     longest = max((len(example.ids) for example in examples), default=0)
@@ -111,8 +111,7 @@ def first_fit(lengths: Sequence[int], block_size: int) -> list[list[int]]:
       block_size: capacity of a bin.
 
     Returns:
-      for each bin the indices of its items, in increasing order. A function of the arguments alone: equal lengths keep
-      their order.
+      for each bin the indices of its items, in increasing order. Deterministic: equal lengths keep their order.
     """
     room: list[int] = []
     bins: list[list[int]] = []
@@ -131,8 +130,8 @@ def first_fit(lengths: Sequence[int], block_size: int) -> list[list[int]]:
 def fill(lengths: Sequence[int], block_size: int, bins: int) -> list[list[list[int]]]:
     """Packs items, in their order, into steps of `bins` bins of `block_size`: each into the first bin with room.
 
-    A step is full when `_WAITING` items have found no room in it. They wait, and are the first of the next step, so a
-    step takes an item early only in place of a longer one.
+    A step is full when `_WAITING` items have found no room in it. They wait and are the first of the next step. So an
+    item moves to an earlier step only if a longer one had to wait.
 
     Args:
       lengths: of the items, each at most `block_size`.
@@ -140,8 +139,8 @@ def fill(lengths: Sequence[int], block_size: int, bins: int) -> list[list[list[i
       bins: of a step.
 
     Returns:
-      for each step and each of its bins that is not empty the indices of its items, in increasing order. A function of
-      the arguments alone; every item is in one step.
+      for each step, for each of its bins that is not empty, the indices of its items in increasing order.
+      Deterministic; every item is in exactly one step.
     """
     over = next((i for i, length in enumerate(lengths) if length > block_size), None)
     if over is not None:
@@ -168,16 +167,16 @@ def fill(lengths: Sequence[int], block_size: int, bins: int) -> list[list[list[i
 
 
 def arrays(rows: Sequence[Sequence[Example]], num_rows: int, block_size: int, weighting: Weighting) -> Batch:
-    """Lays out sequences.
+    """Writes sequences into the arrays of a batch.
 
     Args:
-      rows: for each row of the batch the sequences that stand in it, one after the other.
-      num_rows: rows of the result; those beyond `rows` are all zero (segment 0, weight 0).
+      rows: for each row of the batch, its sequences in order.
+      num_rows: rows of the result; rows beyond `rows` are all zero (segment 0, weight 0).
       block_size: T; each row's sequences fit into it.
-      weighting: `token` weighs every supervised target 1, `sequence` 1 / (supervised targets of its sequence).
+      weighting: `token` gives every supervised target weight 1, `sequence` 1 / (supervised targets of its sequence).
 
     Returns:
-      the batch, see the module's text.
+      the batch, see the docstring of this file.
     """
     shape = (num_rows, block_size)
     batch: Batch = {name: np.zeros(shape, np.int32) for name in ("tokens", "targets", "segment_ids", "positions")}

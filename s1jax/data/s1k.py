@@ -1,6 +1,6 @@
-"""Training rows: a question, a thinking trace and an answer, with where they came from.
+"""Loads training rows: a question, a thinking trace and an answer, with the place they came from.
 
-Files are read as they are: parsing a thousand rows takes less time than preparing a copy would. Only `s1k` and
+Files are read directly: parsing a thousand rows takes less time than preparing a copy would. Only `s1k` and
 `s1k_1_1`, which come from the hub, go through the prepared array_record copy (`s1jax.data.s1k_builder`), so that a
 second run needs no network. A folder prepared by that builder can be given as a source, too.
 """
@@ -29,9 +29,9 @@ class Row:
     Attributes:
       question: what is asked.
       trace: the thinking.
-      answer: what stands after the thinking.
+      answer: the text after the thinking.
       name: where it came from, for messages: file:line, lines counted from 1.
-      system: of the system turn; empty where the row has none, and the chat format decides.
+      system: system prompt; empty if the row has none, and the chat format decides.
     """
 
     question: str
@@ -43,7 +43,7 @@ class Row:
 
 @contextlib.contextmanager
 def named(row: Row) -> Iterator[None]:
-    """Puts the row's name before what goes wrong with it."""
+    """Puts the row's name before the message of a `UserError` that the block raises."""
     try:
         yield
     except UserError as error:
@@ -56,9 +56,9 @@ def load_rows(source: str, traces: str = "deepseek", num_rows: int = 0, notes: l
     Args:
       source: `s1k` or `s1k_1_1` (from the hub, once), or a file or folder that `s1jax.io.readers` reads; of a folder
         the train split is taken.
-      traces: `gemini` or `deepseek`; whose thinking is taken where a row has several.
-      num_rows: this many from the front; 0 takes all.
-      notes: gets sentences on the files taken and left out, and on the columns that are used.
+      traces: `gemini` or `deepseek`; whose thinking is used if a row has several.
+      num_rows: number of rows from the front; 0 takes all.
+      notes: gets sentences about the files that are read and left out, and about the columns that are used.
 
     Returns:
       the rows in the order of the source (files by path).
@@ -86,7 +86,7 @@ def row_of(record: Record, traces: str, name: str) -> Row:
     """Takes question, trace, answer and system turn out of one record, whatever its shape (`s1jax.data.shapes`).
 
     Raises:
-      UserError: if a column is missing, no text, empty or too long; the message starts with `name`.
+      UserError: if a column is missing, not text, empty or too long; the message starts with `name`.
     """
     found = shapes.parts(record, traces, name)
     return Row(found.question, found.trace, found.answer, name, found.system)
@@ -97,7 +97,7 @@ def records(source: str | pathlib.Path, notes: list[str] | None = None) -> Itera
 
     Args:
       source: its train split is read, see `s1jax.io.readers`.
-      notes: gets a sentence on files that are left out.
+      notes: gets a sentence about files that are left out.
 
     Raises:
       UserError: if the source is missing, holds no file of rows, or a file does not parse.
@@ -111,7 +111,7 @@ def records(source: str | pathlib.Path, notes: list[str] | None = None) -> Itera
 
 
 def _builder_module(source: str) -> Any:
-    """Imports the builder; it needs tensorflow-datasets, which a machine that reads plain files may lack."""
+    """Imports the builder. It needs tensorflow-datasets, which is not needed to read plain files."""
     try:
         from s1jax.data import s1k_builder
     except ImportError:

@@ -29,8 +29,8 @@ class Config(tfds.core.BuilderConfig):
 
     Attributes:
       repository: dataset repository of the hub.
-      columns: what a row must have; empty for `rows`, where the first row tells.
-      about: what a row may have besides; the empty string where it has not.
+      columns: columns that a row must have; empty for `rows`, where the first row decides.
+      about: optional columns; a missing one becomes the empty string.
     """
 
     repository: str = ""
@@ -80,7 +80,7 @@ class S1k(tfds.core.GeneratorBasedBuilder):
                 raise UserError(
                     f"{name} has a column {_SYSTEM}, which the first row has not; add it there, may be empty."
                 )
-            for whose in ("gemini", "deepseek"):  # broken rows are refused here, not when the copy is read
+            for whose in ("gemini", "deepseek"):  # refuses broken rows now, not when the copy is read
                 if "thinking_trajectories" in columns or f"{whose}_thinking_trajectory" in columns:
                     s1k.row_of(record, whose, name)
             example: dict[str, Any] = {column: _as_text(record.get(column)) for column in columns}
@@ -91,12 +91,12 @@ class S1k(tfds.core.GeneratorBasedBuilder):
 
 
 def prepare(config: str, source: str = "", data_dir: str | None = None) -> pathlib.Path:
-    """Writes the array_record copy of a config, unless it is there, and returns its folder.
+    """Writes the array_record copy of a config, unless it exists, and returns its folder.
 
     Args:
       config: `s1k`, `s1k_1_1` or `rows`.
       source: local file or folder of rows; empty downloads the config's repository from the hub.
-      data_dir: where prepared datasets live; None is TFDS's own default.
+      data_dir: folder of prepared datasets; None is TFDS's own default.
 
     Raises:
       UserError: if a row is broken, the hub cannot be reached, or `rows` would overwrite an earlier copy.

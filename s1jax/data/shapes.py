@@ -1,4 +1,4 @@
-"""The shapes that rows of reasoning data come in, and where question, trace, answer and system turn stand in each.
+"""Finds question, trace, answer and system prompt in a row of reasoning data, whatever its columns are.
 
     s1K             question; thinking_trajectories (a list of strings, or one string) and attempt, or
                     {gemini,deepseek}_thinking_trajectory and _attempt (s1K-1.1)
@@ -8,12 +8,14 @@
     generations     problem and a list of answers (open-r1); the first that is marked right and complete
     question        question or problem, with an answer that has tags, or with a column of its own for the thinking
 
-The first that a row has is taken. The thinking stands in `<think>...</think>` at the start of the answer (the first tag
-may be missing, as in what R1's template leaves of it), in `<|begin_of_thought|>...<|end_of_thought|>` (OpenThoughts,
-Bespoke-Stratos), or in a field `reasoning_content`, `reasoning` or `thinking` beside it. A system turn comes from the
-messages or from a column `system` (or `system_prompt`). What would change the example and is not used is refused:
-several turns, tools, images, thinking of a user, an answer without loss (`weight: 0`) or marked wrong (`correct`,
-`is_correct`), and the rest of a question in `input`, `context` or `history` beside the column of the question.
+The first shape that a row has is used. Thinking is in `<think>...</think>` at the start of the answer (the first tag
+may be missing, because R1's template puts it into the prompt), in `<|begin_of_thought|>...<|end_of_thought|>`
+(OpenThoughts, Bespoke-Stratos), or in a field `reasoning_content`, `reasoning` or `thinking` next to the answer. A
+system prompt comes from the messages or from a column `system` (or `system_prompt`).
+
+A row is refused if it has content that would change the example and is not used: several turns, tools, images, thinking
+of a user, an answer without loss (`weight: 0`) or marked wrong (`correct`, `is_correct`), or the rest of a question in
+`input`, `context` or `history` next to the column of the question.
 """
 
 from __future__ import annotations
@@ -37,9 +39,9 @@ _ROLES = {
     "gpt": "assistant", "model": "assistant", "bot": "assistant", "chatgpt": "assistant",
 }  # fmt: skip
 _UNUSABLE = ("tools", "functions", "tool_calls", "function_call", "images", "image", "audio", "videos")
-# What says of an assistant's message that it carries no loss: OpenAI's and Mistral's weight, Axolotl's, ms-swift's.
+# Fields that exclude an assistant's message from the loss: of OpenAI and Mistral, of Axolotl, of ms-swift.
 _LOSS = ("weight", "train", "training", "loss")
-_BESIDE = ("input", "context", "history")  # Alpaca's and others' rest of a question that stands in a column
+_BESIDE = ("input", "context", "history")  # columns with the rest of a question, as in Alpaca
 _JUDGED = ("correct", "is_correct")
 _FORMS = (
     "give s1K's columns (question, thinking_trajectories, attempt), messages, conversations, prompt and completion, or"
@@ -49,13 +51,13 @@ _FORMS = (
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """What an example is made of.
+    """The parts of one example.
 
     Attributes:
-      question: what is asked, as it stands.
+      question: the question, unchanged.
       trace: the thinking.
-      answer: what stands after the thinking.
-      system: of the system turn; empty where there is none.
+      answer: the text after the thinking.
+      system: system prompt; empty if there is none.
       used: the columns that these come from.
     """
 
@@ -67,7 +69,7 @@ class Parts:
 
 
 class Tally:
-    """Which columns the rows of a source are made of; its text is one phrase for a note."""
+    """Counts which columns the rows of a source use; `str` gives one phrase for a note."""
 
     def __init__(self) -> None:
         self._used: collections.Counter[tuple[str, ...]] = collections.Counter()
@@ -88,13 +90,13 @@ def parts(record: Mapping[str, Any], traces: str, name: str) -> Parts:
     """Takes an example out of a row of any shape.
 
     Args:
-      record: columns; those that are None count as missing, as parquet fills them in.
-      traces: `gemini` or `deepseek`; whose thinking is taken where a row of s1K-1.1 has both.
+      record: columns; None counts as missing, because parquet fills missing columns with it.
+      traces: `gemini` or `deepseek`; whose thinking is used if a row of s1K-1.1 has both.
       name: what messages call the row.
 
     Raises:
-      UserError: if a column is missing, no text, empty or too long, there is no thinking, or there is what cannot be
-        used; the message starts with `name`.
+      UserError: if a column is missing, not text, empty or too long, if there is no thinking, or if the row has content
+        that cannot be used; the message starts with `name`.
     """
     for column in _UNUSABLE:
         if record.get(column):
@@ -118,7 +120,7 @@ def parts(record: Mapping[str, Any], traces: str, name: str) -> Parts:
 
 
 def _check_beside(record: Mapping[str, Any], found: Parts, name: str) -> None:
-    """Refuses columns that are not used and without which the example is another one."""
+    """Refuses columns that are not used but change the meaning of the example."""
     for column in _JUDGED:
         if str(record.get(column)).strip().lower() == "false":
             raise UserError(f"{name}: column {column} says that the answer is wrong; remove the row or the column.")
@@ -172,8 +174,8 @@ def _conversation(messages: Any, column: str, name: str) -> Parts:
     if roles != ["user", "assistant"]:
         has = ", ".join(roles) or "nothing"
         raise UserError(
-            f"{name}: {column} holds {has}; one turn is read, a user's and then an assistant's, behind a system turn or"
-            " none; divide or remove the row."
+            f"{name}: {column} holds {has}; one turn is read, a user's and then an assistant's, with or without a"
+            " system turn before them; divide or remove the row."
         )
     trace, answer, used = _thinking(turns[1][1], turns[1][2], last)
     return Parts(turns[0][1], trace, answer, system, (column, *(f"{column}.{key}" for key in used)))
@@ -258,7 +260,7 @@ def _loose(record: Mapping[str, Any], own: str, name: str) -> Parts:
 
 
 def _chosen(record: Mapping[str, Any], count: int, name: str) -> tuple[int, tuple[str, ...]]:
-    """Returns which of open-r1's generations is taken, and the columns that say so."""
+    """Returns the index of open-r1's generation that is used, and the columns that decide it."""
     rights = [key for key in ("correctness_math_verify", "correctness_llama") if isinstance(record.get(key), list)]
     ends = [key for key in ("is_reasoning_complete",) if isinstance(record.get(key), list)]
     for key in (*rights, *ends):
@@ -280,7 +282,7 @@ def _tagged(record: Mapping[str, Any], question: str, answer: str, name: str) ->
 
 
 def _thinking(text: Any, fields: Mapping[str, Any], name: str) -> tuple[str, str, tuple[str, ...]]:
-    """Divides what an assistant said into trace and answer; returns also the field that holds the trace."""
+    """Splits an assistant's message into trace and answer; also returns the field that contains the trace."""
     if not isinstance(text, str):
         raise UserError(f"{name} is {type(text).__name__}, not text; write it as a string.")
     beside = [key for key in _THINKING if key in fields and fields[key] != ""]
@@ -323,7 +325,7 @@ def _with_system(record: Mapping[str, Any], found: Parts, name: str) -> Parts:
 
 
 def _checked(found: Parts, name: str) -> Parts:
-    """Refuses parts that are empty, no Unicode or too long."""
+    """Refuses parts that are empty, not Unicode or too long."""
     whence: Sequence[str] = found.used
     for i, part in enumerate(("question", "trace", "answer", "system")):
         value = getattr(found, part)
@@ -335,5 +337,5 @@ def _checked(found: Parts, name: str) -> Parts:
         try:
             value.encode()
         except UnicodeEncodeError as error:  # half a surrogate pair
-            raise UserError(f"{name}: {column} is no valid Unicode ({error.reason}); repair it.") from None
+            raise UserError(f"{name}: {column} is not valid Unicode ({error.reason}); repair it.") from None
     return found

@@ -1,4 +1,4 @@
-"""From the settings of a run to its batches."""
+"""Makes the batches of a training run from its settings."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from s1jax.text.chat import ChatFormat
 from s1jax.text.tokenizer import Tokenizer
 
 CORPUS = "countdown_corpus"
-_MUCH_PADDING = 0.1  # share of the places of packed rows from where on it is said
+_MUCH_PADDING = 0.1  # share of padding above which a note says so
 
 
 class CorpusBatches:
     """The endless text of the Countdown base model, cut off after `num_steps` batches."""
 
-    digest = ""  # of rows: the settings say all
+    digest = ""  # no rows to digest: the settings determine the text
 
     def __init__(self, data: DataConfig, num_steps: int, num_rows: int, share: int = 0, shares: int = 1):
-        """Draws nothing yet.
+        """Keeps the settings; generates nothing yet.
 
         Args:
           data: block size and seed.
@@ -41,7 +41,7 @@ class CorpusBatches:
         self._rows = slice(share * size, (share + 1) * size)
 
     def names(self, step: int) -> list[str]:
-        """Where a step's text came from."""
+        """Names the origin of a step's text."""
         return [f"{CORPUS} (seed {self._seed}, step {step + 1})"]
 
     def batch(self, step: int) -> Batch:
@@ -62,7 +62,7 @@ def make(
     share: int = 0,
     shares: int = 1,
 ) -> tuple[batches.Batches | CorpusBatches, list[str]]:
-    """Loads, encodes and fits the rows of `experiment.data.source`.
+    """Loads the rows of `experiment.data.source`, encodes them and applies the length limit.
 
     Args:
       experiment: data and train settings.
@@ -73,10 +73,10 @@ def make(
       shares: number of shares.
 
     Returns:
-      the batches, and sentences on the rows: where they come from, which were dropped or truncated, or look wrong.
+      the batches, and notes about the rows: their origin, which ones were dropped or truncated, which ones look wrong.
 
     Raises:
-      UserError: on whatever is wrong with the source or its rows.
+      UserError: if something is wrong with the source or its rows.
     """
     data, train = experiment.data, experiment.train
     multiple = row_shards * train.accumulation
@@ -156,7 +156,7 @@ def make(
 
 
 def _packed(experiment: Experiment, made: batches.Batches, multiple: int) -> list[str]:
-    """What a step of packed rows holds, and what would lower its padding."""
+    """Notes on the content of a packed step, and on how to reduce its padding."""
     block, tokens = made.block_size, experiment.train.batch_tokens
     rows = f"{made.num_rows} rows of data.block_size {block}"
     padding = f"{100 * made.padding:.0f} % of its places are padding"
@@ -167,7 +167,7 @@ def _packed(experiment: Experiment, made: batches.Batches, multiple: int) -> lis
         ]
     if made.padding < _MUCH_PADDING:
         return []
-    full = math.ceil(made.tokens_per_step / block)  # rows that hold as many tokens as a step has on average
+    full = math.ceil(made.tokens_per_step / block)  # rows needed for the average number of tokens per step
     fewer = min(made.num_rows, -(-full // multiple) * multiple)
     return [
         f"a step has {rows} for its {experiment.train.batch_size} sequences (train.batch_size); {padding}. For less,"
@@ -177,10 +177,10 @@ def _packed(experiment: Experiment, made: batches.Batches, multiple: int) -> lis
 
 
 def _check_traces(tokenizer: Tokenizer, fmt: ChatFormat, rows: list[Row]) -> None:
-    """Refuses a trace that holds all of a think_end which is plain text: training would end thinking inside of it."""
+    """Refuses a trace that contains a plain-text think_end: training would end thinking inside of it."""
     end = fmt.think_end.strip()
     if tokenizer.special_tokens_in(end):
-        return  # never made from the text of a trace
+        return  # a special token is never encoded from the text of a trace
     for row in rows:
         if end in row.trace:
             raise UserError(
@@ -190,7 +190,7 @@ def _check_traces(tokenizer: Tokenizer, fmt: ChatFormat, rows: list[Row]) -> Non
 
 
 def _end_inside(tokenizer: Tokenizer, fmt: ChatFormat, rows: list[Row]) -> list[str]:
-    """Names of the rows whose trace contains the id that ends thinking; none where that id is a special token."""
+    """Names of the rows whose trace contains the token that ends thinking; empty if it is a special token."""
     if fmt.think_end.startswith(tuple(fmt.special)):
         return []
     end = tokenizer.encode(fmt.think_end)[0]

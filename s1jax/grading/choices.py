@@ -7,16 +7,16 @@ from collections.abc import Sequence
 from s1jax.grading import compare
 from s1jax.grading.extract import extract
 
-LETTERS = string.ascii_uppercase  # names of the choices of a question, in order
+LETTERS = string.ascii_uppercase  # the letters of a question's choices, in order
 
 
 def letter(text: str, choices: Sequence[str]) -> str | None:
-    r"""Returns the letter of the choice that `text` gives, or None where it gives none or more than one.
+    r"""Returns the letter of the choice that `text` gives, or None if it gives none or more than one.
 
-    Looked for in the final answer, in this order: the whole text of one of the choices; nothing but a letter (`C`,
-    `(C)`, `option c`); a letter in front (`C) 12 m`, `Option C: 12 m`); one after "is", "option" or "choice"; one in
-    parentheses; the only letter that stands alone, where "A" and "I" before most words are articles; and last what
-    equals one of the choices. A letter that is denied ("not A", "all but A", "A is wrong") does not count.
+    The final answer is searched in this order: the whole text of one of the choices; nothing but a letter (`C`, `(C)`,
+    `option c`); a letter in front (`C) 12 m`, `Option C: 12 m`); a letter after "is", "option" or "choice"; a letter in
+    parentheses; the only single letter, except that "A" and "I" before most words are articles; an answer that equals
+    one of the choices. A negated letter ("not A", "all but A", "A is wrong") does not count.
     """
 
     def plain(given: str) -> str:

@@ -1,14 +1,19 @@
 r"""Decides whether two answers are equal: by text, by exact numbers, or by math-verify (Hugging Face, Apache-2.0).
 
-math-verify reads a formula with latex2sympy2 and compares with sympy. These guards keep it from accepting what it did
-not read: a formula is read whole or not at all; every letter has to be in what was read; decimals are exact fractions,
-and numbers are compared at a precision that their size asks for; words, bases, times and lists with "..." are compared
-as text. A decimal of six places is equal to a formula that rounds to it, as it is to math-verify: 0.333333 is 1/3, but
-0.33 is not, nor is 0.999999 equal to 1. `1,22` is 1.22 where that is the other side, otherwise a list. A unit may be
-missing on one side. Of a sentence the last number counts, unless words like "not", "twice" or "million" may change it.
+math-verify parses a formula with latex2sympy2 and compares with sympy. The guards here refuse what it did not read:
 
-A comparison has a limit of `CALLS` function calls, the same on every machine, under any load and in any thread. What
-reaches it, or is too large for it (`BITS` of numbers, `TERMS` of products, `DEPTH` of brackets), is undecided.
+- A formula is read whole or not at all, and every letter must appear in the parsed expression.
+- Decimals are exact fractions. Numbers are compared at a precision that depends on their size.
+- Words, bases, times and lists with "..." are compared as text.
+- A decimal of six places equals a formula that rounds to it, as in math-verify: 0.333333 is 1/3, but 0.33 is not, and
+  0.999999 is not 1.
+- `1,22` is 1.22 if the other side is 1.22, otherwise a list.
+- A unit may be missing on one side.
+- In a sentence the last number counts, unless words like "not", "twice" or "million" may change it.
+
+A comparison is limited to `CALLS` function calls: the same on every machine, under any load and in any thread. A
+comparison that reaches the limit, or is too large for it (`BITS` of numbers, `TERMS` of products, `DEPTH` of brackets),
+is undecided.
 """
 
 import fractions
@@ -24,7 +29,7 @@ from typing import Any
 from s1jax.errors import MissingPackageError
 from s1jax.grading.extract import LONGEST
 
-VERSION = 3  # changes with every change that can move a verdict
+VERSION = 3  # raise it with every change that can move a verdict
 CALLS, BITS, TERMS, DEPTH = 3_000_000, 60_000, 4_000, 10
 
 _NUMBER = re.compile(r"[+-]?(?:\d{1,3}(?:,\d{3})+|\d+)?(?:\.\d+)?(?:[eE][+-]?\d\d?)?")
@@ -46,7 +51,7 @@ _CHANGED = re.compile(  # the number is "#"
 )
 _SAYS = re.compile(r"[:=]|\b(?:is|are|was|were|it['’]s|equals?|gets?|makes?|earns?|pays?|ha[sd]|have|so|therefore)\b")
 _MEASURE = re.compile(r"(\\circ|°|degree)|(radian)|(\\\$|^\$[^$]*$|dollar)|(\bcents?\b)|(€|\beuro)|(£)|(¥|\byen\b)")
-_UNLIKE = re.compile(  # a clock with another or with what is no ratio, a set with a tuple
+_UNLIKE = re.compile(  # two clock times, a clock time with something that is not a ratio, a set with a tuple
     r"(\d?\d:[0-5]\d|[^:]+) \d?\d:[0-5]\d|\d?\d:[0-5]\d [^:]+|\\\{[^()]*\\\} \([^()]*\)|\([^()]*\) \\\{[^()]*\\\}"
 )
 _AS_TEXT = re.compile(
@@ -71,7 +76,7 @@ _TIDY = [(re.compile(pattern), replacement) for pattern, replacement in (
 
 
 class _LimitError(BaseException):
-    """The limit is reached. No Exception, because math-verify and sympy catch those and go on."""
+    """The limit is reached. Not an Exception, because math-verify and sympy catch those and continue."""
 
 
 def grader() -> str:
@@ -88,7 +93,7 @@ def grader() -> str:
 
 @functools.lru_cache(maxsize=1 << 14)
 def equal(answer: str, right: str) -> bool | None:
-    """Returns whether two bare answers are equal; None where the comparison did not end within its limit."""
+    """Returns whether two bare answers are equal; None if the comparison did not end within its limit."""
     if max(len(answer), len(right)) > LONGEST:
         return answer == right
     words = any(re.fullmatch(r"\s*\\(?:text|mbox)\w*\s*\{[a-zA-Z ]{2,}\}\s*", text) for text in (answer, right))
@@ -113,7 +118,7 @@ def equal(answer: str, right: str) -> bool | None:
     if _UNLIKE.fullmatch(f"{answer} {right}"):
         return False
     parts = [[number(part.strip()) for part in text.split(",")] for text in (answer, right)]
-    if all(part is not None for part in parts[0] + parts[1]):  # of lists, math-verify drops what is there twice
+    if all(part is not None for part in parts[0] + parts[1]):  # math-verify drops duplicates in lists
         return sorted(map(str, parts[0])) == sorted(map(str, parts[1]))
     if "%" in answer + right:  # 50% is 50 as well as 0.5
         one, other = (number(re.sub(r"\s*\\?%$", "", text)) for text in (answer, right))
@@ -132,7 +137,7 @@ def equal(answer: str, right: str) -> bool | None:
 
 
 def _last(text: str) -> str | None:
-    """Returns the last number of a sentence; None where words or an earlier number may change it."""
+    """Returns the last number of a sentence; None if words or an earlier number may change it."""
     if last := _LAST.search(text):
         *earlier, before = re.split(r"\d", text[: last.start()])
         if not _CHANGED.search(f"{before}#{text[last.end(1) :]}".lower()) and (not earlier or _SAYS.search(before)):
@@ -148,7 +153,7 @@ def number(text: str) -> fractions.Fraction | None:
 
 
 def tidy(text: str) -> str:
-    """Returns an answer without what has no meaning: spacing commands, currency, styles of a fraction."""
+    """Returns an answer without meaningless parts: spacing commands, currency, styles of fractions."""
     text = text.lstrip(" *`").rstrip(" *`.。")  # before `**` is taken for a power
     for pattern, replacement in _TIDY:
         text = pattern.sub(replacement, text)
@@ -156,7 +161,7 @@ def tidy(text: str) -> str:
 
 
 def _bare(text: str) -> str:
-    """Returns what is compared as text: names of a list in one order and without case, formulas without blanks."""
+    """Returns the form that is compared as text: names of a list sorted and lower case, formulas without blanks."""
     text = re.sub(r"\\(?:text|mbox|mathrm|textbf)\s*\{([^{}]*)\}", r"\1", text)
     if re.fullmatch(r"\(?[A-Za-z]\)?|[^\\\d=+*/^_]*[A-Za-z]{2}[^\\\d=+*/^_]*", text):
         return " ".join(sorted(part.strip(" ()") for part in text.casefold().split(",") if part.strip()))
@@ -164,7 +169,7 @@ def _bare(text: str) -> str:
 
 
 def _split(text: str) -> tuple[str, str]:
-    """Returns value and unit of an answer; the unit is empty where it has none."""
+    """Returns value and unit of an answer; the unit is empty if it has none."""
     match = _UNIT.fullmatch(text)
     if match is None or _CHANGED.search(f"#{match['unit'] or match['words'] or ''}".lower()):
         return text, ""
@@ -174,14 +179,14 @@ def _split(text: str) -> tuple[str, str]:
 
 
 def _rounded(*texts: str) -> bool:
-    """Whether a decimal of six places is among the texts, no small one, and not with plain numbers alone."""
+    """Whether one text is a decimal of six places, not a small one, and the other is not a plain number."""
     text = " ".join(texts)
     small = re.search(r"(?<!\d)0?\.00|10\s*\^\s*\{?-", text)
     return not small and bool(re.search(r"\.\d{6}", text) and re.search(r"[\\/^]", text))
 
 
 def _limited(calls: int, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Returns what the function returns, or None where it takes more than `calls` calls."""
+    """Returns the result of the function, or None if it needs more than `calls` calls."""
     count = 0
 
     def profile(*_: Any) -> None:
@@ -202,7 +207,7 @@ def _limited(calls: int, function: Callable[..., Any], *arguments: Any) -> Any:
 
 @functools.cache
 def _library() -> Any:
-    """Imports math-verify, which takes seconds, and has it build its tables."""
+    """Imports math-verify, which takes seconds, and makes it build its tables."""
     try:
         import math_verify
     except ModuleNotFoundError:
@@ -217,7 +222,7 @@ def _library() -> Any:
 
 
 def _math_equal(answer: str, right: str) -> bool | None:
-    """Asks math-verify about two formulas: exactly, and where a decimal is long enough, about its rounded value."""
+    """Asks math-verify about two formulas: exactly, and also rounded if a decimal is long enough."""
     verdict: bool | None = False
     for exact in (True, False) if _rounded(answer, right) else (True,):
         target, given = _read(right, exact), _read(answer, exact)
@@ -237,13 +242,13 @@ def _verify(target: Any, given: Any, exact: bool, relations: bool) -> bool:
 
 @functools.lru_cache(maxsize=256)
 def _read(text: str, exact: bool) -> Any:
-    """Returns `_parse` of a text within a limit. It has more calls, for the tables that the first formulas build."""
+    """Returns `_parse` of a text within a larger limit, because the first formulas build tables."""
     _library()
     return _limited(3 * CALLS, _parse, text, exact)
 
 
 def _parse(text: str, exact: bool) -> Any:
-    """Returns what latex2sympy2 makes of the whole of a formula; False where it can't read it or left letters out."""
+    """Returns the parsed form of a whole formula; False if latex2sympy2 can't read it or left letters out."""
     import sympy
     from sympy.core.function import AppliedUndef
 
@@ -258,7 +263,7 @@ def _parse(text: str, exact: bool) -> Any:
     found = math_verify.parse(f"${text}$", config, fallback_mode="no_fallback", parsing_timeout=None)
     if not found or isinstance(found[0], str) or found[0] in (sympy.zoo, sympy.nan):
         return False
-    if text.count("=") > 1 and "," not in text:  # of a chain math-verify may read the end alone
+    if text.count("=") > 1 and "," not in text:  # math-verify may read only the end of a chain
         text = text.rpartition("=")[2]
     command = r"\\(?:begin|end|mathbb|mathrm|operatorname)\s*\{[^{}]*\}(?:\{[clr|]+\})?|\\[a-zA-Z]+"
     letters = set(re.findall("[a-ce-hj-z]", re.sub(command, " ", text).lower()))
@@ -270,7 +275,7 @@ def _parse(text: str, exact: bool) -> Any:
 
 
 def _size(value: Any) -> tuple[int, int]:
-    """Returns bounds of the bits of the numbers in a formula and of its terms; raises where one is too large."""
+    """Returns upper bounds for the bits of the numbers in a formula and for its terms; raises if one is too large."""
     parts = [_size(part) for part in (value if hasattr(value, "shape") else value.args)]
     bits, terms = sum(part[0] for part in parts), max(1, sum(part[1] for part in parts))
     kind = type(value).__name__

@@ -1,14 +1,14 @@
 r"""Finds the final answer in a model's text, in time linear in its length.
 
-In this order: inside the last `<answer>`; after the last mark, which is "Final Answer:", "Answer:" (`_WORDS` has other
-languages) or GSM8K's `####`, a box rather than the mark's line; the last `\boxed{...}`, joined with its neighbours
-where an answer has several; after "the answer is"; the last line.
+The first of these that exists: the content of the last `<answer>`; the text after the last marker, which is "Final
+Answer:", "Answer:" (`_WORDS` has other languages) or GSM8K's `####`, where a box is preferred to the marker's line; the
+last `\boxed{...}`, joined with its neighbours if an answer has several; the text after "the answer is"; the last line.
 """
 
 import re
 from collections.abc import Iterator
 
-# Characters from the end of a text that are searched, and of an answer that are compared.
+# Numbers of characters: how much of the end of a text is searched, and how much of an answer is compared.
 SEARCHED, LONGEST = 50_000, 500
 
 _WORDS = (
@@ -36,7 +36,7 @@ _LIST = re.compile(r"\s*(?:,|;|,?\s*\band\b|,?\s*\bor\b)\s*")
 
 
 def extract(text: str) -> str:
-    """Returns the answer that `text` gives, at most `LONGEST` characters; empty where it gives none."""
+    """Returns the answer that `text` gives, at most `LONGEST` characters; empty if it gives none."""
     text = text[-SEARCHED:].split("<|im_")[0].rstrip()
     if (end := text.rfind("</answer>")) >= 0:
         text = text[:end]
@@ -58,12 +58,12 @@ def extract(text: str) -> str:
 
 
 def marked(text: str) -> bool:
-    """Whether a mark or a box says which part of `text` is the answer."""
+    """Whether a marker or a box shows which part of `text` is the answer."""
     return bool("<answer>" in text or _MARK.search(text) or _boxes(text))
 
 
 def _boxes(text: str) -> list[tuple[int, int, str]]:
-    """Returns (start, end, content) of the outermost closed boxes that hold something."""
+    """Returns (start, end, content) of the outermost closed boxes that are not empty."""
     opened, closed, found, after = list[int](), dict[int, int](), list[tuple[int, int, str]](), 0
     for match in re.finditer(r"\\.|[{}]", text, re.DOTALL):  # `\{` is a letter of the answer
         if match[0] == "{":
@@ -82,7 +82,7 @@ def _boxes(text: str) -> list[tuple[int, int, str]]:
 
 
 def _joined(text: str, boxes: list[tuple[int, int, str]]) -> str:
-    """Returns the last box, with those before it that only a comma, "and" and a few other words separate from it."""
+    """Returns the last box, with those before it if only a comma, "and" or a few other words separate them."""
     parts = boxes[-1:]
     for box in reversed(boxes[-20:-1]):
         between = text[box[1] + 1 : parts[0][0]]
@@ -94,16 +94,16 @@ def _joined(text: str, boxes: list[tuple[int, int, str]]) -> str:
 
 
 def _lines(text: str, last: bool = False) -> Iterator[str]:
-    """Yields the lines that hold more than the border of mathematics or code, from the end where `last`."""
+    """Yields the lines that are not just the border of mathematics or code; from the end if `last`."""
     for line in text.splitlines()[:: -1 if last else 1]:
         if (line := line.strip().strip("*").strip()) and not _FENCE.fullmatch(line) and not _MARK.fullmatch(line):
             yield line
 
 
 def _in_line(line: str, marked: bool) -> str:
-    """Returns the formulas in what follows "the answer is" or the last "is" of a line; all of that where it has none.
+    """Returns the formulas after "the answer is" or the last "is" of a line, or all of that text if it has none.
 
-    Of a line without a mark the last sentence and the last formula count, otherwise the first formula.
+    In a line without a marker the last sentence and the last formula count, otherwise the first formula.
     """
     line = line[: 4 * LONGEST] if marked else line[-4 * LONGEST :]
     line = re.sub(r"\.?\s{0,9}I hope it is correct.*", "", line, flags=re.IGNORECASE)

@@ -1,4 +1,4 @@
-"""Which files of a folder are which split by its README, as dataset repositories of the hub say it.
+"""Reads from the README of a folder which files belong to which split, as for dataset repositories on the hub.
 
 The YAML at the top of README.md may have `configs`, each with `config_name` and `data_files` or `data_dir`. One of them
 is taken: the only one, the one called `default`, or the one with `default: true`. Source: `MetadataConfigs` in
@@ -15,19 +15,19 @@ from typing import Any
 from s1jax.errors import UserError
 from s1jax.io import splits
 
-_LONGEST = 1 << 20  # bytes of a README that are looked at
+_LONGEST = 1 << 20  # bytes of a README that are read
 _BLOCK = re.compile(r"\ufeff?---\r?\n(.*?)\r?\n---\r?(?:\n|\Z)", re.DOTALL)
 
 
 def assign(folder: pathlib.Path, paths: Sequence[str]) -> dict[str, list[str]]:
-    """Returns split -> files by the README of a folder; empty where that says nothing of files.
+    """Returns split -> files as the README of a folder declares them; empty if it declares none.
 
     Args:
-      folder: that may have a README.md.
-      paths: of its files of rows, relative to it, with `/` between names.
+      folder: may have a README.md.
+      paths: the files of rows in it, relative to it, with `/` between names.
 
     Raises:
-      UserError: if the README names several configs and no default, or names no file that is here.
+      UserError: if the README names several configs and no default, or names files that do not exist.
     """
     readme = folder / "README.md"
     configs = _configs(readme) if readme.is_file() else []
@@ -78,7 +78,7 @@ def _configs(readme: pathlib.Path) -> list[dict[str, Any]]:
     if configs is None:
         return []
     if not isinstance(configs, list) or not all(isinstance(one, dict) and "config_name" in one for one in configs):
-        raise UserError(f"{readme}: configs is no list of objects with config_name; repair it.")
+        raise UserError(f"{readme}: configs is not a list of objects with config_name; repair it.")
     return configs
 
 

@@ -1,8 +1,8 @@
-"""Files that appear whole, files that one process at a time may have, and errors that say which file they are about.
+"""Safe writing: files that appear whole, files and folders that one process locks, errors that name the file.
 
-A run's folder is had by one process while it trains, a file of samples while it grows. A file that is written in one go
-appears with all its contents or not at all (`replace`). No function here opens an existing link to write to it, so a
-link in a folder of somebody else cannot redirect what is written.
+One process at a time holds the folder of a training run, or a file of samples that grows. A file that is written in one
+go appears with all its contents or not at all (`replace`). No function here writes through an existing link, so a link
+in a foreign folder cannot redirect what is written.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import IO, Any, BinaryIO
 from s1jax.config.schema import shown
 from s1jax.errors import UserError
 
-# Of OSErrors: what keeps a file from being written, and what to do.
+# Error numbers: why a file could not be written, and what to do.
 FULL = {
     errno.ENOSPC: ("no space left on the device", "free some space"),
     errno.EDQUOT: ("the disk quota is used up", "free some space"),
@@ -50,7 +50,7 @@ def take(file: IO[Any], *, shared: bool = False) -> bool:
 
 @contextlib.contextmanager
 def named(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Gives `path` to an OSError from within that names no file, as of a write to a full disk."""
+    """Adds `path` to an OSError that names no file, such as that of a write to a full disk."""
     try:
         yield
     except OSError as error:
@@ -60,14 +60,14 @@ def named(path: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def check_own(path: str | os.PathLike[str], folder: str | os.PathLike[str] | None = None) -> None:
-    """Refuses a file of a model folder that is a link to somewhere else, whose contents would be taken for the model's.
+    """Refuses a file of a model folder that links to a place outside of it.
 
-    Links within the folder are fine, and within the repository's folder of Hugging Face's cache, where every file of
+    Links within the folder are allowed. So are links within one repository of Hugging Face's cache, where every file of
     `models--OWNER--NAME/snapshots/COMMIT` is a link to `models--OWNER--NAME/blobs`.
 
     Args:
-      path: of the file; nothing is said where it does not exist.
-      folder: that it belongs to; None: the one it is in.
+      path: the file; a missing file is accepted.
+      folder: the folder that it belongs to; None: the one it is in.
 
     Raises:
       UserError: it leads out of the folder, or to something else than a regular file, which might never end.
@@ -86,14 +86,14 @@ def check_own(path: str | os.PathLike[str], folder: str | os.PathLike[str] | Non
 
 
 def create(path: str | os.PathLike[str]) -> BinaryIO:
-    """Opens a new, empty file for writing; whatever has its name is removed first, a link without its target."""
+    """Opens a new, empty file for writing. An existing file or link is removed first; a link's target stays."""
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666), "wb")
 
 
 def append(path: str | os.PathLike[str]) -> BinaryIO:
-    """Opens a file to append to and to lock, which is made where there is none.
+    """Opens a file for appending and locking; creates it if there is none.
 
     Raises:
       OSError: ELOOP where `path` is a link, which is not followed; or as `open`.
@@ -106,8 +106,8 @@ def append(path: str | os.PathLike[str]) -> BinaryIO:
 def replace(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Yields a binary file that takes the place of `path` when the block ends, complete and synced to the disk.
 
-    Until then it has a name of its own in the same folder, which no other process has. Where the block raises it is
-    removed and `path` stays as it was. An existing file passes on its permissions; of a link the link is replaced.
+    Until then it has a unique temporary name in the same folder. If the block raises, it is removed and `path` does not
+    change. The new file gets the permissions of the old one. If `path` is a link, the link itself is replaced.
 
     Raises:
       OSError: names `path`; EINVAL in /dev, whose entries are not files to be replaced.
@@ -151,13 +151,13 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 def new_folder(path: str | os.PathLike[str], where: str = "") -> Iterator[pathlib.Path]:
     """Yields an empty folder that becomes `path` when the block ends, complete and synced; it is removed on failure.
 
-    Until then it has a name of its own beside `path`, so that two processes never write into the same folder. The
-    second one for a path is refused at the start where the file system has locks, and at the end where it has not. What
-    a killed process left is removed by the next one for the same path.
+    Until then it has a unique temporary name next to `path`, so that two processes never write into the same folder.
+    The second process for a path is refused at the start if the file system has locks, otherwise at the end. The next
+    process for the same path removes what a killed one left.
 
     Args:
       path: does not exist yet, or is an empty folder.
-      where: begins the sentences, such as the name of a flag.
+      where: first words of messages, such as the name of a flag.
 
     Raises:
       UserError: something is there already, another process writes it, or it may not be written.
@@ -209,7 +209,7 @@ def _cannot_write(where: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _folder_lock(folder: pathlib.Path) -> Iterator[bool | None]:
-    """Holds the lock of a folder: True; False where another process has it; None where there are no such locks."""
+    """Locks a folder. Returns True, False if another process holds it, None if the file system cannot lock folders."""
     try:
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:  # removed meanwhile, or a link
@@ -229,7 +229,7 @@ def _folder_lock(folder: pathlib.Path) -> Iterator[bool | None]:
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:
-    """Brings the names in a folder to the disk; does nothing on file systems that cannot."""
+    """Syncs the directory entries of a folder to disk; does nothing on file systems that cannot."""
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
@@ -239,7 +239,7 @@ def sync_folder(folder: str | os.PathLike[str]) -> None:
 
 
 def sync_tree(folder: str | os.PathLike[str]) -> None:
-    """Brings every file and folder below `folder` to the disk, links excepted, and then the folder itself.
+    """Syncs every file and folder below `folder` to disk, except links, and then the folder itself.
 
     Raises:
       OSError: names the file that could not be written.

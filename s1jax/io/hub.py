@@ -1,4 +1,4 @@
-"""Snapshots of repositories on the Hugging Face hub, at a revision that can be named again."""
+"""Downloads snapshots of Hugging Face hub repositories, with the commit that identifies them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ def snapshot(
     """Downloads files of a repository, or finds them in the hub's cache.
 
     Args:
-      repository: as in OWNER/NAME.
+      repository: OWNER/NAME.
       patterns: names of the files, with `*`.
-      kind: of the repository.
+      kind: kind of the repository.
       revision: branch, tag or commit; empty takes the newest.
 
     Returns:
-      the folder that holds them, and the commit; that is empty where it is not known.
+      the folder that contains them, and the commit, which is empty if it is not known.
 
     Raises:
       Exception: whatever huggingface_hub raises, errors of several libraries.
@@ -36,6 +36,6 @@ def snapshot(
 
 
 def commit(folder: pathlib.Path) -> str:
-    """Returns the commit of a folder of the hub's cache, models--OWNER--NAME/snapshots/COMMIT; empty for others."""
+    """Returns the commit of a folder in the hub's cache, models--OWNER--NAME/snapshots/COMMIT; else an empty string."""
     folder = folder.resolve()
     return folder.name if folder.parent.name == "snapshots" and re.fullmatch("[0-9a-f]{40}", folder.name) else ""

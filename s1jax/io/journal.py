@@ -1,4 +1,4 @@
-"""Finished rows on disk while a run goes on, so that the same command continues where a killed one stopped."""
+"""Keeps finished rows on disk during a run, so that the same command continues where a killed one stopped."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from s1jax.io import files
 
 
 def fingerprint(asked: Mapping[str, Any]) -> str:
-    """16 hex digits that stand for all that determines a run's rows; `asked` holds JSON values."""
+    """16 hex digits that identify everything that determines the rows of a run; `asked` contains JSON values."""
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -24,12 +24,12 @@ def read(path: pathlib.Path, run: str) -> tuple[list[dict[str, Any]], int]:
     """Reads the rows of a run.
 
     Returns:
-      the rows, and the bytes they take; a last line that was not written to its end is left out.
+      the rows, and the bytes they take; an incomplete last line is left out.
 
     Raises:
-      UserError: the file holds rows of another run, or something else.
+      UserError: the file contains rows of another run, or something else.
     """
-    foreign = UserError(f"{path} is no output of a run; choose another file, or remove it.")
+    foreign = UserError(f"{path} is not the output of a run; choose another file, or remove it.")
     rows: list[dict[str, Any]] = []
     *lines, torn = path.read_bytes().split(b"\n")
     for line in lines:
@@ -73,18 +73,18 @@ def _lock(path: pathlib.Path) -> BinaryIO:
 
 
 class Journal:
-    """The rows of one run, a JSON line each, appended as they end. One process at a time has the file open.
+    """The rows of one run, one JSON line each, appended as they finish. One process at a time holds the file.
 
     Attributes:
-      rows: those that were there when the file was opened.
+      rows: the rows that the file had when it was opened.
     """
 
     def __init__(self, path: str | os.PathLike[str], run: str):
-        """Locks the file, which is made where there is none, and reads it.
+        """Locks the file and reads it; creates it if there is none.
 
         Args:
-          path: of the file.
-          run: see `fingerprint`; every row has it in its field of that name.
+          path: the file.
+          run: the fingerprint of the run (`fingerprint`); every row has it in its field of that name.
 
         Raises:
           UserError: another process writes it, or see `read`.
@@ -99,14 +99,14 @@ class Journal:
         self._file.truncate(size)
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Writes a row; from then on it outlives the process."""
+        """Writes a row; afterwards it survives the end of the process."""
         assert self._file is not None, "the journal is closed"
         with files.named(self._path):
             self._file.write(_line(row, self._run))
             self._file.flush()
 
     def close(self) -> None:
-        """Brings everything to the disk, removes the file where it holds nothing, and gives up the lock."""
+        """Syncs the file to disk, removes it if it is empty, and releases the lock."""
         if self._file is not None:
             with files.named(self._path):
                 os.fsync(self._file.fileno())
@@ -116,7 +116,7 @@ class Journal:
             self._file = None
 
     def remove(self) -> None:
-        """Removes the file, when its rows stand elsewhere; whoever opens it from then on makes one of their own."""
+        """Removes the file after its rows were copied elsewhere; a later open creates a new file."""
         if self._file is not None and _stands_at(self._path, self._file):
             self._path.unlink()
 

@@ -1,4 +1,4 @@
-"""Paths on this machine, under names that every library reads as they are written."""
+"""Checks that paths are local, and gives them names that every library reads literally."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ from collections.abc import Iterator
 
 from s1jax.errors import UserError
 
-# Of URLs, and of what pathlib makes of gs://bucket: gs:/bucket.
+# URLs, and what pathlib makes of gs://bucket: gs:/bucket.
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|(?:gs|s3|az|abfss?|hf|hdfs|https?|file):/", re.IGNORECASE)
-# Names of other characters are no names to some library: Orbax globs with whole paths ([, ], *, ?), tensorstore takes a
-# backslash for a slash and etils a folder gs: for a bucket.
+# Some libraries misread other characters: Orbax globs with whole paths ([, ], *, ?), tensorstore reads a backslash as a
+# slash, etils reads a folder gs: as a bucket.
 _PLAIN = re.compile(r"[\w./ +,=@~-]*")
 
 
 def local(path: str | os.PathLike[str], what: str) -> pathlib.Path:
-    """Returns `path`, which must be one of this machine's file system.
+    """Returns `path`, which must be a path in the local file system.
 
-    Buckets are refused although Orbax could write to some: locks, digests and renames are operations of local files.
-    A bucket that is mounted is a local folder.
+    Buckets are refused although Orbax could write to some: locks, digests and renames need local files. A mounted
+    bucket is a local folder.
 
     Args:
-      path: of a file or folder, there or not.
-      what: is called so in messages, for example `--workdir`.
+      path: a file or folder, existing or not.
+      what: its name in messages, for example `--workdir`.
 
     Raises:
       UserError: for a URL, and for a name that is not UTF-8 or holds a NUL.
@@ -50,13 +50,13 @@ def local(path: str | os.PathLike[str], what: str) -> pathlib.Path:
 
 @contextlib.contextmanager
 def plain(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Gives a path of `folder`, which need not exist yet, that holds no character with a meaning of its own.
+    """Yields a path to `folder`, which need not exist yet, without characters that some library misreads.
 
-    That is `folder` itself, or else a link to it among the temporary files: the same path in all processes, as Orbax
-    wants it, and removed by the last process here that has used it.
+    It is `folder` itself, or a link to it in the temporary folder. The link has the same path in all processes, because
+    Orbax needs that. The last process on this machine that used it removes it.
 
     Raises:
-      UserError: where the folder of temporary files has such a character in its path, too, or somebody else's link.
+      UserError: if the path of the temporary folder has such characters too, or the link belongs to another user.
     """
     whole = folder.absolute()
     if _PLAIN.fullmatch(os.fspath(whole)):
@@ -83,7 +83,7 @@ def plain(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _share(folder: pathlib.Path) -> int:
-    """Makes a folder for this user alone and returns a descriptor with a shared lock; nobody removes it meanwhile."""
+    """Creates a folder that only this user may enter. Returns a descriptor with a shared lock, which protects it."""
     while True:
         with contextlib.suppress(FileExistsError):
             folder.mkdir(mode=0o700)

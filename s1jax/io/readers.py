@@ -1,4 +1,4 @@
-"""Files and folders of rows to records: the one reader of training rows, problems and prompts.
+"""Reads rows from files and folders: the one reader for training rows, problems and prompts.
 
 Formats: JSON Lines and JSON arrays (also with `.gz`), CSV and TSV, parquet, Arrow (stream or file format), folders that
 `Dataset.save_to_disk` or `DatasetDict.save_to_disk` wrote, folders prepared by TFDS, and folders of such files at any
@@ -29,10 +29,10 @@ Named = tuple[str, Record]  # what messages call the record (`file:row`), and it
 TRAINING = ("train",)
 EVALUATION = ("test", "validation", "train")
 
-# A tokenizer takes 9 s and 0.4 GB for a text of this length at worst (one long word, Qwen2.5's), and of 100 times this
-# length it takes all memory. It is about 250,000 tokens: more than the context of the models here.
+# In the worst case (one long word, Qwen2.5's tokenizer) a text of this length takes 9 s and 0.4 GB, and one 100 times
+# as long takes all memory. It is about 250,000 tokens: more than the context of the models here.
 MAX_CHARACTERS = 1_000_000
-# Of a line of JSON or a field of CSV: many texts of that length, and little enough to parse in memory.
+# Limit of one line of JSON or one field of CSV: room for many texts of that length, and still parsed in memory.
 MAX_BYTES = 64 << 20
 MAX_ARRAY_BYTES = 4 << 30  # a JSON array is held in memory as text
 
@@ -50,7 +50,7 @@ _BOM = b"\xef\xbb\xbf"  # some editors begin a file with it
 
 
 def check_length(text: str, name: str, column: str) -> None:
-    """Raises UserError where a text is too long for a tokenizer, see `MAX_CHARACTERS`."""
+    """Raises UserError if a text is too long for a tokenizer, see `MAX_CHARACTERS`."""
     if len(text) > MAX_CHARACTERS:
         raise UserError(
             f"{name}: {column} has {len(text):,} characters; at most {MAX_CHARACTERS:,} are read; shorten it or remove"
@@ -64,10 +64,10 @@ def read(
     """Yields (name, columns) of the rows of a file or folder.
 
     Args:
-      path: a file, which is read whatever its name says of splits, or a folder.
-      wanted: splits of a folder, the first that it has is taken.
-      notes: gets a sentence on what is taken of a folder and what is left out, or on a file whose name is that of
-        another split.
+      path: a file, which is always read, or a folder.
+      wanted: splits; the first one that the folder has is read.
+      notes: gets a sentence about the files that are read and left out, or about a file whose name is that of another
+        split.
 
     Raises:
       UserError: if there is nothing to read, a folder has none of the splits, or a file does not parse; names file
@@ -86,15 +86,15 @@ def read(
 
 
 def _named_for(path: pathlib.Path) -> list[str]:
-    """The splits in the name of a file; of a folder the whole name counts: `my_test_runs` says nothing of splits."""
+    """The splits in the name of a file. For a folder the whole name counts: `my_test_runs` names no split."""
     is_word = path.is_dir() and path.name.isalpha()
     return list(splits.assign([f"{path.name}/rows" if is_word else "rows" if path.is_dir() else path.name]))
 
 
 def read_file(file: str | os.PathLike[str]) -> Iterator[Named]:
-    """Yields (`file:row`, columns) of one file; of JSON Lines rows are named by their line, counted from 1.
+    """Yields (`file:row`, columns) of one file; rows of JSON Lines are named by their line, counted from 1.
 
-    A file of no known suffix is read as JSON unless its first bytes say otherwise.
+    A file without a known suffix is read as JSON, unless its first bytes show another format.
 
     Raises:
       UserError: if the file cannot be read or parsed, or its content is not what its suffix says.
@@ -115,7 +115,7 @@ def read_file(file: str | os.PathLike[str]) -> Iterator[Named]:
 
 @contextlib.contextmanager
 def _readable(file: pathlib.Path) -> Iterator[None]:
-    """Makes a sentence of what the operating system and gzip say."""
+    """Turns errors of the operating system and of gzip into one sentence."""
     try:
         yield
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -125,7 +125,7 @@ def _readable(file: pathlib.Path) -> Iterator[None]:
 
 
 def _kind(file: pathlib.Path, head: bytes) -> tuple[bool, str]:
-    """Returns whether a file is compressed, and what it holds: JSON, CSV, parquet or Arrow."""
+    """Returns whether a file is compressed, and its format: JSON, CSV, parquet or Arrow."""
     suffixes = [suffix.lower() for suffix in file.suffixes]
     zipped = suffixes[-1:] == [".gz"]
     known = KINDS.get("".join(suffixes[-2:-1] if zipped else suffixes[-1:]))
@@ -144,7 +144,7 @@ def _kind(file: pathlib.Path, head: bytes) -> tuple[bool, str]:
             raise UserError(f"{file} is {known} in gzip, which is not read; unpack it.")
         return True, known or "JSON"
     if zipped:
-        raise UserError(f"{file} is no gzip file by its content, as its name says; rename it or write it again.")
+        raise UserError(f"{file} is not a gzip file, although its name says so; rename it or write it again.")
     return False, known or "JSON"
 
 
@@ -174,7 +174,7 @@ def _json(file: pathlib.Path, stream: BinaryIO) -> Iterator[Named]:
 
 
 def _array(file: pathlib.Path, content: bytes) -> Iterator[Named]:
-    """The objects of a JSON array, one after the other, so that only the text is held in memory."""
+    """Yields the objects of a JSON array one by one, so that only the text is in memory."""
     if len(content) > MAX_ARRAY_BYTES:
         raise UserError(f"{file} is a JSON array of more than {MAX_ARRAY_BYTES >> 30} GB; write a row a line (.jsonl).")
     try:
@@ -205,11 +205,11 @@ def _array(file: pathlib.Path, content: bytes) -> Iterator[Named]:
                 raise UserError(f"{name} is followed by neither a comma nor the end of the array; repair the file.")
             at = _blank(text, at + 1)
     if _blank(text, at) < len(text):
-        raise UserError(f"{file} has text behind its array of {number} rows; write one array, or a row a line.")
+        raise UserError(f"{file} has text after its array of {number} rows; write one array, or a row a line.")
 
 
 def _blank(text: str, at: int) -> int:
-    """Returns the place of the first character from `at` on that is not white space of JSON."""
+    """Returns the index of the first character from `at` on that is not JSON white space."""
     while at < len(text) and text[at] in " \t\r\n":
         at += 1
     return at
@@ -236,7 +236,7 @@ def _csv(file: pathlib.Path, stream: BinaryIO) -> Iterator[Named]:
                     raise UserError(f"{file}:{number} has more fields than the {len(columns)} columns; repair it.")
                 yield f"{file}:{number}", record
     except (csv.Error, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is no CSV in UTF-8 ({error}); repair it.") from None
+        raise UserError(f"{file} is not CSV in UTF-8 ({error}); repair it.") from None
 
 
 @contextlib.contextmanager
@@ -247,12 +247,12 @@ def _pyarrow(file: pathlib.Path, kind: str) -> Iterator[None]:
         raise MissingPackageError(f"{file} is {kind} and", "pyarrow", "data") from None
     try:
         yield
-    # Text that is not UTF-8 is a ValueError, an unknown time zone a KeyError, a date of no calendar an OverflowError.
+    # Text that is not UTF-8 raises ValueError, an unknown time zone KeyError, an impossible date OverflowError.
     except (pyarrow.ArrowException, OSError, ValueError, KeyError, OverflowError) as error:
         if isinstance(error, UserError):
             raise
         reason = " ".join(str(error).split())
-        raise UserError(f"{file} is no {kind} file that can be read ({reason}); write it again.") from None
+        raise UserError(f"{file} is not a readable {kind} file ({reason}); write it again.") from None
 
 
 def _parquet(file: pathlib.Path) -> Iterator[Named]:
@@ -267,7 +267,7 @@ def _arrow(file: pathlib.Path) -> Iterator[Named]:
     with _pyarrow(file, "Arrow"):
         import pyarrow
 
-        with pyarrow.OSFile(str(file)) as source:  # not mapped: a file that shrinks meanwhile would end the process
+        with pyarrow.OSFile(str(file)) as source:  # not mapped: a file that shrinks then kills the process
             if source.read(6) == b"ARROW1":
                 table = pyarrow.ipc.open_file(source)
                 found = (table.get_batch(i) for i in range(table.num_record_batches))
@@ -280,7 +280,7 @@ def _arrow(file: pathlib.Path) -> Iterator[Named]:
 def _batches(file: pathlib.Path, found: Iterator[Any]) -> Iterator[Named]:
     number = 0
     for batch in found:
-        batch.validate(full=True)  # else a flipped bit in an offset ends the process, not in an exception
+        batch.validate(full=True)  # otherwise a flipped bit in an offset kills the process instead of raising
         for record in batch.to_pylist():
             number += 1
             yield f"{file}:{number}", record
@@ -291,16 +291,16 @@ def _batches(file: pathlib.Path, found: Iterator[Any]) -> Iterator[Named]:
 
 @dataclasses.dataclass(frozen=True)
 class _Part:
-    """Some rows of a folder: what messages call them, and how they are read and counted."""
+    """Some rows of a folder, with their name in messages and a function that reads them."""
 
     name: str
     rows: Callable[[], Iterator[Named]]
 
     def count(self) -> str:
-        """How many rows it has, in words."""
+        """The number of its rows, as a phrase."""
         try:
             number = sum(1 for _ in self.rows())
-        except UserError:  # what is left out may be damaged
+        except UserError:  # a part that is left out may be damaged
             return "cannot be read"
         return f"{number:,} row{'s' * (number != 1)}"
 
@@ -340,7 +340,7 @@ def _listed(names: Sequence[str], separator: str = ", ") -> str:
 
 
 def _parts(path: pathlib.Path) -> tuple[dict[str, list[_Part]], list[str]]:
-    """Returns split -> parts of a folder ("": of none), and the names of what is not read."""
+    """Returns split -> parts of a folder ("" for no split), and the names of files that are not read."""
     if (path / "dataset_dict.json").is_file():
         names = _metadata(path / "dataset_dict.json").get("splits")
         if not isinstance(names, list) or not all(_is_name(name) for name in names):
@@ -386,7 +386,7 @@ def _plain(path: pathlib.Path) -> tuple[dict[str, list[_Part]], list[str]]:
 
 
 def _is_about(name: str, beside: Sequence[str]) -> bool:
-    """Whether a file in a folder that `datasets` or TFDS wrote describes its rows, or is a cache of `datasets`."""
+    """Whether a file in a folder of `datasets` or TFDS is metadata or a cache, not rows."""
     saved = "dataset_info.json" in beside
     return saved and (name in ("state.json", "features.json") or name.startswith(("cache-", "indices-")))
 
@@ -412,7 +412,7 @@ def _saved(folder: pathlib.Path, name: str) -> _Part:
 
 
 def _is_name(name: Any) -> bool:
-    """Whether `name` is that of a file in the same folder: folders of strangers may name others."""
+    """Whether `name` is a plain file name; metadata of foreign folders might point elsewhere."""
     return isinstance(name, str) and bool(name) and name not in (".", "..") and not set(name) & {"/", "\\", "\0"}
 
 
@@ -422,22 +422,22 @@ def _metadata(file: pathlib.Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} is not JSON that can be read ({error}); save the dataset again.") from None
     if not isinstance(values, dict):
-        raise UserError(f"{file} is no JSON object; save the dataset again.")
+        raise UserError(f"{file} is not a JSON object; save the dataset again.")
     return values
 
 
 def _tfds_splits(folder: pathlib.Path) -> list[str]:
-    """Returns the splits of a folder that TFDS prepared; none of one that `datasets` wrote."""
+    """Returns the splits of a folder that TFDS prepared; an empty list for one that `datasets` wrote."""
     try:
         info = json.loads((folder / "dataset_info.json").read_bytes())
         found = info.get("splits")
     except (OSError, ValueError, RecursionError, AttributeError) as error:
-        raise UserError(f"{folder} is no prepared dataset that can be read ({error}); prepare it again.") from None
+        raise UserError(f"{folder} is not a prepared dataset that can be read ({error}); prepare it again.") from None
     if not isinstance(found, list):  # `datasets` writes a dict, or nothing
         return []
     names = [split.get("name") if isinstance(split, dict) else None for split in found]
     if not names or not all(map(_is_name, names)):
-        raise UserError(f"{folder} is no prepared dataset that can be read (no splits); prepare it again.")
+        raise UserError(f"{folder} is not a prepared dataset that can be read (no splits); prepare it again.")
     return [str(name) for name in names]
 
 
@@ -448,8 +448,8 @@ def _tfds(folder: pathlib.Path, split: str) -> Iterator[Named]:
         raise MissingPackageError(f"{folder}, a prepared dataset,", "tensorflow-datasets", "data") from None
     try:
         found = tfds.builder_from_directory(str(folder)).as_data_source(split=split)
-    except Exception as error:  # what TFDS raises differs with what is damaged
-        raise UserError(f"{folder} is no prepared dataset that can be read ({error}); prepare it again.") from error
+    except Exception as error:  # TFDS raises different errors for different damage
+        raise UserError(f"{folder} is not a prepared dataset that can be read ({error}); prepare it again.") from error
     for number, record in enumerate(found, start=1):
         columns = {key: _decoded(value) for key, value in record.items()}
         name = columns.pop("name", None)  # where `s1jax.data.s1k_builder` found it
@@ -457,7 +457,7 @@ def _tfds(folder: pathlib.Path, split: str) -> Iterator[Named]:
 
 
 def _decoded(value: Any) -> Any:
-    """Values of TFDS as those of JSON: bytes are text, arrays are lists."""
+    """Converts values of TFDS to those of JSON: bytes to text, arrays to lists."""
     if isinstance(value, bytes):
         return value.decode()
     if isinstance(value, dict):

@@ -1,10 +1,10 @@
-"""Which files of a folder belong to which split, by the rules of the `datasets` library.
+"""Decides which files of a folder belong to which split, by the rules of the `datasets` library.
 
-Names decide, first of folders and then of files: `train` or `training`; `validation`, `valid`, `dev` or `val`; `test`,
-`testing`, `eval` or `evaluation`, alone or set off by `-`, `.`, `_`, a blank or a digit. `data/NAME-00000-of-00001.*`
-is split NAME. Without any such name, all files are `train`. Source: SPLIT_KEYWORDS and `get_data_patterns` in
-github.com/huggingface/datasets, src/datasets/data_files.py (release 5.2). One rule differs: only files of rows count,
-so that `test.py` beside `rows.jsonl` decides nothing.
+Names of folders decide first, then names of files: `train` or `training`; `validation`, `valid`, `dev` or `val`;
+`test`, `testing`, `eval` or `evaluation`. The word must be the whole name or be separated by `-`, `.`, `_`, a blank or
+a digit. `data/NAME-00000-of-00001.*` is split NAME. Without any such name, all files are `train`. Source:
+SPLIT_KEYWORDS and `get_data_patterns` in github.com/huggingface/datasets, src/datasets/data_files.py (release 5.2). One
+rule differs: only files of rows count, so `test.py` next to `rows.jsonl` is ignored.
 """
 
 from __future__ import annotations
@@ -37,11 +37,12 @@ def assign(paths: Iterable[str]) -> dict[str, list[str]]:
     """Returns split -> files.
 
     Args:
-      paths: of files of rows, relative to their folder, with `/` between names.
+      paths: files of rows, relative to their folder, with `/` between names.
 
     Returns:
       `train`, `validation`, `test` and then other splits, each with its files in the order of `paths`. A file whose
-      name holds the words of two splits is in both, as in `datasets`; one without any is in none where others have one.
+      name has the words of two splits is in both, as in `datasets`. If any file has a split word, a file without one
+      is in no split.
     """
     paths = list(paths)
     shards = {path: match[1] for path in paths if (match := _SHARD.fullmatch(path))}

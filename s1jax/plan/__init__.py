@@ -1,1 +1,1 @@
-"""What a training step takes on a machine that isn't here: memory, operations, traffic, time and dollars."""
+"""AOT estimates of a training step for hardware you don't have: memory, FLOPs, traffic, time and dollars."""

@@ -1,6 +1,7 @@
-"""Floating-point operations of the matrix products that a program asks for, counted in its jaxpr.
+"""Counts the floating-point operations of a program's matrix products in its jaxpr.
 
-The compilers' own figures count a loop's body once, and custom calls not at all; a jaxpr has the length of every scan.
+The compilers' own figures count the body of a loop once, and custom calls not at all. A jaxpr has the length of every
+scan.
 """
 
 from __future__ import annotations
@@ -14,15 +15,14 @@ from jax.interpreters import partial_eval
 
 
 def count(jaxpr: core.Jaxpr) -> float:
-    """Operations of all `dot_general`s whose outcome is used: 2 for a multiplication with its addition, loops times
-    their length.
+    """Counts the FLOPs of all `dot_general`s whose result is used: 2 per multiply-add, loops times their length.
 
-    Both sides of a condition cost what the dearer one does; the body of `shard_map` counts once per device, that of a
-    Pallas kernel once for every block of its grid that it does not skip, cuDNN's attention and that of
-    `s1jax.model.attention.flash` by their formulas.
+    A condition costs as much as its more expensive branch. The body of `shard_map` counts once per device, that of a
+    Pallas kernel once per block of its grid that is not skipped. The attention of cuDNN and of
+    `s1jax.model.attention.flash` is counted by formula.
 
     Raises:
-      ValueError: for a loop of unknown length around a product, and for a Pallas kernel that is not known here.
+      ValueError: for a matrix product inside a loop of unknown length, and for an unknown Pallas kernel.
     """
     return _count(partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])
 
@@ -44,7 +44,7 @@ def _count(jaxpr: core.Jaxpr) -> float:
         elif name == "scan":
             total += equation.params["length"] * sum(inner)
         elif name == "while" and any(inner):
-            raise ValueError("a matrix product stands in a loop whose length is not known beforehand")
+            raise ValueError("a matrix product is inside a loop whose length is not known beforehand")
         elif name == "cond":
             total += max(inner)
         elif name == "pallas_call":
@@ -56,12 +56,12 @@ def _count(jaxpr: core.Jaxpr) -> float:
     return total
 
 
-# Operations per pair and H of cuDNN's attention: two products forward; backward, scores are made again and four follow.
+# Products per pair and H of cuDNN's attention: two forward; backward, the scores again and four more.
 _CUDNN = {"dot_product_attention_fwd_wrapper": 4.0, "dot_product_attention_bwd_wrapper": 10.0}
 
 
 def _by_formula(equation: core.JaxprEqn) -> float | None:
-    """Operations of attention kernels whose own loops say nothing; None for all else."""
+    """FLOPs of attention kernels that are opaque in the jaxpr; None for everything else."""
     name = equation.primitive.name
     if name in _CUDNN:
         return _CUDNN[name] * _causal_pairs(equation) * _shape(equation.invars[0])[-1]
@@ -69,17 +69,17 @@ def _by_formula(equation: core.JaxprEqn) -> float | None:
 
 
 def _causal_pairs(equation: core.JaxprEqn) -> int:
-    """Pairs of a query and a key that is not behind it, over all rows and heads."""
+    """Causal (query, key) pairs over all rows and heads."""
     batch, length, heads, _ = _shape(equation.invars[0])
     return batch * heads * length * (length + 1) // 2
 
 
-# The same of `s1jax.model.attention.flash`, whose backward kernels both make the scores and their gradients.
+# The same for `s1jax.model.attention.flash`, whose two backward kernels both compute the scores and their gradients.
 _FLASH = {"flash_forward": 4.0, "flash_backward_queries": 6.0, "flash_backward_keys": 8.0}
 
 
 def _flash(equation: core.JaxprEqn) -> float:
-    """Operations of a kernel on rows of one segment: the loops over blocks end at the diagonal, on the mean."""
+    """FLOPs of a kernel on rows of one segment: on average its loops over blocks end at the diagonal."""
     (batch, length, heads, size), keys = _shape(equation.invars[0]), _shape(equation.invars[1])[1]
     name, grid = equation.params["name"], equation.params["grid_mapping"].grid
     block = (keys if name == "flash_backward_keys" else length) // grid[0]
@@ -87,10 +87,10 @@ def _flash(equation: core.JaxprEqn) -> float:
 
 
 def _blocks_run(equation: core.JaxprEqn) -> float:
-    """Blocks of a kernel's grid that are computed, of rows or, on the mean, of devices' shares of them."""
+    """Blocks of a kernel's grid that are computed, for whole rows or (on average) for a device's share of them."""
     name, grid = equation.params["name"], equation.params["grid_mapping"].grid
     if not name.startswith("splash_mha"):
-        raise ValueError(f"nobody has counted the blocks of the Pallas kernel {name}")
+        raise ValueError(f"the blocks of the Pallas kernel {name} cannot be counted")
     # Forward (..., heads, queries, keys), backward (..., keys, heads, queries); none above the diagonal.
     inputs: list[Any] = [variable.aval for variable in equation.invars]
     floats = [aval for aval in inputs if jnp.issubdtype(aval.dtype, jnp.floating)]
@@ -104,7 +104,7 @@ def _shape(variable: Any) -> tuple[int, ...]:
 
 
 def bodies(params: dict[str, Any]) -> list[core.Jaxpr]:
-    """The jaxprs among an equation's parameters; the functions of a custom derivative are not called as they stand."""
+    """The jaxprs among an equation's parameters, except the functions of a custom derivative, which are not called."""
     found = []
     for value in params.values():
         for item in value if isinstance(value, (tuple, list)) else (value,):

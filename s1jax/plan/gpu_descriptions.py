@@ -1,4 +1,4 @@
-"""What XLA's GPU compiler must know of a GPU that isn't there: figures of H100 SXM and H200 as text protos.
+"""Descriptions of H100 SXM and H200 as text protos, which XLA's GPU compiler needs to compile without the GPU.
 
 Both are chips of the same kind (compute capability 9.0, 132 cores); an H200 has more and faster memory.
 """

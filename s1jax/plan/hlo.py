@@ -1,6 +1,6 @@
-"""Traffic of an optimised program, read from its HLO text: what collectives move, and what goes through memory.
+"""Reads the traffic of an optimised program from its HLO text: bytes of collectives and bytes through memory.
 
-Loop bodies count as often as they run. https://openxla.org/xla/operation_semantics describes the instructions.
+Loop bodies count once per iteration. https://openxla.org/xla/operation_semantics describes the instructions.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _COLLECTIVES = (
     *("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "ragged-all-to-all"),
     *("collective-permute", "collective-broadcast"),
 )
-# Instructions that touch no memory of their own, or whose bodies are counted instead.
+# Instructions without memory traffic of their own, or whose bodies are counted instead.
 _FREE = {
     *("parameter", "constant", "iota", "tuple", "get-tuple-element", "bitcast", "opt-barrier", "after-all"),
     *("while", "conditional", "call", "async-start", "async-update", "async-done", "copy-start", "copy-done"),
@@ -31,7 +31,7 @@ _IN_PLACE = ("dynamic-slice", "dynamic-update-slice")
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One line of HLO: its name, type as text, operation, names of operands, and all that stands behind its bracket."""
+    """One line of HLO: its name, type as text, operation, names of operands, and the text after its bracket."""
 
     name: str
     type: str
@@ -45,15 +45,16 @@ class Traffic:
     """Bytes that one device moves in one run of the program.
 
     Attributes:
-      collectives: by operation, bytes of the larger side of each: what a gather makes, what a reduction takes.
-      exposed: the same for those collectives that no product runs beside: they are waited for where they stand, or
-        no product stands between their start and their end.
-      synchronous: number of all-gathers in loops that nothing at all can run beside: they are not started and ended.
-      between: bytes of every collective, times its runs, an all-reduce's twice, and one of the groups of devices, by
-        their places in the mesh, that take part in it; none for a group of all devices.
-      memory: read and written by all instructions outside of fusions; an upper bound, caches aside.
-      work: of each of those instructions, how often it runs, the FLOPs of its products and the bytes it moves. Custom
-        calls are left out: how many products they are, their text does not say.
+      collectives: bytes by operation, of the larger side of each: the output of a gather, the input of a reduction.
+      exposed: the same for collectives that overlap with no matrix product: they are synchronous, or no product is
+        between their start and their end.
+      synchronous: number of all-gathers in loops that cannot overlap with anything, because they have no separate
+        start and end.
+      between: for every collective, its bytes times its runs (twice for an all-reduce), and one of its groups of
+        devices as indices in the mesh; an empty group means all devices.
+      memory: bytes read and written by all instructions outside of fusions; an upper bound, caches ignored.
+      work: for each of those instructions its number of runs, the FLOPs of its products and the bytes it moves. Custom
+        calls are left out, because their text does not show their products.
     """
 
     collectives: dict[str, float]
@@ -70,10 +71,10 @@ class Traffic:
 
 
 def traffic(text: str) -> Traffic:
-    """Adds up an optimised module, as `compiled.as_text()` gives it.
+    """Sums the traffic of an optimised module, given as `compiled.as_text()`.
 
     Raises:
-      ValueError: for a loop whose number of runs can't be read off.
+      ValueError: for a loop whose number of iterations cannot be found.
     """
     computations, entry = _parse(text)
     collectives: dict[str, float] = collections.defaultdict(float)
@@ -83,7 +84,7 @@ def traffic(text: str) -> Traffic:
     memory, synchronous = 0.0, 0
 
     def visit(name: str, times: float, in_loop: bool, started: bool = False, beside: bool = False) -> None:
-        """Adds a computation; `started` and waited for later, `beside` a product that stands between."""
+        """Adds a computation; `started`: collectives that end later; `beside`: those that overlap with a product."""
         nonlocal memory, synchronous
         body = computations[name]
         types = {instruction.name: instruction.type for instruction in body}
@@ -145,8 +146,8 @@ def _group(attributes: str) -> tuple[int, ...]:
 
 
 def _alone(body: list[Instruction], types: dict[str, str], computations: dict[str, list[Instruction]]) -> set[str]:
-    """What a computation starts and ends with no product between, by name; its lines stand in the order they run."""
-    alone, running = set(), dict[str, bool]()  # whether a product has come since it was started
+    """Names of the collectives that start and end without a product between; lines are in execution order."""
+    alone, running = set(), dict[str, bool]()  # whether a product has run since it was started
     for line in body:
         if line.operation.endswith("-start"):
             running[line.name] = False
@@ -158,20 +159,20 @@ def _alone(body: list[Instruction], types: dict[str, str], computations: dict[st
 
 
 def _is_product(line: Instruction, types: dict[str, str], computations: dict[str, list[Instruction]]) -> bool:
-    """Whether an instruction multiplies matrices, a loop or a kernel included."""
+    """Whether an instruction multiplies matrices; loops and kernels count."""
     if line.operation == "custom-call":
         return not any(f'"{target}"' in line.attributes for target in _NO_KERNELS)
     return line.operation == "while" or _operations(line, types, computations) > 0
 
 
 def _starts_collective(body: list[Instruction]) -> bool:
-    """Whether a fusion does nothing but start a collective that later ones carry on: the TPU compiler's asynchronous
+    """Whether a fusion only starts a collective that later fusions continue: the TPU compiler's asynchronous
     collective fusion."""
     return any("AsyncCollectiveStart" in line.attributes for line in body)
 
 
 def _reduces_and_scatters(body: list[Instruction]) -> bool:
-    """Whether a fusion is the TPU compiler's reduce-scatter: a reduction of which each device keeps its part."""
+    """Whether a fusion is the TPU compiler's reduce-scatter: a reduction after which each device keeps its part."""
     operations = {line.operation for line in body}
     return "all-reduce" in operations and "dynamic-slice" in operations
 
@@ -198,13 +199,13 @@ def _parse(text: str) -> tuple[dict[str, list[Instruction]], str]:
 
 
 def _split_type(text: str) -> tuple[str, str]:
-    """Cuts `f32[2]{0} add(...)` or `(f32[2], s32[]) while(...)` behind its type."""
+    """Cuts `f32[2]{0} add(...)` or `(f32[2], s32[]) while(...)` after its type."""
     end = len(_until_closed(text)) if text.startswith("(") else text.index(" ")
     return text[:end], text[end:].lstrip()
 
 
 def _until_closed(text: str) -> str:
-    """The front of `text` up to the bracket that closes its first one."""
+    """The start of `text` up to the bracket that closes its first one."""
     depth = 0
     for place, letter in enumerate(text):
         depth += (letter == "(") - (letter == ")")
@@ -215,7 +216,7 @@ def _until_closed(text: str) -> str:
 
 @functools.cache
 def _size(type_: str, largest: bool = False) -> int:
-    """Bytes of a type; of its largest half for `largest`: an asynchronous start holds operands beside results."""
+    """Bytes of a type; with `largest`, of its largest part: the type of an asynchronous start has several."""
     sizes = []
     for kind, shape in _SHAPE.findall(type_):
         if largest and not shape:  # the tokens of an asynchronous start
@@ -234,7 +235,7 @@ def _called(instruction: Instruction, key: str) -> str:
 
 
 def _trip_count(instruction: Instruction, computations: dict[str, list[Instruction]]) -> int:
-    """Runs of a loop: as the compiler notes them, or the constant that its condition compares with."""
+    """Iterations of a loop: as the compiler notes them, or the constant in its condition."""
     noted = re.search(r'known_trip_count":\{"n":"(\d+)"', instruction.attributes)
     if noted:
         return int(noted[1])
@@ -250,7 +251,7 @@ def _trip_count(instruction: Instruction, computations: dict[str, list[Instructi
 
 
 def _moved(instruction: Instruction, types: dict[str, str], computations: dict[str, list[Instruction]]) -> float:
-    """Bytes that an instruction reads and writes; slices are read, and updates written, as what they are."""
+    """Bytes that an instruction reads and writes; of slices and updates only the touched part."""
     operation, operands = instruction.operation, instruction.operands
     if operation in ("dynamic-slice", "slice", "gather"):
         return 2.0 * _size(instruction.type)
@@ -276,7 +277,7 @@ def _moved(instruction: Instruction, types: dict[str, str], computations: dict[s
 
 @dataclasses.dataclass(frozen=True)
 class _Use:
-    """What is done with a value in a fusion, and whether the value is the first operand; bytes of result and update."""
+    """One use of a value in a fusion: operation, whether the value is the first operand, bytes of result and update."""
 
     operation: str
     first: bool
@@ -289,7 +290,7 @@ def _uses(name: str, computations: dict[str, list[Instruction]]) -> dict[str, li
     body = computations[name]
     types = {line.name: line.type for line in body}
     uses: dict[str, list[_Use]] = collections.defaultdict(list)
-    for line in reversed(body):  # users before what they use: a bitcast's own uses are known when it is met
+    for line in reversed(body):  # users before what they use: the uses of a bitcast are then known
         inner: list[list[_Use]] = []
         if line.operation == "fusion":
             called = _called(line, "calls")
@@ -301,7 +302,7 @@ def _uses(name: str, computations: dict[str, list[Instruction]]) -> dict[str, li
             if line.operation == "bitcast":
                 uses[operand] += uses[line.name]
             elif inner:
-                # An inner fusion whose outcome is the value itself is what its own users are.
+                # An inner fusion that returns the value itself has the uses of its own users.
                 uses[operand] += inner[place] or uses[line.name]
             else:
                 update = _size(types.get(line.operands[1], "")) if line.operation == "dynamic-update-slice" else 0
@@ -310,7 +311,7 @@ def _uses(name: str, computations: dict[str, list[Instruction]]) -> dict[str, li
 
 
 def _operations(instruction: Instruction, types: dict[str, str], computations: dict[str, list[Instruction]]) -> float:
-    """FLOPs of the products in an instruction, 2 for a multiplication with its addition; custom calls have none."""
+    """FLOPs of the products in an instruction, 2 per multiply-add; custom calls have none."""
     if instruction.operation == "fusion":
         body = computations[_called(instruction, "calls")]
         inner = {line.name: line.type for line in body}
@@ -322,7 +323,7 @@ def _operations(instruction: Instruction, types: dict[str, str], computations: d
         contracting = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)
         axes = [int(axis) for axis in contracting[1].split(",") if axis] if contracting else []
         return 2.0 * math.prod(_shape(instruction.type)) * math.prod(left[axis] for axis in axes)
-    # The TPU compiler makes convolutions of all products; axes that count as space are those of heads or batches.
+    # The TPU compiler turns all products into convolutions; their spatial axes are heads or batches.
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
     if not labels:
         raise ValueError(f"convolution {instruction.name} names no dim_labels")

@@ -1,8 +1,9 @@
-"""Compiles the real train step for a target and says what a run of it takes.
+"""Compiles the real train step for a target and reports what a run takes.
 
 Memory is the compiler's own account, traffic is counted in the optimised HLO (`hlo`), FLOPs in the jaxpr (`flops`) or
-the HLO, where they are more. The time of a step is a roofline: every instruction takes what its products take at peak
-or its operands at full bandwidth, whichever is longer, and the interconnect is busy beside them. No machine reaches it.
+the HLO, where they are more. The time of a step is a roofline: every instruction takes the time of its products at peak
+or of its operands at full bandwidth, whichever is longer, and the interconnect works in parallel. No machine reaches
+it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from s1jax.training import step as step_lib
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What one step takes; bytes and FLOPs are of one device.
+    """The cost of one step; bytes and FLOPs are per device.
 
     Attributes:
       target: name of the machine.
@@ -40,15 +41,15 @@ class Plan:
       rows: sequences per step over all devices.
       block_size: ids per row.
       memory: bytes by kind; `peak` is the compiler's figure of all together, `limit` what a program may use.
-      model_flops: what the model needs, causal attention counted once, nothing for recomputation.
-      executed_flops: matrix products of the program, recomputation and what several devices do alike included.
+      model_flops: FLOPs of the model, with causal attention counted once and without recomputation.
+      executed_flops: FLOPs of the program's matrix products, with recomputation and redundant work of devices.
       collectives: bytes by operation.
-      exposed: those of them that no product runs beside.
-      synchronous_gathers: number of gathers in loops that nothing at all can run beside.
+      exposed: those that overlap with no matrix product.
+      synchronous_gathers: number of gathers in loops that cannot overlap with anything.
       memory_bytes: read and written.
-      seconds: of each resource by itself at full use; `step`, see `_step`.
-      compile_seconds: of the compiler, on the machine at hand.
-      note: sentences on what was compiled otherwise than asked for; else empty.
+      seconds: of each resource alone at full use; `step`, see `_step`.
+      compile_seconds: compile time on the present machine.
+      note: sentences on settings that were changed; empty if none was.
     """
 
     target: str
@@ -82,17 +83,17 @@ class DoesNotFitError(UserError):
 
 
 def plan(experiment: Experiment, model: ModelConfig, target: targets.Target, rows: int = 0) -> Plan:
-    """Compiles the step of `experiment` on a `model` for `target`; every place of a batch is taken for a token.
+    """Compiles the step of `experiment` on a `model` for `target`; padding counts as tokens.
 
     Args:
-      experiment: of which `mesh`, `train`, `optimizer` and `data.block_size` matter.
+      experiment: its `mesh`, `train`, `optimizer` and `data.block_size` are used.
       model: its shape.
       target: of `targets.parse`.
       rows: of a batch; 0: `train.batch_size`, as many as padded batches have, or those that `train.batch_tokens` makes.
 
     Raises:
-      DoesNotFitError: where the compiler says so, as for TPUs; GPUs' and CPUs' don't.
-      UserError: where the mesh does not divide the devices, the batch or the model, or the compiler gives up.
+      DoesNotFitError: if the compiler says so; only that of TPUs does.
+      UserError: if the mesh does not divide the devices, the batch or the model, or the compiler gives up.
     """
     mesh = mesh_lib.make_mesh(experiment.mesh, targets.devices(target))
     experiment, note = parallel_ops.choose_attention(experiment, model, mesh, target.platform)
@@ -129,7 +130,7 @@ def plan(experiment: Experiment, model: ModelConfig, target: targets.Target, row
     seconds_compiling = time.monotonic() - start
     traffic = hlo.traffic(compiled.as_text() or "")
     needed = perf.train_flops(model, math.prod(shape), rows * block * (block + 1) // 2)
-    # The partitioned program may do a product on several devices; kernels are in the jaxpr alone.
+    # The partitioned program may repeat a product on several devices; kernels are only in the jaxpr.
     executed = max(flops.count(traced.jaxpr.jaxpr) / mesh.size, traffic.operations)
     seconds = {
         "compute": executed / target.chip.flops,
@@ -156,8 +157,10 @@ def plan(experiment: Experiment, model: ModelConfig, target: targets.Target, row
 
 
 def interconnect(traffic: hlo.Traffic, devices: np.ndarray, target: targets.Target) -> float:
-    """Seconds of all collectives one after the other, each at what its group of `devices`, those of the mesh in their
-    order, has between them."""
+    """Seconds of all collectives in sequence, each at the bandwidth between the devices of its group.
+
+    `devices` are those of the mesh, in order.
+    """
     by_group = collections.defaultdict[tuple[int, ...], float](float)
     for size, group in traffic.between:
         by_group[group or tuple(range(len(devices)))] += size
@@ -168,9 +171,9 @@ def interconnect(traffic: hlo.Traffic, devices: np.ndarray, target: targets.Targ
 
 
 def _step(traffic: hlo.Traffic, executed: float, interconnect: float, chip: targets.Chip) -> float:
-    """Seconds of a step: the sum over its instructions, or the interconnect's where that is longer.
+    """Seconds of a step: the sum over its instructions, or the interconnect's time if that is longer.
 
-    Products that stand in no instruction are those of kernels (attention, on a GPU most others), at peak.
+    Products outside of all instructions belong to kernels (attention, on a GPU most others) and count at peak.
     """
     alone = sum(
         times * max(operations / chip.flops, moved / chip.bandwidth) for times, operations, moved in traffic.work
@@ -179,7 +182,7 @@ def _step(traffic: hlo.Traffic, executed: float, interconnect: float, chip: targ
 
 
 def rows_of(experiment: Experiment) -> int:
-    """Rows of a step, where nothing is known of the lengths of packed ones."""
+    """Rows per step if the lengths of packed sequences are not known."""
     train = experiment.train
     return train.batch_size or train.batch_tokens // experiment.data.block_size
 
@@ -190,7 +193,7 @@ def num_steps(experiment: Experiment, num_rows: int) -> int:
 
 
 def remedies(experiment: Experiment, mesh: dict[str, int], rows: int) -> list[str]:
-    """What to change where a step of `rows` rows doesn't fit, the cheapest first; `mesh`: sizes by axis."""
+    """Advice if a step of `rows` rows doesn't fit, the cheapest change first; `mesh`: sizes by axis."""
     train, devices, advice = experiment.train, math.prod(mesh.values()), list[str]()
     if train.attention == "xla":
         advice.append("--config.train.attention=auto: no scores of whole rows")
@@ -203,7 +206,7 @@ def remedies(experiment: Experiment, mesh: dict[str, int], rows: int) -> list[st
     if experiment.optimizer.moment_dtype != "bfloat16":
         advice.append("--config.optimizer.moment_dtype=bfloat16: half the moments")
     if train.param_dtype != "bfloat16":
-        advice.append("--config.train.param_dtype=bfloat16: half the weights, rounded at random")
+        advice.append("--config.train.param_dtype=bfloat16: half the weights, with stochastic rounding")
     if rows > devices:
         size = f"batch_size={devices}"
         if train.batch_tokens:
@@ -216,7 +219,7 @@ def remedies(experiment: Experiment, mesh: dict[str, int], rows: int) -> list[st
 def _memory(
     experiment: Experiment, model: ModelConfig, state: Any, mesh: Any, analysis: Any, target: targets.Target, rows: int
 ) -> dict[str, float]:
-    """Bytes of one device: `parameters`, `moments` and `peak` exact, the rest from shapes, `other` what is left."""
+    """Bytes per device: `parameters`, `moments`, `peak` are exact; others follow from shapes; `other` is the rest."""
     train, tokens = experiment.train, rows * experiment.data.block_size
     width = jnp.dtype(train.compute_dtype).itemsize
     local = tokens / mesh_lib.parts(mesh, (*mesh_lib.ROWS, mesh_lib.TOKENS)) / train.accumulation
@@ -228,7 +231,7 @@ def _memory(
         peak = analysis.argument_size_in_bytes + results + analysis.temp_size_in_bytes
     copies = weights * width if train.compute_dtype != train.param_dtype else 0.0
     gradients = weights * (4 if train.accumulation > 1 else width)
-    if train.remat == "full" and train.accumulation == 1 and copies:  # the layers' take the place of the copies
+    if train.remat == "full" and train.accumulation == 1 and copies:  # the layers' gradients replace the copies
         layers = float(perf.held_bytes(state.params["layers"]))
         gradients *= 1 - layers / params
     chunk = min(train.loss_chunk, local) * model.vocab_size / mesh_lib.parts(mesh, sharding.TABLE["vocab"])

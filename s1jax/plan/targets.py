@@ -1,4 +1,4 @@
-"""Machines that a step can be compiled for without having one: `v5p:4x4x4`, `v6e:4x4`, `h100:16`, `cpu:8`.
+"""Hardware that a step can be compiled for without having it: `v5p:4x4x4`, `v6e:4x4`, `h100:16`, `cpu:8`.
 
 Peaks are those of `s1jax.perf`; the rest are the makers' figures: Google Cloud's pages "TPU v5p", "TPU v6e" and
 "TPU v5e" (HBM size and bandwidth, interconnect and its links per chip), NVIDIA's data sheets of H100 SXM and H200
@@ -27,9 +27,8 @@ class Chip:
       flops: dense bf16 FLOP/s.
       memory: bytes a program may use.
       bandwidth: of that memory, bytes/s.
-      interconnect: bytes/s that a device sends and receives: of a TPU over all of its links, of a GPU to others of
-        its host.
-      links: of a TPU chip.
+      interconnect: bytes/s that a device sends and receives: a TPU over all of its links, a GPU to others in its host.
+      links: number of links of a TPU chip.
     """
 
     flops: float
@@ -41,7 +40,7 @@ class Chip:
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A machine: `name` as asked for, the chip, how many, and the compiler's name of the arrangement."""
+    """A machine: `name` as the user wrote it, chip, number of devices, and the compiler's name of the topology."""
 
     name: str
     kind: str
@@ -55,11 +54,11 @@ class Target:
         return "cpu" if self.kind == "cpu" else "cuda" if self.kind in gpu_descriptions.TEXT else "tpu"
 
     def interconnect(self, group: list[Any]) -> float:
-        """Bytes/s of a gather or a reduction among n of `devices`, (n - 1) / n of whose whole each has to get.
+        """Bytes/s of a gather or a reduction among n of `devices`; each device must receive (n - 1) / n of the whole.
 
-        GPUs of several hosts pass on what they have in as many rings as each host has of them, every one through a port
-        of its own. TPUs use the links of those axes of the slice along which they lie; one link of an axis that does
-        not close to a ring. No figure of a maker says more; a compiler may find a better way.
+        GPUs of several hosts form as many rings as each host has GPUs in the group, and every ring has its own port.
+        TPUs use the links of the axes of the slice that they span, and one link of an axis that is not a ring. The
+        makers publish no more than that; a compiler may find a better way.
         """
         if self.platform == "cuda":
             hosts = {device.id // _GPUS_PER_HOST for device in group}
@@ -87,13 +86,13 @@ CHIPS: dict[str, Chip] = {
     "v5p": Chip(_peak("TPU v5p"), 95.74 * _GIB, 2765e9, 600e9, 6),
     "v6e": Chip(_peak("TPU v6e"), 31.25 * _GIB, 1638e9, 448e9, 4),
     "v5e": Chip(_peak("TPU v5e"), 15.75 * _GIB, 819e9, 200e9, 4),
-    # Of GPUs, what the share of their memory that s1jax/cli/processes.py asks jax for covers.
+    # For GPUs: the share of memory that s1jax/cli/processes.py lets jax use.
     "h100": Chip(_peak("H100"), 80e9, 3352e9, 450e9),
     "h200": Chip(_peak("H200"), 141e9, 4800e9, 450e9),
-    "cpu": Chip(1e11, 16e9, 2e10, 1e10),  # no claim: for tests
+    "cpu": Chip(1e11, 16e9, 2e10, 1e10),  # arbitrary figures, for tests
 }
 _GPUS_PER_HOST = 8
-# How libtpu says that another process has it, or left its lock behind.
+# libtpu's message if another process holds it, or left its lock.
 _LOCKED = ("in use", "lockfile", "ALREADY_EXISTS", "resource busy")
 _PORT = 50e9  # bytes/s of one of a host's eight ports
 _MOST_CPUS = 1024
@@ -103,12 +102,12 @@ def parse(text: str) -> Target:
     """Reads a target's name.
 
     Raises:
-      UserError: for a chip or an arrangement that nobody knows.
+      UserError: for an unknown chip or arrangement.
     """
     kind, _, shape = text.partition(":")
     if kind not in CHIPS or not re.fullmatch(r"\d+(x\d+){0,2}", shape):
         raise UserError(
-            f"--target={text} is no target; give CHIP:ARRANGEMENT, for example v5p:4x4x4, v6e:4x4, h100:16 or cpu:8 "
+            f"--target={text} is not a target; give CHIP:ARRANGEMENT, for example v5p:4x4x4, v6e:4x4, h100:16 or cpu:8 "
             f"(chips: {', '.join(CHIPS)})."
         )
     devices = math.prod(int(n) for n in shape.split("x"))
@@ -127,9 +126,9 @@ def parse(text: str) -> Target:
 
 @contextlib.contextmanager
 def answering_for(target: Target) -> Iterator[None]:
-    """While a program is traced and lowered for GPUs, answers what JAX asks of cuDNN on the machine at hand.
+    """Emulates the GPU platform while a program is traced and lowered: answers JAX's questions about cuDNN.
 
-    JAX has no public way to say that the compiler's target has a cuDNN of its own.
+    JAX has no public way to say that the target of the compiler has cuDNN.
     """
     if target.platform != "cuda":
         yield
@@ -152,10 +151,10 @@ def answering_for(target: Target) -> Iterator[None]:
 
 
 def devices(target: Target) -> list[Any]:
-    """The target's devices, to build a mesh of; nothing can run on them but for `cpu`.
+    """Returns the target's devices, to build a mesh. Only those of `cpu` can run programs.
 
     Raises:
-      UserError: where the compiler is not installed, is in use, or does not know the arrangement.
+      UserError: if the compiler is not installed, is in use, or does not know the arrangement.
     """
     import jax
     from jax.experimental import topologies
@@ -173,7 +172,7 @@ def devices(target: Target) -> list[Any]:
             )
         else:
             description = topologies.get_topology_desc(platform="tpu", topology_name=target.topology)
-    except Exception as error:  # the plugins raise what they like
+    except Exception as error:  # the plugins raise various errors
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if target.platform == "tpu" and any(words in reason for words in _LOCKED):
             raise UserError(

@@ -1,4 +1,4 @@
-"""The two libraries that read tokenizer files, reduced to what `s1jax.text.tokenizer.Tokenizer` needs."""
+"""The two libraries that read tokenizer files, with the small interface that `s1jax.text.tokenizer.Tokenizer` needs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Piece(NamedTuple):
 
     Attributes:
       text: the characters.
-      is_user_text: special tokens are made from the pieces of a chat format, not from those of users.
+      is_user_text: True for text of users, which never becomes a special token; False for strings of a chat format.
     """
 
     text: str
@@ -38,9 +38,9 @@ def _pattern(tokens: Iterable[str]) -> re.Pattern[str]:
 def _is_of_library(error: BaseException) -> bool:
     """Whether an error may come from the tokenizers library.
 
-    Its panics, such as that of a pattern which tries too often, are not `Exception`s. The engine bounds the
-    tries of a match (about a second) and the depth of a pattern. Only `MAX_CHARACTERS` of tokenizer.py bounds one
-    that is slow at many places of a text.
+    Its panics are not `Exception`s; a pattern that backtracks too often causes one. The library limits the backtracking
+    of one match (about a second) and the depth of a pattern. A pattern that is slow at many places of a text is only
+    limited by `MAX_CHARACTERS` in tokenizer.py.
     """
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
@@ -70,7 +70,8 @@ class _Library:
 
     def encode(self, text: str, after: str | None) -> list[int]:
         if after is None and self.inside is not self.whole:
-            # What transformers does after a special token inside the part is done; nothing is put before its start.
+            # The space that transformers puts after a special token inside the part is kept; none is put before its
+            # start.
             found = self._added.search(text)
             at = found.start() if found else len(text)
             return self._ids(self.inside, text[:at]) + (self._ids(self.whole, text[at:]) if found else [])
@@ -99,7 +100,7 @@ class HuggingFace:
             if not _is_of_library(error):
                 raise
             raise UserError(
-                f"{where} is no tokenizer that the tokenizers library reads ({error}); get the file again."
+                f"{where} is not a tokenizer that the tokenizers library can read ({error}); get the file again."
             ) from None
         self._content = content
         self._tokenizer = self._library.inside
@@ -128,7 +129,8 @@ class HuggingFace:
         ids = self._library.encode("".join(piece.text for piece in pieces), after)
         if [id_ for id_ in ids if id_ in self._special_ids] == wanted:
             return ids
-        # A user's text holds special tokens. In `marked` they have names that nobody can write but the lines below.
+        # A user's text contains special tokens. In `_marked` special tokens have secret names, which only this line
+        # writes.
         marked = "".join(text if is_user else self.pattern.sub(rf"{self._mark}\1", text) for text, is_user in pieces)
         return self._marked.encode(marked, self._mark + after if after else after)
 
@@ -241,9 +243,9 @@ class SentencePiece:
             loaded = processor.LoadFromSerializedProto(content + _NO_DUMMY_PREFIX)
             loaded = loaded and self._prefixing.LoadFromSerializedProto(content)
         except (RuntimeError, ValueError) as error:
-            raise UserError(f"{where} is no SentencePiece model ({error}); get the file again.") from None
+            raise UserError(f"{where} is not a SentencePiece model ({error}); get the file again.") from None
         if not loaded or not processor.vocab_size():
-            raise UserError(f"{where} is no SentencePiece model; get the file again.")
+            raise UserError(f"{where} is not a SentencePiece model; get the file again.")
         self._processor = processor
         self.vocab: dict[str, int] = {}
         self._bytes: dict[int, bytes] = {}  # the text of an id; a character may be spread over several
@@ -257,7 +259,7 @@ class SentencePiece:
                 self._bytes[id_] = bytes([int(piece[1:-1], 16)])  # <0x0A>
             elif processor.is_control(id_) or processor.is_unknown(id_):
                 self._bytes[id_] = piece.encode()
-                special[piece] = id_  # SentencePiece itself never makes such an id from its name
+                special[piece] = id_  # SentencePiece itself never encodes such a name as one token
             else:
                 self._bytes[id_] = piece.replace("\u2581", " ").encode()
         for token, id_ in added.items():
@@ -268,7 +270,7 @@ class SentencePiece:
         self._all, self._words = _pattern(special), _pattern(filter(_is_word, special))
         self.special = {token: id_ for token, id_ in special.items() if not _is_word(token)}
         self.pattern = _pattern(self.special)
-        # Found by lookahead: those that overlap, too.
+        # By lookahead, to find overlapping symbols as well.
         self._user_defined = re.compile(f"(?={_pattern(user_defined).pattern})") if user_defined else None
         self._legacy = legacy
         named = {"eos": processor.eos_id(), "pad": processor.pad_id()}

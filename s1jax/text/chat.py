@@ -1,21 +1,21 @@
-"""Rows of text to ids: the only place with template strings.
+"""Encodes question, trace and answer in a chat format; the only file with template strings.
 
-A row reads, in every format,
+In every format the text is
 
     before_question QUESTION after_question think_start after_think_start TRACE before_think_end think_end
     after_think_end ANSWER turn_end after_turn
 
-and is encoded in the parts that sampling forces or samples apart: the prompt (up to and including the assistant
-header), think_start, the trace with its newlines, think_end, the answer, turn_end. So what training shows is, id for
-id, what the sampler produces, and the supervised part begins at an id of its own. With delimiters that are special
-tokens, as in the formats below, the parts together give the same ids as the whole text (tests/text/test_chat.py).
+The parts are encoded separately: the prompt (up to and including the assistant header), think_start, the trace with its
+newlines, think_end, the answer, turn_end. Sampling forces or samples the same parts. So training sees exactly the
+tokens that the sampler produces, and the supervised part starts at a token boundary. If the delimiters are special
+tokens, as in the formats below, the parts give the same tokens as the whole text (tests/text/test_chat.py).
 
-Special tokens are made from the strings of the format alone. Questions, traces, answers, system prompts, instructions
-and wait strings are encoded as text, so that a `</think>` inside a trace cannot end it.
+Only strings of the format become special tokens. Questions, traces, answers, system prompts, instructions and wait
+strings are encoded as text, so a `</think>` inside a trace cannot end it.
 
-Supervised are the ids after the assistant header up to and including turn_end. The newline after the last turn_end
-stays in the ids, as in the paper's text, but carries no loss: a sampled answer ends before it. (The paper's collator
-supervises that one id, too.)
+The tokens after the assistant header are supervised, up to and including turn_end. The newline after turn_end stays in
+the tokens, as in the paper's text, but carries no loss: a sampled answer ends before it. (The paper's collator
+supervises that token as well.)
 """
 
 from __future__ import annotations
@@ -41,31 +41,31 @@ class ChatFormat:
     Attributes:
       before_question: from the start of the text to the question.
       after_question: from the question to the end of the assistant header.
-      think_start: delimiter before the trace; forced when sampling. May be several ids.
-      think_end: delimiter between trace and answer; its first id, when sampled, means that thinking is over.
-      turn_end: one id that ends the answer.
-      special: what the tokenizer must know as one id each; otherwise the format is refused.
+      think_start: delimiter before the trace; forced when sampling. May be several tokens.
+      think_end: delimiter between trace and answer. When its first token is sampled, thinking ends.
+      turn_end: the single token that ends the answer.
+      special: strings that the tokenizer must have as single tokens; otherwise the format is refused.
       after_think_start: between think_start and the trace.
       before_think_end: between the trace and think_end.
       after_think_end: between think_end and the answer.
       after_turn: after turn_end, unsupervised.
       answer_prefix: put before an answer that does not contain it.
       final_answer: forced after think_end when thinking is cut.
-      stop: further ids that end an answer, where the tokenizer knows them.
-      system_start: from the start of the text to a system prompt. Both empty: the turns of ChatML where the format has
-        its user turn, otherwise a system prompt is refused.
-      system_end: from a system prompt to the question. The two replace before_question, which holds the system turn
-        that the format has by default.
-      token_instruction: after a question that bounds the thinking tokens; `{tokens}` stands for the bound, `{log2}` for
-        its logarithm.
-      step_instruction: after a question that bounds the steps, `{steps}`.
+      stop: more tokens that end an answer, if the tokenizer has them.
+      system_start: from the start of the text to a system prompt. If it and `system_end` are empty, a format with
+        ChatML's user turn uses ChatML's system turn; other formats refuse a system prompt.
+      system_end: from a system prompt to the question. The two replace before_question, which contains the format's
+        default system turn.
+      token_instruction: appended to a question to limit the thinking tokens; `{tokens}` is replaced by the limit,
+        `{log2}` by its base-2 logarithm.
+      step_instruction: appended to a question to limit the steps; `{steps}` is replaced by the limit.
       step_header: before each step of a trace; counts down to 1 with `{steps}`.
-      short_instruction: after a question that is to be answered with little thinking.
-      long_instruction: after one that is to be answered with much.
+      short_instruction: appended to a question to ask for short thinking.
+      long_instruction: appended to a question to ask for long thinking.
 
     The instructions are those of the paper (arXiv 2501.19393, appendix E.1 and figure 10) as its released evaluation
     has them (github.com/simplescaling/s1, eval/lm-evaluation-harness/lm_eval/tasks/aime). There a step begins with
-    `<|im_start|>` as well; here that id ends thinking, so that the header is plain text.
+    `<|im_start|>` as well. Here that token ends thinking, so the header is plain text.
     """
 
     before_question: str
@@ -111,9 +111,9 @@ _CHATML = ChatFormat(
 
 
 def system_turn(fmt: ChatFormat) -> tuple[str, str]:
-    """Returns what stands around a system prompt: from the start of the text to it, and from it to the question.
+    """Returns the strings around a system prompt: from the start of the text to it, and from it to the question.
 
-    Checkpoints of earlier releases have no such fields in their format; ChatML is known by its user turn.
+    Formats of checkpoints from earlier releases lack these fields; ChatML is recognised by its user turn.
 
     Raises:
       UserError: if the format has no system turn.
@@ -212,9 +212,9 @@ def check(tokenizer: Tokenizer, fmt: ChatFormat) -> None:
 
 
 def with_delimiters(tokenizer: Tokenizer, fmt: ChatFormat, think_start: str = "", think_end: str = "") -> ChatFormat:
-    """Returns a format with other delimiters around the trace; an empty one stays as it is.
+    """Returns a format with other delimiters around the trace; an empty argument keeps the delimiter.
 
-    They need no ids of their own: any text that the vocabulary can write will do.
+    They need not be special tokens: any text that the vocabulary can write will do.
 
     Raises:
       UserError: if one cannot be written, or think_end begins with white space, which would end thinking everywhere.
@@ -240,11 +240,11 @@ def instruct(tokenizer: Tokenizer, fmt: ChatFormat, question: str, control: str,
     """Returns a question that says how long to think.
 
     Args:
-      tokenizer: of the model that is to read it.
+      tokenizer: the model's.
       fmt: has the instructions.
-      question: as it is.
+      question: without an instruction.
       control: `token`, `step` or `class`.
-      amount: most thinking tokens or steps; for `class` either `short` or `long`.
+      amount: the limit of thinking tokens or steps; for `class` either `short` or `long`.
 
     Raises:
       UserError: if the tokenizer or the format cannot write the instruction.
@@ -269,28 +269,28 @@ def instruct(tokenizer: Tokenizer, fmt: ChatFormat, question: str, control: str,
 
 
 def headed(fmt: ChatFormat, steps: list[str]) -> list[str]:
-    """Returns the steps of a trace, each behind a header with the number of steps that are left, itself included."""
+    """Returns the steps of a trace, each after a header with the number of steps left, itself included."""
     return [_fill(fmt.step_header, {"steps": len(steps) - i}) + step for i, step in enumerate(steps)]
 
 
 def _fill(template: str, numbers: Mapping[str, int]) -> str:
-    """Puts numbers in place of their names in braces; all else stays, as a checkpoint may come from a stranger."""
+    """Replaces names in braces by their numbers; not `str.format`, because a checkpoint may come from a stranger."""
     return re.sub(r"\{(\w+)\}", lambda found: str(numbers.get(found[1], found[0])), template)
 
 
 def thinking_tokens(tokenizer: Tokenizer, fmt: ChatFormat, trace: str) -> int:
-    """Returns how many thinking tokens a trace has as a sampler counts them: all ids between the delimiters."""
+    """Returns the number of thinking tokens of a trace, as the sampler counts them: all between the delimiters."""
     return len(tokenizer.encode_pieces(_trace(fmt, trace), tokenizer.last_special(fmt.think_start)))
 
 
 def encode_prompt(tokenizer: Tokenizer, fmt: ChatFormat, question: str, system: str = "") -> list[int]:
-    """Returns the ids from the start of the text up to and including the assistant header.
+    """Returns the token ids from the start of the text up to and including the assistant header.
 
     Args:
       tokenizer: has the format's special tokens, see `check`.
       fmt: the strings around the question.
       question: encoded as text: special tokens written in it stay text.
-      system: system prompt in place of the format's own, likewise; empty: the format's own turn, or none.
+      system: system prompt in place of the format's own, encoded as text. Empty: the format's own turn, or none.
 
     Raises:
       UserError: if `system` is given and the format has no system turn, or the tokenizer cannot encode a text.
@@ -301,18 +301,18 @@ def encode_prompt(tokenizer: Tokenizer, fmt: ChatFormat, question: str, system: 
 def encode_row(
     tokenizer: Tokenizer, fmt: ChatFormat, question: str, trace: str, answer: str, system: str = ""
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Encodes one training row.
+    """Encodes one training example.
 
     Args:
       tokenizer: has the format's special tokens, see `check`.
       fmt: the strings around the three parts.
-      question: as it is; it, trace, answer and system prompt are encoded as text.
-      trace: the thinking; stripped of white space at both ends.
-      answer: stripped likewise; `fmt.answer_prefix` is put before it unless it contains that.
+      question: encoded as text, like trace, answer and system prompt.
+      trace: the thinking; white space at both ends is removed.
+      answer: white space at both ends is removed; `fmt.answer_prefix` is put before it unless it contains that.
       system: as for `encode_prompt`.
 
     Returns:
-      ids int32 [n], and bool [n]: the ids that carry loss (see the module's text).
+      token ids int32 [n], and bool [n]: the tokens that carry loss (see the docstring of this file).
 
     Raises:
       UserError: as `encode_prompt`.
@@ -352,7 +352,7 @@ def _trace(fmt: ChatFormat, trace: str) -> list[Piece]:
 
 
 def _encode_parts(tokenizer: Tokenizer, *parts: list[Piece]) -> list[list[int]]:
-    """Encodes the parts of one text, each by itself, but knowing what precedes it."""
+    """Encodes the parts of one text one by one; each part knows what precedes it."""
     after: str | None = ""
     encoded = []
     for part in parts:
@@ -364,7 +364,7 @@ def _encode_parts(tokenizer: Tokenizer, *parts: list[Piece]) -> list[list[int]]:
 
 
 def delimiters(tokenizer: Tokenizer, fmt: ChatFormat, wait: str = "Wait") -> Delimiters:
-    """Encodes, once, all that budget forcing needs.
+    """Encodes everything that budget forcing needs.
 
     Args:
       tokenizer: the model's.
@@ -412,7 +412,7 @@ def delimiters(tokenizer: Tokenizer, fmt: ChatFormat, wait: str = "Wait") -> Del
 def _encode_whole(
     tokenizer: Tokenizer, text: str, what: str, after: str | None = None, *, is_user_text: bool = False
 ) -> tuple[int, ...]:
-    """Returns the ids of a forced string, and refuses one that the vocabulary cannot write (white space aside)."""
+    """Returns the token ids of a forced string; refuses one that the vocabulary cannot write, ignoring white space."""
     try:
         ids = tokenizer.encode_text(text, after) if is_user_text else tokenizer.encode(text, after)
     except UserError as error:
@@ -424,7 +424,7 @@ def _encode_whole(
 
 
 def with_stops(fmt: ChatFormat, tokenizer: Tokenizer, ids: Iterable[int]) -> ChatFormat:
-    """Returns the format with the tokens `ids` among those that end an answer."""
+    """Returns the format with the tokens `ids` added to those that end an answer."""
     more = sorted(set(ids) - _stop_ids(tokenizer, fmt))
     return dataclasses.replace(fmt, stop=(*fmt.stop, *tokenizer.tokens(more)))
 

@@ -1,4 +1,4 @@
-"""Chooses a chat format for a model by its tokenizer's own chat template."""
+"""Chooses a chat format for a model from its tokenizer's chat template."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from s1jax.text import chat
 from s1jax.text.chat import FORMATS, ChatFormat
 from s1jax.text.tokenizer import Tokenizer
 
-# A literal system turn, in which nothing is filled in: the turn that the template adds where no message has one.
+# A literal system turn without placeholders: the template adds it if no message is a system message.
 _SYSTEM = re.compile(r"<\|im_start\|>system(?:\\n|\n)((?:\\.|[^'\"\\{}]|\{\})+?)<\|im_end\|>")
 _ESCAPES = {"n": "\n", "t": "\t"}
 _PROBE = "What is 12 plus 30?"
-# ChatML's prompt of one question, as a template writes it, up to what it puts before the answer.
+# ChatML's prompt for one question as a template renders it, up to the start of the answer.
 _PROMPT = re.compile(
     r"(?:<\|im_start\|>system\n(?P<system>.*?)<\|im_end\|>\n)?<\|im_start\|>user\n"
     + re.escape(_PROBE)
@@ -27,11 +27,13 @@ _PROMPT = re.compile(
 def choose(tokenizer: Tokenizer) -> tuple[str, ChatFormat, str]:
     """Returns the name of a chat format, the format, and one sentence on why it was chosen.
 
-    DeepSeek's marks in the template choose `think_r1`, those of ChatML `think` where the template ends thinking with
-    `</think>`, else `s1` where its default system prompt is Qwen2.5's, else `s1_plain`; with the system prompt that the
-    template writes by itself, or none. The sentence says so where the template writes a prompt in another way, and
-    where jinja2 is missing, so that only its source was searched. A tokenizer without a template that has ChatML's
-    tokens gets `s1_plain`. A format is chosen only if its delimiters are special or added tokens of the tokenizer.
+    A template with DeepSeek's tokens gives `think_r1`. A template with ChatML's tokens gives `think` if it ends
+    thinking with `</think>`, else `s1` if its default system prompt is Qwen2.5's, else `s1_plain`; the format gets the
+    system prompt that the template adds by itself, or none. A tokenizer without a template that has ChatML's tokens
+    gets `s1_plain`. A format is chosen only if its delimiters are special or added tokens of the tokenizer.
+
+    The sentence says if the template renders a prompt differently from the format. It also says if jinja2 is missing,
+    so that only the source of the template was searched.
 
     Raises:
       UserError: if none fits; names the formats that the tokenizer can write.
@@ -61,7 +63,7 @@ def choose(tokenizer: Tokenizer) -> tuple[str, ChatFormat, str]:
 
 
 def _default_system(template: str, tokenizer: Tokenizer) -> tuple[str, str]:
-    """Returns the system prompt that a ChatML template writes by itself, and what is to be said of a doubt."""
+    """Returns the system prompt that a ChatML template adds by itself, and a phrase on any doubt about the choice."""
     rendered = _render(template, tokenizer)
     if rendered is not None:
         match = _PROMPT.fullmatch(rendered)

@@ -1,4 +1,4 @@
-"""What passes from text to sampling: ids without strings."""
+"""The delimiters of a chat format as token ids: all that the sampler sees of it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Delimiters:
-    """The ids that budget forcing needs, encoded once from strings by `s1jax.text.chat`.
+    """The token ids that budget forcing needs; `s1jax.text.chat` encodes them from strings.
 
     Attributes:
       think_start: forced after the prompt.

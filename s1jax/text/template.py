@@ -1,4 +1,4 @@
-"""A chat format as the Jinja template that transformers, vLLM, Ollama and llama.cpp put around messages."""
+"""Writes a chat format as a Jinja chat template for transformers, vLLM, Ollama and llama.cpp."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from s1jax.errors import UserError
 from s1jax.text import chat
 from s1jax.text.chat import ChatFormat
 
-# Tags strip the white space around them. Only statements that the small Jinja engines of C++ programs know.
+# Tags strip the white space around them. Only statements that the small Jinja engines of C++ programs support.
 _TEMPLATE = """\
 {%- if messages and messages[0]['role'] == 'system' and messages[0]['content'] -%}
 @SYSTEM@

@@ -1,12 +1,12 @@
-"""Text to ids and back: Hugging Face `tokenizer.json` and SentencePiece `.model` files behind one small class.
+"""One small class for two kinds of tokenizers: Hugging Face `tokenizer.json` and SentencePiece `.model` files.
 
-Text becomes its own ids and nothing more: no beginning-of-sequence. Texts are encoded in parts here (prompt, delimiter,
-trace, ...). Tokenizers such as Llama's put a space before a text, and some before each text after a special token:
-`after` says what precedes a part, so that the parts of a row get the spaces that transformers gives to the whole row.
+No beginning-of-sequence token is added. Texts are encoded in parts (prompt, delimiter, trace, ...). Tokenizers such as
+Llama's put a space before a text, and some before each text after a special token. The argument `after` says what
+precedes a part, so that the parts get the spaces that transformers gives to the whole text.
 
-Text of users is encoded as text: special tokens are made from the strings of a chat format only, never from a question,
-a trace or an answer. Added tokens that are not special count as special here (Qwen3's <think> is one), except those
-of letters, digits and white space alone, which are words.
+Text of users is encoded as text: only strings of a chat format become special tokens, never a question, a trace or an
+answer. Added tokens that are not special count as special here (Qwen3's <think> is one). Exceptions are added tokens
+that consist of letters, digits and white space only: these are words.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from s1jax.io import assets
 from s1jax.io import files as files_lib
 from s1jax.text.backends import HuggingFace, Piece, SentencePiece
 
-# What a tokenizer folder may hold besides its model; kept byte for byte so that other libraries read what is saved.
+# Companion files of a tokenizer; kept byte for byte, so that other libraries can read what is saved.
 _COMPANIONS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja")
 
 
-MAX_CHARACTERS = 10_000_000  # of one text; a context of a million tokens has about four million
+MAX_CHARACTERS = 10_000_000  # of one text; a million tokens are about four million characters
 
 
 class _Backend(Protocol):
-    """What the two libraries are reduced to."""
+    """The interface of both libraries."""
 
     vocab: dict[str, int]  # every token, special ones included
-    special: dict[str, int]  # those that text of users never becomes
+    special: dict[str, int]  # text of users never becomes one of these
     pattern: re.Pattern[str]  # finds them
 
     def encode(self, text: str, after: str | None) -> list[int]: ...
@@ -79,11 +79,11 @@ class Tokenizer:
                     added[token["content"]] = int(id_)
             except (AttributeError, KeyError, TypeError, ValueError):
                 raise UserError(
-                    f"{where}/tokenizer_config.json: added_tokens_decoder is no table of tokens; get the file again."
+                    f"{where}/tokenizer_config.json: added_tokens_decoder is not a table of tokens; get the file again."
                 ) from None
             if not all(isinstance(token, str) and type(id_) is int for token, id_ in added.items()):
                 raise UserError(
-                    f"{where} has an added token that is no text or whose id is no number; repair its files."
+                    f"{where} has an added token that is not text, or whose id is not a number; repair its files."
                 )
             legacy = config.get("legacy") is True
             self._backend = SentencePiece(files[models[0]], added, f"{where}/{models[0]}", legacy)
@@ -108,8 +108,8 @@ class Tokenizer:
     def load(cls, path: str | pathlib.Path) -> Tokenizer:
         """Reads a tokenizer folder, a `tokenizer.json`, a SentencePiece `.model` file or `package:NAME`.
 
-        A folder's `tokenizer.json` wins over its `.model`. Companion files beside it (`tokenizer_config.json` and the
-        like) tell added tokens, end of sequence and padding, and are kept for `save`.
+        A folder's `tokenizer.json` wins over its `.model`. Companion files (such as `tokenizer_config.json`) name added
+        tokens, end of sequence and padding; they are kept for `save`.
 
         Raises:
           UserError: if the path does not exist, holds no tokenizer, or its tokenizer does not parse.
@@ -140,9 +140,9 @@ class Tokenizer:
         """Returns the ids of `text`; special tokens written in the text become their ids.
 
         Args:
-          text: of a chat format, or a text that holds one.
-          after: what precedes it. None: plain text, so the part brings no space of its own. Empty: nothing; the ids are
-            those of transformers with `add_special_tokens=False`. A special token: that token.
+          text: a string of a chat format, or a text that contains one.
+          after: what precedes the text. None: plain text, so no space is added. Empty: nothing; the result is that of
+            transformers with `add_special_tokens=False`. A special token: that token.
         """
         return self._backend.encode(_bounded(text), after)
 
@@ -151,7 +151,7 @@ class Tokenizer:
         return self.encode_pieces([Piece(text)], after)
 
     def encode_pieces(self, pieces: Sequence[Piece], after: str | None = None) -> list[int]:
-        """Returns the ids of pieces that make one text, encoded as one: words may span their borders."""
+        """Returns the token ids of pieces that form one text; words may span their borders."""
         _bounded("".join(piece.text for piece in pieces))
         return self._backend.encode_pieces(pieces, after)
 
@@ -167,15 +167,15 @@ class Tokenizer:
         return self._last_special[text]
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Returns the text of `ids`, special tokens included; bytes that are no UTF-8 become U+FFFD."""
+        """Returns the text of `ids`, special tokens included; bytes that are not UTF-8 become U+FFFD."""
         return self._backend.decode([int(i) for i in ids])
 
     def knows(self, token: str) -> bool:
-        """Whether `token` is one id of the vocabulary."""
+        """Whether `token` is a single token of the vocabulary."""
         return token in self._backend.vocab
 
     def is_special(self, token: str) -> bool:
-        """Whether `token` is one id that text of users never becomes."""
+        """Whether `token` is a single token that text of users never becomes."""
         return token in self._backend.special
 
     def id_of(self, token: str) -> int:
@@ -237,7 +237,7 @@ class Tokenizer:
         except (ValueError, RecursionError) as error:
             raise UserError(f"{self._where}/{name} is not JSON ({error}); repair or remove it.") from None
         if not isinstance(values, dict):
-            raise UserError(f"{self._where}/{name} is no JSON object; repair or remove it.")
+            raise UserError(f"{self._where}/{name} is not a JSON object; repair or remove it.")
         return values
 
 

@@ -1,4 +1,4 @@
-"""Says which texts of users hold delimiters or special tokens, which are encoded as plain text."""
+"""Reports which texts of users contain delimiters or special tokens, which are encoded as plain text."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from s1jax.text.tokenizer import Tokenizer
 def notes(tokenizer: Tokenizer, fmt: ChatFormat, texts: Iterable[tuple[str, str]], use: str) -> list[str]:
     """Returns a sentence that counts and names them, or nothing.
 
-    Whoever writes about chat formats means it. More often an exporter has left them in, a trace goes on behind its own
-    `</think>`, or a prompt has a chat template around it already.
+    A text about chat formats contains them on purpose. More often an exporter has left them in, a trace continues after
+    its own `</think>`, or a prompt was already rendered with a chat template.
 
     Args:
-      tokenizer: its special tokens count.
-      fmt: of the model; the special tokens of all other formats count as well, because data moves between models.
+      tokenizer: its special tokens are searched for.
+      fmt: the model's; the special tokens of all other formats are searched for too, because data moves between models.
       texts: (name, text) of each row.
       use: what is done with them, such as `trained on`.
     """

@@ -157,7 +157,7 @@ def test_search_keeps_the_axes_that_were_given():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--target=v9:4"], "--target=v9:4 is no target"),
+        (["--target=v9:4"], "--target=v9:4 is not a target"),
         (["--target=cpu:0"], "--target=cpu:0 has no device; give at least 1"),
         (["--target=v5p:2x0x2"], "--target=v5p:2x0x2 has no device"),
         (

@@ -99,7 +99,7 @@ def test_parquet_with_values_that_are_none(tmp_path, kind, value):
     else:
         column = pyarrow.array([value], pyarrow.timestamp("us", "Nowhere/Zone"))
     parquet.write_table(pyarrow.table({"question": column}), tmp_path / "a.parquet")
-    with pytest.raises(UserError, match=r"a\.parquet is no parquet file that can be read \(.*\); write it again"):
+    with pytest.raises(UserError, match=r"a\.parquet is not a readable parquet file \(.*\); write it again"):
         load_rows(str(tmp_path / "a.parquet"))
 
 
@@ -140,7 +140,7 @@ GOOD = json.dumps(record(S1K, 0))
             r":2: column thinking_.* is list, not text",
         ),
         ('{"question": 3, "thinking_trajectories": ["t"], "attempt": "a"}', r":2: column question is int, not text"),
-        ('{"question": "\\ud800", "thinking_trajectories": ["t"], "attempt": "a"}', r":2: column question is no valid"),
+        ('{"question": "\\ud800", "thinking_trajectories": ["t"], "attempt": "a"}', r":2: column question is not valid"),
     ],
 )
 def test_bad_lines(line, message, tmp_path):
@@ -173,7 +173,7 @@ def test_bad_sources(tmp_path):
     with pytest.raises(UserError, match=r"empty\.jsonl has no rows"):
         load_rows(str(tmp_path / "empty.jsonl"))
     (tmp_path / "bad.parquet").write_text("no parquet")
-    with pytest.raises(UserError, match=r"bad\.parquet is no parquet file"):
+    with pytest.raises(UserError, match=r"bad\.parquet is not a readable parquet file"):
         load_rows(str(tmp_path / "bad.parquet"))
     path = write_jsonl(tmp_path / "two.jsonl", [record(S1K, i) for i in range(2)])
     with pytest.raises(UserError, match=r"two\.jsonl has 2 rows, data\.num_rows asks for 3; .*smaller data\.num_rows"):
@@ -292,7 +292,7 @@ def test_prepare_refuses_bad_rows_and_leaves_nothing(config, records, message, t
 
 def test_damaged_copy(prepared, tmp_path):
     (tmp_path / "dataset_info.json").write_text("{")
-    with pytest.raises(UserError, match="is no prepared dataset that can be read"):
+    with pytest.raises(UserError, match="is not a prepared dataset that can be read"):
         load_rows(str(tmp_path))
 
 

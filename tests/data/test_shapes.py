@@ -139,7 +139,7 @@ WRONG = [
     ({**SHAPES["s1k"][0], "thinking_trajectories": "['a', 'b']"}, "is a list that was written as text"),
     ({**SHAPES["s1k"][0], "question": "x" * 1_000_001}, "f:1: column question has 1,000,001 characters; at most"),
     ({"messages": [USER, said("<think>" + "x" * 1_000_001 + "</think>A")]}, "f:1: the trace has 1,000,001 characters"),
-    ({"messages": [USER, said(f"<think>\ud800</think>{A}")]}, "f:1: the trace is no valid Unicode"),
+    ({"messages": [USER, said(f"<think>\ud800</think>{A}")]}, "f:1: the trace is not valid Unicode"),
     ({**OPEN_R1, "correctness_math_verify": [False] * 3}, "none of its 3 generations is marked right and complete by"),
     ({**OPEN_R1, "correctness_math_verify": [True]}, "correctness_math_verify has 1 values for 3 generations"),
     ({**OPEN_R1, "generations": []}, r"column generations is \[\], not a list of texts"),

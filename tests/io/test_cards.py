@@ -34,7 +34,7 @@ WRONG = [
     ("configs:\n- config_name: main\n- config_name: other\n", r"has the configs main, other and no default; give"),
     ("configs:\n- config_name: a\n  data_files: gone/*\n", r"names files of split train that are not in"),
     ("configs:\n- config_name: a\n  data_dir: gone\n", r"names files of config a that are not in"),
-    ("configs: 3\n", "configs is no list of objects with config_name"),
+    ("configs: 3\n", "configs is not a list of objects with config_name"),
     ("configs: [\n", "begins with YAML that cannot be read"),
     ("configs:\n- config_name: a\n  data_files: [{split: train}]\n", r"data_files holds .*; write objects with split"),
 ]

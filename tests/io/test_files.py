@@ -157,7 +157,7 @@ def test_without_locks_the_second_process_to_end_is_refused(tmp_path, monkeypatc
 
 def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
     code = (
-        "import os, sys; from s1jax import files\n"
+        "import os, sys; from s1jax.io import files\n"
         "with files.new_folder(sys.argv[1]) as folder:\n    (folder / 'half').touch(); os._exit(9)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "new")], check=False)

@@ -42,7 +42,7 @@ def test_a_text_without_a_newline_at_its_end_is_not_taken_for_a_torn_line(tmp_pa
     line = b'{"fingerprint": "run", "index": 0}\n'
     for before in (b"", line):
         (tmp_path / "j").write_bytes(before + text)
-        with pytest.raises(UserError, match="j is no output of a run; choose another file"):
+        with pytest.raises(UserError, match="j is not the output of a run; choose another file"):
             Journal(tmp_path / "j", "run")
         assert (tmp_path / "j").read_bytes() == before + text
 

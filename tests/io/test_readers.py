@@ -182,7 +182,7 @@ WRONG = {
     "numbers.json": (b'[{"a": 1}, 2]', r"numbers\.json:2 is a JSON int, not an object of columns"),
     "open.json": (b'[{"a": 1}, {"a": 2}', r"open\.json:2 is followed by neither a comma nor the end of the array"),
     "half.json": (b'[{"a": 1}, {"a"', r"half\.json:2 is not JSON"),
-    "more.json": (b'[{"a": 1}]\n{"a": 2}', r"more\.json has text behind its array of 1 rows"),
+    "more.json": (b'[{"a": 1}]\n{"a": 2}', r"more\.json has text after its array of 1 rows"),
     "deep.json": (b"[" * 100_000, r"deep\.json:1 is not JSON"),
     "object.json": (b'{\n"a": 1\n}', r"object\.json:1 is not JSON .*\(a \.json file holds one array of rows, or a row"),
     "latin.json": ('[{"a": "é"}]'.encode("latin1"), r"latin\.json is not JSON in UTF-8"),
@@ -190,19 +190,19 @@ WRONG = {
     "wide.jsonl": (lines().decode().encode("utf-16"), r"wide\.jsonl is not UTF-8 text but begins as UTF-16 does"),
     "wrong.jsonl.gz": (gzip.compress(b"")[:10] + b"\xff" * 20, r"wrong\.jsonl\.gz is a damaged or cut gzip file"),
     "short.jsonl.gz": (gzip.compress(lines())[:-6], r"short\.jsonl\.gz is a damaged or cut gzip file"),
-    "plain.jsonl.gz": (lines(), r"plain\.jsonl\.gz is no gzip file by its content"),
+    "plain.jsonl.gz": (lines(), r"plain\.jsonl\.gz is not a gzip file, although its name says so"),
     "packed.jsonl": (gzip.compress(lines()), r"packed\.jsonl is gzip by its content, which its name does not say"),
     "p.jsonl": (b"PAR1abc", r"p\.jsonl is parquet by its content, which its name does not say; rename it"),
     "f.csv": (b"ARROW1\0\0", r"f\.csv is Arrow by its content"),
     "x.parquet.gz": (gzip.compress(b"PAR1"), r"x\.parquet\.gz is parquet in gzip, which is not read; unpack it"),
     "z.jsonl": (b"PK\x03\x04", r"z\.jsonl is a zip file; unpack it"),
-    "a.parquet": (b"PAR1", r"a\.parquet is no parquet file that can be read"),
-    "a.arrow": (b"\xff\xff\xff\xff\x10", r"a\.arrow is no Arrow file that can be read"),
-    "b.arrow": (b"ARROW1\0\0", r"b\.arrow is no Arrow file that can be read"),
+    "a.parquet": (b"PAR1", r"a\.parquet is not a readable parquet file"),
+    "a.arrow": (b"\xff\xff\xff\xff\x10", r"a\.arrow is not a readable Arrow file"),
+    "b.arrow": (b"ARROW1\0\0", r"b\.arrow is not a readable Arrow file"),
     "twice.csv": (b"a,b,a\n1,2,3\n", r"twice\.csv has the column 'a' more than once"),
     "long.csv": (b"a,b\n1,2\n1,2,3\n", r"long\.csv:2 has more fields than the 2 columns"),
-    "quote.csv": (b'a,b\n1,"2\n3,4\n', r"quote\.csv is no CSV in UTF-8 \(unexpected end of data\)"),
-    "latin.csv": ("a\né\n".encode("latin1"), r"latin\.csv is no CSV in UTF-8"),
+    "quote.csv": (b'a,b\n1,"2\n3,4\n', r"quote\.csv is not CSV in UTF-8 \(unexpected end of data\)"),
+    "latin.csv": ("a\né\n".encode("latin1"), r"latin\.csv is not CSV in UTF-8"),
 }
 
 
@@ -219,7 +219,7 @@ def test_a_cut_arrow_file_is_refused(tmp_path):
     write_arrow(tmp_path / "a.arrow", stream=True)
     whole = (tmp_path / "a.arrow").read_bytes()
     (tmp_path / "a.arrow").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match=r"a\.arrow is no Arrow file that can be read \(.*\); write it again"):
+    with pytest.raises(UserError, match=r"a\.arrow is not a readable Arrow file \(.*\); write it again"):
         list(readers.read(tmp_path / "a.arrow"))
 
 

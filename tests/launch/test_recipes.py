@@ -139,10 +139,10 @@ def test_a_slice_that_cannot_be_had_ends_the_script(tmp_path):
 @pytest.mark.parametrize(
     ("script", "arguments", "words"),
     [
-        ("tpu_vm.sh", ["--name=s1", "--zon=z"], "--zon=z is no flag"),
-        ("tpu_vm.sh", ["--spot=yes", *TPU], "--spot=yes is no flag"),
-        ("tpu_vm.sh", ["--name", *TPU], "--name is no flag"),
-        ("tpu_vm.sh", ["s1"], "s1 is no flag"),
+        ("tpu_vm.sh", ["--name=s1", "--zon=z"], "--zon=z is not a flag"),
+        ("tpu_vm.sh", ["--spot=yes", *TPU], "--spot=yes is not a flag"),
+        ("tpu_vm.sh", ["--name", *TPU], "--name is not a flag"),
+        ("tpu_vm.sh", ["s1"], "s1 is not a flag"),
         ("tpu_vm.sh", ["--name=", *TPU[1:]], "--name has no value"),
         ("tpu_vm.sh", ["--name=s1", "--zone=z"], "--type= is missing"),
         ("tpu_vm.sh", [*TPU[:4], "--", *TRAIN], "--spot needs --mount"),
@@ -153,13 +153,13 @@ def test_a_slice_that_cannot_be_had_ends_the_script(tmp_path):
         ("tpu_vm.sh", [*TPU, "--", TRAIN[0]], "--workdir=FOLDER is missing"),
         ("tpu_vm.sh", [*TPU, "--", TRAIN[0], "--workdir=gs://bucket/x"], "is a URL"),
         ("tpu_vm.sh", [*TPU, "--", TRAIN[0], "--workdir=elsewhere"], "is not in runs/"),
-        ("tpu_vm.sh", [*TPU, "--", "--config=configs/none.py", TRAIN[1]], "is no file"),
+        ("tpu_vm.sh", [*TPU, "--", "--config=configs/none.py", TRAIN[1]], "is not a file"),
         ("tpu_vm.sh", [*TPU, "--", *TRAIN, "--dry_run"], "put it before the --"),
         ("gpu_vm.sh", ["--name=s1", "--", *TRAIN], "--zone= is missing"),
         ("gpu_vm.sh", ["--host=a", "--name=s1", "--", *TRAIN], "leave out what describes a VM"),
         ("gpu_vm.sh", ["--name=s1", "--zone=z", "--coordinator=a:1", "--", *TRAIN], "--coordinator belongs to --host"),
         ("worker.sh", ["begin"], "'begin' is nothing"),
-        ("slurm.sbatch", TRAIN, "this is no SLURM job"),
+        ("slurm.sbatch", TRAIN, "this is not a SLURM job"),
     ],
 )  # fmt: skip
 def test_bad_flags_are_one_sentence(tmp_path, script, arguments, words):

@@ -88,7 +88,7 @@ def test_a_changed_setup_is_installed_again(tmp_path):
 
 @pytest.mark.parametrize(
     ("variables", "words"),
-    [({}, "no Python 3.11 or newer found"), ({"PYTHON": "nowhere"}, "PYTHON=nowhere is no Python 3.11 or newer")],
+    [({}, "no Python 3.11 or newer found"), ({"PYTHON": "nowhere"}, "PYTHON=nowhere is not Python 3.11 or newer")],
 )
 def test_a_missing_python_is_one_sentence(tmp_path, variables, words):
     outcome, _ = make_place(tmp_path, ()).run("quickstart.sh", **variables)

@@ -170,7 +170,7 @@ def test_gpqa_shuffles_the_choices_the_same_way_every_time(tmp_path):
     table.write_bytes(b"\xef\xbb\xbf" + table.read_bytes())  # as a spreadsheet saves it
     assert benchmarks.load(f"gpqa:{table}").rows == task.rows[:2]
     table.write_bytes(table.read_bytes() + b"\xff,\n")
-    with pytest.raises(UserError, match=r"a.csv is no CSV in UTF-8"):
+    with pytest.raises(UserError, match=r"a.csv is not CSV in UTF-8"):
         benchmarks.load(f"gpqa:{table}")
 
 

@@ -236,7 +236,7 @@ def test_a_named_token_that_is_no_text(folders, tmp_path, kind, values):
 def test_added_tokens_that_are_none(folders, tmp_path, values):
     shutil.copy(folders["sentencepiece_bpe"] / "tokenizer.model", tmp_path)
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": values}))
-    with pytest.raises(UserError, match=r"added_tokens_decoder is no table|has an added token that is no text"):
+    with pytest.raises(UserError, match=r"added_tokens_decoder is not a table|has an added token that is not text"):
         Tokenizer.load(tmp_path)
     (tmp_path / "tokenizer_config.json").write_text("[" * 10**5)
     with pytest.raises(UserError, match=r"tokenizer_config.json is not JSON"):

@@ -176,7 +176,7 @@ def test_a_pattern_that_tries_for_ever_is_one_sentence(place):
 def test_a_pattern_that_cannot_be_compiled(regex):
     spec = json.loads(tokenizers.Tokenizer(models.BPE(LETTERS, [])).to_str())
     split = {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
-    with pytest.raises(UserError, match="no tokenizer that the tokenizers library reads"):
+    with pytest.raises(UserError, match="not a tokenizer that the tokenizers library can read"):
         Tokenizer({"tokenizer.json": json.dumps({**spec, "pre_tokenizer": split}).encode()})
 
 
