@@ -22,6 +22,7 @@ FEATURES = {
 }
 ALL = sorted({requirement for requirements in FEATURES.values() for requirement in requirements})
 HARNESS = ["lm_eval>=0.4.13"]
+DOCS = ["mkdocs-material", "mkdocstrings[python]"]
 
 
 class BuildWithConfigs(build_py):
@@ -94,8 +95,11 @@ setup(
         # Compilers for `s1jax plan` on machines without the device: libtpu; the CUDA plugin without CUDA's libraries.
         "tpu-aot": ["jax[tpu]"],
         "gpu-aot": ["jax[cuda12-local]"],
+        # The site of docs/: `python -m mkdocs serve`.
+        "docs": DOCS,
         "test": [
             *ALL,
+            *DOCS,
             *HARNESS,
             "kubernetes-validate",
             "mypy",

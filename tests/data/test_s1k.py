@@ -140,7 +140,10 @@ GOOD = json.dumps(record(S1K, 0))
             r":2: column thinking_.* is list, not text",
         ),
         ('{"question": 3, "thinking_trajectories": ["t"], "attempt": "a"}', r":2: column question is int, not text"),
-        ('{"question": "\\ud800", "thinking_trajectories": ["t"], "attempt": "a"}', r":2: column question is not valid"),
+        (
+            '{"question": "\\ud800", "thinking_trajectories": ["t"], "attempt": "a"}',
+            r":2: column question is not valid",
+        ),
     ],
 )
 def test_bad_lines(line, message, tmp_path):
