@@ -1,4 +1,4 @@
-"""The learning rate and the optimizer: AdamW as torch and the s1 recipe have it, or Muon for the matrices."""
+"""The optimizer with its learning rate: AdamW as in torch and the s1 recipe, or Muon for the matrices."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def make(config: OptimizerConfig, model: ModelConfig, num_steps: int) -> optax.G
     the orthogonalised momentum for the layers' kernels (optax's coefficients, 5 iterations, scaled by
     sqrt(max(1, outputs / inputs))); embeddings, norms, biases and the head keep Adam's u, with Nesterov momentum.
 
-    Moments lie in `config.moment_dtype` between steps. Gradients are to be float32, and so are the updates.
+    Moments are kept in `config.moment_dtype` between steps. Gradients must be float32, and the updates are.
     """
     if config.name == "adamw":
         direction = optax.scale_by_adam(config.b1, config.b2, config.eps)
@@ -66,10 +66,11 @@ def make(config: OptimizerConfig, model: ModelConfig, num_steps: int) -> optax.G
 
 
 def apply(params: Any, updates: Any, step: jax.Array) -> Any:
-    """params + updates. Weights in bfloat16 are rounded up or down at random, so that the sum is right on the mean.
+    """Returns params + updates, with stochastic rounding of weights in bfloat16: the sum is right on average.
 
-    To the nearest, most steps of a fine-tuning would be lost: a rate of 1e-5 is 1/100 of a weight's last place (Gupta
-    et al. 2015; Zamirai et al. 2020). The draws are a function of the step and the weight, whatever the mesh.
+    Rounded to nearest, most updates of a fine-tuning run would be lost: at a learning rate of 1e-5 an update is 1/100
+    of a weight's last place (Gupta et al. 2015; Zamirai et al. 2020). The random bits are a function of the step and
+    the weight, whatever the mesh.
 
     Args:
       params: float32 or bfloat16.
@@ -82,23 +83,24 @@ def apply(params: Any, updates: Any, step: jax.Array) -> Any:
     for index, (param, update) in enumerate(zip(leaves, jax.tree.leaves(updates), strict=True)):
         wide = param.astype(jnp.float32) + update
         narrow = param.dtype == jnp.bfloat16
-        sums.append(_round_at_random(wide, jax.random.fold_in(key, index)) if narrow else wide.astype(param.dtype))
+        sums.append(_stochastic_round(wide, jax.random.fold_in(key, index)) if narrow else wide.astype(param.dtype))
     return jax.tree.unflatten(tree, sums)
 
 
-def _round_at_random(x: jax.Array, key: jax.Array) -> jax.Array:
-    """float32 -> one of the two neighbours in bfloat16, the nearer one the more often; what is not finite stays so."""
-    # bfloat16 is the upper half of float32: a random lower half added to a number's own carries as often as it should.
+def _stochastic_round(x: jax.Array, key: jax.Array) -> jax.Array:
+    """float32 -> one of its two neighbours in bfloat16, chosen by distance; values that are not finite stay so."""
+    # bfloat16 is the upper half of float32. A random lower half is added to the number's own: the sum carries into the
+    # upper half with the probability that the rounding wants.
     bits = jax.lax.bitcast_convert_type(x, jnp.uint32) + jax.random.bits(key, x.shape, jnp.uint16)
     carried = jax.lax.bitcast_convert_type((bits >> 16).astype(jnp.uint16), jnp.bfloat16)
     return jnp.where(jnp.isfinite(x), carried, x.astype(jnp.bfloat16))
 
 
 def _stored(inner: optax.GradientTransformation, dtype: Any) -> optax.GradientTransformation:
-    """`inner` with moments that lie in `dtype` between updates and are float32 within; u is of the unrounded ones."""
+    """`inner` with moments that are kept in `dtype` between updates; the update uses them in float32, unrounded."""
 
     def cast(state: Any, to: Any) -> Any:
-        # A moment's path ends in the name of its weight; whatever else a state holds (counts, coefficients) stays.
+        # A moment's path ends in the name of its weight; everything else in a state (counts, coefficients) stays.
         return jax.tree_util.tree_map_with_path(
             lambda path, leaf: leaf.astype(to) if isinstance(path[-1], jax.tree_util.DictKey) else leaf, state
         )

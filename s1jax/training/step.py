@@ -6,7 +6,7 @@ import dataclasses
 import re
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from s1jax.parallel import mesh as mesh_lib
 from s1jax.parallel import ops as parallel_ops
 from s1jax.parallel import sharding
 from s1jax.training import optimizer as optimizer_lib
-from s1jax.training.losses import cross_entropy as loss_lib
+from s1jax.training.losses.cross_entropy import batch_loss
 
 Batch = dict[str, jax.Array]
 
@@ -54,6 +54,26 @@ COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {
     "gpu": _GPU,
     "cuda": _GPU,  # the same, to a compiler ahead of time
 }
+
+
+class Loss(Protocol):
+    """What a step minimises, as a function of the decoder's output."""
+
+    def __call__(self, hidden: jax.Array, kernel: jax.Array, batch: Batch, chunk: int, mesh: Mesh) -> jax.Array:
+        """Returns the loss of a micro-batch.
+
+        Args:
+          hidden: [B, T, D], the decoder's output after its final norm.
+          kernel: [D, V], the output projection.
+          batch: arrays [B, T] of `s1jax.data.packing`, and whatever else the source of the batches adds. `weights` are
+            divided by their sum over the whole batch.
+          chunk: positions of a row whose logits may exist at one time.
+          mesh: the arrays are placed on it.
+
+        Returns:
+          float32 scalar: the sum of weights * (loss of a token). The losses of the micro-batches are added up.
+        """
+        ...
 
 
 @jax.tree_util.register_dataclass
@@ -124,14 +144,10 @@ def init_state(params: Any, tx: optax.GradientTransformation, abstract: TrainSta
     return TrainState(jax.device_put(jnp.int32(0), shardings.step), params, opt_state)
 
 
-def make_gradients(
-    config: ModelConfig, train: TrainConfig, mesh: Mesh
-) -> Callable[[Any, Batch], tuple[jax.Array, Any]]:
-    """Returns `(params, batch) -> (loss, gradients)`, to be used under jit.
+def make_loss(config: ModelConfig, train: TrainConfig, mesh: Mesh, loss: Loss = batch_loss) -> Callable[..., jax.Array]:
+    """Returns `(params, batch, sums=None) -> loss`: the forward pass and `loss` of its output, to be used under jit.
 
-    The batch's arrays are [B, T] as `sharding.put_batch` places them; `train.accumulation` micro-batches
-    of B / accumulation rows run one after the other. Loss and gradients are those of
-    sum(weights * nll) / sum(weights) over the whole batch, float32 both.
+    Parameters are those of `compute_params`. `sums` are gradients of earlier micro-batches, see `remat.add_gradients`.
 
     Raises:
       UserError: where `train.mlp_parts` does not divide the model's MLP, or the mesh splits it already.
@@ -141,8 +157,6 @@ def make_gradients(
             f"train.mlp_parts={train.mlp_parts} wants mesh.tensor=1, which is {mesh.shape['tensor']}, and a divisor of "
             f"the model's mlp_dim {config.mlp_dim}; change it, or set it to 1."
         )
-    dtype = jnp.dtype(train.compute_dtype)
-    matrices = optimizer_lib.is_matrix(config)
     attend, lookup = parallel_ops.attend(mesh, train.attention), parallel_ops.lookup(mesh)
 
     def micro_loss(params: Any, batch: Batch, sums: Any = None) -> jax.Array:
@@ -156,7 +170,7 @@ def make_gradients(
             batch["tokens"],
             batch["positions"],
             batch["segment_ids"],
-            dtype=dtype,
+            dtype=jnp.dtype(train.compute_dtype),
             remat=train.remat,
             attend=attend,
             lookup=lookup,
@@ -165,15 +179,38 @@ def make_gradients(
             sums=None if sums is None else sums["layers"],
         )
         chunk = max(1, train.loss_chunk // rows_per_device)
-        kernel = decoder.output_kernel(params, config)
-        return loss_lib.cross_entropy(hidden, kernel, batch["targets"], batch["weights"], chunk, mesh)
+        return loss(hidden, decoder.output_kernel(params, config), batch, chunk, mesh)
+
+    return micro_loss
+
+
+def compute_params(params: Any, config: ModelConfig, train: TrainConfig) -> Any:
+    """Master weights with the matrices in `train.compute_dtype`, as a forward pass uses them.
+
+    Matrices are cast once, before any device gathers them; the gradients of the casts add up in float32.
+    """
+    dtype = jnp.dtype(train.compute_dtype)
+    return jax.tree.map(lambda p, matrix: p.astype(dtype) if matrix else p, params, optimizer_lib.is_matrix(config))
+
+
+def make_gradients(
+    config: ModelConfig, train: TrainConfig, mesh: Mesh, loss: Loss = batch_loss
+) -> Callable[[Any, Batch], tuple[jax.Array, Any]]:
+    """Returns `(params, batch) -> (loss, gradients)`, to be used under jit.
+
+    The batch's arrays are [B, T] as `sharding.put_batch` places them; `train.accumulation` micro-batches
+    of B / accumulation rows run one after the other. With the default loss, loss and gradients are those of
+    sum(weights * nll) / sum(weights) over the whole batch, float32 both.
+
+    Raises:
+      UserError: as `make_loss`.
+    """
+    micro_loss = make_loss(config, train, mesh, loss)
 
     def gradients(params: Any, batch: Batch) -> tuple[jax.Array, Any]:
         total = jnp.maximum(batch["weights"].sum(), jnp.finfo(jnp.float32).tiny)  # no weight at all: loss 0, not NaN
         batch = batch | {"weights": batch["weights"] / total}
-        # Matrices are cast once, before any device gathers them; the gradients of the casts add up in float32.
-        compute = jax.tree.map(lambda p, m: p.astype(dtype) if m else p, params, matrices)
-        return _accumulate(micro_loss, compute, batch, train.accumulation)
+        return _accumulate(micro_loss, compute_params(params, config, train), batch, train.accumulation)
 
     return gradients
 
@@ -186,28 +223,29 @@ def make_step(
     tx: optax.GradientTransformation,
     mesh: Mesh,
     abstract: TrainState,
+    loss: Loss = batch_loss,
 ) -> jax.stages.Wrapped:
     """Compiles nothing yet; returns the jitted `(state, batch) -> (state, metrics)`, which donates the state.
 
-    The gradients are those of `make_gradients`. Where loss or gradients are not finite the state comes back as it was,
-    and `finite` is False.
+    The gradients are those of `make_gradients` with `loss`. Where loss or gradients are not finite, the state comes
+    back as it was and `finite` is False.
 
     Metrics, all scalars: loss, learning_rate, grad_norm (before clipping), supervised (ids with weight > 0), tokens
     (ids that are no padding), pairs ((query, key) pairs within causal segments, float32), finite.
     """
     rate = optimizer_lib.schedule(optimizer, num_steps)
-    gradients = make_gradients(config, train, mesh)
+    gradients = make_gradients(config, train, mesh, loss)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        loss, grads = gradients(state.params, batch)
+        value, grads = gradients(state.params, batch)
         norm = optax.global_norm(grads)
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        finite = jnp.isfinite(value) & jnp.isfinite(norm)
         grads = optimizer_lib.clip(grads, norm, optimizer.clip_norm)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         new = TrainState(state.step + 1, optimizer_lib.apply(state.params, updates, state.step), opt_state)
         new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, state)
         metrics = {
-            "loss": loss,
+            "loss": value,
             "learning_rate": rate(state.step),
             "grad_norm": norm,
             "supervised": jnp.sum(batch["weights"] > 0),

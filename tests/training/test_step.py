@@ -17,6 +17,7 @@ from s1jax.model import decoder
 from s1jax.parallel import mesh as mesh_lib
 from s1jax.training import optimizer as optimizer_lib
 from s1jax.training import step as step_lib
+from s1jax.training.losses.cross_entropy import batch_loss
 
 MODEL = ModelConfig(
     vocab_size=29, d_model=16, mlp_dim=24, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8, qkv_bias=True
@@ -249,3 +250,22 @@ def test_an_option_that_the_compiler_does_not_know_is_left_out(monkeypatch):
     monkeypatch.setitem(step_lib.COMPILER_OPTIONS, "cpu", {"xla_cpu_enable_fast_math": "perhaps"})
     with pytest.raises(jax.errors.JaxRuntimeError, match="not a valid bool"):
         step_lib.compile_for("cpu", lowered)
+
+
+def test_a_step_minimises_the_loss_that_it_is_given(mesh, params):
+    """One that reads an array of its own from the batch, as a policy gradient does: tokens of factor 0 do not count."""
+    factors = np.zeros((4, 12), np.float32)
+    factors[1] = 3.0
+
+    def scaled(hidden, kernel, batch, chunk, mesh):
+        weights = batch["weights"] * batch["factors"]
+        return batch_loss(hidden, kernel, batch | {"weights": weights}, chunk, mesh)
+
+    batch = make_batch()
+    value, grads = jax.jit(step_lib.make_gradients(MODEL, TRAIN, mesh, scaled))(params, batch | {"factors": factors})
+    total, of_row = batch["weights"].sum(), batch["weights"] * (factors > 0)
+    plain, expected = jax.jit(step_lib.make_gradients(MODEL, TRAIN, mesh))(params, batch | {"weights": of_row})
+    share = 3 * of_row.sum() / total
+    np.testing.assert_allclose(value, share * plain, rtol=1e-6)
+    for one, other in zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, share * other, rtol=1e-4, atol=1e-7)

@@ -54,6 +54,11 @@ def cross_entropy(
     return _run(hidden, kernel, targets, weights, chunk, mesh, False)[0]
 
 
+def batch_loss(hidden: jax.Array, kernel: jax.Array, batch: dict[str, jax.Array], chunk: int, mesh: Mesh) -> jax.Array:
+    """`cross_entropy` of a batch: the loss of supervised fine-tuning, see `s1jax.training.step.Loss`."""
+    return cross_entropy(hidden, kernel, batch["targets"], batch["weights"], chunk, mesh)
+
+
 def _forward(hidden, kernel, targets, weights, chunk, mesh):
     total, d_hidden, d_kernel = _run(hidden, kernel, targets, weights, chunk, mesh, True)
     return total, (d_hidden, d_kernel.astype(kernel.dtype))
