@@ -28,7 +28,7 @@ from s1jax.engine.programs import Request
 from s1jax.text.delimiters import Delimiters
 
 # A row answers at once, after one forced id, and nothing but max_answer_tokens ends the answer.
-DELIMITERS = Delimiters((), (0,), (), (), (), (), (), (), num_ids=models.CONFIG.vocab_size)
+DELIMITERS = Delimiters((), (0,), (), (), (), (), (), num_ids=models.CONFIG.vocab_size)
 
 
 def requests(prompts: list[list[int]], new: list[int], temperature: float = 0.0) -> list[Request]:

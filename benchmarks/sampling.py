@@ -66,7 +66,7 @@ def waits(rounds: int) -> dict[str, Any]:
     prompt = rng.integers(0, models.CONFIG.vocab_size, 128).tolist()
     # Random weights choose nearly evenly, so one of 80 of 32,000 ids comes every 400 ids or so.
     end = tuple(rng.choice(np.arange(10, models.CONFIG.vocab_size), 80, replace=False).tolist())
-    delimiters = Delimiters((1,), (2,), (3,), (4,), WAIT, end, end, (), num_ids=models.CONFIG.vocab_size)
+    delimiters = Delimiters((1,), (2,), (3,), (4,), end, end, (), num_ids=models.CONFIG.vocab_size)
     params = jax.tree.map(jnp.asarray, models.random_params())
     engine = Engine(params, config=models.CONFIG, slots=1, cache_length=3072)
     controls = SamplingParams(max_thinking_tokens=2600, num_waits=4, max_answer_tokens=1, temperature=1.0, seed=4)

@@ -157,7 +157,7 @@ def _template_difference(theirs: Any, tokenizer: Tokenizer, fmt: ChatFormat) -> 
             prompt = chat.encode_prompt(tokenizer, fmt, question, system)
         except UserError:  # no system turn, or words that the vocabulary has not
             continue
-        want = [*prompt, *chat.delimiters(tokenizer, fmt, wait="").think_start]
+        want = [*prompt, *chat.delimiters(tokenizer, fmt).think_start]
         found = list(theirs.apply_chat_template(turns, add_generation_prompt=True, tokenize=True, return_dict=False))
         if found != want:
             return f"the chat template gives {_cut(found)} for {question!r}, and s1jax {_cut(want)}"

@@ -191,7 +191,7 @@ def _read_gguf(path: str, dtype: Any) -> tuple[Any, ModelConfig, Tokenizer, dict
 
 def _export(path: str, folder: pathlib.Path, dtype: Any) -> ModelConfig:
     model = store.load_model(path, host=True)
-    delimiters = chat_lib.delimiters(model.tokenizer, model.chat, wait="")
+    delimiters = chat_lib.delimiters(model.tokenizer, model.chat)
     huggingface.write_model(
         folder, model.params, model.config, dtype=dtype, eos=delimiters.stop, pad=delimiters.pad,
         max_shard_bytes=int(FLAGS.max_shard_gb * 1e9),

@@ -81,7 +81,8 @@ _DOLLARS = flags.DEFINE_float("dollars_per_hour", 0.0, "Price of the machine; 0:
 
 # Up to this many cache slots all runs share one compiled program: for short rows compiling takes longer than sampling.
 _SHARED_SLOTS = 1024
-_WITHOUT_FLAG = ("repetition_penalty", "stop", "n")  # controls that are the same in all evaluations
+# Parameters that results.json does not record among its controls: the first have no flag here, wait is recorded by it.
+_NOT_AMONG_CONTROLS = ("repetition_penalty", "stop", "n", "wait")
 
 
 def main() -> None:
@@ -101,6 +102,7 @@ def main() -> None:
         max_thinking_tokens=task.max_thinking_tokens if _LIMIT.value is None else _LIMIT.value,
         max_answer_tokens=task.max_answer_tokens if _ANSWER.value is None else _ANSWER.value,
         temperature=_TEMPERATURE.value, top_p=_TOP_P.value, top_k=_TOP_K.value, min_p=_MIN_P.value, seed=_SEED.value,
+        wait=_WAIT.value,
     )  # fmt: skip
     check_limits(chosen, controls)
     engine_flags.parse_mesh(engine_flags.MESH.value)
@@ -118,7 +120,7 @@ def evaluate(folder: pathlib.Path, chosen: Sequence[Strategy], task: Task, contr
     engine_flags.say_step(_CHECKPOINT.value, folder)
     about = store.load_metadata(folder)
     check_trained(chosen, about.provenance)
-    waits = "\n".join(dict.fromkeys(s.forcing.wait or "" for s in chosen)) + f"\n{_WAIT.value}"
+    waits = "\n".join(dict.fromkeys(s.forcing.wait or "" for s in chosen)) + f"\n{controls.wait}"
     texts = ((task.place(i), f"{row['question']}\n{row.get('system', '')}\n{waits}") for i, row in enumerate(task.rows))
     for note in (*task.notes, *written.notes(about.tokenizer, about.chat, texts, "sent")):
         terminal.note(note)
@@ -182,7 +184,7 @@ def evaluate(folder: pathlib.Path, chosen: Sequence[Strategy], task: Task, contr
         journal.remove()
         made = ["results.json", "samples.jsonl"]
         try:
-            plot_lib.plot(runs, out / "scaling.png", title, _WAIT.value)
+            plot_lib.plot(runs, out / "scaling.png", title, controls.wait)
             made.append("scaling.png")
         except MissingPackageError as error:
             terminal.note(f"{error} The same command then draws it without sampling again.")
@@ -223,7 +225,7 @@ def check_limits(chosen: Sequence[Strategy], controls: SamplingParams) -> None:
     """Raises where a strategy needs more thinking than the limit of all runs, or samples that would all be alike."""
     most = controls.max_thinking_tokens
     for strategy in chosen:
-        selection, name = strategy.selection, strategy.name(_WAIT.value)
+        selection, name = strategy.selection, strategy.name(controls.wait)
         wanted = max(strategy.limit(most) - (selection is not None and selection.kind == "reject"),
                      strategy.forcing.min_thinking_tokens)  # fmt: skip
         if wanted > most:
@@ -268,7 +270,7 @@ def _asked(controls: SamplingParams) -> dict[str, Any]:
     about = (_CHECKPOINT, _TASK, _STRATEGIES, _BUDGETS, _WAITS, _PROBLEMS, _SPLIT, _HARD, _WAIT)
     how = (engine_flags.DTYPE, engine_flags.CACHE_DTYPE, engine_flags.WEIGHT_DTYPE)
     # Those that have a flag here; a control that is added elsewhere leaves the fingerprints of finished runs alone.
-    asked = {name: value for name, value in dataclasses.asdict(controls).items() if name not in _WITHOUT_FLAG}
+    asked = {name: value for name, value in dataclasses.asdict(controls).items() if name not in _NOT_AMONG_CONTROLS}
     return {flag.name: flag.value for flag in (*about, *how)} | {"controls": asked}
 
 
@@ -307,7 +309,7 @@ def sample_all(
     bar = progress.Bar("evaluating", len(chosen) * count)
     with perf.clock() as clock, bar, io.TextIOWrapper(files.create(file), encoding="utf-8") as stream:
         for number, (strategy, asked) in enumerate(zip(chosen, questions, strict=True)):
-            name = strategy.name(_WAIT.value)
+            name = strategy.name(controls.wait)
             bar.phase(f"run {number + 1} of {len(chosen)}: {name}")
             rows = kept.pop(name, [])
 
@@ -332,9 +334,8 @@ def sample_all(
     plain = None
     if Strategy() in settled:
         plain = [outcome.samples[0]["thinking_tokens"] for outcome in settled[Strategy()]]
-    most = controls.max_thinking_tokens
     return [
-        outcomes.summarise(strategy, found, _WAIT.value, most, seconds[strategy], _DOLLARS.value, plain)
+        outcomes.summarise(strategy, found, controls, seconds[strategy], _DOLLARS.value, plain)
         for strategy, found in settled.items()
     ]
 
@@ -356,7 +357,7 @@ def sample_run(
     programs are compiled. A strategy that looks at its samples before it wants more is asked again when all that it
     wanted are there. `report` is told how many problems are done.
     """
-    name, settings = strategy.name(_WAIT.value), {**dataclasses.asdict(controls), "wait": _WAIT.value}
+    name, settings = strategy.name(controls.wait), dataclasses.asdict(controls)
     while wanted := outcomes.wanted(strategy, task, questions, settings, rows):
         left = collections.Counter(place.problem for place in wanted)
         loaded = engine()
@@ -368,7 +369,7 @@ def sample_run(
             report(len(task.rows) - len(left), f"{ids / seconds:,.0f} tokens/s{share}")
 
         stream = loaded.stream(
-            [place.row for place in wanted], controls, wait=_WAIT.value, progress=told,
+            [place.row for place in wanted], controls, progress=told,
             names=[task.place(place.problem) for place in wanted],
         )  # fmt: skip
         for index, output in stream:
@@ -397,12 +398,12 @@ def check_rows(
     from s1jax.engine import scheduler
 
     encode, most = encoding_lib.Encoder(about), 0
-    delimiters = encode.delimiters(_WAIT.value)
-    settings = {**dataclasses.asdict(controls), "wait": _WAIT.value}
+    delimiters = encode.delimiters
+    settings = dataclasses.asdict(controls)
     for strategy, asked in zip(chosen, questions, strict=True):
         for i, (row, question) in enumerate(zip(task.rows, asked, strict=True)):
-            name = f'"{strategy.name(_WAIT.value)}", {task.place(i)}'
-            request = encode.request(strategy.row(row, question, 0, settings), controls, _WAIT.value, name)
+            name = f'"{strategy.name(controls.wait)}", {task.place(i)}'
+            request = encode.request(strategy.row(row, question, 0, settings), controls, name)
             ids = scheduler.longest(request, delimiters)
             scheduler.check_length(request, ids, about.config.context_length)
             most = max(most, ids)

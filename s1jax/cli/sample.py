@@ -42,7 +42,6 @@ flags.DEFINE_string("prompts", "", "File or folder of prompt rows (JSONL, JSON, 
 flags.DEFINE_string("out", "", "JSONL file to write.")
 flags.DEFINE_string("prompt", None, "One question, answered on the terminal; instead of --prompts and --out.")
 flags.DEFINE_string("system", "", "System prompt in place of the chat format's own; empty: that one.")
-flags.DEFINE_string("wait", "Wait", "Put in place of an end of thinking; empty: the end is masked instead.")
 flags.DEFINE_integer("batch_size", 16, "Rows that run at one time.", lower_bound=1)
 flags.DEFINE_integer("cache_length", 0, "Cache slots per row; 0: as many as the longest row can need.", lower_bound=0)
 _HELP = {
@@ -56,12 +55,15 @@ _HELP = {
     "min_p": "Ids at least this fraction as probable as the best; 0: all.",
     "repetition_penalty": "Above 1: ids that the prompt or the row has already become less probable.",
     "stop": "Text that ends the answer, which is cut before it; give the flag again for more than one.",
+    "wait": "Put in place of an end of thinking; empty: the end is masked instead.",
     "n": "Samples of each prompt; above 1 with a temperature above 0.",
     "seed": "Of the noise, which differs from row to row; a row's own seed gives the same ids at any place.",
 }
 for _name, _default in dataclasses.asdict(SamplingParams()).items():
     if isinstance(_default, tuple):
         flags.DEFINE_multi_string(_name, None, _HELP[_name])
+    elif isinstance(_default, str):
+        flags.DEFINE_string(_name, _default, _HELP[_name])
     elif isinstance(_default, float):
         flags.DEFINE_float(_name, _default, _HELP[_name])
     else:
@@ -122,7 +124,11 @@ def _sample_file(
     about = store.load_metadata(folder)
     asked = (
         "\n".join(
-            (str(row.get("question") or ""), str(row.get("system") or FLAGS.system), str(row.get("wait", FLAGS.wait)))
+            (
+                str(row.get("question") or ""),
+                str(row.get("system") or FLAGS.system),
+                str(row.get("wait", controls.wait)),
+            )
         )
         for row in rows
     )
@@ -132,12 +138,14 @@ def _sample_file(
     if handed:
         terminal.note(f"{FLAGS.prompts}: not used, handed through to the output: {', '.join(handed)}.")
     counts = [fields.row_controls(row, controls, name).n for row, name in zip(rows, names, strict=True)]
+    settings = dataclasses.asdict(controls)
+    wait = settings.pop("wait")  # kept by itself, as in the fingerprints of earlier outputs
     run = journal_lib.fingerprint(
         {
             "checkpoint": digests.fingerprint(folder),
             "rows": rows,
-            "controls": dataclasses.asdict(controls),
-            "wait": FLAGS.wait,
+            "controls": settings,
+            "wait": wait,
             "system": FLAGS.system,
             "seeds": "one a row",  # earlier runs had one for all, whose rows these would not continue
             "dtype": engine_flags.dtype(),
@@ -195,7 +203,7 @@ def _sample_missing(
             bar.update(before + max(done - again, 0), f"{num_ids / (time.monotonic() - begun):.0f} tok/s{share}")
 
         stream = engine.stream(
-            [rows[index] for index in missing], controls, wait=FLAGS.wait, names=[names[i] for i in missing],
+            [rows[index] for index in missing], controls, names=[names[i] for i in missing],
             system=FLAGS.system, indices=missing, progress=report,
         )  # fmt: skip
         new = 0
@@ -226,9 +234,7 @@ def _answer(controls: SamplingParams) -> None:
     engine = store.using(FLAGS.checkpoint, load)
     console = Console(highlight=False, soft_wrap=True)
     begun, part = time.monotonic(), ""
-    for piece in engine.stream_tokens(
-        {"question": FLAGS.prompt}, controls, wait=FLAGS.wait, system=FLAGS.system, name="--prompt"
-    ):
+    for piece in engine.stream_tokens({"question": FLAGS.prompt}, controls, system=FLAGS.system, name="--prompt"):
         style = "dim" if piece.part == "thinking" else "bold"
         if piece.part != part:
             if part:

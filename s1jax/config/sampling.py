@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import typing
 
-from s1jax.config.schema import at_least, convert, require
+from s1jax.config.schema import at_least, convert, require, shown
 
 _STOPS, _SAMPLES = 64, 10_000  # of one row, at most
 # Dtypes that the engine accepts; an empty string selects its default.
@@ -39,6 +39,8 @@ class SamplingParams:
         answer, from its first character that is not white space on: never in thinking, never in a forced
         "Final Answer:".
       n: samples of the prompt, which share its prefill; above 1 they need a temperature above 0, as in vLLM.
+      wait: string that replaces an end of thinking, as `num_waits` and `min_thinking_tokens` ask; special tokens in it
+        are encoded as text. If it is empty, the end is masked instead and another token is sampled.
     """
 
     max_thinking_tokens: int = 4096
@@ -53,10 +55,12 @@ class SamplingParams:
     repetition_penalty: float = 1.0
     stop: tuple[str, ...] = ()
     n: int = 1
+    wait: str = "Wait"
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
+        require(isinstance(self.wait, str), f"wait is {shown(self.wait)}; it must be a string.")
         for name, hint in typing.get_type_hints(SamplingParams).items():
             object.__setattr__(self, name, convert(hint, getattr(self, name), name))
         at_least(0, "", self, "max_thinking_tokens", "min_thinking_tokens", "num_waits", "top_k")

@@ -100,7 +100,7 @@ class Rules:
         """Lays the delimiters out as arrays.
 
         Args:
-          delimiters: shared by all rows; its own `wait` is not read.
+          delimiters: shared by all rows.
           vocab_size: V.
           waits: the wait of each row of `forced`.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import numbers
 import os
@@ -59,19 +60,23 @@ class Encoder:
 
     def __init__(self, model: Model):
         self._model = model
-        self._delimiters: dict[str, Delimiters] = {}  # of each wait string
+        self._waits: dict[str, tuple[int, ...]] = {}  # ids of each wait string
 
-    def delimiters(self, wait: str) -> Delimiters:
-        """The ids of the model's chat format with the wait string `wait`."""
-        if wait not in self._delimiters:
-            self._delimiters[wait] = chat_lib.delimiters(self._model.tokenizer, self._model.chat, wait)
-        return self._delimiters[wait]
+    @functools.cached_property
+    def delimiters(self) -> Delimiters:
+        """The delimiters of the model's chat format."""
+        return chat_lib.delimiters(self._model.tokenizer, self._model.chat)
+
+    def _wait(self, wait: str) -> tuple[int, ...]:
+        if wait not in self._waits:
+            model = self._model
+            self._waits[wait] = chat_lib.encode_wait(model.tokenizer, model.chat, self.delimiters, wait)
+        return self._waits[wait]
 
     def requests(
         self,
         row: Mapping[str, Any],
         defaults: SamplingParams,
-        wait: str,
         name: str,
         *,
         system: str = "",
@@ -80,9 +85,8 @@ class Encoder:
         """Encodes a row for each of its `n` samples, which differ in their seeds.
 
         Args:
-          row: see `request`, as for the next three.
+          row: see `request`, as for the next two.
           defaults: controls.
-          wait: wait string.
           name: in messages.
           system: system prompt.
           index: of the row in its file or call; where it has no seed of its own, its noise depends on this.
@@ -90,7 +94,7 @@ class Encoder:
         Raises:
           UserError: for a bad field.
         """
-        first = self.request(row, defaults, wait, name, system=system)
+        first = self.request(row, defaults, name, system=system)
         controls = first.controls
         if controls.temperature == 0:
             return [first]
@@ -98,18 +102,15 @@ class Encoder:
         each = [seeds.derive(controls.seed, place, repetition) for repetition in range(controls.n)]
         return [dataclasses.replace(first, controls=dataclasses.replace(controls, seed=seed, n=1)) for seed in each]
 
-    def request(
-        self, row: Mapping[str, Any], defaults: SamplingParams, wait: str, name: str, *, system: str = ""
-    ) -> Request:
+    def request(self, row: Mapping[str, Any], defaults: SamplingParams, name: str, *, system: str = "") -> Request:
         """Encodes a row.
 
         Args:
           row: has `question` (the chat format is put around it) or `prompt_ids` (used as they are; think_start is
-            forced after them), and, if it wants, its own `wait`, `system` and fields of `SamplingParams`. Other fields
-            are handed through to `output`, unless they are settings of another program or look like a control that was
+            forced after them), and, if it wants, its own `system` and fields of `SamplingParams`. Other fields are
+            handed through to `output`, unless they are settings of another program or look like a control that was
             misspelt, see `s1jax.engine.fields`.
           defaults: controls of what the row does not say itself.
-          wait: if it has none of its own; may be empty.
           name: what messages call it.
           system: system prompt, if the row has none of its own; empty: that of the chat format, if it has one.
 
@@ -118,14 +119,11 @@ class Encoder:
         """
         if not isinstance(row, Mapping):
             raise UserError(f'{name} is {row!r:.80}; a row reads {{"question": "..."}}.')
-        own = row.get("wait", wait)
-        if not isinstance(own, str):
-            raise UserError(f"{name}: wait is {own!r}; it must be a string.")
         prompt = tuple(prompt_ids(self._model, row, name, system))
         controls = row_controls(row, defaults, name)
         find_stop = stops.Finder(self._model.tokenizer.decode, controls.stop) if controls.stop else None
         try:
-            ids = self.delimiters(own).wait
+            ids = self._wait(controls.wait)
         except UserError as error:  # of all rows alike, where they have no wait of their own
             raise UserError(f"{name}: {error}" if "wait" in row else str(error)) from None
         return Request(prompt, controls, ids, name, find_stop)
@@ -134,20 +132,17 @@ class Encoder:
         """The text of ids."""
         return self._model.tokenizer.decode(ids)
 
-    def texts(self, sample: Sample, request: Request, delimiters: Delimiters) -> tuple[str, str]:
+    def texts(self, sample: Sample, request: Request) -> tuple[str, str]:
         """The texts of thinking and of the answer so far, see the function `texts`."""
-        return texts(self._model, sample, delimiters, request.controls.stop)
+        return texts(self._model, sample, self.delimiters, request.controls.stop)
 
-    def output(
-        self, row: Mapping[str, Any], request: Request, sample: Sample, wait: str, *, system: str = ""
-    ) -> dict[str, Any]:
+    def output(self, row: Mapping[str, Any], request: Request, sample: Sample, *, system: str = "") -> dict[str, Any]:
         """The row's own fields; all fields of `Sample`, the arrays as lists; and three more.
 
         `thinking` and `answer` are the texts without delimiters, stop id and white space at their ends (the answer of
         a cut row begins with the forced "Final Answer:"); `controls` are the settings it was sampled with. A field of
         the row that has one of these names, or that of a run's `fingerprint`, is kept as `input_NAME`.
         """
-        wait = row.get("wait", wait)
         output: dict[str, Any] = {}
         for key, value in row.items():
             name = f"input_{key}" if key in OUTPUTS else key
@@ -155,8 +150,8 @@ class Encoder:
                 name = f"input_{name}"
             output[name] = value
         output.update(dataclasses.asdict(sample), ids=sample.ids.tolist(), forced=sample.forced.tolist())
-        output["thinking"], output["answer"] = texts(self._model, sample, self.delimiters(wait), request.controls.stop)
-        output["controls"] = {**to_dict(request.controls), "stop": list(request.controls.stop), "wait": wait}
+        output["thinking"], output["answer"] = texts(self._model, sample, self.delimiters, request.controls.stop)
+        output["controls"] = {**to_dict(request.controls), "stop": list(request.controls.stop)}
         used = _system(row, system)
         if used:
             output["controls"]["system"] = used

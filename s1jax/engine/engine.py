@@ -159,7 +159,6 @@ class Engine:
         rows: Iterable[Mapping[str, Any]],
         controls: SamplingParams | None = None,
         *,
-        wait: str = "Wait",
         system: str = "",
         names: Sequence[str] | None = None,
         indices: Sequence[int] | None = None,
@@ -170,7 +169,7 @@ class Engine:
         Returns:
           One output a row; of a row with `n` above 1 that many, one after the other.
         """
-        more: Any = {"wait": wait, "system": system, "names": names, "indices": indices, "progress": progress}
+        more: Any = {"system": system, "names": names, "indices": indices, "progress": progress}
         outputs = [(i, output.get("sample_index", 0), output) for i, output in self.stream(rows, controls, **more)]
         return [output for _, _, output in sorted(outputs, key=lambda found: found[:2])]
 
@@ -179,7 +178,6 @@ class Engine:
         rows: Iterable[Mapping[str, Any]],
         controls: SamplingParams | None = None,
         *,
-        wait: str = "Wait",
         system: str = "",
         names: Sequence[str] | None = None,
         indices: Sequence[int] | None = None,
@@ -194,7 +192,6 @@ class Engine:
         Args:
           rows: see `s1jax.engine.encoding.Encoder.request`. Equal prompts share a prefill.
           controls: of what a row does not say itself.
-          wait: of rows that have none of their own; may be empty.
           system: system prompt of rows that have none of their own; empty: that of the chat format, if it has one.
           names: what rows are called in messages; `row 0`, ... by default.
           indices: the index of each row in its file, where `rows` are a part of one, as when a run is continued;
@@ -209,7 +206,7 @@ class Engine:
           UserError: before anything runs, for a row that has a bad field or could outgrow the cache, and for other
             arguments that make no sense.
         """
-        self._check_texts(wait, system)
+        self._check_system(system)
         if isinstance(rows, (str, bytes, Mapping)) or not isinstance(rows, Iterable):
             raise UserError(f'rows is {rows!r:.80}; give a list of rows, such as [{{"question": "..."}}].')
         if progress is not None and not callable(progress):
@@ -221,15 +218,15 @@ class Engine:
         requests: list[Request] = []
         owners: list[tuple[int, int]] = []  # of each request, its row and its place among the row's samples
         for i, (row, name, index) in enumerate(zip(rows, names, indices, strict=True)):
-            own = encode.requests(row, defaults, wait, name, system=system, index=index)
+            own = encode.requests(row, defaults, name, system=system, index=index)
             requests += own
             owners += [(i, j) for j in range(len(own))]
         counts = collections.Counter(i for i, _ in owners)
-        samples = self.sample(requests, encode.delimiters(wait), progress=progress)
+        samples = self.sample(requests, encode.delimiters, progress=progress)
 
         def output(place: int, sample: Sample) -> tuple[int, dict[str, Any]]:
             i, j = owners[place]
-            found = encode.output(rows[i], requests[place], sample, wait, system=system)
+            found = encode.output(rows[i], requests[place], sample, system=system)
             return i, found | {"sample_index": j} if counts[i] > 1 else found
 
         return (output(place, sample) for place, sample in samples)
@@ -241,7 +238,7 @@ class Engine:
 
         Args:
           requests: one a row.
-          delimiters: shared by all rows; its own `wait` is not read.
+          delimiters: shared by all rows.
           progress: called after every few steps.
 
         Yields:
@@ -260,7 +257,6 @@ class Engine:
         row: Mapping[str, Any],
         controls: SamplingParams | None = None,
         *,
-        wait: str = "Wait",
         system: str = "",
         steps: int = 4,
         name: str = "the row",
@@ -273,7 +269,6 @@ class Engine:
         Args:
           row: as of `stream`.
           controls: likewise.
-          wait: likewise.
           system: likewise.
           steps: ids between two looks; 1 yields every id by itself, more cost less.
           name: what messages call the row.
@@ -284,21 +279,21 @@ class Engine:
         Raises:
           UserError: before anything runs, as `stream`, and where the row asks for several samples.
         """
-        self._check_texts(wait, system)
+        self._check_system(system)
         if not isinstance(steps, numbers.Integral) or isinstance(steps, bool) or steps < 1:
             raise UserError(f"steps is {steps!r}; it must be a whole number, at least 1.")
         encode = rows_lib.Encoder(self.model)
-        requests = encode.requests(row, _controls(controls), wait, name, system=system)
+        requests = encode.requests(row, _controls(controls), name, system=system)
         if len(requests) > 1:
             raise UserError(f"{name}: n is {len(requests)}; stream_tokens samples one answer, leave n out.")
-        request, delimiters = requests[0], encode.delimiters(wait)
+        request, delimiters = requests[0], encode.delimiters
         samples = self.watch(request, delimiters, int(steps))
-        pieces = Pieces(encode.decode, lambda sample: encode.texts(sample, request, delimiters), request, delimiters)
+        pieces = Pieces(encode.decode, lambda sample: encode.texts(sample, request), request, delimiters)
 
         def grow() -> Iterator[Piece]:
             for sample in samples:
                 yield from pieces.new(sample)
-            output = encode.output(row, request, sample, wait, system=system)
+            output = encode.output(row, request, sample, system=system)
             yield Piece("answer", "", (), False, output)
 
         return grow()
@@ -318,12 +313,11 @@ class Engine:
 
         return grow()
 
-    def _check_texts(self, wait: Any, system: Any) -> None:
+    def _check_system(self, system: Any) -> None:
         if self.model is None:
             raise UserError("this engine was made from weights alone; make it from a checkpoint to sample text.")
-        for what, text in (("wait", wait), ("system", system)):
-            if not isinstance(text, str):
-                raise UserError(f"{what} is {text!r:.80}; it must be a string.")
+        if not isinstance(system, str):
+            raise UserError(f"system is {system!r:.80}; it must be a string.")
 
     def _drain(self, session: Session, progress: Progress | None) -> Iterator[tuple[int, Sample]]:
         done = num_ids = num_thinking = 0

@@ -75,7 +75,7 @@ _REFUSED = {
 # Groups that other programs put a budget into; as texts they are columns of data like others.
 _GROUPS = ("think", "thinking", "reasoning")
 # What the launcher and the encoder read of a row, beside its settings.
-_READ = ("question", "prompt_ids", "wait", "system")
+_READ = ("question", "prompt_ids", "system")
 
 # `speed` is a name of its own, and looks like `seed`.
 _KNOWN = {
@@ -105,6 +105,8 @@ def row_controls(row: Mapping[str, Any], defaults: SamplingParams, name: str) ->
         control, value = _control(key, value, name)
         if not control or value is None:
             continue
+        if control == "wait" and not isinstance(value, str):
+            raise UserError(f"{name}: wait is {value!r}; it must be a string.")
         if control == "stop" and isinstance(value, str):
             value = [value]
         if control in own and own[control] != value:
@@ -169,7 +171,7 @@ def _meant(key: str) -> str:
     """The setting whose name was misspelt; empty for all other fields."""
     if key in _KNOWN:
         return ""
-    names = (*CONTROLS, "wait", "system", *ALIASES, *_NO_THINKING)
+    names = (*CONTROLS, "system", *ALIASES, *_NO_THINKING)
     same = next((name for name in names if _folded(name) == _folded(key)), "")
     if same or _folded(key) in _KNOWN_FOLDED:
         return same

@@ -6,8 +6,8 @@ Release 0.4.13 of the harness (https://github.com/EleutherAI/lm-evaluation-harne
 nowhere else: importing this module puts `s1jax` there, which is what `s1jax/cli/lm_eval.py` does before it hands over.
 Later ones look for entry points of the group `lm_eval.models`, too, where `setup.py` names this one.
 
-`--model_args` are `checkpoint`, `wait`, `dtype`, `cache_dtype`, `weight_dtype`, `cache_length`, `bos_token` and the
-fields of `SamplingParams`: what the task's generation settings, or `--gen_kwargs`, say takes precedence.
+`--model_args` are `checkpoint`, `dtype`, `cache_dtype`, `weight_dtype`, `cache_length`, `bos_token` and the fields of
+`SamplingParams`: what the task's generation settings, or `--gen_kwargs`, say takes precedence.
 `--batch_size` is the number of rows that run at one time; the harness sets it to 1 unless told otherwise.
 """
 
@@ -34,7 +34,7 @@ from s1jax.engine.fields import ALIASES, CONTROLS, row_controls
 from s1jax.errors import UserError
 from s1jax.text import chat as chat_lib
 
-_ARGUMENTS = ("checkpoint", "wait", *SAMPLING_DTYPES, "cache_length", "bos_token", *CONTROLS)
+_ARGUMENTS = ("checkpoint", *SAMPLING_DTYPES, "cache_length", "bos_token", *CONTROLS)
 # What the harness and other libraries call max_answer_tokens; the first one given counts, as in the harness.
 _MAX_ANSWER = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _AUTO_BATCH_SIZE = 16
@@ -64,7 +64,6 @@ class HarnessModel(TemplateLM):
         self,
         checkpoint: str = "",
         *,
-        wait: str = "Wait",
         dtype: str = "",
         cache_dtype: str = "",
         weight_dtype: str = "",
@@ -79,7 +78,6 @@ class HarnessModel(TemplateLM):
 
         Args:
           checkpoint: s1jax checkpoint, training workdir or package:NAME.
-          wait: put in place of an end of thinking; empty: the end is masked instead.
           dtype: of weights and cache; by default float32 on a CPU, bfloat16 elsewhere.
           cache_dtype: of the cache: `dtype` by default, float32, bfloat16 or int8.
           weight_dtype: of the matrices: `dtype` by default, or int8; log-likelihoods use those of the checkpoint.
@@ -106,7 +104,7 @@ class HarnessModel(TemplateLM):
         for name, asked in dtypes.items():
             if asked not in ("", *SAMPLING_DTYPES[name]):
                 raise UserError(f"--model_args has {name} {asked!r}; choose {' or '.join(SAMPLING_DTYPES[name])}.")
-        for name, text in (("wait", wait), ("bos_token", bos_token)):
+        for name, text in (("wait", controls.get("wait", "")), ("bos_token", bos_token)):
             if not isinstance(text, str):
                 raise UserError(f"--model_args has {name} {text!r}; it must be a string.")
         if isinstance(cache_length, bool) or not isinstance(cache_length, int) or cache_length < 0:
@@ -119,7 +117,7 @@ class HarnessModel(TemplateLM):
         if self.controls.n > 1:
             raise UserError("--model_args has n above 1, but the harness takes one answer a request; leave it out.")
         self.batch_size = _batch_size(batch_size)
-        self._wait, self._checkpoint = wait, str(checkpoint)
+        self._checkpoint = str(checkpoint)
         self._engine = Engine(
             self._checkpoint,
             slots=self.batch_size,
@@ -273,7 +271,7 @@ class HarnessModel(TemplateLM):
         texts = [""] * len(rows)
         with tqdm(total=len(rows), desc="generate_until", disable=disable_tqdm) as bar:
             stream = self._engine.stream(
-                rows, self.controls, wait=self._wait, names=names,
+                rows, self.controls, names=names,
                 progress=lambda finished, *_: bar.update(finished - bar.n),
             )  # fmt: skip
             for i, output in stream:
@@ -289,7 +287,7 @@ class HarnessModel(TemplateLM):
             "checkpoint": self._checkpoint,
             "provenance": self.model.provenance,
             **self._dtypes,
-            "wait": self._wait,
+            "wait": self.controls.wait,
             "controls": to_dict(self.controls),
             "generated_rows": self._rows,
             "average_thinking_tokens": self._thinking_tokens / self._rows if self._rows else None,

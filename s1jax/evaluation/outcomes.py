@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from s1jax.config.sampling import SamplingParams
 from s1jax.evaluation import metrics
 from s1jax.evaluation.strategies import Strategy
 from s1jax.tasks.task import Task
@@ -68,7 +69,7 @@ def wanted(
       strategy: of the run.
       task: its problems.
       questions: one a problem, with the strategy's instruction.
-      settings: fields of `s1jax.config.sampling.SamplingParams` and `wait` that hold for all runs.
+      settings: fields of `s1jax.config.sampling.SamplingParams` that hold for all runs.
       rows: what was sampled already, in any order, each with `problem` and `attempt`.
     """
     have: list[dict[int, Mapping[str, Any]]] = [{} for _ in task.rows]
@@ -114,8 +115,7 @@ def settle(strategy: Strategy, task: Task, row: Mapping[str, Any], samples: Sequ
 def summarise(
     strategy: Strategy,
     outcomes: Sequence[Outcome],
-    wait: str,
-    most: int,
+    params: SamplingParams,
     seconds: float,
     dollars_per_hour: float = 0.0,
     plain: Sequence[int] | None = None,
@@ -125,15 +125,14 @@ def summarise(
     Args:
       strategy: that they belong to.
       outcomes: one a problem, at least one.
-      wait: the string of strategies that name none.
-      most: thinking tokens that hold for all runs.
+      params: that hold for all runs.
       seconds: that sampling took, over all problems.
       dollars_per_hour: of the machine that sampled; 0: not known.
       plain: thinking tokens of the same problems without any control, see `Strategy.range`.
     """
     counted = [strategy.counted(outcome.samples, outcome.chosen) for outcome in outcomes]
     thinking = [sample["thinking_tokens"] for samples in counted for sample in samples]
-    asked = strategy.range(most, plain)
+    asked = strategy.range(params.max_thinking_tokens, plain)
     control, in_range = None, None
     if asked is not None:
         low, high = (_spread(bound, [len(samples) for samples in counted]) for bound in asked)
@@ -144,9 +143,9 @@ def summarise(
     every = [sample for outcome in outcomes for sample in outcome.samples]
     cut = [sample["thinking_end"] == "cut" for samples in counted for sample in samples]
     return metrics.Run(
-        name=strategy.name(wait),
-        label=strategy.label(wait),
-        families=strategy.families(wait),
+        name=strategy.name(params.wait),
+        label=strategy.label(params.wait),
+        families=strategy.families(params.wait),
         parallel=strategy.parallel,
         problems=count,
         accuracy=accuracy,

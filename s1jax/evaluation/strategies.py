@@ -147,7 +147,7 @@ class Strategy:
           row: of the task.
           question: the task's question with this strategy's instruction, if it has one.
           seed: of this sample.
-          controls: fields of `s1jax.config.sampling.SamplingParams` and `wait` that hold for all runs.
+          controls: fields of `s1jax.config.sampling.SamplingParams` that hold for all runs.
         """
         own: dict[str, Any] = {"num_waits": self.forcing.num_waits, "wait": self._wait(controls["wait"])}
         own["min_thinking_tokens"] = self.forcing.min_thinking_tokens

@@ -227,7 +227,7 @@ def with_delimiters(tokenizer: Tokenizer, fmt: ChatFormat, think_start: str = ""
         think_end=think_end or fmt.think_end,
         special=tuple(token for token in fmt.special if token not in replaced),
     )
-    first = delimiters(tokenizer, fmt, wait="").think_end[0]
+    first = delimiters(tokenizer, fmt).think_end[0]
     if not tokenizer.decode([first]).strip():
         raise UserError(
             f"think_end {fmt.think_end!r} begins with white space, and thinking ends where the model samples the first"
@@ -363,17 +363,15 @@ def _encode_parts(tokenizer: Tokenizer, *parts: list[Piece]) -> list[list[int]]:
     return encoded
 
 
-def delimiters(tokenizer: Tokenizer, fmt: ChatFormat, wait: str = "Wait") -> Delimiters:
+def delimiters(tokenizer: Tokenizer, fmt: ChatFormat) -> Delimiters:
     """Encodes everything that budget forcing needs.
 
     Args:
       tokenizer: the model's.
       fmt: the chat format the model was trained with.
-      wait: the extension string; may be several ids or empty. It is encoded as text: special tokens in it stay text.
 
     Raises:
-      UserError: if the tokenizer lacks a delimiter, or cannot write a newline or one of the strings, or an id of
-        `wait` would end thinking or the answer.
+      UserError: if the tokenizer lacks a delimiter, or cannot write a newline or one of the strings.
     """
     check(tokenizer, fmt)
     legal = tokenizer.legal_ids(tokenizer.num_ids)
@@ -387,19 +385,11 @@ def delimiters(tokenizer: Tokenizer, fmt: ChatFormat, wait: str = "Wait") -> Del
     before = tokenizer.last_special(fmt.after_question)
     think_start = _encode_whole(tokenizer, fmt.think_start, "think_start", before)
     final_answer = _encode_whole(tokenizer, fmt.final_answer, "final_answer", tokenizer.last_special(fmt.think_end))
-    waits = _encode_whole(tokenizer, wait, "wait", is_user_text=True) if wait else ()
-    ending = next((i for i in waits if i in end), None)
-    if ending is not None:
-        what = f"the end of thinking {fmt.think_end!r} begins" if ending == think_end[0] else "an answer ends"
-        raise UserError(
-            f"wait {wait!r} holds {tokenizer.decode([ending])!r}, with which {what}; choose another string."
-        )
     return Delimiters(
         think_start=think_start,
         think_end=think_end,
         newline=tuple(newline),
         final_answer=final_answer,
-        wait=waits,
         end=tuple(sorted(end)),
         stop=tuple(sorted(stop)),
         ends_in_newline=tuple(ends_in_newline),
@@ -407,6 +397,29 @@ def delimiters(tokenizer: Tokenizer, fmt: ChatFormat, wait: str = "Wait") -> Del
         illegal=tuple(int(i) for i in np.flatnonzero(~legal)),
         pad=tokenizer.pad_id if tokenizer.pad_id is not None else tokenizer.id_of(fmt.turn_end),
     )
+
+
+def encode_wait(tokenizer: Tokenizer, fmt: ChatFormat, delimiters: Delimiters, wait: str) -> tuple[int, ...]:
+    """Encodes a wait string.
+
+    Args:
+      tokenizer: the model's.
+      fmt: the chat format the model was trained with.
+      delimiters: of both.
+      wait: may be several ids or empty. It is encoded as text: special tokens in it stay text.
+
+    Raises:
+      UserError: if the tokenizer cannot write it, or one of its ids would end thinking or the answer.
+    """
+    ids = _encode_whole(tokenizer, wait, "wait", is_user_text=True) if wait else ()
+    ending = next((i for i in ids if i in delimiters.think_end[:1] or i in delimiters.stop), None)
+    if ending is not None:
+        ends_thinking = ending == delimiters.think_end[0]
+        what = f"the end of thinking {fmt.think_end!r} begins" if ends_thinking else "an answer ends"
+        raise UserError(
+            f"wait {wait!r} holds {tokenizer.decode([ending])!r}, with which {what}; choose another string."
+        )
+    return ids
 
 
 def _encode_whole(

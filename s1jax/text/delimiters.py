@@ -14,7 +14,6 @@ class Delimiters:
       think_end: forced when thinking ends.
       newline: forced before think_end when thinking is cut and its last id's text does not end in a newline.
       final_answer: forced after think_end when thinking is cut.
-      wait: forced in place of an end of thinking; empty masks the end ids for that step instead.
       end: sampled ids that mean "I have finished thinking"; includes every id of `stop`.
       stop: ids that end the answer.
       ends_in_newline: all ids whose text ends in a newline.
@@ -27,7 +26,6 @@ class Delimiters:
     think_end: tuple[int, ...]
     newline: tuple[int, ...]
     final_answer: tuple[int, ...]
-    wait: tuple[int, ...]
     end: tuple[int, ...]
     stop: tuple[int, ...]
     ends_in_newline: tuple[int, ...]

@@ -105,8 +105,8 @@ def use(folder):
     model = store.load_model(folder, host=True)
     store.load_model(folder)
     encode = encoding.Encoder(model)
-    encode.delimiters("Wait")
-    encode.request({"question": "Make 21 from 3 7 1"}, SamplingParams(max_thinking_tokens=4), "Wait", "row")
+    encode.delimiters  # noqa: B018
+    encode.request({"question": "Make 21 from 3 7 1"}, SamplingParams(max_thinking_tokens=4), "row")
 
 
 def test_checkpoints_that_were_changed_with_their_digests_end_in_a_sentence(originals, tmp_path):

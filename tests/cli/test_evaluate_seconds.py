@@ -28,8 +28,8 @@ class SlowEngine:
 
         self._program = jax.jit(compiling)
 
-    def stream(self, rows, controls, *, wait, progress, names):
-        assert len(names) == len(rows) and wait == "Wait"
+    def stream(self, rows, controls, *, progress, names):
+        assert len(names) == len(rows) and controls.wait == "Wait"
         for i, row in enumerate(rows):
             self._program(jax.numpy.zeros(row["max_thinking_tokens"]))
             progress(i, 40 * i, 30 * i)
@@ -39,8 +39,7 @@ class SlowEngine:
 
 
 @pytest.mark.parametrize("order", [("none", "forcing:max=8"), ("forcing:max=8", "none")])
-def test_seconds_are_of_sampling_alone_in_any_order(order, monkeypatch):
-    monkeypatch.setattr(evaluate, "_WAIT", types.SimpleNamespace(value="Wait"))
+def test_seconds_are_of_sampling_alone_in_any_order(order):
     task = task_lib.Task("sums", [{"question": "q"}] * 3, lambda text, row: text, str.__eq__, lambda answer, row: True)
     journal = types.SimpleNamespace(append=lambda row: None)
     made, details = [], []
@@ -68,8 +67,7 @@ def test_seconds_are_of_sampling_alone_in_any_order(order, monkeypatch):
     assert share == "75 % thinking" and 0 < int(speed.replace(",", "")) <= 12_000
 
 
-def test_nothing_is_loaded_where_nothing_is_wanted(monkeypatch):
-    monkeypatch.setattr(evaluate, "_WAIT", types.SimpleNamespace(value="Wait"))
+def test_nothing_is_loaded_where_nothing_is_wanted():
     task = task_lib.Task("sums", [{"question": "q"}], lambda text, row: text, str.__eq__, lambda answer, row: True)
     rows = [{"problem": 0, "attempt": 0, "seconds": 1.0}]
     evaluate.sample_run(None, task, strategies.Strategy(), ["q"], SamplingParams(), None, rows, None, None)

@@ -25,12 +25,13 @@ def random_delimiters(rng) -> Delimiters:
 
     stop = tuple(int(i) for i in rng.choice(30, rng.integers(1, 3), replace=False))
     think_end = ids(1, 3)
+    think_start, newline, final_answer = ids(0, 3), ids(1, 2), ids(1, 4)
+    ids(0, 3)  # not used; the cases of the seeds are chosen with it
     return Delimiters(
-        think_start=ids(0, 3),
+        think_start=think_start,
         think_end=think_end,
-        newline=ids(1, 2),
-        final_answer=ids(1, 4),
-        wait=ids(0, 3),
+        newline=newline,
+        final_answer=final_answer,
         end=tuple(sorted({think_end[0], *stop, *(int(i) for i in rng.choice(30, 3))})),
         stop=stop,
         ends_in_newline=tuple(sorted({int(i) for i in rng.choice(30, 8)})),

@@ -86,7 +86,7 @@ def run(
       next_logits: all ids so far, prompt included -> raw logits [V] of the next one.
       prompt: ids.
       controls: of the row.
-      d: delimiters; `d.wait` is not read.
+      d: delimiters.
       wait: ids of the wait.
     """
     row = Result(ids=list(d.think_start), forced=[True] * len(d.think_start))

@@ -19,9 +19,10 @@ from tests.engine.cases import V
 STEPS = 64  # more than any row of the cases can take
 
 D = Delimiters(
-    think_start=(1, 2), think_end=(1, 3), newline=(4,), final_answer=(4, 5, 6), wait=(7, 8), end=(1, 9, 10), stop=(9,),
+    think_start=(1, 2), think_end=(1, 3), newline=(4,), final_answer=(4, 5, 6), end=(1, 9, 10), stop=(9,),
     ends_in_newline=(4, 11), num_ids=36, illegal=(31,),
 )  # fmt: skip
+WAIT = (7, 8)
 
 
 @jax.jit
@@ -120,7 +121,7 @@ def script(*ids, batch=1):
     return table
 
 
-def one(table, wait=D.wait, delimiters=D, **controls):
+def one(table, wait=WAIT, delimiters=D, **controls):
     controls = SamplingParams(**{"max_thinking_tokens": 10, "max_answer_tokens": 2, **controls})
     (sample,), _ = run(table, [controls], delimiters, [wait])
     return sample
@@ -142,7 +143,7 @@ def test_thinking_is_cut_on_a_line_of_its_own():
     assert list(sample.ids) == [1, 2, 12, 13, 11, 1, 3, 4, 5, 6, 20, 20], "the last id ends in a newline"
     bare, controls = dataclasses.replace(D, think_start=()), SamplingParams(max_thinking_tokens=0, max_answer_tokens=2)
     for last, newline in ((11, []), (12, [4])):
-        (sample,), _ = run(script(), [controls], bare, [D.wait], last)
+        (sample,), _ = run(script(), [controls], bare, [WAIT], last)
         assert list(sample.ids) == [*newline, 1, 3, 4, 5, 6, 20, 20], "that of the prompt decides"
 
 

@@ -36,7 +36,7 @@ def test_the_loop_copies_no_cache_and_no_weights(target, model, weight_dtype):
     start = functools.partial(programs.start, config, SLOTS, LENGTH, SLOTS * LENGTH // page, page, "bfloat16")
     run = jax.eval_shape(lambda: start(unstack=on_gpu, mesh=None))
     delimiters = Delimiters(
-        think_start=(1, 2), think_end=(3, 4), newline=(6,), final_answer=(5,), wait=(8,), end=(3,), stop=(7,),
+        think_start=(1, 2), think_end=(3, 4), newline=(6,), final_answer=(5,), end=(3,), stop=(7,),
         ends_in_newline=(6,), num_ids=config.vocab_size,
     )  # fmt: skip
     rows = [SamplingParams()] * SLOTS

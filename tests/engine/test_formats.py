@@ -78,8 +78,8 @@ def test_equals_the_reference(params, tmp_path, name):
 
     outputs = engine.generate(rows)
     for row, output in zip(rows, outputs, strict=True):
-        request = encode.request(row, SamplingParams(), "Wait", "row")
-        delimiters = encode.delimiters(row["wait"])
+        request = encode.request(row, SamplingParams(), "row")
+        delimiters = encode.delimiters
         assert len(delimiters.think_start) > 10 if several else len(delimiters.think_start) <= 2
         want = reference.run(next_logits, request.prompt, request.controls, delimiters, request.wait)
         assert (output["ids"], output["forced"]) == (want.ids, want.forced), row

@@ -30,8 +30,8 @@ def engine(tmp_path_factory):
 def test_the_pieces_are_the_output_of_the_row(engine, steps):
     for seed in range(4):
         row = {"question": "q", "seed": seed, "max_thinking_tokens": 30 * (seed > 0)}
-        *pieces, last = engine.stream_tokens(row, WARM, wait=" Hmm", steps=steps)
-        want = engine.generate([row], WARM, wait=" Hmm")[0]
+        *pieces, last = engine.stream_tokens(row, dataclasses.replace(WARM, wait=" Hmm"), steps=steps)
+        want = engine.generate([row], dataclasses.replace(WARM, wait=" Hmm"))[0]
         assert last.output == want | {"logprob": last.output["logprob"]} and (last.text, last.ids) == ("", ())
         assert abs(last.output["logprob"] - want["logprob"]) < 1e-3
         assert all(piece.output is None and (piece.text or piece.ids) for piece in pieces)
@@ -47,11 +47,11 @@ def test_the_pieces_are_the_output_of_the_row(engine, steps):
 
 def test_a_wait_is_a_forced_piece_of_thinking(engine):
     row = {"question": "q", "seed": 1, "min_thinking_tokens": 30}
-    waits = [piece for piece in engine.stream_tokens(row, WARM, wait="Wait") if piece.forced and piece.text]
+    waits = [piece for piece in engine.stream_tokens(row, WARM) if piece.forced and piece.text]
     assert any("Wait" in piece.text for piece in waits if piece.part == "thinking")
 
 
-D = Delimiters(think_start=(1,), think_end=(2,), newline=(10,), final_answer=(58, 32), wait=(), end=(2, 3), stop=(3,),
+D = Delimiters(think_start=(1,), think_end=(2,), newline=(10,), final_answer=(58, 32), end=(2, 3), stop=(3,),
                ends_in_newline=(10,), num_ids=256)  # fmt: skip
 
 
@@ -121,7 +121,7 @@ def test_no_character_is_split_and_none_is_lost():
     [
         ({"question": "q", "n": 2, "temperature": 1.0}, {}, "the row: n is 2; stream_tokens samples one answer"),
         ({"question": "q"}, {"steps": 0}, "steps is 0; it must be a whole number, at least 1"),
-        ({"question": "q"}, {"wait": 3}, "wait is 3; it must be a string"),
+        ({"question": "q", "wait": 3}, {}, "wait is 3; it must be a string"),
         ({"question": "q", "max_tokens": 3}, {}, "the row: max_tokens is not a setting"),
         ([{"question": "q"}], {}, "the row is "),
         ({"question": "q", "max_answer_tokens": 9999}, {}, "the row: a prompt of"),

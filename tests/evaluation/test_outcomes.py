@@ -4,6 +4,7 @@ import dataclasses
 
 import pytest
 
+from s1jax.config.sampling import SamplingParams
 from s1jax.evaluation import metrics, outcomes, strategies
 from s1jax.tasks import task as task_lib
 
@@ -56,14 +57,14 @@ def test_one_sample_a_problem():
     strategy, found = settle("forcing:max=20", [sample(0, "1", 20, end="cut")], [sample(0, "", 8)])
     assert [outcome.right for outcome in found] == [True, False] and found[0].chosen == 0
     assert "ids" not in found[0].samples[0]
-    run = outcomes.summarise(strategy, found, "Wait", 100, 7.2, dollars_per_hour=2.0)
+    run = outcomes.summarise(strategy, found, SamplingParams(max_thinking_tokens=100), 7.2, dollars_per_hour=2.0)
     accuracy, error = metrics.accuracy([True, False])
     assert run == metrics.Run(
         name="cut at 20", label="cut at 20", families=("budgets",), parallel=False, problems=2, accuracy=accuracy,
         error=error, thinking_tokens=14, answer_tokens=3, total_tokens=17, samples=1, control=100, in_range=True,
         cut=50, seconds=7.2, dollars=pytest.approx(7.2 / 3600 * 2 / 2),
     )  # fmt: skip
-    assert outcomes.summarise(strategy, found, "Wait", 100, 7.2).dollars is None
+    assert outcomes.summarise(strategy, found, SamplingParams(max_thinking_tokens=100), 7.2).dollars is None
 
 
 def test_votes_count_all_samples():
@@ -73,7 +74,7 @@ def test_votes_count_all_samples():
     assert [one["attempt"] for one in found[0].samples] == [0, 1, 2]
     assert found[0].chosen == 1 and found[0].correct == [False, True, True] and found[0].right
     assert found[1].chosen == 0 and found[1].correct == [False, True, False] and not found[1].right
-    run = outcomes.summarise(strategy, found, "Wait", 25, 1.0)
+    run = outcomes.summarise(strategy, found, SamplingParams(max_thinking_tokens=25), 1.0)
     assert (run.thinking_tokens, run.answer_tokens, run.total_tokens, run.samples) == (45, 9, 54, 3)
     assert run.control == pytest.approx(100 * 5 / 6) and run.in_range and run.parallel and run.accuracy == 50
 
@@ -86,17 +87,20 @@ def test_rejected_samples_cost_and_do_not_count():
     )
     assert found[0].chosen == 1 and found[0].right
     assert found[1].chosen is None and found[1].correct == [True, True] and not found[1].right
-    run = outcomes.summarise(strategy, found, "Wait", 100, 1.0)
+    run = outcomes.summarise(strategy, found, SamplingParams(max_thinking_tokens=100), 1.0)
     assert run.thinking_tokens == (8 + 11) / 2 and run.total_tokens == (19 + 22 + 6 + 6) / 2 and run.samples == 2
     assert run.control == 50 and run.cut == 50 and run.accuracy == 50 and run.in_range
 
 
 def test_classes_are_measured_by_runs_without_control():
     strategy, found = settle("class:short", [sample(0, "1", 8)], [sample(0, "2", 9)])
-    run = outcomes.summarise(strategy, found, "Wait", 100, 1.0, plain=[9, 9])
+    run = outcomes.summarise(strategy, found, SamplingParams(max_thinking_tokens=100), 1.0, plain=[9, 9])
     assert run.control == 50 and run.in_range
-    assert outcomes.summarise(strategy, found, "Wait", 100, 1.0, plain=[8, 9]).in_range is False
-    unknown = outcomes.summarise(strategy, found, "Wait", 100, 1.0)
+    assert (
+        outcomes.summarise(strategy, found, SamplingParams(max_thinking_tokens=100), 1.0, plain=[8, 9]).in_range
+        is False
+    )
+    unknown = outcomes.summarise(strategy, found, SamplingParams(max_thinking_tokens=100), 1.0)
     assert unknown.control is None and unknown.in_range is None
 
 
@@ -109,7 +113,7 @@ def test_undecided_answers_are_not_right_and_are_counted():
     ]
     assert [outcome.correct for outcome in found] == [[None], [True]]
     assert [outcome.right for outcome in found] == [False, True] and [one.undecided for one in found] == [True, False]
-    run = outcomes.summarise(strategy, found, "Wait", 100, 1.0)
+    run = outcomes.summarise(strategy, found, SamplingParams(max_thinking_tokens=100), 1.0)
     assert run.undecided == 1 and run.accuracy == 50 and metrics.record(run)["undecided"] == 1
 
 

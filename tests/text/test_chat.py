@@ -180,19 +180,27 @@ def test_every_field_of_the_format_is_live(tokenizer):
         assert outcome(dataclasses.replace(base, **{field.name: other})) != outcome(base), field.name
 
 
+def wait_ids(tokenizer, name, wait):
+    """The ids of a wait string in the chat format `name`."""
+    fmt = chat.FORMATS[name]
+    return chat.encode_wait(tokenizer, fmt, chat.delimiters(tokenizer, fmt), wait)
+
+
 def test_delimiters_of_qwen(qwen):
     """BUDGET_FORCING.md and STACK.md."""
     found = chat.delimiters(qwen, chat.FORMATS["s1"])
     assert found.think_start == (151644, 26865) and found.think_end == (151644, 9217)
-    assert found.newline == (198,) and found.final_answer == (198, 19357, 21806, 25) and found.wait == (14190,)
+    assert found.newline == (198,) and found.final_answer == (198, 19357, 21806, 25)
+    assert wait_ids(qwen, "s1", "Wait") == (14190,)
     assert found.stop == (151643, 151645) and found.end == (151643, 151644, 151645)
     assert found.ends_in_newline == tuple(qwen.ends_in_newline()) and 624 in found.ends_in_newline
     assert found.num_ids == 151669 and found.illegal == () and found.pad == 151643
-    think = chat.delimiters(qwen, chat.FORMATS["think"], wait="Wait, let me check")
+    think = chat.delimiters(qwen, chat.FORMATS["think"])
     assert think.think_start == (151667,) and think.think_end == (151668,)
     assert think.end == (151643, 151645, 151668) and think.final_answer == found.final_answer
-    assert think.wait == tuple(qwen.encode("Wait, let me check")) and len(think.wait) > 1
-    assert chat.delimiters(qwen, chat.FORMATS["s1"], wait="").wait == ()
+    wait = wait_ids(qwen, "think", "Wait, let me check")
+    assert wait == tuple(qwen.encode("Wait, let me check")) and len(wait) > 1
+    assert wait_ids(qwen, "s1", "") == ()
 
 
 def test_delimiters_of_any_tokenizer(tokenizer):
@@ -207,7 +215,8 @@ def test_delimiters_of_any_tokenizer(tokenizer):
     legal = tokenizer.legal_ids(tokenizer.num_ids)
     assert found.num_ids == tokenizer.num_ids and found.illegal == tuple(np.flatnonzero(~legal)) and found.illegal
     assert found.pad == text_end
-    assert all(isinstance(i, int) for name in ("end", "illegal", "wait") for i in getattr(found, name))
+    assert all(isinstance(i, int) for name in ("end", "illegal") for i in getattr(found, name))
+    assert all(isinstance(i, int) for i in chat.encode_wait(tokenizer, chat.FORMATS["s1_plain"], found, "Wait"))
 
 
 def test_delimiters_of_several_ids(tokenizer):
@@ -230,8 +239,8 @@ def test_delimiters_of_several_ids(tokenizer):
 )
 def test_a_wait_string_is_text(qwen, without_added, wait):
     """As in questions and traces, a special token that is written in it stays text."""
-    found = chat.delimiters(qwen, chat.FORMATS["s1"], wait=wait)
-    assert list(found.wait) == without_added.encode(wait).ids and not set(found.wait) & set(found.end)
+    found, ids = chat.delimiters(qwen, chat.FORMATS["s1"]), wait_ids(qwen, "s1", wait)
+    assert list(ids) == without_added.encode(wait).ids and not set(ids) & set(found.end)
 
 
 def test_a_wait_string_that_ends_thinking_is_refused(qwen):
@@ -241,10 +250,10 @@ def test_a_wait_string_that_ends_thinking_is_refused(qwen):
         with pytest.raises(
             UserError, match=f"wait '{wait}' holds '{first}', with which the end of thinking '</reason>'"
         ):
-            chat.delimiters(qwen, fmt, wait=wait)
+            chat.encode_wait(qwen, fmt, chat.delimiters(qwen, fmt), wait)
     text = dataclasses.replace(chat.FORMATS["s1"], stop=("Well",))
     with pytest.raises(UserError, match="wait 'Well' holds 'Well', with which an answer ends; choose another string"):
-        chat.delimiters(qwen, text, wait="Well")
+        chat.encode_wait(qwen, text, chat.delimiters(qwen, text), "Well")
 
 
 def test_unknown_delimiters_are_named(folders, tmp_path):
@@ -275,11 +284,11 @@ def _words(words: list[str], unk_token: str | None) -> Tokenizer:
 def test_strings_a_vocabulary_cannot_write_are_refused():
     words = ["<unk>", "\n", "think", "answer", "Final", "Answer", ":", "Wait"]
     tokenizer = _words(words, "<unk>")
-    assert chat.delimiters(tokenizer, chat.FORMATS["s1_plain"]).wait == (7,)
+    assert wait_ids(tokenizer, "s1_plain", "Wait") == (7,)
     with pytest.raises(UserError, match="wait 'Hmm' cannot be written"):
-        chat.delimiters(tokenizer, chat.FORMATS["s1_plain"], wait="Hmm")
+        wait_ids(tokenizer, "s1_plain", "Hmm")
     with pytest.raises(UserError, match="wait ' ' cannot be written"):
-        chat.delimiters(tokenizer, chat.FORMATS["s1_plain"], wait=" ")
+        wait_ids(tokenizer, "s1_plain", " ")
     with pytest.raises(UserError, match=r"final_answer .* cannot be written"):
         chat.delimiters(_words(words[:4], "<unk>"), chat.FORMATS["s1_plain"])
     with pytest.raises(UserError, match="no id for a newline"):

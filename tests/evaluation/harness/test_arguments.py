@@ -17,7 +17,7 @@ from tests.evaluation.harness.cases import CONTEXT, ROOT, run_launcher
     [
         ({"checkpoint": ""}, "--model_args has no checkpoint"),
         ({"checkpoint": "no/where"}, "no/where is not a folder"),
-        ({"pretrained": "x"}, "--model_args has pretrained, which s1jax has not; it has checkpoint, wait"),
+        ({"pretrained": "x"}, "--model_args has pretrained, which s1jax has not; it has checkpoint, dtype"),
         ({"max_thinking_tokens": "many"}, "max_thinking_tokens is 'many'"),
         ({"temperature": -1}, "temperature is -1"),
         ({"dtype": "float16"}, "dtype 'float16'; choose float32 or bfloat16"),
@@ -41,7 +41,7 @@ def test_arguments_come_as_the_harness_writes_them(harness, folder):
     text = f"checkpoint={folder}/model,max_thinking_tokens=5,temperature=1,wait="
     model = harness.HarnessModel.create_from_arg_string(text, {"batch_size": "auto", "device": "cuda:0"})
     assert (model.batch_size, model.controls.max_thinking_tokens, model.controls.temperature) == (16, 5, 1.0)
-    assert model.max_length == CONTEXT and model._wait == ""
+    assert model.max_length == CONTEXT and model.controls.wait == ""
 
 
 def test_releases_that_scan_entry_points_find_the_model(harness):
