@@ -17,8 +17,8 @@ BAD_INPUT=2 LOST=75 KILLED=137 STOPPED=143
 
 # decisive: reads a line `STATE WHEN WHO` for each process of a run and prints the one that says how the run ended. STATE is an
 # exit code, `running`, `none` (never started, or gone with its machine) or `unreachable`; WHEN is in microseconds. Bad input
-# comes first, then any other failure, a stop that was asked for, a lost process; of equal ones the first to end, because the
-# others only noticed. Lines that begin with another word are left out; prints nothing where no line is left.
+# has priority, then any other failure, then a requested stop, then a lost process. Among equal states the earliest counts,
+# because the others are consequences. Lines that begin with another word are ignored; prints nothing if no line is left.
 decisive() {
   local state when who rank best=99 first=0 line=''
   while read -r state when who; do
@@ -42,7 +42,7 @@ decisive() {
   [[ -z $line ]] || printf '%s\n' "$line"
 }
 
-# Whether a command is a Python that is new enough; version managers leave names that only print an error.
+# Whether a command is a Python that is new enough; the shims of version managers may only print an error.
 new_enough() {
   "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
 }
@@ -63,7 +63,7 @@ find_python() {
   fail "no Python 3.11 or newer found; install one, or set PYTHON=/path/to/python3.11."
 }
 
-# check_inputs FLAG...: ends with a sentence where a file or folder that `launch.train FLAG...` starts from is not there.
+# check_inputs FLAG...: exits with one sentence if a file or folder that `launch.train FLAG...` starts from is missing.
 check_inputs() {
   local python=.venv/bin/python
   new_enough "$python" || python=$(find_python)
@@ -78,7 +78,7 @@ environment() {
   if [[ -e .venv ]] && ! new_enough .venv/bin/python; then
     fail ".venv does not hold a working Python 3.11 or newer; remove it (rm -r .venv) and run this again."
   fi
-  # What was installed: changes with setup.py, so a new dependency is not forgotten.
+  # Marks what was installed. Its name changes with setup.py, so a new dependency is installed.
   stamp=".venv/s1jax-${extra:-base}-$(cksum <setup.py | cut -d ' ' -f 1)"
   if [[ -e $stamp ]]; then
     return
@@ -103,7 +103,7 @@ environment() {
     remedy+="; on such a machine, 'python3 -m pip wheel --wheel-dir=FOLDER $target setuptools' in the repository makes them."
   fi
   if uv --version >/dev/null 2>&1; then
-    # pip compiles by itself. Images often set PYTHONDONTWRITEBYTECODE, and then every process compiled jax anew: 4 s.
+    # pip compiles by itself. Images often set PYTHONDONTWRITEBYTECODE, and then every process would compile jax again: 4 s.
     uv pip install --quiet --compile-bytecode --python .venv/bin/python ${sources[@]+"${sources[@]}"} -e "$target" ||
       fail "uv could not install the libraries; see above.$remedy"
   else

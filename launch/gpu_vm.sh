@@ -3,14 +3,15 @@
 #   bash launch/gpu_vm.sh --name=s1 --zone=us-central1-a --type=a3-highgpu-8g --mount='sudo mount 10.0.0.2:/share runs' \
 #     -- --config=configs/s1_qwen2p5_7b.py --workdir=runs/s1_qwen2p5_7b
 #   bash launch/gpu_vm.sh --host=user@10.0.0.5,user@10.0.0.6 --mount='sudo mount 10.0.0.2:/share runs' -- --config=... --workdir=...
-# Creates the VM or reuses the one of that name, copies the last commit, installs, runs launch.train and shows its output (of the
-# first host, and the end of the one that failed). A VM that was preempted or stopped is started again with its disk, and the same
-# command resumes, as it does at most four times in a row where a process was lost. Ends with the run's exit code; the VM stays
-# until you delete it. What the run starts from (config.init_from, here runs/qwen2p5_7b, data.source, tokenizer) is looked for before
-# anything is created or installed, and copied where it is here, under a path inside this folder, and not on the host yet. Where it
-# is not here, it has to be in what --mount mounts, or in ~/s1jax/ of a host that is there.
-# A host's own Python >= 3.11 with its venv module is used where there is one; else uv comes from PyPI, of one version whose digest
-# is checked, and brings Python 3.12 from GitHub. With --wheelhouse nothing is downloaded.
+# Creates the VM or reuses the one of that name, copies the last commit, installs it, runs launch.train and shows the output of the
+# first host, and the end of the output of a host that failed. Exits with the run's exit code; the VM stays until you delete it.
+# Restarts: a VM that was preempted or stopped is started again with its disk, and the same command resumes. If a process is lost,
+# the command is repeated at most four times in a row.
+# Inputs: config.init_from (here runs/qwen2p5_7b), data.source and tokenizer are checked before anything is created or installed.
+# They are copied if they are inside this folder and not on the host yet. Otherwise they must be in what --mount mounts, or in
+# ~/s1jax/ of an existing host.
+# Python: the host's own Python >= 3.11 with its venv module, if there is one. Otherwise a fixed version of uv comes from PyPI, with
+# its digest checked, and installs Python 3.12 from GitHub. With --wheelhouse nothing is downloaded.
 # Flags of this script come first, those of launch.train after --:
 #   --name=         of the VM
 #   --zone=         of Google Cloud

@@ -1,15 +1,15 @@
 """Which files and folders a command of launch.train starts from: `python -m launch.inputs list|check FLAG...`.
 
-FLAG... are the flags of launch.train. Runs with Python's standard library alone, so that the cluster recipes can look
-before anything is installed or paid for. Only paths are looked at; what is in them is for launch.train to say.
+FLAG... are the flags of launch.train. This file needs only Python's standard library, so that the cluster recipes can
+check the inputs before anything is installed or paid for. It checks paths, not contents; launch.train checks those.
 
 `list` prints a line SETTING<tab>PATH<tab>STAMP<tab>BYTES for each path. STAMP changes with names, sizes and times of
-the files there; it is `-` where there is nothing. `check` prints a sentence for each path that is not there.
+the files there; it is `-` if nothing exists. `check` prints a sentence for each path that does not exist.
 
 Exit codes:
 
-    0  all paths are known and, for `check`, there
-    2  the config file does not load, or a path is not there
+    0  all paths are known and, for `check`, exist
+    2  the config file does not load, or a path does not exist
     3  without ml_collections this config file cannot be read; `check` returns 0 instead and leaves it to launch.train
 """
 
@@ -24,7 +24,7 @@ import types
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-# Settings that name a file or folder, and the values of them that name none.
+# Settings that name a file or folder, and those of their values that do not.
 SETTINGS: dict[str, tuple[str, ...]] = {
     "config.data.source": ("countdown", "countdown_corpus", "s1k", "s1k_1_1"),
     "config.init_from": (),
@@ -39,7 +39,7 @@ _REMEDY = {
 
 
 class _ConfigDict(dict[str, Any]):
-    """As much of ml_collections.ConfigDict as a config file uses: a nested dict whose keys are attributes."""
+    """The part of ml_collections.ConfigDict that config files use: a nested dict whose keys are attributes."""
 
     def __init__(self, values: Any = ()):
         super().__init__()
@@ -125,7 +125,7 @@ def _settings(file: str) -> dict[str, Any]:
 
 
 def _stamp(path: pathlib.Path) -> tuple[str, int]:
-    """A digest of names, sizes and times under `path` with the sum of the sizes in bytes; ("-", 0) where nothing is."""
+    """A digest of names, sizes and times under `path` and the sum of the sizes in bytes; ("-", 0) if nothing exists."""
     if not path.exists():
         return "-", 0
     lines, total = [], 0

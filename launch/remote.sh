@@ -1,7 +1,7 @@
-# Sourced by tpu_vm.sh and gpu_vm.sh: from flags to the end of a run on machines reached over ssh. `drive` is the whole of it.
-# The script that sources it sets `name`, `extra` (of setup.py), `patience` (how often, 30 s apart, it is asked after a failure
-# whether the machine is lost: a preemption may show late), `machines` (what `reach` and `put` know them by), `first` (that of the
-# first one), and defines what differs:
+# Sourced by tpu_vm.sh and gpu_vm.sh: runs training on machines that are reached over ssh, from the flags to the end (`drive`).
+# The script that sources it sets `name`, `extra` (of setup.py), `patience` (number of checks, every 30 s, whether the machine is lost
+# after a failure: a preemption may show late), `machines` (their names for `reach` and `put`), `first` (the name of the first one),
+# and defines these functions:
 #   machine_state          prints none, waiting, ready or lost; fails where that cannot be known
 #   create                 where it is none
 #   revive                 where it is lost; what follows is waiting, ready or none again

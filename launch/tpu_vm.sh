@@ -2,12 +2,13 @@
 # Trains on a Cloud TPU slice, of one host or many:
 #   bash launch/tpu_vm.sh --name=s1 --zone=us-east5-a --type=v5p-32 --spot --mount='sudo mount 10.0.0.2:/share runs' \
 #     -- --config=configs/s1_qwen2p5_7b.py --config.mesh.sequence=2 --workdir=runs/s1_qwen2p5_7b
-# Creates the slice by a queued resource, or reuses the one of that name, copies the last commit, installs, runs launch.train on
-# all workers and shows the first worker's output, and the end of that of the one that failed. When the slice is preempted it is
-# deleted and created again, and the same command resumes, as it does at most four times in a row where a process was lost. Ends
-# with the run's exit code; the slice stays until you delete it. What the run starts from (config.init_from, here runs/qwen2p5_7b,
-# data.source, tokenizer) is looked for before anything is created or installed, and copied where it is here, under a path inside
-# this folder, and not on the slice yet. Where it is not here, it has to be in what --mount mounts.
+# Creates the slice as a queued resource or reuses the one of that name, copies the last commit, installs it, runs launch.train on all
+# workers and shows the output of the first worker, and the end of the output of a worker that failed. Exits with the run's exit
+# code; the slice stays until you delete it.
+# Restarts: a preempted slice is deleted and created again, and the same command resumes. If a process is lost, the command is
+# repeated at most four times in a row.
+# Inputs: config.init_from (here runs/qwen2p5_7b), data.source and tokenizer are checked before anything is created or installed.
+# They are copied if they are inside this folder and not on the slice yet. Otherwise they must be in what --mount mounts.
 # Flags of this script come first, those of launch.train after --:
 #   --name=     of the slice and its queued resource
 #   --zone=     of Google Cloud

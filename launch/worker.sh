@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What tpu_vm.sh, gpu_vm.sh and skypilot.yaml do on a machine that trains, in the copy of the repository there:
+# The part of tpu_vm.sh, gpu_vm.sh and skypilot.yaml that runs on the training machine, in its copy of the repository:
 #   worker.sh attach COMMAND           mounts a file system at runs/ by COMMAND, where it is not mounted yet
 #   worker.sh need SETTING PATH        fails where PATH, which the run starts from, is not there
 #   worker.sh check FLAG...            fails where a path is not there that `launch.train FLAG...` starts from
