@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from s1jax.checkpoint.store import load_model as load_model
     from s1jax.config.sampling import SamplingParams as SamplingParams
     from s1jax.engine.engine import Engine as Engine
+    from s1jax.evaluation.evaluate import evaluate as evaluate
     from s1jax.training.callbacks import Callbacks as Callbacks
     from s1jax.training.run import train as train
 
@@ -26,10 +27,11 @@ _HOME = {
     "Callbacks": "s1jax.training.callbacks",
     "Engine": "s1jax.engine.engine",
     "SamplingParams": "s1jax.config.sampling",
+    "evaluate": "s1jax.evaluation.evaluate",
     "load_model": "s1jax.checkpoint.store",
     "train": "s1jax.training.run",
 }
-__all__ = ["Callbacks", "Engine", "SamplingParams", "load_model", "train"]
+__all__ = ["Callbacks", "Engine", "SamplingParams", "evaluate", "load_model", "train"]
 
 
 def __getattr__(name: str) -> Any:

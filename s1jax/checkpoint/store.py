@@ -56,13 +56,21 @@ class Metadata:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """Weights (tree of `s1jax.model.decoder`) with all that is needed to use them."""
+    """Weights (tree of `s1jax.model.decoder`) with all that is needed to use them.
+
+    `source` is the path that they were loaded from, as it was given; `fingerprint` stands for the checkpoint's contents
+    (`digests.fingerprint`); `step` is that of a training run's checkpoint, None for others. All are empty for weights
+    that were not loaded.
+    """
 
     params: Any
     config: ModelConfig
     tokenizer: Tokenizer
     chat: ChatFormat
     provenance: dict[str, Any]
+    source: str = ""
+    fingerprint: str = ""
+    step: int | None = None
 
 
 def save_model(
@@ -136,7 +144,10 @@ def load_model(path: str | os.PathLike[str], *, mesh: Any = None, dtype: Any = "
         digests.verify(folder, lambda name: not name.startswith("optimizer/"))
         about = _read_descriptions(folder)
         params = load_params(folder / "params", about.config, mesh=mesh, dtype=dtype, host=host)
-        return Model(params, about.config, about.tokenizer, about.chat, about.provenance)
+        return Model(
+            params, about.config, about.tokenizer, about.chat, about.provenance, os.fspath(path),
+            digests.fingerprint(folder), step_of(folder),
+        )  # fmt: skip
 
     return using(path, read)
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import importlib.metadata
 import os
 import pathlib
-import platform
 import re
 import sys
 from typing import TYPE_CHECKING, Any
@@ -115,12 +112,3 @@ def say_step(checkpoint: str, folder: pathlib.Path) -> None:
     step = store.step_of(folder)
     if step is not None and pathlib.Path(checkpoint).absolute() != folder:
         print(f"note: --checkpoint={terminal.safe(checkpoint)} is read at its newest step {step}", file=sys.stderr)
-
-
-def versions() -> dict[str, str]:
-    """Of Python and of the libraries that have a say in the results, as far as they are installed."""
-    found = {"python": platform.python_version()}
-    for name in ("s1jax", "jax", "jaxlib", "flax", "numpy", "math-verify"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found

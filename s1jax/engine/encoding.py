@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from s1jax.checkpoint.store import Model
+from s1jax.checkpoint.store import Metadata, Model
 from s1jax.config.sampling import SamplingParams
 from s1jax.config.schema import to_dict
 from s1jax.engine import seeds, stops
@@ -58,7 +58,7 @@ def read_rows(path: str | os.PathLike[str], notes: list[str] | None = None) -> t
 class Encoder:
     """Turns rows of text into requests of one model, and samples into rows of text."""
 
-    def __init__(self, model: Model):
+    def __init__(self, model: Model | Metadata):
         self._model = model
         self._waits: dict[str, tuple[int, ...]] = {}  # ids of each wait string
 
@@ -163,7 +163,7 @@ def _system(row: Mapping[str, Any], system: str) -> Any:
     return system if row.get("system") is None else row["system"]
 
 
-def prompt_ids(model: Model, row: Mapping[str, Any], name: str, system: str = "") -> list[int]:
+def prompt_ids(model: Model | Metadata, row: Mapping[str, Any], name: str, system: str = "") -> list[int]:
     """Returns the ids of a row's prompt.
 
     Args:
@@ -201,7 +201,9 @@ def prompt_ids(model: Model, row: Mapping[str, Any], name: str, system: str = ""
     return [int(i) for i in ids]
 
 
-def texts(model: Model, sample: Sample, delimiters: Delimiters, stop: tuple[str, ...] = ()) -> tuple[str, str]:
+def texts(
+    model: Model | Metadata, sample: Sample, delimiters: Delimiters, stop: tuple[str, ...] = ()
+) -> tuple[str, str]:
     """Returns the texts of thinking and answer so far, without delimiters, stop id, stop string or outer space."""
     start = len(delimiters.think_start)
     thinking = model.tokenizer.decode(sample.ids[start : start + sample.thinking_tokens].tolist()).strip()

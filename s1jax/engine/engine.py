@@ -31,7 +31,9 @@ from s1jax import perf
 from s1jax.config.model import ModelConfig
 from s1jax.config.sampling import SAMPLING_DTYPES, SamplingParams
 from s1jax.engine import encoding as rows_lib
+from s1jax.engine import limits
 from s1jax.engine.capacity import Counts, Setup
+from s1jax.engine.description import Description
 from s1jax.engine.pieces import Piece, Pieces
 from s1jax.engine.programs import Request, Sample
 from s1jax.engine.scheduler import Session
@@ -136,7 +138,7 @@ class Engine:
         if apart:
             params = _unstack(params, weight_first=on_cpu)
         shards = 1 if mesh is None else mesh_lib.row_shards(mesh)
-        self.counts, self.dtype = Counts(), dtype
+        self.counts, self.dtype, self._weight_dtype = Counts(), dtype, weight_dtype
         self._setup = Setup(
             config=config,
             params=params,
@@ -230,6 +232,24 @@ class Engine:
             return i, found | {"sample_index": j} if counts[i] > 1 else found
 
         return (output(place, sample) for place, sample in samples)
+
+    def describe(self) -> Description:
+        """What this engine samples with, for the records of its samples."""
+        cache_dtype = self._setup.cache_dtype
+        return Description(
+            checkpoint=self.model.source if self.model else "",
+            weights=self.model.fingerprint if self.model else "",
+            step=self.model.step if self.model else None,
+            dtype=self.dtype,
+            cache_dtype="" if cache_dtype == self.dtype else cache_dtype,
+            weight_dtype=self._weight_dtype,
+            batch_size=self._setup.slots,
+            devices=tuple(device.device_kind for device in jax.devices()),
+        )
+
+    def check_rows(self, rows: Sequence[Mapping[str, Any]], params: SamplingParams, names: Sequence[str]) -> int:
+        """Checks rows before anything runs; returns the most tokens that one can need, see `limits.longest`."""
+        return limits.longest(self.model, rows, params, names)
 
     def sample(
         self, requests: Sequence[Request], delimiters: Delimiters, *, progress: Progress | None = None

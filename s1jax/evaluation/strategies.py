@@ -19,11 +19,13 @@ one sample). It is written as parts joined by `+`, where case matters in STRING 
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+from s1jax.config.sampling import SamplingParams
 from s1jax.errors import UserError
 
 Sample = Mapping[str, Any]
@@ -57,6 +59,11 @@ class Forcing:
     min_thinking_tokens: int = 0
     num_waits: int = 0
     wait: str | None = None
+
+    def acted(self, sample: Sample) -> bool:
+        """Whether the thinking of a sample was cut or extended because this asks for it."""
+        cut = self.max_thinking_tokens is not None and sample["thinking_end"] == "cut"
+        return cut or bool((self.num_waits or self.min_thinking_tokens) and sample.get("waits"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,6 +173,16 @@ class Strategy:
         if self.selection and self.selection.kind == "reject":
             return self.selection.max_thinking_tokens + 1
         return most if self.forcing.max_thinking_tokens is None else self.forcing.max_thinking_tokens
+
+    def needed(self, most: int) -> int:
+        """The thinking tokens that the limit of all runs, `most`, has to allow for this strategy."""
+        rejects = self.selection is not None and self.selection.kind == "reject"
+        return max(self.limit(most) - rejects, self.forcing.min_thinking_tokens)
+
+    def samples_alike(self, temperature: float) -> bool:
+        """Whether it draws several samples that are all the same; `temperature` holds for all runs."""
+        several = self.selection is not None and self.selection.samples > 1
+        return several and not ((self.selection and self.selection.temperature) or temperature)
 
     def wanted(self, samples: Sequence[Sample]) -> int:
         """How many more samples a problem needs, given those it has; 0 where it is done."""
@@ -284,6 +301,50 @@ def parse(text: str) -> Strategy:
     if selection and selection.kind == "reject" and least > selection.max_thinking_tokens:
         raise UserError(f"strategy {text!r} rejects all that has its minimum; lower min or raise reject's max.")
     return Strategy(instruction, forcing or Forcing(), selection)
+
+
+def distinct(strategies: Iterable[Strategy | str], wait: str) -> list[Strategy]:
+    """Returns the strategies in their order, each once; texts are parsed.
+
+    Args:
+      strategies: at least one.
+      wait: the string of strategies that name none.
+
+    Raises:
+      UserError: there is none, a text is wrong, or two strategies would have the same name.
+    """
+    if isinstance(strategies, str) or not isinstance(strategies, Iterable):
+        raise UserError(f'strategies is {strategies!r:.80}; give a list, such as ["none", "forcing:max=64"].')
+    found = list(dict.fromkeys(parse(each) if isinstance(each, str) else each for each in strategies))
+    if not found:
+        raise UserError('strategies is empty; give at least one, such as "none" or "forcing:max=64".')
+    for each in found:
+        if not isinstance(each, Strategy):
+            raise UserError(f"strategies has {each!r:.80}; give strategies or their texts, such as forcing:max=64.")
+    for name, count in collections.Counter(strategy.name(wait) for strategy in found).items():
+        if count > 1:
+            raise UserError(f'the strategies have "{name}" in {count} ways that look alike; drop one.')
+    return found
+
+
+def check(strategies: Iterable[Strategy], params: SamplingParams) -> None:
+    """Checks strategies against the sampling parameters that hold for all runs.
+
+    Raises:
+      UserError: a strategy needs more thinking tokens than these allow, or its samples would all be alike.
+    """
+    for strategy in strategies:
+        name, most = strategy.name(params.wait), params.max_thinking_tokens
+        if strategy.needed(most) > most:
+            raise UserError(
+                f'strategy "{name}" needs {strategy.needed(most)} thinking tokens, more than max_thinking_tokens'
+                f" {most}; raise the limit."
+            )
+        if strategy.samples_alike(params.temperature):
+            raise UserError(
+                f'strategy "{name}" has samples that are all alike at temperature 0; give it temperature=1, or raise'
+                " the temperature of all runs."
+            )
 
 
 class _Part:

@@ -197,7 +197,12 @@ def samples_in(out):
 def test_countdown_writes_a_table_a_plot_and_all_samples(runs):
     out, outcome = runs.countdown_out, runs.countdown
     assert outcome["code"] == 0, outcome["err"]
-    assert sorted(file.name for file in out.iterdir()) == ["results.json", "samples.jsonl", "scaling.png"]
+    assert sorted(file.name for file in out.iterdir()) == [
+        "results.json",
+        "samples.jsonl",
+        "scaling.png",
+        "scaling.svg",
+    ]
     assert (out / "scaling.png").read_bytes().startswith(b"\x89PNG")
     for words in ("cut at 0", "cut at 8", "no limit", "Wait x2", "Control", "Scaling", "Performance"):
         assert words in outcome["out"]
@@ -237,7 +242,12 @@ def test_the_table_is_what_the_samples_say(runs):
 def test_strategies_side_by_side(runs):
     assert runs.strategies["code"] == 0, runs.strategies["err"]
     out = runs.folder / "strategies"
-    assert sorted(file.name for file in out.iterdir()) == ["results.json", "samples.jsonl", "scaling.png"]
+    assert sorted(file.name for file in out.iterdir()) == [
+        "results.json",
+        "samples.jsonl",
+        "scaling.png",
+        "scaling.svg",
+    ]
     results = json.loads((out / "results.json").read_text())
     by_name = collections.defaultdict(list)
     for row in samples_in(out):

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from s1jax.cli import results
 from s1jax.errors import UserError
+from s1jax.evaluation import results
 
 ROWS = [{"run": "no limit", "problem": problem, "attempt": 0, "answer": "5"} for problem in range(3)]
 

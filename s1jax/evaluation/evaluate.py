@@ -1,0 +1,296 @@
+"""`s1jax.evaluate`: measures strategies on a task into a folder, which a stopped evaluation resumes."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib.metadata
+import json
+import logging
+import os
+import pathlib
+import platform
+import secrets
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from s1jax.config.sampling import SamplingParams
+from s1jax.errors import UserError
+from s1jax.evaluation import metrics as metrics_lib
+from s1jax.evaluation import outcomes, plot, results, runner
+from s1jax.evaluation import strategies as strategies_lib
+from s1jax.evaluation.runner import Engine, Finished, Plan, Progress
+from s1jax.evaluation.strategies import Forcing, Strategy
+from s1jax.io import files, paths
+from s1jax.io import journal as journal_lib
+from s1jax.tasks import benchmarks
+from s1jax.tasks.task import Task
+from s1jax.text import chat, written
+
+if TYPE_CHECKING:
+    from s1jax.checkpoint.store import Metadata, Model
+    from s1jax.engine.description import Description
+
+_SCALES = (
+    "accuracy, error, interval (95 %, Wilson), control, cut, performance: %; scaling: percentage points per 1,000"
+    " thinking tokens; tokens, seconds_per_problem, dollars_per_problem: means over problems; seconds of a run: without"
+    " loading and compiling"
+)
+# These entered SamplingParams later than the first results. At their defaults they leave fingerprints alone.
+_LATER_PARAMS = ("repetition_penalty", "stop", "n")
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What an evaluation has found.
+
+    Attributes:
+      title: names model, task and number of problems.
+      runs: one a strategy, in their order.
+      metrics: the paper's figures of all runs, under `all`, and of each family of runs.
+      notes: sentences on what was ignored, defaulted or unusual.
+      folder: holds results.json, samples.jsonl, scaling.png and scaling.svg.
+    """
+
+    title: str
+    runs: tuple[metrics_lib.Run, ...]
+    metrics: Mapping[str, metrics_lib.Metrics]
+    notes: tuple[str, ...]
+    folder: pathlib.Path
+
+
+def evaluate(
+    engine: Engine,
+    task: Task | str,
+    strategies: Iterable[Strategy | str],
+    out: str | os.PathLike[str],
+    *,
+    params: SamplingParams | None = None,
+    name: str = "",
+    dollars_per_hour: float = 0.0,
+    allow_untrained: bool = False,
+    asked: Mapping[str, Any] | None = None,
+    on_note: Callable[[str], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Result:
+    """Answers every problem of a task once for each strategy, grades the answers, draws the curves.
+
+        engine = s1jax.Engine("runs/s1", slots=64)
+        result = s1jax.evaluate(engine, "problems.jsonl", ["none", "forcing:max=64", "forcing:waits=2"], "curve")
+        for run in result.runs:
+            print(run.name, run.accuracy, run.thinking_tokens)
+
+    The folder gets `samples.jsonl`, every answer; `results.json`, the table with all settings; `scaling.png` and
+    `scaling.svg`, accuracy against average thinking tokens. Samples are kept in a journal as they finish, so that the
+    same call resumes an evaluation that was stopped. The same call for a finished evaluation grades its answers again
+    if a reference or the grader has changed. `correct` is null if the comparison of an answer did not end.
+
+    Sample j of problem i of n has the seed `params.seed` + i + j n, in all runs.
+
+    Args:
+      engine: made from a checkpoint. With a `cache_length` that holds the longest sequence, all runs share one compiled
+        program.
+      task: a task, or what `s1jax.tasks.benchmarks.load` takes: the name of one, or a file of questions with answers.
+      strategies: one a run, or their texts, see `s1jax.evaluation.strategies`.
+      out: folder to write; may exist.
+      params: for what a strategy does not say itself; by default greedy, with the limits of the task.
+      name: of the model, for titles; by default that of the checkpoint.
+      dollars_per_hour: price of the machine; 0 leaves dollars out.
+      allow_untrained: allow instructions (token, step, class) that the checkpoint was not trained to follow.
+      asked: JSON values that results.json records as the settings. They identify the evaluation, together with the
+        weights, dtype and questions. By default the arguments of this call.
+      on_note: called with every note at once; by default it is logged as a warning.
+      on_progress: called while the evaluation goes on.
+
+    Returns:
+      runs with their figures.
+
+    Raises:
+      UserError: an argument makes no sense, a problem does not fit the model, the folder holds another evaluation, or
+        another process writes it.
+    """
+    begun = time.monotonic()
+    task = benchmarks.load(task) if isinstance(task, str) else task
+    params = _params(params, task)
+    chosen = strategies_lib.distinct(strategies, params.wait)
+    strategies_lib.check(chosen, params)
+    folder = paths.local(out, "out")
+    if engine.model is None:
+        raise UserError("this engine was made from weights alone; make it from a checkpoint to evaluate it.")
+    if not allow_untrained:
+        _check_trained(chosen, params.wait, strategies_lib.trained_for(engine.model.provenance))
+    notes: list[str] = []
+
+    def note(sentence: str) -> None:
+        notes.append(sentence)
+        (on_note or logging.getLogger(__name__).warning)(sentence)
+
+    for sentence in (*task.notes, *_written(engine.model, task, chosen, params.wait)):
+        note(sentence)
+    plan = Plan(task, params, chosen, [_questions(strategy, task, engine.model, params.wait) for strategy in chosen])
+    _make_folder(folder)
+    described = engine.describe()
+    if not described.weights:
+        note("the engine's weights come from no checkpoint, so a stopped evaluation cannot be resumed")
+    model = name or results.model_name(described.checkpoint) or "model"
+    asked = _asked(described, plan) if asked is None else asked
+    settings = {
+        "asked": asked,
+        "dtype": described.dtype,
+        "checkpoint": engine.model.provenance,
+        "step": described.step,
+        "weights": described.weights,
+    }
+    run = _fingerprint(asked, described, plan)
+    rows, names = plan.rows()
+    engine.check_rows(rows, params, names)
+    with files.named(folder), journal_lib.Journal(folder / "samples.journal", run) as journal:
+        earlier, there = results.read(folder, run, len(task.rows), journal.rows, settings)
+        partial = folder / "samples.jsonl.partial"
+        progress = on_progress or (lambda _: None)
+        finished = runner.run_all(engine, plan, journal, [*there, *journal.rows], partial, progress)
+        runs = _summaries(finished, params, dollars_per_hour)
+        metrics = {
+            family: metrics_lib.metrics(some) for family, some in ({"all": runs} | metrics_lib.families(runs)).items()
+        }
+        found = settings | {
+            "fingerprint": run,
+            "problems": len(task.rows),
+            "notes": list(task.notes),  # which rows of a folder, which revision of the hub
+            "grader": task.grader,
+            "runs": [metrics_lib.record(run) for run in runs],
+            "metrics": metrics,
+            "scales": _SCALES,
+            "seconds": round(time.monotonic() - begun, 1),
+            "dollars_per_hour": dollars_per_hour,
+            "batch_size": described.batch_size,
+            "model": model,
+            "task": task.title,
+            "versions": _versions(),
+            "machine": {"platform": platform.platform(), "cpus": os.cpu_count(), "devices": list(described.devices)},
+        }
+        # If nothing was left to sample, how and where it was sampled stays what it was.
+        found |= {name: earlier[name] for name in ("seconds", "batch_size", "machine") if name in earlier}
+        partial.rename(folder / "samples.jsonl")
+        files.write_text(folder / "results.json", json.dumps(found, indent=2) + "\n")
+        journal.remove()
+        title = f"{model} on {task.title}"
+        figure = plot.draw([plot.Evaluation(runs, params.wait)], title)
+        for file in ("scaling.png", "scaling.svg"):
+            plot.save(figure, folder / file)
+    idle = _never_forced(finished, params.wait)
+    if idle:
+        note(idle)
+    return Result(title, tuple(runs), metrics, tuple(notes), folder)
+
+
+def _params(given: SamplingParams | None, task: Task) -> SamplingParams:
+    if given is None:
+        return SamplingParams(max_thinking_tokens=task.max_thinking_tokens, max_answer_tokens=task.max_answer_tokens)
+    if not isinstance(given, SamplingParams):
+        raise UserError(f"params is {given!r:.80}; give SamplingParams, as in SamplingParams(temperature=0.6).")
+    if given.n > 1:
+        raise UserError(f"n is {given.n}, but an evaluation asks for its samples itself; write majority:{given.n}.")
+    return given
+
+
+def _check_trained(chosen: Sequence[Strategy], wait: str, trained: str) -> None:
+    """Raises if the instruction of a strategy is one that the checkpoint was not trained to follow."""
+    for strategy in chosen:
+        control = strategy.instruction.control if strategy.instruction else trained
+        if control != trained:
+            raise UserError(
+                f'"{strategy.name(wait)}" needs a checkpoint trained with config.data.control={control}, and this one'
+                f" was trained {f'with {trained}' if trained else 'without any'}; train one, or ask it all the same"
+                " with allow_untrained."
+            )
+
+
+def _written(about: Metadata | Model, task: Task, chosen: Sequence[Strategy], wait: str) -> list[str]:
+    """Returns a sentence on questions that hold special tokens as text, if there are any."""
+    waits = "\n".join(dict.fromkeys(s.forcing.wait or "" for s in chosen)) + f"\n{wait}"
+    texts = ((task.place(i), f"{row['question']}\n{row.get('system', '')}\n{waits}") for i, row in enumerate(task.rows))
+    return written.notes(about.tokenizer, about.chat, texts, "sent")
+
+
+def _questions(strategy: Strategy, task: Task, about: Metadata | Model, wait: str) -> list[str]:
+    """Returns the questions of the task with the instruction of a strategy."""
+    what = strategy.instruction
+    if what is None:
+        return [row["question"] for row in task.rows]
+    try:
+        return [
+            chat.instruct(about.tokenizer, about.chat, row["question"], what.control, what.amount) for row in task.rows
+        ]
+    except UserError as error:
+        raise UserError(f'"{strategy.name(wait)}": {error}') from error
+
+
+def _make_folder(folder: pathlib.Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise UserError(f"out: {folder} is a file; choose another folder.") from error
+
+
+def controls(params: SamplingParams) -> dict[str, Any]:
+    """Returns the sampling parameters as results.json records them among its settings.
+
+    `wait` has a place of its own there. Parameters that were added later are left out at their defaults, so that
+    evaluations which began before them can still be resumed.
+    """
+    values, defaults = dataclasses.asdict(params), dataclasses.asdict(SamplingParams())
+    values.pop("wait")
+    return {name: value for name, value in values.items() if name not in _LATER_PARAMS or value != defaults[name]}
+
+
+def _asked(described: Description, plan: Plan) -> dict[str, Any]:
+    return {
+        "checkpoint": described.checkpoint,
+        "task": plan.task.title,
+        "strategies": [plan.name(strategy) for strategy in plan.strategies],
+        "wait": plan.params.wait,
+        "cache_dtype": described.cache_dtype,
+        "weight_dtype": described.weight_dtype,
+        "controls": controls(plan.params),
+    }
+
+
+def _fingerprint(asked: Mapping[str, Any], described: Description, plan: Plan) -> str:
+    systems = [row.get("system", "") for row in plan.task.rows]
+    prompts = {"questions": plan.questions, **({"systems": systems} if any(systems) else {})}
+    weights = described.weights or secrets.token_hex()
+    return journal_lib.fingerprint({**asked, "dtype": described.dtype, "checkpoint": weights, **prompts})
+
+
+def _summaries(finished: Sequence[Finished], params: SamplingParams, dollars_per_hour: float) -> list[metrics_lib.Run]:
+    """Returns the line of each run in the table."""
+    plain = None
+    for run in finished:
+        if run.strategy == Strategy():
+            plain = [outcome.samples[0]["thinking_tokens"] for outcome in run.outcomes]
+    return [
+        outcomes.summarise(run.strategy, run.outcomes, params, run.seconds, dollars_per_hour, plain) for run in finished
+    ]
+
+
+def _never_forced(finished: Sequence[Finished], wait: str) -> str:
+    """Returns a sentence if some runs ask for budget forcing and it acted in none of them; else nothing."""
+    asking = [run for run in finished if run.strategy.forcing != Forcing()]
+    if not asking or any(run.forced for run in asking):
+        return ""
+    names = ", ".join(f'"{run.strategy.name(wait)}"' for run in asking)
+    return (
+        f"budget forcing never acted in {names}: no thinking was cut at a budget, none was extended; the budgets may be"
+        " above what the model thinks, or its thinking may never end before the limit"
+    )
+
+
+def _versions() -> dict[str, str]:
+    """Of Python and of the libraries that can change results, as far as they are installed."""
+    found = {"python": platform.python_version()}
+    for name in ("s1jax", "jax", "jaxlib", "flax", "numpy", "math-verify"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found

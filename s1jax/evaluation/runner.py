@@ -1,0 +1,238 @@
+"""Draws the samples of every run of an evaluation, with a verdict for each."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import io
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import IO, TYPE_CHECKING, Any, Protocol
+
+from s1jax.config.sampling import SamplingParams
+from s1jax.evaluation import metrics, outcomes, results
+from s1jax.evaluation.outcomes import Outcome
+from s1jax.evaluation.strategies import Strategy
+from s1jax.io import files
+from s1jax.io.journal import Journal
+from s1jax.tasks.task import Task
+
+if TYPE_CHECKING:
+    from s1jax.checkpoint.store import Metadata, Model
+    from s1jax.engine.description import Description
+
+Row = dict[str, Any]  # of JSON values
+# Finished sequences, tokens and thinking tokens so far.
+EngineProgress = Callable[[int, int, int], None]
+
+
+class Engine(Protocol):
+    """What an evaluation needs of an engine. `s1jax.Engine` has it; a stand-in may load its weights when it samples."""
+
+    @property
+    def model(self) -> Model | Metadata:
+        """Tokenizer, chat format and provenance of the checkpoint. An evaluation does not use its weights."""
+
+    def describe(self) -> Description:
+        """What the engine samples with, for results.json."""
+
+    def check_rows(self, rows: Sequence[Row], params: SamplingParams, names: Sequence[str], /) -> int:
+        """Raises a `UserError` for a row that cannot be sampled; returns the most tokens that one of them can need."""
+
+    def stream(
+        self, rows: Sequence[Row], params: SamplingParams, /, *, names: Sequence[str], progress: EngineProgress
+    ) -> Iterator[tuple[int, Row]]:
+        """Loads whatever is not loaded yet, then yields (place in `rows`, sample) as sequences finish."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Progress:
+    """How far an evaluation is.
+
+    Attributes:
+      run: number of the present run, from 0.
+      num_runs: number of runs.
+      name: of the present run.
+      done: answered problems, over all runs.
+      total: problems, over all runs.
+      tokens_per_second: of the present run; None before its first tokens.
+      thinking_share: share of thinking in its tokens, 0 to 1; None likewise.
+      accuracy: of the run in percent, once it is complete; None before.
+    """
+
+    run: int
+    num_runs: int
+    name: str
+    done: int
+    total: int
+    tokens_per_second: float | None = None
+    thinking_share: float | None = None
+    accuracy: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What an evaluation samples.
+
+    Attributes:
+      task: the problems.
+      params: sampling parameters that hold for all runs.
+      strategies: one a run.
+      questions: of each run, one a problem, with the instruction of its strategy.
+    """
+
+    task: Task
+    params: SamplingParams
+    strategies: Sequence[Strategy]
+    questions: Sequence[Sequence[str]]
+
+    def name(self, strategy: Strategy) -> str:
+        """What the run of a strategy is called."""
+        return strategy.name(self.params.wait)
+
+    def rows(self) -> tuple[list[Row], list[str]]:
+        """Returns a prompt row for each problem of each run, and what messages call it."""
+        settings = dataclasses.asdict(self.params)
+        rows, names = [], []
+        for strategy, questions in zip(self.strategies, self.questions, strict=True):
+            for i, (row, question) in enumerate(zip(self.task.rows, questions, strict=True)):
+                rows.append(strategy.row(row, question, 0, settings))
+                names.append(f'"{self.name(strategy)}", {self.task.place(i)}')
+        return rows, names
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """A run whose problems are all answered.
+
+    Attributes:
+      strategy: of the run.
+      outcomes: one a problem.
+      seconds: wall-clock time of sampling, without loading and compiling.
+      forced: samples whose thinking budget forcing cut or extended, as the strategy asks.
+    """
+
+    strategy: Strategy
+    outcomes: list[Outcome]
+    seconds: float
+    forced: int
+
+
+def run_all(
+    engine: Engine,
+    plan: Plan,
+    journal: Journal,
+    there: Sequence[Mapping[str, Any]],
+    file: str | os.PathLike[str],
+    on_progress: Callable[[Progress], None],
+) -> list[Finished]:
+    """Makes every run and writes its samples with their verdicts to a file.
+
+    Args:
+      engine: samples.
+      plan: what to sample.
+      journal: gets every sample at once.
+      there: samples of an earlier process, which are not drawn again.
+      file: JSONL file to write.
+      on_progress: called at the start and the end of a run, and whenever the engine reports.
+    """
+    from s1jax import perf  # needs jax, which the engine has loaded
+
+    count = len(plan.task.rows)
+    kept: dict[str, list[Row]] = collections.defaultdict(list)
+    # The same sample may be in samples.jsonl and in a journal that a killed process could not remove.
+    for record in {results.key(row): row for row in there}.values():
+        kept[record["run"]].append({name: value for name, value in record.items() if name != "fingerprint"})
+    finished = []
+    with perf.clock() as clock, io.TextIOWrapper(files.create(file), encoding="utf-8") as stream:
+        for number, strategy in enumerate(plan.strategies):
+            start = Progress(
+                number, len(plan.strategies), plan.name(strategy), number * count, len(plan.strategies) * count
+            )
+            on_progress(start)
+            rows = kept.pop(start.name, [])
+            _sample(engine, plan, number, journal, rows, start, on_progress, clock)
+            finished.append(_grade(plan.task, strategy, rows, stream))
+            accuracy, _ = metrics.accuracy([outcome.right for outcome in finished[-1].outcomes])
+            on_progress(dataclasses.replace(start, done=start.done + count, accuracy=accuracy))
+    return finished
+
+
+def _sample(
+    engine: Engine,
+    plan: Plan,
+    number: int,
+    journal: Journal,
+    rows: list[Row],
+    start: Progress,
+    on_progress: Callable[[Progress], None],
+    clock: Callable[[], float],
+) -> None:
+    """Draws what run `number` still needs; adds it to `rows` and to the journal.
+
+    The `seconds` of a sample are those since the sample before it. They do not depend on which run is first: the engine
+    loads before they begin, and `clock` stands still while programs are compiled. A strategy that looks at its samples
+    before it asks for more is asked again when all that it asked for are there.
+    """
+    task, strategy = plan.task, plan.strategies[number]
+    settings = dataclasses.asdict(plan.params)
+    while wanted := outcomes.wanted(strategy, task, plan.questions[number], settings, rows):
+        meter = _Meter(start, len(task.rows), [place.problem for place in wanted], on_progress, clock)
+        names = [task.place(place.problem) for place in wanted]
+        stream = engine.stream([place.row for place in wanted], plan.params, names=names, progress=meter.report)
+        meter.begun = last = clock()
+        for index, output in stream:
+            now, place = clock(), wanted[index]
+            own = {"run": start.name, "problem": place.problem, "attempt": place.attempt, "seconds": now - last}
+            rows.append({**output, **own})
+            journal.append(rows[-1])
+            last = now
+            meter.finish(place.problem)
+
+
+class _Meter:
+    """Turns what the engine reports while it samples into the progress of the evaluation."""
+
+    def __init__(
+        self,
+        start: Progress,
+        count: int,
+        wanted: Sequence[int],
+        on_progress: Callable[[Progress], None],
+        clock: Callable[[], float],
+    ):
+        """Takes the number of problems and, for each sample that is wanted, the number of its problem."""
+        self.begun = 0.0
+        self._start, self._count, self._on_progress, self._clock = start, count, on_progress, clock
+        self._left = collections.Counter(wanted)
+
+    def finish(self, problem: int) -> None:
+        """Counts a sample of `problem`."""
+        self._left[problem] -= 1
+        if not self._left[problem]:
+            del self._left[problem]
+
+    def report(self, _: int, tokens: int, thinking: int) -> None:
+        """Is called by the engine, see `EngineProgress`."""
+        done = self._start.done + self._count - len(self._left)
+        speed = tokens / max(self._clock() - self.begun, 1e-9)
+        share = thinking / tokens if tokens else None
+        self._on_progress(dataclasses.replace(self._start, done=done, tokens_per_second=speed, thinking_share=share))
+
+
+def _grade(task: Task, strategy: Strategy, rows: Sequence[Row], stream: IO[str]) -> Finished:
+    """Grades the samples of a run, and writes them with their verdicts to `stream`."""
+    problems: list[list[Row]] = [[] for _ in task.rows]
+    for row in sorted(rows, key=lambda row: (row["problem"], row["attempt"])):
+        problems[row["problem"]].append(row)
+    found = [outcomes.settle(strategy, task, *pair) for pair in zip(task.rows, problems, strict=True)]
+    for given, outcome, samples in zip(task.rows, found, problems, strict=True):
+        # The references are those that the verdicts are by, which may be newer than the samples.
+        own = {key: value for key, value in given.items() if key != "question"}
+        for i, sample in enumerate(samples):
+            verdict = {"correct": outcome.correct[i], "chosen": i == outcome.chosen, "mark": outcome.marks[i]}
+            stream.write(json.dumps({**sample, **own, **verdict}, ensure_ascii=False) + "\n")
+    stream.flush()
+    forced = sum(strategy.forcing.acted(row) for row in rows)
+    return Finished(strategy, found, sum(row["seconds"] for row in rows), forced)
