@@ -3,57 +3,61 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
 
 from s1jax.cli import terminal
-from s1jax.evaluation import metrics as metrics_lib
+from s1jax.evaluation.metrics import Metrics, Run
+
+_FAMILIES = {"all": "all runs", "budgets": "budgets only", "waits": "waits only"}
 
 
-def show(runs: list[metrics_lib.Run], metrics: Mapping[str, metrics_lib.Metrics], title: str) -> None:
-    """Prints the runs and the paper's three figures for each of their curves."""
-    table = Table(title=terminal.safe(title))
-    table.add_column("run")
-    for heading in (
-        "accuracy % (95 %)",
-        "thinking",
-        "answer",
-        "all tokens",
-        "samples",
-        "cut %",
-        "Control %",
-        "s",
-        "USD",
-    ):
-        table.add_column(heading, justify="right")
-    for run in runs:
-        table.add_row(
-            terminal.safe(run.name), "{:.1f} ({:.1f} to {:.1f})".format(run.accuracy, *run.interval),
-            f"{run.thinking_tokens:.1f}", f"{run.answer_tokens:.1f}",
-            f"{run.total_tokens:.1f}", f"{run.samples:.3g}", f"{run.cut:.0f}",
-            _figure(run.control, ".0f"), f"{run.seconds / run.problems:.3g}", _figure(run.dollars, ".2g"),
-        )  # fmt: skip
+def show(runs: Sequence[Run], metrics: Mapping[str, Metrics], title: str) -> None:
+    """Prints the runs, then the paper's figures for each of their curves; columns without a figure are left out."""
+    lines = [
+        {
+            "run": terminal.safe(run.name),
+            "accuracy\n% (95 %)": "{:.1f} ({:.1f} to {:.1f})".format(run.accuracy, *run.interval),
+            "thinking\ntokens": f"{run.thinking_tokens:.1f}",
+            "answer\ntokens": f"{run.answer_tokens:.1f}",
+            "all\ntokens": f"{run.total_tokens:.1f}",
+            "samples": f"{run.samples:.3g}",
+            "cut\n%": f"{run.cut:.0f}",
+            "Control\n%": _figure(run.control, ".0f"),
+            "time\ns": f"{run.seconds / run.problems:.3g}",
+            "cost\nUSD": _figure(run.dollars, ".2g"),
+        }
+        for run in runs
+    ]
+    figures = [
+        {
+            "runs": _FAMILIES.get(family, terminal.safe(family)),
+            "Control\n% of problems": _figure(values["control"], ".1f"),
+            "Control\n% of runs": _figure(values["control_of_runs"], ".1f"),
+            "Scaling\npoints per 1,000 tokens": _figure(values["scaling"], ".1f"),
+            "Performance\n%": _figure(values["performance"], ".1f"),
+        }
+        for family, values in metrics.items()
+    ]
     undecided = [f"{run.undecided} of {run.problems} in {terminal.safe(run.name)}" for run in runs if run.undecided]
     note = f"undecided answers, counted as not right: {', '.join(undecided)}. " if undecided else ""
-    figures = Table(
-        caption=f"{note}95 %: Wilson interval of the accuracy; tokens, samples, s (seconds) and USD of a problem;"
-        " Control also of the runs' means"
-    )
-    for heading in ("", "Control %", "of runs %", "Scaling (points per 1,000 tokens)", "Performance %"):
-        figures.add_column(heading, justify="right" if heading else "left")
-    names = {"all": "all runs", "budgets": "budgets only", "waits": "waits only"}
-    for family, values in metrics.items():
-        figures.add_row(
-            names.get(family, terminal.safe(family)),
-            *(
-                _figure(value, ".1f")
-                for value in (values["control"], values["control_of_runs"], values["scaling"], values["performance"])
-            ),
-        )
     console = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 120)
-    console.print(table, figures)
+    console.print(_table(lines, title=terminal.safe(title)))
+    console.print(_table(figures))
+    print(f"{note}95 %: Wilson interval of the accuracy. Tokens, samples, time and cost are means of a problem.")
+
+
+def _table(lines: Sequence[Mapping[str, str]], title: str | None = None) -> Table:
+    """Makes a table of the columns that have a figure; the first column holds names."""
+    table = Table(title=title)
+    names = [name for name in lines[0] if any(line[name] != "-" for line in lines)]
+    for i, name in enumerate(names):
+        table.add_column(name, justify="right" if i else "left", no_wrap=bool(i))
+    for line in lines:
+        table.add_row(*(line[name] for name in names))
+    return table
 
 
 def _figure(value: float | None, form: str) -> str:

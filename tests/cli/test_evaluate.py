@@ -1,6 +1,7 @@
 """`python -m launch.evaluate` from the outside: what it writes, and what it says to wrong input."""
 
 import collections
+import dataclasses
 import itertools
 import json
 import pathlib
@@ -402,6 +403,20 @@ def test_the_table_shows_names_as_they_are(capsys):
     table.show([run], {"all": metrics.metrics([run])}, "[red] on countdown")
     shown = capsys.readouterr().out
     assert "[/b] :100: x1" in shown and "[red] on countdown" in shown
+
+
+def test_the_table_has_no_empty_columns(capsys):
+    run = metrics.Run(
+        name="no limit", label="", families=("waits",), parallel=False, problems=1, accuracy=0, error=0,
+        thinking_tokens=0, answer_tokens=0, total_tokens=0, samples=1, control=None, in_range=None, cut=0, seconds=0,
+    )  # fmt: skip
+    table.show([run], {"all": metrics.metrics([run])}, "a model on a task")
+    shown = capsys.readouterr().out
+    assert not any(word in shown for word in ("USD", "Control", "Scaling")) and " - " not in shown
+    asked = dataclasses.replace(run, control=50.0, in_range=True, dollars=0.01)
+    table.show([run, asked], {"all": metrics.metrics([run, asked])}, "a model on a task")
+    shown = capsys.readouterr().out
+    assert all(word in shown for word in ("USD", "Control", "% of runs", "tokens", "Performance")) and " - " in shown
 
 
 def test_the_command_line_itself():
