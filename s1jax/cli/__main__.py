@@ -13,11 +13,13 @@ COMMANDS = {
     "train": "fine-tune or pretrain a decoder; the same command again resumes the run",
     "sample": "answer prompts under a thinking budget",
     "evaluate": "measure accuracy against thinking tokens, and draw the curve",
+    "plot": "draw the curves of several evaluations on one picture",
     "convert": "import and export Hugging Face and GGUF checkpoints",
     "plan": "estimate memory and time of a training run on hardware that you do not have",
     "lm_eval": "run EleutherAI's lm-evaluation-harness with the model s1jax",
 }
 _CONFIG_FLAG = {"train": "config", "plan": "config"}
+_POSITIONAL = ("plot",)  # commands with arguments that are not flags
 
 
 def start(name: str) -> None:
@@ -25,7 +27,7 @@ def start(name: str) -> None:
     module = importlib.import_module(f"s1jax.cli.{name}")
     if name == "lm_eval":  # the flags are the harness's own
         sys.exit(command.leave(command.guarded(module.main)))
-    command.run(module.main, _CONFIG_FLAG.get(name, ""))
+    command.run(module.main, _CONFIG_FLAG.get(name, ""), name in _POSITIONAL)
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import gc
 import os
 import pathlib
@@ -36,12 +37,13 @@ _FILES = 4096  # open at one time
 _CONFIG_FILE = "Error whilst parsing config file"  # how config_flags introduces what a config file raised
 
 
-def run(main: Callable[[], int | None], config_flag: str = "") -> None:
+def run(main: Callable[..., int | None], config_flag: str = "", positional: bool = False) -> None:
     """Parses the flags, runs `main` and exits with what it returns (None: 0).
 
     Args:
       main: reads its flags itself; raises `UserError` for whatever the user can correct.
       config_flag: name of the `config_flags` file flag, whose own errors are told apart in the message.
+      positional: hand `main` a list of the arguments that are not flags, instead of refusing them.
 
     Exits with `BAD_INPUT` after printing `error: <sentence>` to stderr for an UserError, a flag that does not parse,
     a broken config file, a path that may not be read or written, a full disk or memory; no traceback. With
@@ -59,7 +61,10 @@ def run(main: Callable[[], int | None], config_flag: str = "") -> None:
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     # Importing and tracing make many objects that stay: looking for garbage among them took 0.35 of 4 s (first_id).
     gc.set_threshold(100_000)
-    app.run(lambda _: leave(_ended(main)), flags_parser=lambda argv: _parse(argv, config_flag))
+    app.run(
+        lambda argv: leave(_ended(functools.partial(main, argv[1:]) if positional else main)),
+        flags_parser=lambda argv: _parse(argv, config_flag, positional),
+    )
 
 
 def leave(code: int | None) -> int | None:
@@ -151,7 +156,7 @@ def _raise_file_limit() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
-def _parse(argv: Sequence[str], config_flag: str) -> list[str]:
+def _parse(argv: Sequence[str], config_flag: str, positional: bool) -> list[str]:
     try:
         rest = flags.FLAGS(list(argv))
         if config_flag:  # a file that could not be read is reported at the first use only
@@ -183,7 +188,7 @@ def _parse(argv: Sequence[str], config_flag: str) -> list[str]:
         sys.exit(fail(f"{wrong} is not a setting of {file}; see s1jax/config/experiment.py for those there are."))
     if flags.FLAGS["verbosity"].using_default_value:
         logging.set_verbosity(logging.FATAL)  # Orbax logs every file it writes, and errors that it raises as well
-    if len(rest) > 1:
+    if len(rest) > 1 and not positional:
         sys.exit(fail(f"{rest[1]!r} is no flag; every argument is --name=value, --helpfull lists them."))
     return rest
 

@@ -134,7 +134,7 @@ def evaluate(folder: pathlib.Path, chosen: Sequence[Strategy], task: Task, param
             allow_untrained=_UNTRAINED.value, asked=_asked(params), on_note=note, on_progress=report,
         )  # fmt: skip
     table.show(list(result.runs), result.metrics, result.title)
-    print(f"wrote results.json, samples.jsonl, scaling.png and scaling.svg to {_OUT.value}")
+    print(f"wrote {', '.join(result.files[:-1])} and {result.files[-1]} to {_OUT.value}")
 
 
 class LazyEngine:

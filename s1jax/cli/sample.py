@@ -247,7 +247,8 @@ def _answer(controls: SamplingParams) -> None:
     console.print()
     seconds, output = time.monotonic() - begun, piece.output or {}
     print(
-        f"{output['thinking_tokens']} thinking tokens ({output['thinking_end']}, {output['waits']} waits),"
+        f"{output['thinking_tokens']} thinking tokens ({output['thinking_end']}, {output['waits']}"
+        f" wait{'' if output['waits'] == 1 else 's'}),"
         f" {output['answer_tokens']} of answer ({output['answer_end']}), {seconds:.1f} s",
         file=sys.stderr,
     )

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from s1jax.config.sampling import SamplingParams
-from s1jax.errors import UserError
+from s1jax.errors import MissingPackageError, UserError
 from s1jax.evaluation import metrics as metrics_lib
 from s1jax.evaluation import outcomes, plot, results, runner
 from s1jax.evaluation import strategies as strategies_lib
@@ -50,7 +50,8 @@ class Result:
       runs: one a strategy, in their order.
       metrics: the paper's figures of all runs, under `all`, and of each family of runs.
       notes: sentences on what was ignored, defaulted or unusual.
-      folder: holds results.json, samples.jsonl, scaling.png and scaling.svg.
+      folder: holds what was written.
+      files: names in it: results.json and samples.jsonl, with matplotlib also scaling.png and scaling.svg.
     """
 
     title: str
@@ -58,6 +59,7 @@ class Result:
     metrics: Mapping[str, metrics_lib.Metrics]
     notes: tuple[str, ...]
     folder: pathlib.Path
+    files: tuple[str, ...]
 
 
 def evaluate(
@@ -176,13 +178,19 @@ def evaluate(
         files.write_text(folder / "results.json", json.dumps(found, indent=2) + "\n")
         journal.remove()
         title = f"{model} on {task.title}"
-        figure = plot.draw([plot.Evaluation(runs, params.wait)], title)
-        for file in ("scaling.png", "scaling.svg"):
-            plot.save(figure, folder / file)
+        try:
+            figure = plot.draw([plot.Evaluation(runs, params.wait)], title)
+        except MissingPackageError as error:
+            pictures: tuple[str, ...] = ()
+            note(f"{error} The same call then draws it without sampling again.")
+        else:
+            pictures = ("scaling.png", "scaling.svg")
+        for picture in pictures:
+            plot.save(figure, folder / picture)
     idle = _never_forced(finished, params.wait)
     if idle:
         note(idle)
-    return Result(title, tuple(runs), metrics, tuple(notes), folder)
+    return Result(title, tuple(runs), metrics, tuple(notes), folder, ("results.json", "samples.jsonl", *pictures))
 
 
 def _params(given: SamplingParams | None, task: Task) -> SamplingParams:

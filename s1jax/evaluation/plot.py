@@ -129,6 +129,20 @@ def draw(evaluations: Sequence[Evaluation], title: str) -> Figure:
     return figure
 
 
+def check_name(path: str | os.PathLike[str]) -> str:
+    """Returns the format of a picture, by the end of its file's name.
+
+    Raises:
+      UserError: it is none of .png, .svg and .pdf.
+    """
+    kind = pathlib.Path(path).suffix.lower().removeprefix(".")
+    if kind not in _WITHOUT_DATE:
+        raise UserError(
+            f"{path}: a picture is written as .{', .'.join(_WITHOUT_DATE)}; give its name one of these ends."
+        )
+    return kind
+
+
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     """Writes a figure as PNG, SVG or PDF, by the end of the file's name. The file appears whole or not at all.
 
@@ -137,11 +151,7 @@ def save(figure: Figure, path: str | os.PathLike[str]) -> None:
     """
     import matplotlib
 
-    kind = pathlib.Path(path).suffix.lower().removeprefix(".")
-    if kind not in _WITHOUT_DATE:
-        raise UserError(
-            f"{path}: a picture is written as .{', .'.join(_WITHOUT_DATE)}; give its name one of these ends."
-        )
+    kind = check_name(path)
     # The same runs give the same file.
     with matplotlib.rc_context({"svg.hashsalt": "s1jax"}), files.replace(path) as file:
         figure.savefig(file, format=kind, metadata=_WITHOUT_DATE[kind])

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import collections
-import dataclasses
 import json
-import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from s1jax.config.schema import shown
 from s1jax.errors import UserError
-from s1jax.evaluation import metrics
-from s1jax.evaluation.plot import Evaluation
 
 
 def read(
@@ -88,75 +83,6 @@ def _settings(results: Mapping[str, Any]) -> dict[str, Any]:
     # The dtype in use: the setting may be empty.
     found = asked | (dict(controls) if isinstance(controls, Mapping) else {}) | {"dtype": results.get("dtype")}
     return json.loads(json.dumps(found))  # tuples become lists, as in the file
-
-
-@dataclasses.dataclass(frozen=True)
-class _Loaded:
-    """What a plot needs of a results.json."""
-
-    file: pathlib.Path
-    runs: list[metrics.Run]
-    wait: str
-    model: str
-    checkpoint: str
-    task: str
-
-
-def for_plot(paths: Sequence[str | os.PathLike[str]]) -> tuple[list[Evaluation], str]:
-    """Reads results for a picture.
-
-    An evaluation is called by its checkpoint's name. Two with the same name are called by the checkpoint's path, or
-    else by their folder. If the tasks differ, the task follows.
-
-    Args:
-      paths: of files results.json, or of their folders; at least one.
-
-    Returns:
-      the evaluations in this order, and the title of the picture.
-
-    Raises:
-      UserError: a file does not exist, is not the results of an evaluation, or is named twice.
-    """
-    found = [_load(pathlib.Path(path)) for path in paths]
-    for real, count in collections.Counter(os.path.realpath(each.file) for each in found).items():
-        if count > 1:
-            raise UserError(f"{real} is given {count} times; give it once.")
-    tasks = {each.task for each in found}
-    if len(found) == 1:
-        (one,) = found
-        return [Evaluation(one.runs, one.wait)], f"{one.model} on {one.task}"
-    for names in (
-        [each.model for each in found],
-        [each.checkpoint for each in found],
-        [os.fspath(each.file.parent) for each in found],
-        [os.fspath(each.file) for each in found],
-    ):
-        if len(tasks) > 1:
-            names = [f"{name} on {each.task}" for name, each in zip(names, found, strict=True)]
-        if len(set(names)) == len(names):
-            break
-    evaluations = [Evaluation(each.runs, each.wait, name) for name, each in zip(names, found, strict=True)]
-    return evaluations, tasks.pop() if len(tasks) == 1 else f"{len(tasks)} tasks"
-
-
-def _load(path: pathlib.Path) -> _Loaded:
-    file = path / "results.json" if path.is_dir() else path
-    if not file.exists():
-        raise UserError(f"{file} does not exist; give the results.json of an evaluation, or its folder.")
-    try:
-        found = json.loads(file.read_bytes())
-        asked, runs = found["asked"], [metrics.from_record(run) for run in found["runs"]]
-        # Results of earlier versions name neither model nor task.
-        model = found.get("model") or model_name(asked["checkpoint"])
-        task = found.get("task") or f"{asked['task']}, {found['problems']} problems"
-        loaded = _Loaded(file, runs, asked["wait"], model, asked["checkpoint"], task)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{file} is not the results.json of an evaluation ({type(error).__name__}: {error}); give another file."
-        ) from None
-    if not runs:
-        raise UserError(f"{file} has no runs; give the results of an evaluation that has some.")
-    return loaded
 
 
 def model_name(checkpoint: str) -> str:

@@ -2,6 +2,7 @@
 
 import collections
 import json
+import sys
 import time
 import types
 
@@ -199,6 +200,15 @@ def test_wrong_arguments_are_refused_before_anything_is_written(tmp_path, more, 
     engine.model = None
     with pytest.raises(UserError, match="made from weights alone"):
         evaluate(engine, **given)
+
+
+def test_without_matplotlib_nothing_but_the_pictures_is_missing(tmp_path, monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
+    result = evaluate(StandIn(), TASK, ["none"], tmp_path)
+    assert result.files == ("results.json", "samples.jsonl") == tuple(sorted(f.name for f in tmp_path.iterdir()))
+    assert len(result.notes) == 1 and "matplotlib, which is not installed" in result.notes[0]
+    assert result.notes[0].endswith("The same call then draws it without sampling again.")
 
 
 def test_every_row_is_checked_by_the_name_of_its_run(tmp_path):
