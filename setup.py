@@ -21,6 +21,7 @@ FEATURES = {
     "eval": ["math-verify", "pyarrow"],
 }
 ALL = sorted({requirement for requirements in FEATURES.values() for requirement in requirements})
+WANDB = ["wandb"]
 HARNESS = ["lm_eval>=0.4.13"]
 DOCS = ["mkdocs-material", "mkdocstrings[python]"]
 
@@ -87,6 +88,8 @@ setup(
         **FEATURES,
         # The features above. A device is chosen beside it: s1jax[all,cuda].
         "all": ALL,
+        # Training curves in Weights & Biases (config.log.wandb). Not in `all`, because it is a service.
+        "wandb": WANDB,
         # s1jax lm_eval: tasks of EleutherAI's harness. Not in `all`, because it brings dozens of packages (no torch).
         "harness": HARNESS,
         # Devices.

@@ -22,9 +22,9 @@ def extras():
     """Extra -> names of its packages, as setup.py has them."""
     found = {}
     for node in ast.parse((ROOT / "setup.py").read_text()).body:
-        if isinstance(node, ast.Assign) and node.targets[0].id in ("FEATURES", "HARNESS"):
+        if isinstance(node, ast.Assign) and node.targets[0].id in ("FEATURES", "HARNESS", "WANDB"):
             value = ast.literal_eval(node.value)
-            found |= value if isinstance(value, dict) else {"harness": value}
+            found |= value if isinstance(value, dict) else {node.targets[0].id.lower(): value}
     return {extra: {re.split("[>=<]", requirement)[0] for requirement in some} for extra, some in found.items()}
 
 

@@ -233,7 +233,9 @@ class Checkpointer:
             self._pool.shutdown()
             self._held.close()
 
-    def save(self, step: int, params: Any, optimizer: Any, progress: dict[str, Any]) -> None:
+    def save(
+        self, step: int, params: Any, optimizer: Any, progress: dict[str, Any], *, protect: int | None = None
+    ) -> None:
         """Copies the state to the host and writes it in the background; waits for an earlier save first.
 
         Args:
@@ -241,6 +243,7 @@ class Checkpointer:
           params: the weights.
           optimizer: tree of arrays that training needs besides them.
           progress: JSON values joined to the provenance, such as the step and the loss.
+          protect: a step whose checkpoint is not removed, however many newer ones there are.
 
         Raises:
           UserError: where the disk is full, for this save or the one before.
@@ -268,7 +271,7 @@ class Checkpointer:
                 parts = [ocp.save_async(self._plain(step) / name, tree) for name, tree in trees_of.items()]
         # Without the arrays, whose memory the next step takes.
         wanted = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), trees_of)
-        self._pending = self._pool.submit(self._finish, step, parts, wanted, first)
+        self._pending = self._pool.submit(self._finish, step, parts, wanted, first, protect)
 
     def wait(self) -> None:
         """Returns when everything saved so far is on the disk.
@@ -317,7 +320,7 @@ class Checkpointer:
             self._safe = self._held.enter_context(paths.plain(self._workdir))
         return step_folder(self._safe, step)
 
-    def _finish(self, step: int, parts: list[Any], wanted: dict[str, Any], first: bool) -> None:
+    def _finish(self, step: int, parts: list[Any], wanted: dict[str, Any], first: bool, protect: int | None) -> None:
         folder = step_folder(self._workdir, step)
         with disk_errors(folder):
             for part in parts:
@@ -329,7 +332,7 @@ class Checkpointer:
             digests.write(folder)
             kept = finished_steps(self._workdir)[-self._keep :]
             for old in locate.all_steps(self._workdir):
-                if old < kept[-1] and old not in kept:
+                if old < kept[-1] and old not in kept and old != protect:
                     locate.remove(step_folder(self._workdir, old))  # or after the next save, where it is being read
 
 

@@ -103,6 +103,7 @@ class _Display:
         self._shown, self._held = shown, contextlib.ExitStack()
         self._bar: progress.Bar
         self._asked: Callable[[int], bool]
+        self._validation = ""
 
     def __enter__(self) -> _Display:
         return self
@@ -126,7 +127,9 @@ class _Display:
         self._bar.phase(words)
 
     def step(self, record: Record) -> None:
-        detail = f"loss {record['loss']:.4f}  {record['tokens_per_second']:,.0f} tokens/s"
+        if "validation_loss" in record:
+            self._validation = f"  validation loss {record['validation_loss']:.4f}"
+        detail = f"loss {record['loss']:.4f}{self._validation}  {record['tokens_per_second']:,.0f} tokens/s"
         if record["dollars"]:
             detail += f"  {record['dollars']:,.2f} USD so far, {record['dollars_to_go']:,.2f} to go"
         self._bar.update(record["step"], detail)
@@ -151,6 +154,12 @@ def _print_summary(summary: Summary, workdir: pathlib.Path) -> None:
         return
     print(f"{verb} step {summary['steps']} in {summary['seconds']:.0f} s; the checkpoint is {workdir}")
     print(f"  loss              {summary['first_loss']:.4f} -> {summary['last_loss']:.4f}")
+    if "validation_loss" in summary:
+        print(f"  validation loss   {summary['validation_loss']:.4f}")
+    if "best_checkpoint" in summary:
+        print(
+            f"  best checkpoint   {summary['best_checkpoint']} (validation loss {summary['best_validation_loss']:.4f})"
+        )
     print(f"  tokens            {summary['tokens']:,}, of them supervised {summary['supervised_tokens']:,}")
     print(
         f"  tokens per second {summary['tokens_per_second']:,.0f}, supervised "

@@ -30,6 +30,10 @@ class DataConfig:
       control: instruction that every question gets (`s1jax.data.conditional`): `token` and `step` bound the thinking
         tokens or steps, `class` asks for short or long thinking; empty: none.
       seed: of the rows' order and, for generated sources, of the rows.
+      validation: rows for `validation_loss`. A number such as `50` or a share such as `0.05` (rounded up) holds so many
+        rows of the source out of training; which ones is a function of the seed. The name of a split such as
+        `validation` takes that split of the source's folder. Anything else is a file or folder of rows; of a folder,
+        the split validation is taken, or else test or train. Empty: no validation.
     """
 
     source: str = "countdown"
@@ -41,11 +45,30 @@ class DataConfig:
     too_long: Literal["error", "drop", "truncate"] = "error"
     control: Literal["", "token", "step", "class"] = ""
     seed: int = 0
+    validation: str = ""
 
     def __post_init__(self) -> None:
+        held_out(self.validation)
         require(bool(self.source.strip()), f"data.source is {self.source!r}; name a source or a file of rows.")
         require(self.block_size > 1, f"data.block_size is {self.block_size}; it must be at least 2.")
         require(self.num_rows >= 0, f"data.num_rows is {self.num_rows}; give 0 for all rows.")
+
+
+def held_out(validation: str) -> int | float | None:
+    """Returns the number or the share of rows that `DataConfig.validation` holds out; None where it names rows.
+
+    Raises:
+      UserError: for a number that is not whole and positive, and a share that is not between 0 and 1.
+    """
+    try:
+        value = float(validation)
+    except ValueError:
+        return None
+    require(
+        0 < value < 1 or (value >= 1 and validation.strip().isdecimal()),
+        f"data.validation is {validation}; give a number of rows such as 50, a share of them such as 0.05, or a file.",
+    )
+    return value if value < 1 else int(validation)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +136,8 @@ class TrainConfig:
       mlp_parts: parts of the MLP's hidden width that are computed one after the other: less memory for long rows, no
         more operations with remat `full`.
       loss_chunk: tokens whose logits exist at one time.
+      validate_every: steps between two measurements of the loss on data.validation; 0: only after the last step, where
+        it is always measured.
     """
 
     batch_size: int = 16
@@ -126,10 +151,11 @@ class TrainConfig:
     attention: Literal["auto", "xla", "chunked", "splash", "cudnn", "flash"] = "xla"
     mlp_parts: int = 1
     loss_chunk: int = 1024
+    validate_every: int = 100
 
     def __post_init__(self) -> None:
         at_least(1, "train.", self, "accumulation", "mlp_parts", "loss_chunk")
-        at_least(0, "train.", self, "batch_size", "batch_tokens", "steps", "epochs")
+        at_least(0, "train.", self, "batch_size", "batch_tokens", "steps", "epochs", "validate_every")
         require(
             bool(self.batch_size) != bool(self.batch_tokens),
             f"train.batch_size is {self.batch_size} and train.batch_tokens is {self.batch_tokens}; give exactly one of"
@@ -151,10 +177,18 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointConfig:
-    """Saves every `every` steps (0: only at the end) and keeps the newest `keep` of them."""
+    """When a run saves its state, and what it keeps.
+
+    Attributes:
+      every: steps between two checkpoints; 0: only after the last step, where one is always saved.
+      keep: number of the newest checkpoints that are kept.
+      best: with data.validation, also save each step whose validation loss is the lowest so far, and keep the best such
+        checkpoint besides the newest ones.
+    """
 
     every: int = 100
     keep: int = 2
+    best: bool = True
 
     def __post_init__(self) -> None:
         at_least(0, "checkpoint.", self, "every")
@@ -169,6 +203,20 @@ class CostConfig:
 
     def __post_init__(self) -> None:
         from_zero("cost.", self, "per_device_hour")
+
+
+@dataclasses.dataclass(frozen=True)
+class LogConfig:
+    """Where the numbers of metrics.jsonl are written as well.
+
+    Attributes:
+      tensorboard: event files in WORKDIR/tensorboard.
+      wandb: project of Weights & Biases; empty: none. A resumed run goes on under its id, which WORKDIR/wandb.json
+        keeps. The package wandb reads its own settings, such as WANDB_MODE=offline.
+    """
+
+    tensorboard: bool = True
+    wandb: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,6 +258,7 @@ class Experiment:
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     cost: CostConfig = CostConfig()
+    log: LogConfig = LogConfig()
 
     def __post_init__(self) -> None:
         require(
@@ -253,6 +302,9 @@ def unused(experiment: Experiment) -> list[str]:
         )
     if train.steps:
         say(train, "epochs", "train.", f"config.train.steps={train.steps} says how long the run is")
+    if not data.validation:
+        say(train, "validate_every", "train.", "config.data.validation names no rows")
+        say(experiment.checkpoint, "best", "checkpoint.", "config.data.validation names no rows")
     if data.source in ("countdown", "countdown_corpus", "s1k"):
         say(data, "traces", "data.", f"the rows of {data.source} have one trace each")
     if data.source == "countdown_corpus":

@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import itertools
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from s1jax.data import shapes
@@ -50,7 +50,13 @@ def named(row: Row) -> Iterator[None]:
         raise UserError(f"{row.name}: {error}") from error
 
 
-def load_rows(source: str, traces: str = "deepseek", num_rows: int = 0, notes: list[str] | None = None) -> list[Row]:
+def load_rows(
+    source: str,
+    traces: str = "deepseek",
+    num_rows: int = 0,
+    notes: list[str] | None = None,
+    splits: Sequence[str] = readers.TRAINING,
+) -> list[Row]:
     """Loads rows.
 
     Args:
@@ -59,6 +65,7 @@ def load_rows(source: str, traces: str = "deepseek", num_rows: int = 0, notes: l
       traces: `gemini` or `deepseek`; whose thinking is used if a row has several.
       num_rows: number of rows from the front; 0 takes all.
       notes: gets sentences about the files that are read and left out, and about the columns that are used.
+      splits: of a folder, the first that it has is read.
 
     Returns:
       the rows in the order of the source (files by path).
@@ -68,7 +75,7 @@ def load_rows(source: str, traces: str = "deepseek", num_rows: int = 0, notes: l
         `num_rows`.
     """
     rows, tally = [], shapes.Tally()
-    for name, record in itertools.islice(records(source, notes), num_rows or None):
+    for name, record in itertools.islice(records(source, notes, splits), num_rows or None):
         found = shapes.parts(record, traces, name)
         tally.add(found, record)
         rows.append(Row(found.question, found.trace, found.answer, name, found.system))
@@ -92,12 +99,15 @@ def row_of(record: Record, traces: str, name: str) -> Row:
     return Row(found.question, found.trace, found.answer, name, found.system)
 
 
-def records(source: str | pathlib.Path, notes: list[str] | None = None) -> Iterator[tuple[str, Record]]:
+def records(
+    source: str | pathlib.Path, notes: list[str] | None = None, splits: Sequence[str] = readers.TRAINING
+) -> Iterator[tuple[str, Record]]:
     """Yields (name, columns) of every record of a source, see `load_rows`; columns are not checked.
 
     Args:
-      source: its train split is read, see `s1jax.io.readers`.
+      source: a file or folder, see `s1jax.io.readers`.
       notes: gets a sentence about files that are left out.
+      splits: of a folder, the first that it has is read.
 
     Raises:
       UserError: if the source is missing, holds no file of rows, or a file does not parse.
@@ -107,7 +117,7 @@ def records(source: str | pathlib.Path, notes: list[str] | None = None) -> Itera
         path = _builder_module(str(source)).prepare(str(source))
     elif not path.exists():
         raise UserError(f"data.source {source} does not exist; give {_WANTED}.")
-    yield from readers.read(path, readers.TRAINING, notes)
+    yield from readers.read(path, splits, notes)
 
 
 def _builder_module(source: str) -> Any:

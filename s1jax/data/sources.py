@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
 import math
 from collections.abc import Iterator
 
-from s1jax.config.experiment import DataConfig, Experiment
-from s1jax.data import batches, conditional, packing, s1k
+from s1jax.config.experiment import DataConfig, Experiment, held_out
+from s1jax.data import batches as batches_lib
+from s1jax.data import conditional, packing, s1k, validation
 from s1jax.data.packing import Batch
 from s1jax.data.s1k import Row
 from s1jax.errors import UserError, install
@@ -54,6 +56,21 @@ class CorpusBatches:
         return map(self.batch, range(start, self.num_steps))
 
 
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """What a run is trained and validated on.
+
+    Attributes:
+      batches: of the training steps.
+      validation: the batches of one pass over the validation rows; None without data.validation.
+      notes: sentences about the rows: their origin, which were dropped or truncated, which look wrong.
+    """
+
+    batches: batches_lib.Batches | CorpusBatches
+    validation: batches_lib.Batches | None
+    notes: list[str]
+
+
 def make(
     experiment: Experiment,
     tokenizer: Tokenizer,
@@ -61,8 +78,8 @@ def make(
     row_shards: int,
     share: int = 0,
     shares: int = 1,
-) -> tuple[batches.Batches | CorpusBatches, list[str]]:
-    """Loads the rows of `experiment.data.source`, encodes them and applies the length limit.
+) -> Data:
+    """Loads the rows of `experiment.data`, encodes them, applies the length limit and lays them out in batches.
 
     Args:
       experiment: data and train settings.
@@ -72,63 +89,103 @@ def make(
       share: which share of the rows this process reads.
       shares: number of shares.
 
-    Returns:
-      the batches, and notes about the rows: their origin, which ones were dropped or truncated, which ones look wrong.
-
     Raises:
       UserError: if something is wrong with the source or its rows.
     """
     data, train = experiment.data, experiment.train
     multiple = row_shards * train.accumulation
-    if data.source == CORPUS:
-        if not train.steps:
-            raise UserError(f"data.source {CORPUS} has no end; give train.steps.")
-        if not train.batch_size:
-            raise UserError(f"data.source {CORPUS} has full rows; give train.batch_size, not train.batch_tokens.")
-        if data.control:
-            raise UserError(f"data.control {data.control} needs rows with questions, which {CORPUS} has not; drop it.")
-        wrong = [s for i, s in enumerate(problems.SYMBOLS) if not tokenizer.knows(s) or tokenizer.id_of(s) != i]
-        if wrong:
-            raise UserError(
-                f"data.source {CORPUS} is made of Countdown's ids, which the tokenizer does not have for {wrong[0]!r}; "
-                "give the tokenizer of configs/countdown_base.py, or another data.source."
-            )
-        if train.batch_size % multiple:
-            raise UserError(
-                f"train.batch_size {train.batch_size} does not divide by mesh.data * mesh.fsdp * train.accumulation ="
-                f" {multiple}; choose a multiple of it."
-            )
-        return CorpusBatches(data, train.steps, train.batch_size, share, shares), []
     notes: list[str] = []
+    made: batches_lib.Batches | CorpusBatches
+    if data.source == CORPUS:
+        made = _corpus(experiment, tokenizer, multiple, share, shares)
+        held = validation.split([], data, notes)[1]
+    else:
+        rows, held = validation.split(_load(data, notes), data, notes)
+        rows, held = _with_instructions(data, tokenizer, fmt, rows, held)
+        examples = _examples(data, tokenizer, fmt, rows, "trained on", notes)
+        notes += _end_inside(tokenizer, fmt, rows)
+        made = _batches(experiment, examples, multiple, share, shares)
+        notes += _empty_rows(made, multiple)
+        if importlib.util.find_spec("grain") is None:
+            notes.append(
+                f"grain is not installed, so batches are made between steps; {install('data')} makes them ahead."
+            )
+        if data.batching == "packed":
+            notes += _packed(experiment, made, multiple)
+    if not held:
+        return Data(made, None, notes)
+    examples = _examples(data, tokenizer, fmt, held, "validated on", notes)
+    return Data(made, _batches(_one_pass(experiment), examples, row_shards, share, shares), notes)
+
+
+def _corpus(experiment: Experiment, tokenizer: Tokenizer, multiple: int, share: int, shares: int) -> CorpusBatches:
+    data, train = experiment.data, experiment.train
+    if not train.steps:
+        raise UserError(f"data.source {CORPUS} has no end; give train.steps.")
+    if not train.batch_size:
+        raise UserError(f"data.source {CORPUS} has full rows; give train.batch_size, not train.batch_tokens.")
+    if data.control:
+        raise UserError(f"data.control {data.control} needs rows with questions, which {CORPUS} has not; drop it.")
+    wrong = [s for i, s in enumerate(problems.SYMBOLS) if not tokenizer.knows(s) or tokenizer.id_of(s) != i]
+    if wrong:
+        raise UserError(
+            f"data.source {CORPUS} is made of Countdown's ids, which the tokenizer does not have for {wrong[0]!r}; "
+            "give the tokenizer of configs/countdown_base.py, or another data.source."
+        )
+    if train.batch_size % multiple:
+        raise UserError(
+            f"train.batch_size {train.batch_size} does not divide by mesh.data * mesh.fsdp * train.accumulation ="
+            f" {multiple}; choose a multiple of it."
+        )
+    return CorpusBatches(data, train.steps, train.batch_size, share, shares)
+
+
+def _load(data: DataConfig, notes: list[str]) -> list[Row]:
     if data.source == "countdown":
-        rows = [
+        return [
             Row(example.question, example.trace, example.answer, f"countdown row {i}")
             for i, example in enumerate(problems.sft_examples(data.num_rows or 1000, data.seed))
         ]
-    else:
-        rows = s1k.load_rows(data.source, data.traces, data.num_rows, notes)
-    if data.control:
-        rows = conditional.make_rows(rows, data.control, tokenizer, fmt)
+    return s1k.load_rows(data.source, data.traces, data.num_rows, notes)
+
+
+def _with_instructions(
+    data: DataConfig, tokenizer: Tokenizer, fmt: ChatFormat, rows: list[Row], held: list[Row]
+) -> tuple[list[Row], list[Row]]:
+    """Rows to train on and to validate on, with the instructions of `data.control`."""
+    if not data.control:
+        return rows, held
+    if held_out(data.validation) is None:
+        made = conditional.make_rows(rows, data.control, tokenizer, fmt)
+        return made, conditional.make_rows(held, data.control, tokenizer, fmt) if held else []
+    # Rows of one source have one median of the trace length.
+    made = conditional.make_rows(rows + held, data.control, tokenizer, fmt)
+    return made[: len(rows)], made[len(rows) :]
+
+
+def _examples(
+    data: DataConfig, tokenizer: Tokenizer, fmt: ChatFormat, rows: list[Row], use: str, notes: list[str]
+) -> list[packing.Example]:
+    """Encodes rows and applies `data.too_long`; `use` says in the notes what the rows are for."""
     _check_traces(tokenizer, fmt, rows)
-    fitted = packing.fit(batches.encode_rows(tokenizer, fmt, rows), data.block_size, data.too_long)
+    fitted = packing.fit(batches_lib.encode_rows(tokenizer, fmt, rows), data.block_size, data.too_long)
     notes += [
-        f"{len(names)} of {len(rows)} rows are longer than data.block_size {data.block_size} and were {verb}: "
-        + ", ".join(names[:3])
-        + (", ..." if len(names) > 3 else "")
+        f"{len(names)} of {len(rows)} rows{'' if use == 'trained on' else f' that are {use}'} are longer than"
+        f" data.block_size {data.block_size} and were {verb}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
         for names, verb in ((fitted.dropped, "dropped"), (fitted.truncated, "truncated"))
         if names
     ]
     texts = ((row.name, "\n".join((row.question, row.trace, row.answer, row.system))) for row in rows)
-    notes += written.notes(tokenizer, fmt, texts, "trained on")
-    inside = _end_inside(tokenizer, fmt, rows)
-    if inside:
-        more = ", ..." if len(inside) > 1 else ""
-        notes.append(
-            f"{len(inside)} of {len(rows)} traces contain the first id of think_end {fmt.think_end!r}, which ends"
-            f" thinking when it is sampled: {inside[0]}{more}; a delimiter with an id of its own is safe."
-        )
-    made = batches.Batches(
-        fitted.examples,
+    notes += written.notes(tokenizer, fmt, texts, use)
+    return fitted.examples
+
+
+def _batches(
+    experiment: Experiment, examples: list[packing.Example], multiple: int, share: int, shares: int
+) -> batches_lib.Batches:
+    data, train = experiment.data, experiment.train
+    return batches_lib.Batches(
+        examples,
         batch_size=train.batch_size,
         batch_tokens=train.batch_tokens,
         block_size=data.block_size,
@@ -141,21 +198,29 @@ def make(
         share=share,
         shares=shares,
     )
+
+
+def _one_pass(experiment: Experiment) -> Experiment:
+    """Settings of one epoch in batches of the size of a training step's micro-batch, which is known to fit."""
+    train, block = experiment.train, experiment.data.block_size
+    size = -(-train.batch_size // train.accumulation)
+    tokens = max(block, train.batch_tokens // train.accumulation) if train.batch_tokens else 0
+    one = dataclasses.replace(train, batch_size=size, batch_tokens=tokens, epochs=1, steps=0)
+    return dataclasses.replace(experiment, train=one)
+
+
+def _empty_rows(made: batches_lib.Batches, multiple: int) -> list[str]:
     empty = made.num_rows - made.filled_rows
-    if empty:
-        split = "mesh.data * mesh.fsdp * train.accumulation"
-        notes.append(
-            f"a step has {made.filled_rows} rows at most, and {split} = {multiple} does not divide them: {empty} rows"
-            " of every step are empty; a divisor has none, for example with a larger mesh.sequence."
-        )
-    if importlib.util.find_spec("grain") is None:
-        notes.append(f"grain is not installed, so batches are made between steps; {install('data')} makes them ahead.")
-    if data.batching == "packed":
-        notes += _packed(experiment, made, multiple)
-    return made, notes
+    if not empty:
+        return []
+    split = "mesh.data * mesh.fsdp * train.accumulation"
+    return [
+        f"a step has {made.filled_rows} rows at most, and {split} = {multiple} does not divide them: {empty} rows"
+        " of every step are empty; a divisor has none, for example with a larger mesh.sequence."
+    ]
 
 
-def _packed(experiment: Experiment, made: batches.Batches, multiple: int) -> list[str]:
+def _packed(experiment: Experiment, made: batches_lib.Batches, multiple: int) -> list[str]:
     """Notes on the content of a packed step, and on how to reduce its padding."""
     block, tokens = made.block_size, experiment.train.batch_tokens
     rows = f"{made.num_rows} rows of data.block_size {block}"
@@ -190,8 +255,15 @@ def _check_traces(tokenizer: Tokenizer, fmt: ChatFormat, rows: list[Row]) -> Non
 
 
 def _end_inside(tokenizer: Tokenizer, fmt: ChatFormat, rows: list[Row]) -> list[str]:
-    """Names of the rows whose trace contains the token that ends thinking; empty if it is a special token."""
+    """A note on the rows whose trace contains the token that ends thinking; none if it is a special token."""
     if fmt.think_end.startswith(tuple(fmt.special)):
         return []
     end = tokenizer.encode(fmt.think_end)[0]
-    return [row.name for row in rows if end in tokenizer.encode_text(fmt.after_think_start + row.trace)]
+    inside = [row.name for row in rows if end in tokenizer.encode_text(fmt.after_think_start + row.trace)]
+    if not inside:
+        return []
+    more = ", ..." if len(inside) > 1 else ""
+    return [
+        f"{len(inside)} of {len(rows)} traces contain the first id of think_end {fmt.think_end!r}, which ends"
+        f" thinking when it is sampled: {inside[0]}{more}; a delimiter with an id of its own is safe."
+    ]

@@ -1,12 +1,14 @@
-"""The training loop over prepared batches: steps, checkpoints, resumption and preemption."""
+"""The training loop over prepared batches: steps, validation, checkpoints, resumption, preemption."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 import pathlib
 import time
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -21,6 +23,7 @@ from s1jax.training import step as step_lib
 from s1jax.training import workdir as workdir_lib
 from s1jax.training.callbacks import Callbacks
 from s1jax.training.prepare import Prepared
+from s1jax.training.validation import Validation
 
 
 def run(
@@ -67,7 +70,7 @@ def run(
         stopped = loop.steps(loop.begin())
         callbacks.on_phase("finishing the checkpoint")
         checkpointer.wait()
-        return log.summary(stopped)
+        return loop.with_best(log.summary(stopped))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +80,13 @@ class _Pending:
     step: int
     metrics: dict[str, jax.Array]
     places: int
+
+
+class _Best(NamedTuple):
+    """The lowest validation loss of a run, and the step that has it."""
+
+    loss: float
+    step: int
 
 
 class _Trace:
@@ -131,6 +141,10 @@ class _Loop:
         self._step = step_lib.make_step(
             config, experiment.train, experiment.optimizer, self._num_steps, self._tx, mesh, self._abstract
         )
+        self._validation: Validation | None = None
+        if prepared.validation is not None:
+            self._validation = Validation(config, experiment.train, mesh, prepared.validation, self._abstract.params)
+        self._best: _Best | None = None
         self._compiled: jax.stages.Compiled | None = None
         self._pending: _Pending | None = None
         self._state: step_lib.TrainState
@@ -150,6 +164,8 @@ class _Loop:
         missing = processes.together(lambda: self._log.begin(start, self._num_steps))
         for sentence in filter(None, (note, missing)):
             self._callbacks.on_note(sentence)
+        if self._validation is not None and self._prepared.experiment.checkpoint.best:
+            self._best = self._find_best(start)
         if jax.process_index() == 0:
             workdir_lib.write_length(self._workdir, self._prepared.experiment)
         self._trace.limit(start + 1, self._num_steps)
@@ -164,6 +180,29 @@ class _Loop:
             params, rest = self._checkpointer.restore(start, abstract.params, rest)
         self._state = step_lib.TrainState(rest["step"], params, rest["opt_state"])
         return note
+
+    def _find_best(self, start: int) -> _Best | None:
+        """The checkpoint of lowest validation loss among those that an earlier process saved, as process 0 sees it."""
+        found = []
+        for step in store.finished_steps(self._workdir) if jax.process_index() == 0 else []:
+            try:
+                loss = store.load_metadata(store.step_folder(self._workdir, step)).provenance.get("validation_loss")
+            except UserError as error:
+                self._callbacks.on_note(f"{error} Its validation loss is not known.")
+                continue
+            if isinstance(loss, float) and step <= start:
+                found.append(_Best(loss, step))
+        best = min(found, default=_Best(0.0, 0))
+        step = int(multihost_utils.broadcast_one_to_all(np.int32(best.step)))
+        loss = float(multihost_utils.broadcast_one_to_all(np.float32(best.loss)))
+        return _Best(loss, step) if step else None
+
+    def with_best(self, summary: metrics_lib.Summary) -> metrics_lib.Summary:
+        """The summary with the best checkpoint, if there is one."""
+        if self._best is not None:
+            summary["best_validation_loss"] = self._best.loss
+            summary["best_checkpoint"] = str(store.step_folder(self._workdir, self._best.step))
+        return summary
 
     def steps(self, start: int) -> bool:
         """Takes all steps after `start`; returns whether a callback stopped the run before the last one."""
@@ -196,13 +235,18 @@ class _Loop:
         return self._compiled
 
     def _between(self, step: int, stopped: bool) -> None:
-        """Does what is due between two steps: ends a trace, saves a checkpoint."""
-        every = self._prepared.experiment.checkpoint.every
-        due = stopped or step == self._num_steps or (every > 0 and step % every == 0)
+        """Does what is due between two steps: ends a trace, measures the validation loss, saves a checkpoint."""
+        experiment, last = self._prepared.experiment, step == self._num_steps
+        due = stopped or _is_due(step, experiment.checkpoint.every, last)
+        validate = self._validation is not None and _is_due(step, experiment.train.validate_every, last)
         profiled = self._trace.ends_at(step)
-        if not due and not profiled:
+        if not due and not profiled and not validate:
             return
-        self._log_step()
+        self._log_step(validate)
+        if validate and experiment.checkpoint.best:
+            loss = self._log.last["validation_loss"]
+            if self._best is None or loss < self._best.loss:
+                self._best, due = _Best(loss, step), True
         if profiled or stopped:
             self._trace.stop()
         if due:
@@ -212,19 +256,35 @@ class _Loop:
     def _save(self, step: int) -> None:
         self._log.sync()
         progress = {"step": step, "num_steps": self._num_steps, "loss": self._log.last.get("loss")}
+        if "validation_loss" in self._log.last:
+            progress["validation_loss"] = self._log.last["validation_loss"]
         rest = {"step": self._state.step, "opt_state": self._state.opt_state}
-        self._checkpointer.save(step, self._state.params, rest, progress)
+        best = None if self._best is None else self._best.step
+        self._checkpointer.save(step, self._state.params, rest, progress, protect=best)
         self._callbacks.on_checkpoint(step, store.step_folder(self._workdir, step))
 
-    def _log_step(self) -> None:
-        """Waits for the pending step, if there is one, and writes its line."""
+    def _log_step(self, validate: bool = False) -> None:
+        """Waits for the pending step, if there is one, and writes its line, with the validation loss if asked for."""
         pending, self._pending = self._pending, None
         if pending is None:
             return
         values = {name: array.item() for name, array in jax.device_get(pending.metrics).items()}
         if not values["finite"]:
             self._raise_not_finite(pending.step, values)
-        self._callbacks.on_step(self._log.write(pending.step + 1, values, pending.places))
+        measure = (lambda: self._validate(pending.step + 1)) if validate else None
+        self._callbacks.on_step(self._log.write(pending.step + 1, values, pending.places, measure))
+
+    def _validate(self, step: int) -> float:
+        assert self._validation is not None
+        self._callbacks.on_phase("validating")
+        loss = self._validation(self._state.params)
+        if not math.isfinite(loss):
+            raise processes.SharedError(
+                f"step {step}: the validation loss is {loss}; look at the rows of data.validation, or lower"
+                " optimizer.learning_rate in another --workdir. Finished checkpoints are kept."
+            )
+        self._callbacks.on_phase("training")
+        return loss
 
     def _raise_not_finite(self, step: int, values: dict[str, float]) -> None:
         names = self._batches.names(step)
@@ -236,6 +296,10 @@ class _Loop:
             f"step {step + 1}: loss {values['loss']} or gradient norm {values['grad_norm']} is not finite on "
             f"the rows {shown}; {kept}. Look at them, or lower optimizer.learning_rate in another --workdir."
         )
+
+
+def _is_due(step: int, every: int, last: bool) -> bool:
+    return last or (every > 0 and step % every == 0)
 
 
 @contextlib.contextmanager

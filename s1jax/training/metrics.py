@@ -1,4 +1,4 @@
-"""What a run writes down of its steps: metrics.jsonl and TensorBoard events, with the meters' figures."""
+"""The record of every step of a run, with its meters: metrics.jsonl and the trackers that draw it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import json
 import os
 import pathlib
 import time
-from typing import Any, NotRequired, TypedDict
+from collections.abc import Callable
+from typing import IO, Any, NotRequired, TypedDict
 
 import jax
 import numpy as np
@@ -19,13 +20,14 @@ from s1jax.config.experiment import Experiment
 from s1jax.config.model import ModelConfig
 from s1jax.errors import UserError
 from s1jax.io import files
+from s1jax.training import trackers
+from s1jax.training.callbacks import Record
 
 # What the summary reads of a line; of the latter a backend may have none.
 _NUMBERS = (
     "loss", "tokens", "supervised_tokens", "padding", "seconds", "wall_seconds", "dollars", "dollars_to_go",
 )  # fmt: skip
 _MAYBE = ("mfu", "peak_memory_bytes")
-_FLUSH_EVERY = 10.0  # seconds between writes of the TensorBoard events
 
 
 class Summary(TypedDict):
@@ -36,6 +38,9 @@ class Summary(TypedDict):
       stopped: a callback ended the run before its last step.
       first_loss: of the first step.
       last_loss: of the last step.
+      validation_loss: the newest one, with data.validation.
+      best_validation_loss: the lowest one, with checkpoint.best.
+      best_checkpoint: folder of the checkpoint that has it.
       tokens: that were fed, padding left out.
       supervised_tokens: that carried loss.
       padding: mean share of the batches' places that held no token.
@@ -55,6 +60,9 @@ class Summary(TypedDict):
     stopped: bool
     first_loss: NotRequired[float]
     last_loss: NotRequired[float]
+    validation_loss: NotRequired[float]
+    best_validation_loss: NotRequired[float]
+    best_checkpoint: NotRequired[str]
     tokens: NotRequired[int]
     supervised_tokens: NotRequired[int]
     padding: NotRequired[float]
@@ -71,29 +79,32 @@ class Summary(TypedDict):
 
 
 class RunLog:
-    """metrics.jsonl and TensorBoard events of a run, written by process 0.
+    """metrics.jsonl of a run and its trackers, written by process 0.
 
     A line has what the step computed, and: `padding`, the share of the batch's places that hold no token;
     `peak_memory_bytes`, on the fullest of this process's devices, None where the backend does not tell; `seconds`, of
     this step alone; `wall_seconds`, of the run up to here, that is of every process that ran it one after the other,
     each from its start, with start-up, compilation, checkpoints and steps whose state was lost; `dollars`, for the
     devices over that time; `dollars_to_go`, for the steps that are left at this process's pace since its first step,
-    checkpoints included. What an earlier process did after its last line is not known, nor is the time between two.
+    checkpoints included; `validation_loss`, only in the lines of steps after which it was measured, a time that counts
+    for no step. What an earlier process did after its last line is not known, nor is the time between two.
     """
 
-    def __init__(self, workdir: pathlib.Path, experiment: Experiment, config: ModelConfig, mesh: Mesh, began: float):
-        """Opens nothing yet; `began` is the `time.monotonic()` of this process's start."""
-        self._workdir, self._config = workdir, config
+    def __init__(
+        self, workdir: pathlib.Path, experiment: Experiment, config: ModelConfig, mesh: Mesh, start_time: float
+    ):
+        """Opens nothing yet; `start_time` is the `time.monotonic()` of this process's start."""
+        self._workdir, self._experiment, self._config = workdir, experiment, config
         self._price = experiment.cost.per_device_hour
         self._devices = mesh.size
         self._kind = mesh.devices.flat[0].device_kind
         self._local_devices = mesh.local_devices
         self._first = jax.process_index() == 0
-        self._records: list[dict[str, Any]] = []
+        self._records: list[Record] = []
         self._start = self._num_steps = 0
-        self._file: Any = None
-        self._events: Any = None
-        self._began = self._clock = began
+        self._file: IO[str] | None = None
+        self._trackers: list[trackers.Tracker] = []
+        self._start_time = self._clock = start_time
         self._first_step_began: float | None = None
         self._earlier_seconds = self._earlier_dollars = 0.0  # of the processes before this one
 
@@ -101,10 +112,11 @@ class RunLog:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        with files.named(self._workdir):
-            for writer in (self._file, self._events):
-                if writer is not None:
-                    writer.close()
+        with files.named(self._workdir), contextlib.ExitStack() as closing:
+            for tracker in self._trackers:
+                closing.callback(tracker.close)
+            if self._file is not None:
+                closing.callback(self._file.close)
 
     def begin(self, start: int, num_steps: int) -> str:
         """Reads what is there; lines of steps after `start`, which a killed run wrote, go when the first comes again.
@@ -115,7 +127,8 @@ class RunLog:
           a sentence on steps up to `start` that have no line; empty where all have one.
 
         Raises:
-          UserError: names a line that is no line of a run, or whose step does not follow the one before.
+          UserError: names a line that is no line of a run, or whose step does not follow the one before; W&B does not
+            let the run begin.
         """
         self._start, self._num_steps = start, num_steps
         if not self._first:
@@ -138,6 +151,8 @@ class RunLog:
             self._earlier_seconds, self._earlier_dollars = record["wall_seconds"], record["dollars"]
             if before <= start:
                 self._records.append(record)
+        if self._experiment.log.wandb and start < num_steps:
+            self._trackers.append(trackers.WeightsAndBiases(self._workdir, self._experiment))
         return self._missing(path)
 
     def _missing(self, path: pathlib.Path) -> str:
@@ -147,11 +162,12 @@ class RunLog:
         steps = f"{len(missing)} of the {self._start} steps that the checkpoint has, from step {missing[0]} on"
         return f"{path} has no line of {steps}; the run goes on, and its totals leave these out."
 
-    def _open(self, path: pathlib.Path) -> None:
+    def _open(self, path: pathlib.Path) -> IO[str]:
         files.write_text(path, "".join(json.dumps(record) + "\n" for record in self._records[:-1]))
-        self._file = path.open("a", buffering=1)
-        with contextlib.suppress(ImportError):  # metrics.jsonl has the same numbers
-            self._events = _Events(self._workdir / "tensorboard", self._start)
+        if self._experiment.log.tensorboard:
+            with contextlib.suppress(ImportError):  # which `trackers.check` has said
+                self._trackers.append(trackers.TensorBoard(self._workdir / "tensorboard", self._start))
+        return path.open("a", buffering=1)
 
     def sync(self) -> None:
         """Brings the lines so far to the disk, as before a checkpoint that counts on them."""
@@ -161,7 +177,7 @@ class RunLog:
                 os.fsync(self._file.fileno())
 
     @property
-    def last(self) -> dict[str, Any]:
+    def last(self) -> Record:
         return self._records[-1] if self._records else {}
 
     def start_clock(self) -> None:
@@ -170,20 +186,23 @@ class RunLog:
         if self._first_step_began is None:
             self._first_step_began = self._clock
 
-    def write(self, step: int, values: dict[str, Any], places: int) -> dict[str, Any]:
+    def write(
+        self, step: int, values: dict[str, Any], places: int, validate: Callable[[], float] | None = None
+    ) -> Record:
         """Adds the line of a step that has just ended and returns it.
 
         Args:
           step: counted from 1.
           values: metrics of `step.make_step`.
           places: rows of the whole batch times their length.
+          validate: measures the validation loss; None: it is not measured after this step.
         """
         now = time.monotonic()
         seconds, self._clock = now - self._clock, now
         assert self._first_step_began is not None
         pace = (now - self._first_step_began) / (step - self._start)
         flops = perf.train_flops(self._config, values["tokens"], values["pairs"])
-        record = {
+        record: Record = {
             "step": step,
             "loss": values["loss"],
             "learning_rate": values["learning_rate"],
@@ -196,19 +215,21 @@ class RunLog:
             "mfu": perf.mfu(flops, seconds, self._kind, self._devices),
             "peak_memory_bytes": perf.peak_memory(self._local_devices),
             "seconds": seconds,
-            "wall_seconds": self._earlier_seconds + now - self._began,
-            "dollars": self._earlier_dollars + self._cost(now - self._began),
+            "wall_seconds": self._earlier_seconds + now - self._start_time,
+            "dollars": self._earlier_dollars + self._cost(now - self._start_time),
             "dollars_to_go": self._cost(pace * (self._num_steps - step)),
         }
+        if validate is not None:
+            record["validation_loss"] = validate()
         self._records.append(record)
         if self._first:
             path = self._workdir / "metrics.jsonl"
             with store.disk_errors(path):
                 if self._file is None:
-                    self._open(path)
+                    self._file = self._open(path)
                 self._file.write(json.dumps(record) + "\n")
-                if self._events is not None:
-                    self._events.add(record)
+                for tracker in self._trackers:
+                    tracker.add(record)
         return record
 
     def summary(self, stopped: bool) -> Summary:
@@ -217,11 +238,12 @@ class RunLog:
             return {"steps": self._start, "stopped": stopped}
         each = [record["seconds"] for record in self._records]
         seconds = sum(each)
-        here = time.monotonic() - self._began
+        here = time.monotonic() - self._start_time
         supervised = sum(record["supervised_tokens"] for record in self._records)
         tokens = sum(record["tokens"] for record in self._records)
         shares = [record["mfu"] for record in self._records if record["mfu"] is not None]
-        return {
+        validated = [record["validation_loss"] for record in self._records if "validation_loss" in record]
+        summary: Summary = {
             "steps": self.last["step"],
             "stopped": stopped,
             "first_loss": self._records[0]["loss"],
@@ -240,12 +262,15 @@ class RunLog:
             "dollars": self._earlier_dollars + self._cost(here),
             "dollars_to_go": self.last["dollars_to_go"],
         }
+        if validated:
+            summary["validation_loss"] = validated[-1]
+        return summary
 
     def _cost(self, seconds: float) -> float:
         return perf.dollars(seconds, self._devices, self._price)
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
+def _parse(line: bytes) -> Record | None:
     """The record of a line; None where it is not one that `RunLog.write` wrote."""
     try:
         record = json.loads(line)
@@ -255,39 +280,6 @@ def _parse(line: bytes) -> dict[str, Any] | None:
         return None
     if not all(isinstance(record.get(name), int | float) for name in _NUMBERS):
         return None
+    if not isinstance(record.get("validation_loss", 0.0), int | float):
+        return None
     return record if all(isinstance(record.get(name, ""), int | float | None) for name in _MAYBE) else None
-
-
-class _Events:
-    """A TensorBoard event file, written in this thread so that a full disk is noticed.
-
-    tensorboardX's own SummaryWriter hands events to a thread, and waits for ever where that thread has died.
-    """
-
-    def __init__(self, folder: pathlib.Path, start: int):
-        """Opens a new file; TensorBoard drops what earlier files have of steps after `start`."""
-        from tensorboardX import event_file_writer
-        from tensorboardX.proto import event_pb2, summary_pb2
-
-        self._event, self._summary = event_pb2.Event, summary_pb2.Summary
-        folder.mkdir(exist_ok=True)
-        self._writer = event_file_writer.EventsWriter(str(folder / "events"), f".{start}")
-        session = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
-        self._writer.write_event(event_pb2.Event(wall_time=time.time(), step=start + 1, session_log=session))
-        self._flushed = time.monotonic()
-
-    def add(self, record: dict[str, Any]) -> None:
-        """Adds every number of a line of metrics.jsonl under train/NAME."""
-        values = [
-            self._summary.Value(tag=f"train/{name}", simple_value=value)
-            for name, value in record.items()
-            if name != "step" and value is not None
-        ]
-        event = self._event(wall_time=time.time(), step=record["step"], summary=self._summary(value=values))
-        self._writer.write_event(event)
-        if time.monotonic() - self._flushed > _FLUSH_EVERY:
-            self._writer.flush()
-            self._flushed = time.monotonic()
-
-    def close(self) -> None:
-        self._writer.close()

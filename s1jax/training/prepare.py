@@ -29,6 +29,7 @@ from s1jax.text import chat as chat_lib
 from s1jax.text.chat import ChatFormat
 from s1jax.text.tokenizer import Tokenizer
 from s1jax.training import step as step_lib
+from s1jax.training import trackers
 
 
 class Source(Protocol):
@@ -61,6 +62,7 @@ class Prepared:
       batches: the training data.
       make_params: returns the weights to start from, in the layout of `s1jax.model.decoder`. A resumed run does not
         call it.
+      validation: the batches of one pass over the validation rows; None: the run is not validated.
       notes: sentences for the user on the settings and the rows.
     """
 
@@ -69,6 +71,7 @@ class Prepared:
     metadata: store.Metadata
     batches: Source
     make_params: Callable[[], decoder.Params]
+    validation: Source | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -99,8 +102,8 @@ def _prepare(experiment: Experiment, start: pathlib.Path | None) -> Prepared:
     sharding.param_shardings(about.config, mesh)
     step_lib.make_gradients(about.config, experiment.train, mesh)
     share, shares = sharding.row_share(mesh)
-    batches, notes = sources.make(experiment, about.tokenizer, about.chat, mesh_lib.row_shards(mesh), share, shares)
-    notes = experiment_lib.unused(experiment) + notes
+    data = sources.make(experiment, about.tokenizer, about.chat, mesh_lib.row_shards(mesh), share, shares)
+    notes = experiment_lib.unused(experiment) + data.notes + trackers.check(experiment.log)
     experiment, fallback = parallel_ops.choose_attention(experiment, about.config, mesh, jax.default_backend())
     if fallback:
         notes.append(fallback)
@@ -112,7 +115,7 @@ def _prepare(experiment: Experiment, start: pathlib.Path | None) -> Prepared:
         init = jax.jit(decoder.init_params, static_argnums=(0, 2), out_shardings=shardings)
         return init(about.config, jax.random.key(experiment.seed), experiment.train.param_dtype)
 
-    return Prepared(experiment, mesh, about, batches, make_params, tuple(notes))
+    return Prepared(experiment, mesh, about, data.batches, make_params, data.validation, tuple(notes))
 
 
 def _hold_start(experiment: Experiment, held: contextlib.ExitStack) -> pathlib.Path | None:

@@ -25,9 +25,9 @@ from s1jax.parallel import processes
 from s1jax.training import optimizer as optimizer_lib
 
 # Settings that may differ when a run is resumed: they change neither its order nor, but for rounding, its numbers.
-_HOW = ("accumulation", "attention", "loss_chunk", "mlp_parts", "remat")  # what fits other machines
+_HOW = ("accumulation", "attention", "loss_chunk", "mlp_parts", "remat", "validate_every")  # what fits other machines
 _LENGTH = ("train.epochs", "train.steps")  # may grow: the run goes on from its state, see `s1jax.training.loop.run`
-_FREE = ("mesh", "checkpoint", "cost", *(f"train.{name}" for name in _HOW))
+_FREE = ("mesh", "checkpoint", "cost", "log", *(f"train.{name}" for name in _HOW))
 
 
 @contextlib.contextmanager

@@ -91,7 +91,8 @@ def test_every_setting_has_been_looked_at():
         "init_from": "model", "model": "init_from", "tokenizer": "init_from", "chat": "model", "seed": "init_from",
         "data.traces": "data.source", "data.num_rows": "data.source", "data.batching": "train.batch_tokens",
         "data.too_long": "data.source", "data.weighting": "data.source",
-        "data.control": "data.source", "train.batch_size": "train.batch_tokens",
+        "data.control": "data.source", "train.validate_every": "data.validation",
+            "checkpoint.best": "data.validation", "train.batch_size": "train.batch_tokens",
         "train.batch_tokens": "train.batch_size", "train.epochs": "train.steps", "train.steps": "train.epochs",
         "train.attention": "data.batching", "train.mlp_parts": "mesh.tensor",
         "optimizer.moment_dtype": "optimizer.b2",
@@ -102,6 +103,6 @@ def test_every_setting_has_been_looked_at():
         "train.loss_chunk", "optimizer.name", "optimizer.learning_rate", "optimizer.b1", "optimizer.b2",
         "optimizer.eps", "optimizer.weight_decay", "optimizer.warmup_fraction", "optimizer.schedule",
         "optimizer.clip_norm", "mesh.data", "mesh.fsdp", "mesh.sequence", "mesh.tensor", "checkpoint.every",
-        "checkpoint.keep", "cost.per_device_hour",
+        "checkpoint.keep", "cost.per_device_hour", "data.validation", "log.wandb", "log.tensorboard",
     }  # fmt: skip
     assert leaves == set(conditional) | always and not set(conditional) & always

@@ -109,7 +109,7 @@ def test_instructions_that_cannot_be_written_name_row_and_remedy(tokenizer, rows
 def test_the_settings_choose_the_control(tokenizer):
     def made(**data):
         settings = Experiment(model=MODEL, data=DataConfig(num_rows=40, block_size=192, **data), train=TrainConfig())
-        return sources.make(settings, tokenizer, FORMAT, 1)[0]
+        return sources.make(settings, tokenizer, FORMAT, 1).batches
 
     plain, token, step = made(), made(control="token"), made(control="step")
     think = tokenizer.id_of("think")
@@ -125,8 +125,8 @@ def test_the_settings_choose_the_control(tokenizer):
 def test_traces_with_the_end_inside_are_told(tokenizer):
     """A delimiter that the traces contain would end thinking early; the formats' own cannot occur in text."""
     settings = Experiment(model=MODEL, data=DataConfig(num_rows=40, block_size=192), train=TrainConfig())
-    assert sources.make(settings, tokenizer, FORMAT, 1)[1] == []
+    assert sources.make(settings, tokenizer, FORMAT, 1).notes == []
     fmt = chat.with_delimiters(tokenizer, FORMAT, think_end="so answer")
-    notes = sources.make(settings, tokenizer, fmt, 1)[1]
+    notes = sources.make(settings, tokenizer, fmt, 1).notes
     some = [e for e in problems.sft_examples(40) if " so " in e.trace]
     assert len(notes) == 1 and notes[0].startswith(f"{len(some)} of 40 traces contain the first id of think_end")

@@ -34,16 +34,22 @@ def letters():
     return Tokenizer({"tokenizer.json": spec.to_str().encode()})
 
 
+def make(*arguments, **more):
+    """The batches and the notes of `sources.make`."""
+    data = sources.make(*arguments, **more)
+    return data.batches, data.notes
+
+
 def experiment(data: dict, **train) -> Experiment:
     return Experiment(model=MODEL, data=DataConfig(**data), train=TrainConfig(**train))
 
 
 def test_countdown_makes_the_steps_of_the_paper(tokenizer):
     """1,000 rows, batch 16, 5 epochs: 315 steps; both batchings hold the same sequences."""
-    padded, notes = sources.make(experiment({"block_size": 192}), tokenizer, CHAT, 1)
-    packed, _ = sources.make(experiment({"block_size": 192, "batching": "packed"}), tokenizer, CHAT, 1)
+    padded, notes = make(experiment({"block_size": 192}), tokenizer, CHAT, 1)
+    packed, _ = make(experiment({"block_size": 192, "batching": "packed"}), tokenizer, CHAT, 1)
     assert padded.num_steps == packed.num_steps == 315 and notes == []
-    uneven, notes = sources.make(experiment({"block_size": 192}), tokenizer, CHAT, 3)
+    uneven, notes = make(experiment({"block_size": 192}), tokenizer, CHAT, 3)
     assert uneven.num_rows == 18 and len(notes) == 1
     assert "16 rows at most" in notes[0] and "= 3 does not divide them: 2 rows of every step are empty" in notes[0]
     assert padded.num_rows == 16 > packed.num_rows
@@ -54,7 +60,7 @@ def test_countdown_makes_the_steps_of_the_paper(tokenizer):
 
 def test_rows_are_a_multiple_of_shards_and_accumulation(tokenizer):
     data = {"block_size": 192, "batching": "packed", "num_rows": 40}
-    made, notes = sources.make(experiment(data, accumulation=3), tokenizer, CHAT, row_shards=4)
+    made, notes = make(experiment(data, accumulation=3), tokenizer, CHAT, row_shards=4)
     assert made.num_rows == 12 and len(notes) == 2
     fullest = max((made.batch(step)["segment_ids"] > 0).any(axis=1).sum() for step in range(made.num_steps))
     assert fullest == made.filled_rows < 12 and f"{12 - fullest} rows of every step are empty" in notes[0]
@@ -63,12 +69,12 @@ def test_rows_are_a_multiple_of_shards_and_accumulation(tokenizer):
 def test_packed_rows_say_how_much_of_them_is_padding_and_what_lowers_it(tokenizer):
     """Steps of three sequences need three rows at the worst; two rows hold as many tokens as they have on average."""
     data = {"block_size": 160, "batching": "packed", "num_rows": 60}
-    made, (note,) = sources.make(experiment(data, batch_size=3), tokenizer, CHAT, 1)
+    made, (note,) = make(experiment(data, batch_size=3), tokenizer, CHAT, 1)
     padding = np.mean([made.batch(step)["segment_ids"] == 0 for step in range(made.steps_per_epoch)])
     assert padding > 0.4 and made.num_rows == 3
     assert f"3 rows of data.block_size 160 for its 3 sequences (train.batch_size); {100 * padding:.0f} % of" in note
     assert "set train.batch_size=0 and, for example, train.batch_tokens=320: a step then takes" in note
-    fuller, (note,) = sources.make(experiment(data, batch_size=0, batch_tokens=320), tokenizer, CHAT, 1)
+    fuller, (note,) = make(experiment(data, batch_size=0, batch_tokens=320), tokenizer, CHAT, 1)
     less = np.mean([fuller.batch(step)["segment_ids"] == 0 for step in range(fuller.steps_per_epoch)])
     sequences = 60 / fuller.steps_per_epoch
     assert less < padding - 0.2
@@ -80,17 +86,17 @@ def test_packed_rows_say_how_much_of_them_is_padding_and_what_lowers_it(tokenize
 
 def test_the_corpus_is_a_function_of_seed_and_step(tokenizer):
     settings = experiment({"source": "countdown_corpus", "block_size": 96, "seed": 3}, steps=5, batch_size=4)
-    made, _ = sources.make(settings, tokenizer, CHAT, 2)
+    made, _ = make(settings, tokenizer, CHAT, 2)
     assert made.num_steps == 5 and made.names(2) == ["countdown_corpus (seed 3, step 3)"]
     late = list(made.iterate(3))
     assert len(late) == 2
     for name, array in made.batch(4).items():
         assert array.shape == (4, 96)
         np.testing.assert_array_equal(late[1][name], array)
-    halves = [sources.make(settings, tokenizer, CHAT, 2, i, 2)[0].batch(4) for i in range(2)]
+    halves = [make(settings, tokenizer, CHAT, 2, i, 2)[0].batch(4) for i in range(2)]
     np.testing.assert_array_equal(np.concatenate([half["tokens"] for half in halves]), made.batch(4)["tokens"])
     other = dataclasses.replace(settings, data=dataclasses.replace(settings.data, seed=4))
-    assert not np.array_equal(sources.make(other, tokenizer, CHAT, 2)[0].batch(4)["tokens"], made.batch(4)["tokens"])
+    assert not np.array_equal(make(other, tokenizer, CHAT, 2)[0].batch(4)["tokens"], made.batch(4)["tokens"])
 
 
 @pytest.mark.parametrize(
@@ -114,7 +120,7 @@ def test_the_corpus_is_a_function_of_seed_and_step(tokenizer):
 )
 def test_settings_that_cannot_be_met(tokenizer, data, train, message):
     with pytest.raises(UserError, match=message):
-        sources.make(experiment(data, **train), tokenizer, CHAT, 2)
+        make(experiment(data, **train), tokenizer, CHAT, 2)
 
 
 def test_the_corpus_wants_the_tokenizer_of_countdown(tokenizer):
@@ -125,7 +131,7 @@ def test_the_corpus_wants_the_tokenizer_of_countdown(tokenizer):
     other = Tokenizer({"tokenizer.json": json.dumps(spec).encode()}, "other")
     settings = experiment({"source": "countdown_corpus", "block_size": 96}, steps=5)
     with pytest.raises(UserError, match=r"Countdown's ids, which the tokenizer does not have for '98'; give the"):
-        sources.make(settings, other, CHAT, 1)
+        make(settings, other, CHAT, 1)
 
 
 @pytest.mark.parametrize("control", ["", "token"])
@@ -135,7 +141,7 @@ def test_a_row_that_the_tokenizer_cannot_encode_is_named(tokenizer, tmp_path, co
     file.write_text(json.dumps(row) + "\n")
     settings = experiment({"source": str(file), "block_size": 48, "control": control})
     with pytest.raises(UserError, match=r"rows.jsonl:1: the tokenizer cannot encode"):
-        sources.make(settings, tokenizer, chat.FORMATS["countdown"], 1)
+        make(settings, tokenizer, chat.FORMATS["countdown"], 1)
 
 
 def test_long_rows_are_counted(tokenizer, tmp_path):
@@ -146,7 +152,7 @@ def test_long_rows_are_counted(tokenizer, tmp_path):
     file.write_text("".join(json.dumps(row | {"solution": ""}) + "\n" for row in rows))
     for too_long, verb in (("drop", "dropped"), ("truncate", "truncated")):
         settings = experiment({"source": str(file), "block_size": 48, "too_long": too_long}, batch_size=2)
-        made, notes = sources.make(settings, tokenizer, CHAT, 1)
+        made, notes = make(settings, tokenizer, CHAT, 1)
         used = "2 rows with question, thinking_trajectories, attempt; not used: solution."
         assert len(notes) == 2 and notes[0] == f"{file}: {used}"
         assert f"1 of 2 rows are longer than data.block_size 48 and were {verb}: " in notes[1]
@@ -162,7 +168,7 @@ def made(tmp_path, letters, fmt, rows, **data):
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps({**ROW, **row}) + "\n" for row in rows))
     settings = experiment({"source": str(file), "block_size": 400, **data}, batch_size=len(rows))
-    return sources.make(settings, letters, fmt, 1)
+    return make(settings, letters, fmt, 1)
 
 
 def test_rows_with_special_tokens_are_named_and_trained_on_as_text(tmp_path, letters):
@@ -210,7 +216,7 @@ def test_delimiters_of_the_shared_case(letters):
     if not file.exists():
         pytest.skip("needs ../shared/cases, which is not here")
     settings = experiment({"source": str(file), "block_size": 400}, batch_size=3)
-    batches, notes = sources.make(settings, letters, CHAT, 1)
+    batches, notes = make(settings, letters, CHAT, 1)
     assert "2 of 3 rows hold delimiters or special tokens as text ('</think>', '<|im_end|>')" in notes[1]
     assert f"{file}:1, {file}:2;" in notes[1]
     ends = (batches.batch(0)["tokens"] == letters.id_of("<|im_end|>")).sum(axis=1).tolist()

@@ -320,7 +320,8 @@ def test_configurations(tokenizer):
     assert base.model is not None and base.model.num_params == 804_736 and base.model.vocab_size == tokenizer.num_ids
     for seed in range(3):
         tune = _experiment("countdown_s1", seed=seed)
-        batches, notes = sources.make(tune, tokenizer, chat.FORMATS[tune.chat], 1)
+        made = sources.make(tune, tokenizer, chat.FORMATS[tune.chat], 1)
+        batches, notes = made.batches, made.notes
         assert batches.num_steps == 315 and batches.num_rows == 9
         (note,) = notes
         assert "train.batch_size); " in note and "% of its places are padding. For less, set train.batch_size=0" in note

@@ -109,10 +109,13 @@ def metadata():
 
 @pytest.fixture(scope="module")
 def run(metadata):
-    def run(workdir, batches=None, make_params=None, experiment=EXPERIMENT, start_time=None, profile=range(0), **told):
+    def run(
+        workdir, batches=None, make_params=None, experiment=EXPERIMENT, start_time=None, profile=range(0),
+        validation=None, **told,
+    ):  # fmt: skip
         mesh = mesh_lib.make_mesh(MeshConfig(), jax.devices()[:1])
         make_params = make_params or jax.jit(lambda: decoder.init_params(MODEL, jax.random.key(0)))
-        prepared = Prepared(experiment, mesh, metadata, batches or Rows(), make_params)
+        prepared = Prepared(experiment, mesh, metadata, batches or Rows(), make_params, validation)
         with workdir_lib.claim(workdir, experiment):
             return loop.run(prepared, workdir, Callbacks(**told), start_time=start_time, profile=profile)
 
@@ -410,82 +413,3 @@ def test_a_full_disk_is_one_sentence(run, tmp_path, monkeypatch):
 def claim(workdir, experiment, rows=""):
     with workdir_lib.claim(workdir, experiment, rows):
         return
-
-
-def test_a_workdir_is_for_one_process_at_a_time(tmp_path, monkeypatch):
-    with workdir_lib.claim(tmp_path / "w", EXPERIMENT):
-        with pytest.raises(UserError, match=r"w is being trained in by another process; .* choose another --workdir"):
-            claim(tmp_path / "w", EXPERIMENT)
-        with pytest.raises(UserError, match="by another process"):  # nor does it touch the other's config.json
-            claim(tmp_path / "w", dataclasses.replace(EXPERIMENT, seed=1))
-
-        def unsupported(*_):
-            raise OSError(errno.ENOLCK, "No locks available")
-
-        with monkeypatch.context() as patched:
-            patched.setattr("fcntl.flock", unsupported)
-            claim(tmp_path / "w", EXPERIMENT)
-    claim(tmp_path / "w", EXPERIMENT)
-
-
-def test_changed_rows_are_noticed_once_a_step_was_taken(tmp_path):
-    file = tmp_path / "w" / "rows.sha256"
-    claim(tmp_path / "w", EXPERIMENT)
-    assert not file.exists()
-    for rows in ("one", "two"):  # a run of an earlier version, and one that has not begun
-        claim(tmp_path / "w", EXPERIMENT, rows)
-        assert file.read_text().strip() == rows
-    (tmp_path / "w" / "metrics.jsonl").touch()
-    claim(tmp_path / "w", EXPERIMENT, "two")
-    with pytest.raises(UserError, match=r"rows of data\.source countdown changed since .*; choose another --workdir"):
-        claim(tmp_path / "w", EXPERIMENT, "three")
-    file.unlink()
-    claim(tmp_path / "w", EXPERIMENT, "three")
-    assert file.read_text().strip() == "three"
-
-
-def test_a_workdir_of_another_run(tmp_path):
-    claim(tmp_path / "w", EXPERIMENT)
-    free = dataclasses.replace(
-        EXPERIMENT,
-        mesh=MeshConfig(data=2),
-        cost=CostConfig(2.0),
-        checkpoint=CheckpointConfig(every=7),
-        train=dataclasses.replace(EXPERIMENT.train, remat="full", accumulation=2, loss_chunk=7, attention="chunked"),
-    )
-    claim(tmp_path / "w", free)
-    other = dataclasses.replace(EXPERIMENT, optimizer=OptimizerConfig(learning_rate=3.0), seed=4)
-    message = (
-        "holds another run: optimizer.learning_rate is 0.01 there and 3.0 here; seed is 0 there and 4 here. Choose"
-    )
-    with pytest.raises(UserError, match=message):
-        claim(tmp_path / "w", other)
-    pretrained = dataclasses.replace(EXPERIMENT, model=None, init_from="package:countdown_base")
-    with pytest.raises(UserError, match=r"init_from is '' there and 'package:countdown_base' here; model.* more"):
-        claim(tmp_path / "w", pretrained)
-
-
-def test_a_workdir_that_cannot_be_used(tmp_path):
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="is a file"):
-        claim(tmp_path / "file", EXPERIMENT)
-    (tmp_path / "w").mkdir()
-    (tmp_path / "w" / "metrics.jsonl").touch()
-    with pytest.raises(UserError, match=r"without its config\.json"):
-        claim(tmp_path / "w", EXPERIMENT)
-    (tmp_path / "w" / "config.json").write_text("{")
-    with pytest.raises(UserError, match="is no JSON"):
-        claim(tmp_path / "w", EXPERIMENT)
-
-
-def test_a_run_of_an_earlier_version_goes_on(tmp_path):
-    """Its config.json lacks the settings that were added since; they had their defaults' meaning."""
-    claim(tmp_path / "w", EXPERIMENT)
-    file = tmp_path / "w" / "config.json"
-    there = json.loads(file.read_text())
-    del there["delimiters"], there["data"]["control"]
-    file.write_text(json.dumps(there))
-    claim(tmp_path / "w", EXPERIMENT)
-    data = dataclasses.replace(EXPERIMENT.data, control="token")
-    with pytest.raises(UserError, match=r"data\.control is '' there and 'token' here"):
-        claim(tmp_path / "w", dataclasses.replace(EXPERIMENT, data=data))

@@ -1,0 +1,63 @@
+"""The loss of a model on examples that it is not trained on."""
+
+from __future__ import annotations
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from s1jax.config.experiment import TrainConfig
+from s1jax.config.model import ModelConfig
+from s1jax.model.decoder import Params
+from s1jax.parallel import sharding
+from s1jax.training import step as step_lib
+from s1jax.training.losses.cross_entropy import batch_loss
+from s1jax.training.prepare import Source
+
+
+class Validation:
+    """Measures sum(weights * loss) / sum(weights) over all batches of a source, with the loss of a training step."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        train: TrainConfig,
+        mesh: Mesh,
+        source: Source,
+        abstract: Params,
+        loss: step_lib.Loss = batch_loss,
+    ):
+        """Compiles nothing yet.
+
+        Args:
+          config: of the model.
+          train: types, attention kernel and chunk sizes, as in a training step.
+          mesh: that the weights and the batches are placed on.
+          source: its batches are all read for each measurement.
+          abstract: shapes, types and shardings of the master weights.
+          loss: of a batch.
+        """
+        micro_loss = step_lib.make_loss(config, train, mesh, loss)
+
+        def sums(params: Params, batch: step_lib.Batch) -> tuple[jax.Array, jax.Array]:
+            return micro_loss(step_lib.compute_params(params, config, train), batch), batch["weights"].sum()
+
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+        self._sums = jax.jit(
+            sums,
+            in_shardings=(shardings, sharding.token_sharding(mesh)),
+            out_shardings=sharding.replicated(mesh),
+        )
+        self._compiled: jax.stages.Compiled | None = None
+        self._mesh, self._source = mesh, source
+
+    def __call__(self, params: Params) -> float:
+        """Returns the mean loss, a float32 number, the same in all processes."""
+        total = weight = 0.0
+        for batch in self._source.iterate():
+            arrays = sharding.put_batch(batch, self._mesh)
+            if self._compiled is None:
+                self._compiled = step_lib.compile_for(jax.default_backend(), self._sums.lower(params, arrays))
+            part, of_part = jax.device_get(self._compiled(params, arrays))
+            total, weight = total + float(part), weight + float(of_part)
+        return float(np.float32(total / weight))
