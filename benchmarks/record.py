@@ -14,7 +14,10 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Collection, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from s1jax.training.callbacks import Callbacks
 
 RESULTS = pathlib.Path(__file__).parent / "results"
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "torch", "transformers", "google-tunix")
@@ -65,6 +68,17 @@ def add_peers(parser: argparse.ArgumentParser, known: Collection[str]) -> None:
         return text.split(",")
 
     parser.add_argument("--peers", type=names, default=["transformers"], help=f"out of {', '.join(known)}")
+
+
+def progress(what: str, every: int = 50) -> Callbacks:
+    """Returns callbacks of a training run that print its notes, and its loss after every `every` steps."""
+    from s1jax.training.callbacks import Callbacks
+
+    def step(values: Mapping[str, Any]) -> None:
+        if values["step"] % every == 0:
+            print(f"{what}: step {values['step']}, loss {values['loss']:.4f}", flush=True)
+
+    return Callbacks(on_note=print, on_step=step)
 
 
 def write(name: str, results: Mapping[str, Any], *, speed: bool = False) -> None:

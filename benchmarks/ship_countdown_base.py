@@ -1,7 +1,7 @@
-"""Makes the base checkpoint that ships in the package anew: `python -m benchmarks.ship_countdown_base`.
+"""Trains the base checkpoint that ships in the package again: `python -m benchmarks.ship_countdown_base`.
 
-Trains it with the command of configs/countdown_base.py (a run that was stopped goes on), then replaces
-s1jax/assets/countdown_base by its weights, with command, commit, seed, loss, time and versions in their provenance.
+Trains as configs/countdown_base.py says, and resumes a run that was stopped. Then replaces s1jax/assets/countdown_base
+by its weights, with command, commit, seed, loss, time and versions in their provenance.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 import pathlib
 import shutil
-import subprocess
-import sys
 
 from absl import app, flags
 
+import s1jax
 from benchmarks import record
+from configs import countdown_base
 from s1jax.checkpoint import digests, store
 
 FLAGS = flags.FLAGS
@@ -25,9 +25,10 @@ LAST_STEPS = 50  # the loss of one batch says little
 
 
 def main(_: list[str]) -> None:
+    # The same training on the command line.
     command = ["-m", "launch.train", "--config=configs/countdown_base.py", f"--workdir={FLAGS.workdir}"]
     environment = record.environment()
-    subprocess.run([sys.executable, *command], check=True)
+    s1jax.train(countdown_base.get_config().to_dict(), FLAGS.workdir, record.progress("training"))
     metrics = [json.loads(line) for line in (pathlib.Path(FLAGS.workdir) / "metrics.jsonl").read_text().splitlines()]
     model = store.load_model(FLAGS.workdir)
     training = model.provenance["experiment"]
