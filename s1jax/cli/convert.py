@@ -5,10 +5,15 @@
     python -m launch.convert --from_gguf=FILE --to=CKPT [--chat=NAME] [--dtype=float32] [--tokenizer=DIR]
         [--think_start=TEXT] [--think_end=TEXT]
     python -m launch.convert --from=CKPT --to_hf=DIR [--dtype=bfloat16] [--max_shard_gb=5]
+        [--push_to_hub=OWNER/NAME [--private]]
 
 Without --chat the chat format follows from the tokenizer's own chat template; one line says which it is. A Hugging Face
 folder gets the format that the checkpoint was trained with as its chat template, and where transformers is installed
 its tokenizer is compared with s1jax's.
+
+With --push_to_hub the folder is uploaded to the Hugging Face hub as well, under the login of `hf auth login` or the
+environment variable HF_TOKEN. The repository is made where it does not exist. Weights that it holds already under other
+names are deleted in the same commit; its other files stay.
 
 The target must not exist or be empty; it appears when it is complete, under a name of its own until then.
 """
@@ -46,6 +51,8 @@ flags.DEFINE_string("from_gguf", "", "GGUF file.")
 flags.DEFINE_string("from", "", "s1jax checkpoint or training workdir.")
 flags.DEFINE_string("to", "", "Checkpoint folder to write.")
 flags.DEFINE_string("to_hf", "", "Hugging Face folder to write.")
+flags.DEFINE_string("push_to_hub", "", "Hub id OWNER/NAME that the folder of --to_hf is uploaded to.")
+flags.DEFINE_bool("private", False, "Make the repository of --push_to_hub private; it may not be public already.")
 flags.DEFINE_string("tokenizer", "", "Tokenizer folder or file to use instead of the source's own.")
 flags.DEFINE_enum(
     "chat",
@@ -63,21 +70,12 @@ flags.DEFINE_enum(
 )
 flags.DEFINE_float("max_shard_gb", huggingface.MAX_SHARD_BYTES / 1e9, "Largest safetensors file, in 10^9 bytes.")
 
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _DTYPES: dict[str, Any] = {"": None, "float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 
 
 def main() -> None:
-    source, target = _one("from_hf", "from_gguf", "from"), _one("to", "to_hf")
-    if (source == "from") != (target == "to_hf"):
-        raise UserError("convert goes --from_hf or --from_gguf with --to, or --from with --to_hf.")
-    if source == "from" and (FLAGS.think_start or FLAGS.think_end):
-        raise UserError("--think_start and --think_end are for imports; a Hugging Face folder has no place for them.")
-    if FLAGS.revision and source != "from_hf":
-        raise UserError("--revision is of a model on the hub; it goes with --from_hf=OWNER/NAME.")
-    if not 0 < FLAGS.max_shard_gb < math.inf:
-        raise UserError(f"--max_shard_gb is {FLAGS.max_shard_gb}; it must be positive and finite.")
-    for flag in (source, target, "tokenizer"):
-        paths.local(str(FLAGS[flag].value), f"--{flag}")
+    source, target = _source_and_target()
     # An accelerator has nothing to do here, and its memory may be too small for the whole model.
     import jax
 
@@ -88,28 +86,97 @@ def main() -> None:
     path, origin_path = str(FLAGS[target].value), str(FLAGS[source].value)
     dtype = _DTYPES[FLAGS.dtype]
     with files.new_folder(path, f"--{target}") as folder:
+        if FLAGS.push_to_hub:  # before the work, so that a missing login is said at once
+            _create_repository()
         if source == "from":
             config = _export(origin_path, folder, dtype)
         else:
-            read = _read_huggingface if source == "from_hf" else _read_gguf
-            params, config, tokenizer, origin, eos = read(origin_path, dtype)
-            if tokenizer.num_ids > config.vocab_size:
-                raise UserError(
-                    f"the tokenizer has {tokenizer.num_ids} ids but the model's vocabulary {config.vocab_size} rows; "
-                    "give the model's own tokenizer with --tokenizer=DIR."
-                )
-            name, chat, why = FLAGS.chat, chat_lib.FORMATS.get(FLAGS.chat), ""
-            if chat is None:
-                name, chat, why = default_format.choose(tokenizer)
-            if FLAGS.think_start or FLAGS.think_end:
-                chat = chat_lib.with_delimiters(tokenizer, chat, FLAGS.think_start, FLAGS.think_end)
-            chat_lib.check(tokenizer, chat)
-            chat = chat_lib.with_stops(chat, tokenizer, eos)
-            if why:
-                print(f"chat format {name}: {why}; --chat chooses another.")
-            provenance = {**origin, "chat": name, "command": "launch.convert", "s1jax": s1jax.__version__}
-            store.save_model(folder, params, config, tokenizer, chat, provenance)
+            config = _import(source, origin_path, folder, dtype)
     print(f"wrote {path}: {config.num_params / 1e6:.1f} M weights in {time.monotonic() - start:.0f} s")
+    if FLAGS.push_to_hub:
+        _push(path)
+
+
+def _source_and_target() -> tuple[str, str]:
+    """The flags that name what is read and what is written, after all flags have been checked."""
+    source, target = _one("from_hf", "from_gguf", "from"), _one("to", "to_hf")
+    if (source == "from") != (target == "to_hf"):
+        raise UserError("convert goes --from_hf or --from_gguf with --to, or --from with --to_hf.")
+    if source == "from" and (FLAGS.think_start or FLAGS.think_end):
+        raise UserError("--think_start and --think_end are for imports; a Hugging Face folder has no place for them.")
+    if FLAGS.revision and source != "from_hf":
+        raise UserError("--revision is of a model on the hub; it goes with --from_hf=OWNER/NAME.")
+    if not 0 < FLAGS.max_shard_gb < math.inf:
+        raise UserError(f"--max_shard_gb is {FLAGS.max_shard_gb}; it must be positive and finite.")
+    if FLAGS.push_to_hub and target != "to_hf":
+        raise UserError("--push_to_hub uploads a Hugging Face folder; it goes with --from and --to_hf.")
+    if FLAGS.push_to_hub and not _HUB_ID.fullmatch(FLAGS.push_to_hub):
+        raise UserError(f"--push_to_hub={FLAGS.push_to_hub} is not a hub id (OWNER/NAME).")
+    if FLAGS.private and not FLAGS.push_to_hub:
+        raise UserError("--private is of the repository that --push_to_hub names; give both or neither.")
+    for flag in (source, target, "tokenizer"):
+        paths.local(str(FLAGS[flag].value), f"--{flag}")
+    return source, target
+
+
+def _import(source: str, path: str, folder: pathlib.Path, dtype: Any) -> ModelConfig:
+    """Writes the checkpoint of a Hugging Face folder or a GGUF file."""
+    read = _read_huggingface if source == "from_hf" else _read_gguf
+    params, config, tokenizer, origin, eos = read(path, dtype)
+    if tokenizer.num_ids > config.vocab_size:
+        raise UserError(
+            f"the tokenizer has {tokenizer.num_ids} ids but the model's vocabulary {config.vocab_size} rows; "
+            "give the model's own tokenizer with --tokenizer=DIR."
+        )
+    name, chat, why = FLAGS.chat, chat_lib.FORMATS.get(FLAGS.chat), ""
+    if chat is None:
+        name, chat, why = default_format.choose(tokenizer)
+    if FLAGS.think_start or FLAGS.think_end:
+        chat = chat_lib.with_delimiters(tokenizer, chat, FLAGS.think_start, FLAGS.think_end)
+    chat_lib.check(tokenizer, chat)
+    chat = chat_lib.with_stops(chat, tokenizer, eos)
+    if why:
+        print(f"chat format {name}: {why}; --chat chooses another.")
+    provenance = {**origin, "chat": name, "command": "launch.convert", "s1jax": s1jax.__version__}
+    store.save_model(folder, params, config, tokenizer, chat, provenance)
+    return config
+
+
+def _create_repository() -> None:
+    """Makes the repository on the hub, or finds it.
+
+    Raises:
+      UserError: without a login or a right to write there, and where it is public although --private was asked for.
+    """
+    name = FLAGS.push_to_hub
+    try:
+        public = hub.create(name, private=FLAGS.private)
+    except Exception as error:  # the hub's client raises errors of several libraries
+        raise UserError(
+            f"--push_to_hub={name}: the repository could not be made ({_reason(error)}); log in with `hf auth login`, "
+            "or choose another OWNER. Nothing was converted."
+        ) from None
+    if public and FLAGS.private:
+        raise UserError(
+            f"--push_to_hub={name} is a public repository, and --private was asked for; choose another NAME, or make it"
+            " private on its settings page. Nothing was uploaded."
+        )
+
+
+def _push(path: str) -> None:
+    name = FLAGS.push_to_hub
+    try:
+        url = hub.upload(pathlib.Path(path), name, "Upload a model converted by s1jax")
+    except Exception as error:  # as above
+        raise UserError(
+            f"--push_to_hub={name}: the upload failed ({_reason(error)}). {path} is complete; `hf upload {name} {path}`"
+            " uploads it."
+        ) from None
+    print(f"uploaded {path} to {url}")
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def _return_freed_memory() -> None:
@@ -154,16 +221,15 @@ def _local_folder(name: str) -> tuple[pathlib.Path, str]:
         if FLAGS.revision:
             raise UserError(f"--revision is of a model on the hub; {name} is a folder here, so leave it out.")
         return folder, hub.commit(folder)
-    if folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+    if folder.exists() or not _HUB_ID.fullmatch(name):
         raise UserError(f"--from_hf: {name} is neither a folder nor a hub id (owner/name).")
     try:
         patterns = ["*.json", "*.safetensors", "*.model", "*.jinja"]
         folder, commit = hub.snapshot(name, patterns, kind="model", revision=FLAGS.revision)
     except Exception as error:  # the hub's client raises errors of several libraries
-        reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"--from_hf: {name} is no folder here and could not be fetched from the hub ({type(error).__name__}: "
-            f"{reason}); download it where there is a network and give its folder."
+            f"--from_hf: {name} is no folder here and could not be fetched from the hub ({_reason(error)}); download it"
+            " where there is a network and give its folder."
         ) from None
     if not FLAGS.revision:
         terminal.note(f"{name} at its newest revision{f' {commit}' if commit else ''}; --revision chooses another.")

@@ -1,4 +1,4 @@
-"""Downloads snapshots of Hugging Face hub repositories, with the commit that identifies them."""
+"""Repositories of the Hugging Face hub: downloads of a snapshot with its commit, uploads of a model folder."""
 
 from __future__ import annotations
 
@@ -39,3 +39,40 @@ def commit(folder: pathlib.Path) -> str:
     """Returns the commit of a folder in the hub's cache, models--OWNER--NAME/snapshots/COMMIT; else an empty string."""
     folder = folder.resolve()
     return folder.name if folder.parent.name == "snapshots" and re.fullmatch("[0-9a-f]{40}", folder.name) else ""
+
+
+def create(repository: str, *, private: bool) -> bool:
+    """Makes a model repository on the hub where there is none; returns whether it is public.
+
+    Args:
+      repository: as in OWNER/NAME.
+      private: of a new repository; one that exists stays as it is.
+
+    Raises:
+      Exception: any error of huggingface_hub, for example without a login.
+    """
+    import huggingface_hub
+
+    huggingface_hub.create_repo(repository, private=private, repo_type="model", exist_ok=True)
+    return not huggingface_hub.repo_info(repository, repo_type="model").private
+
+
+def upload(folder: pathlib.Path, repository: str, message: str) -> str:
+    """Uploads a model folder in one commit and returns the address of the repository.
+
+    Safetensors files that the repository has under other names are deleted in the same commit: transformers would read
+    an old model.safetensors before the new shards.
+
+    Raises:
+      Exception: any error of huggingface_hub.
+    """
+    import huggingface_hub
+
+    huggingface_hub.upload_folder(
+        repo_id=repository,
+        folder_path=folder,
+        repo_type="model",
+        commit_message=message,
+        delete_patterns=["*.safetensors", "*.safetensors.index.json"],
+    )
+    return f"https://huggingface.co/{repository}"

@@ -1,12 +1,14 @@
 """`python -m launch.convert` from the outside: whole ways in and out, and what it says to wrong input."""
 
 import dataclasses
+import inspect
 import json
 import os
 import pathlib
 import subprocess
 import sys
 
+import huggingface_hub
 import ml_dtypes
 import numpy as np
 import pytest
@@ -28,7 +30,7 @@ TEXT = "<|im_start|>user\nSchr\u00f6der's 12 + 34?<|im_end|>\n<|im_start|>think\
 # Runs one conversion after the other in one process, which saves the imports; prints [null or sentence, ...].
 # The folder of the second argument stands in for the hub; a model that is not in it is asked of the real one, offline.
 DRIVER = """
-import fnmatch, json, pathlib, shutil, sys
+import fnmatch, json, pathlib, shutil, sys, types
 import huggingface_hub
 from absl import flags
 from s1jax.cli import convert
@@ -46,6 +48,25 @@ def snapshot_download(name, *, repo_type, revision, allow_patterns):
             shutil.copy(file, snapshot)
     return str(snapshot)
 huggingface_hub.snapshot_download = snapshot_download
+def create_repo(name, *, private, repo_type, exist_ok):
+    if name.startswith("nobody/"):
+        raise huggingface_hub.errors.LocalTokenNotFoundError("Token is required, but no token was found")
+    folder = pathlib.Path(sys.argv[2], "repositories", name)
+    if not folder.exists():
+        folder.mkdir(parents=True)
+        (folder / ("private" if private else "public")).touch()
+def repo_info(name, *, repo_type):
+    return types.SimpleNamespace(private=pathlib.Path(sys.argv[2], "repositories", name, "private").exists())
+def upload_folder(*, repo_id, folder_path, repo_type, commit_message, delete_patterns):
+    if repo_id == "owner/broken":
+        raise ConnectionError("reset by peer")
+    target = pathlib.Path(sys.argv[2], "repositories", repo_id)
+    for pattern in delete_patterns:
+        for file in target.glob(pattern):
+            file.unlink()
+    shutil.copytree(folder_path, target, dirs_exist_ok=True)
+for function in (create_repo, repo_info, upload_folder):
+    setattr(huggingface_hub, function.__name__, function)
 results = []
 for arguments in json.loads(sys.argv[1]):
     for name in flags.FLAGS:
@@ -71,6 +92,15 @@ WRONG = [
     (["--from={0}/ckpt", "--to_hf={0}/new", "--max_shard_gb=0"], "--max_shard_gb is 0.0"),
     (["--from={0}/ckpt", "--to_hf={0}/new", "--max_shard_gb=inf"], "--max_shard_gb is inf; it must be positive and"),
     (["--from={0}/ckpt", "--to_hf={0}/new", "--max_shard_gb=nan"], "--max_shard_gb is nan"),
+    (["--from_hf={0}/hf", "--to={0}/new", "--push_to_hub=a/b"], "it goes with --from and --to_hf"),
+    (["--from={0}/ckpt", "--to_hf={0}/new", "--push_to_hub=tuned"], "--push_to_hub=tuned is not a hub id (OWNER/NAME)"),
+    (["--from={0}/ckpt", "--to_hf={0}/new", "--private"], "--private is of the repository that --push_to_hub names"),
+    (["--from={0}/ckpt", "--to_hf={0}/new", "--push_to_hub=nobody/x"], "LocalTokenNotFoundError: Token is required"),
+    (["--from={0}/ckpt", "--to_hf={0}/new", "--push_to_hub=owner/open", "--private"], "open is a public repository"),
+    (
+        ["--from={0}/ckpt", "--to_hf={0}/kept", "--push_to_hub=owner/broken"],
+        "/kept is complete; `hf upload owner/bro",
+    ),
     (["--from_hf={0}/hf", "--to={0}/hf"], "exists and is not empty; remove it or choose another"),
     (["--from_hf={0}/none", "--to={0}/new"], "none is neither a folder nor a hub id"),
     (["--from_hf=owner/model", "--to={0}/new"], "could not be fetched from the hub"),
@@ -100,6 +130,8 @@ RIGHT = [
     ["--from_hf={0}/hf", "--to={0}/own", "--chat=think", "--think_start=<reasoning>", "--think_end=</reasoning>"],
     ["--from={0}/ckpt", "--to_hf={0}/back", "--max_shard_gb=0.00003"],
     ["--from={0}/ckpt16", "--to_hf={0}/back16"],
+    ["--from={0}/ckpt16", "--to_hf={0}/pushed16", "--push_to_hub=owner/tuned", "--private", "--max_shard_gb=0.00003"],
+    ["--from={0}/ckpt", "--to_hf={0}/pushed", "--push_to_hub=owner/tuned"],
     ["--from_gguf={0}/bare.gguf", "--to={0}/from_gguf", "--tokenizer={0}/hf"],
     ["--from_hf=owner/tiny", "--to={0}/from_hub"],
     ["--from_hf=owner/tiny", "--to={0}/from_hub_v1", "--revision=v1"],
@@ -133,6 +165,7 @@ def converted(tmp_path_factory):
     (folder / "secret").write_text("a password")
     (folder / "stolen" / "chat_template.jinja").symlink_to(folder / "secret")
     (folder / "hub" / "owner").mkdir(parents=True)
+    (folder / "hub" / "repositories" / "owner" / "open").mkdir(parents=True)
     _hf_folder(folder / "hub" / "owner" / "tiny", CONFIG)
     (folder / "hub" / "owner" / "tiny" / "pytorch_model.bin").write_text("the weights once more")
     _hf_folder(folder / "int8", CONFIG)
@@ -227,6 +260,28 @@ def test_back_to_hugging_face(converted):
     ids = Tokenizer.load(folder / "back")
     assert set(huggingface_config.read_eos(folder / "back")) == {ids.id_of("<|im_end|>"), ids.id_of("!")} == set(ENDS)
     assert huggingface.read_params(folder / "back16", CONFIG)["final_norm"]["scale"].dtype == ml_dtypes.bfloat16
+
+
+def test_a_folder_is_pushed_to_the_hub(converted):
+    """The second time as one file, beside which the shards of the first would be read by nobody or instead of it."""
+    folder, _ = converted
+    repository = folder / "hub" / "repositories" / "owner" / "tuned"
+    names = {file.name for file in (folder / "pushed").iterdir()}
+    assert {file.name for file in repository.iterdir()} == names | {"private"}
+    assert len(list((folder / "pushed16").glob("*.safetensors"))) > 2
+    for name in names:
+        assert (repository / name).read_bytes() == (folder / "pushed" / name).read_bytes()
+    _equal((huggingface.read_params(folder / "kept", CONFIG), CONFIG), (weights(CONFIG), CONFIG))
+
+
+def test_the_hub_s_client_takes_what_it_is_given():
+    for name, arguments, settings in (
+        ("create_repo", ["a/b"], {"private": True, "repo_type": "model", "exist_ok": True}),
+        ("repo_info", ["a/b"], {"repo_type": "model"}),
+        ("upload_folder", [], dict.fromkeys(("repo_id", "folder_path", "repo_type", "commit_message"), "x")),
+        ("upload_folder", [], {"repo_id": "a/b", "folder_path": "x", "delete_patterns": ["*"]}),
+    ):
+        inspect.signature(getattr(huggingface_hub, name)).bind(*arguments, **settings)
 
 
 def test_transformers_loads_the_export_with_its_tokenizer(converted):
