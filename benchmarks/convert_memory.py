@@ -77,7 +77,7 @@ def _write_model(folder: pathlib.Path, megabytes: int, shard_mb: int) -> float:
     """Writes the model and returns its size in MB."""
     shape = dict(vocab_size=32000, d_model=1024, mlp_dim=4096, num_heads=16, num_kv_heads=4, head_dim=64, qkv_bias=True)
     layers = max(1, round((megabytes / 2 - 65) / 15.2))
-    config = ModelConfig(num_layers=layers, **shape)  # type: ignore[arg-type]
+    config = ModelConfig.dense(num_layers=layers, **shape)  # type: ignore[arg-type]
     params = names.allocate(config, ml_dtypes.bfloat16)
     block = np.random.default_rng(0).normal(size=1 << 22).astype(ml_dtypes.bfloat16)
     for view in names.views(config, params, "huggingface").values():

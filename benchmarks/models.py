@@ -18,7 +18,7 @@ from s1jax.model import decoder
 from s1jax.training import optimizer as optimizer_lib
 from s1jax.training import step as step_lib
 
-CONFIG = ModelConfig(
+CONFIG = ModelConfig.dense(
     vocab_size=32000,
     d_model=512,
     mlp_dim=2048,

@@ -32,7 +32,7 @@ from s1jax.parallel import sharding
 SCALE = 32
 ROWS, IDS, LONGEST = layout.KNOWN["s1k"]
 BLOCKS = {"paper's block": 32768, "shortest block": 10240}
-MODEL = ModelConfig(
+MODEL = ModelConfig.dense(
     vocab_size=4096,
     d_model=256,
     mlp_dim=768,

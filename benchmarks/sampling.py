@@ -27,7 +27,7 @@ from s1jax.config.sampling import SamplingParams
 from s1jax.engine.engine import Engine
 from s1jax.engine.programs import Request
 from s1jax.model import cache as cache_lib
-from s1jax.model import decoder
+from s1jax.model import decoder, layouts
 from s1jax.text.delimiters import Delimiters
 
 SLOTS, ROWS = 16, 64
@@ -125,6 +125,7 @@ def _plain_loop(params: Any, prompts: np.ndarray, new: int) -> Callable[[], None
         empty = cache_lib.init_cache(models.CONFIG, batch, 384)
         full = jnp.full(batch, length - 1)
         _, cache = decoder.forward_cached(params, models.CONFIG, prompts, empty, full)
+        assert isinstance(cache.pages, cache_lib.Pages)
         return cache_lib.Cache(cache_lib.unstack(cache.pages), cache.table, cache.lengths)
 
     @jax.jit
@@ -139,7 +140,7 @@ def _plain_loop(params: Any, prompts: np.ndarray, new: int) -> Callable[[], None
 
         return jax.lax.fori_loop(0, new, step, (cache, last, jnp.zeros((batch, new), jnp.int32)))[2]
 
-    unstacked = jax.jit(decoder.unstack, static_argnums=1)(params, True)
+    unstacked = jax.jit(layouts.unstack, static_argnums=(1, 2))(params, models.CONFIG, True)
     return lambda: jax.block_until_ready(loop(unstacked, start(params, prompts), prompts[:, -1]))
 
 

@@ -16,11 +16,11 @@ from s1jax import config as config_lib
 
 
 def get_config() -> ml_collections.ConfigDict:
-    shape = config_lib.ModelConfig(
+    shape = dict(
         vocab_size=126, d_model=128, mlp_dim=384, num_layers=4, num_heads=4, num_kv_heads=2, head_dim=32,
         rope_theta=1e4, qkv_bias=True, tied_embeddings=True, context_length=1024,
     )  # fmt: skip
-    config = ml_collections.ConfigDict(config_lib.defaults(config_lib.to_dict(shape)))
+    config = ml_collections.ConfigDict(config_lib.defaults(shape))
     config.tokenizer = "package:countdown_tokenizer"
     config.chat = "countdown_base"
     config.data.source = "countdown_corpus"

@@ -17,6 +17,7 @@ import numpy as np
 
 from s1jax.checkpoint import huggingface_config
 from s1jax.checkpoint import names as names_lib
+from s1jax.checkpoint.families.table import FAMILIES
 from s1jax.config.model import ModelConfig, RopeScaling
 from s1jax.config.schema import from_dict, plain, shown
 from s1jax.errors import UserError
@@ -27,8 +28,6 @@ _QUANTIZED = (
     "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS",
 )  # fmt: skip
 READABLE = ("F32", "F16", *_QUANTIZED)
-
-_ARCHITECTURES = ("llama", "qwen2", "qwen3")
 
 # Values dequantised at a time: bounds the copy of a large embedding to 64 MB in float32.
 _CHUNK = 1 << 24
@@ -88,17 +87,21 @@ def read_config(reader: gguf.GGUFReader, where: str) -> ModelConfig:
     Raises:
       UserError: unknown architecture, a setting the decoder cannot represent, or a missing one.
     """
-    family = _get(reader, where, "general.architecture", str)
-    if family not in _ARCHITECTURES:
-        raise UserError(f"{where}: architecture {shown(family)} is unknown; s1jax reads {', '.join(_ARCHITECTURES)}.")
+    architecture = _get(reader, where, "general.architecture", str)
+    if architecture not in FAMILIES:
+        raise UserError(
+            f"{where}: architecture {shown(architecture)} is unknown; s1jax reads {', '.join(sorted(FAMILIES))}."
+        )
 
     def get(key: str, kind: type, default: Any = None) -> Any:
-        field = reader.get_field(f"{family}.{key}")
+        field = reader.get_field(f"{architecture}.{key}")
         if field is not None and field.types[0] == gguf.GGUFValueType.ARRAY:
-            raise UserError(f"{where}: {family}.{key} differs between layers, which this decoder does not compute.")
-        value = _get(reader, where, f"{family}.{key}", kind, default)
+            raise UserError(
+                f"{where}: {architecture}.{key} differs between layers, which this decoder does not compute."
+            )
+        value = _get(reader, where, f"{architecture}.{key}", kind, default)
         if value is None:
-            raise UserError(f"{where} lacks the metadata {family}.{key}; get a complete file.")
+            raise UserError(f"{where} lacks the metadata {architecture}.{key}; get a complete file.")
         return value
 
     if get("expert_count", int, 0):
@@ -108,7 +111,7 @@ def read_config(reader: gguf.GGUFReader, where: str) -> ModelConfig:
     for key in ("attention.value_length", "rope.dimension_count"):
         if get(key, int, head_dim) != head_dim:
             raise UserError(
-                f"{where}: {family}.{key} is {get(key, int)}, the head dimension {head_dim}; they must be equal."
+                f"{where}: {architecture}.{key} is {get(key, int)}, the head dimension {head_dim}; they must be equal."
             )
     shapes = {tensor.name: tensor.shape for tensor in reader.tensors}
     if "token_embd.weight" not in shapes:
@@ -116,6 +119,7 @@ def read_config(reader: gguf.GGUFReader, where: str) -> ModelConfig:
     length, theta = get("context_length", int), _decimal(get("rope.freq_base", float, 1e4))
     scaling = _rope_scaling(reader, get, length, theta, head_dim, where)
     settings: dict[str, Any] = dict(
+        family=architecture,
         vocab_size=int(shapes["token_embd.weight"][-1]),
         d_model=d_model,
         mlp_dim=get("feed_forward_length", int),
@@ -126,13 +130,13 @@ def read_config(reader: gguf.GGUFReader, where: str) -> ModelConfig:
         rope_theta=theta,
         rope_scaling=scaling,
         norm_eps=_decimal(get("attention.layer_norm_rms_epsilon", float)),
-        qkv_bias=family == "qwen2",
-        qk_norm=family == "qwen3",
+        qkv_bias=FAMILIES[architecture].qkv_bias,
+        qk_norm=FAMILIES[architecture].qk_norm,
         tied_embeddings="output.weight" not in shapes,
         context_length=max(length, huggingface_config.extended_length(scaling)),
     )
     try:
-        return ModelConfig(**settings)
+        return ModelConfig.dense(**settings)
     except UserError as error:  # knows no file
         raise UserError(f"{where}: {error}") from None
 
@@ -237,7 +241,7 @@ def read_params(reader: gguf.GGUFReader, config: ModelConfig, where: str, dtype:
     names_lib.check(config, "gguf", found, where)
     params = names_lib.allocate(config, dtype)
     targets = names_lib.views(config, params, "gguf")
-    interleaved = _get(reader, where, "general.architecture", str) == "llama"
+    interleaved = FAMILIES[config.family].interleaved_in_gguf
     for tensor in tensors:
         target = targets[tensor.name]
         if interleaved and tensor.name.endswith(("attn_q.weight", "attn_k.weight")):

@@ -1,6 +1,6 @@
 """config.json of Hugging Face model folders, with generation_config.json beside it, read and written.
 
-Keys as in transformers' Qwen2, Qwen3 and Llama.
+What differs between architectures is in `s1jax.checkpoint.families`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from s1jax.checkpoint.families.table import FAMILIES, exported
 from s1jax.config.model import ModelConfig, RopeScaling
 from s1jax.config.schema import from_dict, plain, shown
 from s1jax.errors import UserError
@@ -21,12 +22,7 @@ from s1jax.io import files
 
 _MAX_JSON_BYTES = 100_000_000  # an index of a million tensors
 
-# model_type -> architecture, and what transformers assumes where config.json is silent.
-_FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
-    "qwen2": ("Qwen2ForCausalLM", {"max_position_embeddings": 32768}),
-    "qwen3": ("Qwen3ForCausalLM", {"max_position_embeddings": 32768, "head_dim": 128}),
-    "llama": ("LlamaForCausalLM", {"max_position_embeddings": 2048}),
-}
+# What transformers assumes for keys that config.json does not have; a family may have more of them.
 _DEFAULTS = {"rope_theta": 1e4, "rms_norm_eps": 1e-6, "tie_word_embeddings": False}
 
 # Settings that change the computation in a way this decoder does not have: key -> the only value accepted.
@@ -78,17 +74,18 @@ def config_from_json(values: Mapping[str, Any], where: str = "config.json") -> M
     Raises:
       UserError: unknown architecture, a setting that the decoder cannot represent, a missing or mistyped key.
     """
-    family = values.get("model_type")
-    if not isinstance(family, str | None):
-        raise wrong_type(where, "model_type", family, "a string")
-    architectures = values.get("architectures") or [_FAMILIES.get(str(family), ("",))[0] or "unnamed"]
+    model_type = values.get("model_type")
+    if not isinstance(model_type, str | None):
+        raise wrong_type(where, "model_type", model_type, "a string")
+    family = FAMILIES.get(str(model_type))
+    architectures = values.get("architectures") or ["unnamed" if family is None else family.architecture]
     if not isinstance(architectures, list):
         raise wrong_type(where, "architectures", architectures, "a list")
-    if family not in _FAMILIES or architectures != [_FAMILIES[family][0]]:
+    if family is None or architectures != [family.architecture]:
         raise UserError(
             f"{where}: architecture {', '.join(plain(str(name)) for name in architectures[:3])} (model_type "
-            f"{shown(family)}) is unknown; "
-            f"s1jax reads {', '.join(name for name, _ in _FAMILIES.values())}."
+            f"{shown(model_type)}) is unknown; "
+            f"s1jax reads {', '.join(known.architecture for known in FAMILIES.values())}."
         )
     for key, accepted in _FIXED.items():
         if values.get(key, accepted) not in (accepted, None):
@@ -106,8 +103,8 @@ def config_from_json(values: Mapping[str, Any], where: str = "config.json") -> M
     if any(kind != "full_attention" for kind in layer_types):
         raise UserError(f"{where}: layer_types names other layers than full_attention, which this decoder lacks.")
 
-    known = {**_DEFAULTS, **_FAMILIES[family][1], **{k: v for k, v in values.items() if v is not None}}
-    if family == "llama" or values.get("num_key_value_heads", 0) is None:
+    known = {**_DEFAULTS, **family.silent, **{k: v for k, v in values.items() if v is not None}}
+    if model_type == "llama" or values.get("num_key_value_heads", 0) is None:
         known.setdefault("num_key_value_heads", known.get("num_attention_heads"))
 
     def get(key: str, kind: type) -> Any:
@@ -132,6 +129,7 @@ def config_from_json(values: Mapping[str, Any], where: str = "config.json") -> M
     length = get("max_position_embeddings", int)
     known["rope_theta"], scaling = _rope(values, known["rope_theta"], length, where)
     settings: dict[str, Any] = dict(
+        family=family.model_type,
         vocab_size=get("vocab_size", int),
         d_model=d_model,
         mlp_dim=get("intermediate_size", int),
@@ -142,13 +140,13 @@ def config_from_json(values: Mapping[str, Any], where: str = "config.json") -> M
         rope_theta=get("rope_theta", float),
         rope_scaling=scaling,
         norm_eps=get("rms_norm_eps", float),
-        qkv_bias=family == "qwen2",
-        qk_norm=family == "qwen3",
+        qkv_bias=family.qkv_bias,
+        qk_norm=family.qk_norm,
         tied_embeddings=get("tie_word_embeddings", bool),
         context_length=max(length, extended_length(scaling)),
     )
     try:
-        return ModelConfig(**settings)
+        return ModelConfig.dense(**settings)
     except UserError as error:  # knows no file
         raise UserError(f"{where}: {error}") from None
 
@@ -310,22 +308,13 @@ def config_to_json(config: ModelConfig, eos: Sequence[int] = (), dtype: Any = np
       dtype: of the stored weights.
 
     Raises:
-      UserError: no architecture of transformers has this combination of settings.
+      UserError: the model's family has no such layers, see `s1jax.checkpoint.families.table.exported`.
     """
-    if config.qkv_bias and config.qk_norm:
-        raise UserError(
-            "qkv_bias with qk_norm: no architecture of transformers has both; the model cannot be exported."
-        )
-    family = "qwen2" if config.qkv_bias else "qwen3" if config.qk_norm else "llama"
-    if family == "llama" and config.d_model % config.num_heads:
-        raise UserError(
-            f"d_model {config.d_model} is no multiple of num_heads {config.num_heads}, which transformers "
-            "requires of a Llama; the model cannot be exported."
-        )
+    family = exported(config)
     rope = _rope_to_json(config.rope_scaling)
     return {
-        "architectures": [_FAMILIES[family][0]],
-        "model_type": family,
+        "architectures": [family.architecture],
+        "model_type": family.model_type,
         "vocab_size": config.vocab_size,
         "hidden_size": config.d_model,
         "intermediate_size": config.mlp_dim,

@@ -1,6 +1,6 @@
 """The one table between other formats' tensor names and our parameter tree; it is read in both directions.
 
-A row says how one tensor of ours is called and laid out elsewhere. Hugging Face and GGUF store matrices as
+A row says what one tensor of ours is called and how it is laid out elsewhere. Hugging Face and GGUF store matrices as
 [outputs, inputs] and merge heads with head dimension, so a row is two strings of axis letters: ours without the layer
 axis ("DNH") and the stored order with spaces between the stored axes ("NH D": N and H merged, then D). Reading and
 writing both go through `views`: numpy views of our arrays in the stored layout, to be filled or to be copied out.
@@ -11,23 +11,22 @@ Axis letters: D model, F mlp, N query heads, K key/value heads, H head dimension
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from s1jax.config.model import ModelConfig
+from s1jax.config.model import Layer, ModelConfig, Stack
 from s1jax.config.schema import plain
 from s1jax.errors import UserError
 
 Params = dict[str, Any]
 
-
 _BLOCK = 256
 
 
 class Row(NamedTuple):
-    """One line of the table; `{}` stands for the layer number, which makes `path`'s array [L, ...]."""
+    """One line of the table; `{}` stands for the layer number, which makes `path` one below each stack of layers."""
 
     huggingface: str
     gguf: str
@@ -41,55 +40,83 @@ _MLP = "model.layers.{}.mlp."
 
 TABLE = (
     Row("model.embed_tokens.weight", "token_embd.weight", "embed/embedding", "VD", "V D"),
-    Row("model.layers.{}.input_layernorm.weight", "blk.{}.attn_norm.weight", "layers/attention_norm/scale", "D", "D"),
-    Row(_QKV + "q_proj.weight", "blk.{}.attn_q.weight", "layers/attention/query/kernel", "DNH", "NH D"),
-    Row(_QKV + "q_proj.bias", "blk.{}.attn_q.bias", "layers/attention/query/bias", "NH", "NH"),
-    Row(_QKV + "k_proj.weight", "blk.{}.attn_k.weight", "layers/attention/key/kernel", "DKH", "KH D"),
-    Row(_QKV + "k_proj.bias", "blk.{}.attn_k.bias", "layers/attention/key/bias", "KH", "KH"),
-    Row(_QKV + "v_proj.weight", "blk.{}.attn_v.weight", "layers/attention/value/kernel", "DKH", "KH D"),
-    Row(_QKV + "v_proj.bias", "blk.{}.attn_v.bias", "layers/attention/value/bias", "KH", "KH"),
-    Row(_QKV + "q_norm.weight", "blk.{}.attn_q_norm.weight", "layers/attention/query_norm/scale", "H", "H"),
-    Row(_QKV + "k_norm.weight", "blk.{}.attn_k_norm.weight", "layers/attention/key_norm/scale", "H", "H"),
-    Row(_QKV + "o_proj.weight", "blk.{}.attn_output.weight", "layers/attention/out/kernel", "NHD", "D NH"),
-    Row("model.layers.{}.post_attention_layernorm.weight", "blk.{}.ffn_norm.weight", "layers/mlp_norm/scale", "D", "D"),
-    Row(_MLP + "gate_proj.weight", "blk.{}.ffn_gate.weight", "layers/mlp/gate/kernel", "DF", "F D"),
-    Row(_MLP + "up_proj.weight", "blk.{}.ffn_up.weight", "layers/mlp/up/kernel", "DF", "F D"),
-    Row(_MLP + "down_proj.weight", "blk.{}.ffn_down.weight", "layers/mlp/down/kernel", "FD", "D F"),
+    Row("model.layers.{}.input_layernorm.weight", "blk.{}.attn_norm.weight", "attention_norm/scale", "D", "D"),
+    Row(_QKV + "q_proj.weight", "blk.{}.attn_q.weight", "attention/query/kernel", "DNH", "NH D"),
+    Row(_QKV + "q_proj.bias", "blk.{}.attn_q.bias", "attention/query/bias", "NH", "NH"),
+    Row(_QKV + "k_proj.weight", "blk.{}.attn_k.weight", "attention/key/kernel", "DKH", "KH D"),
+    Row(_QKV + "k_proj.bias", "blk.{}.attn_k.bias", "attention/key/bias", "KH", "KH"),
+    Row(_QKV + "v_proj.weight", "blk.{}.attn_v.weight", "attention/value/kernel", "DKH", "KH D"),
+    Row(_QKV + "v_proj.bias", "blk.{}.attn_v.bias", "attention/value/bias", "KH", "KH"),
+    Row(_QKV + "q_norm.weight", "blk.{}.attn_q_norm.weight", "attention/query_norm/scale", "H", "H"),
+    Row(_QKV + "k_norm.weight", "blk.{}.attn_k_norm.weight", "attention/key_norm/scale", "H", "H"),
+    Row(_QKV + "o_proj.weight", "blk.{}.attn_output.weight", "attention/out/kernel", "NHD", "D NH"),
+    Row("model.layers.{}.post_attention_layernorm.weight", "blk.{}.ffn_norm.weight", "mlp_norm/scale", "D", "D"),
+    Row(_MLP + "gate_proj.weight", "blk.{}.ffn_gate.weight", "mlp/gate/kernel", "DF", "F D"),
+    Row(_MLP + "up_proj.weight", "blk.{}.ffn_up.weight", "mlp/up/kernel", "DF", "F D"),
+    Row(_MLP + "down_proj.weight", "blk.{}.ffn_down.weight", "mlp/down/kernel", "FD", "D F"),
     Row("model.norm.weight", "output_norm.weight", "final_norm/scale", "D", "D"),
     Row("lm_head.weight", "output.weight", "head/kernel", "DV", "V D"),
 )
 
 
-def rows(config: ModelConfig) -> list[Row]:
-    """Rows of the table whose tensors a model of `config` has."""
-    absent = set()
-    if not config.qkv_bias:
-        absent.add("bias")
-    if not config.qk_norm:
-        absent |= {"query_norm", "key_norm"}
-    if config.tied_embeddings:
-        absent.add("head")
-    return [row for row in TABLE if not absent & set(row.path.split("/"))]
+def _rows(config: ModelConfig) -> list[Row]:
+    """Rows of the table whose tensors a model of `config` has, in any of its layers or outside of them."""
+    layers = [stack.layer for stack in _stacks(config)]
+
+    def is_there(row: Row) -> bool:
+        return any(_has(layer, row) for layer in layers) if "{}" in row.gguf else _kept(config, row)
+
+    return [row for row in TABLE if is_there(row)]
 
 
-def _sizes(config: ModelConfig) -> dict[str, int]:
-    return {
-        "V": config.vocab_size, "D": config.d_model, "F": config.mlp_dim, "L": config.num_layers,
-        "N": config.num_heads, "K": config.num_kv_heads, "H": config.head_dim,
-    }  # fmt: skip
+def _has(layer: Layer, row: Row) -> bool:
+    """Whether a layer has the tensor of a row."""
+    parts = row.path.split("/")
+    if "bias" in parts:
+        return layer.attention.qkv_bias
+    return layer.attention.qk_norm or not {"query_norm", "key_norm"} & set(parts)
+
+
+def _kept(config: ModelConfig, row: Row) -> bool:
+    """Whether a model has the tensor of a row that is not of a layer."""
+    return not (config.tied_embeddings and row.path.startswith("head/"))
+
+
+def _stacks(config: ModelConfig) -> list[Stack]:
+    return [stack for group in config.stacks() for stack in group]
+
+
+def _sizes(config: ModelConfig, layer: Layer | None = None) -> dict[str, int]:
+    """Axis letter -> size, in the model or in one of its layers."""
+    sizes = {"V": config.vocab_size, "D": config.d_model}
+    if layer is not None:
+        attention = layer.attention
+        sizes |= {"F": layer.mlp.hidden, "N": attention.num_heads, "K": attention.num_kv_heads, "H": attention.head_dim}
+    return sizes
+
+
+def _arrays(config: ModelConfig) -> Iterator[tuple[Row, Stack | None, str, dict[str, int]]]:
+    """Every array of the tree in the table's order: its row, its stack, if it has one, its path and its axes' sizes."""
+    stacks = _stacks(config)
+    for row in _rows(config):
+        if "{}" not in row.gguf:
+            yield row, None, row.path, _sizes(config)
+            continue
+        for stack in stacks:
+            if _has(stack.layer, row):
+                yield row, stack, f"{stack.name}/{row.path}", _sizes(config, stack.layer)
 
 
 def allocate(config: ModelConfig, dtype: Any) -> Params:
     """Returns the parameter tree of `config` with uninitialised numpy arrays of `dtype`, layers stacked."""
-    sizes = _sizes(config)
     params: Params = {}
-    for row in rows(config):
-        axes = ("L" if "{}" in row.huggingface else "") + row.axes
-        *folders, leaf = row.path.split("/")
+    for row, stack, path, sizes in _arrays(config):
+        lead = [] if stack is None else [len(stack.numbers)]
+        *folders, leaf = path.split("/")
         node = params
         for folder in folders:
             node = node.setdefault(folder, {})
-        node[leaf] = np.empty([sizes[axis] for axis in axes], dtype)
+        node[leaf] = np.empty([*lead, *(sizes[axis] for axis in row.axes)], dtype)
     return params
 
 
@@ -107,28 +134,26 @@ def views(
       every tensor of the model in the table's order, layer by layer; writing to a view writes to `params`.
     """
     found: dict[str, np.ndarray] = {}
-    for row in rows(config):
+    for row, stack, path, _ in _arrays(config):
         array: Any = params
-        for part in row.path.split("/"):
+        for part in path.split("/"):
             array = array[part]
         array = np.asarray(array)
         name = getattr(row, names)
-        if "{}" in name:
-            found.update((name.format(layer), _stored(array[layer], row)) for layer in range(config.num_layers))
-        else:
+        if stack is None:
             found[name] = _stored(array, row)
+        else:
+            found.update((name.format(layer), _stored(array[i], row)) for i, layer in enumerate(stack.numbers))
     return found
 
 
 def shapes(config: ModelConfig, names: Literal["huggingface", "gguf"]) -> dict[str, tuple[int, ...]]:
     """Stored name -> stored shape of every tensor of `config`, as `views` has them, without any array."""
-    sizes = _sizes(config)
     found: dict[str, tuple[int, ...]] = {}
-    for row in rows(config):
+    for row, stack, _, sizes in _arrays(config):
         shape = tuple(math.prod(sizes[axis] for axis in group) for group in row.stored.split(" "))
         name = getattr(row, names)
-        layers = range(config.num_layers if "{}" in name else 1)
-        found.update((name.format(layer), shape) for layer in layers)
+        found.update((name.format(layer), shape) for layer in ([0] if stack is None else stack.numbers))
     return found
 
 

@@ -40,7 +40,8 @@ from s1jax.io import files, paths
 from s1jax.text.chat import ChatFormat
 from s1jax.text.tokenizer import Tokenizer
 
-FORMAT = 1
+# Format 1 has the model in its flat form and without its family, see `ModelConfig.dense`; format 2 has groups.
+FORMAT, READABLE_FORMATS = 2, (1, 2)
 _CHUNK_BYTES = 1 << 25  # of an array, in one file
 
 
@@ -383,13 +384,14 @@ def _read_descriptions(folder: pathlib.Path) -> Metadata:
         if not isinstance(about, dict):
             raise ValueError(f"it holds {type(about).__name__} instead of an object")
         for part in ("model", "chat", "provenance"):
-            if "format" in about and about["format"] == FORMAT and not isinstance(about.get(part), dict):
+            if "format" in about and about["format"] in READABLE_FORMATS and not isinstance(about.get(part), dict):
                 raise ValueError(f"{part} is missing or no object")
     except (ValueError, RecursionError, FileNotFoundError, IsADirectoryError) as error:
         said = " ".join(str(error).split())[:160]
         raise UserError(f"{file} does not describe a checkpoint ({said}); use another one or copy it again.") from error
-    if about.get("format") != FORMAT:
-        raise UserError(f"{file} has format {about.get('format')!r:.40}; this version of s1jax reads format {FORMAT}.")
+    if about.get("format") not in READABLE_FORMATS:
+        known = " and ".join(map(str, READABLE_FORMATS))
+        raise UserError(f"{file} has format {about.get('format')!r:.40}; this version of s1jax reads formats {known}.")
     return Metadata(
         schema.from_dict(ModelConfig, about["model"], f"{file}: model"),
         Tokenizer.load(folder / "tokenizer"),

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from s1jax.config.model import ModelConfig
+from s1jax.config.model import FLAT_DEFAULTS, ModelConfig
 from s1jax.config.schema import at_least, from_zero, require, to_dict
 
 _CORPUS = "countdown_corpus is endless text in packed rows, made to fit and weighted by token"
@@ -132,7 +132,7 @@ class TrainConfig:
         `s1jax.training.optimizer.apply`, and are half the memory of float32 ones with their copies in compute_dtype.
       compute_dtype: of activations and of the weights inside the forward pass.
       remat: what the backward pass keeps of a layer, see `s1jax.model.remat`.
-      attention: kernel, see `s1jax.model.attention.attend`; `auto` leaves the choice to its `choose`.
+      attention: kernel, see `s1jax.model.attention.dispatch.attend`; `auto` leaves the choice to its `choose`.
       mlp_parts: parts of the MLP's hidden width that are computed one after the other: less memory for long rows, no
         more operations with remat `full`.
       loss_chunk: tokens whose logits exist at one time.
@@ -319,10 +319,14 @@ def defaults(model: str | Mapping[str, Any] = "") -> dict[str, Any]:
     """Every setting of an `Experiment` at its default, for files of configs/ to start from.
 
     Args:
-      model: name of a preset (`s1jax.config.presets`) or the fields of a `ModelConfig`; empty for `init_from`.
+      model: name of a preset (`s1jax.config.presets`) or the fields of a `ModelConfig`, mostly in the flat form of
+        `ModelConfig.dense`, whose other fields get their defaults here so that flags can set them; empty for
+        `init_from`.
     """
     settings = {
         field.name: to_dict(field.default) if dataclasses.is_dataclass(field.default) else field.default
         for field in dataclasses.fields(Experiment)
     }
+    if isinstance(model, Mapping) and "groups" not in model:
+        model = {**FLAT_DEFAULTS, **model}
     return settings | {"model": model}

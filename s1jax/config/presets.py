@@ -13,6 +13,7 @@ from s1jax.errors import UserError
 
 def _qwen2p5(d: int, layers: int, heads: int, kv: int, mlp: int, **more: Any) -> ModelConfig:
     shape = dict(
+        family="qwen2",
         vocab_size=152064,
         d_model=d,
         mlp_dim=mlp,
@@ -22,11 +23,12 @@ def _qwen2p5(d: int, layers: int, heads: int, kv: int, mlp: int, **more: Any) ->
         head_dim=d // heads,
         qkv_bias=True,
     )
-    return ModelConfig(**{**shape, **more})  # type: ignore[arg-type]
+    return ModelConfig.dense(**{**shape, **more})
 
 
 def _qwen3(d: int, layers: int, heads: int, mlp: int, tied: bool = False) -> ModelConfig:
-    return ModelConfig(
+    return ModelConfig.dense(
+        family="qwen3",
         vocab_size=151936,
         d_model=d,
         mlp_dim=mlp,
@@ -41,7 +43,8 @@ def _qwen3(d: int, layers: int, heads: int, mlp: int, tied: bool = False) -> Mod
 
 
 def _llama3(d: int, layers: int, heads: int, mlp: int, factor: float = 8, tied: bool = False) -> ModelConfig:
-    return ModelConfig(
+    return ModelConfig.dense(
+        family="llama",
         vocab_size=128256,
         d_model=d,
         mlp_dim=mlp,
@@ -58,7 +61,8 @@ def _llama3(d: int, layers: int, heads: int, mlp: int, factor: float = 8, tied: 
 
 
 def _smollm2(d: int, layers: int, heads: int, kv: int, mlp: int, theta: float = 1e5) -> ModelConfig:
-    return ModelConfig(
+    return ModelConfig.dense(
+        family="llama",
         vocab_size=49152,
         d_model=d,
         mlp_dim=mlp,

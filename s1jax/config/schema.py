@@ -21,6 +21,8 @@ def to_dict(config: Any) -> dict[str, Any]:
 def from_dict(kind: type[_T], values: Mapping[str, Any], where: str = "config") -> _T:
     """Builds dataclass `kind` from nested mappings, the inverse of `to_dict`.
 
+    A dataclass that has several written forms reads them with its own `from_mapping(values, where)`.
+
     Args:
       kind: the dataclass to build.
       values: its fields; absent ones take their default.
@@ -29,6 +31,12 @@ def from_dict(kind: type[_T], values: Mapping[str, Any], where: str = "config") 
     Raises:
       UserError: on an unknown key, a missing required key or a value of the wrong type.
     """
+    from_mapping = getattr(kind, "from_mapping", None)
+    return build(kind, values, where) if from_mapping is None else from_mapping(values, where)
+
+
+def build(kind: type[_T], values: Mapping[str, Any], where: str) -> _T:
+    """`from_dict` field by field, whatever other forms `kind` has."""
     hints = typing.get_type_hints(kind)
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - set(fields))

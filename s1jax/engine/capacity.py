@@ -74,10 +74,10 @@ class Setup:
 
     Attributes:
       config: shape of the model.
-      params: weights, stacked or as `decoder.unstack` makes them.
+      params: weights, stacked or as `layouts.unstack` makes them.
       unstack: the loop wants one array of pages a layer.
       page: slots of a page.
-      pages_at_once: see `s1jax.model.attention.attend_cached`.
+      pages_at_once: see `s1jax.model.attention.cached.attend_cached`.
       pages_in_place: see there.
       slots: B.
       cache_length: the most ids of a row; 0: what the rows of a call need.
@@ -181,8 +181,8 @@ def _rows(number: int) -> str:
 def _bytes(setup: Setup, slots: int, pages: int, prompt: int) -> tuple[int, int]:
     """Of one device: those of the cache; those of the longest prompt's own pages, as it is prefilled, and of logits."""
     split = 1 if setup.mesh is None else sharding.key_head_shards(setup.mesh, setup.config.num_kv_heads)
-    cache = pages * setup.page * cache_lib.bytes_per_slot(setup.config, setup.cache_dtype) // split
-    prefill = prefill_slots(setup.page, prompt) * cache_lib.bytes_per_slot(setup.config, setup.dtype) // split
+    cache = pages * setup.page * cache_lib.bytes_per_token(setup.config, setup.cache_dtype) // split
+    prefill = prefill_slots(setup.page, prompt) * cache_lib.bytes_per_token(setup.config, setup.dtype) // split
     return cache, prefill + _LOGITS * slots // setup.shards * setup.config.vocab_size * 4
 
 

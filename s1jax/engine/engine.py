@@ -38,7 +38,7 @@ from s1jax.engine.pieces import Piece, Pieces
 from s1jax.engine.programs import Request, Sample
 from s1jax.engine.scheduler import Session
 from s1jax.errors import UserError
-from s1jax.model import decoder
+from s1jax.model import layouts, quant
 from s1jax.parallel import mesh as mesh_lib
 from s1jax.text.delimiters import Delimiters
 
@@ -79,15 +79,15 @@ class Engine:
         Args:
           checkpoint_or_params: path of a checkpoint or training workdir, `package:NAME`, a `store.Model`, or, with
             `config`, weights as in `s1jax.model.decoder`; they are cast once if their dtype is not `dtype`. On a CPU,
-            and on GPUs that have room for it, the layers are held twice (`decoder.unstack`).
+            and on GPUs that have room for it, the layers are held twice (`layouts.unstack`).
           config: shape of the weights, where those were given.
           slots: B, rows that run at one time; on a mesh rounded up to a multiple of the row shards.
           cache_length: the most ids a row may come to, prompt included; 0 takes what the rows of a call need. Calls
             with the same length share their programs, see `s1jax.engine.capacity.choose`.
           dtype: of activations; by default float32 on a CPU and bfloat16 elsewhere.
           cache_dtype: of the cache: `dtype` by default, or int8, with a scale for each head and token.
-          weight_dtype: of the matrices: `dtype` by default, or int8, see `decoder.quantize`: half the reads of bfloat16
-            on an accelerator, and slower on a CPU.
+          weight_dtype: of the matrices: `dtype` by default, or int8, see `quant.quantize_params`: half the reads of
+            bfloat16 on an accelerator, and slower on a CPU.
           mesh: of `s1jax.parallel`, rows along data and fsdp, heads along tensor. Weights must lie on it.
 
         Raises:
@@ -136,7 +136,7 @@ class Engine:
             params = _quantize(params)
         apart = perf.fits(params) if on_gpu else on_cpu and mesh is None and not weight_dtype
         if apart:
-            params = _unstack(params, weight_first=on_cpu)
+            params = _unstack(params, config=config, transpose_kernels=on_cpu)
         shards = 1 if mesh is None else mesh_lib.row_shards(mesh)
         self.counts, self.dtype, self._weight_dtype = Counts(), dtype, weight_dtype
         self._setup = Setup(
@@ -398,5 +398,5 @@ def _cast(params: Mapping[str, Any], dtype: str) -> Mapping[str, Any]:
     return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
 
 
-_quantize = jax.jit(decoder.quantize)
-_unstack = jax.jit(decoder.unstack, static_argnames=("weight_first",))
+_quantize = jax.jit(quant.quantize_params)
+_unstack = jax.jit(layouts.unstack, static_argnames=("config", "transpose_kernels"))

@@ -184,12 +184,12 @@ def prefill(
     """Runs one prompt, piece by piece, so that its padding costs less than a piece.
 
     Args:
-      params: weights, stacked or as `decoder.unstack` makes them.
+      params: weights, stacked or as `layouts.unstack` makes them.
       tokens: int32 [T], prompt and think_start, padded on the right; T divides by `size` and by a piece.
       length: int32 scalar, ids of the prompt that are run: all but its last, which the loop feeds first.
       config: shape of the model.
       size: slots of a page.
-      at_once: pages, see `s1jax.model.attention.attend_cached`.
+      at_once: pages, see `s1jax.model.attention.cached.attend_cached`.
       dtype: of activations and of the pages.
       mesh: None: one device.
 
@@ -272,14 +272,14 @@ def decode(
     """Takes up to `steps` steps with all rows, as long as more than `leave` of them go on.
 
     Args:
-      params: weights, stacked or as `decoder.unstack` makes them; `run.pages` likewise.
+      params: weights, stacked or as `layouts.unstack` makes them; `run.pages` likewise.
       run: all slots.
       settings: of the rows in them.
       num_forced: int32 scalar, ids of think_start.
       steps: int32 scalar.
       leave: int32 scalar.
       config: shape of the model.
-      at_once: pages, see `s1jax.model.attention.attend_cached`.
+      at_once: pages, see `s1jax.model.attention.cached.attend_cached`.
       in_place: pages, see there.
       dtype: of activations.
       mesh: None: one device.

@@ -22,7 +22,8 @@ from s1jax.config.model import ModelConfig
 from s1jax.engine import buckets
 from s1jax.engine import logits as logits_lib
 from s1jax.errors import UserError
-from s1jax.model import attention, decoder
+from s1jax.model import decoder
+from s1jax.model.attention import dispatch
 
 _SMALLEST = 32  # length that rows are padded to
 _TOKENS = 512  # of a chunk, over all rows: 0.3 GB of logits with the vocabulary of Qwen2.5
@@ -68,7 +69,7 @@ def log_likelihoods(
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))  # so that memory, if it runs out, does so at once
     batch_size = min(batch_size, len(rows))
     (device,) = jax.tree.leaves(params)[0].devices()
-    implementation, _ = attention.choose("auto", device.platform, dtype, False, 1, config.head_dim)
+    implementation, _ = dispatch.choose("auto", device.platform, dtype, False, 1, config.head_dim)
     results: dict[int, tuple[float, bool]] = {}
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
@@ -134,7 +135,7 @@ def _score(
     segment_ids = (positions < lengths[:, None]).astype(jnp.int32)
     hidden = decoder.forward(
         params, config, tokens[:, :-1], positions, segment_ids, dtype=jnp.dtype(dtype),
-        attend=functools.partial(attention.attend, implementation=implementation),
+        attend=functools.partial(dispatch.attend, implementation=implementation),
     )  # fmt: skip
     chunk = max(1, _TOKENS // batch)
     first = lengths - predicted

@@ -14,6 +14,8 @@ import numpy as np
 
 from s1jax.config.model import ModelConfig, RopeScaling
 
+Angles = tuple[jax.Array, jax.Array]  # cosines and sines, float32 [B, T, 1, H / 2] each
+
 
 def multipliers(head_dim: int, theta: float, scaling: RopeScaling) -> np.ndarray:
     """What every rotary frequency is multiplied by.
@@ -59,7 +61,7 @@ def attention_factor(scaling: RopeScaling | None) -> float:
     return 0.1 * math.log(scaling.factor) + 1 if given is None else given
 
 
-def angles(positions: jax.Array, config: ModelConfig) -> tuple[jax.Array, jax.Array]:
+def angles(positions: jax.Array, config: ModelConfig) -> Angles:
     """Cosines and sines of the rotation of every position (RoFormer, Su et al. 2021).
 
     Args:
@@ -79,7 +81,7 @@ def angles(positions: jax.Array, config: ModelConfig) -> tuple[jax.Array, jax.Ar
     return (cos, sin) if factor == 1 else (cos * factor, sin * factor)
 
 
-def rotate(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
+def rotate(x: jax.Array, angles: Angles) -> jax.Array:
     """Rotates [B, T, heads, H] by `angles`; dimension i is paired with i + H / 2, as Hugging Face stores it."""
     cos, sin = angles
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)

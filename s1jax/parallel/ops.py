@@ -13,9 +13,9 @@ from jax.sharding import Mesh, PartitionSpec
 
 from s1jax.config.experiment import Experiment
 from s1jax.config.model import ModelConfig
-from s1jax.model import attention as attention_lib
 from s1jax.model import cache as cache_lib
-from s1jax.model import decoder, layers
+from s1jax.model import embedding
+from s1jax.model.attention import cached, dispatch
 from s1jax.model.blocks import Part
 from s1jax.parallel.mesh import ROWS, TOKENS, WIDTH
 from s1jax.parallel.sharding import TABLE, key_head_shards, page_axes, page_sharding, places
@@ -27,22 +27,22 @@ def choose_attention(
     """The experiment with the attention that runs on this mesh, and a sentence where it isn't what was asked for."""
     train, data = experiment.train, experiment.data
     packed = data.batching == "packed" or data.source == "countdown_corpus"  # which packs whatever it is asked for
-    name, note = attention_lib.choose(
+    name, note = dispatch.choose(
         train.attention, platform, train.compute_dtype, packed, mesh.shape[TOKENS], model.head_dim
     )
     chosen: Any = name
     return dataclasses.replace(experiment, train=dataclasses.replace(train, attention=chosen)), note
 
 
-def attend(mesh: Mesh, implementation: str) -> attention_lib.Attend:
-    """`s1jax.model.attention.attend` on a mesh, for `s1jax.model.decoder.forward` on batches of `put_batch`.
+def attend(mesh: Mesh, implementation: str) -> dispatch.Attend:
+    """`s1jax.model.attention.dispatch.attend` on a mesh, for `s1jax.model.decoder.forward` on batches of `put_batch`.
 
     Each device has the queries of its rows, tokens and heads; keys and values of whole rows are gathered along
     `sequence`, and their gradients scattered. Where key heads do not divide along `tensor`, every device has them all
     and uses those of its query heads.
     """
     if mesh.size == 1:
-        return functools.partial(attention_lib.attend, implementation=implementation)
+        return functools.partial(dispatch.attend, implementation=implementation)
     shards, tensor = mesh.shape[TOKENS], mesh.shape["tensor"]
 
     def on_mesh(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
@@ -53,10 +53,10 @@ def attend(mesh: Mesh, implementation: str) -> attention_lib.Attend:
             if not split_keys:
                 k, v = (_own_heads(x, q.shape[2], tensor) for x in (k, v))
             if shards == 1:
-                return attention_lib.attend(q, k, v, segment_ids, implementation)
+                return dispatch.attend(q, k, v, segment_ids, implementation)
             k, v, whole_segment_ids = (_whole_rows(x, shards) for x in (k, v, segment_ids))
             part = Part(table, jax.lax.axis_index(TOKENS), whole_segment_ids)
-            return attention_lib.attend(q, k, v, segment_ids, implementation, part=part)
+            return dispatch.attend(q, k, v, segment_ids, implementation, part=part)
 
         heads = PartitionSpec(ROWS, TOKENS, "tensor")
         keys = heads if split_keys else PartitionSpec(ROWS, TOKENS)
@@ -72,20 +72,20 @@ def attend(mesh: Mesh, implementation: str) -> attention_lib.Attend:
     return on_mesh
 
 
-def lookup(mesh: Mesh) -> decoder.Lookup:
-    """`s1jax.model.layers.lookup` on a mesh, for `s1jax.model.decoder.forward` on batches of `put_batch`.
+def lookup(mesh: Mesh) -> embedding.Lookup:
+    """`s1jax.model.embedding.lookup` on a mesh, for `s1jax.model.decoder.forward` on batches of `put_batch`.
 
     Each device looks up its slice of the width and of the vocabulary for the tokens of all devices that have other
     slices, and hands the values over. Left to the compiler, the whole embedding is gathered where `sequence` splits
     rows, twice a micro-batch: 1.6 GB each of Qwen2.5-32B's.
     """
     if mesh.size == 1:
-        return layers.lookup
+        return embedding.lookup
 
-    def device(embedding: jax.Array, tokens: jax.Array) -> jax.Array:
-        tokens = jax.lax.all_gather(tokens, WIDTH, axis=0, tiled=True) - embedding.shape[0] * jax.lax.axis_index(vocab)
-        here = (tokens >= 0) & (tokens < embedding.shape[0])
-        x = jnp.where(here[..., None], layers.lookup(embedding, jnp.where(here, tokens, 0)), 0)
+    def device(table: jax.Array, tokens: jax.Array) -> jax.Array:
+        tokens = jax.lax.all_gather(tokens, WIDTH, axis=0, tiled=True) - table.shape[0] * jax.lax.axis_index(vocab)
+        here = (tokens >= 0) & (tokens < table.shape[0])
+        x = jnp.where(here[..., None], embedding.lookup(table, jnp.where(here, tokens, 0)), 0)
         return jax.lax.psum(jax.lax.all_to_all(x, WIDTH, split_axis=0, concat_axis=2, tiled=True), vocab)
 
     vocab = TABLE["vocab"]
@@ -98,8 +98,8 @@ def lookup(mesh: Mesh) -> decoder.Lookup:
 
 def attend_cached(
     mesh: Mesh | None, kv_heads: int, split_rows: bool, pages_at_once: int = 1, pages_in_place: bool = False
-) -> attention_lib.AttendCached:
-    """`s1jax.model.attention.attend_cached` on a mesh, for `s1jax.model.decoder.forward_cached` with stacked pages.
+) -> cached.AttendCached:
+    """`cached.attend_cached` on a mesh, for `s1jax.model.decoder.forward_cached` with stacked pages.
 
     Each device has the pages of its rows and heads, so nothing of the cache ever moves; a row's table counts the pages
     of its own devices.
@@ -111,7 +111,7 @@ def attend_cached(
       pages_at_once: see there.
       pages_in_place: see there.
     """
-    device = functools.partial(attention_lib.attend_cached, pages_at_once=pages_at_once, pages_in_place=pages_in_place)
+    device = functools.partial(cached.attend_cached, pages_at_once=pages_at_once, pages_in_place=pages_in_place)
     if mesh is None:
         return device
     rows, heads = page_axes(mesh, kv_heads, split_rows)

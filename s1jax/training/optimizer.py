@@ -133,10 +133,11 @@ def _muon_dimensions(model: ModelConfig) -> dict[str, Any]:
     """Which axes of a layer's kernels [L, ...] are its input and output; None where AdamW is used."""
     outputs = {"query": (2, 3), "key": (2, 3), "value": (2, 3), "out": (3,), "gate": (2,), "up": (2,), "down": (2,)}
     inputs = {"out": (1, 2)}
+    stacked = {stack.name for group in model.stacks() for stack in group}
 
     def numbers(path: tuple[Any, ...], _: Any) -> Any:
         keys = [entry.key for entry in path]
-        if keys[0] != "layers" or keys[-1] != "kernel":
+        if keys[0] not in stacked or keys[-1] != "kernel":
             return None
         return optax.contrib.MuonDimensionNumbers(inputs.get(keys[-2], (1,)), outputs[keys[-2]])
 

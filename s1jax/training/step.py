@@ -159,9 +159,11 @@ def make_loss(config: ModelConfig, train: TrainConfig, mesh: Mesh, loss: Loss = 
         )
     attend, lookup = parallel_ops.attend(mesh, train.attention), parallel_ops.lookup(mesh)
 
+    layers = {stack.name for group in config.stacks() for stack in group}  # whose gradients the decoder adds itself
+
     def micro_loss(params: Any, batch: Batch, sums: Any = None) -> jax.Array:
         if sums is not None:
-            rest, of_rest = ({name: tree[name] for name in tree if name != "layers"} for tree in (params, sums))
+            rest, of_rest = ({name: tree[name] for name in tree if name not in layers} for tree in (params, sums))
             params = {**params, **remat.add_gradients(rest, of_rest)}
         rows_per_device = max(1, batch["tokens"].shape[0] // mesh_lib.row_shards(mesh))
         hidden = decoder.forward(
@@ -174,9 +176,9 @@ def make_loss(config: ModelConfig, train: TrainConfig, mesh: Mesh, loss: Loss = 
             remat=train.remat,
             attend=attend,
             lookup=lookup,
-            mlp_parts=train.mlp_parts,
-            apart=rows_per_device > 1 and mesh.shape["sequence"] > 1,
-            sums=None if sums is None else sums["layers"],
+            mlp_chunks=train.mlp_parts,
+            merge_batch_and_seq=rows_per_device == 1 or mesh.shape["sequence"] == 1,
+            grad_accumulators=sums,
         )
         chunk = max(1, train.loss_chunk // rows_per_device)
         return loss(hidden, decoder.output_kernel(params, config), batch, chunk, mesh)

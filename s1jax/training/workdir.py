@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -19,6 +19,7 @@ from s1jax.checkpoint import store
 from s1jax.config import experiment as experiment_lib
 from s1jax.config import schema
 from s1jax.config.experiment import Experiment, OptimizerConfig
+from s1jax.config.model import ModelConfig
 from s1jax.errors import UserError
 from s1jax.io import files
 from s1jax.parallel import processes
@@ -115,7 +116,7 @@ def _check_settings(workdir: pathlib.Path, experiment: Experiment) -> None:
             there = json.loads(file.read_text())
         except ValueError as error:
             raise UserError(f"{file} is no JSON; remove it if the run in {workdir} is not needed.") from error
-        old, new = _leaves(there), _leaves(here)
+        old, new = _leaves(_flat_model(there)), _leaves(_flat_model(here))
         # A setting that this run was begun without, by an earlier version, had its default's meaning.
         added = {name: value for name, value in _leaves(experiment_lib.defaults()).items() if name in new}
         old = added | old
@@ -139,6 +140,19 @@ def _check_settings(workdir: pathlib.Path, experiment: Experiment) -> None:
         raise UserError(f"{workdir} holds a run without its config.json; choose another --workdir.")
     with store.disk_errors(file):
         files.write_text(file, json.dumps(here, indent=2) + "\n")
+
+
+def _flat_model(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run with its model in the flat form, if it has one: earlier versions wrote that."""
+    model = settings.get("model")
+    if not isinstance(model, Mapping):
+        return settings
+    config = schema.from_dict(ModelConfig, model, "config.model")
+    if not config.is_uniform:
+        return settings
+    flat = config.flat()
+    scaling = flat["rope_scaling"]
+    return {**settings, "model": {**flat, "rope_scaling": scaling and schema.to_dict(scaling)}}
 
 
 def _shorter(old: dict[str, Any], new: dict[str, Any]) -> bool:

@@ -20,7 +20,7 @@ from s1jax.model import decoder
 from s1jax.text import chat
 from s1jax.text.tokenizer import Tokenizer
 
-MODEL = ModelConfig(
+MODEL = ModelConfig.dense(
     vocab_size=128, d_model=8, mlp_dim=8, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=8, tied_embeddings=True
 )
 TOKENIZER = pathlib.Path(s1jax.__file__).parent / "assets" / "countdown_tokenizer"

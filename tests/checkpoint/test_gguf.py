@@ -14,6 +14,7 @@ import pytest
 import tokenizers
 
 from s1jax.checkpoint import gguf, names
+from s1jax.config.model import ModelConfig
 from s1jax.config.presets import PRESETS
 from s1jax.errors import UserError
 from s1jax.text.tokenizer import Tokenizer
@@ -121,7 +122,7 @@ def test_files_of_every_architecture_give_our_weights(tmp_path, name, dtype):
 
 def test_every_readable_type_in_one_file(tmp_path):
     config = PRESETS["smollm2_135m"]
-    config = type(config)(**{**vars(config), "num_layers": 1, "vocab_size": 70, "d_model": 256, "mlp_dim": 256,
+    config = ModelConfig.dense(**{**config.flat(), "num_layers": 1, "vocab_size": 70, "d_model": 256, "mlp_dim": 256,
                              "num_heads": 4, "num_kv_heads": 4})  # fmt: skip
     params = weights(config)
     kinds = {

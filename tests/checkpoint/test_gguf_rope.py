@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from s1jax.checkpoint import gguf
-from s1jax.config.model import RopeScaling
+from s1jax.config.model import ModelConfig, RopeScaling
 from s1jax.config.presets import PRESETS
 from tests.checkpoint.test_gguf import _write
 from tests.model.parity_cases import CASES, weights
@@ -45,9 +45,8 @@ def test_divisors_of_the_frequencies_are_those_of_llama3(tmp_path, preset):
     published = PRESETS[preset] if preset else dataclasses.replace(
         PRESETS["llama3p1_8b"], rope_scaling=RopeScaling("llama3", 16.0, 4096))  # fmt: skip
     scaling, h = published.rope_scaling, published.head_dim
-    config = dataclasses.replace(
-        CASES["llama"], head_dim=h, rope_theta=published.rope_theta, rope_scaling=scaling, num_layers=1
-    )
+    changes = {"head_dim": h, "rope_theta": published.rope_theta, "rope_scaling": scaling, "num_layers": 1}
+    config = ModelConfig.dense(**{**CASES["llama"].flat(), **changes})
     divisors = []
     for frequency in 1.0 / config.rope_theta ** (np.arange(0, h, 2, dtype=np.float32) / h):
         wavelength = 2 * math.pi / frequency

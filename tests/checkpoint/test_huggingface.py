@@ -1,6 +1,5 @@
 """Hugging Face folders in and out, with everything that can be wrong with them."""
 
-import dataclasses
 import json
 import os
 
@@ -11,6 +10,7 @@ import safetensors.numpy
 
 from s1jax.checkpoint import huggingface as hf
 from s1jax.checkpoint import huggingface_config, names
+from s1jax.config.model import ModelConfig
 from s1jax.config.presets import PRESETS
 from s1jax.errors import UserError
 from tests.model.parity_cases import CASES, weights
@@ -149,7 +149,7 @@ def test_unreadable_types_are_refused_whatever_is_asked_for(tmp_path, stored):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        (vars(PRESETS["qwen2p5_32b"]), "has 27 tensors, too few for the 64 layers of its configuration"),
+        (PRESETS["qwen2p5_32b"].flat(), "has 27 tensors, too few for the 64 layers of its configuration"),
         ({"num_layers": 10**9}, "too few for the 1000000000 layers"),
         ({"num_layers": 20}, "lacks tensors model.layers.10.input_layernorm.weight, .* and 213 more"),
         ({"vocab_size": 10**15}, r"embed_tokens.weight has shape \[61, 48\] .* says \[1000000000000000, 48\]"),
@@ -160,7 +160,7 @@ def test_models_far_larger_than_their_weights_take_no_memory(tmp_path, monkeypat
     _folder(tmp_path)
     monkeypatch.setattr(names, "allocate", lambda *_: pytest.fail("took memory"))
     with pytest.raises(UserError, match=sentence):
-        hf.read_params(tmp_path, dataclasses.replace(CONFIG, **changes))
+        hf.read_params(tmp_path, ModelConfig.dense(**{**CONFIG.flat(), **changes}))
 
 
 @pytest.mark.parametrize("dtype", [None, np.float32])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from s1jax.checkpoint import huggingface_config
-from s1jax.config.model import RopeScaling
+from s1jax.config.model import ModelConfig, RopeScaling
 from s1jax.config.presets import PRESETS
 from s1jax.errors import UserError
 from s1jax.model import rope
@@ -227,9 +227,14 @@ def test_configurations_that_cannot_be_represented_are_refused(changes, sentence
 
 def test_models_that_no_architecture_describes_are_not_written():
     with pytest.raises(UserError, match="qkv_bias with qk_norm"):
-        huggingface_config.config_to_json(dataclasses.replace(CONFIG, qk_norm=True))
+        huggingface_config.config_to_json(ModelConfig.dense(**{**CONFIG.flat(), "qk_norm": True}))
     with pytest.raises(UserError, match="d_model 48 is no multiple of num_heads 5"):
-        huggingface_config.config_to_json(dataclasses.replace(CASES["llama"], num_heads=5, num_kv_heads=5))
+        five = ModelConfig.dense(**{**CASES["llama"].flat(), "num_heads": 5, "num_kv_heads": 5})
+        huggingface_config.config_to_json(five)
+    with pytest.raises(UserError, match=r"model.family is 'qwen2', which has qkv_bias True, and this model has False"):
+        huggingface_config.config_to_json(ModelConfig.dense(**{**CASES["llama"].flat(), "family": "qwen2"}))
+    with pytest.raises(UserError, match=r"model.family is 'gpt2'; s1jax exports qwen2, qwen3, llama"):
+        huggingface_config.config_to_json(dataclasses.replace(CONFIG, family="gpt2"))
 
 
 def test_eos_comes_from_the_generation_config_first(tmp_path):

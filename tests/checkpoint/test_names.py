@@ -8,7 +8,7 @@ from s1jax.checkpoint import names
 from s1jax.config.model import ModelConfig
 from tests.model.parity_cases import CASES
 
-EVERYTHING = ModelConfig(
+EVERYTHING = ModelConfig.dense(
     vocab_size=7,
     d_model=6,
     mlp_dim=5,

@@ -30,7 +30,7 @@ from s1jax.text import chat
 from s1jax.text.tokenizer import Tokenizer
 from s1jax.training import optimizer as optimizer_lib
 
-MODEL = ModelConfig(
+MODEL = ModelConfig.dense(
     vocab_size=128, d_model=16, mlp_dim=24, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8, tied_embeddings=True
 )
 CHAT = chat.FORMATS["s1_plain"]

@@ -15,6 +15,7 @@ import pytest
 import safetensors.numpy
 
 from s1jax.checkpoint import huggingface, huggingface_config, names, store
+from s1jax.config.model import ModelConfig
 from s1jax.config.presets import PRESETS
 from s1jax.text import chat
 from s1jax.text.tokenizer import Tokenizer
@@ -189,7 +190,7 @@ def converted(tmp_path_factory):
             "<|im_start|>" if value == "<think>" else 3 if value == 4 else value for value in values
         ]
     test_gguf._write(folder / "full.gguf", llama, weights(llama), "llama", metadata=metadata)
-    both = dataclasses.replace(CONFIG, qk_norm=True)
+    both = ModelConfig.dense(**{**CONFIG.flat(), "qk_norm": True})
     store.save_model(folder / "both", weights(both), both, Tokenizer.load(folder / "hf"), chat.FORMATS["s1"], {})
     runs = [[part.format(folder) for part in arguments] for arguments in [*RIGHT, *(flags for flags, _ in WRONG)]]
     done = subprocess.run(

@@ -133,7 +133,7 @@ print(json.dumps(outcomes))
 def runs(tmp_path_factory):
     """A random model with Countdown's tokenizer is evaluated on both kinds of task and with everything in WRONG."""
     folder = tmp_path_factory.mktemp("evaluate")
-    config = ModelConfig(
+    config = ModelConfig.dense(
         vocab_size=128, d_model=32, mlp_dim=64, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=16,
         tied_embeddings=True, context_length=512,
     )  # fmt: skip

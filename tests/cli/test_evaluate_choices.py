@@ -27,7 +27,7 @@ def folder(tmp_path_factory):
     """A random model over bytes, the rows, and the evaluation of one on the other."""
     folder = tmp_path_factory.mktemp("choices")
     byte_tokenizer.save(folder)
-    config = ModelConfig(
+    config = ModelConfig.dense(
         vocab_size=258, d_model=32, mlp_dim=64, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=16,
         tied_embeddings=True, context_length=512,
     )  # fmt: skip

@@ -25,7 +25,7 @@ if not locks:
     def unsupported(*_):
         raise OSError(errno.ENOLCK, "No locks available")
     fcntl.flock = unsupported
-config = ModelConfig(
+config = ModelConfig.dense(
     vocab_size=128, d_model=16, mlp_dim=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8,
     tied_embeddings=True, context_length=256,
 )

@@ -133,7 +133,7 @@ from s1jax.config.experiment import Experiment, MeshConfig, TrainConfig
 from s1jax.config.model import ModelConfig
 
 flags.FLAGS(["plan"])
-model = ModelConfig(vocab_size=64, d_model=16, mlp_dim=32, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8)
+model = ModelConfig.dense(vocab_size=64, d_model=16, mlp_dim=32, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8)
 train = TrainConfig(batch_size=16, remat="none", accumulation=2)
 for mesh in (MeshConfig(data=2, tensor=2), MeshConfig()):
     tried = plan._candidates(Experiment(model=model, mesh=mesh, train=train), 8, 16)

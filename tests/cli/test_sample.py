@@ -136,7 +136,7 @@ print(json.dumps(outcomes))
 def folder(tmp_path_factory):
     """A random model with Countdown's tokenizer, the prompts, and the files of WRONG_ROWS."""
     folder = tmp_path_factory.mktemp("sample")
-    config = ModelConfig(
+    config = ModelConfig.dense(
         vocab_size=160, d_model=32, mlp_dim=64, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=16,
         tied_embeddings=True, context_length=CONTEXT,
     )  # fmt: skip

@@ -11,7 +11,9 @@ from s1jax.config.model import ModelConfig
 from s1jax.config.schema import from_dict
 from s1jax.errors import UserError
 
-SHAPE = schema.to_dict(ModelConfig(128, 16, 16, 1, 2, 1, 8))
+SHAPE = schema.to_dict(
+    ModelConfig.dense(vocab_size=128, d_model=16, mlp_dim=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8)
+)
 
 
 def experiment(**settings) -> Experiment:

@@ -18,7 +18,7 @@ from s1jax.text.tokenizer import Tokenizer
 from tests.text.conftest import shared
 
 FORMAT = chat.FORMATS["countdown"]
-MODEL = ModelConfig(128, 16, 16, 1, 2, 1, 8)
+MODEL = ModelConfig.dense(128, 16, 16, 1, 2, 1, 8)
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from s1jax.data.batches import Batches
 from s1jax.data.packing import Example
 from s1jax.errors import UserError
 
-MODEL = ModelConfig(vocab_size=64, d_model=16, mlp_dim=32, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8)
+MODEL = ModelConfig.dense(vocab_size=64, d_model=16, mlp_dim=32, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8)
 
 
 def experiment(train=None, **data):

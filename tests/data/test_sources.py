@@ -16,7 +16,7 @@ from s1jax.errors import UserError
 from s1jax.text import chat
 from s1jax.text.tokenizer import Tokenizer
 
-MODEL = ModelConfig(128, 16, 16, 1, 2, 1, 8)
+MODEL = ModelConfig.dense(128, 16, 16, 1, 2, 1, 8)
 CHAT = chat.FORMATS["s1_plain"]
 
 

@@ -22,7 +22,7 @@ from s1jax.parallel import mesh as mesh_lib  # noqa: E402
 from s1jax.parallel import sharding  # noqa: E402
 from tests.engine import cases  # noqa: E402
 
-MODEL = ModelConfig(
+MODEL = ModelConfig.dense(
     vocab_size=cases.V, d_model=16, mlp_dim=24, num_layers=1, num_heads=8, num_kv_heads=2, head_dim=4, qkv_bias=True,
     context_length=96,
 )  # fmt: skip

@@ -16,7 +16,7 @@ from s1jax.engine.programs import Request
 from s1jax.errors import UserError
 from tests.engine import cases
 
-CONFIG = ModelConfig(
+CONFIG = ModelConfig.dense(
     vocab_size=cases.V, d_model=32, mlp_dim=48, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, qkv_bias=True,
     context_length=2048,
 )  # fmt: skip

@@ -11,7 +11,7 @@ from s1jax.config import presets
 from s1jax.config.sampling import SamplingParams
 from s1jax.engine import budget, logits
 from s1jax.engine import programs as programs
-from s1jax.model import decoder
+from s1jax.model import decoder, layouts, quant
 from s1jax.plan import targets
 from s1jax.text.delimiters import Delimiters
 from tests import compilers
@@ -30,9 +30,9 @@ def test_the_loop_copies_no_cache_and_no_weights(target, model, weight_dtype):
     page = 64 if on_gpu else 128
     params = decoder.abstract_params(config, jnp.bfloat16)
     if weight_dtype == "int8":
-        params = jax.eval_shape(decoder.quantize, params)
+        params = jax.eval_shape(quant.quantize_params, params)
     if on_gpu:
-        params = jax.eval_shape(lambda p: decoder.unstack(p, weight_first=False), params)
+        params = jax.eval_shape(lambda p: layouts.unstack(p, config, transpose_kernels=False), params)
     start = functools.partial(programs.start, config, SLOTS, LENGTH, SLOTS * LENGTH // page, page, "bfloat16")
     run = jax.eval_shape(lambda: start(unstack=on_gpu, mesh=None))
     delimiters = Delimiters(

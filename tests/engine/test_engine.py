@@ -17,12 +17,12 @@ from s1jax.engine import programs as programs
 from s1jax.engine.engine import Engine
 from s1jax.engine.programs import Request
 from s1jax.errors import UserError
-from s1jax.model import decoder
+from s1jax.model import decoder, quant
 from tests.engine import cases, reference
 from tests.engine.cases import V
 from tests.model import parity_cases
 
-CONFIG = ModelConfig(
+CONFIG = ModelConfig.dense(
     vocab_size=V, d_model=32, mlp_dim=48, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, qkv_bias=True,
     context_length=96,
 )  # fmt: skip
@@ -200,7 +200,7 @@ def test_rows_in_an_int8_cache_do_not_depend_on_the_slots(params):
 
 def test_int8_weights_sample_what_the_dequantised_ones_do(params):
     batch = random_batch(29)
-    dequantised = parity_cases.dequantised(jax.jit(decoder.quantize)(params))
+    dequantised = parity_cases.dequantised(jax.jit(quant.quantize_params)(params))
     same(run(make(params, weight_dtype="int8"), batch), run(make(jax.device_put(dequantised)), batch))
     with pytest.raises(UserError, match="weight_dtype is 'int4'; it is int8 or empty"):
         make(params, weight_dtype="int4")
@@ -366,7 +366,7 @@ def last_logits(params, config, ids, count):
 
 def test_a_prompt_of_32k_positions():
     shape = dict(vocab_size=V, d_model=16, mlp_dim=16, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=8)
-    config = ModelConfig(**shape, qkv_bias=True, context_length=32768)
+    config = ModelConfig.dense(**shape, qkv_bias=True, context_length=32768)
     params = jax.tree.map(lambda a: a * 14 if a.ndim > 2 else a, decoder.init_params(config, jax.random.key(1)))
     ids = np.random.default_rng(3).integers(0, 30, 32762)
     delimiters = cases.random_delimiters(np.random.default_rng(1))

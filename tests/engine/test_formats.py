@@ -19,7 +19,7 @@ from s1jax.text.tokenizer import Tokenizer
 from tests.engine import cases, reference
 
 LENGTH = 320
-CONFIG = ModelConfig(
+CONFIG = ModelConfig.dense(
     vocab_size=144, d_model=32, mlp_dim=48, num_layers=1, num_heads=4, num_kv_heads=2, head_dim=8, context_length=LENGTH
 )
 SPECIAL = sorted({token for name in ("s1_plain", "think", "think_r1") for token in chat.FORMATS[name].special})

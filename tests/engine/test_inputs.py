@@ -10,7 +10,7 @@ from s1jax.engine.engine import Engine
 from s1jax.errors import UserError
 from tests.engine import cases
 
-CONFIG = ModelConfig(
+CONFIG = ModelConfig.dense(
     vocab_size=cases.V, d_model=8, mlp_dim=8, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=8, context_length=64
 )
 QUESTION = {"question": "Make 3 from 1 2"}

@@ -6,13 +6,14 @@ import numpy as np
 
 from s1jax.checkpoint import names
 from s1jax.config.model import ModelConfig, RopeScaling
+from s1jax.model.quant import QTensor
 
 
 def _config(**changes: Any) -> ModelConfig:
     shape: dict[str, Any] = dict(
         vocab_size=61, d_model=48, mlp_dim=80, num_layers=2, num_heads=6, num_kv_heads=2, head_dim=8, rope_theta=1e4
     )
-    return ModelConfig(**{**shape, **changes})
+    return ModelConfig.dense(**{**shape, **changes})
 
 
 # Theta, eps, tied, bias, head_dim and the number of query heads a key head serves, all varied.
@@ -111,12 +112,10 @@ def dequantised(quantised):
         for name, value in tree.items():
             if isinstance(value, dict):
                 found[name] = walk(value, name)
-            elif name == "kernel" and "kernel_scale" in tree:
-                shared = SHARED.get(above, (-2,))
-                found[name] = np.asarray(value, np.float32) * np.expand_dims(np.asarray(tree["kernel_scale"]), shared)
-            elif name == "embedding" and "embedding_scale" in tree:
-                found[name] = np.asarray(value, np.float32) * np.asarray(tree["embedding_scale"])[:, None]
-            elif not name.endswith("_scale"):
+            elif isinstance(value, QTensor):
+                shared = (-1,) if name == "embedding" else SHARED.get(above, (-2,))
+                found[name] = np.asarray(value.values, np.float32) * np.expand_dims(np.asarray(value.scale), shared)
+            else:
                 found[name] = np.asarray(value)
         return found
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from s1jax.config.model import ModelConfig
-from s1jax.model import attention, blocks, decoder
+from s1jax.model import blocks, decoder
 from s1jax.model import remat as remat_lib
-from s1jax.model.attention import fused
+from s1jax.model.attention import dispatch, fused
 from s1jax.parallel import sharding
 
 KERNELS = ["xla", "chunked"]
@@ -44,20 +44,20 @@ def _expected(q, k, v, segments):
 @pytest.mark.parametrize("length", [1, 7, 16, 37])
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_attention_is_the_softmax_mean_of_the_own_segments_past(kernel, length, monkeypatch):
-    monkeypatch.setattr(attention, "_BLOCK", 8)  # several blocks, the last one not full
+    monkeypatch.setattr(dispatch, "_BLOCK", 8)  # several blocks, the last one not full
     inputs = _inputs(length)
-    np.testing.assert_allclose(attention.attend(*inputs, kernel), _expected(*inputs), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(dispatch.attend(*inputs, kernel), _expected(*inputs), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("length", [8, 37])
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 def test_chunked_gradients_are_those_of_the_reference(length, kv_heads, monkeypatch):
-    monkeypatch.setattr(attention, "_BLOCK", 8)
+    monkeypatch.setattr(dispatch, "_BLOCK", 8)
     q, k, v, segments = _inputs(length, kv_heads=kv_heads)
     weights = np.random.default_rng(1).normal(size=q.shape).astype(np.float32)
 
     def gradients(kernel):
-        loss = lambda *qkv: jnp.sum(weights * attention.attend(*qkv, segments, kernel))  # noqa: E731
+        loss = lambda *qkv: jnp.sum(weights * dispatch.attend(*qkv, segments, kernel))  # noqa: E731
         return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(q, k, v)
 
     for ours, reference in zip(gradients("chunked"), gradients("xla"), strict=True):
@@ -73,12 +73,12 @@ def _largest_array(function, *args):
 
 
 def test_chunked_never_holds_scores_of_a_whole_row(monkeypatch):
-    monkeypatch.setattr(attention, "_BLOCK", 16)
+    monkeypatch.setattr(dispatch, "_BLOCK", 16)
     length = 256
     q, k, v, segments = _inputs(length)
 
     def gradients(kernel, segments=segments, part=None):
-        loss = lambda *qkv: jnp.sum(attention.attend(*qkv, segments, kernel, part=part) ** 2)  # noqa: E731
+        loss = lambda *qkv: jnp.sum(dispatch.attend(*qkv, segments, kernel, part=part) ** 2)  # noqa: E731
         return jax.grad(loss, argnums=(0, 1, 2))
 
     half = length // 2  # of the queries, on one of two devices
@@ -88,7 +88,7 @@ def test_chunked_never_holds_scores_of_a_whole_row(monkeypatch):
     assert _largest_array(gradients("chunked"), q, k, v) <= 2 * 4 * length * 16
 
 
-CONFIG = ModelConfig(
+CONFIG = ModelConfig.dense(
     vocab_size=32, d_model=16, mlp_dim=24, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=8, qkv_bias=True
 )
 
@@ -101,7 +101,7 @@ def _gradients(remat, kernel):
     tokens = rng.integers(0, 32, (2, 24))
     segments = np.sort(rng.integers(1, 3, (2, 24)))
     weights = rng.normal(size=(2, 24, 16))
-    attend = functools.partial(attention.attend, implementation=kernel)
+    attend = functools.partial(dispatch.attend, implementation=kernel)
 
     def loss(params):
         run = decoder.forward(params, CONFIG, tokens, np.arange(24)[None], segments, remat=remat, attend=attend)
@@ -120,10 +120,10 @@ def test_remat_changes_no_gradient(remat, kernel):
 
 def test_save_attention_does_not_run_the_kernel_again(monkeypatch):
     """Counted in the compiled gradient: the loops over blocks inside of those over layers."""
-    monkeypatch.setattr(attention, "_BLOCK", 8)
+    monkeypatch.setattr(dispatch, "_BLOCK", 8)
     params = decoder.init_params(CONFIG, jax.random.key(0))
     tokens, ones = np.zeros((1, 24), int), np.ones((1, 24), int)
-    attend = functools.partial(attention.attend, implementation="chunked")
+    attend = functools.partial(dispatch.attend, implementation="chunked")
 
     def count(remat):
         def loss(params):
@@ -147,7 +147,7 @@ def test_splash_is_the_reference_with_its_gradients(monkeypatch):
         loss = lambda *qkv: jnp.sum(weights * kernel(*qkv, segments))  # noqa: E731
         return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(q, k, v)
 
-    (value, ours), (expected, reference) = run(functools.partial(fused.splash, interpret=True)), run(attention.attend)
+    (value, ours), (expected, reference) = run(functools.partial(fused.splash, interpret=True)), run(dispatch.attend)
     np.testing.assert_allclose(value, expected, rtol=0, atol=2e-4)  # a sum of 28,800 terms that cancel
     for a, b in zip(ours, reference, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-5)
@@ -160,7 +160,7 @@ def test_splash_on_parts_of_rows(monkeypatch):
     monkeypatch.setattr(fused, "_PARTS", 2)
     q, k, v, segments = _inputs(600)
     weights = np.random.default_rng(1).normal(size=q.shape).astype(np.float32)
-    loss = lambda *qkv: jnp.sum(weights * attention.attend(*qkv, segments))  # noqa: E731
+    loss = lambda *qkv: jnp.sum(weights * dispatch.attend(*qkv, segments))  # noqa: E731
     reference = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(q, k, v)
 
     places = sharding.places(600, 2)
@@ -190,7 +190,7 @@ def test_cudnn_is_the_reference_with_its_gradients():
         loss = lambda *qkv: jnp.sum(weights * kernel(*qkv, segments).astype(jnp.float32))  # noqa: E731
         return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(q, k, v)
 
-    for a, b in zip(run(fused.cudnn), run(attention.attend), strict=True):
+    for a, b in zip(run(fused.cudnn), run(dispatch.attend), strict=True):
         a, b = np.asarray(a, np.float32), np.asarray(b, np.float32)
         np.testing.assert_allclose(a, b, rtol=0, atol=0.03 * np.abs(b).max())
 
@@ -214,23 +214,23 @@ def test_cudnn_is_the_reference_with_its_gradients():
     ],
 )
 def test_what_a_kernel_cannot_do_falls_back_with_a_sentence(asked, platform, packed, sequence, chosen, why):
-    name, note = attention.choose(asked, platform, "bfloat16", packed, sequence, 64)
+    name, note = dispatch.choose(asked, platform, "bfloat16", packed, sequence, 64)
     assert name == chosen
     assert (note is None) if why is None else (why in note and "chunked is used instead" in note)
     for fused_name in ("cudnn", "flash"):
-        assert attention.choose(fused_name, "gpu", "float32", False, 1, 64)[0] == "chunked"
+        assert dispatch.choose(fused_name, "gpu", "float32", False, 1, 64)[0] == "chunked"
     for head_dim in (20, 264):
-        assert attention.choose("auto", "gpu", "bfloat16", False, 1, head_dim) == ("flash", None)
-        assert f"not {head_dim}" in attention.choose("cudnn", "gpu", "bfloat16", False, 1, head_dim)[1]
+        assert dispatch.choose("auto", "gpu", "bfloat16", False, 1, head_dim) == ("flash", None)
+        assert f"not {head_dim}" in dispatch.choose("cudnn", "gpu", "bfloat16", False, 1, head_dim)[1]
 
 
 def test_queries_that_are_part_of_a_row(monkeypatch):
     """Two runs of neighbours against all keys, as on a mesh that splits rows."""
-    monkeypatch.setattr(attention, "_BLOCK", 4)
+    monkeypatch.setattr(dispatch, "_BLOCK", 4)
     q, k, v, segments = _inputs(32)
     own = np.r_[8:24]
     for kernel in KERNELS:
         part = blocks.Part(sharding.places(32, 2), 1, segments)
-        attend = functools.partial(attention.attend, implementation=kernel, part=part)
+        attend = functools.partial(dispatch.attend, implementation=kernel, part=part)
         out = jax.jit(attend)(q[:, own], k, v, segments[:, own])
         np.testing.assert_allclose(out, _expected(q, k, v, segments)[:, own], rtol=0, atol=1e-5)

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from s1jax.model import attention, blocks
-from s1jax.model.attention import flash
+from s1jax.model import blocks
+from s1jax.model.attention import dispatch, flash
 from s1jax.parallel import sharding
 from s1jax.plan import flops
 from tests import compilers
@@ -46,7 +46,7 @@ def _gradients(kernel, q, k, v, segments):
 def test_flash_is_the_reference_with_its_gradients(length, heads, kv_heads, head_dim):
     inputs = _inputs(length, heads, kv_heads, head_dim)
     ours = _gradients(functools.partial(flash.attend, blocks=SMALL, interpret=True), *inputs)
-    reference = _gradients(attention.attend, *inputs)
+    reference = _gradients(dispatch.attend, *inputs)
     for a, b in zip(ours, reference, strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=2e-5)
         assert length == 1 or np.abs(b).max() > 0.5
@@ -56,7 +56,7 @@ def test_in_bfloat16_at_the_blocks_of_a_gpu():
     """Within the rounding of weights and outcome to 8 bits; the reference computes in float32."""
     inputs = _inputs(300, 2, 1, dtype=jnp.bfloat16)
     ours = _gradients(functools.partial(flash.attend, interpret=True), *inputs)
-    reference = _gradients(attention.attend, *(x.astype(np.float32) for x in inputs[:3]), inputs[3])
+    reference = _gradients(dispatch.attend, *(x.astype(np.float32) for x in inputs[:3]), inputs[3])
     for a, b in zip(ours, reference, strict=True):
         a, b = np.asarray(a, np.float32), np.asarray(b)
         np.testing.assert_allclose(a, b, rtol=0, atol=0.02 * np.abs(b).max())
@@ -80,7 +80,7 @@ def test_padding_gets_zero_and_gives_no_gradient():
 def test_queries_that_are_part_of_a_row():
     """Each device's share of rows that `mesh.sequence` splits, against whole rows; gradients of keys add up."""
     q, k, v, segments = _inputs(128, 4, 2)
-    reference = _gradients(attention.attend, q, k, v, segments)
+    reference = _gradients(dispatch.attend, q, k, v, segments)
     weights = (segments > 0)[..., None, None] * np.random.default_rng(1).normal(size=q.shape).astype(np.float32)
     d_k, d_v = np.zeros(k.shape), np.zeros(v.shape)
     places = sharding.places(128, 2)
@@ -133,7 +133,7 @@ def test_it_compiles_for_an_h100(head_dim):
 @pytest.mark.parametrize("head_dim", [64, 128])
 def test_on_a_gpu_it_is_the_reference(head_dim):
     inputs = _inputs(700, 8, 2, head_dim, jnp.bfloat16)
-    reference = _gradients(attention.attend, *(x.astype(np.float32) for x in inputs[:3]), inputs[3])
+    reference = _gradients(dispatch.attend, *(x.astype(np.float32) for x in inputs[:3]), inputs[3])
     for a, b in zip(_gradients(flash.attend, *inputs), reference, strict=True):
         a, b = np.asarray(a, np.float32), np.asarray(b)
         np.testing.assert_allclose(a, b, rtol=0, atol=0.03 * np.abs(b).max())

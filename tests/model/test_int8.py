@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from s1jax.model import cache as cache_lib
-from s1jax.model import decoder
+from s1jax.model import decoder, layouts, quant
+from s1jax.model.quant import QTensor
 from tests.model import parity_cases
 from tests.model.parity_cases import CASES, SHARED, dequantised
 
@@ -14,16 +15,18 @@ from tests.model.parity_cases import CASES, SHARED, dequantised
 @pytest.mark.parametrize("case", CASES)
 def test_every_matrix_is_off_by_half_a_scale_at_most(case):
     params = parity_cases.weights(CASES[case])
-    quantised = jax.jit(decoder.quantize)(params)
+    quantised = jax.jit(quant.quantize_params)(params)
     flat, found = (dict(jax.tree_util.tree_leaves_with_path(t)) for t in (params, dequantised(quantised)))
-    scales = {p: x for p, x in jax.tree_util.tree_leaves_with_path(quantised) if p[-1].key.endswith("_scale")}
+    whole = jax.tree_util.tree_leaves_with_path(quantised, is_leaf=lambda leaf: isinstance(leaf, QTensor))
+    scales = {path: leaf.scale for path, leaf in whole if isinstance(leaf, QTensor)}
     assert flat.keys() == found.keys()
     assert len(scales) == 7 + 1  # seven projections, and the output projection or the tied embedding
     for path, weight in flat.items():
-        scale = scales.get((*path[:-1], jax.tree_util.DictKey(path[-1].key + "_scale")))
+        scale = scales.get(path)
         if scale is None:
             np.testing.assert_array_equal(found[path], weight)
             continue
+        assert dict(whole)[path].values.dtype == np.int8
         shared = (-1,) if path[-1].key == "embedding" else SHARED.get(path[-2].key, (-2,))
         assert np.all(np.abs(found[path] - weight) <= np.expand_dims(np.asarray(scale), shared) * 0.50001)
         np.testing.assert_allclose(scale, np.abs(weight).max(shared) / 127, rtol=1e-6)
@@ -32,8 +35,8 @@ def test_every_matrix_is_off_by_half_a_scale_at_most(case):
 @pytest.mark.parametrize("case", ["qwen2", "qwen3_tied_one_head"])
 def test_logits_are_those_of_the_dequantised_weights(case):
     config, params = CASES[case], parity_cases.weights(CASES[case])
-    quantised = jax.jit(decoder.quantize)(params)
-    apart = jax.jit(decoder.unstack, static_argnums=1)(quantised, False)
+    quantised = jax.jit(quant.quantize_params)(params)
+    apart = jax.jit(layouts.unstack, static_argnums=(1, 2))(quantised, config, False)
     tokens = jnp.asarray(parity_cases.tokens(config, (2, 24)))
     positions = jnp.broadcast_to(jnp.arange(24), tokens.shape)
 

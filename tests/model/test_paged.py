@@ -9,9 +9,8 @@ import pytest
 
 from s1jax.config import presets
 from s1jax.config.model import ModelConfig
-from s1jax.model import attention
 from s1jax.model import cache as cache_lib
-from s1jax.model.attention import fused, paged
+from s1jax.model.attention import cached, fused, paged
 from tests import compilers
 
 PAGE, WIDTH, LAYERS = 16, 7, 2
@@ -20,14 +19,14 @@ PAGE, WIDTH, LAYERS = 16, 7, 2
 def _filled(kv_heads, head_dim, dtype, lengths):
     """Pages in random order with `lengths` tokens of every row, and tables whose other entries point elsewhere."""
     rng = np.random.default_rng(kv_heads)
-    config = ModelConfig(
+    config = ModelConfig.dense(
         vocab_size=8, d_model=8, mlp_dim=8, num_layers=LAYERS, num_heads=kv_heads, num_kv_heads=kv_heads,
         head_dim=head_dim,
     )  # fmt: skip
     rows = len(lengths)
     table = jnp.asarray(rng.permutation(rows * WIDTH).reshape(rows, WIDTH), jnp.int32)
     pages = cache_lib.init_pages(config, rows * WIDTH, PAGE, dtype)
-    slots = cache_lib.Slots(table, jnp.zeros(rows, jnp.int32), jnp.asarray(lengths, jnp.int32))
+    slots = cache_lib.NewTokens(table, jnp.zeros(rows, jnp.int32), jnp.asarray(lengths, jnp.int32))
     tokens = lambda: jnp.asarray(rng.normal(size=(rows, PAGE * WIDTH, kv_heads, head_dim)), jnp.float32)  # noqa: E731
     for layer in range(LAYERS):
         pages = _append(pages, jnp.int32(layer), tokens(), tokens(), slots)
@@ -38,7 +37,7 @@ _append = jax.jit(cache_lib.append)
 
 
 def _attend(*args, **options):
-    return jax.jit(functools.partial(attention.attend_cached, **options))(*args)
+    return jax.jit(functools.partial(cached.attend_cached, **options))(*args)
 
 
 @pytest.mark.parametrize(
@@ -57,9 +56,9 @@ def test_it_is_the_attention_that_gathers(kv_heads, group, programs, stacked, dt
     pages, table = _filled(kv_heads, 16, dtype, lengths)
     rng = np.random.default_rng(9)
     draw = lambda heads: jnp.asarray(rng.normal(size=(8, 1, heads, 16)), jnp.float32)  # noqa: E731
-    new = cache_lib.Slots(table, jnp.asarray(lengths, jnp.int32), jnp.asarray(count, jnp.int32))
+    new = cache_lib.NewTokens(table, jnp.asarray(lengths, jnp.int32), jnp.asarray(count, jnp.int32))
     layer = jnp.int32(1) if stacked else None
-    pages = pages if stacked else cache_lib.unstack(pages)[1]
+    pages = pages if stacked else cache_lib.unstack(pages).layers[1]
     args = (draw(kv_heads * group), draw(kv_heads), draw(kv_heads), pages, layer, new)
     monkeypatch.setattr(paged, "attend", functools.partial(paged.attend, interpret=True))
     out, after = _attend(*args, pages_in_place=True)
@@ -75,7 +74,7 @@ def test_prompts_and_sizes_it_cannot_read_are_gathered(monkeypatch):
     monkeypatch.setattr(paged, "attend", None)
     for head_dim, length in ((16, 5), (24, 1)):
         pages, table = _filled(2, head_dim, "float32", [20, 3])
-        new = cache_lib.Slots(table, jnp.array([20, 3]), jnp.array([length, 1]))
+        new = cache_lib.NewTokens(table, jnp.array([20, 3]), jnp.array([length, 1]))
         rng = np.random.default_rng(0)
         q, k, v = (jnp.asarray(rng.normal(size=(2, length, heads, head_dim)), jnp.float32) for heads in (4, 2, 2))
         args = (q, k, v, pages, jnp.int32(0), new)
@@ -86,7 +85,7 @@ def test_prompts_and_sizes_it_cannot_read_are_gathered(monkeypatch):
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
 def test_values_that_a_tpu_keeps_with_their_slots_last(dtype, monkeypatch):
     pages, table = _filled(2, 8, dtype, [20, 3, 111])
-    new = cache_lib.Slots(table, jnp.array([20, 3, 111]), jnp.array([1, 1, 1]))
+    new = cache_lib.NewTokens(table, jnp.array([20, 3, 111]), jnp.array([1, 1, 1]))
     rng = np.random.default_rng(0)
     q, k, v = (jnp.asarray(rng.normal(size=(3, 1, heads, 8)), jnp.float32) for heads in (4, 2, 2))
     expected = _attend(q, k, v, pages, jnp.int32(1), new, pages_at_once=3)
@@ -100,11 +99,11 @@ def test_values_that_a_tpu_keeps_with_their_slots_last(dtype, monkeypatch):
 def test_it_compiles_for_an_h100_and_copies_no_pages(cache):
     """One layer of 7B: what is needed beside its pages is less than a copy of keys or values."""
     config, rows, width = presets.PRESETS["qwen2p5_7b"], 64, 8
-    pages = jax.eval_shape(lambda: cache_lib.unstack(cache_lib.init_pages(config, rows * width, 64, cache))[0])
+    pages = jax.eval_shape(lambda: cache_lib.unstack(cache_lib.init_pages(config, rows * width, 64, cache)).layers[0])
     ints = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)  # noqa: E731
     q, k = (jax.ShapeDtypeStruct((rows, 1, heads, 128), jnp.bfloat16) for heads in (28, 4))
-    new = cache_lib.Slots(ints(rows, width), ints(rows), ints(rows))
-    attend = jax.jit(functools.partial(attention.attend_cached, pages_in_place=True), donate_argnums=3)
+    new = cache_lib.NewTokens(ints(rows, width), ints(rows), ints(rows))
+    attend = jax.jit(functools.partial(cached.attend_cached, pages_in_place=True), donate_argnums=3)
     compiled = compilers.compile_for("h100:1", attend, q, k, k, pages, None, new)
     assert "paged_attention" in compiled.as_text()
     held = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(pages))

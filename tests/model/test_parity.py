@@ -9,11 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from s1jax.checkpoint import names
+from s1jax.checkpoint import huggingface_config, names
 from s1jax.config.model import ModelConfig, RopeScaling
 from s1jax.errors import UserError
-from s1jax.model import attention, decoder
 from s1jax.model import cache as cache_lib
+from s1jax.model import decoder, layouts
+from s1jax.model.attention import cached
 from tests.model import make_golden, parity_cases
 
 CASES = parity_cases.CASES
@@ -28,7 +29,7 @@ def _logits(params, config, tokens, positions, segment_ids):
 
 @functools.partial(jax.jit, static_argnums=(1, 5))
 def _cached(params, config, tokens, cache, num_tokens, pages_at_once):
-    attend = functools.partial(attention.attend_cached, pages_at_once=pages_at_once)
+    attend = functools.partial(cached.attend_cached, pages_at_once=pages_at_once)
     with jax.default_matmul_precision("highest"):
         hidden, cache = decoder.forward_cached(params, config, tokens, cache, num_tokens, attend=attend)
         return decoder.logits(params, config, hidden), cache
@@ -127,7 +128,7 @@ def test_cached_steps_give_the_logits_of_whole_rows(name, unstacked):
     prefill = np.where(np.arange(12) < prompt[:, None], ids[:, :12], 0)
     _, cache = _cached(params, config, prefill, empty, prompt, at_once)
     if unstacked:
-        params = jax.jit(decoder.unstack, static_argnums=1)(params, unstacked == "weight first")
+        params = jax.jit(layouts.unstack, static_argnums=(1, 2))(params, config, unstacked == "weight first")
     if unstacked == "weight first":
         cache = dataclasses.replace(cache, pages=cache_lib.unstack(cache.pages))
     for step in range(8):
@@ -139,6 +140,7 @@ def test_cached_steps_give_the_logits_of_whole_rows(name, unstacked):
 
 BASE = CASES["llama"]
 CHANGED = {
+    "family": "qwen3",
     "vocab_size": 60,
     "d_model": 40,
     "mlp_dim": 64,
@@ -156,10 +158,10 @@ CHANGED = {
 }
 
 
-@pytest.mark.parametrize("field", [field.name for field in dataclasses.fields(ModelConfig)])
+@pytest.mark.parametrize("field", BASE.flat())
 def test_every_config_field_is_live(field):
-    """Changing a field changes a shape, the set of tensors or the logits, or has the input rejected."""
-    changed = dataclasses.replace(BASE, **{field: CHANGED[field]})
+    """Changing a field changes a shape, the set of tensors or the logits, or has the input or the export rejected."""
+    changed = ModelConfig.dense(**{**BASE.flat(), field: CHANGED[field]})
     params = parity_cases.weights(BASE)
     ids = parity_cases.tokens(BASE, (1, 9))
 
@@ -168,6 +170,10 @@ def test_every_config_field_is_live(field):
 
     if shapes(changed) != shapes(BASE):
         assert names.allocate(changed, np.float32).keys() == decoder.abstract_params(changed, jnp.float32).keys()
+        return
+    if field == "family":
+        with pytest.raises(UserError, match=r"model.family is 'qwen3', which has qk_norm True"):
+            huggingface_config.config_to_json(changed)
         return
     if field == "context_length":
         with pytest.raises(UserError, match="context_length"):

@@ -32,9 +32,9 @@ from s1jax.training import step as step_lib  # noqa: E402
 # 60 rows of the vocabulary divide by `tensor`, as weights must, and not by all axes they are split along in the loss.
 SHAPE = dict(vocab_size=60, d_model=16, mlp_dim=24, num_layers=2, num_heads=8, num_kv_heads=2, head_dim=4)
 MODELS = {
-    "tied": ModelConfig(**SHAPE, qkv_bias=True, tied_embeddings=True),
-    "untied": ModelConfig(**SHAPE, qk_norm=True),
-    "wide": ModelConfig(**SHAPE | dict(vocab_size=64), qk_norm=True, tied_embeddings=True),
+    "tied": ModelConfig.dense(**SHAPE, qkv_bias=True, tied_embeddings=True),
+    "untied": ModelConfig.dense(**SHAPE, qk_norm=True),
+    "wide": ModelConfig.dense(**SHAPE | dict(vocab_size=64), qk_norm=True, tied_embeddings=True),
 }
 CASES = [  # model, (data, fsdp, sequence, tensor), accumulation, attention, remat
     ("tied", (2, 4, 1, 1), 2, "chunked", "save_dots"),  # and the MLP in parts, as wherever `tensor` is 1

@@ -20,7 +20,7 @@ from s1jax.parallel import ops as parallel_ops
 from s1jax.parallel import sharding
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-MODEL = ModelConfig(vocab_size=30, d_model=12, mlp_dim=20, num_layers=1, num_heads=6, num_kv_heads=3, head_dim=8)
+MODEL = ModelConfig.dense(vocab_size=30, d_model=12, mlp_dim=20, num_layers=1, num_heads=6, num_kv_heads=3, head_dim=8)
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +126,7 @@ def test_batch_that_does_not_divide_the_mesh(shape, rows, length, message):
 
 
 def test_key_heads_lie_along_tensor_where_they_divide():
-    model = dataclasses.replace(MODEL, mlp_dim=24)
+    model = ModelConfig.dense(**{**MODEL.flat(), "mlp_dim": 24})
     for tensor, along in ((3, "tensor"), (2, None)):
         mesh = jax.sharding.AbstractMesh((1, 1, 1, tensor), mesh_lib.AXES)
         spec = sharding.param_shardings(model, mesh)["layers"]["attention"]["key"]["kernel"].spec

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from s1jax.config.model import ModelConfig
-from s1jax.model import attention, blocks, decoder
-from s1jax.model.attention import fused
+from s1jax.model import blocks, decoder
+from s1jax.model.attention import dispatch, fused
 from s1jax.parallel import sharding
 from s1jax.plan import flops
 
@@ -44,13 +44,13 @@ def test_a_product_in_a_loop_of_unknown_length_is_refused():
 @pytest.mark.parametrize("kernel", ["xla", "chunked"])
 def test_a_gradient_costs_what_its_remat_policy_says(kernel, remat):
     """Projections: 2 operations a weight and token forward, 4 backward; pairs: 4 H a head forward, 8 backward."""
-    config = ModelConfig(
+    config = ModelConfig.dense(
         vocab_size=32, d_model=16, mlp_dim=24, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=8
     )  # fmt: skip
     params = decoder.abstract_params(config, jnp.dtype(jnp.float32))
     rows, length = 2, 40
     ids = np.ones((rows, length), np.int32)
-    attend = functools.partial(attention.attend, implementation=kernel)
+    attend = functools.partial(dispatch.attend, implementation=kernel)
 
     def loss(params, mlp_parts=1):
         return decoder.forward(params, config, ids, ids, ids, remat=remat, attend=attend, mlp_parts=mlp_parts).sum()

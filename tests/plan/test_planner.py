@@ -11,7 +11,7 @@ from s1jax.config.model import ModelConfig
 from s1jax.plan import hlo, planner, targets
 from s1jax.training import step as step_lib
 
-MODEL = ModelConfig(vocab_size=64, d_model=16, mlp_dim=32, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8)
+MODEL = ModelConfig.dense(vocab_size=64, d_model=16, mlp_dim=32, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8)
 
 
 @dataclasses.dataclass(frozen=True)

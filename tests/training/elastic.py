@@ -29,7 +29,7 @@ from s1jax.training import workdir as workdir_lib  # noqa: E402
 from s1jax.training.callbacks import Callbacks  # noqa: E402
 from s1jax.training.prepare import Prepared  # noqa: E402
 
-MODEL = ModelConfig(
+MODEL = ModelConfig.dense(
     vocab_size=128, d_model=16, mlp_dim=16, num_layers=1, num_heads=4, num_kv_heads=2, head_dim=8, tied_embeddings=True
 )
 EXPERIMENT = Experiment(

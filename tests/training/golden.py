@@ -8,7 +8,7 @@ from s1jax.config.experiment import OptimizerConfig, TrainConfig
 from s1jax.config.model import ModelConfig
 
 STEPS = 50
-MODEL = ModelConfig(
+MODEL = ModelConfig.dense(
     vocab_size=96,
     d_model=32,
     mlp_dim=64,
@@ -26,6 +26,7 @@ TRAIN = TrainConfig(batch_size=4, compute_dtype="float32", remat="none", loss_ch
 
 def weights() -> dict[str, np.ndarray]:
     """Name in our tree -> float32 array; norms and biases are not trivial either."""
+
     from s1jax.model import decoder
 
     rng = np.random.default_rng(0)

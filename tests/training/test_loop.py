@@ -38,7 +38,7 @@ from s1jax.training import workdir as workdir_lib
 from s1jax.training.callbacks import Callbacks
 from s1jax.training.prepare import Prepared
 
-MODEL = ModelConfig(
+MODEL = ModelConfig.dense(
     vocab_size=128, d_model=8, mlp_dim=8, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=8, tied_embeddings=True
 )
 STEPS = 6

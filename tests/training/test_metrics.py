@@ -12,7 +12,7 @@ from s1jax.errors import UserError
 from s1jax.parallel import mesh as mesh_lib
 from s1jax.training import metrics
 
-MODEL = ModelConfig(vocab_size=128, d_model=8, mlp_dim=8, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=8)
+MODEL = ModelConfig.dense(vocab_size=128, d_model=8, mlp_dim=8, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=8)
 
 
 @pytest.mark.parametrize("line", [b"{}", b"5", b"\xff\xfe", b'{"step": 1}'])

@@ -14,7 +14,7 @@ from s1jax.errors import UserError
 from s1jax.model import decoder
 from s1jax.training import optimizer
 
-MODEL = ModelConfig(
+MODEL = ModelConfig.dense(
     vocab_size=11,
     d_model=8,
     mlp_dim=12,

@@ -19,7 +19,7 @@ from s1jax.training import optimizer as optimizer_lib
 from s1jax.training import step as step_lib
 from s1jax.training.losses.cross_entropy import batch_loss
 
-MODEL = ModelConfig(
+MODEL = ModelConfig.dense(
     vocab_size=29, d_model=16, mlp_dim=24, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8, qkv_bias=True
 )
 TRAIN = TrainConfig(batch_size=4, compute_dtype="float32", remat="none", loss_chunk=16)

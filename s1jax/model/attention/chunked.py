@@ -33,7 +33,7 @@ def attend(
     order: jax.Array,
     block: int,
 ) -> jax.Array:
-    """Attention within segments, as `s1jax.model.attention.attend` defines it.
+    """Attention within segments, as `s1jax.model.attention.dispatch.attend` defines it.
 
     Args:
       q: [B, T, K, G, H], scaled.

@@ -58,7 +58,7 @@ def attend(
     blocks: Blocks = Blocks(),
     interpret: bool = False,
 ) -> jax.Array:
-    """Causal attention within segments; arguments of `s1jax.model.attention.attend`, for bfloat16 and float16.
+    """Causal attention within segments; arguments of `s1jax.model.attention.dispatch.attend`, for bfloat16 and float16.
 
     Under a remat policy that saves the name `attention`, output and log-sum-exp are kept.
 

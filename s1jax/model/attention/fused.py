@@ -25,7 +25,7 @@ def splash(
     *,
     interpret: bool = False,
 ) -> jax.Array:
-    """Causal attention within segments by JAX's Pallas kernel for TPU; arguments of `s1jax.model.attention.attend`.
+    """Causal attention within segments by JAX's Pallas kernel for TPU; arguments as in `dispatch.attend`.
 
     Rows are padded to a multiple of 128, long ones of 512, with a segment of their own. Under a remat policy that saves
     the name `attention`, output and log-sum-exp are kept.

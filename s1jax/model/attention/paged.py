@@ -1,8 +1,8 @@
-"""Attention of one new token a row over the pages of its cache, on NVIDIA GPUs: pages are read where they lie.
+"""Attention of one new token a sequence over the pages of its cache, in place, on NVIDIA GPUs.
 
-What `s1jax.model.attention.attend_cached` does on other machines, where it gathers some pages of every row into an
-array first. A row's pages are shared out to several programs, so that few long rows use the whole chip as well (Dao et
-al. 2023, "Flash-Decoding").
+On other machines `s1jax.model.attention.cached.attend_cached` first gathers some pages of every sequence into an array.
+Several programs share the pages of a sequence, so that few long sequences use the whole chip as well (Dao et al. 2023,
+"Flash-Decoding").
 
 Axis letters: B rows, N pages, P slots of a page, M pages of a row, K key/value heads, G query heads per key/value head,
 H head dimension, S shares of a row's pages.
@@ -28,12 +28,12 @@ _PROGRAMS = 512  # of one call: about four for each of an H100's 132 processors
 
 def can_read(pages: cache_lib.Pages) -> bool:
     """Whether blocks of these pages can be operands of a product: H and P are powers of two from 16 on."""
-    sizes = (pages.values.shape[-1], pages.size)
+    sizes = (pages.values.shape[-1], pages.page_size)
     return all(size >= flash.SMALLEST and size & (size - 1) == 0 for size in sizes)
 
 
 def attend(
-    q: jax.Array, pages: cache_lib.Pages, layer: jax.Array | None, new: cache_lib.Slots, interpret: bool = False
+    q: jax.Array, pages: cache_lib.Pages, layer: jax.Array | None, new: cache_lib.NewTokens, interpret: bool = False
 ) -> jax.Array:
     """Attention over all slots of each row, that of its newest token included.
 
@@ -48,7 +48,7 @@ def attend(
       float32 [B, K, G, H].
     """
     batch, kv_heads, group, head_dim = q.shape
-    width, size = new.table.shape[1], pages.size
+    width, size = new.table.shape[1], pages.page_size
     shares = min(width, 1 << max(0, math.ceil(math.log2(_PROGRAMS / (batch * kv_heads)))))
     heads = max(flash.SMALLEST, pl.next_power_of_2(group))
     q = jnp.pad(q, ((0, 0), (0, 0), (0, heads - group), (0, 0)))

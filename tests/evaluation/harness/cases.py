@@ -45,7 +45,7 @@ TASKS = {
 
 def make(folder):
     """Writes a random model with Countdown's tokenizer, also as transformers wants it, and tasks with their rows."""
-    config = ModelConfig(
+    config = ModelConfig.dense(
         vocab_size=126, d_model=32, mlp_dim=64, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=16, qkv_bias=True,
         tied_embeddings=True, context_length=CONTEXT,
     )  # fmt: skip

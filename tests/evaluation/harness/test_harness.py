@@ -121,7 +121,7 @@ def test_log_likelihoods_with_a_tokenizer_that_puts_a_space_in_front(harness, tm
     (tmp_path / "tokenizer").mkdir()
     write_metaspace(tmp_path / "tokenizer")
     tokenizer = Tokenizer.load(tmp_path / "tokenizer")
-    config = ModelConfig(
+    config = ModelConfig.dense(
         vocab_size=512, d_model=32, mlp_dim=64, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=16,
         tied_embeddings=True, context_length=CONTEXT,
     )  # fmt: skip

@@ -1,0 +1,16 @@
+"""The module that computes an attention spec: the one place that a new kind of attention is added to."""
+
+from __future__ import annotations
+
+from flax import nnx
+from jax.typing import DTypeLike
+
+from s1jax.config.model import GQA
+from s1jax.model.attention.gqa import GroupedQueryAttention
+
+
+def build(spec: GQA, d_model: int, norm_eps: float, dtype: DTypeLike, rngs: nnx.Rngs) -> GroupedQueryAttention:
+    """Makes the attention of one layer, with random weights."""
+    match spec:
+        case GQA():
+            return GroupedQueryAttention(spec, d_model, norm_eps, dtype, rngs)

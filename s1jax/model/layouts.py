@@ -1,0 +1,85 @@
+"""How weights and KV pages are arranged in memory while a model is sampled from.
+
+Training and checkpoints have one arrangement: layers stacked, kernels as [inputs, outputs]. The types here mark the
+others, and code that multiplies with a weight or runs the layers looks at the type.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any, Generic, TypeVar
+
+import jax
+
+from s1jax.config.model import ModelConfig
+
+Params = Mapping[str, Any]
+_T = TypeVar("_T")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TransposedKernel:
+    """The kernel of a projection as the left operand of a product, see `s1jax.model.linear.matmul_weight_left`.
+
+    Attributes:
+      matrix: [prod(outputs), prod(inputs)].
+    """
+
+    matrix: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Unstacked(Generic[_T]):
+    """Trees of arrays without a layer axis, one tree a layer: weights, or pages of the cache."""
+
+    layers: tuple[_T, ...]
+
+
+def num_input_axes(projection: str) -> int:
+    """Number of axes that a projection's kernel is contracted over; attention's `out` has [heads, head_dim] -> D."""
+    return 2 if projection == "out" else 1
+
+
+def unstack(params: Params, config: ModelConfig, transpose_kernels: bool) -> dict[str, Any]:
+    """The same weights with `layers` as `Unstacked`, for `decoder.forward_cached` and `decoder.logits`.
+
+    A scan copies each layer's slice out of the stacked arrays at every step. On a CPU that costs as much as reading the
+    weights (benchmarks/decode.py). On an H100 it costs twice that: the program that is compiled for Qwen2.5-7B moves 40
+    instead of 15 GB through its memory for a token. Unstacked, the copy is made once; the price is that the weights are
+    held twice and that L layers are compiled. Call it under jit.
+
+    Args:
+      params: tree of `s1jax.model.params`, or of `s1jax.model.quant.quantize_params`.
+      config: of the model.
+      transpose_kernels: every kernel becomes a `TransposedKernel`, and so does a tied embedding; for CPUs, and not for
+        quantised weights.
+    """
+    stacks = [stack for group in config.stacks() for stack in group]
+    layers: list[Any] = [None] * config.num_layers
+    for stack in stacks:
+        for i, number in enumerate(stack.numbers):
+            layers[number] = jax.tree.map(lambda a, i=i: a[i], params[stack.name])
+    rest = {name: tree for name, tree in params.items() if name not in {stack.name for stack in stacks}}
+    if transpose_kernels:
+        layers, rest = [_transpose(layer) for layer in layers], _transpose(rest)
+        if config.tied_embeddings:
+            rest["embed"] = {"embedding": TransposedKernel(rest["embed"]["embedding"])}
+    return {**rest, "layers": Unstacked(tuple(layers))}
+
+
+def _transpose(tree: Params, name: str = "") -> dict[str, Any]:
+    """The tree with every kernel transposed; `name` is that of the tree."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            found[key] = _transpose(value, key)
+        elif key == "kernel":
+            inputs = math.prod(value.shape[: num_input_axes(name)])
+            found[key] = TransposedKernel(value.reshape(inputs, -1).T)
+        else:
+            found[key] = value
+    return found

@@ -1,0 +1,16 @@
+"""The module that computes an MLP spec: the one place that a new kind of MLP is added to."""
+
+from __future__ import annotations
+
+from flax import nnx
+from jax.typing import DTypeLike
+
+from s1jax.config.model import Dense
+from s1jax.model.mlp.dense import SwiGLU
+
+
+def build(spec: Dense, d_model: int, dtype: DTypeLike, rngs: nnx.Rngs) -> SwiGLU:
+    """Makes the MLP of one layer, with random weights."""
+    match spec:
+        case Dense():
+            return SwiGLU(d_model, spec.hidden, dtype, rngs)

@@ -1,0 +1,36 @@
+"""RMSNorm."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float) -> jax.Array:
+    """Root-mean-square normalisation over the last axis (Zhang & Sennrich 2019); statistics in float32.
+
+    Args:
+      x: [..., D].
+      scale: [D].
+      eps: added to the mean square.
+
+    Returns:
+      [..., D] in the dtype of `x`.
+    """
+    wide = x.astype(jnp.float32)
+    wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
+    return scale.astype(x.dtype) * wide.astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """`rms_norm` with its learned scale."""
+
+    def __init__(self, size: int, eps: float, dtype: DTypeLike):
+        self.scale = nnx.Param(jnp.ones((size,), dtype))
+        self.eps = eps
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """[..., size] -> [..., size] in the dtype of `x`."""
+        return rms_norm(x, self.scale[...], self.eps)

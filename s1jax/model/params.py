@@ -1,0 +1,108 @@
+"""The tree of a decoder's weights: names, shapes, axes and random values.
+
+Outside of `s1jax.model`, weights are a plain nested dict of arrays:
+
+    embed/embedding [V, D]
+    layers/attention_norm/scale [L, D]       layers/mlp_norm/scale [L, D]
+    layers/attention/query/kernel [L, D, N, H]  query/bias [L, N, H]     (bias: `qkv_bias`)
+    layers/attention/{key,value}/kernel [L, D, K, H]  bias [L, K, H]
+    layers/attention/out/kernel [L, N, H, D]
+    layers/attention/{query_norm,key_norm}/scale [L, H]                  (`qk_norm`)
+    layers/mlp/{gate,up}/kernel [L, D, F]    layers/mlp/down/kernel [L, F, D]
+    final_norm/scale [D]                     head/kernel [D, V]          (untied)
+
+If not all layers are alike, every stack of `ModelConfig.stacks` has a tree like `layers` under its own name.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from s1jax.config.model import ModelConfig, Stack
+from s1jax.model.block import Block
+from s1jax.model.linear import INIT_STD, Projection
+from s1jax.model.norms import RMSNorm
+
+
+class _Embed(nnx.Module):
+    """Token embedding [V, D]."""
+
+    def __init__(self, config: ModelConfig, dtype: DTypeLike, rngs: nnx.Rngs):
+        shape = (config.vocab_size, config.d_model)
+        self.embedding = nnx.Param(INIT_STD * jax.random.truncated_normal(rngs.params(), -3, 3, shape, dtype))
+
+
+class _Decoder(nnx.Module):
+    """Embedding, stacks of layers, final norm and, unless tied, the output projection."""
+
+    def __init__(self, config: ModelConfig, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.embed = _Embed(config, dtype, rngs)
+        for stack in _stacks(config):
+            setattr(self, stack.name, _stacked(stack, config, dtype, rngs))
+        self.final_norm = RMSNorm(config.d_model, config.norm_eps, dtype)
+        if not config.tied_embeddings:
+            self.head = Projection((config.d_model,), (config.vocab_size,), dtype, rngs)
+
+
+def _stacks(config: ModelConfig) -> list[Stack]:
+    return [stack for group in config.stacks() for stack in group]
+
+
+def _stacked(stack: Stack, config: ModelConfig, dtype: DTypeLike, rngs: nnx.Rngs) -> Block:
+    """The layers of a stack as one module whose arrays have a layer axis."""
+
+    @nnx.split_rngs(splits=len(stack.numbers))
+    @nnx.vmap(in_axes=0, out_axes=0)
+    def make(rngs: nnx.Rngs) -> Block:
+        return Block(stack.layer, config.d_model, config.norm_eps, dtype, rngs)
+
+    return make(rngs)
+
+
+def init_params(config: ModelConfig, key: jax.Array, dtype: DTypeLike = jnp.float32) -> dict[str, Any]:
+    """Random weights: truncated normal of deviation 0.02, norms 1, biases 0; call it under `jax.jit` to shard it."""
+    return nnx.to_pure_dict(nnx.state(_Decoder(config, dtype, nnx.Rngs(params=key)), nnx.Param))
+
+
+@functools.cache
+def abstract_params(config: ModelConfig, dtype: DTypeLike = jnp.float32) -> dict[str, Any]:
+    """The tree of `init_params` as `jax.ShapeDtypeStruct`s; nothing is allocated."""
+    return jax.eval_shape(lambda key: init_params(config, key, dtype), jax.random.key(0))
+
+
+_AXES: dict[str, tuple[str, ...]] = {
+    "embed/embedding": ("vocab", "embed"),
+    "query/kernel": ("embed", "heads", "head_dim"),
+    "query/bias": ("heads", "head_dim"),
+    "key/kernel": ("embed", "kv_heads", "head_dim"),
+    "key/bias": ("kv_heads", "head_dim"),
+    "value/kernel": ("embed", "kv_heads", "head_dim"),
+    "value/bias": ("kv_heads", "head_dim"),
+    "out/kernel": ("heads", "head_dim", "embed"),
+    "gate/kernel": ("embed", "mlp"),
+    "up/kernel": ("embed", "mlp"),
+    "down/kernel": ("mlp", "embed"),
+    "query_norm/scale": ("head_dim",),
+    "key_norm/scale": ("head_dim",),
+    "attention_norm/scale": ("embed",),
+    "mlp_norm/scale": ("embed",),
+    "final_norm/scale": ("embed",),
+    "head/kernel": ("embed", "vocab"),
+}
+
+
+def logical_axes(config: ModelConfig) -> dict[str, Any]:
+    """The tree of `init_params` with a tuple of axis names for every array; `s1jax.parallel` maps names to the mesh."""
+    stacked = {stack.name for stack in _stacks(config)}
+
+    def names(path: tuple[jax.tree_util.DictKey, ...], _: jax.ShapeDtypeStruct) -> tuple[str, ...]:
+        keys = [entry.key for entry in path]
+        return ("layers",) * (keys[0] in stacked) + _AXES["/".join(keys[-2:])]
+
+    return jax.tree_util.tree_map_with_path(names, abstract_params(config))
