@@ -23,6 +23,7 @@ import s1jax
 from s1jax.checkpoint import digests, store
 from s1jax.config.experiment import OptimizerConfig
 from s1jax.config.model import ModelConfig
+from s1jax.config.schema import from_dict
 from s1jax.errors import UserError
 from s1jax.io import files
 from s1jax.model import decoder
@@ -138,7 +139,7 @@ def rewrite(checkpoint, **changes):
     """Changes the model in s1jax.json as somebody might who mixes up two checkpoints, digests included."""
     file = checkpoint / "s1jax.json"
     about = json.loads(file.read_text())
-    about["model"] |= changes
+    about["model"] = from_dict(ModelConfig, about["model"]).flat() | changes
     file.write_text(json.dumps(about))
     digests.write(checkpoint)
 
