@@ -69,7 +69,9 @@ def test_rows_of_a_file_or_of_another_split(tmp_path):
 def test_batches_of_a_micro_batch_and_every_row_once():
     """Held-out rows of all lengths: each row has the weight 1 in one batch."""
     tokenizer = Tokenizer.load(pathlib.Path(s1jax.__file__).parent / "assets" / "countdown_tokenizer")
-    model = ModelConfig(len(problems.SYMBOLS), 16, 16, 1, 2, 1, 8)
+    model = ModelConfig.dense(
+        vocab_size=len(problems.SYMBOLS), d_model=16, mlp_dim=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8
+    )
 
     def make(fmt="s1_plain", **data):
         settings = DataConfig(block_size=192, num_rows=50, **data)

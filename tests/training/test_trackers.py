@@ -11,7 +11,7 @@ from s1jax.config.model import ModelConfig
 from s1jax.errors import UserError
 from s1jax.training import trackers
 
-MODEL = ModelConfig(vocab_size=128, d_model=8, mlp_dim=8, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=8)
+MODEL = ModelConfig.dense(vocab_size=128, d_model=8, mlp_dim=8, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=8)
 EXPERIMENT = Experiment(model=MODEL, log=LogConfig(wandb="s1"))
 RECORD = {"step": 3, "loss": 1.5, "mfu": None, "validation_loss": 2.0}
 
