@@ -1,4 +1,4 @@
-"""How fast, how well used and how expensive a run is: tokens/s, MFU, device memory, dollars."""
+"""Computes the performance figures of a run: FLOPs, MFU, device memory, dollars."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import jax
 
 from s1jax.config.model import ModelConfig
 
-# Dense bf16 peak in FLOP/s of one device, by what `jax.Device.device_kind` contains; the first match counts.
+# Dense bf16 peak of one device in FLOP/s, by a substring of `jax.Device.device_kind`; the first match counts.
 # Sources: the makers' data sheets (NVIDIA H100 SXM/PCIe/NVL, H200, A100, L40S, L40, L4; Google Cloud's TPU pages). A
-# v2 or v3 chip shows as two devices, hence half a chip's figure.
+# v2 or v3 chip is two devices for jax, so their figures are half a chip's.
 PEAK_FLOPS: tuple[tuple[str, float], ...] = (
     ("H100 PCIe", 756e12),
     ("H100 NVL", 835e12),
@@ -38,24 +38,24 @@ PEAK_FLOPS: tuple[tuple[str, float], ...] = (
 
 
 def peak_flops(device_kind: str) -> float | None:
-    """Peak bf16 FLOP/s of a device, or None where it is not known (a CPU, a MIG slice of a GPU)."""
+    """Peak bf16 FLOP/s of a device, or None if it is not known (a CPU, a MIG slice of a GPU)."""
     if "MIG" in device_kind:
         return None
     return next((peak for name, peak in PEAK_FLOPS if name.lower() in device_kind.lower()), None)
 
 
 def train_flops(config: ModelConfig, tokens: int, pairs: float) -> float:
-    """Floating-point operations of one training step that the model itself needs; nothing for recomputation.
+    """FLOPs of one training step of the model, without recomputation.
 
-    6 * weights * tokens + 12 * L * N * H * pairs. Weights are those that tokens are multiplied with: all but the rows
-    of the input embedding (the output projection counts, tied or not); 2 operations a weight forward and 4 backward.
-    A pair costs 2 H for its score and 2 H for its value in each of N heads, and twice that backward; causal attention
-    is counted once, that is only pairs whose key is not behind the query.
+    6 * weights * tokens + 12 * L * N * H * pairs. Weights are those that multiply tokens: all but the input embedding
+    (the output projection counts, tied or not), with 2 FLOPs per weight forward and 4 backward. A pair costs 2 H for
+    its score and 2 H for its value in each of N heads, and twice that backward. Only causal pairs count: the key is not
+    later than the query.
 
     Args:
       config: shape of the model.
-      tokens: ids fed to it, without padding.
-      pairs: (query, key) pairs within the causal segments, padding left out; n (n + 1) / 2 for length n.
+      tokens: tokens without padding.
+      pairs: causal (query, key) pairs within segments, without padding; n (n + 1) / 2 for length n.
     """
     weights = config.num_params - (0 if config.tied_embeddings else config.vocab_size * config.d_model)
     attention = 12 * config.num_layers * config.num_heads * config.head_dim * pairs
@@ -63,19 +63,19 @@ def train_flops(config: ModelConfig, tokens: int, pairs: float) -> float:
 
 
 def mfu(flops: float, seconds: float, device_kind: str, devices: int) -> float | None:
-    """Share of the devices' peak that `flops` in `seconds` make; None where the peak is not known."""
+    """Share of the devices' peak that `flops` in `seconds` reach; None if the peak is not known."""
     peak = peak_flops(device_kind)
     return None if peak is None or seconds <= 0 else flops / seconds / (peak * devices)
 
 
 def dollars(seconds: float, devices: int, per_device_hour: float) -> float:
-    """US dollars for `devices` devices held `seconds` seconds."""
+    """Price in US dollars of `devices` devices for `seconds` seconds."""
     return seconds / 3600 * devices * per_device_hour
 
 
 @contextlib.contextmanager
 def clock() -> Iterator[Callable[[], float]]:
-    """Yields a clock in seconds that stands still while programs are traced, compiled or loaded."""
+    """Yields a clock in seconds that stops while programs are traced, compiled or loaded."""
     spans: list[tuple[float, float]] = []
 
     def note(event: str, start_time: float, end_time: float, **_: Any) -> None:
@@ -92,7 +92,7 @@ def clock() -> Iterator[Callable[[], float]]:
 
 
 def peak_memory(devices: Iterable[Any]) -> int | None:
-    """Most bytes that were ever in use on one of some `jax.Device`s; None where the backend does not tell (CPU)."""
+    """Most bytes that were ever in use on one of some `jax.Device`s; None if the backend does not report it (CPU)."""
     peaks = [(device.memory_stats() or {}).get("peak_bytes_in_use") for device in devices]
     return max((int(peak) for peak in peaks if peak is not None), default=None)
 
@@ -111,7 +111,7 @@ def held_bytes(tree: Any) -> int:
 def free_memory(devices: Iterable[Any]) -> int | None:
     """Bytes that are free on the fullest of some `jax.Device`s, or in this machine's memory if they are CPUs.
 
-    None where nothing tells.
+    None if neither is known.
     """
     stats = [device.memory_stats() or {} for device in devices]
     if all("bytes_limit" in one and "bytes_in_use" in one for one in stats):

@@ -1,4 +1,4 @@
-"""What all launchers share: they end in one sentence and a non-zero exit code where the input is wrong."""
+"""Runs a command: parses its flags and turns errors into one sentence and an exit code."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ BAD_INPUT = 2  # exit code
 CRASHED = 1  # likewise, after a traceback
 INTERRUPTED = 130  # likewise, after Ctrl-C, as of shells
 
-# jax gives a process three quarters of a GPU unless told otherwise: 63.7 GB of an H100, for which s1jax/plan/targets.py
-# counts on 80. What is left is for CUDA, NCCL and cuDNN.
+# By default jax gives a process three quarters of a GPU: 63.7 GB of an H100, for which s1jax/plan/targets.py assumes
+# 80. The rest is for CUDA, NCCL and cuDNN.
 _MEMORY_FRACTION = "0.95"
 _MEMORY_NAMES = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")  # jax refuses both at a time
 
@@ -42,12 +42,12 @@ def run(main: Callable[..., int | None], config_flag: str = "", positional: bool
 
     Args:
       main: reads its flags itself; raises `UserError` for whatever the user can correct.
-      config_flag: name of the `config_flags` file flag, whose own errors are told apart in the message.
+      config_flag: name of the `config_flags` file flag, whose errors get messages of their own.
       positional: hand `main` a list of the arguments that are not flags, instead of refusing them.
 
-    Exits with `BAD_INPUT` after printing `error: <sentence>` to stderr for an UserError, a flag that does not parse,
-    a broken config file, a path that may not be read or written, a full disk or memory; no traceback. With
-    `terminal.LOST` or `terminal.PIPE_CLOSED` where all of that went well and standard output could not be written.
+    Exits with `BAD_INPUT` after printing `error: <sentence>` to stderr for a UserError, a flag that does not parse, a
+    broken config file, a path that may not be read or written, a full disk or memory; without a traceback. Exits with
+    `terminal.LOST` or `terminal.PIPE_CLOSED` if `main` succeeded but standard output could not be written.
     """
     terminal.prepare()
     if config_flag:
@@ -59,7 +59,7 @@ def run(main: Callable[..., int | None], config_flag: str = "", positional: bool
     sys.modules["__main__"].__doc__ = module.__doc__  # absl prints it, and the key flags of sys.argv[0], as help
     for flag in flags.FLAGS.get_key_flags_for_module(module.__name__):
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flag)
-    # Importing and tracing make many objects that stay: looking for garbage among them took 0.35 of 4 s (first_id).
+    # Importing and tracing create many long-lived objects; garbage collection over them took 0.35 of 4 s (first_id).
     gc.set_threshold(100_000)
     app.run(
         lambda argv: leave(_ended(functools.partial(main, argv[1:]) if positional else main)),
@@ -70,8 +70,8 @@ def run(main: Callable[..., int | None], config_flag: str = "", positional: bool
 def leave(code: int | None) -> int | None:
     """Returns `code`; after Ctrl-C or an error it ends the process at once.
 
-    The usual way out waits for threads, and those of Orbax wait for ever where one of them could not start; after
-    Ctrl-C a compilation that goes on would crash. Processes that have peers say goodbye to each other first.
+    A normal exit waits for threads. Those of Orbax wait for ever if one of them could not start, and after Ctrl-C a
+    running compilation would crash. Processes with peers leave normally, because they disconnect from each other first.
     """
     if code == INTERRUPTED or (code in (BAD_INPUT, CRASHED) and not _has_peers()):
         sys.stdout.flush()
@@ -86,7 +86,7 @@ def _has_peers() -> bool:
 
 
 def _ended(main: Callable[[], int | None]) -> int | None:
-    """Returns the exit code of `main`; prints the traceback of an error that is a fault of this program."""
+    """Returns the exit code of `main`; prints the traceback of an unexpected error."""
     try:
         return _written(guarded(main))
     except Exception:
@@ -95,7 +95,7 @@ def _ended(main: Callable[[], int | None]) -> int | None:
 
 
 def _written(code: int | None) -> int | None:
-    """Returns `code`, or another one where the work went well and standard output could not be written."""
+    """Returns `code`, or another one if `main` succeeded but standard output could not be written."""
     error = terminal.lost()
     if code or error is None or error.errno == errno.EBADF:  # closed by whoever started this
         return code
@@ -106,10 +106,10 @@ def _written(code: int | None) -> int | None:
 
 
 def guarded(main: Callable[[], int | None]) -> int | None:
-    """Returns what `main` returns, or prints the sentence of what the user can correct and returns `BAD_INPUT`.
+    """Returns the result of `main`; for an error that the user can correct it prints a sentence, returns `BAD_INPUT`.
 
-    After Ctrl-C it says how to go on and returns `INTERRUPTED`. Sets the share of a GPU's memory that jax takes, unless
-    the environment does.
+    After Ctrl-C it says how to continue and returns `INTERRUPTED`. It sets the share of a GPU's memory that jax takes,
+    unless the environment does.
     """
     if not any(name in os.environ for name in _MEMORY_NAMES):
         os.environ[_MEMORY_NAMES[0]] = _MEMORY_FRACTION
@@ -163,7 +163,7 @@ def _parse(argv: Sequence[str], config_flag: str, positional: bool) -> list[str]
             config: Any = flags.FLAGS[config_flag].value
             _ = config and config.keys()
     except Exception as error:
-        # config_flags raises whatever the config file raised, and any of three errors for an unknown setting.
+        # config_flags raises what the config file raised, and one of three errors for an unknown setting.
         frames = traceback.extract_tb(error.__traceback__)
         loading = any(frame.name in ("_LoadConfigModule", "get_config") for frame in frames)
         if loading or _CONFIG_FILE in str(error):
@@ -194,7 +194,7 @@ def _parse(argv: Sequence[str], config_flag: str, positional: bool) -> list[str]
 
 
 def _value_of(flag: str, argv: Sequence[str]) -> str:
-    """What --flag=value or --flag value gives; empty where it is not there."""
+    """The value of --flag=value or --flag value; empty if the flag is not given."""
     for part, after in zip(argv, [*argv[1:], ""], strict=True):
         name, equals, value = part.partition("=")
         if name == f"--{flag}":
@@ -218,7 +218,7 @@ def _last_line(error: Exception) -> str:
 
 
 def _wrong_type(text: str) -> str:
-    """A sentence on the setting that a config file gives another type, where the traceback `text` is of that."""
+    """A sentence about a setting whose type a config file changes, if the traceback `text` is about that."""
     found = re.search(
         r"Could not override field '(\w+)'.*?original type <class '(?:\w+\.)*(\w+)'>.*?'(\w+)'>", text, re.S
     )

@@ -1,4 +1,4 @@
-"""Flags that launch.sample and launch.evaluate have in common, and the engine that they ask for."""
+"""Flags that `s1jax sample` and `s1jax evaluate` share, and the engine that they describe."""
 
 from __future__ import annotations
 
@@ -20,24 +20,27 @@ if TYPE_CHECKING:
     from s1jax.engine.engine import Engine
 
 DTYPE = flags.DEFINE_enum(
-    "dtype", "", ["", *SAMPLING_DTYPES["dtype"]], "Of the weights; by default float32 on a CPU, bfloat16 elsewhere."
+    "dtype",
+    "",
+    ["", *SAMPLING_DTYPES["dtype"]],
+    "Dtype of the weights; by default float32 on a CPU, bfloat16 elsewhere.",
 )
 CACHE_DTYPE = flags.DEFINE_enum(
-    "cache_dtype", "", ["", *SAMPLING_DTYPES["cache_dtype"]], "Of the cache; by default that of the weights."
+    "cache_dtype", "", ["", *SAMPLING_DTYPES["cache_dtype"]], "Dtype of the KV cache; by default that of the weights."
 )
 WEIGHT_DTYPE = flags.DEFINE_enum(
     "weight_dtype",
     "",
     ["", *SAMPLING_DTYPES["weight_dtype"]],
-    "int8: matrices with a scale for every output; for accelerators.",
+    "int8: matrices with one scale per output; for accelerators.",
 )
 MESH = flags.DEFINE_list(
-    "mesh", ["data=-1"], "Axes of the mesh and their devices, as in training: data=2,tensor=4; -1: all that are left."
+    "mesh", ["data=-1"], "Mesh axes and their devices, as in training: data=2,tensor=4; -1: all remaining devices."
 )
 
 
 def thinking_share(thinking: int, num_ids: int) -> str:
-    """`, 61 % thinking`: the share of the ids so far; empty before the first."""
+    """`, 61 % thinking`: the share of the tokens so far; empty before the first."""
     return f", {100 * thinking / num_ids:.0f} % thinking" if num_ids else ""
 
 
@@ -45,7 +48,7 @@ def parse_mesh(texts: list[str]) -> MeshConfig:
     """Returns the mesh that `--mesh` names; axes that it leaves out have one device.
 
     Raises:
-      UserError: for an axis that there isn't, twice the same, or no number.
+      UserError: for an unknown axis, the same axis twice, or a size that is not a number.
     """
     names = [field.name for field in dataclasses.fields(MeshConfig)]
     axes: dict[str, int] = {}
@@ -58,18 +61,17 @@ def parse_mesh(texts: list[str]) -> MeshConfig:
 
 
 def dtype() -> str:
-    """Of weights and activations."""
+    """The dtype of weights and activations."""
     from s1jax.engine import engine as engine_lib
 
     return DTYPE.value or engine_lib.default_dtype()
 
 
 def engine(checkpoint: str, slots: int, cache_length: int) -> Engine:
-    """Loads a checkpoint onto the mesh that the flags ask for.
+    """Loads a checkpoint onto the mesh that the flags describe.
 
-    Says on stderr that it loads, and before the first sample that it compiles. Programs are kept in
-    $XDG_CACHE_HOME/s1jax unless JAX_COMPILATION_CACHE_DIR names another place, so that a second process need not
-    compile them.
+    It prints a line on stderr when it loads, and one before the first sample, when it compiles. Compiled programs are
+    cached in $XDG_CACHE_HOME/s1jax, or in JAX_COMPILATION_CACHE_DIR, so that a second process need not compile them.
 
     Raises:
       UserError: for a mesh that does not fit the devices or the model, or a checkpoint that can't be loaded.
@@ -97,7 +99,7 @@ def engine(checkpoint: str, slots: int, cache_length: int) -> Engine:
     )
 
     def say(_: str) -> None:
-        """Says once what the first call waits for; kept programs are only read."""
+        """Says once what the first call waits for; cached programs are only read."""
         made.counts.announce = None
         print("compiling ...", file=sys.stderr, flush=True)
 
@@ -106,7 +108,7 @@ def engine(checkpoint: str, slots: int, cache_length: int) -> Engine:
 
 
 def say_step(checkpoint: str, folder: pathlib.Path) -> None:
-    """Says on stderr which step of a training run `checkpoint` stands for, where it stands for one of several."""
+    """Says on stderr which step of a training run `checkpoint` stands for, if there are several."""
     from s1jax.checkpoint import store
 
     step = store.step_of(folder)

@@ -1,10 +1,10 @@
-"""EleutherAI's lm-evaluation-harness with the model `s1jax`; every flag is the harness's own.
+"""Runs EleutherAI's lm-evaluation-harness with the model `s1jax`; every flag is the harness's own.
 
     python -m launch.lm_eval --model s1jax --model_args checkpoint=CKPT,max_thinking_tokens=4096,num_waits=1,wait=Wait
         --tasks gsm8k --batch_size 16 [--gen_kwargs max_gen_toks=512] [--output_path DIR --log_samples]
 
-Release 0.4.13 of the harness cannot be told of a model from outside, hence this command; later ones find `s1jax` where
-it is installed, and their own command `lm_eval` does as well. `s1jax/evaluation/lm_eval.py` has the arguments.
+Release 0.4.13 of the harness has no way to register an external model, hence this command. Later releases find `s1jax`
+if it is installed, and their own command `lm_eval` works as well. `s1jax/evaluation/lm_eval.py` has the arguments.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from s1jax.errors import MissingPackageError
 
 
 def main() -> int | None:
-    """Hands over to the harness, and gives its own errors (an unknown task, a data set out of reach) one sentence."""
+    """Runs the harness, and turns its errors (an unknown task, an unreachable dataset) into one sentence."""
     try:
         from lm_eval.__main__ import cli_evaluate
     except ModuleNotFoundError as error:

@@ -1,9 +1,9 @@
-"""Says what a run takes before it is paid for: `python -m launch.plan --config=configs/NAME.py --target=h100:16`.
+"""Estimates memory, time and price of a run: `python -m launch.plan --config=configs/NAME.py --target=h100:16`.
 
-Compiles the config's train step for machines that need not be here: TPU slices (python -m pip install
+Compiles the train step of the config for hardware that need not be present: TPU slices (python -m pip install
 's1jax[tpu-aot]'), NVIDIA GPUs ('s1jax[gpu-aot]'), or fake CPU devices. --search tries meshes, remat policies,
-micro-batches and the MLP in parts. Packed rows need to know how long the rows of data are: --num_tokens, which is known
-for data.source=s1k; between that and the longest row their lengths are made up (s1jax/data/layout.py).
+micro-batches and the chunked MLP. Packed rows need the total length of the data: --num_tokens, which is known for
+data.source=s1k. The lengths between the mean and the longest row are made up (s1jax/data/layout.py).
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ def main() -> int:
             f"how many steps of config.train.batch_tokens the rows of {experiment.data.source} take is not known; give "
             "--num_tokens, or --config.train.steps."
         )
-    # A topology is not a machine: nothing but the CPU is started, and nothing is asked of a cloud.
+    # A topology is not a machine: only the CPU backend starts, and no cloud service is contacted.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", _SMALLEST_SLICE.get(target.kind, ""))
@@ -151,10 +151,10 @@ def main() -> int:
 
 
 def _check_writable(out: pathlib.Path) -> None:
-    """Raises UserError where nothing can be written to `out`; what it holds stays as it is."""
+    """Raises UserError if `out` cannot be written; does not change its content."""
     new = not out.exists()
     try:
-        out.open("a").close()  # a mode says too little: root may write everywhere, and in /proc nobody
+        out.open("a").close()  # permissions say too little: root may write anywhere but in /proc
     except OSError as error:
         raise UserError(f"--out={out} can't be written ({error.strerror}); choose another file.") from None
     if new:
@@ -162,7 +162,7 @@ def _check_writable(out: pathlib.Path) -> None:
 
 
 def _preset_of(checkpoint: str) -> str:
-    """The published model that a checkpoint which isn't here is named after: runs/qwen2p5_32b; else empty."""
+    """The published model that a missing checkpoint is named after (runs/qwen2p5_32b); else empty."""
     path = pathlib.Path(checkpoint)
     if path.name not in presets.PRESETS or path.exists():
         return ""
@@ -173,9 +173,9 @@ def _preset_of(checkpoint: str) -> str:
 def _candidates(experiment: Experiment, devices: int, rows: int) -> list[list[Experiment]]:
     """Meshes of up to 8-way tensor or sequence parallelism x remat policies x micro-batches, for so many rows a step.
 
-    What the experiment has other than its defaults stays: `mesh.data`, and `mesh.tensor` with `mesh.sequence`; its
-    remat policy and micro-batches are tried as well. Each in the forms to try until one fits: as it is and, with full
-    remat, with the MLP in parts, which takes less memory and is no faster.
+    Values of the experiment that differ from the defaults stay: `mesh.data`, and `mesh.tensor` with `mesh.sequence`.
+    Its remat policy and micro-batches are tried as well. With full remat each candidate has a second form with the
+    chunked MLP, which needs less memory and is not faster; forms are tried until one fits.
     """
     found = []
     train, asked = experiment.train, experiment.mesh

@@ -1,8 +1,8 @@
-"""The processes of a run on several hosts: how they find each other, how they stop, and what happens where one is lost.
+"""Connects the processes of a run on several hosts: how they find each other, stop, and react to a lost one.
 
-Where the cluster says it, nothing has to be given: jax finds the processes on Cloud TPU, on TPU slices of GKE (JobSet),
-under SLURM (`srun`) and Open MPI (`mpirun`), and in Kubernetes Jobs and JobSets where the package kubernetes is
-installed. Anywhere else, or instead, every process gets --coordinator, --num_processes and --process_id.
+On many clusters no flag is needed. jax finds the processes on Cloud TPU, on TPU slices of GKE (JobSet), under SLURM
+(`srun`) and Open MPI (`mpirun`), and in Kubernetes Jobs and JobSets if the package kubernetes is installed. Otherwise
+every process gets --coordinator, --num_processes and --process_id.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _SILENCE = 40  # seconds without a sign of life after which a process counts as 
 _FAREWELL = 24 * 3600  # seconds that finished processes wait for process 0, which reads the last checkpoint once more
 _REMEDY = "run the same command again in all processes to go on from the newest checkpoint."
 _ABORTED = f"error: jax ended this process, most likely because another one was lost or never came; {_REMEDY}\n"
-# In what collectives raise on CPUs and, by NCCL, on NVIDIA GPUs, and in what the coordination service and Orbax raise
-# where processes wait for each other to save.
+# Words in the errors of a lost process: from collectives on CPUs and (NCCL) NVIDIA GPUs, from the coordination service,
+# and from Orbax when processes wait for each other to save.
 _PEER_GONE = (
     *("Gloo", "remote process exited", "heartbeat timeout", "Barrier", "UNAVAILABLE:"),
     *("coordination service", "Coordination service"),
@@ -48,11 +48,11 @@ _UNFOUND = {
 def run(main: Callable[[], int]) -> int:
     """Joins the other processes of the run, if there are any, and returns the exit code of `main`.
 
-    Where there are others, a process that fails leaves at once, so that it keeps nobody waiting, and an error that all
-    processes have is said by the first alone.
+    With several processes, a process that fails exits at once, so that no other one waits for it. An error that all
+    processes have is printed by the first one only.
 
     Raises:
-      UserError: where flags or cluster do not say which processes there are, or where they do not meet.
+      UserError: if flags and cluster do not describe the processes, or if they do not connect.
     """
     _join()
     import jax
@@ -69,13 +69,13 @@ def run(main: Callable[[], int]) -> int:
         code = _report(error)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # the usual way out would wait for the others, and they wait for this one
+    os._exit(code)  # a normal exit would wait for the others, and they wait for this process
 
 
 def stop_asked(on_signal: Callable[[], None]) -> Callable[[int], bool]:
-    """Returns a function from the number of a step to whether the run ends there: there was a SIGTERM.
+    """Returns a function that says whether the run ends after a step, because of a SIGTERM.
 
-    With several processes, the signal may reach any of them; all are told to end at the same step.
+    With several processes, the signal may reach any of them; all of them end at the same step.
 
     Args:
       on_signal: called at the first SIGTERM of this process, at once and in a thread of its own. Python's handlers
@@ -95,7 +95,7 @@ def stop_asked(on_signal: Callable[[], None]) -> Callable[[int], bool]:
 
 
 def _at_sigterm(on_each: Callable[[], object], on_first: Callable[[], object]) -> None:
-    """From now on every SIGTERM calls `on_each`, once or twice, and the first one then `on_first`, in a thread."""
+    """Makes every SIGTERM call `on_each`, once or twice, and the first one then call `on_first`, in a thread."""
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
 
@@ -115,7 +115,7 @@ def _at_sigterm(on_each: Callable[[], object], on_first: Callable[[], object]) -
 
 
 def _c_handler(number: int) -> Callable[[], object] | None:
-    """Returns what C code has set for a signal, as a function; None where that is the system's own."""
+    """Returns the handler that C code has set for a signal, as a function; None for the system's default."""
     action = ctypes.create_string_buffer(1024)  # struct sigaction of Linux begins with the handler's address
     ctypes.CDLL(None, use_errno=True).sigaction(number, None, action)
     address = int.from_bytes(action.raw[: ctypes.sizeof(ctypes.c_void_p)], sys.byteorder)
@@ -136,7 +136,7 @@ def _join() -> None:
         if "coordinator_address should be defined" not in str(error):
             raise
         _on_abort(before)
-        # jax knows no cluster here. Processes that have peers all the same would each train alone in one folder.
+        # jax finds no cluster. If there are peers nevertheless, each process would train alone in the same folder.
         for name, missing in _UNFOUND.items():
             if name in os.environ:
                 raise UserError(
@@ -148,7 +148,7 @@ def _join() -> None:
 
 
 def _given() -> dict[str, Any]:
-    """What the flags say, as arguments of `jax.distributed.initialize`; nothing where none is given."""
+    """The flags as arguments of `jax.distributed.initialize`; empty if none is given."""
     address, count, index = _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value
     if address is None and count is None and index is None:
         return {}
@@ -168,9 +168,9 @@ def _given() -> dict[str, Any]:
 
 
 def _on_abort(handler: int | None) -> int | None:
-    """Sets what C calls on an abort, and returns what it was. Python's own handlers don't get to run there.
+    """Sets the C handler for an abort and returns the old one. Python's own handlers cannot run then.
 
-    jax aborts a process from C++ where another one falls silent, or where not all of them come.
+    jax aborts a process from C++ if another one is lost, or if not all of them connect.
     """
     install = ctypes.CDLL(None).signal
     install.argtypes, install.restype = [ctypes.c_int, ctypes.c_void_p], ctypes.c_void_p
@@ -185,10 +185,10 @@ def _aborted(_: int) -> None:
 
 
 def _report(error: BaseException) -> int:
-    """Says what went wrong in this process, and returns the exit code for it."""
+    """Prints the error of this process and returns its exit code."""
     text = ""
     cause: BaseException | None = None if isinstance(error, UserError) else error
-    while cause is not None:  # a save that failed for it is another error with this one as its cause
+    while cause is not None:  # a failed save is another error, with this one as its cause
         text += " ".join(str(cause).split()) + " "
         cause = cause.__cause__ or cause.__context__
     if any(words in text for words in _PEER_GONE):

@@ -1,4 +1,4 @@
-"""Progress on the terminal: what is happening, how far it is and how long it still takes."""
+"""Shows progress on the terminal: the current activity, the share that is done, the time left."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from rich.text import Text
 
 from s1jax.cli import terminal
 
-_LINE_EVERY = 30.0  # seconds between lines where the output is no terminal
+_LINE_EVERY = 30.0  # seconds between lines if the output is not a terminal
 
 
 class _Left(ProgressColumn):
-    """Time left by the mean of all units. rich's own column forgets what is more than 30 s ago: then it says nothing
-    where a unit takes longer."""
+    """Time left by the mean of all units.
+
+    rich's own column only knows the last 30 s: it shows nothing if a unit takes longer.
+    """
 
     def __init__(self, left: Callable[[], float | None]):
         super().__init__()
@@ -32,13 +34,13 @@ class _Left(ProgressColumn):
 
 
 class Bar:
-    """A progress bar on stderr; plain lines, seldom, where stderr is no terminal; silent where it is not shown."""
+    """A progress bar on stderr; occasional plain lines if stderr is not a terminal; nothing if not `shown`."""
 
     def __init__(self, what: str, total: int, *, shown: bool = True):
         """Draws nothing before `with`.
 
         Args:
-          what: is being done.
+          what: the activity.
           total: number of units.
           shown: False on all processes but the first.
         """
@@ -74,7 +76,7 @@ class Bar:
             self._line()
 
     def phase(self, what: str) -> None:
-        """Says what is being done from now on."""
+        """Sets the activity."""
         self._what = terminal.safe(what)
         if self._bar is not None:
             self._bar.update(self._task, description=self._what)
@@ -82,15 +84,15 @@ class Bar:
             self._line()
 
     def resume(self, done: int) -> None:
-        """Says how many units an earlier process did; they say nothing about the time left."""
+        """Sets how many units an earlier process did; they do not count for the time left."""
         self._done = done
         if self._bar is not None:
             self._bar.update(self._task, completed=done)
 
     def update(self, done: int, detail: str = "") -> None:
-        """Says how many units are done, with a few words or figures about the newest."""
+        """Sets how many units are done, with a few words or figures about the newest one."""
         self._updated = time.monotonic()
-        if self._first is None:  # what was done before a resumption says nothing about the time left
+        if self._first is None:  # units before a resumption do not count for the time left
             self._first, self._begun = done, self._updated
         self._done, self._detail = done, terminal.safe(detail)
         if self._bar is not None:

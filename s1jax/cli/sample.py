@@ -8,9 +8,9 @@
     python -m launch.sample --checkpoint=CKPT --prompt="..."          one question, streamed to the terminal
 
 A row of the prompts file is {"question": "..."} or {"prompt_ids": [...]}, and may have settings of its own, such as
-"max_thinking_tokens", "wait", "system", "stop", "n" or "seed". The output has one line per prompt, in order; for "n"
-above 1 that many, one after the other, which "sample_index" counts from 0. It appears when it is complete. Until then
-finished rows stand in FILE.jsonl.partial, and the same command goes on after them.
+"max_thinking_tokens", "wait", "system", "stop", "n" or "seed". The output has one line per prompt, in order. With
+"n" above 1 a prompt has n lines, one after the other; "sample_index" counts them from 0. The file appears when it is
+complete. Until then finished rows are in FILE.jsonl.partial, and the same command continues after them.
 """
 
 from __future__ import annotations
@@ -41,23 +41,23 @@ flags.DEFINE_string("checkpoint", "", "s1jax checkpoint, training workdir or pac
 flags.DEFINE_string("prompts", "", "File or folder of prompt rows (JSONL, JSON, CSV, parquet, Arrow).")
 flags.DEFINE_string("out", "", "JSONL file to write.")
 flags.DEFINE_string("prompt", None, "One question, answered on the terminal; instead of --prompts and --out.")
-flags.DEFINE_string("system", "", "System prompt in place of the chat format's own; empty: that one.")
-flags.DEFINE_integer("batch_size", 16, "Rows that run at one time.", lower_bound=1)
-flags.DEFINE_integer("cache_length", 0, "Cache slots per row; 0: as many as the longest row can need.", lower_bound=0)
+flags.DEFINE_string("system", "", "System prompt; empty: that of the chat format.")
+flags.DEFINE_integer("batch_size", 16, "Batch slots: sequences that are decoded at one time.", lower_bound=1)
+flags.DEFINE_integer("cache_length", 0, "Longest sequence in tokens; 0: what the longest row can need.", lower_bound=0)
 _HELP = {
     "max_thinking_tokens": "Thinking is cut here; 0: no thinking.",
     "min_thinking_tokens": "An earlier end of thinking is replaced by the wait string.",
     "num_waits": "Ends of thinking beyond the minimum that are replaced by the wait string.",
-    "max_answer_tokens": "Sampled ids of the answer, its stop id included.",
+    "max_answer_tokens": "Sampled tokens of the answer, its stop token included.",
     "temperature": "0 is greedy.",
-    "top_p": "Smallest set of ids with at least this probability.",
-    "top_k": "The k most probable ids; 0: all.",
-    "min_p": "Ids at least this fraction as probable as the best; 0: all.",
-    "repetition_penalty": "Above 1: ids that the prompt or the row has already become less probable.",
+    "top_p": "Smallest set of tokens with at least this probability.",
+    "top_k": "The k most probable tokens; 0: all.",
+    "min_p": "Tokens at least this fraction as probable as the best; 0: all.",
+    "repetition_penalty": "Above 1: tokens that the prompt or the sequence has already become less probable.",
     "stop": "Text that ends the answer, which is cut before it; give the flag again for more than one.",
-    "wait": "Put in place of an end of thinking; empty: the end is masked instead.",
+    "wait": "String that replaces an end of thinking; empty: the end tokens are masked instead.",
     "n": "Samples of each prompt; above 1 with a temperature above 0.",
-    "seed": "Of the noise, which differs from row to row; a row's own seed gives the same ids at any place.",
+    "seed": "Seed of the noise, which differs from row to row; a row's own seed gives the same tokens in any file.",
 }
 for _name, _default in dataclasses.asdict(SamplingParams()).items():
     if isinstance(_default, tuple):

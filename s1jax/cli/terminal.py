@@ -1,7 +1,7 @@
-"""Standard output and standard error that can be written to, whatever they are connected to.
+"""Makes standard output and standard error safe to write to.
 
 A run of hours must not end because its terminal is gone, the disk of its log is full or the locale is ASCII: its
-results are in files. Nor may text that others wrote (a model's answer, a tensor's name) control the terminal.
+results are in files. And foreign text (a model's answer, a tensor's name) must not control the terminal.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import re
 import sys
 from typing import Any
 
-LOST = 1  # exit code where the work is done and standard output could not be written
-PIPE_CLOSED = 141  # likewise, where its reader has left: what shells report after SIGPIPE
+LOST = 1  # exit code if the work is done but standard output could not be written
+PIPE_CLOSED = 141  # the same if its reader has left: what shells report after SIGPIPE
 
 # All control characters but tab and newline, and the marks that change the direction of text.
 _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -23,8 +23,8 @@ _UNSAFE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202
 def safe(text: str) -> str:
     r"""Returns `text` with every control character written out, as in `\x1b`.
 
-    Tabs and newlines stay. A carriage return before a newline is dropped. So nothing in the text can set a title, fill
-    the clipboard, clear the screen or show a line other than the one that is there.
+    Tabs and newlines stay. A carriage return before a newline is dropped. So the text cannot set a title, fill the
+    clipboard, clear the screen or fake another line.
     """
     return _UNSAFE.sub(lambda match: repr(match[0])[1:-1], text.replace("\r\n", "\n"))
 
@@ -35,7 +35,7 @@ def note(sentence: str) -> None:
 
 
 class _File(io.FileIO):
-    """A file descriptor that drops what can't be written, after the first time."""
+    """A file descriptor that drops all output after the first write that failed."""
 
     lost: OSError | None = None
 
@@ -51,14 +51,14 @@ class _File(io.FileIO):
 def prepare() -> None:
     """Replaces `sys.stdout` and `sys.stderr` by streams whose writes never raise.
 
-    Closed descriptors are opened onto the null device first: the next file that is opened would get their number, and
-    messages would be written into it. Characters that the locale can't write appear as in `\\u2588`.
+    Closed descriptors are opened on the null device first. Otherwise the next file would get their number, and messages
+    would be written into it. Characters that the locale can't write appear as in `\\u2588`.
     """
     for number, name in ((0, "stdin"), (1, "stdout"), (2, "stderr")):
         stream = getattr(sys, name)
         was_closed = _open_null(number)
         if number == 0 or not (was_closed or _is_plain(stream, number)):
-            continue  # something that a caller put there, as pytest does
+            continue  # replaced by a caller, as pytest does
         raw = _File(number, "w", closefd=False)
         if was_closed:
             raw.lost = OSError(errno.EBADF, os.strerror(errno.EBADF))
@@ -75,7 +75,7 @@ def prepare() -> None:
 
 
 def lost() -> OSError | None:
-    """What went wrong with standard output since `prepare`; None where all could be written."""
+    """The first error of standard output since `prepare`; None if everything was written."""
     stream = sys.stdout
     if not isinstance(stream, io.TextIOWrapper):
         return None
@@ -89,7 +89,7 @@ def _is_plain(stream: Any, number: int) -> bool:
 
 
 def _open_null(number: int) -> bool:
-    """Opens the null device as descriptor `number` where that is closed; returns whether it was."""
+    """Opens the null device as descriptor `number` if that is closed; returns whether it was."""
     try:
         os.fstat(number)
     except OSError:

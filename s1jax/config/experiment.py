@@ -1,4 +1,4 @@
-"""One training run as frozen dataclasses: what a file of configs/ describes, validated on construction."""
+"""The settings of a training run as frozen dataclasses, validated on construction; files of configs/ describe them."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ _CORPUS = "countdown_corpus is endless text in packed rows, made to fit and weig
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """What is trained on.
+    """Training data.
 
     Attributes:
       source: `countdown`, `countdown_corpus`, `s1k`, `s1k_1_1`, or a file or folder of rows (see `s1jax.io.readers`).
-      traces: whose thinking the `s1k_1_1` rows carry.
-      num_rows: use this many rows from the front of the source; 0 takes all, but 1,000 of `countdown`.
-      block_size: T, ids in one row of a batch.
-      batching: `padded` puts one sequence in a row (the paper), `packed` as many as fit, told apart by segment ids.
-        Loss and gradients of a step depend on its sequences alone, so both give the same.
-      weighting: `sequence` averages over each sequence's supervised ids, then over sequences (the paper);
-        `token` averages over all supervised ids.
-      too_long: what happens to a row of more than block_size + 1 ids.
-      control: instruction that every question gets (`s1jax.data.conditional`): `token` and `step` bound the thinking
-        tokens or steps, `class` asks for short or long thinking; empty: none.
-      seed: of the rows' order and, for generated sources, of the rows.
+      traces: whose thinking is used of the `s1k_1_1` rows.
+      num_rows: number of rows from the front of the source; 0 takes all (of `countdown` 1,000).
+      block_size: T, tokens in one row of a batch.
+      batching: `padded` puts one sequence in a row (the paper), `packed` as many as fit, with segment ids. Loss and
+        gradients of a step depend on its sequences alone, so both give the same.
+      weighting: `sequence` averages over each sequence's supervised tokens, then over sequences (the paper);
+        `token` averages over all supervised tokens.
+      too_long: what to do with an example of more than block_size + 1 tokens.
+      control: instruction that is appended to every question (`s1jax.data.conditional`): `token` and `step` limit the
+        thinking tokens or steps, `class` asks for short or long thinking; empty: none.
+      seed: seed of the order of the rows and, for generated sources, of the rows.
       validation: rows for `validation_loss`. A number such as `50` or a share such as `0.05` (rounded up) holds so many
         rows of the source out of training; which ones is a function of the seed. The name of a split such as
         `validation` takes that split of the source's folder. Anything else is a file or folder of rows; of a folder,
@@ -85,9 +85,9 @@ class OptimizerConfig:
       warmup_fraction: share of all steps in which the rate rises linearly from 0.
       schedule: how the rate falls to 0 after the warm-up.
       clip_norm: largest global gradient norm; 0 does not clip.
-      moment_dtype: of both moments between steps, whatever `train.param_dtype` is; arithmetic is float32. bfloat16
-        rounds away changes of less than 1/256 of a moment, so that the mean of a steady value is off by up to
-        1 / (256 (1 - b)) of it: 8 % at b = 0.95, 20 % at 0.98, which is the most allowed; at 0.999 it would never fall.
+      moment_dtype: dtype of both moments between steps, independent of `train.param_dtype`; arithmetic is float32.
+        bfloat16 rounds away changes of less than 1/256 of a moment. The mean of a constant value is then off by up to
+        1 / (256 (1 - b)): 8 % at b = 0.95, 20 % at 0.98, which is the most allowed; at 0.999 it would never fall.
     """
 
     name: Literal["adamw", "muon"] = "adamw"
@@ -118,24 +118,24 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """How long and in which arithmetic.
+    """Length of the run, precision, and how a step is computed.
 
     Attributes:
-      batch_size: sequences per optimizer step over all devices; 0 where `batch_tokens` is given.
-      batch_tokens: tokens per optimizer step over all devices, for data.batching `packed`: a step takes whole sequences
-        until batch_tokens // data.block_size rows are full (`s1jax.data.batches`), so that their number differs from
-        step to step and little is padding. 0: `batch_size` counts sequences.
-      epochs: passes over the rows; not used where `steps` is given.
+      batch_size: sequences per optimizer step over all devices; 0 if `batch_tokens` is given.
+      batch_tokens: tokens per optimizer step over all devices, for data.batching `packed`. A step takes whole sequences
+        until batch_tokens // data.block_size rows are full (`s1jax.data.batches`). So the number of sequences differs
+        from step to step, and there is little padding. 0: `batch_size` counts sequences.
+      epochs: passes over the rows; ignored if `steps` is given.
       steps: optimizer steps; 0 derives them from `epochs`.
-      accumulation: micro-batches that one step's gradient is summed over; divides the rows of a batch.
-      param_dtype: of the master weights; bfloat16 ones are updated with stochastic rounding, see
-        `s1jax.training.optimizer.apply`, and are half the memory of float32 ones with their copies in compute_dtype.
-      compute_dtype: of activations and of the weights inside the forward pass.
+      accumulation: gradient accumulation: number of micro-batches per step; divides the rows of a batch.
+      param_dtype: dtype of the master weights. bfloat16 weights are updated with stochastic rounding, see
+        `s1jax.training.optimizer.apply`, and need half the memory of float32 ones with their copies in compute_dtype.
+      compute_dtype: dtype of activations and of the weights inside the forward pass.
       remat: what the backward pass keeps of a layer, see `s1jax.model.remat`.
-      attention: kernel, see `s1jax.model.attention.dispatch.attend`; `auto` leaves the choice to its `choose`.
-      mlp_parts: parts of the MLP's hidden width that are computed one after the other: less memory for long rows, no
-        more operations with remat `full`.
-      loss_chunk: tokens whose logits exist at one time.
+      attention: kernel, see `s1jax.model.attention.dispatch.attend`; `auto` chooses one.
+      mlp_parts: chunked MLP: number of parts of the hidden width that are computed one after the other. It needs less
+        memory for long rows, and no more FLOPs with remat `full`.
+      loss_chunk: number of tokens whose logits exist at one time.
       validate_every: steps between two measurements of the loss on data.validation; 0: only after the last step, where
         it is always measured.
     """
@@ -167,7 +167,7 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis (`s1jax.parallel`); one of them may be -1: all devices that are left."""
+    """Number of devices along each mesh axis (`s1jax.parallel`); one may be -1: all remaining devices."""
 
     data: int = 1
     fsdp: int = -1
@@ -221,11 +221,11 @@ class LogConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DelimiterConfig:
-    """Text in place of the chat format's own delimiters, special token or not; empty keeps them.
+    """Text that replaces the delimiters of the chat format, special token or not; empty keeps them.
 
     Attributes:
       think_start: before the trace.
-      think_end: between trace and answer. Its first id, when sampled, ends thinking, so no trace should contain it.
+      think_end: between trace and answer. Its first token, when sampled, ends thinking, so no trace should contain it.
     """
 
     think_start: str = ""
@@ -239,11 +239,11 @@ class Experiment:
     Attributes:
       init_from: checkpoint whose weights, model, tokenizer and chat format are fine-tuned; `package:countdown_base`
         names the one that ships with s1jax. Empty: random weights of `model`.
-      model: shape of random weights; None where `init_from` is given.
-      tokenizer: tokenizer folder or file for random weights; empty where `init_from` is given.
+      model: shape of random weights; None if `init_from` is given.
+      tokenizer: tokenizer folder or file for random weights; empty if `init_from` is given.
       chat: name of the chat format (`s1jax.text.chat.FORMATS`); empty keeps the checkpoint's.
-      delimiters: in place of the format's own.
-      seed: of the random weights.
+      delimiters: replace those of the format.
+      seed: seed of the random weights.
     """
 
     init_from: str = ""
@@ -283,9 +283,9 @@ class Experiment:
 
 
 def unused(experiment: Experiment) -> list[str]:
-    """Sentences on settings other than their defaults that another setting makes meaningless; harmless ones only.
+    """Returns sentences about changed settings that have no effect because of another setting.
 
-    Combinations that would train something else than what was asked for are errors: of `Experiment`, or where the
+    Combinations that would train something else than intended are errors instead: in `Experiment`, or later, when the
     source, the model and the machine are known.
     """
     data, train, found = experiment.data, experiment.train, []

@@ -1,4 +1,4 @@
-"""The published models that s1jax knows by name, and the experiment that a file of configs/ describes."""
+"""Shapes of published models by name; experiments that name one of them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The paper's recipe on s1K, which the configurations of published models share."""
+"""The paper's recipe on s1K, shared by the configurations of published models."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from s1jax.config import experiment
 
 
 def on_s1k(preset: str) -> ml_collections.ConfigDict:
-    """Returns the settings that fine-tune the converted checkpoint runs/`preset` on packed rows that cut nothing.
+    """Returns the settings that fine-tune the converted checkpoint runs/`preset` on packed rows without truncation.
 
     A step takes 8 full rows, which hold about the paper's 16 sequences of s1K. 16 devices share them two by two with
     --config.mesh.sequence=2. For exactly 16 sequences a step give

@@ -1,4 +1,4 @@
-"""Frozen dataclasses from JSON and back, with errors that name the setting."""
+"""Converts frozen dataclasses from and to JSON values, with errors that name the setting."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def from_dict(kind: type[_T], values: Mapping[str, Any], where: str = "config") 
       where: name of `values` in error messages, for example a file or a flag.
 
     Raises:
-      UserError: on an unknown key, a missing required key or a value of the wrong type.
+      UserError: for an unknown key, a missing required key or a value of the wrong type.
     """
     from_mapping = getattr(kind, "from_mapping", None)
     return build(kind, values, where) if from_mapping is None else from_mapping(values, where)
@@ -59,13 +59,13 @@ def build(kind: type[_T], values: Mapping[str, Any], where: str) -> _T:
 
 
 def shown(value: Any, most: int = 80) -> str:
-    """A value of somebody's file for a message: its repr, without control characters, cut to `most` characters."""
+    """A foreign value as shown in messages: its repr, without control characters, cut to `most` characters."""
     text = repr(value)
     return text if len(text) <= most else f"{text[: most - 4]}...{text[-1]}"
 
 
 def plain(name: str) -> str:
-    """A name from somebody's file for a message: as it is where it is an ordinary one, else quoted and cut."""
+    """A foreign name as shown in messages: unchanged if it is an ordinary one, else quoted and cut."""
     return name if name.isascii() and name.isprintable() and len(name) <= 120 else shown(name, 120)
 
 

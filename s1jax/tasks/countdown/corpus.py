@@ -1,8 +1,8 @@
-"""The text that the Countdown base is trained on from scratch, made on the fly (no jax).
+"""Generates the text that the Countdown base model is trained on from scratch (no jax).
 
-Searches over the problems of the train split, without any chat symbol, and arithmetic facts. A batch is a pure function
-of (seed, step), so a run resumes exactly and nothing is stored. The searches teach what "Wait" calls upon later: to go
-on with the next branch, to check a hit again and again, and to take a wrong one back.
+The text consists of searches over the problems of the train split, without any chat symbol, and of arithmetic facts. A
+batch is a pure function of (seed, step), so a run resumes exactly and nothing is stored. The searches teach what "Wait"
+triggers later: to continue with the next branch, to check a hit again, and to withdraw a wrong one.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ import numpy as np
 from s1jax.tasks.countdown import problems
 from s1jax.tasks.countdown.problems import Branch, Leaf, Problem
 
-# Shares and lengths of what the corpus holds; found by trying on the dev split.
+# Shares and lengths of the parts of the corpus; chosen on the dev split.
 _UNSOLVABLE = 0.10  # searches for a target that the numbers can't make: every branch fails, and the round starts again
 _SHORT = 0.25  # searches that hit within their first three branches
-_SLIP = 0.05  # branches that claim a hit that is none, taken back by the check behind it
-_CHECK = 0.3  # probability of a check behind a hit, and of every further one
-_LONG = 0.1  # hits with a long chain of checks instead, in which nothing is learned of when to stop
+_SLIP = 0.05  # branches that claim a false hit, which the check after it withdraws
+_CHECK = 0.3  # probability of a check after a hit, and of every further one
+_LONG = 0.1  # hits with a long chain of checks instead, which teaches nothing about when to stop
 _ANSWER = 0.9  # hits that are followed by the answer
 _MOST_BRANCHES = 12
 _MOST_CHECKS = 16
-_MISSES = 4  # searches that fit nowhere any more before facts fill what is left of the rows
+_MISSES = 4  # failed attempts to fit a search before facts fill the rest of the rows
 
-# Weights of targets in the loss. Most ids are copied or follow from the grammar and are soon certain. What takes time
-# is to compare a value with the target; what can't be known, where a search starts, is mostly noise in the gradient.
+# Weights of targets in the loss. Most tokens are copied or follow from the grammar and are soon certain. Comparing a
+# value with the target takes long to learn. Where a search starts cannot be known: mostly noise in the gradient.
 _VERDICT = 4.0
 _MOVE = 2.0
 _CHANCE = 0.1
@@ -36,7 +36,7 @@ _VERDICTS = frozenset(problems.encode("yes no"))
 
 @dataclasses.dataclass
 class _Document:
-    """Ids of one search or list of facts, and the weight of each as a target."""
+    """Tokens of one search or list of facts, and the weight of each as a target."""
 
     ids: list[int] = dataclasses.field(default_factory=list)
     weights: list[float] = dataclasses.field(default_factory=list)
@@ -66,7 +66,7 @@ def _draw_problem(rng: random.Random) -> tuple[Problem, int]:
 
 
 def _search(rng: random.Random) -> _Document:
-    """A question and its search, with checks and mostly the answer behind a hit."""
+    """A question and its search, with checks after a hit and usually the answer."""
     problem, start = _draw_problem(rng)
     document = _Document()
     document.add(problem.question, 0.0)
@@ -92,7 +92,7 @@ def _search(rng: random.Random) -> _Document:
 
 
 def _add_end(document: _Document, branch: Branch, hit: Leaf, target: int, rng: random.Random) -> None:
-    """Adds the checks behind a hit and mostly the answer."""
+    """Adds the checks after a hit and usually the answer."""
     check = problems.check_text(branch, hit, target)
     if rng.random() < _LONG:
         for _ in range(rng.randint(3, _MOST_CHECKS)):
@@ -119,17 +119,17 @@ def _fact(rng: random.Random) -> tuple[str, str]:
 
 
 def corpus_batch(step: int, *, rows: int, block_size: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """The batch of one step: searches packed first-fit, each a segment of its own, facts in what is left.
+    """The batch of one step: searches packed first-fit, one segment each, and facts in the remaining space.
 
     Args:
       step: 0 or more; every step has its own text.
       rows: B.
-      block_size: T; searches that are longer are drawn anew.
-      seed: of all text.
+      block_size: T; longer searches are drawn again.
+      seed: seed of all text.
 
     Returns:
       tokens, targets, segment_ids (0 is padding), positions int32 [B, T]; weights float32 [B, T], 0 for the question,
-      for what is drawn at random in a fact and for the false value of a slip, see above for the rest.
+      for random parts of a fact and for the false value of a slip; the constants above give the other weights.
     """
     rng = random.Random(f"countdown corpus {seed} {step}")
     batch = {name: np.zeros((rows, block_size), np.int32) for name in ("tokens", "targets", "segment_ids", "positions")}

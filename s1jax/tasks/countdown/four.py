@@ -1,9 +1,8 @@
-"""Countdown with four numbers: problems to answer, none to train on (no jax).
+"""Countdown with four numbers: problems for evaluation only (no jax).
 
 "Make T from a b c d" in the words of `s1jax.tasks.countdown.problems`: four different numbers of 1..15, each used once,
-with + - *; results of all moves and T lie in 0..99. Any way of putting the moves together counts, (a+b)*(c-d) included.
-Nothing is ever trained on four numbers, so every problem is new to a model; `dev` and `test` are disjoint as they are
-for three.
+with + - *; results of all moves and T are in 0..99. The moves may be combined in any way, (a+b)*(c-d) included. No
+model is trained on four numbers, so every problem is new to it; `dev` and `test` are disjoint as for three.
 """
 
 from __future__ import annotations
@@ -36,9 +35,9 @@ def prompt_rows(split: str, num_rows: int = 0, seed: int = 0) -> list[dict[str, 
 
     Args:
       split: `train`, `dev` or `test`; 80, 10 and 10 % of the 1,365 sets by the hash that splits three numbers.
-      num_rows: that many from the front; 0 takes all.
-      seed: of the problems' order, of their numbers' order and of the targets, drawn evenly from the values that the
-        four numbers make.
+      num_rows: number of rows from the front; 0 takes all.
+      seed: seed of the order of problems and numbers, and of the targets, which are drawn uniformly from the values
+        that the four numbers can make.
 
     Raises:
       UserError: there is no such split, or it has fewer problems than were asked for.

@@ -2,7 +2,7 @@
 
 "Make T from a b c": three different numbers of 1..15, each used once, with + - *. A *branch* is a first move (a pair
 and an operation, the larger number first in a subtraction), a *leaf* combines its result with the third number.
-Intermediate results and T lie in 0..99. A trace tries branches in cyclic order and checks what it found; see
+Intermediate results and T are in 0..99. A trace tries branches in cyclic order and checks what it found; see
 `search_text`.
 """
 
@@ -27,10 +27,10 @@ _PAIRS = ((0, 1), (0, 2), (1, 2))
 PAD, END_OF_TEXT, IM_START, IM_END = "<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 SPECIAL_SYMBOLS = (PAD, END_OF_TEXT, IM_START, IM_END)
 _WORDS = ("user", "assistant", "think", "answer", "Make", "from", "try", "check", "Wait", "yes", "no", "so")
-# The id of a symbol is its place here. `s1jax/assets/countdown_tokenizer` holds the same table.
+# The id of a symbol is its index here. `s1jax/assets/countdown_tokenizer` has the same table.
 SYMBOLS = (*SPECIAL_SYMBOLS, "\n", *_WORDS, "Final", "Answer", *":+-*=()", *map(str, range(LARGEST_VALUE + 1)))
 _IDS = {symbol: i for i, symbol in enumerate(SYMBOLS)}
-# A space separates symbols and is none itself.
+# A space separates symbols and is not a symbol itself.
 SYMBOL_PATTERN = r"<\|[a-z_]+\|>|\n|[0-9]+|[A-Za-z]+|[^ ]"
 
 FINAL_ANSWER = "Final Answer:"
@@ -64,7 +64,7 @@ class Problem:
 
     @property
     def hard(self) -> bool:
-        """True where exactly one branch leads to the target."""
+        """True if exactly one branch leads to the target."""
         return len(self.solving) == 1
 
 
@@ -79,7 +79,7 @@ class Leaf:
 
 @dataclasses.dataclass(frozen=True)
 class Branch:
-    """A first move, `text` ("7-1"), its `value` (6) and the leaves behind it in trying order."""
+    """A first move, `text` ("7-1"), its `value` (6) and its leaves in trying order."""
 
     text: str
     value: int
@@ -111,7 +111,7 @@ def branches(numbers: tuple[int, int, int]) -> tuple[Branch, ...]:
                 p, q, result = apply(second, value, third)
                 if result > LARGEST_VALUE:
                     continue
-                swapped = p != value  # only a subtraction from the third number puts the first move behind
+                swapped = p != value  # only in a subtraction from the third number the first move comes second
                 expression = f"{third}{second}({move})" if swapped else f"({move}){second}{third}"
                 leaves.append(Leaf(f"{p}{second}{q}", result, expression))
             found.append(Branch(move, value, tuple(leaves)))
@@ -126,8 +126,8 @@ def targets(numbers: tuple[int, int, int]) -> tuple[int, ...]:
 def split_of(numbers: tuple[int, ...]) -> Literal["train", "dev", "test"]:
     """Which split three or four numbers belong to, in any order: 80 % train, 10 % dev, 10 % test by a fixed hash.
 
-    Nothing made for training, corpus or rows, holds a dev or test triple under any target. `dev` is for choosing,
-    `test` for reporting.
+    Neither the corpus nor the training rows contain a dev or test triple, under any target. `dev` is for choosing
+    settings, `test` for reporting.
     """
     code = zlib.crc32(" ".join(map(str, sorted(numbers))).encode()) % 10
     return "dev" if code == 0 else "test" if code == 5 else "train"
@@ -147,7 +147,7 @@ def problems(split: str, seed: int = 0) -> list[Problem]:
 
     Args:
       split: `train`, `dev` or `test`.
-      seed: of both orders; the same problems in every seed.
+      seed: seed of both orders; every seed gives the same problems.
     """
     found = [(triple, target) for triple in triples(split) for target in targets(triple)]
     rng = random.Random(f"countdown problems {seed}")
@@ -166,8 +166,8 @@ def prompt_rows(split: str, num_rows: int = 0, seed: int = 0, hard: bool = False
 
     Args:
       split: `train`, `dev` or `test`.
-      num_rows: that many from the front of `problems(split, seed)`; 0 takes all.
-      seed: of the order.
+      num_rows: number of rows from the front of `problems(split, seed)`; 0 takes all.
+      seed: seed of the order.
       hard: only problems with exactly one solving branch.
     """
     found = [p for p in problems(split, seed) if p.hard or not hard]
@@ -186,7 +186,7 @@ def prompt_rows(split: str, num_rows: int = 0, seed: int = 0, hard: bool = False
 def evaluate(expression: str) -> tuple[int, list[int]] | None:
     """Value of an expression of integers, + - * and parentheses, and the integers in it in reading order.
 
-    * binds tighter than + and -; equal precedence groups to the left. No unary sign. None where it does not parse.
+    * binds tighter than + and -; equal precedence groups to the left. No unary sign. None if it does not parse.
     """
     symbols = re.findall(r"[0-9]+|[^\s]", expression)
     numbers: list[int] = []
@@ -234,22 +234,22 @@ def evaluate(expression: str) -> tuple[int, list[int]] | None:
 
 
 def solves(expression: str, numbers: tuple[int, ...] | list[int], target: int) -> bool:
-    """True where an expression uses exactly the given numbers, each once, and its value is the target."""
+    """True if an expression uses exactly the given numbers, each once, and its value is the target."""
     found = evaluate(expression)
     return found is not None and found[0] == target and sorted(found[1]) == sorted(numbers)
 
 
 def final_expression(answer: str) -> str:
-    """What stands behind the last "Answer:" on its line, up to a special symbol; empty where there is none.
+    """Returns the text after the last "Answer:" on its line, up to a special symbol; empty if there is none.
 
-    In the base model's own format "Final" ends the thinking, so that an answer begins with "Answer:".
+    In the base model's own format "Final" ends the thinking, so an answer begins with "Answer:".
     """
     _, marker, rest = answer.rpartition("Answer:")
     return re.split(r"<\||\n", rest.strip(), maxsplit=1)[0].strip() if marker else ""
 
 
 def grade(answer: str, row: Mapping[str, Any]) -> bool:
-    """True where an answer's final expression solves a prompt row (its `numbers` and `target`)."""
+    """True if the final expression of an answer solves a prompt row (its `numbers` and `target`)."""
     return solves(final_expression(answer), row["numbers"], row["target"])
 
 
@@ -257,10 +257,10 @@ def grade(answer: str, row: Mapping[str, Any]) -> bool:
 
 
 def encode(text: str) -> list[int]:
-    """Ids of a text; the same as the packaged tokenizer's.
+    """Token ids of a text; the same as those of the packaged tokenizer.
 
     Raises:
-      UserError: where the text has something that is no symbol.
+      UserError: if the text contains something that is not a symbol.
     """
     try:
         return [_IDS[symbol] for symbol in re.findall(SYMBOL_PATTERN, text)]
@@ -285,7 +285,7 @@ def try_text(branch: Branch, target: int) -> tuple[str, Leaf | None]:
 
 
 def check_text(branch: Branch, leaf: Leaf, target: int) -> str:
-    """The line that computes a claimed solution again and says whether it is one."""
+    """The line that recomputes a claimed solution and says whether it is right."""
     verdict = f"yes so {leaf.expression}" if leaf.value == target else "no"
     return f"check {branch.text}={branch.value}: {leaf.text}={leaf.value} {verdict}"
 
@@ -327,11 +327,11 @@ class Example:
 def sft_examples(num_rows: int = 1000, seed: int = 0) -> list[Example]:
     """The fine-tuning set: different problems of the train split, searched for 1 to 3 branches (uniform).
 
-    A hit is followed by 0 to 3 checks (another with probability 0.25 each). About 44 % of the answers are right: the
-    rest gave up too early, which is what "Wait" can mend.
+    A hit is followed by 0 to 3 checks (another with probability 0.25 each). About 44 % of the answers are right. The
+    others gave up too early, which "Wait" can correct.
 
     Raises:
-      UserError: where there are fewer problems than rows asked for.
+      UserError: if there are fewer problems than `num_rows`.
     """
     found = problems("train", seed)
     if num_rows > len(found):
