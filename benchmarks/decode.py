@@ -24,17 +24,17 @@ import numpy as np
 from benchmarks import models, record
 from s1jax.config.sampling import SamplingParams
 from s1jax.engine.engine import Engine
-from s1jax.engine.programs import Request
+from s1jax.engine.sequence import EncodedRequest
 from s1jax.text.delimiters import Delimiters
 
 # A row answers at once, after one forced id, and nothing but max_answer_tokens ends the answer.
 DELIMITERS = Delimiters((), (0,), (), (), (), (), (), num_ids=models.CONFIG.vocab_size)
 
 
-def requests(prompts: list[list[int]], new: list[int], temperature: float = 0.0) -> list[Request]:
+def requests(prompts: list[list[int]], new: list[int], temperature: float = 0.0) -> list[EncodedRequest]:
     """Rows that answer at once, after one forced id, with new - 1 ids."""
     controls = [SamplingParams(max_thinking_tokens=0, max_answer_tokens=n - 1, temperature=temperature) for n in new]
-    return [Request(tuple(p), c) for p, c in zip(prompts, controls, strict=True)]
+    return [EncodedRequest(tuple(p), c) for p, c in zip(prompts, controls, strict=True)]
 
 
 def generator() -> Callable[..., None]:

@@ -25,7 +25,7 @@ from benchmarks import decode as decode_lib
 from benchmarks import models, record
 from s1jax.config.sampling import SamplingParams
 from s1jax.engine.engine import Engine
-from s1jax.engine.programs import Request
+from s1jax.engine.sequence import EncodedRequest
 from s1jax.model import cache as cache_lib
 from s1jax.model import decoder, layouts
 from s1jax.text.delimiters import Delimiters
@@ -70,7 +70,7 @@ def waits(rounds: int) -> dict[str, Any]:
     params = jax.tree.map(jnp.asarray, models.random_params())
     engine = Engine(params, config=models.CONFIG, slots=1, cache_length=3072)
     controls = SamplingParams(max_thinking_tokens=2600, num_waits=4, max_answer_tokens=1, temperature=1.0, seed=4)
-    (sample,) = dict(engine.sample([Request(tuple(prompt), controls, WAIT)], delimiters)).values()
+    (sample,) = dict(engine.sample([EncodedRequest(tuple(prompt), controls, WAIT)], delimiters)).values()
     forced = np.flatnonzero(sample.forced).tolist()
     borders = [0, *(i for i in forced[1:] if sample.ids[i] == WAIT[0]), len(sample.ids)]
     pieces = np.diff(borders).tolist()
@@ -79,7 +79,7 @@ def waits(rounds: int) -> dict[str, Any]:
     generate = decode_lib.generator()
 
     def ours() -> None:
-        list(engine.sample([Request(tuple(prompt), controls, WAIT)], delimiters))
+        list(engine.sample([EncodedRequest(tuple(prompt), controls, WAIT)], delimiters))
 
     def reprefill() -> None:
         for begin, piece in zip(borders, pieces, strict=False):
@@ -107,7 +107,7 @@ def forcing(rounds: int) -> dict[str, Any]:
         rows = decode_lib.requests(prompts, [256] * batch)
         plain = _plain_loop(params, np.array(prompts, np.int32), 256)
 
-        def forced(engine: Engine = engine, rows: list[Request] = rows) -> None:
+        def forced(engine: Engine = engine, rows: list[EncodedRequest] = rows) -> None:
             list(engine.sample(rows, decode_lib.DELIMITERS))
 
         seconds = record.alternate({"forced": forced, "plain": plain}, rounds)

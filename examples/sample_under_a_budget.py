@@ -24,13 +24,13 @@ def main(checkpoint: str = "package:countdown_base", question: str = "Make 21 fr
     engine = s1jax.Engine(checkpoint, slots=4, cache_length=512)
     tokens = {}
     for name, params in BUDGETS.items():
-        (output,) = engine.generate([{"question": question}], params)
-        tokens[name] = output["thinking_tokens"]
-        print(f"== {name}: {output['thinking_tokens']} thinking tokens, thinking ended by {output['thinking_end']}")
-        print(output["thinking"], "->", output["answer"])
+        (output,) = engine.generate([question], params)
+        tokens[name] = output.thinking_tokens
+        print(f"== {name}: {output.thinking_tokens} thinking tokens, thinking ended by {output.thinking_end}")
+        print(output.thinking, "->", output.answer)
 
     print("== streamed")
-    for piece in engine.stream_tokens({"question": question}, BUDGETS["Wait x2"]):
+    for piece in engine.stream_tokens(question, BUDGETS["Wait x2"]):
         print(piece.text, end=" " if piece.forced else "", flush=True)
     print()
     return tokens

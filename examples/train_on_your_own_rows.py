@@ -44,9 +44,9 @@ def main(workdir: str = "runs/own_rows") -> list[float]:
 
     engine = s1jax.Engine(str(folder / "run"), slots=4, cache_length=512)
     params = s1jax.SamplingParams(max_thinking_tokens=64, max_answer_tokens=32)
-    (output,) = engine.generate([{"question": "Make 21 from 3 7 1"}], params)
+    (output,) = engine.generate(["Make 21 from 3 7 1"], params)
     print("losses", *(f"{loss:.3f}" for loss in losses))
-    print(output["thinking"], "->", output["answer"])
+    print(output.thinking, "->", output.answer)
     return losses
 
 

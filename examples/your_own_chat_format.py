@@ -44,8 +44,8 @@ def main() -> dict[str, str]:
     # The model was never trained in this format. It shows that the delimiters are forced, not how well it does.
     engine = s1jax.Engine(dataclasses.replace(model, chat=LINES), slots=4, cache_length=512)
     params = s1jax.SamplingParams(max_thinking_tokens=16, max_answer_tokens=8)
-    (output,) = engine.generate([{"question": "Make 21 from 3 7 1"}], params)
-    sample = model.tokenizer.decode(output["ids"])
+    (output,) = engine.generate(["Make 21 from 3 7 1"], params)
+    sample = model.tokenizer.decode(output.token_ids)
     print("== a sample")
     print(sample)
     return {"example": example, "sample": sample}

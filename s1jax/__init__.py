@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from s1jax.checkpoint.store import load_model as load_model
     from s1jax.config.sampling import SamplingParams as SamplingParams
     from s1jax.engine.engine import Engine as Engine
+    from s1jax.engine.request import Output as Output
+    from s1jax.engine.request import Request as Request
     from s1jax.evaluation.evaluate import evaluate as evaluate
+    from s1jax.text.messages import Message as Message
     from s1jax.training.callbacks import Callbacks as Callbacks
     from s1jax.training.run import train as train
 
@@ -26,12 +29,15 @@ __version__ = "0.1.0"
 _HOME = {
     "Callbacks": "s1jax.training.callbacks",
     "Engine": "s1jax.engine.engine",
+    "Message": "s1jax.text.messages",
+    "Output": "s1jax.engine.request",
+    "Request": "s1jax.engine.request",
     "SamplingParams": "s1jax.config.sampling",
     "evaluate": "s1jax.evaluation.evaluate",
     "load_model": "s1jax.checkpoint.store",
     "train": "s1jax.training.run",
 }
-__all__ = ["Callbacks", "Engine", "SamplingParams", "evaluate", "load_model", "train"]
+__all__ = ["Callbacks", "Engine", "Message", "Output", "Request", "SamplingParams", "evaluate", "load_model", "train"]
 
 
 def __getattr__(name: str) -> Any:

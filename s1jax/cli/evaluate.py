@@ -23,7 +23,7 @@ import functools
 import math
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from s1jax.checkpoint.store import Metadata
     from s1jax.engine.description import Description
     from s1jax.engine.engine import Engine
+    from s1jax.engine.request import Output, Request
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Checkpoint, training workdir or package:NAME.")
 _TASK = flags.DEFINE_string(
@@ -169,11 +170,12 @@ class LazyEngine:
             devices=tuple(device.device_kind for device in jax.devices()),
         )
 
-    def check_rows(self, rows: Sequence[dict[str, Any]], params: SamplingParams, names: Sequence[str], /) -> int:
-        """See `Engine.check_rows`; the engine that will be loaded has room for these rows."""
+    def check(self, requests: Sequence[Request], params: SamplingParams, /) -> int:
+        """See `Engine.check`; the engine that will be loaded has room for these requests."""
         from s1jax.engine import limits
+        from s1jax.engine.encoding import Encoder
 
-        longest = limits.longest(self.model, rows, params, names)
+        longest = limits.longest(Encoder(self.model), requests, params, self.model.config.context_length)
         length = -(-longest // 64) * 64
         # 0: each run for itself.
         self._length = length if length <= min(_SHARED_LENGTH, self.model.config.context_length) else 0
@@ -181,15 +183,15 @@ class LazyEngine:
 
     def stream(
         self,
-        rows: Sequence[dict[str, Any]],
-        params: SamplingParams,
+        prompts: Iterable[Request],
+        params: SamplingParams | None = None,
         /,
         *,
-        names: Sequence[str],
-        progress: EngineProgress,
-    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        system: str = "",
+        progress: EngineProgress | None = None,
+    ) -> Iterator[tuple[int, Output]]:
         """See `Engine.stream`."""
-        return self._engine.stream(rows, params, names=names, progress=progress)
+        return self._engine.stream(prompts, params, system=system, progress=progress)
 
     @functools.cached_property
     def _engine(self) -> Engine:

@@ -92,7 +92,7 @@ def main() -> None:
 
 
 def _answer_file(controls: SamplingParams) -> None:
-    from s1jax.engine import encoding as rows_lib
+    from s1jax.engine import rows as rows_lib
 
     out = pathlib.Path(os.path.realpath(FLAGS.out))  # of a link the file that it leads to
     if pathlib.Path(FLAGS.out).absolute().parts[1:2] in (("dev",), ("proc",)):
@@ -103,7 +103,7 @@ def _answer_file(controls: SamplingParams) -> None:
         what = "a folder" if out.is_dir() else "no regular file"
         raise UserError(f"--out={out} cannot be written: it is {what}; give the path of a file.")
     notes: list[str] = []
-    rows, names = rows_lib.read_rows(FLAGS.prompts, notes)
+    rows, names = rows_lib.read(FLAGS.prompts, notes)
     for note in notes:
         terminal.note(note)
     from s1jax.checkpoint import store
@@ -190,6 +190,8 @@ def _sample_missing(
       outputs: (row, sample) -> output. A row that lacks one sample of several gets all of them again, which are equal.
       journal: of outputs.
     """
+    from s1jax.engine import rows as rows_lib
+
     before = len(outputs)
     missing = [i for i in range(len(rows)) if any((i, j) not in outputs for j in range(counts[i]))]
     again = sum((i, j) in outputs for i in missing for j in range(counts[i]))
@@ -202,8 +204,8 @@ def _sample_missing(
             share = engine_flags.thinking_share(thinking, num_ids)
             bar.update(before + max(done - again, 0), f"{num_ids / (time.monotonic() - begun):.0f} tok/s{share}")
 
-        stream = engine.stream(
-            [rows[index] for index in missing], controls, names=[names[i] for i in missing],
+        stream = rows_lib.stream(
+            engine, [rows[index] for index in missing], controls, names=[names[i] for i in missing],
             system=FLAGS.system, indices=missing, progress=report,
         )  # fmt: skip
         new = 0
@@ -226,6 +228,7 @@ def _sample_missing(
 def _answer(controls: SamplingParams) -> None:
     """Streams one answer: thinking dimmed, forced waits marked, then the answer."""
     from s1jax.checkpoint import store
+    from s1jax.engine.request import Request
 
     def load(folder: pathlib.Path) -> Engine:
         engine_flags.say_step(FLAGS.checkpoint, folder)
@@ -233,8 +236,9 @@ def _answer(controls: SamplingParams) -> None:
 
     engine = store.using(FLAGS.checkpoint, load)
     console = Console(highlight=False, soft_wrap=True)
-    begun, part = time.monotonic(), ""
-    for piece in engine.stream_tokens({"question": FLAGS.prompt}, controls, system=FLAGS.system, name="--prompt"):
+    begun, part, output = time.monotonic(), "", None
+    for piece in engine.stream_tokens(Request(FLAGS.prompt, name="--prompt"), controls, system=FLAGS.system):
+        output = piece.output
         style = "dim" if piece.part == "thinking" else "bold"
         if piece.part != part:
             if part:
@@ -245,10 +249,10 @@ def _answer(controls: SamplingParams) -> None:
             marked = f"{style} underline" if piece.forced else style
             console.print(terminal.safe(piece.text), style=marked, end="", markup=False, emoji=False)
     console.print()
-    seconds, output = time.monotonic() - begun, piece.output or {}
+    assert output is not None  # the last piece has it
     print(
-        f"{output['thinking_tokens']} thinking tokens ({output['thinking_end']}, {output['waits']}"
-        f" wait{'' if output['waits'] == 1 else 's'}),"
-        f" {output['answer_tokens']} of answer ({output['answer_end']}), {seconds:.1f} s",
+        f"{output.thinking_tokens} thinking tokens ({output.thinking_end}, {output.waits}"
+        f" wait{'' if output.waits == 1 else 's'}),"
+        f" {output.answer_tokens} of answer ({output.answer_end}), {time.monotonic() - begun:.1f} s",
         file=sys.stderr,
     )

@@ -1,8 +1,8 @@
 """The engine: many rows through a few slots, each row with budgets of its own.
 
     engine = Engine("runs/s1", slots=64)
-    outputs = engine.generate([{"question": "..."}, ...], SamplingParams(max_thinking_tokens=2048, num_waits=2))
-    pieces = engine.stream_tokens({"question": "..."})  # of one row, as they come
+    outputs = engine.generate(["What is 12 plus 30?"], SamplingParams(max_thinking_tokens=2048, num_waits=2))
+    pieces = engine.stream_tokens("What is 12 plus 30?")  # as they come
 
 A row that ends leaves its slot to the next one while the others go on (continuous batching). The cache is a pool of
 pages, of which a row gets as many as it can come to need; so nothing is reserved for the longest row but by itself.
@@ -30,17 +30,20 @@ from jax.sharding import Mesh
 from s1jax import perf
 from s1jax.config.model import ModelConfig
 from s1jax.config.sampling import SAMPLING_DTYPES, SamplingParams
-from s1jax.engine import encoding as rows_lib
 from s1jax.engine import limits
+from s1jax.engine import rows as rows_lib
 from s1jax.engine.capacity import Counts, Setup
 from s1jax.engine.description import Description
+from s1jax.engine.encoding import Encoder
 from s1jax.engine.pieces import Piece, Pieces
-from s1jax.engine.programs import Request, Sample
+from s1jax.engine.request import Output, Request
 from s1jax.engine.scheduler import Session
+from s1jax.engine.sequence import EncodedRequest, Sample
 from s1jax.errors import UserError
 from s1jax.model import layouts, quant
 from s1jax.parallel import mesh as mesh_lib
 from s1jax.text.delimiters import Delimiters
+from s1jax.text.messages import Message
 
 _PAGE = 64  # slots; a row wastes half a page on average, and a step reads page by page
 _TPU_PAGE = 128  # as wide as a register there: narrower pages would be filled up to it
@@ -51,6 +54,7 @@ _STEPS = 64  # between two looks of the host, which cost about 0.2 ms
 _STOP_STEPS = 16  # where rows have stop strings: what a row samples beyond one is thrown away
 # Rows that have ended, ids and thinking tokens so far, those of rows that still go on included.
 Progress = Callable[[int, int, int], None]
+Prompt = str | Sequence[Message] | Request
 
 
 class Engine:
@@ -156,82 +160,82 @@ class Engine:
             counts=self.counts,
         )
 
+    @functools.cached_property
+    def encoder(self) -> Encoder:
+        """Encodes requests for this model.
+
+        Raises:
+          UserError: the engine was made from weights, without a tokenizer.
+        """
+        if self.model is None:
+            raise UserError("this engine was made from weights alone; make it from a checkpoint to sample text.")
+        return Encoder(self.model)
+
     def generate(
         self,
-        rows: Iterable[Mapping[str, Any]],
-        controls: SamplingParams | None = None,
+        prompts: Iterable[Prompt],
+        params: SamplingParams | None = None,
         *,
         system: str = "",
-        names: Sequence[str] | None = None,
-        indices: Sequence[int] | None = None,
         progress: Progress | None = None,
-    ) -> list[dict[str, Any]]:
-        """Samples every row and returns their outputs in order; arguments and errors are those of `stream`.
+    ) -> list[Output]:
+        """Samples every prompt and returns the outputs in order; arguments and errors are those of `stream`.
 
         Returns:
-          One output a row; of a row with `n` above 1 that many, one after the other.
+          One output for each prompt; for a request with `n` above 1 that many, one after the other.
         """
-        more: Any = {"system": system, "names": names, "indices": indices, "progress": progress}
-        outputs = [(i, output.get("sample_index", 0), output) for i, output in self.stream(rows, controls, **more)]
-        return [output for _, _, output in sorted(outputs, key=lambda found: found[:2])]
+        found = list(self.stream(prompts, params, system=system, progress=progress))
+        return [output for _, output in sorted(found, key=lambda each: (each[0], each[1].sample_index))]
 
     def stream(
         self,
-        rows: Iterable[Mapping[str, Any]],
-        controls: SamplingParams | None = None,
+        prompts: Iterable[Prompt],
+        params: SamplingParams | None = None,
         *,
         system: str = "",
-        names: Sequence[str] | None = None,
-        indices: Sequence[int] | None = None,
         progress: Progress | None = None,
-    ) -> Iterator[tuple[int, dict[str, Any]]]:
-        """Samples rows of text.
+    ) -> Iterator[tuple[int, Output]]:
+        """Samples prompts.
 
-        A row with a `seed` of its own gives the same ids in any call, at any place. A row without one is sampled with
-        a seed that is derived from that of `controls` and from the row's index, so that equal rows get different noise
-        (`s1jax.engine.seeds`). The output names the seed that was used in `controls`.
+        Equal prompts get different noise, because the place of a prompt is mixed into the seed of `params`
+        (`s1jax.engine.seeds`). A `Request` with its own `params` gives the same tokens in any call and at any place.
+        The `params` of an output hold the seed that was used.
 
         Args:
-          rows: see `s1jax.engine.encoding.Encoder.request`. Equal prompts share a prefill.
-          controls: of what a row does not say itself.
-          system: system prompt of rows that have none of their own; empty: that of the chat format, if it has one.
-          names: what rows are called in messages; `row 0`, ... by default.
-          indices: the index of each row in its file, where `rows` are a part of one, as when a run is continued;
-            0, 1, ... by default.
+          prompts: texts, lists of `Message`, or requests. Equal prompts share a prefill.
+          params: of prompts that have none of their own.
+          system: system prompt of requests that have none; empty: that of the chat template, if it has one.
           progress: called after every few steps, see `Progress`.
 
         Yields:
-          (place in `rows`, output, see `s1jax.engine.encoding.Encoder.output`) as rows end, in any order. A row with
-          `n` above 1 has that many outputs, in any order, too; `sample_index` in them counts from 0.
+          (place in `prompts`, output) as sequences finish, in any order. A request with `n` above 1 has that many
+          outputs, also in any order; `sample_index` in them counts from 0.
 
         Raises:
-          UserError: before anything runs, for a row that has a bad field or could outgrow the cache, and for other
-            arguments that make no sense.
+          UserError: before anything runs, for a bad prompt or argument, or a request that could outgrow the cache.
         """
-        self._check_system(system)
-        if isinstance(rows, (str, bytes, Mapping)) or not isinstance(rows, Iterable):
-            raise UserError(f'rows is {rows!r:.80}; give a list of rows, such as [{{"question": "..."}}].')
+        encoder, defaults = self.encoder, rows_lib.check_params(params)
+        _check_system(system)
+        if isinstance(prompts, (str, bytes, Mapping, Request)) or not isinstance(prompts, Iterable):
+            raise UserError(f"prompts is {prompts!r:.80}; give a list of prompts, such as ['What is 12 plus 30?'].")
         if progress is not None and not callable(progress):
             raise UserError(f"progress is {progress!r}; give a function of three numbers.")
-        encode, rows = rows_lib.Encoder(self.model), list(rows)
-        names = _one_for_every_row("names", names, False, [f"row {i}" for i in range(len(rows))])
-        indices = _one_for_every_row("indices", indices, True, range(len(rows)))
-        defaults = _controls(controls)
-        requests: list[Request] = []
-        owners: list[tuple[int, int]] = []  # of each request, its row and its place among the row's samples
-        for i, (row, name, index) in enumerate(zip(rows, names, indices, strict=True)):
-            own = encode.requests(row, defaults, name, system=system, index=index)
-            requests += own
+        asked = [_request(prompt, f"prompt {i}") for i, prompt in enumerate(prompts)]
+        encoded: list[EncodedRequest] = []
+        owners: list[tuple[int, int]] = []  # place of each request's prompt, and its place among the prompt's samples
+        for i, request in enumerate(asked):
+            own = encoder.encode(request, defaults, f"prompt {i}", system=system, place=i)
+            encoded += own
             owners += [(i, j) for j in range(len(own))]
         counts = collections.Counter(i for i, _ in owners)
-        samples = self.sample(requests, encode.delimiters, progress=progress)
+        samples = self.sample(encoded, encoder.delimiters, progress=progress)
 
-        def output(place: int, sample: Sample) -> tuple[int, dict[str, Any]]:
-            i, j = owners[place]
-            found = encode.output(rows[i], requests[place], sample, system=system)
-            return i, found | {"sample_index": j} if counts[i] > 1 else found
+        def output(number: int, sample: Sample) -> tuple[int, Output]:
+            i, j = owners[number]
+            used = encoder.system(asked[i], system)
+            return i, encoder.output(encoded[number], sample, system=used, sample_index=j, num_samples=counts[i])
 
-        return (output(place, sample) for place, sample in samples)
+        return (output(number, sample) for number, sample in samples)
 
     def describe(self) -> Description:
         """What this engine samples with, for the records of its samples."""
@@ -247,12 +251,12 @@ class Engine:
             devices=tuple(device.device_kind for device in jax.devices()),
         )
 
-    def check_rows(self, rows: Sequence[Mapping[str, Any]], params: SamplingParams, names: Sequence[str]) -> int:
-        """Checks rows before anything runs; returns the most tokens that one can need, see `limits.longest`."""
-        return limits.longest(self.model, rows, params, names)
+    def check(self, requests: Sequence[Request], params: SamplingParams) -> int:
+        """Checks requests before anything runs; returns the most tokens that one can need, see `limits.longest`."""
+        return limits.longest(self.encoder, requests, params, self._setup.config.context_length)
 
     def sample(
-        self, requests: Sequence[Request], delimiters: Delimiters, *, progress: Progress | None = None
+        self, requests: Sequence[EncodedRequest], delimiters: Delimiters, *, progress: Progress | None = None
     ) -> Iterator[tuple[int, Sample]]:
         """Samples rows of ids.
 
@@ -274,51 +278,51 @@ class Engine:
 
     def stream_tokens(
         self,
-        row: Mapping[str, Any],
-        controls: SamplingParams | None = None,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
         *,
         system: str = "",
         steps: int = 4,
-        name: str = "the row",
     ) -> Iterator[Piece]:
-        """Samples one row and yields its text and ids as they come.
+        """Samples one prompt and yields its text and tokens as they come.
 
-            for piece in engine.stream_tokens({"question": "..."}, SamplingParams(max_thinking_tokens=512)):
+            for piece in engine.stream_tokens("What is 12 plus 30?", SamplingParams(max_thinking_tokens=512)):
                 print(piece.text, end="", flush=True)
 
         Args:
-          row: as of `stream`.
-          controls: likewise.
+          prompt: as of `stream`.
+          params: likewise.
           system: likewise.
-          steps: ids between two looks; 1 yields every id by itself, more cost less.
-          name: what messages call the row.
+          steps: tokens between two looks of the host; with 1 every token comes by itself, more are faster.
 
         Yields:
-          Pieces of thinking, then of the answer; the last one has the row's output, which `generate` would give.
+          Pieces of thinking, then of the answer; the last one has the output, which `generate` would return.
 
         Raises:
-          UserError: before anything runs, as `stream`, and where the row asks for several samples.
+          UserError: before anything runs, as `stream`, and for a request of several samples.
         """
-        self._check_system(system)
+        encoder, defaults = self.encoder, rows_lib.check_params(params)
+        _check_system(system)
         if not isinstance(steps, numbers.Integral) or isinstance(steps, bool) or steps < 1:
             raise UserError(f"steps is {steps!r}; it must be a whole number, at least 1.")
-        encode = rows_lib.Encoder(self.model)
-        requests = encode.requests(row, _controls(controls), name, system=system)
-        if len(requests) > 1:
-            raise UserError(f"{name}: n is {len(requests)}; stream_tokens samples one answer, leave n out.")
-        request, delimiters = requests[0], encode.delimiters
-        samples = self.watch(request, delimiters, int(steps))
-        pieces = Pieces(encode.decode, lambda sample: encode.texts(sample, request), request, delimiters)
+        asked = _request(prompt, "the prompt")
+        encoded = encoder.encode(asked, defaults, "the prompt", system=system)
+        if len(encoded) > 1:
+            raise UserError(f"{encoded[0].name}: n is {len(encoded)}; stream_tokens samples one answer, leave n out.")
+        samples = self.watch(encoded[0], encoder.delimiters, int(steps))
+        pieces = Pieces(
+            encoder.decode, lambda sample: encoder.texts(sample, encoded[0].params), encoded[0], encoder.delimiters
+        )
 
         def grow() -> Iterator[Piece]:
             for sample in samples:
                 yield from pieces.new(sample)
-            output = encode.output(row, request, sample, system=system)
+            output = encoder.output(encoded[0], sample, system=encoder.system(asked, system))
             yield Piece("answer", "", (), False, output)
 
         return grow()
 
-    def watch(self, request: Request, delimiters: Delimiters, steps: int = 4) -> Iterator[Sample]:
+    def watch(self, request: EncodedRequest, delimiters: Delimiters, steps: int = 4) -> Iterator[Sample]:
         """Samples one row of ids and yields what there is of it after every `steps` ids; the last one is complete."""
         session = Session(self._setup, [request], delimiters)
 
@@ -332,12 +336,6 @@ class Engine:
                     return
 
         return grow()
-
-    def _check_system(self, system: Any) -> None:
-        if self.model is None:
-            raise UserError("this engine was made from weights alone; make it from a checkpoint to sample text.")
-        if not isinstance(system, str):
-            raise UserError(f"system is {system!r:.80}; it must be a string.")
 
     def _drain(self, session: Session, progress: Progress | None) -> Iterator[tuple[int, Sample]]:
         done = num_ids = num_thinking = 0
@@ -354,29 +352,21 @@ class Engine:
                 progress(done, num_ids + live, num_thinking + thinking)
 
 
-def _controls(given: Any) -> SamplingParams:
-    """Returns `given`, or the defaults if it is None."""
-    controls = SamplingParams() if given is None else given
-    if not isinstance(controls, SamplingParams):
-        raise UserError(f"controls is {given!r}; give SamplingParams, as in SamplingParams(max_thinking_tokens=512).")
-    return controls
+def _request(prompt: Any, name: str) -> Request:
+    """Returns a prompt of `Engine.stream` as a request."""
+    if isinstance(prompt, Request):
+        return prompt
+    if isinstance(prompt, Mapping):
+        raise UserError(
+            f"{name} is {prompt!r:.80}; give a text, a list of s1jax.Message or a s1jax.Request. Rows of a file are"
+            " sampled by s1jax.engine.rows.generate."
+        )
+    return Request(prompt=prompt)
 
 
-def _one_for_every_row(what: str, given: Any, whole: bool, default: Sequence[Any]) -> Sequence[Any]:
-    """Returns `given`, or `default` if it is None; refuses what is no list of whole numbers or strings, one a row."""
-    if given is None:
-        return default
-    kind = "whole numbers, not negative" if whole else "strings"
-    if isinstance(given, (str, bytes, Mapping)) or not isinstance(given, Iterable):
-        raise UserError(f"{what} is {given!r:.80}; give a list of {kind}, one for every row.")
-    given = list(given)
-    if len(given) != len(default):
-        raise UserError(f"{what} has {len(given)} entries for {len(default)} rows; give one for every row.")
-    for item in given:
-        number = isinstance(item, numbers.Integral) and not isinstance(item, bool) and int(item) >= 0
-        if not (number if whole else isinstance(item, str)):
-            raise UserError(f"{what} has {item!r:.80}; give a list of {kind}, one for every row.")
-    return given
+def _check_system(system: Any) -> None:
+    if not isinstance(system, str):
+        raise UserError(f"system is {system!r:.80}; it must be a string.")
 
 
 def default_dtype() -> str:

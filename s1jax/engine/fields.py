@@ -17,14 +17,13 @@ from typing import Any
 
 from s1jax.config.sampling import SamplingParams
 from s1jax.config.schema import from_dict, to_dict
-from s1jax.engine.programs import Sample
 from s1jax.errors import UserError
 
 CONTROLS = tuple(field.name for field in dataclasses.fields(SamplingParams))
-# Fields that an output has beside those of its row.
+# Fields that an output row has beside those of its prompt's row.
 OUTPUTS = (
-    "thinking", "answer", "controls", "fingerprint", "sample_index",
-    *(field.name for field in dataclasses.fields(Sample)),
+    "thinking", "answer", "controls", "fingerprint", "sample_index", "ids", "forced", "thinking_tokens",
+    "answer_tokens", "waits", "thinking_end", "answer_end", "logprob", "stop_reason",
 )  # fmt: skip
 
 # Other names of a control, where the meaning is the same: vLLM, SGLang and DashScope, llama.cpp (twice), transformers.

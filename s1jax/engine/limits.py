@@ -1,36 +1,31 @@
-"""Checks prompt rows against a model before any of them is sampled."""
+"""Checks requests against a model's context length before any of them is sampled."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
 
 from s1jax.config.sampling import SamplingParams
-from s1jax.engine import scheduler
+from s1jax.engine import sequence
 from s1jax.engine.encoding import Encoder
-
-if TYPE_CHECKING:
-    from s1jax.checkpoint.store import Metadata, Model
+from s1jax.engine.request import Request
 
 
-def longest(
-    model: Model | Metadata, rows: Sequence[Mapping[str, Any]], params: SamplingParams, names: Sequence[str]
-) -> int:
-    """Returns the most tokens that the sequence of any row can have, prompt included; 0 without rows.
+def longest(encoder: Encoder, requests: Sequence[Request], params: SamplingParams, context_length: int) -> int:
+    """Returns the most tokens that the sequence of any request can have, prompt included; 0 without requests.
 
     Args:
-      model: its tokenizer, chat format and context length count, not its weights.
-      rows: see `s1jax.engine.encoding.Encoder.request`.
-      params: for what a row does not say itself.
-      names: what messages call the rows.
+      encoder: of the model's tokenizer and chat format.
+      requests: what is to be sampled.
+      params: of requests that have none of their own.
+      context_length: of the model.
 
     Raises:
-      UserError: names the first row that has a bad field or outgrows the context length.
+      UserError: names the first request that has a bad prompt or outgrows the context length.
     """
-    encode, most = Encoder(model), 0
-    for row, name in zip(rows, names, strict=True):
-        request = encode.request(row, params, name)
-        tokens = scheduler.longest(request, encode.delimiters)
-        scheduler.check_length(request, tokens, model.config.context_length)
+    most = 0
+    for i, request in enumerate(requests):
+        encoded = encoder.encode_one(request, params, f"prompt {i}")
+        tokens = sequence.longest(encoded, encoder.delimiters)
+        sequence.check_length(encoded, tokens, context_length)
         most = max(most, tokens)
     return most

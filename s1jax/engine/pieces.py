@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, Literal
+from typing import Literal
 
-from s1jax.engine.programs import Request, Sample
+from s1jax.engine.request import Output
+from s1jax.engine.sequence import EncodedRequest, Sample
 from s1jax.engine.stops import Finder
 from s1jax.text.delimiters import Delimiters
 
@@ -25,14 +26,14 @@ class Piece:
       text: new text; empty for delimiters. Never ends inside a character.
       ids: new ids, delimiters included.
       forced: whether they were forced: delimiters, waits, "Final Answer:".
-      output: of the last piece, which has neither text nor ids: the row's output, as of `Engine.generate`.
+      output: of the last piece, which has neither text nor ids: the output, as of `Engine.generate`.
     """
 
     part: Literal["thinking", "answer"]
     text: str
     ids: tuple[int, ...]
     forced: bool
-    output: dict[str, Any] | None = None
+    output: Output | None = None
 
 
 class Pieces:
@@ -42,20 +43,20 @@ class Pieces:
         self,
         decode: Callable[[Sequence[int]], str],
         texts: Callable[[Sample], tuple[str, str]],
-        request: Request,
+        request: EncodedRequest,
         delimiters: Delimiters,
     ):
         """Takes what is needed to tell delimiters from text.
 
         Args:
           decode: ids -> text.
-          texts: the texts of thinking and of the answer of a sample, see `s1jax.engine.encoding.texts`.
+          texts: the texts of thinking and of the answer of a sample, see `s1jax.engine.encoding.Encoder.texts`.
           request: of the sample.
           delimiters: of the engine.
         """
         self._texts, self._request, self._delimiters = texts, request, delimiters
         self._count = 0
-        finder = Finder(decode, request.controls.stop)
+        finder = Finder(decode, request.params.stop)
         self._thinking, self._answer = _Text(decode, lambda text: 0), _Text(decode, finder.held_back)
 
     def new(self, sample: Sample) -> list[Piece]:

@@ -16,18 +16,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from s1jax.config.model import ModelConfig
-from s1jax.config.sampling import SamplingParams
 from s1jax.engine import budget as budget_lib
 from s1jax.engine import logits as logits_lib
 from s1jax.model import cache as cache_lib
@@ -37,55 +35,6 @@ from s1jax.parallel import sharding
 
 # Tokens of a prompt that run at one time: bounds the memory of a long prefill, with scores [N, this, pages at once].
 _CHUNK = 512
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """What one row asks for.
-
-    Attributes:
-      prompt: ids, think_start not included.
-      controls: its budgets and how it is sampled.
-      wait: ids of its wait; empty: the end ids are masked instead.
-      name: what messages call it.
-      find_stop: says where a stop string ends the answer, see `s1jax.engine.stops.Finder`; `controls.stop`, which is
-        text, is not read. None: nothing does.
-
-    The seed in `controls` is that of this row alone: rows that share one get the same noise.
-    """
-
-    prompt: tuple[int, ...]
-    controls: SamplingParams
-    wait: tuple[int, ...] = ()
-    name: str = "the row"
-    find_stop: Callable[[Sequence[int], int], tuple[int, str] | None] | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Sample:
-    """What one row has emitted.
-
-    Attributes:
-      ids: int32 [n], all ids after the prompt, from think_start's first to the last; no padding.
-      forced: bool [n], ids that were not sampled: think_start, waits, the closing sequence.
-      thinking_tokens: ids between think_start and the closing sequence, waits included.
-      answer_tokens: sampled ids after the closing sequence, the stop id included.
-      waits: how often thinking was made to go on, by `num_waits` or by `min_thinking_tokens`.
-      thinking_end: `natural` or `cut`; empty while the row thinks.
-      answer_end: `stop` or `length`; empty while the row goes on.
-      stop_reason: the stop string that ended the answer; None where a stop id did, or nothing yet.
-      logprob: sum over the sampled ids of the model's own log-probability, without temperature or masks.
-    """
-
-    ids: np.ndarray
-    forced: np.ndarray
-    thinking_tokens: int
-    answer_tokens: int
-    waits: int
-    thinking_end: str
-    answer_end: str
-    logprob: float
-    stop_reason: str | None = None
 
 
 @jax.tree_util.register_dataclass

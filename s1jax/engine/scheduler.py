@@ -16,7 +16,7 @@ from s1jax.engine import capacity
 from s1jax.engine import logits as logits_lib
 from s1jax.engine import programs as programs
 from s1jax.engine.capacity import Setup
-from s1jax.engine.programs import Request, Sample
+from s1jax.engine.sequence import EncodedRequest, Sample, answer_begin, check_length, longest
 from s1jax.errors import UserError
 from s1jax.model import cache as cache_lib
 from s1jax.text.delimiters import Delimiters
@@ -65,7 +65,7 @@ class _Prompt:
 class Session:
     """The rows of one call on their way through the slots."""
 
-    def __init__(self, setup: Setup, requests: Sequence[Request], delimiters: Delimiters):
+    def __init__(self, setup: Setup, requests: Sequence[EncodedRequest], delimiters: Delimiters):
         self._setup, self._requests, self._delimiters = setup, requests, delimiters
         self._config = setup.config
         limits = [longest(request, delimiters) for request in requests]
@@ -84,8 +84,8 @@ class Session:
         self._held: list[list[int] | None] = [None] * shape.slots  # pages of the row in a slot
         self._table = np.zeros((shape.slots, shape.length // setup.page), np.int32)
         self._chosen = np.zeros(shape.slots, np.int32)  # its request, or the last one that was there
-        self._sampling = logits_lib.Sampling.of([request.controls for request in requests])
-        self._budgets = budget_lib.Budgets.of([request.controls for request in requests])
+        self._sampling = logits_lib.Sampling.of([request.params for request in requests])
+        self._budgets = budget_lib.Budgets.of([request.params for request in requests])
         waits = {wait: index for index, wait in enumerate(dict.fromkeys(request.wait for request in requests))}
         self._wait = np.array([waits[request.wait] for request in requests], np.int32)
         rules = budget_lib.Rules.of(delimiters, self._config.vocab_size, list(waits))
@@ -214,7 +214,7 @@ class Session:
         """Whether a row in a slot has stop strings, which only the host can look for."""
         return any(self._request(slot).find_stop for slot in self.occupied())
 
-    def _request(self, slot: int) -> Request:
+    def _request(self, slot: int) -> EncodedRequest:
         return self._requests[self._chosen[slot]]
 
     def _finish(self, slot: int) -> None:
@@ -259,10 +259,11 @@ class Session:
             thinking_end=closed,
             answer_end=ended,
             logprob=float(logprob[:count].sum(dtype=np.float64)),
+            logprobs=np.concatenate([np.zeros(len(start), np.float32), logprob[:count]]),
         )
         return self._until_stop(self._request(slot), sample, logprob)
 
-    def _until_stop(self, request: Request, sample: Sample, logprob: np.ndarray) -> Sample:
+    def _until_stop(self, request: EncodedRequest, sample: Sample, logprob: np.ndarray) -> Sample:
         """Returns the sample up to the id that completes a stop string; `logprob` is float32 [S], of each id."""
         if request.find_stop is None or not sample.answer_tokens:
             return sample
@@ -280,33 +281,5 @@ class Session:
             answer_end="stop",
             stop_reason=found[1],
             logprob=float(logprob[: count - len(self._delimiters.think_start)].sum(dtype=np.float64)),
-        )
-
-
-def answer_begin(sample: Sample, delimiters: Delimiters) -> tuple[int, int]:
-    """Returns the place of an answer's first id in a sample that has one, and how many of its first ids are forced."""
-    num_forced = len(delimiters.final_answer) if sample.thinking_end == "cut" else 0
-    # Counted from the end: whether a newline was forced before think_end differs from row to row.
-    return len(sample.ids) - sample.answer_tokens - num_forced, num_forced
-
-
-def longest(request: Request, delimiters: Delimiters) -> int:
-    """The most ids that a row can come to, prompt included."""
-    forced = (delimiters.think_start, delimiters.newline, delimiters.think_end, delimiters.final_answer)
-    controls = request.controls
-    return len(request.prompt) + sum(map(len, forced)) + controls.max_thinking_tokens + controls.max_answer_tokens
-
-
-def check_length(request: Request, ids: int, limit: int, what: str = "model's context length") -> None:
-    """Checks that `ids`, the `longest` that the row can come to, are within `limit`.
-
-    Raises:
-      UserError: they are not; names the row, its lengths, and the limit as `what`.
-    """
-    controls = request.controls
-    if ids > limit:
-        raise UserError(
-            f"{request.name}: a prompt of {len(request.prompt)} ids, {controls.max_thinking_tokens} of thinking,"
-            f" {controls.max_answer_tokens} of answer and the delimiters come to {ids} ids, but the {what} is {limit};"
-            " lower max_thinking_tokens or max_answer_tokens, or shorten the prompt."
+            logprobs=sample.logprobs[:count],
         )

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from s1jax.config.sampling import SamplingParams
+from s1jax.engine import rows as rows_lib
 from s1jax.errors import MissingPackageError, UserError
 from s1jax.evaluation import metrics as metrics_lib
 from s1jax.evaluation import outcomes, plot, results, runner
@@ -146,7 +147,7 @@ def evaluate(
     }
     run = _fingerprint(asked, described, plan)
     rows, names = plan.rows()
-    engine.check_rows(rows, params, names)
+    engine.check(rows_lib.requests(rows, params, names), params)
     with files.named(folder), journal_lib.Journal(folder / "samples.journal", run) as journal:
         earlier, there = results.read(folder, run, len(task.rows), journal.rows, settings)
         partial = folder / "samples.jsonl.partial"

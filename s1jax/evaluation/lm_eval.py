@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 from s1jax.config.sampling import SAMPLING_DTYPES, SamplingParams
 from s1jax.config.schema import to_dict
+from s1jax.engine import rows as rows_lib
 from s1jax.engine import score
 from s1jax.engine.engine import Engine
 from s1jax.engine.fields import ALIASES, CONTROLS, row_controls
@@ -270,8 +271,8 @@ class HarnessModel(TemplateLM):
             stops.append(until)
         texts = [""] * len(rows)
         with tqdm(total=len(rows), desc="generate_until", disable=disable_tqdm) as bar:
-            stream = self._engine.stream(
-                rows, self.controls, names=names,
+            stream = rows_lib.stream(
+                self._engine, rows, self.controls, names=names,
                 progress=lambda finished, *_: bar.update(finished - bar.n),
             )  # fmt: skip
             for i, output in stream:

@@ -7,10 +7,12 @@ import dataclasses
 import io
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from s1jax.config.sampling import SamplingParams
+from s1jax.engine import rows as rows_lib
+from s1jax.engine.request import Output, Request
 from s1jax.evaluation import metrics, outcomes, results
 from s1jax.evaluation.outcomes import Outcome
 from s1jax.evaluation.strategies import Strategy
@@ -37,13 +39,19 @@ class Engine(Protocol):
     def describe(self) -> Description:
         """What the engine samples with, for results.json."""
 
-    def check_rows(self, rows: Sequence[Row], params: SamplingParams, names: Sequence[str], /) -> int:
-        """Raises a `UserError` for a row that cannot be sampled; returns the most tokens that one of them can need."""
+    def check(self, requests: Sequence[Request], params: SamplingParams, /) -> int:
+        """Raises a `UserError` for a request that cannot be sampled; returns the most tokens that one can need."""
 
     def stream(
-        self, rows: Sequence[Row], params: SamplingParams, /, *, names: Sequence[str], progress: EngineProgress
-    ) -> Iterator[tuple[int, Row]]:
-        """Loads whatever is not loaded yet, then yields (place in `rows`, sample) as sequences finish."""
+        self,
+        prompts: Iterable[Request],
+        params: SamplingParams | None = None,
+        /,
+        *,
+        system: str = "",
+        progress: EngineProgress | None = None,
+    ) -> Iterator[tuple[int, Output]]:
+        """Loads whatever is not loaded yet, then yields (place in `prompts`, output) as sequences finish."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,7 +188,8 @@ def _sample(
     while wanted := outcomes.wanted(strategy, task, plan.questions[number], settings, rows):
         meter = _Meter(start, len(task.rows), [place.problem for place in wanted], on_progress, clock)
         names = [task.place(place.problem) for place in wanted]
-        stream = engine.stream([place.row for place in wanted], plan.params, names=names, progress=meter.report)
+        given = [place.row for place in wanted]
+        stream = rows_lib.stream(engine, given, plan.params, names=names, progress=meter.report)
         meter.begun = last = clock()
         for index, output in stream:
             now, place = clock(), wanted[index]

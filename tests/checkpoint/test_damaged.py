@@ -14,6 +14,7 @@ from s1jax.checkpoint import digests, store
 from s1jax.config.model import ModelConfig
 from s1jax.config.sampling import SamplingParams
 from s1jax.engine import encoding
+from s1jax.engine.request import Request
 from s1jax.errors import UserError
 from s1jax.evaluation import strategies
 from s1jax.model import decoder
@@ -106,7 +107,7 @@ def use(folder):
     store.load_model(folder)
     encode = encoding.Encoder(model)
     encode.delimiters  # noqa: B018
-    encode.request({"question": "Make 21 from 3 7 1"}, SamplingParams(max_thinking_tokens=4), "row")
+    encode.encode_one(Request("Make 21 from 3 7 1"), SamplingParams(max_thinking_tokens=4), "row")
 
 
 def test_checkpoints_that_were_changed_with_their_digests_end_in_a_sentence(originals, tmp_path):

@@ -16,6 +16,7 @@ from s1jax.checkpoint import store
 from s1jax.cli import command as command_lib
 from s1jax.config.model import ModelConfig
 from s1jax.config.sampling import SamplingParams
+from s1jax.engine import rows as rows_lib
 from s1jax.engine.engine import Engine
 from s1jax.model import decoder
 from s1jax.text import chat
@@ -355,7 +356,7 @@ def test_a_killed_run_goes_on_where_it_stopped(folder, outcomes, tmp_path):
     assert f"ids of {40 - len(kept)} rows" in done.stdout and not partial.exists()
     assert [(row["question"], row["index"]) for row in lines(out)] == [tuple(row.values()) for row in rows]
     controls = SamplingParams(max_thinking_tokens=20, max_answer_tokens=6, temperature=1.0)
-    uninterrupted = Engine(folder / "model").generate(rows, controls)
+    uninterrupted = rows_lib.generate(Engine(folder / "model"), rows, controls)
     assert [row["ids"] for row in lines(out)] == [row["ids"] for row in uninterrupted]
     partial.write_bytes(before[0])  # as if it had been killed before it removed that
     last = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)

@@ -16,7 +16,7 @@ import numpy as np  # noqa: E402
 from s1jax.config.experiment import MeshConfig  # noqa: E402
 from s1jax.config.model import ModelConfig  # noqa: E402
 from s1jax.engine.engine import Engine  # noqa: E402
-from s1jax.engine.programs import Request  # noqa: E402
+from s1jax.engine.sequence import EncodedRequest  # noqa: E402
 from s1jax.model import decoder  # noqa: E402
 from s1jax.parallel import mesh as mesh_lib  # noqa: E402
 from s1jax.parallel import sharding  # noqa: E402
@@ -40,7 +40,8 @@ def main() -> None:
     delimiters = cases.random_delimiters(rng)
     prompts = [tuple(rng.integers(0, 30, rng.integers(1, 30)).tolist()) for _ in range(12)]
     # Every prompt twice: devices that share no page share its prefill.
-    requests = [Request(p, cases.random_controls(rng), cases.random_wait(rng)) for p in prompts for _ in range(2)]
+    twice = [prompt for prompt in prompts for _ in range(2)]
+    requests = [EncodedRequest(prompt, cases.random_controls(rng), cases.random_wait(rng)) for prompt in twice]
     for shape, cache_dtype, weight_dtype in MESHES:
         make = functools.partial(
             Engine, config=MODEL, cache_length=96, cache_dtype=cache_dtype, weight_dtype=weight_dtype

@@ -12,7 +12,7 @@ from s1jax.config.model import ModelConfig
 from s1jax.config.sampling import SamplingParams
 from s1jax.engine import programs as programs
 from s1jax.engine.engine import Engine
-from s1jax.engine.programs import Request
+from s1jax.engine.sequence import EncodedRequest
 from s1jax.errors import UserError
 from tests.engine import cases
 
@@ -33,7 +33,8 @@ def params():
 def requests(lengths, thinking=4):
     rng = np.random.default_rng(0)
     controls = SamplingParams(max_thinking_tokens=thinking, max_answer_tokens=2)
-    return [Request(tuple(rng.integers(0, 30, n).tolist()), controls, (5,), f"row {i}") for i, n in enumerate(lengths)]
+    prompts = [tuple(rng.integers(0, 30, n).tolist()) for n in lengths]
+    return [EncodedRequest(prompt, controls, (5,), f"row {i}") for i, prompt in enumerate(prompts)]
 
 
 class Accepted(Exception):
@@ -135,7 +136,7 @@ def test_prompts_are_prefilled_in_a_few_sizes(params):
 def test_a_prompt_is_prefilled_once_whatever_its_rows_ask_for(params, limits):
     prompts = [row.prompt for row in requests([50, 70, 50, 9])]
     rows = [
-        Request(prompt, SamplingParams(max_thinking_tokens=most + length, max_answer_tokens=2), (5,))
+        EncodedRequest(prompt, SamplingParams(max_thinking_tokens=most + length, max_answer_tokens=2), (5,))
         for most in limits
         for length, prompt in enumerate(prompts)
     ]

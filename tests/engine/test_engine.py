@@ -15,7 +15,7 @@ from s1jax.engine import engine as engine_lib
 from s1jax.engine import logits as logits_lib
 from s1jax.engine import programs as programs
 from s1jax.engine.engine import Engine
-from s1jax.engine.programs import Request
+from s1jax.engine.sequence import EncodedRequest
 from s1jax.errors import UserError
 from s1jax.model import decoder, quant
 from tests.engine import cases, reference
@@ -71,7 +71,7 @@ def same(a, b):
 def requests(batch):
     _, prompts, controls, waits = batch
     columns = zip(prompts, controls, waits, strict=True)
-    return [Request(tuple(p), c, tuple(w), f"row {i}") for i, (p, c, w) in enumerate(columns)]
+    return [EncodedRequest(tuple(p), c, tuple(w), f"row {i}") for i, (p, c, w) in enumerate(columns)]
 
 
 def make(params, **more):
@@ -292,7 +292,7 @@ def test_a_row_that_could_outgrow_the_cache_is_refused_before_anything_runs(para
     long = [1] * (LENGTH - 50 - forced + 1)
 
     def sample(*prompts, **more):
-        rows = [Request(tuple(p), fits, (), f"file:{6 + i}") for i, p in enumerate(prompts)]
+        rows = [EncodedRequest(tuple(p), fits, (), f"file:{6 + i}") for i, p in enumerate(prompts)]
         make(params, **{"cache_length": 0, **more}).sample(rows, delimiters)
 
     with pytest.raises(UserError, match=rf"file:7: a prompt of {len(long)} ids.* {LENGTH + 1} ids.* {LENGTH};"):
@@ -373,7 +373,7 @@ def test_a_prompt_of_32k_positions():
     delimiters = dataclasses.replace(delimiters, think_start=(), think_end=(1,), final_answer=(), newline=(1,), stop=())
     controls = SamplingParams(max_thinking_tokens=0, max_answer_tokens=4)
     engine = Engine(params, config=config, slots=1)
-    (sample,) = dict(engine.sample([Request(tuple(ids.tolist()), controls)], delimiters)).values()
+    (sample,) = dict(engine.sample([EncodedRequest(tuple(ids.tolist()), controls)], delimiters)).values()
     assert len(sample.ids) == 6 and sample.forced.tolist() == [True, True, False, False, False, False]
     logits = last_logits(params, config, [*ids, *sample.ids[:-1]], 4)
     logits -= np.log(np.exp(logits).sum(-1, keepdims=True))

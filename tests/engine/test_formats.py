@@ -10,7 +10,8 @@ from tokenizers import decoders, models
 from s1jax.checkpoint import store
 from s1jax.config.model import ModelConfig
 from s1jax.config.sampling import SamplingParams
-from s1jax.engine import encoding as rows_lib
+from s1jax.engine import encoding
+from s1jax.engine import rows as rows_lib
 from s1jax.engine.engine import Engine
 from s1jax.errors import UserError
 from s1jax.model import decoder
@@ -64,7 +65,7 @@ def test_equals_the_reference(params, tmp_path, name):
     fmt = chat.with_delimiters(tokenizer, fmt, "<reasoning>", "</reasoning>") if several else fmt
     store.save_model(tmp_path / "model", params, CONFIG, tokenizer, fmt, {})
     engine = Engine(tmp_path / "model", slots=8, cache_length=LENGTH)
-    encode, rows = rows_lib.Encoder(engine.model), list(random_rows(np.random.default_rng(3)))
+    encode, rows = encoding.Encoder(engine.model), list(random_rows(np.random.default_rng(3)))
 
     @jax.jit
     def all_logits(tokens):
@@ -76,12 +77,12 @@ def test_equals_the_reference(params, tmp_path, name):
         tokens[0, : len(ids)] = ids
         return np.asarray(all_logits(tokens))[len(ids) - 1]
 
-    outputs = engine.generate(rows)
+    outputs = rows_lib.generate(engine, rows)
     for row, output in zip(rows, outputs, strict=True):
-        request = encode.request(row, SamplingParams(), "row")
+        request = encode.encode_one(rows_lib.request(row, SamplingParams(), "row"), SamplingParams())
         delimiters = encode.delimiters
         assert len(delimiters.think_start) > 10 if several else len(delimiters.think_start) <= 2
-        want = reference.run(next_logits, request.prompt, request.controls, delimiters, request.wait)
+        want = reference.run(next_logits, request.prompt, request.params, delimiters, request.wait)
         assert (output["ids"], output["forced"]) == (want.ids, want.forced), row
         for field in ("thinking_tokens", "answer_tokens", "waits", "thinking_end", "answer_end"):
             assert output[field] == getattr(want, field), row
@@ -98,14 +99,14 @@ def test_a_system_prompt_takes_the_place_of_the_formats_own(params, tmp_path):
     text = "<|im_start|>system\n{}<|im_end|>\n<|im_start|>user\nq<|im_end|>\n<|im_start|>assistant\n"
     few = SamplingParams(max_thinking_tokens=5, max_answer_tokens=5)
     written = {name: {"prompt_ids": tokenizer.encode(text.format(name))} for name in ("Be brief.", "Be long.")}
-    want = [row["ids"] for row in engine.generate(list(written.values()), few)]
+    want = [row["ids"] for row in rows_lib.generate(engine, list(written.values()), few)]
     rows = [{"question": "q"}, {"question": "q", "system": "Be long."}, {"question": "q", "system": None}]
-    outputs = engine.generate(rows, few, system="Be brief.")
+    outputs = rows_lib.generate(engine, rows, few, system="Be brief.")
     assert [row["ids"] for row in outputs] == [want[0], want[1], want[0]] and want[0] != want[1]
     assert [row["controls"]["system"] for row in outputs] == ["Be brief.", "Be long.", "Be brief."]
-    assert "system" not in engine.generate(rows[:1], few)[0]["controls"]
+    assert "system" not in rows_lib.generate(engine, rows[:1], few)[0]["controls"]
     for wrong in ({"question": "q", "system": 3}, {"prompt_ids": [1], "system": "a"}):
         with pytest.raises(UserError, match="row 0: system "):
-            engine.generate([wrong], few)
+            rows_lib.generate(engine, [wrong], few)
     with pytest.raises(UserError, match="system is 3; it must be a string"):
-        engine.generate(rows, few, system=3)
+        rows_lib.generate(engine, rows, few, system=3)

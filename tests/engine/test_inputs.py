@@ -6,6 +6,7 @@ import pytest
 
 from s1jax.config.model import ModelConfig
 from s1jax.config.sampling import SamplingParams
+from s1jax.engine import rows as rows_lib
 from s1jax.engine.engine import Engine
 from s1jax.errors import UserError
 from tests.engine import cases
@@ -106,8 +107,8 @@ def test_controls(controls, said):
         (None, {}, "rows is None; give a list of rows"),
         (
             [QUESTION],
-            {"controls": {"max_thinking_tokens": 3}},
-            r"controls is \{'max.*; give SamplingParams, as in SamplingParams\(",
+            {"params": {"max_thinking_tokens": 3}},
+            r"params is \{'max.*; give SamplingParams, as in SamplingParams\(",
         ),
         ([QUESTION], {"names": []}, "names has 0 entries for 1 rows; give one for every row"),
         ([QUESTION | {"wait": ["Wait"]}], {}, r"row 0: wait is \['Wait'\]; it must be a string"),
@@ -126,22 +127,22 @@ def test_controls(controls, said):
 )
 def test_rows(engine, rows, more, said):
     with pytest.raises(UserError, match=said):
-        engine.generate(rows, **{"controls": FEW, **more})
+        rows_lib.generate(engine, rows, **{"params": FEW, **more})
 
 
 def test_rows_may_come_one_by_one_and_ids_from_numpy(engine):
-    ids = engine.generate([{"prompt_ids": [1, 2, 3]}], FEW)[0]["ids"]
+    ids = rows_lib.generate(engine, [{"prompt_ids": [1, 2, 3]}], FEW)[0]["ids"]
     given = ({"prompt_ids": each} for each in (np.array([1, 2, 3]), [np.int64(1), np.int32(2), 3], (1, 2, 3)))
-    assert [row["ids"] for row in engine.generate(given, FEW)] == [ids] * 3
+    assert [row["ids"] for row in rows_lib.generate(engine, given, FEW)] == [ids] * 3
 
 
 def test_fields_that_are_no_settings_are_handed_through(engine):
     """Those of an output above all, which may be asked again."""
     row = QUESTION | {"seeded": "x", "top": 1, "level": 3, 7: "a number", "speed": 12, "reasoning": "a column"}
-    assert engine.generate([row], FEW)[0].items() >= row.items()
-    again = engine.generate(engine.generate([row], FEW), FEW)[0]
+    assert rows_lib.generate(engine, [row], FEW)[0].items() >= row.items()
+    again = rows_lib.generate(engine, rows_lib.generate(engine, [row], FEW), FEW)[0]
     assert {"input_waits", "input_thinking_tokens", "input_answer_tokens"} < again.keys()
-    thrice = engine.generate([again], FEW)[0]
+    thrice = rows_lib.generate(engine, [again], FEW)[0]
     assert thrice["input_input_ids"] == again["ids"] and thrice["input_ids"] == again["input_ids"]
-    both = engine.generate([QUESTION | {"ids": 1, "input_ids": 2}], FEW)[0]
+    both = rows_lib.generate(engine, [QUESTION | {"ids": 1, "input_ids": 2}], FEW)[0]
     assert (both["input_input_ids"], both["input_ids"]) == (1, 2)

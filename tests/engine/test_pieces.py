@@ -7,9 +7,10 @@ import pytest
 
 from s1jax.checkpoint import store
 from s1jax.config.sampling import SamplingParams
+from s1jax.engine import rows as rows_lib
 from s1jax.engine.engine import Engine
 from s1jax.engine.pieces import Pieces
-from s1jax.engine.programs import Request, Sample
+from s1jax.engine.sequence import EncodedRequest, Sample
 from s1jax.errors import UserError
 from s1jax.text import chat
 from s1jax.text.delimiters import Delimiters
@@ -30,10 +31,12 @@ def engine(tmp_path_factory):
 def test_the_pieces_are_the_output_of_the_row(engine, steps):
     for seed in range(4):
         row = {"question": "q", "seed": seed, "max_thinking_tokens": 30 * (seed > 0)}
-        *pieces, last = engine.stream_tokens(row, dataclasses.replace(WARM, wait=" Hmm"), steps=steps)
-        want = engine.generate([row], dataclasses.replace(WARM, wait=" Hmm"))[0]
-        assert last.output == want | {"logprob": last.output["logprob"]} and (last.text, last.ids) == ("", ())
-        assert abs(last.output["logprob"] - want["logprob"]) < 1e-3
+        params = dataclasses.replace(WARM, wait=" Hmm")
+        *pieces, last = engine.stream_tokens(rows_lib.request(row, params, "row"), params, steps=steps)
+        want = rows_lib.generate(engine, [row], params)[0]
+        found = rows_lib.record(row, last.output)
+        assert found == want | {"logprob": found["logprob"]} and (last.text, last.ids) == ("", ())
+        assert abs(found["logprob"] - want["logprob"]) < 1e-3
         assert all(piece.output is None and (piece.text or piece.ids) for piece in pieces)
         assert [i for piece in pieces for i in piece.ids] == want["ids"]
         assert [piece.forced for piece in pieces for _ in piece.ids] == want["forced"]
@@ -46,8 +49,8 @@ def test_the_pieces_are_the_output_of_the_row(engine, steps):
 
 
 def test_a_wait_is_a_forced_piece_of_thinking(engine):
-    row = {"question": "q", "seed": 1, "min_thinking_tokens": 30}
-    waits = [piece for piece in engine.stream_tokens(row, WARM) if piece.forced and piece.text]
+    params = dataclasses.replace(WARM, seed=1, min_thinking_tokens=30)
+    waits = [piece for piece in engine.stream_tokens("q", params) if piece.forced and piece.text]
     assert any("Wait" in piece.text for piece in waits if piece.part == "thinking")
 
 
@@ -76,7 +79,7 @@ def random_sample(rng):
     ids = np.array([1, *thinking, *closing, *forced_answer, *sampled], np.int32)
     forced = [True] + [False] * len(thinking) + [True] * (len(closing) + len(forced_answer)) + [False] * len(sampled)
     end = ("cut" if cut else "natural", "stop" if stopped else "length")
-    return Sample(ids, np.array(forced), len(thinking), len(sampled), 0, *end, 0.0)
+    return Sample(ids, np.array(forced), len(thinking), len(sampled), 0, *end, 0.0, np.zeros(len(ids), np.float32))
 
 
 def until(sample, count):
@@ -103,7 +106,7 @@ def test_no_character_is_split_and_none_is_lost():
     rng = np.random.default_rng(3)
     for _ in range(400):
         sample = random_sample(rng)
-        pieces = Pieces(decode, texts, Request((0,), SamplingParams()), D)
+        pieces = Pieces(decode, texts, EncodedRequest((0,), SamplingParams()), D)
         found, count = [], 0
         while count < len(sample.ids):
             count = min(count + int(rng.integers(1, 5)), len(sample.ids))
@@ -119,12 +122,13 @@ def test_no_character_is_split_and_none_is_lost():
 @pytest.mark.parametrize(
     ("row", "more", "said"),
     [
-        ({"question": "q", "n": 2, "temperature": 1.0}, {}, "the row: n is 2; stream_tokens samples one answer"),
-        ({"question": "q"}, {"steps": 0}, "steps is 0; it must be a whole number, at least 1"),
-        ({"question": "q", "wait": 3}, {}, "wait is 3; it must be a string"),
-        ({"question": "q", "max_tokens": 3}, {}, "the row: max_tokens is not a setting"),
-        ([{"question": "q"}], {}, "the row is "),
-        ({"question": "q", "max_answer_tokens": 9999}, {}, "the row: a prompt of"),
+        ("q", {"params": SamplingParams(n=2, temperature=1.0)}, "the prompt: n is 2; stream_tokens samples one answer"),
+        ("q", {"steps": 0}, "steps is 0; it must be a whole number, at least 1"),
+        ("q", {"params": {"wait": "Wait"}}, "params is {'wait': 'Wait'}; give SamplingParams"),
+        ("q", {"system": 3}, "system is 3; it must be a string"),
+        ({"question": "q", "max_tokens": 3}, {}, "the prompt is {'question.*give a text, a list of s1jax.Message"),
+        ([{"question": "q"}], {}, "the prompt: the prompt is .*; give a text or a list of s1jax.Message"),
+        ("q", {"params": SamplingParams(max_answer_tokens=9999)}, "the prompt: a prompt of"),
     ],
 )
 def test_what_is_wrong_is_said_before_anything_runs(engine, row, more, said):

@@ -7,6 +7,7 @@ import pytest
 
 from s1jax.config.sampling import SamplingParams
 from s1jax.engine import engine as engine_lib
+from s1jax.engine import rows as rows_lib
 from s1jax.engine.engine import Engine
 from s1jax.engine.stops import Finder
 from s1jax.errors import UserError
@@ -82,8 +83,8 @@ def sampled(tokenizer, row, fewer=0):
 def test_a_stop_string_ends_the_answer_and_nothing_else(engine, monkeypatch):
     """Strings of several ids, taken from what the row answers without them."""
     limits = (12, 200)  # of which the first cuts
-    plain = engine.generate(
-        [q | {"seed": i, "max_thinking_tokens": limits[i % 2]} for q in QUESTIONS for i in range(4)], WARM
+    plain = rows_lib.generate(
+        engine, [q | {"seed": i, "max_thinking_tokens": limits[i % 2]} for q in QUESTIONS for i in range(4)], WARM
     )
     tokenizer, rows = engine.model.tokenizer, []
     for row in plain:
@@ -91,7 +92,7 @@ def test_a_stop_string_ends_the_answer_and_nothing_else(engine, monkeypatch):
         middle = text[len(text) // 2 :][:3]
         kept = {name: row[name] for name in ("question", "seed", "max_thinking_tokens")}
         rows.append(kept | {"stop": [middle, "never said"]})
-    outputs = engine.generate(rows, WARM)
+    outputs = rows_lib.generate(engine, rows, WARM)
     stopped = 0
     for row, output, full in zip(rows, outputs, plain, strict=True):
         count = len(output["ids"])
@@ -107,14 +108,16 @@ def test_a_stop_string_ends_the_answer_and_nothing_else(engine, monkeypatch):
     assert {row["thinking_end"] for row in outputs} == {"cut", "natural"}
     for steps, slots in ((1, 1), (7, 3), (400, 8)):
         monkeypatch.setattr(engine_lib, "_STOP_STEPS", steps)
-        for a, b in zip(Engine("package:countdown_base", slots=slots).generate(rows, WARM), outputs, strict=True):
+        found = rows_lib.generate(Engine("package:countdown_base", slots=slots), rows, WARM)
+        for a, b in zip(found, outputs, strict=True):
             assert a | {"logprob": 0} == b | {"logprob": 0} and a["logprob"] == pytest.approx(b["logprob"], abs=1e-3)
 
 
 def test_stop_strings_do_not_match_in_thinking(engine):
-    plain = engine.generate(QUESTIONS, WARM)
+    plain = rows_lib.generate(engine, QUESTIONS, WARM)
     stop = [row["thinking"][:3] for row in plain]
-    for row, output in zip(plain, engine.generate(QUESTIONS, dataclasses.replace(WARM, stop=tuple(stop))), strict=True):
+    outputs = rows_lib.generate(engine, QUESTIONS, dataclasses.replace(WARM, stop=tuple(stop)))
+    for row, output in zip(plain, outputs, strict=True):
         assert output["thinking"] == row["thinking"] and output["thinking_tokens"] == row["thinking_tokens"]
 
 
@@ -123,18 +126,18 @@ def test_a_row_that_a_stop_string_ends_leaves_its_slot(engine):
     long = SamplingParams(max_thinking_tokens=4, max_answer_tokens=400, temperature=4.0, seed=5)
     rows = [QUESTIONS[0] | {"stop": ["1", "2", "3"]}] * 20
     before = engine.counts.steps
-    outputs = engine.generate(rows, long)
+    outputs = rows_lib.generate(engine, rows, long)
     assert all(row["stop_reason"] in ("1", "2", "3") for row in outputs if row["answer_tokens"] > 20)
     assert engine.counts.steps - before < 400
-    beside = engine.generate([rows[0], QUESTIONS[1] | {"seed": 3}], WARM)[1]
-    assert beside["ids"] == engine.generate([QUESTIONS[1] | {"seed": 3}], WARM)[0]["ids"]
+    beside = rows_lib.generate(engine, [rows[0], QUESTIONS[1] | {"seed": 3}], WARM)[1]
+    assert beside["ids"] == rows_lib.generate(engine, [QUESTIONS[1] | {"seed": 3}], WARM)[0]["ids"]
 
 
 def test_n_samples_share_a_prefill_and_differ(engine):
     before = engine.counts.prefills
     rows = [QUESTIONS[0] | {"n": 3}, QUESTIONS[1], QUESTIONS[2] | {"n": 2, "seed": 9}]
     hot = dataclasses.replace(WARM, temperature=3.0)
-    outputs = engine.generate(rows, hot)
+    outputs = rows_lib.generate(engine, rows, hot)
     assert engine.counts.prefills - before == 3
     assert [row["question"][:7] for row in outputs] == ["Make 21"] * 3 + ["Make 5 "] + ["Make 24"] * 2
     assert [row.get("sample_index") for row in outputs] == [0, 1, 2, None, 0, 1]
@@ -142,13 +145,13 @@ def test_n_samples_share_a_prefill_and_differ(engine):
     assert len({row["controls"]["seed"] for row in outputs}) == 6 and outputs[4]["controls"]["seed"] == 9
     for output in outputs:  # each of them again, alone
         seed = {"question": output["question"], "seed": output["controls"]["seed"]}
-        assert engine.generate([seed], hot)[0]["ids"] == output["ids"]
-    assert outputs[4]["ids"] == engine.generate([QUESTIONS[2] | {"n": 2, "seed": 9}], hot)[0]["ids"]
-    assert [row["ids"] for row in engine.generate(QUESTIONS[:1], dataclasses.replace(hot, n=3))] == [
+        assert rows_lib.generate(engine, [seed], hot)[0]["ids"] == output["ids"]
+    assert outputs[4]["ids"] == rows_lib.generate(engine, [QUESTIONS[2] | {"n": 2, "seed": 9}], hot)[0]["ids"]
+    assert [row["ids"] for row in rows_lib.generate(engine, QUESTIONS[:1], dataclasses.replace(hot, n=3))] == [
         row["ids"] for row in outputs[:3]
     ]
 
 
 def test_n_needs_a_temperature(engine):
     with pytest.raises(UserError, match="row 0: n is 2, but with temperature 0 all samples of a prompt are the same"):
-        engine.generate([QUESTIONS[0] | {"n": 2, "max_answer_tokens": 5}])
+        rows_lib.generate(engine, [QUESTIONS[0] | {"n": 2, "max_answer_tokens": 5}])

@@ -11,6 +11,7 @@ import pytest
 
 from s1jax.config.sampling import SamplingParams
 from s1jax.engine.description import Description
+from s1jax.engine.request import Output
 from s1jax.errors import UserError
 from s1jax.evaluation import evaluate as evaluate_lib
 from s1jax.evaluation import strategies
@@ -25,6 +26,13 @@ DESCRIPTION = Description("runs/s1", "f00d", 7, "float32", "", "", 4, ("cpu",))
 NO_TEXT = types.SimpleNamespace(special_tokens_in=lambda text: [])
 
 
+def output(params, **fields):
+    """An output with the answer "1" after 3 tokens of thinking, but for `fields`."""
+    end = {"answer_tokens": 1, "answer_end": "stop", "stop_reason": None}
+    given = {"thinking_tokens": 3, "waits": 0, "thinking_end": "natural", **end, **fields}
+    return Output("", "1", (), (), (), 0.0, params=params, **given)
+
+
 class StandIn:
     """Answers "1" after 3 tokens of thinking, or after the budget if that is lower."""
 
@@ -36,26 +44,24 @@ class StandIn:
     def describe(self):
         return self.description
 
-    def check_rows(self, rows, params, names):
-        self.checked += names
+    def check(self, requests, params):
+        self.checked += [request.name for request in requests]
         return 9
 
-    def stream(self, rows, params, *, names, progress):
-        for i, row in enumerate(rows):
+    def stream(self, requests, params, *, system, progress):
+        for i, request in enumerate(requests):
             self.sampled += 1
-            limit, waits = row["max_thinking_tokens"], row["num_waits"]
-            yield i, {
-                **row, "answer": "1", "thinking_tokens": min(3 + waits, limit), "answer_tokens": 1, "waits": waits,
-                "thinking_end": "cut" if limit < 3 + waits else "natural",
-            }  # fmt: skip
-        progress(len(rows), 40, 30)
+            limit, waits = request.params.max_thinking_tokens, request.params.num_waits
+            end = "cut" if limit < 3 + waits else "natural"
+            yield i, output(request.params, thinking_tokens=min(3 + waits, limit), waits=waits, thinking_end=end)
+        progress(len(requests), 40, 30)
 
 
 class SlowEngine(StandIn):
     """Takes time to load and to compile: one program for every length of thinking."""
 
-    def stream(self, rows, params, *, names, progress):
-        assert len(names) == len(rows) and params.wait == "Wait"
+    def stream(self, requests, params, *, system, progress):
+        assert all(request.name for request in requests) and params.wait == "Wait"
         if not self.sampled:
             time.sleep(SLOW)
             jax.devices()  # the backend starts
@@ -65,16 +71,16 @@ class SlowEngine(StandIn):
                 return x
 
             self._program = jax.jit(compiling)
-        return self._grow(rows, progress)
+        return self._grow(requests, progress)
 
-    def _grow(self, rows, progress):
-        for i, row in enumerate(rows):
+    def _grow(self, requests, progress):
+        for i, request in enumerate(requests):
             self.sampled += 1
-            self._program(jax.numpy.zeros(row["max_thinking_tokens"]))
+            self._program(jax.numpy.zeros(request.params.max_thinking_tokens))
             progress(i, 40 * i, 30 * i)
-            yield i, {"answer": "1", "thinking_tokens": 3, "answer_tokens": 1, "thinking_end": "natural"}
+            yield i, output(request.params)
         time.sleep(0.01)
-        progress(len(rows), 40 * len(rows), 30 * len(rows))
+        progress(len(requests), 40 * len(requests), 30 * len(requests))
 
 
 @pytest.fixture(autouse=True)

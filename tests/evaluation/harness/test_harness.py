@@ -10,6 +10,7 @@ import pytest
 from s1jax.checkpoint import huggingface, huggingface_tokenizer, store
 from s1jax.config.model import ModelConfig
 from s1jax.config.sampling import SamplingParams
+from s1jax.engine import rows as rows_lib
 from s1jax.engine import score
 from s1jax.engine.engine import Engine
 from s1jax.errors import UserError
@@ -66,7 +67,7 @@ def test_the_harness_runs_all_kinds_of_tasks_from_its_command_line(harness, fold
     assert config["controls"]["num_waits"] == 2 and config["generated_rows"] == len(ROWS)
     engine = Engine(f"{folder}/model", dtype="float32")
     rows = [{"question": row["question"], "max_thinking_tokens": 10, "num_waits": 2} for row in ROWS]
-    wanted = engine.generate([{**row, "max_answer_tokens": 12} for row in rows], SamplingParams(wait="Wait"))
+    wanted = rows_lib.generate(engine, [{**row, "max_answer_tokens": 12} for row in rows], SamplingParams(wait="Wait"))
     assert config["average_thinking_tokens"] == sum(row["thinking_tokens"] for row in wanted) / len(wanted)
     (file,) = (folder / "out").rglob("samples_answers_*.jsonl")
     found = {sample["doc_id"]: sample["resps"][0][0] for sample in map(json.loads, file.read_text().splitlines())}
@@ -79,7 +80,7 @@ def test_int8_weights_and_cache_are_those_of_the_engine(harness, folder):
     asked = [request("generate_until", row["question"], {"until": [], "max_gen_toks": 12}) for row in ROWS]
     engine = Engine(f"{folder}/model", weight_dtype="int8", cache_dtype="int8")
     rows = [{"question": row["question"], "max_thinking_tokens": 10, "max_answer_tokens": 12} for row in ROWS]
-    wanted = [row["answer"] for row in engine.generate(rows, SamplingParams(wait="Wait"))]
+    wanted = [row["answer"] for row in rows_lib.generate(engine, rows, SamplingParams(wait="Wait"))]
     assert model.generate_until(asked, disable_tqdm=True) == wanted
     info = model.get_model_info()
     assert info["dtype"] == "float32" and info["weight_dtype"] == info["cache_dtype"] == "int8"
@@ -217,12 +218,13 @@ def recorded(model, monkeypatch, *requests):
     """The rows that `generate_until` hands to the engine."""
     rows = []
 
-    def stream(given, controls, **keywords):
+    def stream(engine, given, controls, **keywords):
+        assert engine is model._engine
         rows.extend(given)
         assert controls == model.controls and controls.wait == "Wait"
         return ((i, {"answer": "so 3 = 3", "thinking_tokens": 0}) for i in reversed(range(len(given))))
 
-    monkeypatch.setattr(model._engine, "stream", stream)
+    monkeypatch.setattr(rows_lib, "stream", stream)
     return rows, model.generate_until(list(requests), disable_tqdm=True)
 
 

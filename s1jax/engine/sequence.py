@@ -1,0 +1,91 @@
+"""One sequence of tokens in the engine: what it asks for and what was sampled for it, without text."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from s1jax.config.sampling import SamplingParams
+from s1jax.errors import UserError
+from s1jax.text.delimiters import Delimiters
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedRequest:
+    """A request for one sequence, as token ids.
+
+    Attributes:
+      prompt: token ids, without think_start.
+      params: budgets and how to sample. `seed` is that of this sequence alone: sequences with one seed get the same
+        noise. The texts `stop` and `wait` are not read.
+      wait: token ids of the wait string; empty: the end ids are masked instead.
+      name: what error messages call it.
+      find_stop: finds the stop string that ends the answer, see `s1jax.engine.stops.Finder`; None: there is none.
+    """
+
+    prompt: tuple[int, ...]
+    params: SamplingParams
+    wait: tuple[int, ...] = ()
+    name: str = "the row"
+    find_stop: Callable[[Sequence[int], int], tuple[int, str] | None] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """What was sampled for one sequence, complete or so far.
+
+    Attributes:
+      ids: int32 [n], all token ids after the prompt, from think_start's first to the last; no padding.
+      forced: bool [n], tokens that were forced and not sampled: think_start, waits, the closing delimiters.
+      thinking_tokens: number of tokens between think_start and the closing delimiters, waits included.
+      answer_tokens: number of sampled tokens after the closing delimiters, the stop id included.
+      waits: how often an end of thinking was replaced, by `num_waits` or by `min_thinking_tokens`.
+      thinking_end: `natural` or `cut`; empty while the sequence thinks.
+      answer_end: `stop` or `length`; empty until the sequence is finished.
+      logprob: sum of `logprobs`.
+      logprobs: float32 [n], the model's log-probability of each token in nats, without temperature and masks; 0 for
+        forced tokens.
+      stop_reason: the stop string that ended the answer; None if a stop id or the length did.
+    """
+
+    ids: np.ndarray
+    forced: np.ndarray
+    thinking_tokens: int
+    answer_tokens: int
+    waits: int
+    thinking_end: str
+    answer_end: str
+    logprob: float
+    logprobs: np.ndarray
+    stop_reason: str | None = None
+
+
+def answer_begin(sample: Sample, delimiters: Delimiters) -> tuple[int, int]:
+    """Returns the place of an answer's first token in a sample that has one, and how many of its tokens are forced."""
+    num_forced = len(delimiters.final_answer) if sample.thinking_end == "cut" else 0
+    # Counted from the end, because a newline is forced before think_end in some sequences only.
+    return len(sample.ids) - sample.answer_tokens - num_forced, num_forced
+
+
+def longest(request: EncodedRequest, delimiters: Delimiters) -> int:
+    """Returns the most tokens that a sequence can have, prompt included."""
+    forced = (delimiters.think_start, delimiters.newline, delimiters.think_end, delimiters.final_answer)
+    params = request.params
+    return len(request.prompt) + sum(map(len, forced)) + params.max_thinking_tokens + params.max_answer_tokens
+
+
+def check_length(request: EncodedRequest, ids: int, limit: int, what: str = "model's context length") -> None:
+    """Checks that `ids`, the `longest` of the request, is at most `limit`.
+
+    Raises:
+      UserError: it is more; names the request, its lengths, and the limit as `what`.
+    """
+    params = request.params
+    if ids > limit:
+        raise UserError(
+            f"{request.name}: a prompt of {len(request.prompt)} ids, {params.max_thinking_tokens} of thinking,"
+            f" {params.max_answer_tokens} of answer and the delimiters come to {ids} ids, but the {what} is {limit};"
+            " lower max_thinking_tokens or max_answer_tokens, or shorten the prompt."
+        )

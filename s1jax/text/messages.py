@@ -1,0 +1,39 @@
+"""One message of a conversation: `Message`."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from typing import Literal
+
+from s1jax.config.schema import shown
+from s1jax.errors import UserError
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Message:
+    """One message of a conversation, without the chat template around it.
+
+    Attributes:
+      role: who wrote it: `system`, `user` or `assistant`.
+      content: text. Special tokens written in it stay text.
+      thinking: reasoning of an assistant message before `content`; None if it has none.
+
+    Raises:
+      UserError: for another role, a content that is not text, or thinking in a message of another role.
+    """
+
+    role: Role
+    content: str
+    thinking: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.role not in typing.get_args(Role):
+            raise UserError(f"a message has the role {shown(self.role)}; choose {', '.join(typing.get_args(Role))}.")
+        for name, text in (("content", self.content), ("thinking", self.thinking)):
+            if not isinstance(text, str) and not (name == "thinking" and text is None):
+                raise UserError(f"a message has the {name} {shown(text)}; it must be a string.")
+        if self.thinking is not None and self.role != "assistant":
+            raise UserError(f"a message of the role {self.role} has thinking; only those of the assistant may.")

@@ -1,0 +1,81 @@
+"""Prompts as text, messages and requests; what an output holds; new weights in an engine."""
+
+import dataclasses
+
+import pytest
+
+from s1jax.config.sampling import SamplingParams
+from s1jax.engine import rows
+from s1jax.engine.engine import Engine
+from s1jax.engine.request import Output, Request
+from s1jax.errors import UserError
+from s1jax.text.messages import Message
+
+QUESTION = "Make 21 from 3 7 1"
+FEW = SamplingParams(max_thinking_tokens=8, max_answer_tokens=4, temperature=5.0, seed=5)
+
+
+@pytest.fixture(scope="module")
+def engine():
+    return Engine("package:countdown_base", slots=4)
+
+
+def test_a_text_its_message_and_its_request_are_one_prompt(engine):
+    ids = engine.encoder.encode_one(Request(QUESTION), FEW).prompt
+    same = [QUESTION, [Message("user", QUESTION)], Request(QUESTION), Request(prompt_ids=ids)]
+    found = [engine.generate([prompt], FEW)[0] for prompt in same]
+    assert all(isinstance(output, Output) for output in found)
+    assert len({output.token_ids for output in found}) == 1 and len({output.answer for output in found}) == 1
+    (row,) = rows.generate(engine, [{"question": QUESTION}], FEW)
+    assert rows.record({"question": QUESTION}, found[0]) == row | {"logprob": found[0].logprob}
+
+
+def test_the_noise_of_a_request_depends_on_its_place_unless_it_has_params(engine):
+    own = Request(QUESTION, params=FEW)
+    outputs = engine.generate([QUESTION, QUESTION, own, Request(QUESTION, index=1)], FEW)
+    ids = [output.token_ids for output in outputs]
+    assert ids[0] == ids[2] and ids[1] == ids[3] and ids[0] != ids[1]
+    assert [output.params.seed for output in outputs[::2]] == [5, 5] and outputs[1].params.seed != 5
+
+
+def test_every_token_has_its_log_probability(engine):
+    several = dataclasses.replace(FEW, n=2, num_waits=1, stop=("1",))
+    for output in engine.generate([QUESTION], several):
+        assert len(output.logprobs) == len(output.forced) == len(output.token_ids)
+        assert all((logprob == 0) == forced for logprob, forced in zip(output.logprobs, output.forced, strict=True))
+        assert sum(output.logprobs) == pytest.approx(output.logprob, abs=1e-4)
+        assert output.num_samples == 2 and output.params.n == 1 and output.params.wait == "Wait"
+
+
+@pytest.mark.parametrize(
+    ("prompts", "said"),
+    [
+        (QUESTION, "prompts is 'Make .*; give a list of prompts"),
+        (Request(QUESTION), "prompts is Request.*; give a list of prompts"),
+        ([{"question": QUESTION}], r"prompt 0 is \{'question.*s1jax.engine.rows.generate"),
+        ([QUESTION, ""], "prompt 1: the prompt is empty"),
+        ([3], "prompt 0: the prompt is 3; give a text or a list of s1jax.Message"),
+        ([Request()], "prompt 0 must have exactly one of prompt and prompt_ids"),
+        ([Request(QUESTION, name="mine", system=3)], "mine: system is 3; it must be a string"),
+        ([[Message("user", "a"), Message("assistant", "b"), Message("user", "c")]], "roles user, assistant, user"),
+        ([Request([Message("system", "a"), Message("user", "b")], system="c")], "system is given twice"),
+        ([Request(prompt_ids=[1.5])], "prompt 0: prompt_ids must be a list of whole numbers"),
+    ],
+)
+def test_bad_prompts(engine, prompts, said):
+    with pytest.raises(UserError, match=said):
+        engine.generate(prompts, FEW)
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"role": "bot", "content": "a"}, "role 'bot'; choose system, user, assistant"),
+        ({"role": "user", "content": 3}, "content 3; it must be a string"),
+        ({"role": "user", "content": "a", "thinking": "b"}, "only those of the assistant may"),
+    ],
+)
+def test_bad_messages(fields, said):
+    with pytest.raises(UserError, match=said):
+        Message(**fields)
+    assert Message("assistant", "a", thinking="b").thinking == "b"
