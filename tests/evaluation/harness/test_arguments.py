@@ -84,9 +84,9 @@ def test_wrong_arguments_of_the_command_line_are_one_sentence(harness, folder):
         (["--tasks", "answers", "--limit", "0"], "ValueError: task.build_requests() did not find any docs!"),
     ],
 )
-def test_errors_of_the_harness_itself_are_one_sentence(harness, folder, tasks, sentence):
+def test_errors_of_the_harness_itself_are_one_sentence(call_launcher, folder, tasks, sentence):
     arguments = ["--model", "s1jax", "--model_args", f"checkpoint={folder}/model", "--include_path", f"{folder}/tasks"]
-    done = run_launcher(*arguments, *tasks, home=folder / "home")
+    done = call_launcher(*arguments, *tasks)
     assert done.returncode == command.BAD_INPUT and "Traceback" not in done.stderr
     assert done.stderr.endswith(f"error: lm-evaluation-harness: {sentence}\n")
 

@@ -17,7 +17,7 @@ from s1jax.errors import UserError
 from s1jax.model import decoder
 from s1jax.text import chat
 from s1jax.text.tokenizer import Tokenizer
-from tests.evaluation.harness.cases import CONTEXT, FORMAT, ROWS, run_launcher
+from tests.evaluation.harness.cases import CONTEXT, FORMAT, ROWS
 from tests.text.conftest import write_metaspace
 
 
@@ -50,12 +50,11 @@ def answers(evaluation):
     return [sample["resps"][0][0] for sample in evaluation["samples"]["answers"]]
 
 
-def test_the_harness_runs_all_kinds_of_tasks_from_its_command_line(harness, folder):
+def test_the_harness_runs_all_kinds_of_tasks_from_its_command_line(call_launcher, folder):
     arguments = f"checkpoint={folder}/model,max_thinking_tokens=10,num_waits=2,wait=Wait,dtype=float32"
-    done = run_launcher(
+    done = call_launcher(
         "--model", "s1jax", "--model_args", arguments, "--tasks", "answers,choices,texts",
         "--include_path", f"{folder}/tasks", "--batch_size", "4", "--output_path", f"{folder}/out", "--log_samples",
-        home=folder / "home",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "|answers|" in done.stdout.replace(" ", "") and "s1jax ({'checkpoint'" in done.stdout
