@@ -26,6 +26,12 @@ def test_training_on_own_rows(tmp_path, capsys):
     assert len(losses) == 2 and "32 rows with messages" in capsys.readouterr().out
 
 
+def test_a_curve_on_own_problems(tmp_path):
+    accuracies = _module("curve_on_your_own_problems").main(folder=str(tmp_path))
+    assert list(accuracies) == ["cut at 8", "no limit", "Wait x1"] and accuracies["cut at 8"] < accuracies["no limit"]
+    assert (tmp_path / "curve" / "results.json").exists()
+
+
 def test_an_own_chat_format():
     texts = _module("your_own_chat_format").main()
     assert "\nthink\ntry 3*7=21: 21*1=21 yes\nanswer\n" in texts["example"]
