@@ -1,7 +1,7 @@
 """Size and SHA-256 of every file of a checkpoint, in its digests.json.
 
-Orbax does not notice flipped bits in its data files. The file is written last, so that it tells a finished checkpoint
-from one whose writing was interrupted as well.
+Orbax does not notice flipped bits in its data files. The file is written last, so a checkpoint
+without it is incomplete.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def write(folder: pathlib.Path) -> None:
 
 
 def fingerprint(folder: pathlib.Path) -> str:
-    """SHA-256 of the digests of all files of a finished checkpoint: equal for equal ones, wherever they lie."""
+    """SHA-256 of the digests of all files of a finished checkpoint: equal for equal checkpoints, in any folder."""
     return hashlib.sha256((folder / "digests.json").read_bytes()).hexdigest()
 
 

@@ -310,7 +310,7 @@ def read_tokenizer(reader: gguf.GGUFReader, where: str) -> tuple[dict[str, Any],
     for index, (token, token_type) in enumerate(zip(tokens, types, strict=True)):
         if token_type == known.UNUSED:
             continue
-        vocab[token] = index  # added ones as well: the tokenizers library numbers anew what it does not find here
+        vocab[token] = index  # added tokens too: the tokenizers library gives new numbers to tokens that are not here
         if token_type == known.NORMAL:
             continue
         flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}

@@ -165,11 +165,11 @@ def _bits(array: np.ndarray) -> np.ndarray:
 
 
 def _stored_dtype(located: Mapping[str, pathlib.Path]) -> Any:
-    """bfloat16 if all tensors are stored in it, else float32; UserError names a tensor that is no float."""
+    """bfloat16 if all tensors are stored in it, else float32; UserError names a tensor that is not a float."""
     kinds = set()
     for path in sorted(set(located.values())):
         with _open(path) as file:
-            for name in file.keys():  # noqa: SIM118 (a safetensors file is no dict)
+            for name in file.keys():  # noqa: SIM118 (a safetensors file is not a dict)
                 if name not in located:
                     continue
                 kind = file.get_slice(name).get_dtype()

@@ -118,7 +118,7 @@ def load_metadata(path: str | os.PathLike[str]) -> Metadata:
     """Reads configuration, tokenizer, chat format and provenance; imports neither jax nor Orbax.
 
     Raises:
-      UserError: where `path` is no finished checkpoint or one of these files is damaged.
+      UserError: if `path` is not a finished checkpoint, or one of these files is damaged.
     """
 
     def read(folder: pathlib.Path) -> Metadata:

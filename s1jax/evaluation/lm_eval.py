@@ -2,13 +2,13 @@
 
     python -m launch.lm_eval --model s1jax --model_args checkpoint=CKPT,max_thinking_tokens=4096 --tasks gsm8k
 
-Release 0.4.13 of the harness (https://github.com/EleutherAI/lm-evaluation-harness) finds models in its own list and
-nowhere else: importing this module puts `s1jax` there, which is what `s1jax/cli/lm_eval.py` does before it hands over.
-Later ones look for entry points of the group `lm_eval.models`, too, where `setup.py` names this one.
+Release 0.4.13 of the harness (https://github.com/EleutherAI/lm-evaluation-harness) only finds models in its own
+list. Importing this module adds `s1jax` to it, which `s1jax/cli/lm_eval.py` does before it starts the harness. Later
+releases also read entry points of the group `lm_eval.models`, where `setup.py` names this one.
 
 `--model_args` are `checkpoint`, `dtype`, `cache_dtype`, `weight_dtype`, `cache_length`, `bos_token` and the fields of
-`SamplingParams`: what the task's generation settings, or `--gen_kwargs`, say takes precedence.
-`--batch_size` is the number of rows that run at one time; the harness sets it to 1 unless told otherwise.
+`SamplingParams`: the task's generation settings and `--gen_kwargs` take precedence.
+`--batch_size` is the number of batch slots; the harness sets it to 1 by default.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ class HarnessModel(TemplateLM):
           bos_token: put before every context whose log-likelihoods are wanted, for models that were trained so. Without
             it an empty context is the end-of-sequence token.
           batch_size: rows that run at one time; `auto` is 16.
-          max_batch_size: not supported: no batch size is searched for.
-          device: not looked at: the harness says cuda:0 unless told otherwise, and JAX_PLATFORMS chooses.
+          max_batch_size: not supported, because no batch size is searched for.
+          device: ignored: the harness passes cuda:0 by default, and JAX_PLATFORMS chooses the device.
           **controls: fields of `SamplingParams` for what a task does not say itself.
 
         Raises:

@@ -25,7 +25,7 @@ def read(
       run: fingerprint of the evaluation.
       num_problems: of its task.
       journal: samples of an evaluation that has no results yet.
-      now: what the evaluation will write into its results, as far as it is known, to name what differs.
+      now: the known part of the evaluation's own results, to name what differs.
 
     Raises:
       UserError: the folder holds results or samples of another evaluation, or damaged ones.

@@ -71,10 +71,10 @@ class Selection:
     """One answer out of several samples.
 
     Attributes:
-      kind: `majority` votes over `samples`; `reject` samples anew, up to `samples` times, until thinking fits.
-      samples: number of samples, at most.
-      max_thinking_tokens: what thinking has to fit in; 0 for a vote.
-      temperature: of these samples; None stands for what holds for all runs.
+      kind: `majority` votes over `samples`; `reject` samples again, up to `samples` times, until thinking fits.
+      samples: maximum number of samples.
+      max_thinking_tokens: limit of thinking for `reject`; 0 for a vote.
+      temperature: temperature of these samples; None: that of all runs.
     """
 
     kind: Literal["majority", "reject"]

@@ -42,11 +42,11 @@ def commit(folder: pathlib.Path) -> str:
 
 
 def create(repository: str, *, private: bool) -> bool:
-    """Makes a model repository on the hub where there is none; returns whether it is public.
+    """Creates a model repository on the hub if there is none; returns whether it is public.
 
     Args:
-      repository: as in OWNER/NAME.
-      private: of a new repository; one that exists stays as it is.
+      repository: OWNER/NAME.
+      private: for a new repository; an existing one is not changed.
 
     Raises:
       Exception: any error of huggingface_hub, for example without a login.

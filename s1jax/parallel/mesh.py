@@ -17,9 +17,9 @@ from s1jax.config.experiment import MeshConfig
 from s1jax.errors import UserError
 
 AXES = ("data", "fsdp", "sequence", "tensor")
-ROWS = ("data", "fsdp")  # mesh axes along which the rows of a batch lie
+ROWS = ("data", "fsdp")  # mesh axes that split the rows of a batch
 TOKENS = "sequence"  # and the tokens of a row
-WIDTH = ("fsdp", "sequence")  # along which weights are split that every device needs whole
+WIDTH = ("fsdp", "sequence")  # mesh axes that split weights which every device needs whole
 
 
 def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Mesh:
@@ -47,7 +47,7 @@ def make_mesh(config: MeshConfig, devices: list[jax.Device] | None = None) -> Me
 
 
 def parts(mesh: Mesh, axes: tuple[str, ...]) -> int:
-    """Number of parts that what lies along `axes` is split into."""
+    """Number of parts into which `axes` split an array."""
     return math.prod(mesh.shape[axis] for axis in axes)
 
 

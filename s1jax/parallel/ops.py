@@ -107,7 +107,7 @@ def attend_cached(
     Args:
       mesh: None: one device.
       kv_heads: of the model.
-      split_rows: rows lie along `data` and `fsdp`; False: every device has all of them, as in a prefill.
+      split_rows: rows are split along `data` and `fsdp`; False: every device has all of them, as in a prefill.
       pages_at_once: see there.
       pages_in_place: see there.
     """

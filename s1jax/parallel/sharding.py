@@ -29,8 +29,8 @@ def param_shardings(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
     """The tree of `decoder.init_params` with a NamedSharding for every array.
 
     Raises:
-      UserError: where an axis of the model does not divide by its mesh axes, or two axes of a weight lie along the
-        same one.
+      UserError: if an axis of the model does not divide by its mesh axes, or the same mesh axis splits two axes of a
+        weight.
     """
 
     def place(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct, axes: tuple[str, ...]) -> NamedSharding:
@@ -91,10 +91,10 @@ def check_batch(rows: int, length: int, mesh: Mesh, what: str) -> None:
 def row_share(mesh: Mesh) -> tuple[int, int]:
     """Which share of a batch's rows this process reads, and how many shares there are; all have the same size.
 
-    Processes whose devices hold the same rows, because other axes of the mesh lie across them, read the same share.
+    Processes whose devices hold the same rows, because other axes of the mesh split them, read the same share.
 
     Raises:
-      UserError: where two processes have some rows in common and others not.
+      UserError: if two processes share some rows but not all.
     """
     if jax.process_count() == 1:
         return 0, 1
