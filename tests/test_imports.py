@@ -22,6 +22,7 @@ FLOORS = (
     ("data", "engine"),
     ("training",),
     ("evaluation", "plan"),
+    ("check",),
     ("cli",),
 )
 FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}

@@ -9,6 +9,7 @@ from s1jax.cli import command
 
 # What each command does, as `s1jax --help` lists it.
 COMMANDS = {
+    "check": "check a new machine: kernels, tokens, speed; the first command to run on an accelerator",
     "quickstart": "train and evaluate the small model that comes with s1jax, in minutes on a CPU",
     "train": "fine-tune or pretrain a decoder; the same command again resumes the run",
     "sample": "answer prompts under a thinking budget",
