@@ -108,12 +108,12 @@ class WeightsAndBiases:
         """Begins the run, or resumes it.
 
         Raises:
-          UserError: where W&B does not let it begin, for example without a login.
+          UserError: where W&B does not let it begin, for example without a login, or with a broken installation.
         """
-        import wandb
-
         project = experiment.log.wandb
         try:
+            import wandb
+
             self._run = wandb.init(
                 project=project,
                 name=workdir.absolute().name,
