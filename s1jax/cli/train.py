@@ -1,21 +1,21 @@
 """Trains a model: `python -m launch.train --config=configs/NAME.py --workdir=DIR [--config.a.b=v ...]`.
 
-The same command run again goes on from the newest checkpoint in DIR; with larger train.epochs or train.steps it
-prolongs the run, finished or not. DIR gets config.json, rows.sha256 (of the encoded rows), metrics.jsonl, tensorboard/
-and checkpoints/STEP, and is itself a checkpoint to every other launcher; one run at a time has it. --profile=3:6 writes
-an XProf trace of steps 3 to 6 to DIR/profile.
+The same command again resumes from the newest checkpoint in DIR. With larger train.epochs or train.steps it prolongs
+the run, finished or not. DIR gets config.json, rows.sha256 (of the encoded rows), metrics.jsonl, tensorboard/ and
+checkpoints/STEP. DIR is itself a checkpoint to every other command; one run at a time uses it. --profile=3:6 writes an
+XProf trace of steps 3 to 6 to DIR/profile. --config.data.validation=0.05 holds rows out and measures the loss on them.
 
-On several hosts the same command runs in every process, with a DIR that all of them see. Processes find each other as
-s1jax/cli/processes.py says; on a machine without a cluster, give --coordinator=HOST:PORT, --num_processes=N and
---process_id=I. Another number of processes or devices, or another mesh, goes on from the same checkpoint.
+On several hosts the same command runs in every process, with a DIR that all of them see. s1jax/cli/processes.py says
+how processes find each other; on a machine without a cluster, give --coordinator=HOST:PORT, --num_processes=N and
+--process_id=I. A run may be resumed with another number of processes or devices, or another mesh.
 
 Exit codes, the same in all processes except where only one of them fails:
 
     0    the run is finished and its checkpoint is on the disk
-    2    the input is wrong, in a way that the message says
-    75   another process was lost, at most a minute ago, or did not come within five; the same command goes on from the
+    2    the input is wrong; the message says how
+    75   another process was lost, at most a minute ago, or did not come within five; the same command resumes from the
          newest checkpoint
-    143  a SIGTERM to any process stopped all of them at the same step with a checkpoint; the same command goes on
+    143  a SIGTERM to any process stopped all of them at the same step with a checkpoint; the same command resumes
     1    anything else, after a traceback
 """
 

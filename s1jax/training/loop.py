@@ -36,18 +36,18 @@ def run(
 ) -> metrics_lib.Summary:
     """Trains from step 0, or from the newest checkpoint in `workdir`, to the end of the batches.
 
-    A run may get more steps than it had, finished or not. It goes on from its newest state, and its batches stay those
-    of (seed, step), but the learning rate follows the schedule of the new length from there on. With a constant one and
-    no warm-up the result is that of a run which had this length from the beginning; with others it is not, because the
-    earlier steps followed the old schedule. (The Trainer of transformers does the same.)
+    A run may get more steps than it had, finished or not. It resumes from its newest state, and its batches stay those
+    of (seed, step), but from there the learning rate follows the schedule of the new length. With a constant rate and
+    no warm-up the result is that of a run which had this length from the beginning. With others it is not, because the
+    earlier steps followed the old schedule. The Trainer of transformers does the same.
 
     Args:
       prepared: the run; `workdir.claim` has accepted its settings for `workdir`.
       workdir: gets metrics.jsonl, TensorBoard events and checkpoints/.
       callbacks: called while the run goes.
-      start_time: `time.monotonic()` when the process started, from where its wall-clock counts; None: now.
-      profile: steps, counted from 1, of which an XProf trace is written to `workdir`/profile; those that were taken
-        before a resumption are left out.
+      start_time: `time.monotonic()` when the process started, where its wall-clock time begins; None: now.
+      profile: steps, counted from 1. An XProf trace of them is written to `workdir`/profile, without steps that were
+        taken before the run was resumed.
 
     Returns:
       the summary of the whole run, resumed parts included.

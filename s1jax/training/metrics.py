@@ -49,7 +49,7 @@ class Summary(TypedDict):
       wall_seconds: of every process that ran the run, one after the other, see `RunLog`.
       goodput: the share of `wall_seconds` that went into steps whose result was kept.
       tokens_per_second: tokens / seconds.
-      supervised_tokens_per_second: likewise.
+      supervised_tokens_per_second: supervised_tokens / seconds.
       median_mfu: model FLOPs utilisation; None where the device's peak is not known.
       peak_memory_bytes: of the fullest device of this process; None where the backend does not say.
       dollars: for the devices over `wall_seconds`.
@@ -81,13 +81,17 @@ class Summary(TypedDict):
 class RunLog:
     """metrics.jsonl of a run and its trackers, written by process 0.
 
-    A line has what the step computed, and: `padding`, the share of the batch's places that hold no token;
-    `peak_memory_bytes`, on the fullest of this process's devices, None where the backend does not tell; `seconds`, of
-    this step alone; `wall_seconds`, of the run up to here, that is of every process that ran it one after the other,
-    each from its start, with start-up, compilation, checkpoints and steps whose state was lost; `dollars`, for the
-    devices over that time; `dollars_to_go`, for the steps that are left at this process's pace since its first step,
-    checkpoints included; `validation_loss`, only in the lines of steps after which it was measured, a time that counts
-    for no step. What an earlier process did after its last line is not known, nor is the time between two.
+    A line has the metrics of `step.make_step`, tokens per second and MFU, and:
+
+      padding: share of the batch's places that hold no token.
+      peak_memory_bytes: of the fullest of this process's devices; None if the backend does not report it.
+      seconds: of this step alone; validation, checkpoints and compilation count for no step.
+      wall_seconds: of the run so far. It adds up the processes that ran it one after the other, each from its start,
+        with start-up, compilation, checkpoints and steps whose state was lost. The time between two processes, and what
+        a process did after its last line, are not known and left out.
+      dollars: for the devices over `wall_seconds`.
+      dollars_to_go: for the steps that are left, at the mean pace of this process, checkpoints included.
+      validation_loss: only in the lines of steps after which it was measured.
     """
 
     def __init__(
@@ -105,7 +109,7 @@ class RunLog:
         self._file: IO[str] | None = None
         self._trackers: list[trackers.Tracker] = []
         self._start_time = self._clock = start_time
-        self._first_step_began: float | None = None
+        self._first_step_start: float | None = None
         self._earlier_seconds = self._earlier_dollars = 0.0  # of the processes before this one
 
     def __enter__(self) -> RunLog:
@@ -127,8 +131,8 @@ class RunLog:
           a sentence on steps up to `start` that have no line; empty where all have one.
 
         Raises:
-          UserError: names a line that is no line of a run, or whose step does not follow the one before; W&B does not
-            let the run begin.
+          UserError: for a line that is not one of a run (named), or whose step does not follow the one before; W&B
+            does not let the run begin.
         """
         self._start, self._num_steps = start, num_steps
         if not self._first:
@@ -181,10 +185,10 @@ class RunLog:
         return self._records[-1] if self._records else {}
 
     def start_clock(self) -> None:
-        """To be called before the first step, and after whatever comes between two steps and belongs to neither."""
+        """Starts the time of the next step: before the first one, and after work between two steps."""
         self._clock = time.monotonic()
-        if self._first_step_began is None:
-            self._first_step_began = self._clock
+        if self._first_step_start is None:
+            self._first_step_start = self._clock
 
     def write(
         self, step: int, values: dict[str, Any], places: int, validate: Callable[[], float] | None = None
@@ -199,8 +203,8 @@ class RunLog:
         """
         now = time.monotonic()
         seconds, self._clock = now - self._clock, now
-        assert self._first_step_began is not None
-        pace = (now - self._first_step_began) / (step - self._start)
+        assert self._first_step_start is not None
+        pace = (now - self._first_step_start) / (step - self._start)
         flops = perf.train_flops(self._config, values["tokens"], values["pairs"])
         record: Record = {
             "step": step,

@@ -77,7 +77,7 @@ class Prepared:
 
 @contextlib.contextmanager
 def prepare(experiment: Experiment) -> Iterator[Prepared]:
-    """Gives the run that an experiment describes. The checkpoint it starts from is not removed during the block.
+    """Yields the run that an experiment describes. The checkpoint it starts from is not removed during the block.
 
     Every wrong setting is found here, before the run has a folder: the corrected settings would be another run.
 
@@ -91,31 +91,31 @@ def prepare(experiment: Experiment) -> Iterator[Prepared]:
 
 def _prepare(experiment: Experiment, start: pathlib.Path | None) -> Prepared:
     mesh = mesh_lib.make_mesh(experiment.mesh)
-    about = metadata(experiment, start)
-    about.tokenizer.legal_ids(about.config.vocab_size)  # raises where it has ids that the embedding lacks
-    if experiment.data.block_size > about.config.context_length:
+    metadata = make_metadata(experiment, start)
+    metadata.tokenizer.legal_ids(metadata.config.vocab_size)  # raises where it has ids that the embedding lacks
+    if experiment.data.block_size > metadata.config.context_length:
         raise UserError(
             f"config.data.block_size {experiment.data.block_size} exceeds the model's context_length "
-            f"{about.config.context_length}; choose a smaller one."
+            f"{metadata.config.context_length}; choose a smaller one."
         )
     sharding.check_batch(mesh_lib.row_shards(mesh), experiment.data.block_size, mesh, "the batch")
-    sharding.param_shardings(about.config, mesh)
-    step_lib.make_gradients(about.config, experiment.train, mesh)
+    sharding.param_shardings(metadata.config, mesh)
+    step_lib.make_gradients(metadata.config, experiment.train, mesh)
     share, shares = sharding.row_share(mesh)
-    data = sources.make(experiment, about.tokenizer, about.chat, mesh_lib.row_shards(mesh), share, shares)
+    data = sources.make(experiment, metadata.tokenizer, metadata.chat, mesh_lib.row_shards(mesh), share, shares)
     notes = experiment_lib.unused(experiment) + data.notes + trackers.check(experiment.log)
-    experiment, fallback = parallel_ops.choose_attention(experiment, about.config, mesh, jax.default_backend())
+    experiment, fallback = parallel_ops.choose_attention(experiment, metadata.config, mesh, jax.default_backend())
     if fallback:
         notes.append(fallback)
 
     def make_params() -> decoder.Params:
         if start is not None:
             return store.load_model(start, mesh=mesh).params
-        shardings = sharding.param_shardings(about.config, mesh)
+        shardings = sharding.param_shardings(metadata.config, mesh)
         init = jax.jit(decoder.init_params, static_argnums=(0, 2), out_shardings=shardings)
-        return init(about.config, jax.random.key(experiment.seed), experiment.train.param_dtype)
+        return init(metadata.config, jax.random.key(experiment.seed), experiment.train.param_dtype)
 
-    return Prepared(experiment, mesh, about, data.batches, make_params, data.validation, tuple(notes))
+    return Prepared(experiment, mesh, metadata, data.batches, make_params, data.validation, tuple(notes))
 
 
 def _hold_start(experiment: Experiment, held: contextlib.ExitStack) -> pathlib.Path | None:
@@ -131,7 +131,7 @@ def _hold_start(experiment: Experiment, held: contextlib.ExitStack) -> pathlib.P
     return together(lambda: held.enter_context(store.hold(mine.with_name(name))))
 
 
-def metadata(experiment: Experiment, start: pathlib.Path | None = None) -> store.Metadata:
+def make_metadata(experiment: Experiment, start: pathlib.Path | None = None) -> store.Metadata:
     """Model, tokenizer and chat format of a run, and its settings as provenance.
 
     Args:
@@ -142,7 +142,7 @@ def metadata(experiment: Experiment, start: pathlib.Path | None = None) -> store
       UserError: for an unknown chat format, a missing setting, or a tokenizer that lacks a delimiter.
     """
     if experiment.chat and experiment.chat not in chat_lib.FORMATS:
-        raise UserError(f"config.chat {experiment.chat!r} is no chat format; choose {', '.join(chat_lib.FORMATS)}.")
+        raise UserError(f"config.chat {experiment.chat!r} is not a chat format; choose {', '.join(chat_lib.FORMATS)}.")
     provenance: dict[str, Any] = {"experiment": schema.to_dict(experiment)}
     if experiment.init_from:
         base = store.load_metadata(start or experiment.init_from)

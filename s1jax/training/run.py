@@ -41,8 +41,8 @@ def train(
       workdir: gets config.json, metrics.jsonl, tensorboard/ and checkpoints/STEP. It is itself a checkpoint (its newest
         one) wherever a checkpoint is asked for. One process at a time trains in it.
       callbacks: functions that are called while the run goes; None calls none.
-      start_time: `time.monotonic()` from where the run's wall-clock counts; None: now.
-      profile: steps, counted from 1, of which an XProf trace is written to `workdir`/profile.
+      start_time: `time.monotonic()` where the run's wall-clock time begins; None: now.
+      profile: steps, counted from 1. An XProf trace of them is written to `workdir`/profile.
 
     Returns:
       steps, first and last loss, tokens, seconds, cost: JSON values.

@@ -1,4 +1,4 @@
-"""The state of a training run and the jitted step that advances it."""
+"""The jitted training step, with the state that it advances."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from s1jax.training.losses.cross_entropy import batch_loss
 
 Batch = dict[str, jax.Array]
 
-# On GPUs gathers and reduce-scatters of weights stay apart: each is begun early, and several may be under way. By
-# default they are put together into one that a layer waits for: no product ran beside 14 of 14 GB of reduce-scatters
-# and 4.2 of 27 GB of gathers of Qwen2.5-7B at 8k on 16 H100, now 1.2 and 1.2.
+# On GPUs, gathers and reduce-scatters of weights are not combined: each starts early, and several run at a time. By
+# default XLA combines them into one that a layer waits for. For Qwen2.5-7B at 8k on 16 H100, 14 of 14 GB of
+# reduce-scatters and 4.2 of 27 GB of gathers then overlapped with no product; with these options 1.2 and 1.2 GB.
 _GPU: dict[str, str | bool] = {
     "xla_gpu_all_gather_combine_threshold_bytes": "1",
     "xla_gpu_reduce_scatter_combine_threshold_bytes": "1",
     "xla_gpu_experimental_parallel_collective_overlap_limit": "8",
 }
 # Options for `jax.stages.Lowered.compile` by backend. Without the first, the TPU compiler splits gathers and products
-# into loops that compute weight gradients twice. The next six give collectives to the SparseCore, beside the products:
-# gathers of weights, over two and three axes of a slice too, and reductions of gradients, scattered along all axes;
-# otherwise both are waited for, and every device gets the whole sum. `prefer` keeps gathers from becoming all-reduces
-# of mostly zeros, twice the traffic, as all did on v5p 4x4x4. The last gives the backward kernel of splash attention
-# on v5p what it has by default on v6e.
+# into loops that compute weight gradients twice. The next six run collectives on the SparseCore, in parallel with the
+# products: gathers of weights, also over two and three axes of a slice, and reductions of gradients, scattered along
+# all axes. Otherwise the products wait for both, and every device gets the whole sum. `prefer` keeps gathers from
+# becoming all-reduces of mostly zeros with twice the traffic, as all did on v5p 4x4x4. The last gives the backward
+# kernel of splash attention on v5p the memory that it has by default on v6e.
 COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {
     "tpu": {
         "xla_jf_spmd_threshold_for_windowed_einsum_mib": "1000000",
@@ -65,7 +65,7 @@ class Loss(Protocol):
         Args:
           hidden: [B, T, D], the decoder's output after its final norm.
           kernel: [D, V], the output projection.
-          batch: arrays [B, T] of `s1jax.data.packing`, and whatever else the source of the batches adds. `weights` are
+          batch: arrays [B, T] of `s1jax.data.packing`, and others that the source of the batches adds. `weights` are
             divided by their sum over the whole batch.
           chunk: positions of a row whose logits may exist at one time.
           mesh: the arrays are placed on it.
@@ -93,7 +93,7 @@ class TrainState:
 
 
 def abstract_state(config: ModelConfig, tx: optax.GradientTransformation, mesh: Mesh, dtype: Any) -> TrainState:
-    """The state's shapes, types and shardings; the optimizer's moments lie where their weights lie."""
+    """The state's shapes, types and shardings; the optimizer's moments are placed like their weights."""
     shapes = decoder.abstract_params(config, jnp.dtype(dtype))
     shardings = sharding.param_shardings(config, mesh)
     one = sharding.replicated(mesh)
@@ -113,7 +113,7 @@ def abstract_state(config: ModelConfig, tx: optax.GradientTransformation, mesh: 
 
 
 def compile_for(backend: str, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
-    """Compiles a step with the `COMPILER_OPTIONS` of a backend; warns of those that its compiler does not know."""
+    """Compiles a step with the `COMPILER_OPTIONS` of a backend; warns of options that its compiler does not know."""
     options = dict(COMPILER_OPTIONS.get(backend, {}))
     while True:
         try:

@@ -1,4 +1,4 @@
-"""The numbers of a run for programs that draw them: TensorBoard event files, a run of Weights & Biases."""
+"""Trackers: writers of a run's numbers for TensorBoard or Weights & Biases, which draw them."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ class Tracker(Protocol):
 
 
 def check(config: LogConfig) -> list[str]:
-    """Returns a note where a tracker that is on by default is not installed.
+    """Returns a note if a tracker that is on by default is not installed.
 
     Raises:
-      UserError: where one that was asked for is not installed.
+      UserError: if one that was asked for is not installed.
     """
     if config.wandb and not _is_installed("wandb"):
         raise MissingPackageError(f"config.log.wandb={config.wandb}", "wandb", "wandb")
@@ -66,7 +66,7 @@ def named(record: Record) -> dict[str, float]:
 class TensorBoard:
     """A TensorBoard event file, written in this thread so that a full disk is noticed.
 
-    tensorboardX's own SummaryWriter hands events to a thread, and waits for ever where that thread has died.
+    tensorboardX's own SummaryWriter hands events to a thread, and waits forever if that thread has died.
     """
 
     def __init__(self, folder: pathlib.Path, start: int):
@@ -98,7 +98,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """A run of Weights & Biases with the name of the workdir; a resumed run goes on under the same id.
+    """A run of Weights & Biases with the name of the workdir; a resumed run continues under the same id.
 
     Curves are drawn over `train/global_step`, as by the Trainer of transformers: W&B's own step never goes back, and a
     run that resumes from a checkpoint repeats the steps that were lost.

@@ -1,4 +1,4 @@
-"""The folder of a training run: who may use it, and whether the run in it is the one that is asked for."""
+"""The checks of a training run's folder: it is free, and the run in it is the one that is asked for."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from s1jax.training import optimizer as optimizer_lib
 
 # Settings that may differ when a run is resumed: they change neither its order nor, but for rounding, its numbers.
 _HOW = ("accumulation", "attention", "loss_chunk", "mlp_parts", "remat", "validate_every")  # what fits other machines
-_LENGTH = ("train.epochs", "train.steps")  # may grow: the run goes on from its state, see `s1jax.training.loop.run`
+_LENGTH = ("train.epochs", "train.steps")  # may grow: the run is prolonged, see `s1jax.training.loop.run`
 _FREE = ("mesh", "checkpoint", "cost", "log", *(f"train.{name}" for name in _HOW))
 
 
 @contextlib.contextmanager
 def claim(workdir: pathlib.Path, experiment: Experiment, rows: str = "") -> Iterator[None]:
-    """Holds the folder of a run for a block: makes it with its config.json, or checks that the run in it is this one.
+    """Reserves the folder of a run for a block: makes it with its config.json, or checks that it holds this run.
 
-    Process 0 keeps a lock on WORKDIR/.lock, which the system takes back when the process ends, however it does; where
-    the file system has no locks, nothing keeps a second run out.
+    Process 0 keeps a lock on WORKDIR/.lock, which the system releases when the process ends in any way. On a file
+    system without locks nothing keeps a second run out.
 
     Args:
       workdir: the folder.
@@ -44,9 +44,8 @@ def claim(workdir: pathlib.Path, experiment: Experiment, rows: str = "") -> Iter
       rows: digest of the rows that are trained on, kept in rows.sha256; empty: they follow from the settings.
 
     Raises:
-      UserError: where another process trains in the folder, where it holds a run of other settings (says which) or of
-        other rows or is a file, or where another process than the first doesn't see it, has it at another path or has
-        other settings.
+      UserError: if another process trains in the folder; if it is a file, or holds a run of other settings (named) or
+        other rows; if a process other than the first does not see it, has it at another path or has other settings.
     """
     first = jax.process_index() == 0
     with contextlib.ExitStack() as held:

@@ -12,7 +12,7 @@ def test_delimiters_of_the_config_end_up_in_the_checkpoint_s_format():
     def metadata(end):
         own = dict(init_from="package:countdown_base", chat="countdown")
         delimiters = dict(think_start="try so", think_end=end)
-        return prepare.metadata(presets.experiment(config.defaults() | own | {"delimiters": delimiters}))
+        return prepare.make_metadata(presets.experiment(config.defaults() | own | {"delimiters": delimiters}))
 
     about = metadata("check answer")
     assert about.chat.think_start == "try so" and about.chat.think_end == "check answer"

@@ -1,13 +1,13 @@
-"""Cross-entropy of next-token prediction without logits of all tokens: at no time do more than one chunk's exist.
+"""Cross-entropy of next-token prediction, computed in chunks so that the logits of all tokens never exist at once.
 
 B rows, T length, C chunk length, D model, V vocabulary; b and v are one device's share of B and V.
 
-On a mesh the vocabulary lies along all axes but `data`: what a device has of the output projection's width is exchanged
-for what it needs of its outputs, a chunk's hidden states are gathered over `fsdp` and `sequence`, and each device
-computes its slice of the vocabulary for all of them. Logits take the memory they would with the tokens left where they
-are, but no device ever holds the whole output projection (1.1 GB in bfloat16 for Qwen2.5-7B) or its gradient (2.2 GB in
-float32). Gathering and reducing those would move 3.3 GB a step; hidden states and their gradients move 0.23 GB per
-1,024 tokens a device where `fsdp` is 16: less up to rows of about 14,000 tokens, more beyond.
+On a mesh the vocabulary is split along all axes but `data`. An all-to-all turns each device's part of the output
+projection's width into a part of its vocabulary. The hidden states of a chunk are gathered over `fsdp` and `sequence`,
+and each device computes its slice of the vocabulary for all of them. Logits take as much memory as if the tokens were
+split instead, but no device ever holds the whole output projection (1.1 GB in bfloat16 for Qwen2.5-7B) or its gradient
+(2.2 GB in float32). Gathering and reducing those would move 3.3 GB a step. Hidden states and their gradients move
+0.23 GB per 1,024 tokens of a device if `fsdp` is 16: less up to rows of about 14,000 tokens, more for longer ones.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def _run(
     if mesh is None or mesh.size == 1:
         return _one_device(hidden, kernel, targets, weights, chunk, gradients)
     shares = mesh_lib.parts(mesh, _GATHERED)
-    tokens, lies = P(mesh_lib.ROWS, mesh_lib.TOKENS), P(_GATHERED, _TENSOR)
+    tokens, placed = P(mesh_lib.ROWS, mesh_lib.TOKENS), P(_GATHERED, _TENSOR)
 
     def device(h: jax.Array, k: jax.Array, t: jax.Array, w: jax.Array) -> tuple[jax.Array, Any, Any]:
         size = k.shape[1]
@@ -107,8 +107,8 @@ def _run(
     return jax.shard_map(
         device,
         mesh=mesh,
-        in_specs=(tokens, lies, tokens, tokens),
-        out_specs=(P(), tokens, lies) if gradients else (P(), None, None),
+        in_specs=(tokens, placed, tokens, tokens),
+        out_specs=(P(), tokens, placed) if gradients else (P(), None, None),
         check_vma=False,
     )(hidden, kernel, targets, weights)
 
