@@ -31,6 +31,7 @@ def checks(sizes: Sizes) -> list[Check]:
     return [*found, Check("transformers", label, functools.partial(_train, model, length, rows))]
 
 
+@functools.cache
 def _model(shape: ModelConfig) -> tuple[Any, Any]:
     """torch, and a Qwen2ForCausalLM of the shape with its own random weights: speed does not depend on them."""
     for package in ("torch", "transformers"):
@@ -53,8 +54,9 @@ def _model(shape: ModelConfig) -> tuple[Any, Any]:
     config._attn_implementation = "sdpa"
     on_gpu = torch.cuda.is_available()
     torch.set_default_dtype(torch.bfloat16 if on_gpu else torch.float32)
-    model: Any = transformers.Qwen2ForCausalLM(config)
-    return torch, model.to("cuda" if on_gpu else "cpu")
+    with torch.device("cuda" if on_gpu else "cpu"):  # made there: drawing the weights on a CPU takes half a minute
+        model: Any = transformers.Qwen2ForCausalLM(config)
+    return torch, model
 
 
 def _note(torch: Any) -> str:

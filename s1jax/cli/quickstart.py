@@ -35,9 +35,9 @@ def main() -> int:
         code = _run(command)
         if code:
             return code
-    curve = f" The curve: {out}/scaling.png;" if pathlib.Path(out, "scaling.png").exists() else ""
+    curve = f"The curve: {out}/scaling.png; the" if pathlib.Path(out, "scaling.png").exists() else "The"
     print(
-        f"\nDone in {time.monotonic() - start_time:.0f} s.{curve} the numbers: {out}/results.json; every answer:"
+        f"\nDone in {time.monotonic() - start_time:.0f} s. {curve} numbers: {out}/results.json; every answer:"
         f" {out}/samples.jsonl"
     )
     return 0
