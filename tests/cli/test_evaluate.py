@@ -128,6 +128,22 @@ for stop, flags, files in json.loads(sys.argv.pop()):
 print(json.dumps(outcomes))
 """
 
+# Ends the launcher at its eighth sample, which it writes in half.
+KILL = """
+import os, sys
+from s1jax.cli import command as cli, evaluate
+from s1jax.io.journal import Journal
+append, written = Journal.append, []
+def killed(self, row):
+    written.append(row)
+    append(self, row)
+    if len(written) == 8:
+        os.truncate(self._path, self._path.stat().st_size - 50)
+        os._exit(9)
+Journal.append = killed
+cli.run(evaluate.main)
+"""
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
@@ -169,23 +185,26 @@ def runs(tmp_path_factory):
     ]
     question = [*small, "--budgets=4", "--num_problems=2", f"--task={folder}/sums.jsonl"]
     again, half = [*question, f"--out={folder}/sums"], [*question, f"--out={folder}/half"]
+    killed = [*small, f"--out={folder}/killed", *numbers[-3:], "--temperature=1", "--seed=3"]
     every += [[*again, "--batch_size=1", "--dollars_per_hour=36"], again, half, half, half]
     stops = [None, None, None, None, 14, *[None] * 4, 1]
     edits = [None] * 7 + [{str(folder / "sums.jsonl"): text} for text in (*texts[1:], texts[0], texts[2], texts[0])]
     edits[11][str(folder / "half" / "scaling.png" / "in the way")] = ""
+    every.append(killed)
     for i, (flags, _) in enumerate(WRONG):
         defaults = [f"--checkpoint={folder}/model", f"--out={folder}/wrong{i}"]
         every.append([flag.format(**names) for flag in [*defaults, *flags]])
+    first = subprocess.run([sys.executable, "-c", KILL, *killed], cwd=ROOT, capture_output=True, text=True, timeout=300)
     process = subprocess.run(
         [sys.executable, "-c", DRIVER, json.dumps(list(itertools.zip_longest(stops, every, edits)))],
         cwd=ROOT, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert process.returncode == 0, process.stderr
     countdown_run, other_seed, sums, strategies_run, stopped, changed, resumed, *rest = json.loads(process.stdout)
-    again, others, *half = rest[:5]
+    again, others, *half, revived = rest[:6]
     return types.SimpleNamespace(
-        countdown=countdown_run, other_seed=other_seed, sums=sums, wrong=rest[5:], folder=folder,
-        again=again, others=others, half=half,
+        countdown=countdown_run, other_seed=other_seed, sums=sums, wrong=rest[6:], folder=folder,
+        again=again, others=others, half=half, killed=first.returncode, revived=revived,
         strategies=strategies_run, stopped=stopped, changed=changed, resumed=resumed,
         countdown_out=folder / "deep" / "countdown", sums_out=folder / "sums",
     )  # fmt: skip
@@ -315,31 +334,10 @@ def test_a_killed_evaluation_goes_on(runs):
 
 def test_an_evaluation_goes_on_after_a_hard_kill_within_a_line(runs):
     """Nothing is closed and nothing flushed, and the eighth sample is on the disk in half."""
-    kill = """
-import os, sys
-from s1jax.cli import command, evaluate
-from s1jax.io.journal import Journal
-append, written = Journal.append, []
-def killed(self, row):
-    written.append(row)
-    append(self, row)
-    if len(written) == 8:
-        os.truncate(self._path, self._path.stat().st_size - 50)
-        os._exit(9)
-Journal.append = killed
-command.run(evaluate.main)
-"""
+    assert runs.killed == 9
+    assert runs.revived["code"] == 0, runs.revived["err"]
+    assert runs.revived["written"] == runs.countdown["written"] - 7
     out = runs.folder / "killed"
-    flags = [
-        f"--checkpoint={runs.folder}/model", "--max_thinking_tokens=40", "--max_answer_tokens=12", "--batch_size=2",
-        f"--out={out}", "--budgets=0,8,none", "--waits=0,2", "--num_problems=5", "--temperature=1", "--seed=3",
-    ]  # fmt: skip
-    first, second = (
-        subprocess.run([sys.executable, *how, *flags], cwd=ROOT, capture_output=True, text=True, timeout=300)
-        for how in (["-c", kill], ["-m", "launch.evaluate"])
-    )
-    assert first.returncode == 9, first.stderr
-    assert second.returncode == 0, second.stderr
     whole, resumed = (
         [{key: value for key, value in row.items() if key != "seconds"} for row in samples_in(folder)]
         for folder in (runs.countdown_out, out)

@@ -1,20 +1,20 @@
-"""`python -m launch.evaluate` on multiple choice, with a tokenizer that can write letters."""
+"""An evaluation on multiple choice, with a tokenizer that can write letters."""
 
 import json
-import subprocess
-import sys
 
 import jax
 import pytest
 
 from s1jax.checkpoint import store
 from s1jax.config.model import ModelConfig
+from s1jax.config.sampling import SamplingParams
+from s1jax.engine.engine import Engine
+from s1jax.evaluation import evaluate as evaluate_lib
 from s1jax.grading import choices, compare
 from s1jax.model import decoder
 from s1jax.text import chat
 from s1jax.text.tokenizer import Tokenizer
 from tests import byte_tokenizer
-from tests.launch.stand_ins import ROOT
 
 ROWS = [
     {"question": "Which is the largest?", "choices": ["5", "7", "6"], "answer": "B"},
@@ -40,13 +40,14 @@ def folder(tmp_path_factory):
 
 
 def evaluate(folder):
-    command = [
-        sys.executable, "-m", "launch.evaluate", f"--checkpoint={folder}/model", f"--task=choices:{folder}/rows.jsonl",
-        f"--out={folder}/out", "--strategies=none,majority:3:temperature=1", "--max_thinking_tokens=16",
-        "--max_answer_tokens=8", "--batch_size=4",
-    ]  # fmt: skip
-    outcome = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600)
-    assert outcome.returncode == 0, outcome.stderr
+    engine = Engine(folder / "model", slots=4, cache_length=256)  # one program for all runs
+    params = SamplingParams(max_thinking_tokens=16, max_answer_tokens=8)
+    with pytest.MonkeyPatch.context() as patch:  # drawing takes a second
+        patch.setattr(evaluate_lib.plot, "draw", lambda *_: None)
+        patch.setattr(evaluate_lib.plot, "save", lambda *_: None)
+        evaluate_lib.evaluate(
+            engine, f"choices:{folder}/rows.jsonl", ["none", "majority:3:temperature=1"], folder / "out", params=params
+        )
 
 
 def test_choices_are_shown_and_graded_by_their_letters(folder):
@@ -68,7 +69,7 @@ def test_choices_are_shown_and_graded_by_their_letters(folder):
 
 
 def test_letters_count_however_they_are_written(folder):
-    """Answers are put into the samples, and the same command grades them again."""
+    """Answers are put into the samples, and the same call grades them again."""
     file = folder / "out" / "samples.jsonl"
     samples = [json.loads(line) for line in file.read_text().splitlines()]
     answers = ["Answer: (B)", "Answer: 1", *["so B", "C", "Answer: 7"], *["A", "B", "\\boxed{\\text{A}}"]]
