@@ -219,7 +219,9 @@ class ModelConfig:
         Raises:
           UserError: the layers are not all alike.
         """
-        layer = self._layer()
+        if not self.is_uniform:
+            raise UserError("model.groups has layers that differ; such a model has no flat form.")
+        layer = self.groups[0].pattern[0]
         rest = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "groups"}
         attention = {field.name: getattr(layer.attention, field.name) for field in dataclasses.fields(layer.attention)}
         return {**rest, "num_layers": self.num_layers, "mlp_dim": layer.mlp.hidden, **attention}
@@ -256,30 +258,32 @@ class ModelConfig:
     @property
     def num_heads(self) -> int:
         """N of every layer."""
-        return self._layer().attention.num_heads
+        return self._attention().num_heads
 
     @property
     def num_kv_heads(self) -> int:
         """K of every layer."""
-        return self._layer().attention.num_kv_heads
+        return self._attention().num_kv_heads
 
     @property
     def head_dim(self) -> int:
         """H of every layer."""
-        return self._layer().attention.head_dim
+        return self._attention().head_dim
 
     @property
     def mlp_dim(self) -> int:
         """F of every layer."""
-        return self._layer().mlp.hidden
+        specs = {layer.mlp for group in self.groups for layer in group.pattern}
+        if len(specs) > 1:
+            raise UserError("model.groups has MLPs that differ; this computation needs one kind of MLP.")
+        return specs.pop().hidden
 
-    def _layer(self) -> Layer:
-        """The one kind of layer that the model has."""
-        if not self.is_uniform:
-            raise UserError(
-                "model.groups has layers that differ; sampling, export and estimates need layers that are alike."
-            )
-        return self.groups[0].pattern[0]
+    def _attention(self) -> GQA:
+        """The attention that all layers have."""
+        specs = {layer.attention for group in self.groups for layer in group.pattern}
+        if len(specs) > 1:
+            raise UserError("model.groups has attentions that differ; the KV cache needs one kind of attention.")
+        return specs.pop()
 
     @property
     def num_params(self) -> int:

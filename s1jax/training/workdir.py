@@ -115,7 +115,7 @@ def _check_settings(workdir: pathlib.Path, experiment: Experiment) -> None:
             there = json.loads(file.read_text())
         except ValueError as error:
             raise UserError(f"{file} is no JSON; remove it if the run in {workdir} is not needed.") from error
-        old, new = _leaves(_flat_model(there)), _leaves(_flat_model(here))
+        old, new = (_leaves(_flat_model(settings, f"{file}: model")) for settings in (there, here))
         # A setting that this run was begun without, by an earlier version, had its default's meaning.
         added = {name: value for name, value in _leaves(experiment_lib.defaults()).items() if name in new}
         old = added | old
@@ -141,12 +141,16 @@ def _check_settings(workdir: pathlib.Path, experiment: Experiment) -> None:
         files.write_text(file, json.dumps(here, indent=2) + "\n")
 
 
-def _flat_model(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a run with its model in the flat form, if it has one: earlier versions wrote that."""
-    model = settings.get("model")
+def _flat_model(settings: Any, where: str) -> Any:
+    """The settings of a run with its model in the flat form, if it has one: earlier versions wrote that.
+
+    Raises:
+      UserError: the model cannot be read; begins with `where`.
+    """
+    model = settings.get("model") if isinstance(settings, Mapping) else None
     if not isinstance(model, Mapping):
         return settings
-    config = schema.from_dict(ModelConfig, model, "config.model")
+    config = schema.from_dict(ModelConfig, model, where)
     if not config.is_uniform:
         return settings
     flat = config.flat()

@@ -94,6 +94,19 @@ def test_a_run_of_an_earlier_version_goes_on(tmp_path):
         claim(tmp_path / "w", dataclasses.replace(EXPERIMENT, data=data))
 
 
+def test_a_model_in_the_flat_form_of_an_earlier_version_is_the_same_model(tmp_path):
+    shape = dict(vocab_size=64, d_model=8, mlp_dim=8, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=8)
+    settings = {"model": shape, "tokenizer": "t"}
+    claim(tmp_path / "w", presets.experiment(settings))
+    file = tmp_path / "w" / "config.json"
+    there = json.loads(file.read_text())
+    assert there["model"]["groups"] and there["model"]["family"] == "llama"
+    file.write_text(json.dumps({**there, "model": {**shape, "qkv_bias": False}}))
+    claim(tmp_path / "w", presets.experiment(settings))
+    with pytest.raises(UserError, match=r"model\.mlp_dim is 8 there and 16 here"):
+        claim(tmp_path / "w", presets.experiment({**settings, "model": {**shape, "mlp_dim": 16}}))
+
+
 def test_the_config_json_of_an_earlier_version_is_understood(tmp_path):
     """Written by commit 3831374, before data.validation, checkpoint.best and log."""
     (tmp_path / "w").mkdir()
