@@ -116,7 +116,7 @@ def unstack(pages: Pages) -> Unstacked[Pages]:
     return Unstacked(tuple(jax.tree.map(lambda a, i=i: a[i], pages) for i in range(pages.keys.shape[0])))
 
 
-def append(pages: Pages, layer: jax.Array | None, k: jax.Array, v: jax.Array, new: NewTokens) -> Pages:
+def append(pages: Pages, layer: jax.Array | int | None, k: jax.Array, v: jax.Array, new: NewTokens) -> Pages:
     """Writes one layer's new keys and values after those that each sequence holds.
 
     Args:
@@ -147,7 +147,7 @@ def _write_tokens(pages: Pages, tokens: Pages, new: NewTokens) -> Pages:
     return _each(write, pages, tokens)
 
 
-def _write_pages(pages: Pages, layer: jax.Array, tokens: Pages, new: NewTokens) -> Pages:
+def _write_pages(pages: Pages, layer: jax.Array | int, tokens: Pages, new: NewTokens) -> Pages:
     """`append` to stacked layers, page by page: a page that gets tokens is read, filled and written back whole.
 
     Writing token by token wants another memory layout than reading does. The TPU compiler then copies all pages twice,

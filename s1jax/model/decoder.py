@@ -5,13 +5,13 @@ What a layer computes is said by its spec (`s1jax.config.model`). Weights are th
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from s1jax.config.model import Layer, ModelConfig
+from s1jax.config.model import Layer, ModelConfig, Stack
 from s1jax.errors import UserError
 from s1jax.model import block, linear, norms, rope
 from s1jax.model import cache as cache_lib
@@ -23,6 +23,12 @@ from s1jax.model.layouts import Params, Unstacked
 from s1jax.model.params import abstract_params as abstract_params
 from s1jax.model.params import init_params as init_params
 from s1jax.model.params import logical_axes as logical_axes
+
+# (spec, weights, x [B, T, D], pages, index of the layer in stacked pages) -> x, pages.
+_CachedLayer = Callable[
+    [Layer, Params, jax.Array, cache_lib.Pages, jax.Array | int | None], tuple[jax.Array, cache_lib.Pages]
+]
+_Carry = tuple[jax.Array, cache_lib.Pages, jax.Array | int]
 
 
 def forward(
@@ -73,7 +79,10 @@ def forward(
     for stacks in config.stacks():
 
         def run(
-            x: jax.Array, weights: tuple[Params, ...], shared: tuple[rope.Angles, jax.Array], stacks: Any = stacks
+            x: jax.Array,
+            weights: tuple[Params, ...],
+            shared: tuple[rope.Angles, jax.Array],
+            stacks: list[Stack] = stacks,
         ) -> jax.Array:
             angles, segment_ids = shared
             for stack, one in zip(stacks, weights, strict=True):
@@ -104,7 +113,7 @@ def forward_cached(
     padding: it is not written, and its outputs mean nothing.
 
     Args:
-      params: tree of `s1jax.model.params`, as it is, quantised (`s1jax.model.quant`) or unstacked
+      params: tree of `s1jax.model.params`, or its quantised (`s1jax.model.quant`) or unstacked form
         (`s1jax.model.layouts`).
       config: shape of the decoder.
       tokens: int32 [B, T].
@@ -122,7 +131,7 @@ def forward_cached(
     new = cache_lib.NewTokens(cache.table, cache.lengths, num_tokens)
 
     def layer(
-        spec: Layer, weights: Params, x: jax.Array, pages: cache_lib.Pages, index: jax.Array | None
+        spec: Layer, weights: Params, x: jax.Array, pages: cache_lib.Pages, index: jax.Array | int | None
     ) -> tuple[jax.Array, cache_lib.Pages]:
         return _bind(spec, config, weights).cached(x, angles, attend, pages, index, new)
 
@@ -138,13 +147,13 @@ def forward_cached(
 
 
 def _run_stacked(
-    layer: Any, params: Params, config: ModelConfig, x: jax.Array, pages: cache_lib.Pages
+    layer: _CachedLayer, params: Params, config: ModelConfig, x: jax.Array, pages: cache_lib.Pages
 ) -> tuple[jax.Array, cache_lib.Pages]:
     """The layers of `forward_cached` over stacked weights and pages, one scan a group."""
-    index: Any = 0
+    index: int | jax.Array = 0
     for stacks in config.stacks():
 
-        def body(carry: Any, weights: tuple[Params, ...], stacks: Any = stacks) -> tuple[Any, None]:
+        def body(carry: _Carry, weights: tuple[Params, ...], stacks: list[Stack] = stacks) -> tuple[_Carry, None]:
             x, pages, index = carry
             for stack, one in zip(stacks, weights, strict=True):
                 x, pages = layer(stack.layer, one, x, pages, index)
@@ -157,7 +166,7 @@ def _run_stacked(
 
 
 def _run_unstacked(
-    layer: Any,
+    layer: _CachedLayer,
     params: Params,
     config: ModelConfig,
     x: jax.Array,

@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 
 # What a layer keeps for the backward pass; the rest is computed again. `none` keeps every product, so that only
-# elementwise work is repeated (a step of benchmarks/train_step.py took 3.70 s, and 3.81 with all of that kept as well),
-# `full` the layer's input, with a backward pass of its own; `save_dots` leaves out products with a batch axis, the
-# attention scores.
-POLICIES: dict[str, Any] = {
+# elementwise work is repeated: a step of benchmarks/train_step.py took 3.70 s, and 3.81 if elementwise results were
+# kept as well. `full` keeps the layer's input and has its own backward pass. `save_dots` leaves out products with a batch
+# axis, which are the attention scores.
+POLICIES: dict[str, Callable[..., bool] | None] = {
     "none": jax.checkpoint_policies.save_from_both_policies(
         jax.checkpoint_policies.dots_saveable, jax.checkpoint_policies.save_only_these_names("attention")
     ),
@@ -25,15 +25,16 @@ POLICIES: dict[str, Any] = {
     ),
 }
 
+Tree = Any  # a tree of arrays
 # (x [B, T, D], weights of one layer, what all layers share) -> [B, T, D].
-Layer = Callable[[jax.Array, Any, Any], jax.Array]
+Layer = Callable[[jax.Array, Tree, Tree], jax.Array]
 
 
-def scan(layer: Layer, x: jax.Array, weights: Any, shared: Any, remat: str, sums: Any = None) -> jax.Array:
-    """Runs the layers one after the other.
+def scan(layer: Layer, x: jax.Array, weights: Tree, shared: Tree, remat: str, sums: Tree | None = None) -> jax.Array:
+    """Runs layers one after the other.
 
     Args:
-      layer: computes one of them.
+      layer: computes one of them, or one repeat of a pattern of layers.
       x: [B, T, D], the input of the first.
       weights: tree of arrays [L, ...].
       shared: tree of arrays that every layer gets; they have no gradient.
@@ -51,7 +52,7 @@ def scan(layer: Layer, x: jax.Array, weights: Any, shared: Any, remat: str, sums
     if remat == "full":
         return _scan_full(layer, x, weights, sums, shared)
 
-    def body(x: jax.Array, one: Any) -> tuple[jax.Array, None]:
+    def body(x: jax.Array, one: Tree) -> tuple[jax.Array, None]:
         return layer(x, one, shared), None
 
     body = jax.checkpoint(body, prevent_cse=False, policy=POLICIES[remat])
@@ -59,20 +60,20 @@ def scan(layer: Layer, x: jax.Array, weights: Any, shared: Any, remat: str, sums
 
 
 @jax.custom_vjp
-def add_gradients(weights: Any, sums: Any) -> Any:
+def add_gradients(weights: Tree, sums: Tree) -> Tree:
     """Returns `weights`, and adds what gradients they get to `sums`.
 
-    The gradient with respect to `sums` is `sums` plus that of the weights, which themselves have none. So gradients of
-    several batches add up without ever being held beside their sum.
+    The gradient with respect to `sums` is `sums` plus the gradient of the weights; the weights themselves get none. So
+    the gradients of several batches add up, and none is ever held beside their sum.
     """
     return weights
 
 
-def _add_forward(weights: Any, sums: Any) -> tuple[Any, Any]:
+def _add_forward(weights: Tree, sums: Tree) -> tuple[Tree, Tree]:
     return weights, sums
 
 
-def _add_backward(sums: Any, gradients: Any) -> tuple[None, Any]:
+def _add_backward(sums: Tree, gradients: Tree) -> tuple[None, Tree]:
     return None, jax.tree.map(_add, sums, gradients)
 
 
@@ -80,32 +81,32 @@ add_gradients.defvjp(_add_forward, _add_backward)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _scan_full(layer: Layer, x: jax.Array, weights: Any, sums: Any, shared: Any) -> jax.Array:
-    """`scan` that keeps the layers' inputs; its backward pass writes a layer's gradients where nothing else is needed.
+def _scan_full(layer: Layer, x: jax.Array, weights: Tree, sums: Tree, shared: Tree) -> jax.Array:
+    """`scan` that keeps the layers' inputs; its backward pass reuses memory for the gradients of a layer.
 
-    That is where its weights were or, with `sums`, where its sums were. `jax.grad` of a scan holds the gradients of all
-    layers beside the weights: 0.95 GB more for Qwen2.5-7B in bfloat16 on 16 devices.
+    They take the place of the layer's weights or, with `sums`, of its sums. `jax.grad` of a scan holds the gradients of
+    all layers beside the weights: 0.95 GB more for Qwen2.5-7B in bfloat16 on 16 devices.
     """
     return _scan_forward(layer, x, weights, sums, shared)[0]
 
 
-def _scan_forward(layer: Layer, x: jax.Array, weights: Any, sums: Any, shared: Any) -> tuple[jax.Array, Any]:
-    def body(x: jax.Array, one: Any) -> tuple[jax.Array, jax.Array]:
+def _scan_forward(layer: Layer, x: jax.Array, weights: Tree, sums: Tree, shared: Tree) -> tuple[jax.Array, Tree]:
+    def body(x: jax.Array, one: Tree) -> tuple[jax.Array, jax.Array]:
         return layer(x, one, shared), x
 
     x, inputs = jax.lax.scan(body, x, weights)
     return x, (inputs, weights, sums, shared)
 
 
-def _scan_backward(layer: Layer, kept: Any, gradient: jax.Array) -> tuple[Any, ...]:
+def _scan_backward(layer: Layer, kept: Tree, gradient: jax.Array) -> tuple[Tree, ...]:
     inputs, weights, sums, shared = kept
 
-    def body(carry: tuple[jax.Array, Any], xs: tuple[jax.Array, jax.Array]) -> tuple[tuple[jax.Array, Any], None]:
-        gradient, written = carry  # weights or sums of the layers to come, gradients of those that were
+    def body(carry: tuple[jax.Array, Tree], xs: tuple[jax.Array, jax.Array]) -> tuple[tuple[jax.Array, Tree], None]:
+        gradient, written = carry  # gradients of the layers that are done, weights or sums of the others
         x, index = xs
         own = functools.partial(jax.lax.dynamic_index_in_dim, index=index, keepdims=False)
         one = jax.tree.map(own, written if sums is None else weights)
-        # Behind the barrier that this makes: without it 3 % more of Qwen2.5-0.5B is gathered on eight v5p.
+        # `jax.checkpoint` puts a barrier before this: without it 3 % more of Qwen2.5-0.5B is gathered on eight v5p.
         again = jax.checkpoint(lambda x, one: layer(x, one, shared))
         gradient, of_weights = jax.vjp(again, x, one)[1](gradient)
         if sums is not None:

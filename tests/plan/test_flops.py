@@ -52,8 +52,8 @@ def test_a_gradient_costs_what_its_remat_policy_says(kernel, remat):
     ids = np.ones((rows, length), np.int32)
     attend = functools.partial(dispatch.attend, implementation=kernel)
 
-    def loss(params, mlp_parts=1):
-        return decoder.forward(params, config, ids, ids, ids, remat=remat, attend=attend, mlp_parts=mlp_parts).sum()
+    def loss(params, mlp_chunks=1):
+        return decoder.forward(params, config, ids, ids, ids, remat=remat, attend=attend, mlp_chunks=mlp_chunks).sum()
 
     tokens = rows * length
     weights = 3 * (16 * 8 * (4 + 2 + 2 + 4) + 3 * 16 * 24)
@@ -70,7 +70,7 @@ def test_a_gradient_costs_what_its_remat_policy_says(kernel, remat):
     spared = 3 * 2 * 24 * 16 * tokens if remat in ("full", "save_attention") else 0
     assert counted == most - spared
     if remat == "full":  # which computes the parts' hidden values again in any case
-        assert _count(jax.grad(functools.partial(loss, mlp_parts=3)), params) == counted
+        assert _count(jax.grad(functools.partial(loss, mlp_chunks=3)), params) == counted
 
 
 def test_splash_counts_its_blocks_on_and_below_the_diagonal():

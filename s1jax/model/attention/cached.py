@@ -26,7 +26,7 @@ def attend_cached(
     k: jax.Array,
     v: jax.Array,
     pages: cache_lib.Pages,
-    layer: jax.Array | None,
+    layer: jax.Array | int | None,
     new: cache_lib.NewTokens,
     *,
     pages_at_once: int = 1,

@@ -11,7 +11,6 @@ H head dimension.
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +19,9 @@ from jax.ad_checkpoint import checkpoint_name
 
 from s1jax.model import blocks
 
+_Running = tuple[jax.Array, jax.Array, jax.Array]  # of a softmax: largest score, sum, unscaled mean
+_Carry = tuple[_Running, jax.Array, jax.Array]  # and all outputs, all log-sum-exps
+_Residuals = tuple[tuple[jax.Array, ...], jax.Array, jax.Array, jax.Array]
 MASKED = -1e30  # finite, so that a row without any visible key gives a uniform mean and no NaN
 
 
@@ -68,14 +70,14 @@ def _forward(
     k_segments: jax.Array,
     order: jax.Array,
     block: int,
-) -> tuple[jax.Array, Any]:
+) -> tuple[jax.Array, _Residuals]:
     length = q.shape[1]
     arrays = (q, k, v, q_segments, k_segments)
     qs, ks, vs, own, seen = (blocks.split(x, block) for x in arrays)
     shape = (q.shape[0], *q.shape[2:4], block)  # [B, K, G, C]
     fresh = (jnp.full(shape, MASKED), jnp.zeros(shape), jnp.zeros((*shape, q.shape[-1])))
 
-    def add(carry: Any, pair: tuple[jax.Array, jax.Array]) -> tuple[Any, None]:
+    def add(carry: _Carry, pair: tuple[jax.Array, jax.Array]) -> tuple[_Carry, None]:
         running, out, log_sum = carry
         i, j = pair
         top, total, mean = (jnp.where(j == 0, first, old) for first, old in zip(fresh, running, strict=True))
@@ -96,24 +98,24 @@ def _forward(
     return out, (arrays, order, out, log_sum)
 
 
-def _backward(block: int, residuals: Any, cotangent: jax.Array) -> tuple[jax.Array | None, ...]:
+def _backward(block: int, residuals: _Residuals, cotangent: jax.Array) -> tuple[jax.Array | None, ...]:
     arrays, order, out, log_sum = residuals
     q, k, v = arrays[:3]
     qs, ks, vs, own, seen = (blocks.split(x, block) for x in arrays)
     d_outs = blocks.split(cotangent, block)
     delta = jnp.sum(out.astype(jnp.float32) * cotangent.astype(jnp.float32), axis=-1)  # [B, T, K, G]
     deltas = jnp.moveaxis(blocks.split(delta, block), 2, 4)  # [T / C, B, K, G, C]
-    wide: dict[str, Any] = {"preferred_element_type": jnp.float32}
+    einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
     def add(carry: tuple[jax.Array, ...], pair: tuple[jax.Array, jax.Array]) -> tuple[tuple[jax.Array, ...], None]:
         d_qs, d_ks, d_vs = carry
         i, j = pair
         weights = jnp.exp(_scores(qs[i], ks[j], own[i], seen[j], order[i], j) - log_sum[i][..., None])
-        d_v = jnp.einsum("bkgcd,bckgh->bdkh", weights.astype(q.dtype), d_outs[i], **wide)
-        d_weights = jnp.einsum("bckgh,bdkh->bkgcd", d_outs[i], vs[j], **wide)
+        d_v = einsum("bkgcd,bckgh->bdkh", weights.astype(q.dtype), d_outs[i])
+        d_weights = einsum("bckgh,bdkh->bkgcd", d_outs[i], vs[j])
         d_scores = (weights * (d_weights - deltas[i][..., None])).astype(q.dtype)
-        d_k = jnp.einsum("bkgcd,bckgh->bdkh", d_scores, qs[i], **wide)
-        d_q = jnp.einsum("bkgcd,bdkh->bckgh", d_scores, ks[j], **wide)
+        d_k = einsum("bkgcd,bckgh->bdkh", d_scores, qs[i])
+        d_q = einsum("bkgcd,bdkh->bckgh", d_scores, ks[j])
         return (d_qs.at[i].add(d_q), d_ks.at[j].add(d_k), d_vs.at[j].add(d_v)), None
 
     start = tuple(jnp.zeros(x.shape) for x in (qs, ks, vs))

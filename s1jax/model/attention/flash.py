@@ -17,7 +17,6 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -79,7 +78,7 @@ def attend(
     wide = max(SMALLEST, pl.next_power_of_2(head_dim)) - head_dim
     coarse = max(blocks.held, blocks.met)
     tokens = lambda x: jnp.pad(x, ((0, 0), (0, -x.shape[1] % coarse), (0, 0), (0, wide)))  # noqa: E731
-    # Two ids for padding, behind all others: no query of it has a key, and the ids of a packed row rise to its end.
+    # Padding gets two ids above all others: its queries have no key, and the ids of a packed row rise to its end.
     own = _marked(segment_ids, 2**30, coarse)
     seen = _marked(segment_ids if part is None else part.segment_ids, 2**30 + 1, coarse)
     places = jnp.pad(places, (0, -length % coarse), mode="edge")
@@ -93,12 +92,18 @@ def _marked(ids: jax.Array, padding: int, multiple: int) -> jax.Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7, 8))
-def _attend(q: Any, k: Any, v: Any, own: Any, seen: Any, places: Any, scale: float, blocks: Blocks, interpret: bool):
+def _attend(
+    q: jax.Array, k: jax.Array, v: jax.Array, own: jax.Array, seen: jax.Array, places: jax.Array, scale: float,
+    blocks: Blocks, interpret: bool,
+) -> jax.Array:  # fmt: skip
     """`attend` on whole blocks."""
     return _forward(q, k, v, own, seen, places, scale, blocks, interpret)[0]
 
 
-def _forward(q: Any, k: Any, v: Any, own: Any, seen: Any, places: Any, scale: float, blocks: Blocks, interpret: bool):
+def _forward(
+    q: jax.Array, k: jax.Array, v: jax.Array, own: jax.Array, seen: jax.Array, places: jax.Array, scale: float,
+    blocks: Blocks, interpret: bool,
+) -> tuple[jax.Array, tuple[jax.Array, ...]]:  # fmt: skip
     specs, queries, statistics = _query_specs(q, k, blocks)
     out, log_sum = _call(
         functools.partial(_forward_kernel, scale=scale * LOG2E, block=blocks.met),
@@ -116,7 +121,9 @@ def _forward(q: Any, k: Any, v: Any, own: Any, seen: Any, places: Any, scale: fl
     return out, (q, k, v, own, seen, places, out, log_sum)
 
 
-def _backward(scale: float, blocks: Blocks, interpret: bool, residuals: Any, d_out: jax.Array) -> tuple[Any, ...]:
+def _backward(
+    scale: float, blocks: Blocks, interpret: bool, residuals: tuple[jax.Array, ...], d_out: jax.Array
+) -> tuple[jax.Array | None, ...]:
     *arrays, out, log_sum = residuals
     q, k, v, own, seen, places = arrays
     (batch, length, heads, head_dim), (_, keys, kv_heads, _) = q.shape, k.shape
@@ -166,7 +173,7 @@ def _backward(scale: float, blocks: Blocks, interpret: bool, residuals: Any, d_o
 _attend.defvjp(_forward, _backward)
 
 
-def _query_specs(q: jax.Array, k: jax.Array, blocks: Blocks) -> tuple[list[Any], Any, Any]:
+def _query_specs(q: jax.Array, k: jax.Array, blocks: Blocks) -> tuple[list[pl.BlockSpec], pl.BlockSpec, pl.BlockSpec]:
     """Specs of a kernel that holds queries, grid [T / C, N, B]: its first inputs, queries, and their statistics."""
     length, heads, head_dim = q.shape[1:]
     keys, group, last = k.shape[1], heads // k.shape[2], length // blocks.held - 1
@@ -230,7 +237,7 @@ def _keys_kernel(
     q_ref, k_ref, v_ref, own_ref, seen_ref, places_ref, first_ref, last_ref, d_out_ref, log_sum_ref, delta_ref,
     d_k_ref, d_v_ref, *, scale, block, group,
 ):  # fmt: skip
-    """Gradients of keys and values [C, H] from the queries [T, G, H] of their heads; scores lie as [C, D]."""
+    """Gradients of keys and values [C, H] from the queries [T, G, H] of their heads; scores are [C, D]."""
     k, v, seen = k_ref[...], v_ref[...], seen_ref[...]
     places = _places(pl.program_id(0), k.shape[0])
 
@@ -266,7 +273,7 @@ def fold(running: Running, scores: jax.Array, weigh: Callable[[jax.Array], jax.A
     return higher, total * shrink + weights.sum(1), mean * shrink[:, None] + weigh(weights)
 
 
-def _places(index: Any, block: int) -> jax.Array:
+def _places(index: jax.Array, block: int) -> jax.Array:
     """Of the keys of a block in their row, int32 [block]."""
     return index * block + jnp.arange(block)
 

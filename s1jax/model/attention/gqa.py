@@ -48,7 +48,7 @@ class GroupedQueryAttention(nnx.Module):
         angles: rope.Angles,
         attend: AttendCached,
         pages: cache_lib.Pages,
-        layer: jax.Array | None,
+        layer: jax.Array | int | None,
         new: cache_lib.NewTokens,
     ) -> tuple[jax.Array, cache_lib.Pages]:
         """Appends the tokens of `x` [B, T, D] to layer `layer` of stacked pages, or to the layer's own, and attends."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -27,15 +27,19 @@ _PROGRAMS = 512  # of one call: about four for each of an H100's 132 processors
 
 
 def can_read(pages: cache_lib.Pages) -> bool:
-    """Whether blocks of these pages can be operands of a product: H and P are powers of two from 16 on."""
+    """Whether blocks of these pages can be operands of a product: H and P are powers of two of at least 16."""
     sizes = (pages.values.shape[-1], pages.page_size)
     return all(size >= flash.SMALLEST and size & (size - 1) == 0 for size in sizes)
 
 
 def attend(
-    q: jax.Array, pages: cache_lib.Pages, layer: jax.Array | None, new: cache_lib.NewTokens, interpret: bool = False
+    q: jax.Array,
+    pages: cache_lib.Pages,
+    layer: jax.Array | int | None,
+    new: cache_lib.NewTokens,
+    interpret: bool = False,
 ) -> jax.Array:
-    """Attention over all slots of each row, that of its newest token included.
+    """Attention over all tokens of each sequence, its newest one included.
 
     Args:
       q: [B, K, G, H], scaled.
@@ -82,7 +86,7 @@ def attend(
     return out[:, :, :group]
 
 
-def _of_head(rest: int) -> Any:
+def _of_head(rest: int) -> Callable[..., tuple[int, ...]]:
     return lambda b, h, s: (0, h, *(0,) * rest)
 
 
