@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 
 # What a layer keeps for the backward pass; the rest is computed again. `none` keeps every product, so that only
-# elementwise work is repeated: a step of benchmarks/train_step.py took 3.70 s, and 3.81 if elementwise results were
-# kept as well. `full` keeps the layer's input and has its own backward pass. `save_dots` leaves out products with a batch
-# axis, which are the attention scores.
+# elementwise work is repeated: a step of benchmarks/train_step.py took 3.70 s, and 3.81 s if elementwise results were
+# kept as well. `full` keeps the layer's input and has its own backward pass. `save_dots` leaves out products with a
+# batch axis, which are the attention scores.
 POLICIES: dict[str, Callable[..., bool] | None] = {
     "none": jax.checkpoint_policies.save_from_both_policies(
         jax.checkpoint_policies.dots_saveable, jax.checkpoint_policies.save_only_these_names("attention")
