@@ -44,10 +44,10 @@ class HeldOut(Rows):
         return batch
 
 
-def experiment(every=1, best=True, **checkpoint) -> Experiment:
+def experiment(validate_every=1, best=True, **checkpoint) -> Experiment:
     return dataclasses.replace(
         EXPERIMENT,
-        train=dataclasses.replace(EXPERIMENT.train, validate_every=every),
+        train=dataclasses.replace(EXPERIMENT.train, validate_every=validate_every),
         checkpoint=dataclasses.replace(EXPERIMENT.checkpoint, best=best, **checkpoint),
     )
 
@@ -86,7 +86,7 @@ def test_the_best_checkpoint_is_kept_however_old(run, tmp_path, losses):
     losses([5.0, 3.0, 4.0, 3.5, 3.0, 6.0])
     told = []
     summary = run(
-        tmp_path / "w", validation=HeldOut(), experiment=experiment(every=1, keep=1) , on_phase=told.append,
+        tmp_path / "w", validation=HeldOut(), experiment=experiment(keep=1) , on_phase=told.append,
         on_step=lambda record: told.append(record["validation_loss"]),
     )  # fmt: skip
     assert steps(tmp_path / "w") == [2, 6]
@@ -102,7 +102,7 @@ def test_the_best_checkpoint_is_kept_however_old(run, tmp_path, losses):
 
 def test_the_best_of_a_run_that_was_stopped_is_known_to_the_next_process(run, tmp_path, losses):
     losses([5.0, 3.0, 4.0, 3.5, 3.2, 6.0])
-    told = {"validation": HeldOut(), "experiment": experiment(every=1, keep=1)}
+    told = {"validation": HeldOut(), "experiment": experiment(keep=1)}
     run(tmp_path / "w", should_stop=lambda step: step == 3, **told)
     assert steps(tmp_path / "w") == [2, 3]
     shutil.copytree(tmp_path / "w", tmp_path / "damaged")
@@ -116,15 +116,15 @@ def test_the_best_of_a_run_that_was_stopped_is_known_to_the_next_process(run, tm
 
 
 def test_validation_changes_nothing_of_the_training(run, tmp_path):
-    """Measured for real, every third step and at the end; without best, checkpoints are saved as they were."""
-    plain = run(tmp_path / "plain")
-    summary = run(tmp_path / "w", validation=HeldOut(), experiment=experiment(every=4, best=False))
+    """Measured for real, after step 4 and at the end; without best, checkpoints are saved as they were."""
+    plain = run(tmp_path / "plain", experiment=experiment(best=False, every=0))
+    summary = run(tmp_path / "w", validation=HeldOut(), experiment=experiment(4, best=False))
     ours, theirs = records(tmp_path / "w"), records(tmp_path / "plain")
     assert [line["loss"] for line in ours] == [line["loss"] for line in theirs]
     assert [line["step"] for line in ours if "validation_loss" in line] == [4, STEPS]
     assert steps(tmp_path / "w") == [4, 6] and "best_checkpoint" not in summary
     assert summary["validation_loss"] == ours[-1]["validation_loss"] > 0 and "validation_loss" not in plain
-    only_last = experiment(every=0, best=False)
+    only_last = experiment(0, best=False, every=0)
     run(tmp_path / "last", validation=HeldOut(), experiment=only_last)
     assert [line["step"] for line in records(tmp_path / "last") if "validation_loss" in line] == [STEPS]
     assert records(tmp_path / "last")[-1]["validation_loss"] == ours[-1]["validation_loss"]
