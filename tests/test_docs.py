@@ -12,6 +12,8 @@ import urllib.parse
 
 import pytest
 
+from tests import test_imports
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").glob("*.md")])
@@ -67,6 +69,21 @@ def test_what_is_installed_by_hand_goes_into_the_environment(name):
 @pytest.mark.parametrize("name", ["README.md", "WORKSPACE.md"])
 def test_the_first_pages_stay_short(name):
     assert len((ROOT / name).read_text().splitlines()) <= 150
+
+
+@pytest.mark.parametrize("name", ["WORKSPACE.md", "docs/architecture.md"])
+def test_the_import_order_is_that_of_the_tests(name):
+    order = " -> ".join(", ".join(floor) for floor in test_imports.FLOORS)
+    assert order in (ROOT / name).read_text()
+
+
+def test_all_rooms_and_decisions_are_listed():
+    architecture = (ROOT / "docs" / "architecture.md").read_text()
+    assert not [room for room in test_imports.FLOOR if f"`s1jax/{room}" not in architecture]
+    decisions = {page.name for page in (ROOT / "docs" / "decisions").glob("[0-9]*.md")}
+    assert decisions == set(
+        re.findall(r"\((\d\d-[\w-]+\.md)\)", (ROOT / "docs" / "decisions" / "index.md").read_text())
+    )
 
 
 def test_the_readme_begins_with_the_two_commands():
