@@ -16,7 +16,7 @@ from s1jax.errors import UserError
 from s1jax.text import chat
 from s1jax.text.tokenizer import Tokenizer
 
-MODEL = ModelConfig.dense(128, 16, 16, 1, 2, 1, 8)
+MODEL = ModelConfig.dense(vocab_size=128, d_model=16, mlp_dim=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8)
 CHAT = chat.FORMATS["s1_plain"]
 
 
