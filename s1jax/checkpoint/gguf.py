@@ -14,6 +14,7 @@ from typing import Any
 
 import gguf
 import numpy as np
+import numpy.typing as npt
 
 from s1jax.checkpoint import huggingface_config
 from s1jax.checkpoint import names as names_lib
@@ -215,7 +216,9 @@ def _decimal(value: float) -> float:
     return float(str(np.float32(value)))
 
 
-def read_params(reader: gguf.GGUFReader, config: ModelConfig, where: str, dtype: Any = np.float32) -> names_lib.Params:
+def read_params(
+    reader: gguf.GGUFReader, config: ModelConfig, where: str, dtype: npt.DTypeLike = np.float32
+) -> names_lib.Params:
     """Reads and dequantises the weights into our tree.
 
     Args:

@@ -15,6 +15,7 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 import safetensors
 
 from s1jax.checkpoint import huggingface_config
@@ -121,7 +122,7 @@ def _open(path: pathlib.Path) -> Any:
         raise UserError(f"{path} cannot be read ({error}); get the file again.") from None
 
 
-def read_params(folder: pathlib.Path, config: ModelConfig, dtype: Any = None) -> names_lib.Params:
+def read_params(folder: pathlib.Path, config: ModelConfig, dtype: npt.DTypeLike | None = None) -> names_lib.Params:
     """Reads a folder's weights into our tree.
 
     A tied model may store `lm_head.weight` as well (Qwen3 0.6B does): it must then equal the embedding bit for bit,
@@ -164,7 +165,7 @@ def _bits(array: np.ndarray) -> np.ndarray:
     return array.view(np.uint8)
 
 
-def _stored_dtype(located: Mapping[str, pathlib.Path]) -> Any:
+def _stored_dtype(located: Mapping[str, pathlib.Path]) -> npt.DTypeLike:
     """bfloat16 if all tensors are stored in it, else float32; UserError names a tensor that is not a float."""
     kinds = set()
     for path in sorted(set(located.values())):
@@ -187,7 +188,7 @@ def write_model(
     params: Mapping[str, Any],
     config: ModelConfig,
     *,
-    dtype: Any = None,
+    dtype: npt.DTypeLike | None = None,
     eos: Sequence[int] = (),
     pad: int | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,

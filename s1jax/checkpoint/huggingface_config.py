@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from s1jax.checkpoint.families.table import FAMILIES, exported
 from s1jax.config.model import ModelConfig, RopeScaling
@@ -299,7 +300,7 @@ def extended_length(scaling: RopeScaling | None) -> int:
     return int(scaling.factor * scaling.original_context_length)
 
 
-def config_to_json(config: ModelConfig, eos: Sequence[int] = (), dtype: Any = np.float32) -> dict[str, Any]:
+def config_to_json(config: ModelConfig, eos: Sequence[int] = (), dtype: npt.DTypeLike = np.float32) -> dict[str, Any]:
     """The inverse of `config_from_json`: a config.json that transformers 4 and 5 read the same way.
 
     Args:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from s1jax.config.model import Layer, ModelConfig, Stack
 from s1jax.config.schema import plain
@@ -107,7 +108,7 @@ def _arrays(config: ModelConfig) -> Iterator[tuple[Row, Stack | None, str, dict[
                 yield row, stack, f"{stack.name}/{row.path}", _sizes(config, stack.layer)
 
 
-def allocate(config: ModelConfig, dtype: Any) -> Params:
+def allocate(config: ModelConfig, dtype: npt.DTypeLike) -> Params:
     """Returns the parameter tree of `config` with uninitialised numpy arrays of `dtype`, layers stacked."""
     params: Params = {}
     for row, stack, path, sizes in _arrays(config):

@@ -20,11 +20,12 @@ import os
 import pathlib
 import shutil
 import zlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 
 from s1jax.checkpoint import digests, locate, trees
 from s1jax.checkpoint.locate import finished_steps as finished_steps
@@ -39,6 +40,9 @@ from s1jax.errors import UserError
 from s1jax.io import files, paths
 from s1jax.text.chat import ChatFormat
 from s1jax.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from jax.sharding import Mesh
 
 # Format 1 has the model in its flat form and without its family, see `ModelConfig.dense`; format 2 has groups.
 FORMAT, READABLE_FORMATS = 2, (1, 2)
@@ -57,14 +61,14 @@ class Metadata:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """Weights (tree of `s1jax.model.decoder`) with all that is needed to use them.
+    """Weights (tree of `s1jax.model.params`) with all that is needed to use them.
 
     `source` is the path that they were loaded from, as it was given; `fingerprint` stands for the checkpoint's contents
     (`digests.fingerprint`); `step` is that of a training run's checkpoint, None for others. All are empty for weights
     that were not loaded.
     """
 
-    params: Any
+    params: Mapping[str, Any]
     config: ModelConfig
     tokenizer: Tokenizer
     chat: ChatFormat
@@ -76,7 +80,7 @@ class Model:
 
 def save_model(
     path: str | os.PathLike[str],
-    params: Any,
+    params: Mapping[str, Any],
     config: ModelConfig,
     tokenizer: Tokenizer,
     chat: ChatFormat,
@@ -86,7 +90,7 @@ def save_model(
 
     Args:
       path: folder to make; an unfinished one left by an earlier attempt is replaced.
-      params: tree of arrays in the layout of `s1jax.model.decoder`.
+      params: the tree of `s1jax.model.params`.
       config: their shape.
       tokenizer: saved beside them.
       chat: saved beside them.
@@ -128,7 +132,9 @@ def load_metadata(path: str | os.PathLike[str]) -> Metadata:
     return using(path, read)
 
 
-def load_model(path: str | os.PathLike[str], *, mesh: Any = None, dtype: Any = "", host: bool = False) -> Model:
+def load_model(
+    path: str | os.PathLike[str], *, mesh: Mesh | None = None, dtype: npt.DTypeLike = "", host: bool = False
+) -> Model:
     """Loads a checkpoint's weights and descriptions, never its optimizer state.
 
     Args:
@@ -154,7 +160,12 @@ def load_model(path: str | os.PathLike[str], *, mesh: Any = None, dtype: Any = "
 
 
 def load_params(
-    folder: pathlib.Path, config: ModelConfig, *, mesh: Any = None, dtype: Any = None, host: bool = False
+    folder: pathlib.Path,
+    config: ModelConfig,
+    *,
+    mesh: Mesh | None = None,
+    dtype: npt.DTypeLike = "",
+    host: bool = False,
 ) -> Any:
     """Loads the Orbax tree in `folder` after comparing its names and shapes with `config`."""
     import jax
@@ -188,7 +199,7 @@ def load_params(
             return ocp.load(safe, abstract)
 
 
-def _load_host(folder: pathlib.Path, stored: dict[str, Any], dtype: Any) -> Any:
+def _load_host(folder: pathlib.Path, stored: dict[str, Any], dtype: npt.DTypeLike) -> dict[str, Any]:
     """Loads array by array, the largest first, so that what Orbax reads ahead adds little to all that is there."""
     import jax
     from orbax.checkpoint import v1 as ocp
@@ -227,7 +238,7 @@ class Checkpointer:
     def __enter__(self) -> Checkpointer:
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         try:
             self.wait()
         finally:

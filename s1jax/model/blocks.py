@@ -1,4 +1,4 @@
-"""Rows cut along their length: into blocks, for loops that hold one at a time, and into the shares of devices."""
+"""Rows cut along their length, into blocks for loops or into parts for devices."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class Part:
     """The queries of a device that shares its rows with others.
 
     Attributes:
-      places: int [shares, T], where every device's queries stand in the row, rising.
-      index: int32 scalar, whose these are.
-      segment_ids: int32 [B, S], of the whole rows, which the keys are of.
+      places: int [devices, T], places in the row of every device's queries, ascending.
+      index: int32 scalar, which of the devices has these queries.
+      segment_ids: int32 [B, S] of the whole rows, as the keys have them.
     """
 
     places: np.ndarray
