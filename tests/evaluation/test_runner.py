@@ -1,6 +1,8 @@
 """An evaluation with stand-ins for the engine: its seconds, its progress, its notes, what it refuses."""
 
 import collections
+import dataclasses
+import hashlib
 import json
 import sys
 import time
@@ -166,6 +168,24 @@ def test_a_folder_of_another_evaluation_names_what_differs(tmp_path):
     assert fault(StandIn(other)) == "dtype was 'float32' and is 'bfloat16', the checkpoint has other weights"
     questions = Task("sums", [{"question": "other"}] * 3, TASK.answer, TASK.same, TASK.right)
     assert fault(task=questions) == "its questions were others"
+
+
+def test_fingerprints_are_those_of_earlier_versions(tmp_path):
+    """Else an evaluation that an earlier version began could not be resumed."""
+    params = SamplingParams(max_thinking_tokens=16, wait="Hmm")
+    values = {
+        "max_thinking_tokens": 16, "min_thinking_tokens": 0, "num_waits": 0, "max_answer_tokens": 1024,
+        "temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "seed": 0,
+    }  # fmt: skip
+    assert evaluate_lib.controls(params) == values and list(evaluate_lib.controls(params)) == list(values)
+    stopping = dataclasses.replace(params, stop=("x",), repetition_penalty=1.1)
+    assert evaluate_lib.controls(stopping) == {**values, "stop": ("x",), "repetition_penalty": 1.1}
+    asked = {"checkpoint": "runs/s1", "task": "sums.jsonl", "wait": "Hmm", "controls": values}
+    evaluate(StandIn(), TASK, ["none", "forcing:max=2"], tmp_path, params=params, asked=asked)
+    found = json.loads((tmp_path / "results.json").read_text())
+    whole = {**asked, "dtype": "float32", "checkpoint": "f00d", "questions": [["q"] * 3] * 2}
+    digest = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
+    assert found["fingerprint"] == digest == "d00a35bc8a61dd8b" and found["asked"] == asked
 
 
 def test_weights_of_no_checkpoint_are_evaluated_once(tmp_path):
