@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from s1jax.config.sampling import SamplingParams
 from s1jax.evaluation import metrics
 from s1jax.evaluation.strategies import Strategy
-from s1jax.tasks.task import Task
+from s1jax.tasks.task import Row, Task
 
 # Of a sample, what a table is made of; the rest is in the file of all samples.
 FIELDS = ("attempt", "thinking_tokens", "answer_tokens", "thinking_end", "answer")
@@ -57,8 +57,8 @@ def wanted(
     strategy: Strategy,
     task: Task,
     questions: Sequence[str],
-    settings: Mapping[str, Any],
-    rows: Sequence[Mapping[str, Any]],
+    params: SamplingParams,
+    rows: Sequence[Row],
 ) -> list[Wanted]:
     """Returns the samples that a run needs next; none where it is done. Those of one problem stand side by side.
 
@@ -69,10 +69,10 @@ def wanted(
       strategy: of the run.
       task: its problems.
       questions: one a problem, with the strategy's instruction.
-      settings: fields of `s1jax.config.sampling.SamplingParams` that hold for all runs.
+      params: sampling parameters that hold for all runs.
       rows: what was sampled already, in any order, each with `problem` and `attempt`.
     """
-    have: list[dict[int, Mapping[str, Any]]] = [{} for _ in task.rows]
+    have: list[dict[int, Row]] = [{} for _ in task.rows]
     for row in rows:
         have[row["problem"]][row["attempt"]] = row
     found = []
@@ -80,12 +80,12 @@ def wanted(
         number = strategy.wanted([have[i][attempt] for attempt in sorted(have[i])])
         missing = (attempt for attempt in itertools.count() if attempt not in have[i])
         for attempt in itertools.islice(missing, number):
-            seed = settings["seed"] + i + attempt * len(task.rows)
-            found.append(Wanted(i, attempt, strategy.row(row, questions[i], seed, settings)))
+            seed = params.seed + i + attempt * len(task.rows)
+            found.append(Wanted(i, attempt, strategy.row(row, questions[i], seed, params)))
     return found
 
 
-def settle(strategy: Strategy, task: Task, row: Mapping[str, Any], samples: Sequence[Mapping[str, Any]]) -> Outcome:
+def settle(strategy: Strategy, task: Task, row: Row, samples: Sequence[Row]) -> Outcome:
     """Grades the samples of one problem and chooses among them.
 
     A verdict that a sample already has (`correct` and its `mark`, as samples.jsonl keeps them) is kept where its

@@ -9,14 +9,15 @@ from typing import Any
 
 from s1jax.config.schema import shown
 from s1jax.errors import UserError
+from s1jax.tasks.task import Row
 
 
 def read(
     out: pathlib.Path,
     run: str,
     num_problems: int,
-    journal: Iterable[Mapping[str, Any]],
-    now: Mapping[str, Any] | None = None,
+    journal: Iterable[Row],
+    now: Row | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Returns results and samples of an evaluation that are in its folder already; empty if it has none.
 
@@ -52,12 +53,12 @@ def read(
     return earlier, there
 
 
-def key(row: Mapping[str, Any]) -> tuple[str, int, int]:
+def key(row: Row) -> tuple[str, int, int]:
     """What distinguishes a sample of an evaluation from all others."""
     return row["run"], row["problem"], row["attempt"]
 
 
-def differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def differences(earlier: Row, now: Row) -> str:
     """Says which settings of two results differ, with their values; there is at least one.
 
     The path of a checkpoint does not count, its weights do. Results of earlier versions do not name them: then
@@ -75,7 +76,7 @@ def differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     return ", ".join(found) or "its questions were others"
 
 
-def _settings(results: Mapping[str, Any]) -> dict[str, Any]:
+def _settings(results: Row) -> dict[str, Any]:
     asked = results.get("asked")
     asked = dict(asked) if isinstance(asked, Mapping) else {}
     controls = asked.pop("controls", {})

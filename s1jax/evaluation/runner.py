@@ -7,7 +7,7 @@ import dataclasses
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from s1jax.config.sampling import SamplingParams
@@ -101,11 +101,10 @@ class Plan:
 
     def rows(self) -> tuple[list[Row], list[str]]:
         """Returns a prompt row for each problem of each run, and what messages call it."""
-        settings = dataclasses.asdict(self.params)
         rows, names = [], []
         for strategy, questions in zip(self.strategies, self.questions, strict=True):
             for i, (row, question) in enumerate(zip(self.task.rows, questions, strict=True)):
-                rows.append(strategy.row(row, question, 0, settings))
+                rows.append(strategy.row(row, question, 0, self.params))
                 names.append(f'"{self.name(strategy)}", {self.task.place(i)}')
         return rows, names
 
@@ -131,7 +130,7 @@ def run_all(
     engine: Engine,
     plan: Plan,
     journal: Journal,
-    there: Sequence[Mapping[str, Any]],
+    there: Sequence[Row],
     file: str | os.PathLike[str],
     on_progress: Callable[[Progress], None],
 ) -> list[Finished]:
@@ -184,8 +183,7 @@ def _sample(
     before it asks for more is asked again when all that it asked for are there.
     """
     task, strategy = plan.task, plan.strategies[number]
-    settings = dataclasses.asdict(plan.params)
-    while wanted := outcomes.wanted(strategy, task, plan.questions[number], settings, rows):
+    while wanted := outcomes.wanted(strategy, task, plan.questions[number], plan.params, rows):
         meter = _Meter(start, len(task.rows), [place.problem for place in wanted], on_progress, clock)
         names = [task.place(place.problem) for place in wanted]
         given = [place.row for place in wanted]

@@ -27,8 +27,9 @@ from typing import Any, Literal
 
 from s1jax.config.sampling import SamplingParams
 from s1jax.errors import UserError
+from s1jax.tasks.task import Row
 
-Sample = Mapping[str, Any]
+Sample = Row  # what was sampled, as in samples.jsonl
 STEP_TOKENS = 100  # at most in one step, by which the paper judges the control of steps
 MOST = 2**31 - 1  # of whole numbers: samplers count in int32
 MOST_VOTES = 10_000  # all samples of a vote are asked for at one time
@@ -147,18 +148,18 @@ class Strategy:
             return str(self.selection.samples if self.selection.kind == "majority" else self.limit(0) - 1)
         return str(self.instruction.amount) if self.instruction else self.name(wait)
 
-    def row(self, row: Mapping[str, Any], question: str, seed: int, controls: Mapping[str, Any]) -> dict[str, Any]:
+    def row(self, row: Row, question: str, seed: int, params: SamplingParams) -> dict[str, Any]:
         """Returns the prompt row of one sample.
 
         Args:
           row: of the task.
           question: the task's question with this strategy's instruction, if it has one.
           seed: of this sample.
-          controls: fields of `s1jax.config.sampling.SamplingParams` that hold for all runs.
+          params: sampling parameters that hold for all runs.
         """
-        own: dict[str, Any] = {"num_waits": self.forcing.num_waits, "wait": self._wait(controls["wait"])}
+        own: dict[str, Any] = {"num_waits": self.forcing.num_waits, "wait": self._wait(params.wait)}
         own["min_thinking_tokens"] = self.forcing.min_thinking_tokens
-        own["max_thinking_tokens"] = self.limit(controls["max_thinking_tokens"])
+        own["max_thinking_tokens"] = self.limit(params.max_thinking_tokens)
         if self.selection and self.selection.temperature is not None:
             own["temperature"] = self.selection.temperature
         return {**row, "question": question, "seed": seed % 2**32, **own}

@@ -29,7 +29,7 @@ def settle(text, *problems):
     ]  # fmt: skip
 
 
-SETTINGS = {"seed": 7, "max_thinking_tokens": 50, "wait": "Wait"}
+PARAMS = SamplingParams(seed=7, max_thinking_tokens=50)
 
 
 def test_what_a_run_wants_next():
@@ -37,7 +37,7 @@ def test_what_a_run_wants_next():
         done = [
             {"problem": i, "attempt": j, "thinking_tokens": tokens, "thinking_end": "natural"} for i, j, tokens in rows
         ]
-        found = outcomes.wanted(strategies.parse(text), TASK_OF_TWO, ["a?", "b?"], SETTINGS, done)
+        found = outcomes.wanted(strategies.parse(text), TASK_OF_TWO, ["a?", "b?"], PARAMS, done)
         for one in found:
             assert one.row["question"] == ["a?", "b?"][one.problem] and one.row["right"] == str(one.problem + 1)
             assert one.row["seed"] == 7 + one.problem + 2 * one.attempt

@@ -8,13 +8,12 @@ import random
 import pytest
 
 from s1jax.config.sampling import SamplingParams
-from s1jax.config.schema import to_dict
 from s1jax.engine import fields
 from s1jax.errors import UserError
 from s1jax.evaluation import strategies
 from s1jax.evaluation.strategies import Forcing, Instruction, Selection, Strategy
 
-ALL = to_dict(SamplingParams(max_thinking_tokens=384, temperature=0.5))
+ALL = SamplingParams(max_thinking_tokens=384, temperature=0.5)
 LABELS = {
     "token 64": "64", "token 64, cut at 64": "64", "token 64, Wait x1": "64", "token 64, cut at 20": "64",
     "step 8": "8", "step 8, cut at 240": "8", "class long": "long", "majority of 8": "8", "majority of 8 at 0.7": "8",
