@@ -31,7 +31,7 @@ from s1jax.text.delimiters import Delimiters
 from s1jax.training import optimizer as optimizer_lib
 from s1jax.training import step as step_lib
 
-_TIMES = 5  # runs of a measurement, of which the median counts
+_TIMES = 5  # runs of a measurement; the median counts
 _STEPS = 3  # train steps, likewise
 _PRODUCTS = 8  # matrix products of one measurement, one after the other
 _SEGMENTS = 4  # sequences that are packed into a row
@@ -120,7 +120,7 @@ class Speed:
         params = jax.jit(functools.partial(decoder.init_params, model, dtype=dtype))(jax.random.key(0))
         weights = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
         if not model.tied_embeddings:
-            weights -= params["embed"]["embedding"].nbytes  # of which a step reads a few rows
+            weights -= params["embed"]["embedding"].nbytes  # a step reads only a few rows of it
         engine = Engine(params, config=model, slots=batch, dtype=dtype)
         del params
         try:

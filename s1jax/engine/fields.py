@@ -1,9 +1,9 @@
 """Which fields of a prompt row are settings, by their own or by another program's name.
 
-A field of a row is one of three things: a setting, which is used; a setting of another program that this one has not or
-means otherwise, which is refused with the name of the field to use; anything else, which is handed through to the
-output. So nothing that changes how vLLM, transformers or an OpenAI client would sample is accepted and ignored.
-Names of other programs are known in any spelling: `max_tokens`, `max-tokens`, `maxTokens`, `MaxTokens`.
+There are three kinds of fields. A setting is used. A setting of another program that is missing here, or has another
+meaning here, is refused with the name of the field to use. Any other field is copied to the output. So nothing that
+changes how vLLM, transformers or an OpenAI client would sample is accepted and ignored. Names of other programs are
+recognised in any spelling: `max_tokens`, `max-tokens`, `maxTokens`, `MaxTokens`.
 """
 
 from __future__ import annotations
@@ -84,14 +84,14 @@ _CLOSE = 0.85  # of 1: a letter more or less in the shortest of the controls' na
 
 
 def row_controls(row: Mapping[str, Any], defaults: SamplingParams, name: str) -> SamplingParams:
-    """Returns `defaults` with the controls that the row has of its own.
+    """Returns `defaults` with the row's own settings.
 
-    A field whose value is None is not given, as vLLM has it and as tables write what a row lacks.
+    A field with the value None counts as missing, as in vLLM and in tables.
 
     Args:
-      row: its fields; those that are no settings are not looked at.
-      defaults: of what the row does not say.
-      name: what messages call the row.
+      row: its fields; those that are not settings are ignored.
+      defaults: values of the settings that the row lacks.
+      name: the name of the row in messages.
 
     Raises:
       UserError: a control has a bad value or two names with different values, a field is a setting of another program
@@ -121,7 +121,7 @@ def row_controls(row: Mapping[str, Any], defaults: SamplingParams, name: str) ->
 
 
 def unused(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Returns the columns of any of the rows, in order, that sampling does not read and hands through to the output."""
+    """Returns the columns of any of the rows, in order, that sampling ignores and copies to the output."""
     read = (*_READ, *CONTROLS, *ALIASES, *_NO_THINKING)
     return [key for key in dict.fromkeys(str(key) for row in rows for key in row) if key not in read]
 
@@ -136,7 +136,7 @@ _KNOWN_FOLDED = {_folded(name) for name in _KNOWN}
 
 
 def _control(key: Any, value: Any, name: str) -> tuple[str, Any]:
-    """Returns the control that a field is and its value; an empty name for what is handed through."""
+    """Returns the setting that a field is, and its value; an empty name for a field that is only copied."""
     if key in CONTROLS:
         return key, value
     if key in ALIASES:

@@ -1,4 +1,4 @@
-"""Log-likelihoods of given continuations, as multiple-choice tasks and perplexities want them.
+"""Computes log-likelihoods of given continuations, for multiple-choice tasks and perplexities.
 
 A batch is one program: the decoder over whole rows, then the output projection over the predicted positions alone, a
 chunk of each row at a time. Compilation depends on the model, the batch size and the length of the longest row, rounded
@@ -42,16 +42,15 @@ def log_likelihoods(
 ) -> list[tuple[float, bool]]:
     """Scores every continuation after its context.
 
-    A row that is longer than the model's context loses ids at its left end, as with the harness's own Hugging Face
-    models: the last `context_length` + 1 ids of context and continuation are kept, of which the very last one is
-    predicted and never read.
+    A row that is longer than the model's context is truncated on the left, as in the harness's own Hugging Face models:
+    the last `context_length` + 1 tokens of context and continuation are kept. The last one is predicted, never read.
 
     Args:
       params: tree of `s1jax.model.decoder`, on one device.
       config: shape of the model.
       pairs: ids of each context, at least one, and of its continuation. An empty continuation has log-likelihood 0.
       dtype: of activations; logits and softmax are float32.
-      batch_size: rows that run at one time; the last batch is filled up with rows that count nothing.
+      batch_size: rows per batch; the last batch is padded with rows that do not count.
       progress: called after every batch with the number of pairs scored so far.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Stop strings: where one of them ends an answer, whatever ids it is spread over."""
+"""Finds stop strings, which may span several tokens, in an answer."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class Finder:
     stops: tuple[str, ...]
 
     def __call__(self, ids: Sequence[int], num_forced: int) -> tuple[int, str] | None:
-        """Returns how many ids are left, the last of which completes the stop string, and the stop string.
+        """Returns the number of tokens up to the one that completes the stop string, and the stop string.
 
         Args:
-          ids: of the answer so far, without a stop id at its end.
-          num_forced: how many at their beginning were not sampled.
+          ids: tokens of the answer so far, without a stop token at its end.
+          num_forced: number of tokens at their beginning that were not sampled.
         """
         if self._match(ids, num_forced) is None:
             return None
@@ -42,7 +42,7 @@ class Finder:
         return count, match[1]
 
     def before(self, ids: Sequence[int], num_forced: int) -> str:
-        """Returns the text of the answer's ids up to the stop string, all of it where there is none."""
+        """Returns the text of the answer's tokens up to the stop string; all of it if there is none."""
         match = self._match(ids, num_forced)
         text = self.decode(ids)
         return text if match is None else text[: match[0]]

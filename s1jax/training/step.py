@@ -233,7 +233,7 @@ def make_step(
     back as it was and `finite` is False.
 
     Metrics, all scalars: loss, learning_rate, grad_norm (before clipping), supervised (ids with weight > 0), tokens
-    (ids that are no padding), pairs ((query, key) pairs within causal segments, float32), finite.
+    (without padding), pairs ((query, key) pairs within causal segments, float32), finite.
     """
     rate = optimizer_lib.schedule(optimizer, num_steps)
     gradients = make_gradients(config, train, mesh, loss)
