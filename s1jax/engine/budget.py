@@ -21,7 +21,7 @@ Axis letters: B batch, V vocabulary rows, Q capacity of a forced sequence.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -110,18 +110,10 @@ class Rules:
         closing = (*delimiters.think_end, *delimiters.final_answer)
         table = [[tuple(wait), delimiters.think_end, (*delimiters.newline, *closing), closing] for wait in waits]
         end = {*delimiters.end, *delimiters.stop}
-        ids = {i for row in table for sequence in row for i in sequence} | end | set(delimiters.think_start)
-        beyond = sorted(i for i in ids if not 0 <= i < vocab_size)
-        if beyond:
-            raise UserError(
-                f"delimiter id {beyond[0]} lies outside the model's vocabulary of {vocab_size} ids; "
-                "give the tokenizer that belongs to the model."
-            )
+        check_ids({i for row in table for each in row for i in each} | end | set(delimiters.think_start), vocab_size)
         if not delimiters.think_end:
             raise UserError("the chat format has no think_end, so thinking could never be ended; give it one.")
-        capacity = _CAPACITY
-        while capacity < max(len(sequence) for row in table for sequence in row):
-            capacity *= 2
+        capacity = capacity_for(max(len(sequence) for row in table for sequence in row))
         forced = np.zeros((len(table), 4, capacity), np.int32)
         for b, row in enumerate(table):
             for kind, sequence in enumerate(row):
@@ -139,6 +131,24 @@ class Rules:
             newline=_members(delimiters.ends_in_newline, vocab_size),  # type: ignore[arg-type]
             pad=np.int32(delimiters.pad),  # type: ignore[arg-type]
         )
+
+
+def check_ids(ids: Iterable[int], vocab_size: int) -> None:
+    """Raises a `UserError` for the first of the delimiter ids that is outside the vocabulary."""
+    beyond = sorted(i for i in ids if not 0 <= i < vocab_size)
+    if beyond:
+        raise UserError(
+            f"delimiter id {beyond[0]} lies outside the model's vocabulary of {vocab_size} ids; "
+            "give the tokenizer that belongs to the model."
+        )
+
+
+def capacity_for(length: int) -> int:
+    """Returns Q, the capacity of the table of forced sequences if the longest has `length` ids."""
+    capacity = _CAPACITY
+    while capacity < length:
+        capacity *= 2
+    return capacity
 
 
 def _members(ids: Sequence[int] | set[int], vocab_size: int) -> np.ndarray:

@@ -86,7 +86,7 @@ class Setup:
       mesh: None: one device.
       shards: row shards of the mesh; the slots, and the pages, are split among them.
       counts: of what is done.
-      shapes: of the calls so far, each once; `choose` adds to them.
+      shapes: of the calls so far, each once; `for_requests` adds to them.
     """
 
     config: ModelConfig
@@ -110,7 +110,7 @@ def prefill_slots(page: int, num_ids: int) -> int:
     return page * buckets.power_of_two(max(-(-num_ids // page), 1))
 
 
-def choose(setup: Setup, limits: Sequence[int], prompt: int) -> Shape:
+def for_requests(setup: Setup, limits: Sequence[int], prompt: int) -> Shape:
     """Returns the shape of a call, if it can be that of an earlier one, whose programs are compiled.
 
     There are as many slots as rows, in powers of two, and never more because an earlier call had more: a step of the

@@ -16,6 +16,7 @@ Rows with the highest limits, and others with their prompts, start first, so tha
 from __future__ import annotations
 
 import collections
+import dataclasses
 import functools
 import numbers
 import os
@@ -30,15 +31,15 @@ from jax.sharding import Mesh
 from s1jax import perf
 from s1jax.config.model import ModelConfig
 from s1jax.config.sampling import SAMPLING_DTYPES, SamplingParams
-from s1jax.engine import limits
+from s1jax.engine import capacity, limits
 from s1jax.engine import rows as rows_lib
 from s1jax.engine.capacity import Counts, Setup
 from s1jax.engine.description import Description
 from s1jax.engine.encoding import Encoder
 from s1jax.engine.pieces import Piece, Pieces
 from s1jax.engine.request import Output, Request
-from s1jax.engine.scheduler import Session
-from s1jax.engine.sequence import EncodedRequest, Sample
+from s1jax.engine.scheduler import Order, Scheduler, first_come, longest_first
+from s1jax.engine.sequence import EncodedRequest, Finished, Sample, check_request, longest
 from s1jax.errors import UserError
 from s1jax.model import layouts, quant
 from s1jax.parallel import mesh as mesh_lib
@@ -49,9 +50,6 @@ _PAGE = 64  # slots; a row wastes half a page on average, and a step reads page 
 _TPU_PAGE = 128  # as wide as a register there: narrower pages would be filled up to it
 # That accelerators read in one turn of attention's loop, so that 32k positions take 16 turns.
 _SLOTS_AT_ONCE = 2048
-_STEPS = 64  # between two looks of the host, which cost about 0.2 ms
-
-_STOP_STEPS = 16  # where rows have stop strings: what a row samples beyond one is thrown away
 # Rows that have ended, ids and thinking tokens so far, those of rows that still go on included.
 Progress = Callable[[int, int, int], None]
 Prompt = str | Sequence[Message] | Request
@@ -87,7 +85,7 @@ class Engine:
           config: shape of the weights, where those were given.
           slots: B, rows that run at one time; on a mesh rounded up to a multiple of the row shards.
           cache_length: the most ids a row may come to, prompt included; 0 takes what the rows of a call need. Calls
-            with the same length share their programs, see `s1jax.engine.capacity.choose`.
+            with the same length share their programs, see `s1jax.engine.capacity.for_requests`.
           dtype: of activations; by default float32 on a CPU and bfloat16 elsewhere.
           cache_dtype: of the cache: `dtype` by default, or int8, with a scale for each head and token.
           weight_dtype: of the matrices: `dtype` by default, or int8, see `quant.quantize_params`: half the reads of
@@ -130,23 +128,19 @@ class Engine:
             raise UserError(
                 f"cache_length {cache_length} exceeds the model's context_length {config.context_length}; give less."
             )
-        if any(leaf.dtype != jnp.dtype(dtype) for leaf in jax.tree.leaves(params)):
-            params = _cast(params, dtype)
         mesh = mesh if mesh is not None and mesh.size > 1 else None
-        platform = next(iter(jax.tree.leaves(params)[0].devices())).platform
+        self.counts, self.dtype, self._weight_dtype = Counts(), dtype, weight_dtype
+        self._config, self._mesh = config, mesh
+        self._unstacks: bool | None = None  # decided with the first weights
+        platform = _platform(params)
         on_cpu, on_gpu = platform == "cpu", platform in ("gpu", "cuda")
         page = _TPU_PAGE if platform == "tpu" else _PAGE
-        if weight_dtype == "int8":
-            params = _quantize(params)
-        apart = perf.fits(params) if on_gpu else on_cpu and mesh is None and not weight_dtype
-        if apart:
-            params = _unstack(params, config=config, transpose_kernels=on_cpu)
+        params = self._prepare(params)
         shards = 1 if mesh is None else mesh_lib.row_shards(mesh)
-        self.counts, self.dtype, self._weight_dtype = Counts(), dtype, weight_dtype
         self._setup = Setup(
             config=config,
             params=params,
-            unstack=apart and mesh is None,
+            unstack=bool(self._unstacks) and mesh is None,
             page=page,
             pages_at_once=_pages_at_once(slots, dtype) if on_cpu else _SLOTS_AT_ONCE // page,
             # Triton's products of float32 would be rounded to TF32.
@@ -274,7 +268,10 @@ class Engine:
         """
         if not requests:
             return iter(())
-        return self._drain(Session(self._setup, requests, delimiters), progress)
+        scheduler = self._scheduler(requests, delimiters, longest_first)
+        for request in requests:
+            scheduler.submit(request)
+        return _drain(scheduler, progress)
 
     def stream_tokens(
         self,
@@ -323,33 +320,81 @@ class Engine:
         return grow()
 
     def watch(self, request: EncodedRequest, delimiters: Delimiters, steps: int = 4) -> Iterator[Sample]:
-        """Samples one row of ids and yields what there is of it after every `steps` ids; the last one is complete."""
-        session = Session(self._setup, [request], delimiters)
+        """Samples one sequence of ids; yields all of it so far after every `steps` tokens, at last the complete one."""
+        scheduler = self._scheduler([request], delimiters)
+        scheduler.submit(request, stream=True)
 
         def grow() -> Iterator[Sample]:
-            session.admit()
-            while True:
-                session.advance(steps)
-                sample = session.read(0)
-                yield sample
-                if sample.answer_end:
-                    return
+            while not scheduler.is_idle:
+                yield from (event.sample for event in scheduler.step(steps))
 
         return grow()
 
-    def _drain(self, session: Session, progress: Progress | None) -> Iterator[tuple[int, Sample]]:
-        done = num_ids = num_thinking = 0
-        while not session.over():
-            session.admit()
-            session.advance(_STOP_STEPS if session.stops() else _STEPS)
-            for slot in session.ended():
-                index, sample = session.release(slot)
-                done, num_ids = done + 1, num_ids + len(sample.ids)
-                num_thinking += sample.thinking_tokens
-                yield index, sample
-            if progress is not None:
-                live, thinking = session.live()
-                progress(done, num_ids + live, num_thinking + thinking)
+    def update_weights(self, params: Any) -> None:
+        """Replaces the weights, without recompilation; a call that has begun goes on with the old ones.
+
+        While it runs, both are in memory, until nothing holds the old ones any more.
+
+        Args:
+          params: tree of `s1jax.model.decoder`, with the shapes and on the devices of the weights that the engine was
+            made with; cast if their dtype is not `dtype`.
+
+        Raises:
+          UserError: the tree has other names or shapes.
+        """
+        new = self._prepare(params)
+        old_shapes, new_shapes = (
+            [(jax.tree_util.keystr(path), leaf.shape, leaf.dtype) for path, leaf in jax.tree.leaves_with_path(tree)]
+            for tree in (self._setup.params, new)
+        )
+        if old_shapes != new_shapes:
+            raise UserError("the new weights have other names or shapes than those of the engine; make a new engine.")
+        self._setup = dataclasses.replace(self._setup, params=new)
+        if self.model is not None:  # its weights are those of a checkpoint no more
+            self.model = dataclasses.replace(self.model, params=params, source="", fingerprint="", step=None)
+
+    def _prepare(self, params: Any) -> Any:
+        """Returns weights as the programs take them: cast, quantised, and unstacked if `_unstacks`."""
+        if any(leaf.dtype != jnp.dtype(self.dtype) for leaf in jax.tree.leaves(params)):
+            params = _cast(params, self.dtype)
+        if self._weight_dtype == "int8":
+            params = _quantize(params)
+        platform = _platform(params)
+        if self._unstacks is None:
+            on_cpu = platform == "cpu" and self._mesh is None and not self._weight_dtype
+            self._unstacks = perf.fits(params) if platform in ("gpu", "cuda") else on_cpu
+        if self._unstacks:
+            params = _unstack(params, config=self._config, transpose_kernels=platform == "cpu")
+        return params
+
+    def _scheduler(
+        self, requests: Sequence[EncodedRequest], delimiters: Delimiters, order: Order = first_come
+    ) -> Scheduler:
+        """Returns a scheduler with room for these requests, which are checked and not submitted."""
+        for request in requests:
+            check_request(request, delimiters, self._setup.config, self._setup.cache_length)
+        limits = [longest(request, delimiters) for request in requests]
+        prompt = max(len(request.prompt) for request in requests) + len(delimiters.think_start) - 1
+        shape = capacity.for_requests(self._setup, limits, prompt)
+        return Scheduler(self._setup, shape, delimiters, order=order)
+
+
+def _drain(scheduler: Scheduler, progress: Progress | None) -> Iterator[tuple[int, Sample]]:
+    """Yields (number of the request, sample) until the scheduler is idle."""
+    done = tokens = thinking = 0
+    while not scheduler.is_idle:
+        for event in scheduler.step():
+            if isinstance(event, Finished):
+                done, tokens = done + 1, tokens + len(event.sample.ids)
+                thinking += event.sample.thinking_tokens
+                yield event.id, event.sample
+        if progress is not None:
+            running, running_thinking = scheduler.num_tokens()
+            progress(done, tokens + running, thinking + running_thinking)
+
+
+def _platform(params: Any) -> str:
+    return next(iter(jax.tree.leaves(params)[0].devices())).platform
 
 
 def _request(prompt: Any, name: str) -> Request:

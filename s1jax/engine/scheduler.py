@@ -1,60 +1,100 @@
-"""The rows of one call on their way through the slots: who is where, with which pages. All of it on the host.
+"""Host-side scheduler: assigns sequences to batch slots and allocates KV pages.
 
-Axis letters: B slots, M pages of a row.
+    scheduler = Scheduler(setup, shape, delimiters)
+    number = scheduler.submit(request)
+    while not scheduler.is_idle:
+        for event in scheduler.step():
+            ...
+
+Requests may come at any time. One thread owns a scheduler; nothing in it is locked.
+
+Axis letters: B batch slots.
 """
 
 from __future__ import annotations
 
+import collections
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import numpy as np
 
 from s1jax.engine import budget as budget_lib
-from s1jax.engine import capacity
+from s1jax.engine import capacity, programs
 from s1jax.engine import logits as logits_lib
-from s1jax.engine import programs as programs
-from s1jax.engine.capacity import Setup
-from s1jax.engine.sequence import EncodedRequest, Sample, answer_begin, check_length, longest
+from s1jax.engine.capacity import Setup, Shape
+from s1jax.engine.pages import PagePool
+from s1jax.engine.sequence import (
+    EncodedRequest,
+    Event,
+    Finished,
+    Sample,
+    Tokens,
+    check_request,
+    longest,
+    until_stop,
+)
+from s1jax.engine.slots import SlotArrays
 from s1jax.errors import UserError
 from s1jax.model import cache as cache_lib
 from s1jax.text.delimiters import Delimiters
 
-_PREFILL_PAGES = 8  # that pieces of a prompt attend to at one time: their scores fill the caches of a processor anyway
-_REFILL = 16  # a sixteenth of the slots may be empty before the loop is left to fill them
+STEPS = 64  # between two looks of the host, which cost about 0.2 ms
+_STOP_STEPS = 16  # if a request has stop strings, because what is sampled after one is thrown away
+_PREFILL_PAGES = 8  # that a piece of a prompt attends to at one time; its scores fill the caches of a CPU anyway
+_REFILL = 16  # a sixteenth of the slots may be empty before the decode program returns to fill them
 
 
-class _Pool:
-    """Which pages of one row shard are in use, and by how many rows."""
+@dataclasses.dataclass(frozen=True)
+class Submitted:
+    """A request in the scheduler.
 
-    def __init__(self, count: int):
-        self._uses = np.zeros(count, np.int32)
+    Attributes:
+      id: that `submit` returned.
+      request: what is to be sampled.
+      longest: the most tokens that its sequence can have.
+      stream: whether `Tokens` events are wanted.
+    """
 
-    def take(self, count: int) -> list[int]:
-        """Finds `count` free pages: there are as many as the longest rows need that the slots can hold."""
-        free = np.flatnonzero(self._uses == 0)[:count].tolist()
-        assert len(free) == count
-        self._uses[free] = 1
-        return free
+    id: int
+    request: EncodedRequest
+    longest: int
+    stream: bool
 
-    def share(self, pages: Sequence[int]) -> None:
-        """Has one more row use `pages`."""
-        self._uses[list(pages)] += 1
 
-    def free(self, pages: Sequence[int]) -> None:
-        """Has one row less use `pages`."""
-        self._uses[list(pages)] -= 1
+Order = Callable[[Sequence[Submitted]], Iterable[Submitted]]
+
+
+def first_come(waiting: Sequence[Submitted]) -> Iterable[Submitted]:
+    """Admission order of a server: as the requests come."""
+    return waiting
+
+
+def longest_first(waiting: Sequence[Submitted]) -> Iterable[Submitted]:
+    """Admission order of a batch: the longest first, so that at the end few slots wait for a long one.
+
+    Requests with one prompt follow each other, because they share its prefill, where the longest of them would be.
+    """
+    most: dict[tuple[int, ...], int] = {}
+    for each in waiting:
+        most[each.request.prompt] = max(each.longest, most.get(each.request.prompt, 0))
+
+    def key(each: Submitted) -> tuple[int, tuple[int, ...], int]:
+        return most[each.request.prompt], each.request.prompt, each.longest
+
+    return sorted(waiting, key=key, reverse=True)
 
 
 @dataclasses.dataclass
 class _Prompt:
-    """The prompt that was run last.
+    """The prompt that was prefilled last.
 
     Attributes:
-      ids: of the prompt, think_start included.
-      pages: of all but its last id.
-      shared: in each row shard where a row with this prompt was put, the places of the pages that are full.
+      ids: token ids of the prompt and think_start.
+      pages: of all but its last token.
+      shared: for each row shard with such a sequence, the full pages of the prompt in the pool.
     """
 
     ids: tuple[int, ...]
@@ -62,110 +102,177 @@ class _Prompt:
     shared: dict[int, list[int]]
 
 
-class Session:
-    """The rows of one call on their way through the slots."""
+class Scheduler:
+    """Runs requests through batch slots; see the module's text."""
 
-    def __init__(self, setup: Setup, requests: Sequence[EncodedRequest], delimiters: Delimiters):
-        self._setup, self._requests, self._delimiters = setup, requests, delimiters
+    def __init__(self, setup: Setup, shape: Shape, delimiters: Delimiters, *, order: Order = first_come):
+        """Allocates the KV cache; compiles nothing.
+
+        Args:
+          setup: of the engine.
+          shape: batch slots, pages and the most tokens of a sequence; `capacity.for_requests` chooses it for a batch.
+          delimiters: shared by all requests.
+          order: sorts the waiting requests; called when one was submitted.
+
+        Raises:
+          UserError: the delimiters do not fit the vocabulary.
+        """
+        self._setup, self._shape, self._delimiters, self._order = setup, shape, delimiters, order
         self._config = setup.config
-        limits = [longest(request, delimiters) for request in requests]
-        self._check(limits)
-        longest_prompt = max(len(request.prompt) for request in requests) + len(delimiters.think_start) - 1
-        shape = capacity.choose(setup, limits, longest_prompt)
-        self._needs = [-(-limit // setup.page) for limit in limits]
-        prompts = [request.prompt for request in requests]
-        most: dict[tuple[int, ...], int] = {}
-        for each, limit in zip(prompts, limits, strict=True):
-            most[each] = max(limit, most.get(each, 0))
-        # Rows with one prompt, which share a prefill, follow each other where the longest of them would stand.
-        self._queue = sorted(range(len(requests)), key=lambda i: (most[prompts[i]], prompts[i], limits[i]))
-        self._pools = [_Pool(shape.pages) for _ in range(setup.shards)]
+        self._waiting: collections.deque[Submitted] = collections.deque()
+        self._unsorted = False
+        self._numbers = itertools.count()
+        self._pools = [PagePool(shape.pages) for _ in range(setup.shards)]
         self._prompt: _Prompt | None = None
-        self._held: list[list[int] | None] = [None] * shape.slots  # pages of the row in a slot
-        self._table = np.zeros((shape.slots, shape.length // setup.page), np.int32)
-        self._chosen = np.zeros(shape.slots, np.int32)  # its request, or the last one that was there
-        self._sampling = logits_lib.Sampling.of([request.params for request in requests])
-        self._budgets = budget_lib.Budgets.of([request.params for request in requests])
-        waits = {wait: index for index, wait in enumerate(dict.fromkeys(request.wait for request in requests))}
-        self._wait = np.array([waits[request.wait] for request in requests], np.int32)
-        rules = budget_lib.Rules.of(delimiters, self._config.vocab_size, list(waits))
-        # What all rows share goes to the device once.
-        shared = {name: getattr(rules, name) for name in ("legal", "end", "stop", "newline", "pad")}
-        self._rules = dataclasses.replace(rules, **jax.device_put(shared))
+        self._running: list[Submitted | None] = [None] * shape.slots
+        self._pages: list[list[int]] = [[] for _ in range(shape.slots)]
+        self._arrays = SlotArrays(shape.slots, shape.length // setup.page, delimiters, self._config.vocab_size)
         pages = shape.pages * setup.shards
         self._rows = f"{shape.slots} x {shape.length}"
         self._sizes = f"{self._rows} in {pages} pages"
-        self._forced = f"{rules.forced.shape[2]} forced"
         setup.counts.note(f"start {self._sizes}")
         self._run = programs.start(
             self._config, shape.slots, shape.length, pages, setup.page, setup.cache_dtype, unstack=setup.unstack,
             mesh=setup.mesh,
         )  # fmt: skip
+        self._state = self._run.state
 
-    def _check(self, limits: Sequence[int]) -> None:
-        config, cache_length = self._config, self._setup.cache_length
-        limit = cache_length or config.context_length
-        for request, ids in zip(self._requests, limits, strict=True):
-            prompt, name = request.prompt, request.name
-            if not prompt and not self._delimiters.think_start:
-                raise UserError(f"{name}: the prompt is empty; give at least one id.")
-            bad = [i for i in prompt if not 0 <= i < config.vocab_size]
-            if bad:
-                raise UserError(
-                    f"{name}: prompt id {bad[0]} lies outside the model's vocabulary of {config.vocab_size} ids."
-                )
-            check_length(request, ids, limit, "cache length" if cache_length else "model's context length")
+    def submit(self, request: EncodedRequest, *, stream: bool = False) -> int:
+        """Adds a request to the waiting ones.
 
-    def over(self) -> bool:
-        """Whether all rows have ended and been released."""
-        return not self._queue and not self.occupied()
+        Args:
+          request: what is to be sampled.
+          stream: also return `Tokens` events.
 
-    def occupied(self) -> list[int]:
-        """Slots that hold a row."""
-        return [slot for slot, held in enumerate(self._held) if held is not None]
+        Returns:
+          A number that its events have; 0, 1, ... in the order of submission.
 
-    def admit(self) -> None:
-        """Fills the empty slots, as far as there are rows."""
-        for slot, held in enumerate(self._held):
-            if held is None and self._queue:
-                self._fill(slot, self._queue.pop())
+        Raises:
+          UserError: the request has bad token ids, or could outgrow the context length or the KV cache.
+        """
+        setup, tokens = self._setup, longest(request, self._delimiters)
+        check_request(request, self._delimiters, self._config, setup.cache_length)
+        if tokens > self._shape.length or self._num_pages(tokens) > self._shape.pages:
+            most = min(self._shape.length, self._shape.pages * setup.page)
+            raise UserError(
+                f"{request.name}: the sequence can have {tokens} tokens, but the KV cache holds {most}; lower"
+                " max_thinking_tokens or max_answer_tokens, or shorten the prompt."
+            )
+        self._arrays.reserve(request.wait)
+        added = Submitted(next(self._numbers), request, tokens, stream)
+        self._waiting.append(added)
+        self._unsorted = True
+        return added.id
 
-    def _shard(self, slot: int) -> int:
-        return slot * self._setup.shards // len(self._held)
+    def cancel(self, number: int) -> bool:
+        """Drops a request; no event follows.
 
-    def _fill(self, slot: int, index: int) -> None:
-        setup, request = self._setup, self._requests[index]
+        Returns:
+          False if there is no such request, for example because it is finished.
+        """
+        for waiting in self._waiting:
+            if waiting.id == number:
+                self._waiting.remove(waiting)
+                return True
+        for slot in self._occupied():
+            if self._running_in(slot).id == number:
+                self._finish(slot)
+                self._release(slot)
+                return True
+        return False
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to do: all requests are finished or cancelled."""
+        return not self._waiting and not self._occupied()
+
+    def step(self, max_steps: int = STEPS) -> list[Event]:
+        """Admits waiting requests, decodes, and returns what happened.
+
+        Args:
+          max_steps: decode at most so many tokens of each sequence. Fewer are decoded if requests wait for slots that
+            become empty, or if a request has stop strings.
+
+        Returns:
+          `Finished` for each request that is finished, `Tokens` for the others with `stream`.
+        """
+        if self.is_idle:
+            return []
+        self._admit()
+        running = [self._running_in(slot) for slot in self._occupied()]
+        has_stops = any(each.request.find_stop for each in running)
+        self._decode(min(max_steps, _STOP_STEPS) if has_stops else max_steps)
+        found = (self._look(slot) for slot in self._occupied())
+        return [event for event in found if event is not None]
+
+    def num_tokens(self) -> tuple[int, int]:
+        """Returns how many tokens the running sequences have, and how many of them are thinking tokens."""
+        slots = self._occupied()
+        return int(np.sum(self._state.count[slots])), int(np.sum(self._state.thinking[slots]))
+
+    def _occupied(self) -> list[int]:
+        return [slot for slot, running in enumerate(self._running) if running is not None]
+
+    def _running_in(self, slot: int) -> Submitted:
+        running = self._running[slot]
+        assert running is not None
+        return running
+
+    def _num_pages(self, tokens: int) -> int:
+        return -(-tokens // self._setup.page)
+
+    def _admit(self) -> None:
+        """Fills empty slots, as long as requests wait and their shard has pages for the first of them."""
+        if self._unsorted:
+            self._waiting = collections.deque(self._order(list(self._waiting)))
+            self._unsorted = False
+        full: set[int] = set()
+        for slot, running in enumerate(self._running):
+            if not self._waiting:
+                return
+            shard = slot * self._setup.shards // len(self._running)
+            if running is None and shard not in full:
+                if self._try_admit(slot, shard, self._waiting[0]):
+                    self._waiting.popleft()
+                else:
+                    full.add(shard)
+
+    def _try_admit(self, slot: int, shard: int, added: Submitted) -> bool:
+        """Puts a request into an empty slot; returns False, and does nothing, if the pool of its shard is full."""
+        setup, request, pool = self._setup, added.request, self._pools[shard]
         ids = (*request.prompt, *self._delimiters.think_start)
-        length = len(ids) - 1  # the loop feeds the last one
-        shard = self._shard(slot)
-        pool = self._pools[shard]
-        if self._prompt is None or self._prompt.ids != ids:
+        length = len(ids) - 1  # decoding feeds the last token
+        if self._prompt is not None and self._prompt.ids != ids:
             self._forget_prompt()
+        shared = self._prompt.shared.get(shard, []) if self._prompt else []
+        own = pool.try_take(self._num_pages(added.longest) - len(shared))
+        if own is None:
+            return False
+        if self._prompt is None:
             self._prompt = _Prompt(ids, self._prefill(ids), {})
-        shared = self._prompt.shared.get(shard, [])
-        pages = shared + pool.take(self._needs[index] - len(shared))
+        pages = shared + own
         if not shared:
             self._prompt.shared[shard] = pages[: length // setup.page]
-        pool.share(self._prompt.shared[shard])  # once more: by the prompt for the rows to come, or by this row
-        self._held[slot], self._chosen[slot] = pages, index
-        self._table[slot] = 0
-        self._table[slot, : len(pages)] = pages
-        used = -(-length // setup.page)
+        pool.incref(self._prompt.shared[shard])  # for this sequence, or for the prompt if they were taken just now
+        self._running[slot], self._pages[slot] = added, pages
+        self._arrays.write(slot, request, pages)
+        used = self._num_pages(length)
         count = self._prompt.pages.keys.shape[1]
         places = np.full((setup.shards, count), np.iinfo(np.int32).max, np.int32)
         places[shard, len(shared) : used] = pages[len(shared) : used]
         setup.counts.admissions += 1
-        setup.counts.note(f"admit {count * setup.page} to {self._sizes}, {self._forced}")
+        setup.counts.note(f"admit {count * setup.page} to {self._sizes}, {self._arrays.capacity} forced")
         self._run = programs.admit(
-            self._run, self._settings(), self._prompt.pages, places, np.int32(slot), np.int32(ids[-1]),
+            self._run, self._arrays.settings(), self._prompt.pages, places, np.int32(slot), np.int32(ids[-1]),
             np.int32(length), np.int32(len(self._delimiters.think_start)),
             logits_lib.words(ids, self._config.vocab_size), mesh=setup.mesh, kv_heads=self._config.num_kv_heads,
         )  # fmt: skip
+        return True
 
     def _forget_prompt(self) -> None:
         if self._prompt is not None:
             for shard, pages in self._prompt.shared.items():
-                self._pools[shard].free(pages)
+                self._pools[shard].decref(pages)
         self._prompt = None
 
     def _prefill(self, ids: tuple[int, ...]) -> cache_lib.Pages:
@@ -181,69 +288,49 @@ class Session:
             mesh=setup.mesh,
         )  # fmt: skip
 
-    def _settings(self) -> programs.Settings:
-        rows, waits = self._chosen, self._wait[self._chosen]
-        return programs.Settings(
-            jax.tree.map(lambda column: column[rows], self._sampling),
-            jax.tree.map(lambda column: column[rows], self._budgets),
-            dataclasses.replace(
-                self._rules, forced=self._rules.forced[waits], forced_length=self._rules.forced_length[waits]
-            ),
-            self._table,  # type: ignore[arg-type]
-        )
-
-    def advance(self, steps: int) -> None:
-        """Takes up to `steps` steps, or until slots are empty that others wait for."""
-        setup, busy = self._setup, len(self.occupied())
-        leave = max(busy - max(len(self._held) // _REFILL, 1), 0) if self._queue else 0
+    def _decode(self, steps: int) -> None:
+        """Decodes up to `steps` tokens of each sequence, or until slots are empty that requests wait for."""
+        setup, busy = self._setup, len(self._occupied())
+        min_active = max(busy - max(len(self._running) // _REFILL, 1), 0) if self._waiting else 0
         setup.counts.loops += 1
-        setup.counts.note(f"decode {self._sizes}, {self._forced}")
+        setup.counts.note(f"decode {self._sizes}, {self._arrays.capacity} forced")
         self._run, taken = programs.decode(
-            setup.params, self._run, self._settings(), np.int32(len(self._delimiters.think_start)),
-            np.int32(steps), np.int32(leave), config=self._config, at_once=setup.pages_at_once,
+            setup.params, self._run, self._arrays.settings(), np.int32(len(self._delimiters.think_start)),
+            np.int32(steps), np.int32(min_active), config=self._config, at_once=setup.pages_at_once,
             in_place=setup.pages_in_place, dtype=setup.dtype, mesh=setup.mesh,
         )  # fmt: skip
         self._state, taken = jax.device_get((self._run.state, taken))
         setup.counts.steps += int(taken)
-        for slot in self.occupied():
-            answers = self._state.phase[slot] == budget_lib.ANSWERING and self._state.answer[slot]
-            if answers and self._request(slot).find_stop and self.read(slot).stop_reason is not None:
-                self._finish(slot)
 
-    def stops(self) -> bool:
-        """Whether a row in a slot has stop strings, which only the host can look for."""
-        return any(self._request(slot).find_stop for slot in self.occupied())
-
-    def _request(self, slot: int) -> EncodedRequest:
-        return self._requests[self._chosen[slot]]
+    def _look(self, slot: int) -> Event | None:
+        """Returns the event of the sequence in a slot, if there is one; a finished sequence leaves its slot."""
+        running, state = self._running_in(slot), self._state
+        is_finished = state.phase[slot] == budget_lib.FINISHED
+        may_stop = running.request.find_stop and state.phase[slot] == budget_lib.ANSWERING and state.answer[slot]
+        if not (is_finished or may_stop or running.stream):
+            return None
+        sample = self._read(slot)
+        if not is_finished and sample.stop_reason is not None:
+            self._finish(slot)
+            is_finished = True
+        if is_finished:
+            self._release(slot)
+            return Finished(running.id, sample)
+        return Tokens(running.id, sample) if running.stream else None
 
     def _finish(self, slot: int) -> None:
         self._setup.counts.note(f"finish {self._rows}")
         self._run = programs.finish(self._run, np.int32(slot))
-        phase = np.where(np.arange(len(self._held)) == slot, budget_lib.FINISHED, self._state.phase)
-        self._state = dataclasses.replace(self._state, phase=phase)
 
-    def ended(self) -> list[int]:
-        """Slots whose row has ended."""
-        return [slot for slot in self.occupied() if self._state.phase[slot] == budget_lib.FINISHED]
+    def _release(self, slot: int) -> None:
+        self._pools[slot * self._setup.shards // len(self._running)].decref(self._pages[slot])
+        self._running[slot], self._pages[slot] = None, []
 
-    def live(self) -> tuple[int, int]:
-        """Ids, and thinking tokens among them, of the rows that are in slots."""
-        slots = self.occupied()
-        return int(self._state.count[slots].sum()), int(self._state.thinking[slots].sum())
-
-    def release(self, slot: int) -> tuple[int, Sample]:
-        """Takes an ended row out of its slot; returns its place among the requests and its sample."""
-        sample = self.read(slot)
-        self._pools[self._shard(slot)].free(self._held[slot] or [])
-        self._held[slot] = None
-        return int(self._chosen[slot]), sample
-
-    def read(self, slot: int) -> Sample:
-        """What the row in `slot` has emitted so far, up to a stop string if there is one."""
+    def _read(self, slot: int) -> Sample:
+        """Returns what was sampled so far in a slot, up to a stop string if there is one."""
         state = self._state
         self._setup.counts.note(f"read_ids {self._rows}")
-        ids, forced, logprob = jax.device_get(
+        ids, forced, logprobs = jax.device_get(
             programs.read_ids(self._run.ids, self._run.forced, self._run.logprob, np.int32(slot))
         )
         start = np.array(self._delimiters.think_start, np.int32)
@@ -258,28 +345,7 @@ class Session:
             waits=int(state.waits[slot]),
             thinking_end=closed,
             answer_end=ended,
-            logprob=float(logprob[:count].sum(dtype=np.float64)),
-            logprobs=np.concatenate([np.zeros(len(start), np.float32), logprob[:count]]),
+            logprob=float(logprobs[:count].sum(dtype=np.float64)),
+            logprobs=np.concatenate([np.zeros(len(start), np.float32), logprobs[:count]]),
         )
-        return self._until_stop(self._request(slot), sample, logprob)
-
-    def _until_stop(self, request: EncodedRequest, sample: Sample, logprob: np.ndarray) -> Sample:
-        """Returns the sample up to the id that completes a stop string; `logprob` is float32 [S], of each id."""
-        if request.find_stop is None or not sample.answer_tokens:
-            return sample
-        begin, num_forced = answer_begin(sample, self._delimiters)
-        end = len(sample.ids) - (sample.answer_end == "stop")
-        found = request.find_stop(sample.ids[begin:end].tolist(), num_forced)
-        if found is None:
-            return sample
-        count = begin + found[0]
-        return dataclasses.replace(
-            sample,
-            ids=sample.ids[:count],
-            forced=sample.forced[:count],
-            answer_tokens=found[0] - num_forced,
-            answer_end="stop",
-            stop_reason=found[1],
-            logprob=float(logprob[: count - len(self._delimiters.think_start)].sum(dtype=np.float64)),
-            logprobs=sample.logprobs[:count],
-        )
+        return until_stop(self._running_in(slot).request, sample, self._delimiters)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from s1jax.config.model import ModelConfig
 from s1jax.config.sampling import SamplingParams
 from s1jax.errors import UserError
 from s1jax.text.delimiters import Delimiters
@@ -62,6 +63,25 @@ class Sample:
     stop_reason: str | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """A request that is streamed goes on; `sample` is everything so far."""
+
+    id: int
+    sample: Sample
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """A request is finished."""
+
+    id: int
+    sample: Sample
+
+
+Event = Tokens | Finished
+
+
 def answer_begin(sample: Sample, delimiters: Delimiters) -> tuple[int, int]:
     """Returns the place of an answer's first token in a sample that has one, and how many of its tokens are forced."""
     num_forced = len(delimiters.final_answer) if sample.thinking_end == "cut" else 0
@@ -89,3 +109,47 @@ def check_length(request: EncodedRequest, ids: int, limit: int, what: str = "mod
             f" {params.max_answer_tokens} of answer and the delimiters come to {ids} ids, but the {what} is {limit};"
             " lower max_thinking_tokens or max_answer_tokens, or shorten the prompt."
         )
+
+
+def check_request(request: EncodedRequest, delimiters: Delimiters, config: ModelConfig, cache_length: int) -> None:
+    """Checks a request before anything runs.
+
+    Args:
+      request: what is to be sampled.
+      delimiters: of the chat format.
+      config: shape of the model.
+      cache_length: the most tokens of a sequence; 0: the model's context length.
+
+    Raises:
+      UserError: the prompt is empty or has an id outside the vocabulary, or the sequence could become too long.
+    """
+    prompt, name = request.prompt, request.name
+    if not prompt and not delimiters.think_start:
+        raise UserError(f"{name}: the prompt is empty; give at least one id.")
+    bad = [i for i in prompt if not 0 <= i < config.vocab_size]
+    if bad:
+        raise UserError(f"{name}: prompt id {bad[0]} lies outside the model's vocabulary of {config.vocab_size} ids.")
+    limit, what = (cache_length, "cache length") if cache_length else (config.context_length, "model's context length")
+    check_length(request, longest(request, delimiters), limit, what)
+
+
+def until_stop(request: EncodedRequest, sample: Sample, delimiters: Delimiters) -> Sample:
+    """Returns the sample up to the token that completes a stop string; all of it if there is none."""
+    if request.find_stop is None or not sample.answer_tokens:
+        return sample
+    begin, num_forced = answer_begin(sample, delimiters)
+    end = len(sample.ids) - (sample.answer_end == "stop")
+    found = request.find_stop(sample.ids[begin:end].tolist(), num_forced)
+    if found is None:
+        return sample
+    count, start = begin + found[0], len(delimiters.think_start)
+    return dataclasses.replace(
+        sample,
+        ids=sample.ids[:count],
+        forced=sample.forced[:count],
+        answer_tokens=found[0] - num_forced,
+        answer_end="stop",
+        stop_reason=found[1],
+        logprob=float(sample.logprobs[start:count].sum(dtype=np.float64)),
+        logprobs=sample.logprobs[:count],
+    )

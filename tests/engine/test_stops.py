@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from s1jax.config.sampling import SamplingParams
-from s1jax.engine import engine as engine_lib
 from s1jax.engine import rows as rows_lib
+from s1jax.engine import scheduler
 from s1jax.engine.engine import Engine
 from s1jax.engine.stops import Finder
 from s1jax.errors import UserError
@@ -107,7 +107,7 @@ def test_a_stop_string_ends_the_answer_and_nothing_else(engine, monkeypatch):
     assert stopped == len(rows)
     assert {row["thinking_end"] for row in outputs} == {"cut", "natural"}
     for steps, slots in ((1, 1), (7, 3), (400, 8)):
-        monkeypatch.setattr(engine_lib, "_STOP_STEPS", steps)
+        monkeypatch.setattr(scheduler, "_STOP_STEPS", steps)
         found = rows_lib.generate(Engine("package:countdown_base", slots=slots), rows, WARM)
         for a, b in zip(found, outputs, strict=True):
             assert a | {"logprob": 0} == b | {"logprob": 0} and a["logprob"] == pytest.approx(b["logprob"], abs=1e-3)
