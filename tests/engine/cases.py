@@ -63,7 +63,7 @@ def random_wait(rng) -> tuple[int, ...]:
 
 
 def check(sample, want, name) -> None:
-    """Compares a `generate.Sample` with a `reference.Result`, id for id."""
+    """Compares a `Sample` with a `reference.Result`, id for id."""
     assert list(sample.ids) == want.ids, name
     assert list(sample.forced) == want.forced, name
     fields = ("thinking_tokens", "answer_tokens", "waits", "thinking_end", "answer_end")

@@ -10,7 +10,7 @@ import pytest
 from s1jax.config.sampling import SamplingParams
 from s1jax.engine import budget as budget_lib
 from s1jax.engine import logits as logits_lib
-from s1jax.engine.programs import Sample
+from s1jax.engine.sequence import Sample
 from s1jax.errors import UserError
 from s1jax.text.delimiters import Delimiters
 from tests.engine import cases, reference
@@ -65,6 +65,7 @@ def run(table, controls, delimiters, waits, prompt_last=0):
                 thinking_end="cut" if state.cut[b] else "natural",
                 answer_end="stop" if state.stopped[b] else "length",
                 logprob=float(logprob[:n, b][~forced[:n, b]].sum()),
+                logprobs=np.zeros(len(start) + n, np.float32),
             )
         )
         rest.append((emitted[n:, b], forced[n:, b]))
