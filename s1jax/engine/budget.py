@@ -1,19 +1,23 @@
-"""Budget forcing: a pure function from (state, sampled id) to (state, emitted id), for a whole batch of rows at once.
+"""Budget forcing: a pure function from (state, sampled id) to (state, emitted id), for all batch slots at once.
 
-A row thinks until it samples an end id by itself, or until its thinking tokens reach the maximum. Ids that it does not
-sample but is given - the wait string, the sequence that closes thinking - come from a small table, one id per step, so
-they cost what sampled ids cost: no second prefill and nothing that the compiler has to know. All delimiters, budgets
-and waits are arrays. Only ids occur here, never strings.
+At each step the rules hold in this order, for each slot:
 
-Source: "s1: Simple test-time scaling" (arXiv 2501.19393), section 3. Where the paper leaves room, this is what happens:
+1. Tokens in the queue of the slot come first: the rest of a wait string or of the sequence that closes thinking. They
+   are forced, one a step, from a small table, so they cost what sampled tokens cost, without a second prefill.
+2. Otherwise a token is sampled. End ids are masked for the first token after think_start and after each wait, also if
+   thinking was cut in between: a sequence without thinking does not begin its answer with a stop id.
+3. A sampled end id of thinking is replaced: by the wait string, if the minimum is not reached or waits are left; by the
+   sequence that closes thinking otherwise. A wait that does not fit whole into what is left of the maximum is not
+   emitted, and thinking is cut. An empty wait forces nothing: the end ids are masked, and the slot samples again with
+   the noise of the same step.
+4. Thinking that reaches the maximum is cut: the closing sequence is queued, with a newline before it unless the text
+   of the last token ends in one. Without thinking and think_start that is the last token of the prompt.
+5. The answer ends at a stop id or at its maximum. A wait counts as thinking; the closing sequence counts as neither.
 
-- A wait that does not fit whole into what is left of the maximum is not emitted; thinking is cut instead.
-- The id sampled first after think_start and after each wait is no end id, also where thinking was cut in between: a
-  row without any thinking does not begin its answer with a stop id.
-- An empty wait forces nothing: the end ids are masked and the row samples again with the noise of this step.
-- `waits` counts every wait, those that the minimum asks for included; only the others use up `num_waits`.
-- The newline before the closing sequence depends on the last id before it; without any thinking and any think_start
-  that is the prompt's last.
+`waits` counts every wait; those that the minimum asks for do not use up `num_waits`.
+
+All delimiters, budgets and waits are arrays, so they cause no recompilation. The module knows token ids and no strings.
+Source: "s1: Simple test-time scaling" (arXiv 2501.19393), section 3.
 
 Axis letters: B batch, V vocabulary rows, Q capacity of a forced sequence.
 """
@@ -31,18 +35,18 @@ from s1jax.config.sampling import SamplingParams
 from s1jax.errors import UserError
 from s1jax.text.delimiters import Delimiters
 
-# Phases of a row.
+# Phases of a sequence.
 THINKING, ANSWERING, FINISHED = 0, 1, 2
-# Rows of the table of forced sequences: the wait; thinking ended by itself; it was cut; it was cut after a newline.
+# Kinds of forced sequences: the wait; what closes thinking that ended by itself, that was cut, was cut after a newline.
 WAIT, NATURAL, CUT, CUT_AFTER_NEWLINE = 0, 1, 2, 3
 
-_CAPACITY = 64  # ids of a forced sequence; longer ones double it, which is the only way to another program
+_CAPACITY = 64  # tokens of a forced sequence; a longer one doubles it, and only then a program is compiled again
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Budgets:
-    """What each row may spend; see `s1jax.config.sampling.SamplingParams`.
+    """The budgets of each slot; see `s1jax.config.sampling.SamplingParams`.
 
     Attributes:
       max_thinking: int32 [B].
@@ -58,10 +62,10 @@ class Budgets:
 
     @classmethod
     def of(cls, controls: Sequence[SamplingParams]) -> Budgets:
-        """Takes one row's budgets from each of `controls`."""
+        """Takes the budgets of one slot from each of `controls`."""
 
         def column(name: str) -> np.ndarray:
-            # No row lives for 2**30 ids, and sums of two such numbers stay inside int32.
+            # No sequence has 2**30 tokens, and the sum of two such numbers is still an int32.
             return np.array([min(getattr(c, name), 2**30) for c in controls], np.int32)
 
         return cls(
@@ -75,16 +79,16 @@ class Budgets:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """What the ids mean.
+    """Forced sequences and the meaning of token ids.
 
     Attributes:
-      forced: int32 [B, 4, Q], the sequences `WAIT`, `NATURAL`, `CUT` and `CUT_AFTER_NEWLINE` of each row.
+      forced: int32 [B, 4, Q], the sequences `WAIT`, `NATURAL`, `CUT` and `CUT_AFTER_NEWLINE` of each slot.
       forced_length: int32 [B, 4].
       legal: bool [V], ids that the tokenizer knows.
       end: bool [V], ids that mean "I have finished thinking", the stop ids among them.
       stop: bool [V], ids that end the answer.
       newline: bool [V], ids whose text ends in a newline.
-      pad: int32 scalar, emitted by finished rows.
+      pad: int32 scalar, emitted by finished slots.
     """
 
     forced: jax.Array
@@ -100,9 +104,9 @@ class Rules:
         """Lays the delimiters out as arrays.
 
         Args:
-          delimiters: shared by all rows.
+          delimiters: shared by all slots.
           vocab_size: V.
-          waits: the wait of each row of `forced`.
+          waits: the wait of each slot.
 
         Raises:
           UserError: if the delimiters hold an id beyond V, nothing closes thinking, or no id is left to sample.
@@ -160,7 +164,7 @@ def _members(ids: Sequence[int] | set[int], vocab_size: int) -> np.ndarray:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class State:
-    """Where each row stands; every array is [B].
+    """How far the sequence in each slot is; every array is [B].
 
     Attributes:
       phase: int32, `THINKING`, `ANSWERING` (from the first id of the closing sequence on) or `FINISHED`.

@@ -1,6 +1,6 @@
-"""What all calls of an engine have in common, and the shapes of the arrays of one of them.
+"""Capacity of the KV cache: the shapes that a batch of requests needs and that the devices have memory for.
 
-Axis letters: B slots, S ids that a row may emit, V vocabulary rows.
+Axis letters: B batch slots, S tokens that a sequence may have, V vocabulary.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from s1jax.errors import UserError
 from s1jax.model import cache as cache_lib
 from s1jax.parallel import sharding
 
-_LENGTH = 4096  # ids of a row that shorter rows have room for, too: it costs 20 kB a slot, another length programs
-_SPARE = 4  # times the pages that a call needs may lie in the pool of an earlier call for it to be used again
+_LENGTH = 4096  # tokens that short sequences have room for, too: 20 kB a slot, where another length costs programs
+_SPARE = 4  # the shape of an earlier call is used again if its pool has at most so many times the pages needed
 _LOGITS = 4  # arrays [B, V] of float32 at one time: logits, noise, and what the filters make of them
 
 
@@ -30,9 +30,9 @@ class Counts:
     """What an engine has done so far.
 
     Attributes:
-      prefills: prompts that were run.
-      admissions: rows that were put into a slot.
-      loops: times that the decoding loop was entered.
+      prefills: prompts that were prefilled.
+      admissions: requests that were admitted to a slot.
+      loops: calls of the decode program.
       steps: steps of the loop, of all slots at once.
       programs: what was compiled, or found compiled: name -> number of calls. A program has one name: what it does and
         the sizes that it is compiled for.
@@ -55,12 +55,12 @@ class Counts:
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """Of the arrays of one call, hence of its programs.
+    """Shape of the arrays of a scheduler, for which its programs are compiled.
 
     Attributes:
       slots: B.
       length: S, whole pages.
-      pages: of the cache, for the rows of one row shard.
+      pages: of the KV cache, in each row shard.
     """
 
     slots: int
@@ -75,12 +75,12 @@ class Setup:
     Attributes:
       config: shape of the model.
       params: weights, stacked or as `layouts.unstack` makes them.
-      unstack: the loop wants one array of pages a layer.
-      page: slots of a page.
+      unstack: whether the decode program takes one array of pages for each layer.
+      page_size: tokens of a page.
       pages_at_once: see `s1jax.model.attention.cached.attend_cached`.
       pages_in_place: see there.
       slots: B.
-      cache_length: the most ids of a row; 0: what the rows of a call need.
+      cache_length: the most tokens of a sequence; 0: what the requests of a call need.
       dtype: of activations.
       cache_dtype: of the cache.
       mesh: None: one device.
@@ -92,7 +92,7 @@ class Setup:
     config: ModelConfig
     params: Mapping[str, Any]
     unstack: bool
-    page: int
+    page_size: int
     pages_at_once: int
     pages_in_place: bool
     slots: int
@@ -105,9 +105,9 @@ class Setup:
     shapes: list[Shape] = dataclasses.field(default_factory=list)
 
 
-def prefill_slots(page: int, num_ids: int) -> int:
-    """Cache slots of the program that prefills `num_ids` ids into pages of `page` slots: a power of two of pages."""
-    return page * buckets.power_of_two(max(-(-num_ids // page), 1))
+def prefill_length(page_size: int, num_ids: int) -> int:
+    """Returns the tokens of the program that prefills `num_ids` token ids: a power of two of pages."""
+    return page_size * buckets.power_of_two(max(-(-num_ids // page_size), 1))
 
 
 def for_requests(setup: Setup, limits: Sequence[int], prompt: int) -> Shape:
@@ -127,9 +127,9 @@ def for_requests(setup: Setup, limits: Sequence[int], prompt: int) -> Shape:
     Raises:
       UserError: the devices have no room for it; says how many slots they have room for.
     """
-    needs = sorted(-(-limit // setup.page) for limit in limits)
+    needs = sorted(-(-limit // setup.page_size) for limit in limits)
     length = setup.cache_length or max(buckets.bucket(max(limits)), min(_LENGTH, setup.config.context_length))
-    width = -(-length // setup.page)
+    width = -(-length // setup.page_size)
     slots = min(setup.slots, setup.shards * buckets.power_of_two(-(-len(limits) // setup.shards)))
     free = perf.free_memory(jax.tree.leaves(setup.params)[0].devices())
 
@@ -141,7 +141,7 @@ def for_requests(setup: Setup, limits: Sequence[int], prompt: int) -> Shape:
     def fits(slots: int, pages: int) -> bool:
         return free is None or sum(_bytes(setup, slots, pages, prompt)) <= free
 
-    pages, length = least(slots), width * setup.page
+    pages, length = least(slots), width * setup.page_size
     wanted = [Shape(slots, length, pages)]
     if not setup.cache_length:
         rounded = buckets.bucket(pages)
@@ -161,7 +161,7 @@ def for_requests(setup: Setup, limits: Sequence[int], prompt: int) -> Shape:
             return shape
     fewer = range(setup.shards, slots, setup.shards)
     most = setup.shards * bisect.bisect_left(fewer, True, key=lambda slots: not fits(slots, least(slots)))
-    ids = f"{length} ids" if setup.cache_length else f"up to {needs[-1] * setup.page} ids"
+    ids = f"{length} ids" if setup.cache_length else f"up to {needs[-1] * setup.page_size} ids"
     lower = "token limits" + (" (and --cache_length, where it was given)" if setup.cache_length else "")
     if most:
         remedy = f"{_rows(most)} of {ids} fit: lower the slots (--batch_size) or the {lower}."
@@ -181,8 +181,8 @@ def _rows(number: int) -> str:
 def _bytes(setup: Setup, slots: int, pages: int, prompt: int) -> tuple[int, int]:
     """Of one device: those of the cache; those of the longest prompt's own pages, as it is prefilled, and of logits."""
     split = 1 if setup.mesh is None else sharding.key_head_shards(setup.mesh, setup.config.num_kv_heads)
-    cache = pages * setup.page * cache_lib.bytes_per_token(setup.config, setup.cache_dtype) // split
-    prefill = prefill_slots(setup.page, prompt) * cache_lib.bytes_per_token(setup.config, setup.dtype) // split
+    cache = pages * setup.page_size * cache_lib.bytes_per_token(setup.config, setup.cache_dtype) // split
+    prefill = prefill_length(setup.page_size, prompt) * cache_lib.bytes_per_token(setup.config, setup.dtype) // split
     return cache, prefill + _LOGITS * slots // setup.shards * setup.config.vocab_size * 4
 
 

@@ -1,16 +1,17 @@
-"""The engine: many rows through a few slots, each row with budgets of its own.
+"""The engine: samples many requests in a few batch slots, each request with its own budgets.
 
     engine = Engine("runs/s1", slots=64)
     outputs = engine.generate(["What is 12 plus 30?"], SamplingParams(max_thinking_tokens=2048, num_waits=2))
     pieces = engine.stream_tokens("What is 12 plus 30?")  # as they come
 
-A row that ends leaves its slot to the next one while the others go on (continuous batching). The cache is a pool of
-pages, of which a row gets as many as it can come to need; so nothing is reserved for the longest row but by itself.
-Rows with the same prompt share its prefill and its full pages, whatever else they ask for. What a row emits does not
-depend on the slots, on their number or on the order, up to the rounding of the matrix products, which for some sizes
-depends on the number of slots: that can only show where two ids are as good as equally probable.
+A finished sequence leaves its batch slot to the next one while the others go on (continuous batching). The KV cache is
+a pool of pages, and a sequence gets as many pages as it can need. Requests with the same prompt share its prefill and
+its full pages. The tokens of a request do not depend on the number of slots or on the other requests, but for the
+rounding of matrix products, which for some sizes depends on the number of slots: it shows only if two tokens are
+about equally probable.
 
-Rows with the highest limits, and others with their prompts, start first, so that at the end few wait for a long one.
+`generate`, `stream` and `stream_tokens` submit their requests to a `s1jax.engine.scheduler.Scheduler` and step it until
+it is idle. A batch admits the requests with the highest limits first.
 """
 
 from __future__ import annotations
@@ -46,20 +47,20 @@ from s1jax.parallel import mesh as mesh_lib
 from s1jax.text.delimiters import Delimiters
 from s1jax.text.messages import Message
 
-_PAGE = 64  # slots; a row wastes half a page on average, and a step reads page by page
+_PAGE = 64  # tokens; a sequence wastes half a page on average, and a step reads page by page
 _TPU_PAGE = 128  # as wide as a register there: narrower pages would be filled up to it
 # That accelerators read in one turn of attention's loop, so that 32k positions take 16 turns.
-_SLOTS_AT_ONCE = 2048
-# Rows that have ended, ids and thinking tokens so far, those of rows that still go on included.
+_TOKENS_AT_ONCE = 2048
+# Finished sequences, tokens and thinking tokens so far, those of running sequences included.
 Progress = Callable[[int, int, int], None]
 Prompt = str | Sequence[Message] | Request
 
 
 class Engine:
-    """Samples rows from one model; see the module's text.
+    """Samples requests from one model; see the module's text.
 
     Attributes:
-      model: the loaded checkpoint; None where the engine was made from weights.
+      model: the loaded checkpoint; None if the engine was made from weights.
       dtype: of activations.
       counts: what was done so far.
     """
@@ -76,21 +77,21 @@ class Engine:
         weight_dtype: str = "",
         mesh: Mesh | None = None,
     ):
-        """Loads what is to be loaded; compiles nothing.
+        """Loads the checkpoint, if one is named; compiles nothing.
 
         Args:
           checkpoint_or_params: path of a checkpoint or training workdir, `package:NAME`, a `store.Model`, or, with
             `config`, weights as in `s1jax.model.decoder`; they are cast once if their dtype is not `dtype`. On a CPU,
             and on GPUs that have room for it, the layers are held twice (`layouts.unstack`).
-          config: shape of the weights, where those were given.
-          slots: B, rows that run at one time; on a mesh rounded up to a multiple of the row shards.
-          cache_length: the most ids a row may come to, prompt included; 0 takes what the rows of a call need. Calls
+          config: shape of the weights, if those are given.
+          slots: B, batch slots; on a mesh rounded up to a multiple of the row shards.
+          cache_length: the most tokens of a sequence, prompt included; 0 takes what the requests of a call need. Calls
             with the same length share their programs, see `s1jax.engine.capacity.for_requests`.
           dtype: of activations; by default float32 on a CPU and bfloat16 elsewhere.
           cache_dtype: of the cache: `dtype` by default, or int8, with a scale for each head and token.
           weight_dtype: of the matrices: `dtype` by default, or int8, see `quant.quantize_params`: half the reads of
             bfloat16 on an accelerator, and slower on a CPU.
-          mesh: of `s1jax.parallel`, rows along data and fsdp, heads along tensor. Weights must lie on it.
+          mesh: of `s1jax.parallel`, batch slots along data and fsdp, heads along tensor; it has the weights.
 
         Raises:
           UserError: the checkpoint can't be loaded, or a setting makes no sense.
@@ -134,15 +135,15 @@ class Engine:
         self._unstacks: bool | None = None  # decided with the first weights
         platform = _platform(params)
         on_cpu, on_gpu = platform == "cpu", platform in ("gpu", "cuda")
-        page = _TPU_PAGE if platform == "tpu" else _PAGE
+        page_size = _TPU_PAGE if platform == "tpu" else _PAGE
         params = self._prepare(params)
         shards = 1 if mesh is None else mesh_lib.row_shards(mesh)
         self._setup = Setup(
             config=config,
             params=params,
             unstack=bool(self._unstacks) and mesh is None,
-            page=page,
-            pages_at_once=_pages_at_once(slots, dtype) if on_cpu else _SLOTS_AT_ONCE // page,
+            page_size=page_size,
+            pages_at_once=_pages_at_once(slots, dtype) if on_cpu else _TOKENS_AT_ONCE // page_size,
             # Triton's products of float32 would be rounded to TF32.
             pages_in_place=on_gpu and dtype != "float32",
             slots=-(-int(slots) // shards) * shards,
@@ -252,19 +253,19 @@ class Engine:
     def sample(
         self, requests: Sequence[EncodedRequest], delimiters: Delimiters, *, progress: Progress | None = None
     ) -> Iterator[tuple[int, Sample]]:
-        """Samples rows of ids.
+        """Samples sequences of token ids.
 
         Args:
-          requests: one a row.
-          delimiters: shared by all rows.
+          requests: one for each sequence.
+          delimiters: shared by all of them.
           progress: called after every few steps.
 
         Yields:
-          (place in `requests`, sample) as rows end, in any order.
+          (place in `requests`, sample) as sequences finish, in any order.
 
         Raises:
-          UserError: before anything runs, if a row could outgrow the cache or the model's context, has bad ids, or the
-            cache has no room for so many rows.
+          UserError: before anything runs, if a request has bad token ids or could outgrow the context length, or the
+            memory of the devices holds no such cache.
         """
         if not requests:
             return iter(())

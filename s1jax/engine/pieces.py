@@ -1,4 +1,4 @@
-"""One sample as it grows: its new text and its new ids, piece by piece."""
+"""A streamed sample: its new text and new tokens, piece by piece."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from s1jax.text.delimiters import Delimiters
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """What one row has emitted since the piece before.
+    """What is new in a sequence since the piece before.
 
     The ids of all pieces are those of the output, `text` of all pieces of one part is that part of the output, to the
     character. Text is late by a few ids where they may still change or drop it: half a character, white space at the
@@ -46,7 +46,7 @@ class Pieces:
         request: EncodedRequest,
         delimiters: Delimiters,
     ):
-        """Takes what is needed to tell delimiters from text.
+        """Takes what separates delimiters from text.
 
         Args:
           decode: ids -> text.

@@ -1,15 +1,14 @@
-"""The programs of generation under a thinking budget: prefill a prompt, admit it to a slot, decode all slots.
+"""Jitted programs of sampling: prefill a prompt, admit it to a batch slot, decode all slots.
 
-The body of the decoding loop is: run the model on each row's last id, sample, let `s1jax.engine.budget` replace or
-queue ids, store. A wait, a cut or an answer is an array update on the device; the host is asked for nothing until a row
-has ended that another one can take the place of. `s1jax.engine.engine` calls these programs.
+One step of decoding runs the model on the last token of each slot, samples, lets `s1jax.engine.budget` replace or queue
+tokens, and stores them. A wait, a cut or an answer is an array update on the device. The host is asked only when a slot
+is free that a waiting request can take. `s1jax.engine.scheduler` calls these programs.
 
-Compilation depends on the model, the number of slots, the shapes of the cache (`s1jax.sample.setup`) and, for prefill
-and admission, on the prompt's length rounded up to a power of two; never on budgets, waits of up to 64 ids,
-temperatures or seeds.
+A program is compiled once for each model, number of slots and shape of the KV cache (`s1jax.engine.capacity`); prefill
+and admission also for each length of the prompt, rounded up to a power of two. Budgets, waits of up to 64 tokens,
+temperatures and seeds cause no recompilation.
 
-Axis letters: B slots (rows that run at one time), T prompt length, S ids that a row may emit, M pages of a row,
-V vocabulary rows.
+Axis letters: B batch slots, T prompt length, S tokens that a sequence may have, M pages of a sequence, V vocabulary.
 """
 
 from __future__ import annotations
@@ -40,16 +39,16 @@ _CHUNK = 512
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Run:
-    """What the loop carries.
+    """What decoding carries from step to step.
 
     Attributes:
-      pages: of the cache, stacked or one a layer; they hold every id but the last emitted one of each row.
+      pages: of the KV cache, stacked or one array a layer; they hold all tokens of each slot but the last one.
       lengths: int32 [B], tokens in the cache.
-      state: where each row stands.
-      ids: int32 [B, S], emitted ids; those of think_start, which the host knows, are left out.
+      state: of budget forcing.
+      ids: int32 [B, S], emitted token ids, without those of think_start, which the host knows.
       forced: bool [B, S].
       logprob: float32 [B, S], of each sampled id; 0 for forced ones.
-      seen: uint32 [B, W], ids of the prompt and of the row, see `s1jax.engine.logits.words`.
+      seen: uint32 [B, W], token ids of the prompt and of the sequence, see `s1jax.engine.logits.words`.
     """
 
     pages: Any
@@ -64,13 +63,13 @@ class Run:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What the rows in the slots ask for, and where their pages are.
+    """What the requests in the batch slots ask for.
 
     Attributes:
-      sampling: of each row.
-      budgets: of each row.
-      rules: of each row.
-      table: int32 [B, M], pages of each row.
+      sampling: of each slot.
+      budgets: of each slot.
+      rules: of each slot.
+      table: int32 [B, M], pages of each slot.
     """
 
     sampling: logits_lib.Sampling
@@ -91,14 +90,14 @@ def start(
     unstack: bool,
     mesh: Mesh | None,
 ) -> Run:
-    """`slots` finished rows and empty pages.
+    """Returns `slots` finished slots and empty pages.
 
     Args:
       config: shape of the model.
       slots: B.
       num_ids: S.
-      pages: of the cache, for all rows.
-      size: slots of a page.
+      pages: of the cache, for all slots.
+      size: tokens of a page.
       dtype: of the cache; int8 is quantised.
       unstack: one array of pages a layer, as a loop with unstacked weights wants them.
       mesh: None: one device.
@@ -130,14 +129,14 @@ def prefill(
     dtype: str,
     mesh: Mesh | None,
 ) -> cache_lib.Pages:
-    """Runs one prompt, piece by piece, so that its padding costs less than a piece.
+    """Prefills one prompt, piece by piece, so that its padding costs less than a piece.
 
     Args:
       params: weights, stacked or as `layouts.unstack` makes them.
       tokens: int32 [T], prompt and think_start, padded on the right; T divides by `size` and by a piece.
-      length: int32 scalar, ids of the prompt that are run: all but its last, which the loop feeds first.
+      length: int32 scalar, tokens of the prompt that are run: all but its last, which decoding feeds first.
       config: shape of the model.
-      size: slots of a page.
+      size: tokens of a page.
       at_once: pages, see `s1jax.model.attention.cached.attend_cached`.
       dtype: of activations and of the pages.
       mesh: None: one device.
@@ -177,9 +176,10 @@ def admit(
 
     Args:
       run: all slots.
-      settings: those of the new row among them.
+      settings: with those of the new request.
       prompt: of `prefill`.
-      places: int32 [row shards, pages of `prompt`], where they are copied to; past the last page: nowhere.
+      places: int32 [row shards, pages of `prompt`], pages of the cache that they are copied to; past the last one:
+        they are not copied.
       slot: int32 scalar.
       last: int32 scalar, last id of prompt and think_start, which the cache does not hold.
       length: int32 scalar, ids in the cache.
@@ -210,7 +210,7 @@ def decode(
     settings: Settings,
     num_forced: jax.Array,
     steps: jax.Array,
-    leave: jax.Array,
+    min_active: jax.Array,
     *,
     config: ModelConfig,
     at_once: int,
@@ -218,15 +218,15 @@ def decode(
     dtype: str,
     mesh: Mesh | None,
 ) -> tuple[Run, jax.Array]:
-    """Takes up to `steps` steps with all rows, as long as more than `leave` of them go on.
+    """Takes up to `steps` steps with all slots, as long as more than `min_active` of them are not finished.
 
     Args:
       params: weights, stacked or as `layouts.unstack` makes them; `run.pages` likewise.
       run: all slots.
-      settings: of the rows in them.
+      settings: of the requests in them.
       num_forced: int32 scalar, ids of think_start.
       steps: int32 scalar.
-      leave: int32 scalar.
+      min_active: int32 scalar.
       config: shape of the model.
       at_once: pages, see `s1jax.model.attention.cached.attend_cached`.
       in_place: pages, see there.
@@ -244,7 +244,7 @@ def decode(
 
     def goes_on(carry: tuple[Run, jax.Array]) -> jax.Array:
         run, taken = carry
-        return (taken < steps) & (jnp.sum(run.state.phase != budget_lib.FINISHED) > leave)
+        return (taken < steps) & (jnp.sum(run.state.phase != budget_lib.FINISHED) > min_active)
 
     def step(carry: tuple[Run, jax.Array]) -> tuple[Run, jax.Array]:
         run, taken = carry
@@ -256,8 +256,8 @@ def decode(
         )
         logits = decoder.logits(params, config, hidden[:, 0])  # [B, V]
 
-        # An empty wait makes a row sample twice, with the same noise. A loop, so that the program holds the sampler
-        # once; the second time it takes the other rows for greedy, whose choice costs least.
+        # An empty wait makes a slot sample twice, with the same noise. A loop, so that the program holds the sampler
+        # once; the second time all other slots are treated as greedy, which is cheapest.
         noise = logits_lib.noise(sampling, old.count, logits.shape[-1])
 
         def draw(carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -302,6 +302,6 @@ def read_ids(
 
 @functools.partial(jax.jit, donate_argnames=("run",))
 def finish(run: Run, slot: jax.Array) -> Run:
-    """Ends the row of one slot, int32 scalar, whatever it is at."""
+    """Finishes the sequence in one slot, int32 scalar, at once."""
     phase = jnp.where(jnp.arange(run.lengths.shape[0]) == slot, budget_lib.FINISHED, run.state.phase)
     return dataclasses.replace(run, state=dataclasses.replace(run.state, phase=phase))

@@ -126,13 +126,13 @@ class Scheduler:
         self._prompt: _Prompt | None = None
         self._running: list[Submitted | None] = [None] * shape.slots
         self._pages: list[list[int]] = [[] for _ in range(shape.slots)]
-        self._arrays = SlotArrays(shape.slots, shape.length // setup.page, delimiters, self._config.vocab_size)
+        self._arrays = SlotArrays(shape.slots, shape.length // setup.page_size, delimiters, self._config.vocab_size)
         pages = shape.pages * setup.shards
         self._rows = f"{shape.slots} x {shape.length}"
         self._sizes = f"{self._rows} in {pages} pages"
         setup.counts.note(f"start {self._sizes}")
         self._run = programs.start(
-            self._config, shape.slots, shape.length, pages, setup.page, setup.cache_dtype, unstack=setup.unstack,
+            self._config, shape.slots, shape.length, pages, setup.page_size, setup.cache_dtype, unstack=setup.unstack,
             mesh=setup.mesh,
         )  # fmt: skip
         self._state = self._run.state
@@ -153,7 +153,7 @@ class Scheduler:
         setup, tokens = self._setup, longest(request, self._delimiters)
         check_request(request, self._delimiters, self._config, setup.cache_length)
         if tokens > self._shape.length or self._num_pages(tokens) > self._shape.pages:
-            most = min(self._shape.length, self._shape.pages * setup.page)
+            most = min(self._shape.length, self._shape.pages * setup.page_size)
             raise UserError(
                 f"{request.name}: the sequence can have {tokens} tokens, but the KV cache holds {most}; lower"
                 " max_thinking_tokens or max_answer_tokens, or shorten the prompt."
@@ -219,7 +219,7 @@ class Scheduler:
         return running
 
     def _num_pages(self, tokens: int) -> int:
-        return -(-tokens // self._setup.page)
+        return -(-tokens // self._setup.page_size)
 
     def _admit(self) -> None:
         """Fills empty slots, as long as requests wait and their shard has pages for the first of them."""
@@ -252,7 +252,7 @@ class Scheduler:
             self._prompt = _Prompt(ids, self._prefill(ids), {})
         pages = shared + own
         if not shared:
-            self._prompt.shared[shard] = pages[: length // setup.page]
+            self._prompt.shared[shard] = pages[: length // setup.page_size]
         pool.incref(self._prompt.shared[shard])  # for this sequence, or for the prompt if they were taken just now
         self._running[slot], self._pages[slot] = added, pages
         self._arrays.write(slot, request, pages)
@@ -261,7 +261,7 @@ class Scheduler:
         places = np.full((setup.shards, count), np.iinfo(np.int32).max, np.int32)
         places[shard, len(shared) : used] = pages[len(shared) : used]
         setup.counts.admissions += 1
-        setup.counts.note(f"admit {count * setup.page} to {self._sizes}, {self._arrays.capacity} forced")
+        setup.counts.note(f"admit {count * setup.page_size} to {self._sizes}, {self._arrays.capacity} forced")
         self._run = programs.admit(
             self._run, self._arrays.settings(), self._prompt.pages, places, np.int32(slot), np.int32(ids[-1]),
             np.int32(length), np.int32(len(self._delimiters.think_start)),
@@ -277,14 +277,14 @@ class Scheduler:
 
     def _prefill(self, ids: tuple[int, ...]) -> cache_lib.Pages:
         setup = self._setup
-        size = capacity.prefill_slots(setup.page, len(ids) - 1)
+        size = capacity.prefill_length(setup.page_size, len(ids) - 1)
         tokens = np.zeros(size, np.int32)
         tokens[: len(ids) - 1] = ids[:-1]
         setup.counts.prefills += 1
         setup.counts.note(f"prefill {size}")
         return programs.prefill(
-            setup.params, tokens, np.int32(len(ids) - 1), config=self._config, size=setup.page,
-            at_once=min(max(setup.pages_at_once, _PREFILL_PAGES), size // setup.page), dtype=setup.dtype,
+            setup.params, tokens, np.int32(len(ids) - 1), config=self._config, size=setup.page_size,
+            at_once=min(max(setup.pages_at_once, _PREFILL_PAGES), size // setup.page_size), dtype=setup.dtype,
             mesh=setup.mesh,
         )  # fmt: skip
 
