@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from s1jax.check.report import Check, Figure, NotHereError, Outcome, median_seconds
+from s1jax.check.report import Check, Figure, NotHereError, Outcome, median_seconds, step_seconds
 from s1jax.check.sizes import Sizes
 from s1jax.config.model import ModelConfig
 
@@ -68,7 +68,7 @@ def _note(torch: Any) -> str:
 
 
 def _decode(shape: ModelConfig, sizes: Sizes, batch: int) -> Outcome:
-    """As `s1jax.check.speed` measures it: the difference of many new tokens and of two."""
+    """As `s1jax.check.speed` measures it."""
     torch, model = _model(shape)
     model.eval()
     model.generation_config.eos_token_id = None
@@ -84,8 +84,7 @@ def _decode(shape: ModelConfig, sizes: Sizes, batch: int) -> Outcome:
         assert out.shape[1] == sizes.prompt + new_tokens
         _wait(torch)
 
-    long, short = (median_seconds(functools.partial(run, n), _TIMES) for n in (sizes.new_tokens, 2))
-    step = max(long - short, 1e-9) / (sizes.new_tokens - 2)
+    step = step_seconds(run, sizes.new_tokens, _TIMES)
     return Outcome({"speed": Figure(batch / step, "tokens/s"), "step": Figure(1e3 * step, "ms")}, note=_note(torch))
 
 

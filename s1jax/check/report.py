@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 Status = Literal["pass", "fail", "not run"]
 _LONGEST = 300  # characters of an error
+_LEAST_SHARE = 0.1  # of the time of many steps, that they must take longer than two
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,9 +136,24 @@ def failed(lines: Sequence[Line]) -> list[Line]:
 def median_seconds(run: Callable[[], Any], times: int) -> float:
     """Median seconds of a function that returns when its work is done, after one call that compiles."""
     run()
-    found = []
-    for _ in range(times):
-        begun = time.perf_counter()
-        run()
-        found.append(time.perf_counter() - begun)
-    return sorted(found)[len(found) // 2]
+    return sorted(_seconds(run) for _ in range(times))[times // 2]
+
+
+def step_seconds(run: Callable[[int], Any], steps: int, times: int) -> float:
+    """Seconds of one decode step: the least time of `run(steps)` less that of `run(2)`, so without the prefill.
+
+    Raises:
+      NotHereError: the difference is lost in the noise of this machine.
+    """
+    run(steps)  # first, because what is compiled for many steps does for few
+    run(2)
+    long, short = (min(_seconds(lambda n=n: run(n)) for _ in range(times)) for n in (steps, 2))  # type: ignore[misc]
+    if long - short < _LEAST_SHARE * long:
+        raise NotHereError(f"the times vary too much: {steps} steps took {long:.3g} s, 2 steps {short:.3g} s")
+    return (long - short) / (steps - 2)
+
+
+def _seconds(run: Callable[[], Any]) -> float:
+    begun = time.perf_counter()
+    run()
+    return time.perf_counter() - begun

@@ -65,7 +65,7 @@ def tiny() -> Sizes:
     return Sizes(
         rows=2, length=48, heads=4, kv_heads=2, head_dim=16, dtype="float32", page_size=16, pages=3,
         copied_bytes=1 << 24, product=256, models={"tiny": model}, train=((64, 2),), batches=(1, 4), prompt=8,
-        new_tokens=8, problems=2,
+        new_tokens=100, problems=2,
     )  # fmt: skip
 
 

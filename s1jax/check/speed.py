@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from s1jax import perf
-from s1jax.check.report import Check, Figure, Outcome, median_seconds
+from s1jax.check.report import Check, Figure, Outcome, median_seconds, step_seconds
 from s1jax.check.sizes import Sizes
 from s1jax.config.experiment import MeshConfig, OptimizerConfig, TrainConfig
 from s1jax.config.model import ModelConfig
@@ -124,11 +124,10 @@ class Speed:
         engine = Engine(params, config=model, slots=batch, dtype=dtype)
         del params
         try:
-            long, short = (_decode_seconds(engine, model, batch, sizes.prompt, n) for n in (sizes.new_tokens, 2))
+            step = _decode_seconds(engine, model, batch, sizes)
         finally:
             del engine
             gc.collect()
-        step = max(long - short, 1e-9) / (sizes.new_tokens - 2)
         context = sizes.prompt + sizes.new_tokens / 2
         read = weights + batch * context * cache_lib.bytes_per_token(model, dtype)
         figures = {"speed": Figure(batch / step, "tokens/s"), "step": Figure(1e3 * step, "ms")}
@@ -176,15 +175,15 @@ def _step_seconds(
     return median_seconds(run, _STEPS), loss
 
 
-def _decode_seconds(engine: Engine, model: ModelConfig, batch: int, prompt: int, new_tokens: int) -> float:
-    """Median seconds to prefill and decode; nothing but the limit ends a sequence."""
+def _decode_seconds(engine: Engine, model: ModelConfig, batch: int, sizes: Sizes) -> float:
+    """Seconds of a decode step; nothing but the limit ends a sequence."""
     delimiters = Delimiters((), (0,), (), (), (), (), (), num_ids=model.vocab_size)
-    params = SamplingParams(max_thinking_tokens=0, max_answer_tokens=new_tokens - 1)
     rng = np.random.default_rng(0)
-    prompts = rng.integers(1, model.vocab_size, (batch, prompt)).tolist()
+    prompts = rng.integers(1, model.vocab_size, (batch, sizes.prompt)).tolist()
 
-    def run() -> None:
+    def run(new_tokens: int) -> None:
+        params = SamplingParams(max_thinking_tokens=0, max_answer_tokens=new_tokens - 1)
         samples = engine.sample([EncodedRequest(tuple(ids), params) for ids in prompts], delimiters)
         assert all(len(sample.ids) == new_tokens for _, sample in samples)
 
-    return median_seconds(run, _TIMES)
+    return step_seconds(run, sizes.new_tokens, _TIMES)

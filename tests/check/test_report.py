@@ -1,5 +1,7 @@
 """Rows of a check: what passes, what fails, and what has no time left."""
 
+import pytest
+
 from s1jax.check import report
 from s1jax.check.report import Check, Figure, Line, Outcome
 
@@ -50,6 +52,18 @@ def test_a_part_has_seconds_of_its_own():
     lines = report.run_all(checks, {"a": 5, "b": 1}, clock=clock)
     assert [line.status for line in lines] == ["pass", "pass", "not run", "pass", "pass"]
     assert lines[2].note == "the 5 s of this part were used up"
+
+
+def test_the_time_of_a_step_is_without_the_prefill(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr(report.time, "perf_counter", clock)
+
+    def run(steps):
+        clock.now += 5 + 0.25 * steps
+
+    assert report.step_seconds(run, 10, 3) == 0.25
+    with pytest.raises(report.NotHereError, match=r"10 steps took 5\.01 s, 2 steps 5\.01 s"):
+        report.step_seconds(lambda steps: setattr(clock, "now", clock.now + 5.01), 10, 3)
 
 
 def test_a_record_has_every_figure_with_its_unit():
