@@ -2,9 +2,11 @@
 
 import ast
 import glob
+import io
 import pathlib
 import re
 import subprocess
+import tokenize
 
 import pytest
 
@@ -71,6 +73,23 @@ def test_all_of_the_assets_are_in_the_package():
     packed = {file for pattern in patterns for file in glob.glob(pattern, root_dir=ROOT / "s1jax", recursive=True)}
     assets = (ROOT / "s1jax" / "assets").rglob("*")
     assert {str(file.relative_to(ROOT / "s1jax")) for file in assets if file.is_file()} - packed == set()
+
+
+def test_docstrings_and_comments_are_plain():
+    """Words that made readers read a sentence twice; docs/glossary.md has those to use."""
+    unclear = re.compile(
+        r"(?<!there )\b(?:is|are) no \w+|\blies?\b|\bbehind\b|\banew\b|\bapart\b|\btold\b|\btells?\b|\bcomes? to\b"
+        r"|\bof which\b|\bas it is\b"
+    )
+    found = []
+    for name in PRODUCT:
+        if not name.startswith("s1jax/"):
+            continue
+        for token in tokenize.generate_tokens(io.StringIO((ROOT / name).read_text()).readline):
+            docstring = token.type == tokenize.STRING and token.string.lstrip("r").startswith('"""')
+            if docstring or token.type == tokenize.COMMENT:
+                found += [f"{name}:{token.start[0]} {words}" for words in unclear.findall(token.string)]
+    assert not found, found
 
 
 def test_no_file_is_called_utils():

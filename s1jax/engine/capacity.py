@@ -134,7 +134,7 @@ def for_requests(setup: Setup, limits: Sequence[int], prompt: int) -> Shape:
     free = perf.free_memory(jax.tree.leaves(setup.params)[0].devices())
 
     def least(slots: int) -> int:
-        """Pages of the longest rows that may lie in the slots of a row shard at one time."""
+        """Pages of the longest sequences that the slots of one row shard can hold at a time."""
         each = slots // setup.shards
         return each * width if setup.cache_length else sum(needs[-each:])
 
@@ -179,7 +179,7 @@ def _rows(number: int) -> str:
 
 
 def _bytes(setup: Setup, slots: int, pages: int, prompt: int) -> tuple[int, int]:
-    """Of one device: those of the cache; those of the longest prompt's own pages, as it is prefilled, and of logits."""
+    """Bytes per device: of the cache; of the longest prompt's pages during its prefill, with the logits."""
     split = 1 if setup.mesh is None else sharding.key_head_shards(setup.mesh, setup.config.num_kv_heads)
     cache = pages * setup.page_size * cache_lib.bytes_per_token(setup.config, setup.cache_dtype) // split
     prefill = prefill_length(setup.page_size, prompt) * cache_lib.bytes_per_token(setup.config, setup.dtype) // split

@@ -91,7 +91,7 @@ class Pieces:
         return [Piece(part, rest, (), False)] if rest else []
 
     def _answer_begin(self, sample: Sample, thought: int) -> int:
-        """The place of the first id of the answer's text, behind the delimiters; they may not all be there yet."""
+        """The index of the first token of the answer's text, after the delimiters, which may still be incomplete."""
         if not sample.thinking_end:
             return len(sample.ids)
         before = [*self._request.prompt, *sample.ids[:thought].tolist()]
