@@ -4,8 +4,8 @@ On other machines `s1jax.model.attention.cached.attend_cached` first gathers som
 Several programs share the pages of a sequence, so that few long sequences use the whole chip as well (Dao et al. 2023,
 "Flash-Decoding").
 
-Axis letters: B rows, N pages, P slots of a page, M pages of a row, K key/value heads, G query heads per key/value head,
-H head dimension, S shares of a row's pages.
+Axis letters: B sequences, N pages, P tokens of a page, M pages of a sequence, K key/value heads, G query heads per K,
+H head dimension, S shares of a sequence's pages.
 """
 
 from __future__ import annotations
