@@ -9,6 +9,7 @@ from s1jax.engine import rows
 from s1jax.engine.engine import Engine
 from s1jax.engine.request import Output, Request
 from s1jax.errors import UserError
+from s1jax.text import chat
 from s1jax.text.messages import Message
 
 QUESTION = "Make 21 from 3 7 1"
@@ -45,6 +46,14 @@ def test_every_token_has_its_log_probability(engine):
         assert all((logprob == 0) == forced for logprob, forced in zip(output.logprobs, output.forced, strict=True))
         assert sum(output.logprobs) == pytest.approx(output.logprob, abs=1e-4)
         assert output.num_samples == 2 and output.params.n == 1 and output.params.wait == "Wait"
+
+
+def test_an_engine_decodes_the_vocabulary_once(engine, monkeypatch):
+    """Not again for another call, nor for another wait string."""
+    (before,) = engine.generate([QUESTION], FEW)
+    monkeypatch.setattr(chat, "delimiters", None)
+    (after,) = engine.generate([QUESTION], dataclasses.replace(FEW, wait="check"))
+    assert after.params.wait == "check" and after.token_ids == before.token_ids
 
 
 @pytest.mark.parametrize(
