@@ -25,9 +25,9 @@ from s1jax.model.attention import cached, dispatch, flash, fused, paged, xla
 from s1jax.model.blocks import Part
 from s1jax.parallel.sharding import places
 
-# Largest errors: the rounding of weights and outcome to the 8 bits of bfloat16, and that of float32 sums.
+# Largest allowed errors: bfloat16 rounding of weights and outputs; float32 accumulation.
 _LIMITS = {"bfloat16": 0.02, "float32": 1e-4}
-_INT8_LIMIT = 0.05  # of pages and weights in int8, whose own rounding is 1 / 254 of the largest number of a vector
+_INT8_LIMIT = 0.05  # for int8 pages and weights, whose own rounding is 1 / 254 of the largest value of a vector
 # (q, k, v, segment_ids) -> [B, T, N, H]
 Kernel = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 Status = Literal["pass", "fail", "not run"]
 _LONGEST = 300  # characters of an error
-_LEAST_SHARE = 0.1  # of the time of many steps, that they must take longer than two
+_LEAST_SHARE = 0.1  # smallest relative difference between the long and the short run that counts as measured
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ class NotHereError(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One row of the table to be made: its part, its name and the function that measures it."""
+    """A check to run: its part, its name and the function that measures it."""
 
     part: str
     name: str

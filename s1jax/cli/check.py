@@ -3,7 +3,7 @@
 The first command to run on a new machine. It lists devices, memory and versions, and then measures:
 
     transformers  Hugging Face transformers on the shapes of `decode` and `train`, where torch is installed
-    kernels       every attention kernel and int8 against a float32 reference, forward and backward
+    kernels       attention kernels against a float32 reference, forward and backward; pages and int8, forward
     tokens        greedy tokens of a small model against those of the CPU
     speed         memory bandwidth and the peak of matrix products
     decode        decode steps of Qwen2.5-1.5B at batch 1 and 64, against the memory's roofline
@@ -44,7 +44,7 @@ from s1jax.cli import progress, terminal
 from s1jax.errors import UserError
 from s1jax.io import files, paths
 
-# Seconds of each part, of 8 minutes. What is left is for a check that begins at the end of the last part.
+# Seconds of each part, of 8 minutes. The remaining 40 are slack for a check that starts late.
 SECONDS = {"transformers": 60, "kernels": 100, "tokens": 40, "speed": 10, "decode": 70, "train": 160}
 _PACKAGES = (
     *("s1jax", "jax", "jaxlib", "jax-cuda12-plugin", "libtpu", "flax", "optax", "orbax-checkpoint", "numpy"),
@@ -52,7 +52,7 @@ _PACKAGES = (
 )
 
 _OUT = flags.DEFINE_string("out", "check.json", "JSON file for machine, versions and figures.")
-_PARTS = flags.DEFINE_list("parts", list(SECONDS), "Parts to run, in this order.")
+_PARTS = flags.DEFINE_list("parts", list(SECONDS), "Parts to run in this order, after transformers if it is named.")
 _MINUTES = flags.DEFINE_float("minutes", 8.0, "The most that all parts together take.", 0.1)
 
 

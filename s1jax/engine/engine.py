@@ -6,9 +6,8 @@
 
 A finished sequence leaves its batch slot to the next one while the others go on (continuous batching). The KV cache is
 a pool of pages, and a sequence gets as many pages as it can need. Requests with the same prompt share its prefill and
-its full pages. The tokens of a request do not depend on the number of slots or on the other requests, but for the
-rounding of matrix products, which for some sizes depends on the number of slots: it shows only if two tokens are
-about equally probable.
+its full pages. Outputs do not depend on the number of slots or on other requests (they are batch-invariant), up to the
+rounding of matrix products: a difference can appear only where the logits of two tokens nearly tie.
 
 `generate`, `stream` and `stream_tokens` submit their requests to a `s1jax.engine.scheduler.Scheduler` and step it until
 it is idle. A batch admits the requests with the highest limits first.
@@ -49,7 +48,7 @@ from s1jax.text.messages import Message
 
 _PAGE = 64  # tokens; a sequence wastes half a page on average, and a step reads page by page
 _TPU_PAGE = 128  # as wide as a register there: narrower pages would be filled up to it
-# That accelerators read in one turn of attention's loop, so that 32k positions take 16 turns.
+# Tokens of the KV cache that an accelerator reads in one iteration of the attention loop: 16 of them for 32k tokens.
 _TOKENS_AT_ONCE = 2048
 # Finished sequences, tokens and thinking tokens so far, those of running sequences included.
 Progress = Callable[[int, int, int], None]
@@ -82,16 +81,18 @@ class Engine:
         Args:
           checkpoint_or_params: path of a checkpoint or training workdir, `package:NAME`, a `store.Model`, or, with
             `config`, weights as in `s1jax.model.decoder`; they are cast once if their dtype is not `dtype`. On a CPU,
-            and on GPUs that have room for it, the layers are held twice (`layouts.unstack`).
+            and on GPUs that have room for it, the weights of the layers are stored a second time, unstacked
+            (`layouts.unstack`).
           config: shape of the weights, if those are given.
           slots: B, batch slots; on a mesh rounded up to a multiple of the row shards.
           cache_length: the most tokens of a sequence, prompt included; 0 takes what the requests of a call need. Calls
             with the same length share their programs, see `s1jax.engine.capacity.for_requests`.
-          dtype: of activations; by default float32 on a CPU and bfloat16 elsewhere.
-          cache_dtype: of the cache: `dtype` by default, or int8, with a scale for each head and token.
-          weight_dtype: of the matrices: `dtype` by default, or int8, see `quant.quantize_params`: half the reads of
-            bfloat16 on an accelerator, and slower on a CPU.
-          mesh: of `s1jax.parallel`, batch slots along data and fsdp, heads along tensor; it has the weights.
+          dtype: dtype of activations; by default float32 on a CPU and bfloat16 elsewhere.
+          cache_dtype: dtype of the KV cache: `dtype` by default, or int8, with a scale for each head and token.
+          weight_dtype: dtype of weight matrices: `dtype` by default, or int8 (`quant.quantize_params`), which halves
+            the memory traffic of bfloat16 on an accelerator and is slower on a CPU.
+          mesh: device mesh (`s1jax.parallel.mesh`) that the weights are on. Batch slots are sharded over data and fsdp,
+            heads over tensor.
 
         Raises:
           UserError: the checkpoint can't be loaded, or a setting makes no sense.
@@ -105,7 +106,7 @@ class Engine:
         if config is not None and not isinstance(config, ModelConfig):
             raise UserError(f"config is {config!r:.80}; give a ModelConfig.")
         if mesh is not None and not isinstance(mesh, Mesh):
-            raise UserError(f"mesh is {mesh!r:.80}; give a mesh of s1jax.parallel.make_mesh.")
+            raise UserError(f"mesh is {mesh!r:.80}; give a mesh of s1jax.parallel.mesh.make_mesh.")
         dtype = dtype or default_dtype()
         if isinstance(checkpoint_or_params, (str, os.PathLike)):
             if config is not None:
@@ -198,8 +199,8 @@ class Engine:
 
         Args:
           prompts: texts, lists of `Message`, or requests. Equal prompts share a prefill.
-          params: of prompts that have none of their own.
-          system: system prompt of requests that have none; empty: that of the chat template, if it has one.
+          params: default sampling parameters, for prompts that have none of their own.
+          system: default system prompt; empty: the one of the chat template, if it has one.
           progress: called after every few steps, see `Progress`.
 
         Yields:
@@ -288,10 +289,10 @@ class Engine:
                 print(piece.text, end="", flush=True)
 
         Args:
-          prompt: as of `stream`.
-          params: likewise.
-          system: likewise.
-          steps: tokens between two looks of the host; with 1 every token comes by itself, more are faster.
+          prompt: one of the prompts of `stream`.
+          params: as for `stream`.
+          system: as for `stream`.
+          steps: decode steps between two host synchronisations; 1 yields every token by itself, more are faster.
 
         Yields:
           Pieces of thinking, then of the answer; the last one has the output, which `generate` would return.
@@ -351,7 +352,7 @@ class Engine:
         if old_shapes != new_shapes:
             raise UserError("the new weights have other names or shapes than those of the engine; make a new engine.")
         self._setup = dataclasses.replace(self._setup, params=new)
-        if self.model is not None:  # its weights are those of a checkpoint no more
+        if self.model is not None:  # the weights no longer match a checkpoint
             self.model = dataclasses.replace(self.model, params=params, source="", fingerprint="", step=None)
 
     def _prepare(self, params: Any) -> Any:
@@ -416,7 +417,7 @@ def _check_system(system: Any) -> None:
 
 
 def default_dtype() -> str:
-    """Of weights and activations where nobody names one: float32 on a CPU, bfloat16 elsewhere."""
+    """Returns the default dtype of weights and activations: float32 on a CPU, bfloat16 elsewhere."""
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 

@@ -41,10 +41,10 @@ from s1jax.errors import UserError
 from s1jax.model import cache as cache_lib
 from s1jax.text.delimiters import Delimiters
 
-STEPS = 64  # between two looks of the host, which cost about 0.2 ms
+STEPS = 64  # decode steps between two host synchronisations, which cost about 0.2 ms
 _STOP_STEPS = 16  # if a request has stop strings, because what is sampled after one is thrown away
-_PREFILL_PAGES = 8  # that a piece of a prompt attends to at one time; its scores fill the caches of a CPU anyway
-_REFILL = 16  # a sixteenth of the slots may be empty before the decode program returns to fill them
+_PREFILL_PAGES = 8  # KV pages per iteration of attention in prefill, whose scores fill the caches of a CPU anyway
+_REFILL = 16  # decode returns when a sixteenth of the slots is free and requests wait
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,14 +68,14 @@ Order = Callable[[Sequence[Submitted]], Iterable[Submitted]]
 
 
 def first_come(waiting: Sequence[Submitted]) -> Iterable[Submitted]:
-    """Admission order of a server: as the requests come."""
+    """Admission order for requests that arrive one by one: first come, first served."""
     return waiting
 
 
 def longest_first(waiting: Sequence[Submitted]) -> Iterable[Submitted]:
     """Admission order of a batch: the longest first, so that at the end few slots wait for a long one.
 
-    Requests with one prompt follow each other, because they share its prefill, where the longest of them would be.
+    Requests with equal prompts follow each other, placed by the longest of them, so that they share one prefill.
     """
     most: dict[tuple[int, ...], int] = {}
     for each in waiting:
@@ -145,7 +145,7 @@ class Scheduler:
           stream: also return `Tokens` events.
 
         Returns:
-          A number that its events have; 0, 1, ... in the order of submission.
+          The request id, which its events have; 0, 1, ... in the order of submission.
 
         Raises:
           UserError: the request has bad token ids, or could outgrow the context length or the KV cache.
@@ -289,7 +289,7 @@ class Scheduler:
         )  # fmt: skip
 
     def _decode(self, steps: int) -> None:
-        """Decodes up to `steps` tokens of each sequence, or until slots are empty that requests wait for."""
+        """Decodes up to `steps` tokens of each sequence, or until slots are free for waiting requests."""
         setup, busy = self._setup, len(self._occupied())
         min_active = max(busy - max(len(self._running) // _REFILL, 1), 0) if self._waiting else 0
         setup.counts.loops += 1

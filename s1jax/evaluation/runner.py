@@ -178,8 +178,8 @@ def _sample(
 ) -> None:
     """Draws what run `number` still needs; adds it to `rows` and to the journal.
 
-    The `seconds` of a sample are those since the sample before it. They do not depend on which run is first: the engine
-    loads before they begin, and `clock` stands still while programs are compiled. A strategy that looks at its samples
+    The `seconds` of a sample are the time since the previous sample. Loading and compilation are excluded: the engine
+    loads before, and `clock` stands still while programs are compiled. A strategy that looks at its samples
     before it asks for more is asked again when all that it asked for are there.
     """
     task, strategy = plan.task, plan.strategies[number]
@@ -235,7 +235,7 @@ def _grade(task: Task, strategy: Strategy, rows: Sequence[Row], stream: IO[str])
         problems[row["problem"]].append(row)
     found = [outcomes.settle(strategy, task, *pair) for pair in zip(task.rows, problems, strict=True)]
     for given, outcome, samples in zip(task.rows, found, problems, strict=True):
-        # The references are those that the verdicts are by, which may be newer than the samples.
+        # Write the references that were used for grading; they may be newer than the samples.
         own = {key: value for key, value in given.items() if key != "question"}
         for i, sample in enumerate(samples):
             verdict = {"correct": outcome.correct[i], "chosen": i == outcome.chosen, "mark": outcome.marks[i]}

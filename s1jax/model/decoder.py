@@ -1,6 +1,6 @@
 """The decoder: embedding, layers, final norm and logits, over whole rows or over the KV cache.
 
-What a layer computes is said by its spec (`s1jax.config.model`). Weights are the tree of `s1jax.model.params`.
+The spec of a layer defines what it computes (`s1jax.config.model`). Weights are the tree of `s1jax.model.params`.
 """
 
 from __future__ import annotations
@@ -109,8 +109,8 @@ def forward_cached(
 ) -> tuple[jax.Array, cache_lib.Cache]:
     """Runs new tokens against the cache, as in prefill (T > 1) and decode steps (T = 1).
 
-    The first num_tokens[b] tokens of sequence b take the positions from cache.lengths[b] on. What is right of them is
-    padding: it is not written, and its outputs mean nothing.
+    The first num_tokens[b] tokens of sequence b take the positions from cache.lengths[b] on. The remaining
+    tokens are padding: they are not written to the cache, and their outputs are undefined.
 
     Args:
       params: tree of `s1jax.model.params`, or its quantised (`s1jax.model.quant`) or unstacked form
@@ -198,7 +198,7 @@ def output_kernel(params: Params, config: ModelConfig) -> jax.Array:
 
 
 def logits(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
-    """[..., D] -> float32 [..., V]; training never holds them all (`s1jax.training.losses.cross_entropy`)."""
+    """[..., D] -> float32 [..., V]; training never materialises all of them (`s1jax.training.losses.cross_entropy`)."""
     tied = config.tied_embeddings
     weight = params["embed"]["embedding"] if tied else params["head"]["kernel"]
     return linear.output_logits(hidden, weight, tied)

@@ -24,7 +24,7 @@ def train(
     start_time: float | None = None,
     profile: range = range(0),
 ) -> Summary:
-    """Trains a model and returns the figures of the run; prints nothing.
+    """Trains a model and returns its summary metrics; prints nothing.
 
         summary = s1jax.train(
             {"init_from": "package:countdown_base", "chat": "s1_plain", "data": {"source": "rows.jsonl"}}, "runs/own"
@@ -36,7 +36,7 @@ def train(
     `jax.distributed.initialize` first and then makes the same call, with a workdir that all of them see.
 
     Args:
-      experiment: the settings, or nested mappings of them as in a file of configs/; absent ones have their defaults
+      experiment: the settings, or nested mappings of them as in a file of configs/; missing settings use defaults
         (`s1jax.config.experiment.Experiment`). `ConfigDict.to_dict()` gives such mappings.
       workdir: gets config.json, metrics.jsonl, tensorboard/ and checkpoints/STEP. It is itself a checkpoint (its newest
         one) wherever a checkpoint is asked for. One process at a time trains in it.

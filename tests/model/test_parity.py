@@ -113,7 +113,7 @@ def test_logits_equal_the_recorded_ones(name):
     ("name", "unstacked"), [*itertools.product(CASES, ["", "weight first"]), ("qwen2", "as they are")]
 )
 def test_cached_steps_give_the_logits_of_whole_rows(name, unstacked):
-    """Rows of unlike lengths: a prefill, then id by id, as `s1jax.sample` runs them on TPUs, CPUs and GPUs.
+    """Rows of unlike lengths: a prefill, then id by id, as the engine runs them on TPUs, CPUs and GPUs.
 
     Their three pages are looked at one by one, or by twos.
     """
