@@ -28,6 +28,8 @@ from s1jax.training import optimizer as optimizer_lib
 # Settings that may differ when a run is resumed: they change neither its order nor, but for rounding, its numbers.
 _HOW = ("accumulation", "attention", "loss_chunk", "mlp_parts", "remat", "validate_every")  # what fits other machines
 _LENGTH = ("train.epochs", "train.steps")  # may grow: the run is prolonged, see `s1jax.training.loop.run`
+# Earlier versions named the packaged tokenizer by its place in a checkout.
+_RENAMED = {"tokenizer": {"s1jax/assets/countdown_tokenizer": "package:countdown_tokenizer"}}
 _FREE = ("mesh", "checkpoint", "cost", "log", *(f"train.{name}" for name in _HOW))
 
 
@@ -119,6 +121,10 @@ def _check_settings(workdir: pathlib.Path, experiment: Experiment) -> None:
         # A setting that this run was begun without, by an earlier version, had its default's meaning.
         added = {name: value for name, value in _leaves(experiment_lib.defaults()).items() if name in new}
         old = added | old
+        old, new = (
+            {name: _RENAMED.get(name, {}).get(value, value) for name, value in settings.items()}
+            for settings in (old, new)
+        )
         free = {*_FREE} if _shorter(old, new) else {*_FREE, *_LENGTH}
         differ = [
             f"{name} is {_show(old.get(name))} there and {_show(new.get(name))} here"

@@ -107,6 +107,19 @@ def test_a_model_in_the_flat_form_of_an_earlier_version_is_the_same_model(tmp_pa
         claim(tmp_path / "w", presets.experiment({**settings, "model": {**shape, "mlp_dim": 16}}))
 
 
+def test_the_packaged_tokenizer_has_two_names(tmp_path):
+    """A run of configs/countdown_base.py that an earlier version began goes on."""
+    shape = dict(vocab_size=64, d_model=8, mlp_dim=8, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=8)
+    old, new, other = (
+        presets.experiment({"model": shape, "tokenizer": name})
+        for name in ("s1jax/assets/countdown_tokenizer", "package:countdown_tokenizer", "elsewhere")
+    )
+    claim(tmp_path / "w", old)
+    claim(tmp_path / "w", new)
+    with pytest.raises(UserError, match="tokenizer is 'package:countdown_tokenizer' there and 'elsewhere' here"):
+        claim(tmp_path / "w", other)
+
+
 def test_the_config_json_of_an_earlier_version_is_understood(tmp_path):
     """Written by commit 3831374, before data.validation, checkpoint.best and log."""
     (tmp_path / "w").mkdir()
