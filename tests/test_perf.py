@@ -40,7 +40,9 @@ def test_peak_flops(kind, peak):
 def test_train_flops_count_every_matrix_product(tied):
     """Matrix products of the forward pass counted one by one for one sequence of 10, 2 per multiply-add, times 3."""
     d, f, n, k, h, v, t = 8, 12, 4, 2, 2, 50, 10
-    model = ModelConfig.dense(v, d, f, 3, n, k, h, tied_embeddings=tied)
+    model = ModelConfig.dense(
+        vocab_size=v, d_model=d, mlp_dim=f, num_layers=3, num_heads=n, num_kv_heads=k, head_dim=h, tied_embeddings=tied
+    )
     products = 3 * (2 * d * n * h + 2 * d * k * h + 3 * d * f) + d * v
     pairs = t * (t + 1) // 2
     attention = 3 * pairs * n * (h + h)
