@@ -62,7 +62,7 @@ TABLE = (
 
 def _rows(config: ModelConfig) -> list[Row]:
     """Rows of the table whose tensors a model of `config` has, in any of its layers or outside of them."""
-    layers = [stack.layer for stack in _stacks(config)]
+    layers = [stack.layer for stack in config.stacks()]
 
     def is_there(row: Row) -> bool:
         return any(_has(layer, row) for layer in layers) if "{}" in row.gguf else _kept(config, row)
@@ -83,10 +83,6 @@ def _kept(config: ModelConfig, row: Row) -> bool:
     return not (config.tied_embeddings and row.path.startswith("head/"))
 
 
-def _stacks(config: ModelConfig) -> list[Stack]:
-    return [stack for group in config.stacks() for stack in group]
-
-
 def _sizes(config: ModelConfig, layer: Layer | None = None) -> dict[str, int]:
     """Axis letter -> size, in the model or in one of its layers."""
     sizes = {"V": config.vocab_size, "D": config.d_model}
@@ -98,7 +94,7 @@ def _sizes(config: ModelConfig, layer: Layer | None = None) -> dict[str, int]:
 
 def _arrays(config: ModelConfig) -> Iterator[tuple[Row, Stack | None, str, dict[str, int]]]:
     """Every array of the tree in the table's order: its row, its stack, if it has one, its path and its axes' sizes."""
-    stacks = _stacks(config)
+    stacks = config.stacks()
     for row in _rows(config):
         if "{}" not in row.gguf:
             yield row, None, row.path, _sizes(config)

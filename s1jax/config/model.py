@@ -226,7 +226,11 @@ class ModelConfig:
         attention = {field.name: getattr(layer.attention, field.name) for field in dataclasses.fields(layer.attention)}
         return {**rest, "num_layers": self.num_layers, "mlp_dim": layer.mlp.hidden, **attention}
 
-    def stacks(self) -> list[list[Stack]]:
+    def stacks(self) -> list[Stack]:
+        """All stacks, group by group."""
+        return [stack for group in self.stacks_of_groups() for stack in group]
+
+    def stacks_of_groups(self) -> list[list[Stack]]:
         """For every group, the stacks of its pattern.
 
         The first stack of a model is `layers`, which is the only one if all layers are alike. Position p of group g is
@@ -308,14 +312,14 @@ class _Flat:
     num_heads: int
     num_kv_heads: int
     head_dim: int
-    family: str = ""
-    rope_theta: float = 1e6
-    rope_scaling: RopeScaling | None = None
-    norm_eps: float = 1e-6
-    qkv_bias: bool = False
-    qk_norm: bool = False
-    tied_embeddings: bool = False
-    context_length: int = 32768
+    family: str = ModelConfig.family
+    rope_theta: float = ModelConfig.rope_theta
+    rope_scaling: RopeScaling | None = ModelConfig.rope_scaling
+    norm_eps: float = ModelConfig.norm_eps
+    qkv_bias: bool = GQA.qkv_bias
+    qk_norm: bool = GQA.qk_norm
+    tied_embeddings: bool = ModelConfig.tied_embeddings
+    context_length: int = ModelConfig.context_length
 
     def expand(self) -> ModelConfig:
         """The same model as specs."""

@@ -76,7 +76,7 @@ def forward(
         )
     shared = rope.angles(positions, config), segment_ids
     x = embed(params["embed"]["embedding"], tokens, dtype, lookup)
-    for stacks in config.stacks():
+    for stacks in config.stacks_of_groups():
 
         def run(
             x: jax.Array,
@@ -151,7 +151,7 @@ def _run_stacked(
 ) -> tuple[jax.Array, cache_lib.Pages]:
     """The layers of `forward_cached` over stacked weights and pages, one scan a group."""
     index: int | jax.Array = 0
-    for stacks in config.stacks():
+    for stacks in config.stacks_of_groups():
 
         def body(carry: _Carry, weights: tuple[Params, ...], stacks: list[Stack] = stacks) -> tuple[_Carry, None]:
             x, pages, index = carry

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
 import jax
@@ -58,28 +58,30 @@ def unstack(params: Params, config: ModelConfig, transpose_kernels: bool) -> dic
       transpose_kernels: every kernel becomes a `TransposedKernel`, and so does a tied embedding; for CPUs, and not for
         quantised weights.
     """
-    stacks = [stack for group in config.stacks() for stack in group]
+    stacks = config.stacks()
     layers: list[Any] = [None] * config.num_layers
     for stack in stacks:
         for i, number in enumerate(stack.numbers):
             layers[number] = jax.tree.map(lambda a, i=i: a[i], params[stack.name])
     rest = {name: tree for name, tree in params.items() if name not in {stack.name for stack in stacks}}
     if transpose_kernels:
-        layers, rest = [_transpose(layer) for layer in layers], _transpose(rest)
+        layers, rest = [map_kernels(layer, _transpose) for layer in layers], map_kernels(rest, _transpose)
         if config.tied_embeddings:
             rest["embed"] = {"embedding": TransposedKernel(rest["embed"]["embedding"])}
     return {**rest, "layers": Unstacked(tuple(layers))}
 
 
-def _transpose(tree: Params, name: str = "") -> dict[str, Any]:
-    """The tree with every kernel transposed; `name` is that of the tree."""
+def map_kernels(tree: Params, change: Callable[[str, jax.Array], Any], name: str = "") -> dict[str, Any]:
+    """The tree with `change(projection, kernel)` in place of every kernel; `name` is that of the tree."""
     found: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            found[key] = _transpose(value, key)
-        elif key == "kernel":
-            inputs = math.prod(value.shape[: num_input_axes(name)])
-            found[key] = TransposedKernel(value.reshape(inputs, -1).T)
+            found[key] = map_kernels(value, change, key)
         else:
-            found[key] = value
+            found[key] = change(name, value) if key == "kernel" else value
     return found
+
+
+def _transpose(projection: str, kernel: jax.Array) -> TransposedKernel:
+    inputs = math.prod(kernel.shape[: num_input_axes(projection)])
+    return TransposedKernel(kernel.reshape(inputs, -1).T)

@@ -43,15 +43,11 @@ class _Decoder(nnx.Module):
 
     def __init__(self, config: ModelConfig, dtype: DTypeLike, rngs: nnx.Rngs):
         self.embed = _Embed(config, dtype, rngs)
-        for stack in _stacks(config):
+        for stack in config.stacks():
             setattr(self, stack.name, _stacked(stack, config, dtype, rngs))
         self.final_norm = RMSNorm(config.d_model, config.norm_eps, dtype)
         if not config.tied_embeddings:
             self.head = Projection((config.d_model,), (config.vocab_size,), dtype, rngs)
-
-
-def _stacks(config: ModelConfig) -> list[Stack]:
-    return [stack for group in config.stacks() for stack in group]
 
 
 def _stacked(stack: Stack, config: ModelConfig, dtype: DTypeLike, rngs: nnx.Rngs) -> Block:
@@ -99,7 +95,7 @@ _AXES: dict[str, tuple[str, ...]] = {
 
 def logical_axes(config: ModelConfig) -> dict[str, Any]:
     """The tree of `init_params` with a tuple of axis names for every array; `s1jax.parallel` maps names to the mesh."""
-    stacked = {stack.name for stack in _stacks(config)}
+    stacked = {stack.name for stack in config.stacks()}
 
     def names(path: tuple[jax.tree_util.DictKey, ...], _: jax.ShapeDtypeStruct) -> tuple[str, ...]:
         keys = [entry.key for entry in path]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from s1jax.model.layouts import Params, num_input_axes
+from s1jax.model.layouts import Params, map_kernels, num_input_axes
 
 _INT8_MAX = 127
 
@@ -48,22 +48,16 @@ def quantize_params(params: Params) -> dict[str, Any]:
     Args:
       params: tree of `s1jax.model.params`, in a floating type.
     """
-    whole = _quantize_kernels(params)
+    whole = {}
+    for name, tree in params.items():
+        change = functools.partial(_quantize_kernel, first=1 if name.startswith("layers") else 0)
+        whole[name] = map_kernels(tree, change, name)
     if "head" not in params:
         whole["embed"] = {"embedding": quantize(params["embed"]["embedding"])}
     return whole
 
 
-def _quantize_kernels(tree: Params, name: str = "", stacked: bool = False) -> dict[str, Any]:
-    """The tree with every kernel quantised; `name` is that of the tree, `stacked`: a layer axis comes first."""
-    found: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            found[key] = _quantize_kernels(value, key, stacked or key.startswith("layers"))
-        elif key == "kernel":
-            first = 1 if stacked else 0
-            axes = range(first, first + num_input_axes(name))
-            found[key] = quantize(value, tuple(axis - value.ndim for axis in axes))
-        else:
-            found[key] = value
-    return found
+def _quantize_kernel(projection: str, kernel: jax.Array, first: int) -> QTensor:
+    """A kernel whose inputs begin at axis `first`: 1 after the axis of stacked layers, else 0."""
+    axes = range(first, first + num_input_axes(projection))
+    return quantize(kernel, tuple(axis - kernel.ndim for axis in axes))

@@ -232,7 +232,7 @@ def _memory(
     copies = weights * width if train.compute_dtype != train.param_dtype else 0.0
     gradients = weights * (4 if train.accumulation > 1 else width)
     if train.remat == "full" and train.accumulation == 1 and copies:  # the layers' gradients replace the copies
-        stacks = [state.params[stack.name] for group in model.stacks() for stack in group]
+        stacks = [state.params[stack.name] for stack in model.stacks()]
         layers = float(perf.held_bytes(stacks))
         gradients *= 1 - layers / params
     chunk = min(train.loss_chunk, local) * model.vocab_size / mesh_lib.parts(mesh, sharding.TABLE["vocab"])

@@ -133,7 +133,7 @@ def _muon_dimensions(model: ModelConfig) -> dict[str, Any]:
     """Which axes of a layer's kernels [L, ...] are its input and output; None where AdamW is used."""
     outputs = {"query": (2, 3), "key": (2, 3), "value": (2, 3), "out": (3,), "gate": (2,), "up": (2,), "down": (2,)}
     inputs = {"out": (1, 2)}
-    stacked = {stack.name for group in model.stacks() for stack in group}
+    stacked = {stack.name for stack in model.stacks()}
 
     def numbers(path: tuple[Any, ...], _: Any) -> Any:
         keys = [entry.key for entry in path]

@@ -159,7 +159,7 @@ def make_loss(config: ModelConfig, train: TrainConfig, mesh: Mesh, loss: Loss = 
         )
     attend, lookup = parallel_ops.attend(mesh, train.attention), parallel_ops.lookup(mesh)
 
-    layers = {stack.name for group in config.stacks() for stack in group}  # whose gradients the decoder adds itself
+    layers = {stack.name for stack in config.stacks()}  # whose gradients the decoder adds itself
 
     def micro_loss(params: Any, batch: Batch, sums: Any = None) -> jax.Array:
         if sums is not None:

@@ -62,7 +62,7 @@ def test_groups_want_layers():
 def test_layers_that_differ_are_counted_one_by_one_and_have_no_flat_form():
     config = ModelConfig(64, 16, (Group(2, (LAYER, WIDE)), Group(1, (WIDE,))))
     assert config.layers() == [LAYER, WIDE, LAYER, WIDE, WIDE]
-    names = [[(stack.name, list(stack.numbers)) for stack in group] for group in config.stacks()]
+    names = [[(stack.name, list(stack.numbers)) for stack in group] for group in config.stacks_of_groups()]
     assert names == [[("layers", [0, 2]), ("layers_0_1", [1, 3])], [("layers_1_0", [4])]]
     assert (config.num_layers, config.num_kv_heads, config.head_dim) == (5, 2, 8)
     narrow, wide = (ModelConfig.dense(**{**FLAT, "num_layers": 1, "mlp_dim": f}).num_params for f in (32, 48))

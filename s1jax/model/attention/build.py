@@ -1,4 +1,4 @@
-"""The module that computes an attention spec: the one place that a new kind of attention is added to."""
+"""The module that computes an attention spec: the one place that chooses by its kind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The module that computes an MLP spec: the one place that a new kind of MLP is added to."""
+"""The module that computes an MLP spec: the one place that chooses by its kind."""
 
 from __future__ import annotations
 
