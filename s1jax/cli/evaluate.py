@@ -33,7 +33,7 @@ from s1jax.config.sampling import SamplingParams
 from s1jax.errors import UserError
 from s1jax.evaluation import evaluate as evaluate_lib
 from s1jax.evaluation import strategies
-from s1jax.evaluation.runner import EngineProgress, Progress
+from s1jax.evaluation.runner import Progress
 from s1jax.evaluation.strategies import Strategy
 from s1jax.io import paths
 from s1jax.tasks import benchmarks
@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from s1jax.checkpoint.store import Metadata
     from s1jax.engine.description import Description
     from s1jax.engine.engine import Engine
-    from s1jax.engine.request import Output, Request
+    from s1jax.engine.request import EngineProgress, Output, Request
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Checkpoint, training workdir or package:NAME.")
 _TASK = flags.DEFINE_string(

@@ -21,7 +21,7 @@ import functools
 import numbers
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -37,9 +37,9 @@ from s1jax.engine.capacity import Counts, Setup
 from s1jax.engine.description import Description
 from s1jax.engine.encoding import Encoder
 from s1jax.engine.pieces import Piece, Pieces
-from s1jax.engine.request import Output, Request
+from s1jax.engine.request import EngineProgress, Output, Request
 from s1jax.engine.scheduler import Order, Scheduler, first_come, longest_first
-from s1jax.engine.sequence import EncodedRequest, Finished, Sample, check_request, longest
+from s1jax.engine.sequence import EncodedRequest, Finished, Sample, check_request
 from s1jax.errors import UserError
 from s1jax.model import layouts, quant
 from s1jax.parallel import mesh as mesh_lib
@@ -50,8 +50,6 @@ _PAGE = 64  # tokens; a sequence wastes half a page on average, and a step reads
 _TPU_PAGE = 128  # as wide as a register there: narrower pages would be filled up to it
 # Tokens of the KV cache that an accelerator reads in one iteration of the attention loop: 16 of them for 32k tokens.
 _TOKENS_AT_ONCE = 2048
-# Finished sequences, tokens and thinking tokens so far, those of running sequences included.
-Progress = Callable[[int, int, int], None]
 Prompt = str | Sequence[Message] | Request
 
 
@@ -173,7 +171,7 @@ class Engine:
         params: SamplingParams | None = None,
         *,
         system: str = "",
-        progress: Progress | None = None,
+        progress: EngineProgress | None = None,
     ) -> list[Output]:
         """Samples every prompt and returns the outputs in order; arguments and errors are those of `stream`.
 
@@ -189,7 +187,7 @@ class Engine:
         params: SamplingParams | None = None,
         *,
         system: str = "",
-        progress: Progress | None = None,
+        progress: EngineProgress | None = None,
     ) -> Iterator[tuple[int, Output]]:
         """Samples prompts.
 
@@ -201,7 +199,7 @@ class Engine:
           prompts: texts, lists of `Message`, or requests. Equal prompts share a prefill.
           params: default sampling parameters, for prompts that have none of their own.
           system: default system prompt; empty: the one of the chat template, if it has one.
-          progress: called after every few steps, see `Progress`.
+          progress: called after every few steps, see `EngineProgress`.
 
         Yields:
           (place in `prompts`, output) as sequences finish, in any order. A request with `n` above 1 has that many
@@ -252,7 +250,7 @@ class Engine:
         return limits.longest(self.encoder, requests, params, self._setup.config.context_length)
 
     def sample(
-        self, requests: Sequence[EncodedRequest], delimiters: Delimiters, *, progress: Progress | None = None
+        self, requests: Sequence[EncodedRequest], delimiters: Delimiters, *, progress: EngineProgress | None = None
     ) -> Iterator[tuple[int, Sample]]:
         """Samples sequences of token ids.
 
@@ -373,15 +371,14 @@ class Engine:
         self, requests: Sequence[EncodedRequest], delimiters: Delimiters, order: Order = first_come
     ) -> Scheduler:
         """Returns a scheduler with room for these requests, which are checked and not submitted."""
-        for request in requests:
-            check_request(request, delimiters, self._setup.config, self._setup.cache_length)
-        limits = [longest(request, delimiters) for request in requests]
+        config, cache_length = self._setup.config, self._setup.cache_length
+        limits = [check_request(request, delimiters, config, cache_length) for request in requests]
         prompt = max(len(request.prompt) for request in requests) + len(delimiters.think_start) - 1
         shape = capacity.for_requests(self._setup, limits, prompt)
         return Scheduler(self._setup, shape, delimiters, order=order)
 
 
-def _drain(scheduler: Scheduler, progress: Progress | None) -> Iterator[tuple[int, Sample]]:
+def _drain(scheduler: Scheduler, progress: EngineProgress | None) -> Iterator[tuple[int, Sample]]:
     """Yields (number of the request, sample) until the scheduler is idle."""
     done = tokens = thinking = 0
     while not scheduler.is_idle:

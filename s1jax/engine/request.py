@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from s1jax.config.sampling import SamplingParams
 from s1jax.text.messages import Message
+
+# Finished sequences, tokens and thinking tokens so far, those of running sequences included.
+EngineProgress = Callable[[int, int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)

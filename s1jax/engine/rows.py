@@ -9,13 +9,13 @@ from __future__ import annotations
 import json
 import numbers
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from s1jax.config.sampling import SamplingParams
 from s1jax.config.schema import to_dict
 from s1jax.engine import fields
-from s1jax.engine.request import Output, Request
+from s1jax.engine.request import EngineProgress, Output, Request
 from s1jax.errors import UserError
 from s1jax.io import readers
 
@@ -32,9 +32,9 @@ class Engine(Protocol):
         /,
         *,
         system: str = "",
-        progress: Callable[[int, int, int], None] | None = None,
+        progress: EngineProgress | None = None,
     ) -> Iterator[tuple[int, Output]]:
-        """Yields (place in `prompts`, output) as sequences finish."""
+        """Loads whatever is not loaded yet, then yields (place in `prompts`, output) as sequences finish."""
 
 
 def read(path: str | os.PathLike[str], notes: list[str] | None = None) -> tuple[list[Row], list[str]]:
@@ -148,7 +148,7 @@ def stream(
     system: str = "",
     names: Sequence[str] | None = None,
     indices: Sequence[int] | None = None,
-    progress: Callable[[int, int, int], None] | None = None,
+    progress: EngineProgress | None = None,
 ) -> Iterator[tuple[int, Row]]:
     """Samples rows.
 
@@ -162,7 +162,7 @@ def stream(
       system: system prompt of rows that have none; empty: that of the chat template, if it has one.
       names: what error messages call the rows; `row 0`, ... by default.
       indices: the index of each row in its file, if `rows` are a part of it; 0, 1, ... by default.
-      progress: see `s1jax.engine.engine.Progress`.
+      progress: see `s1jax.engine.request.EngineProgress`.
 
     Yields:
       (place in `rows`, see `record`) as sequences finish, in any order. A row with `n` above 1 has that many outputs,
@@ -192,7 +192,7 @@ def check_params(given: Any) -> SamplingParams:
     """Returns `given`, or the defaults if it is None; raises a `UserError` if it is something else."""
     params = SamplingParams() if given is None else given
     if not isinstance(params, SamplingParams):
-        raise UserError(f"params is {given!r}; give SamplingParams, as in SamplingParams(max_thinking_tokens=512).")
+        raise UserError(f"params is {given!r:.80}; give SamplingParams, as in SamplingParams(max_thinking_tokens=512).")
     return params
 
 

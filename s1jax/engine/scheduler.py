@@ -33,7 +33,6 @@ from s1jax.engine.sequence import (
     Sample,
     Tokens,
     check_request,
-    longest,
     until_stop,
 )
 from s1jax.engine.slots import SlotArrays
@@ -150,8 +149,8 @@ class Scheduler:
         Raises:
           UserError: the request has bad token ids, or could outgrow the context length or the KV cache.
         """
-        setup, tokens = self._setup, longest(request, self._delimiters)
-        check_request(request, self._delimiters, self._config, setup.cache_length)
+        setup = self._setup
+        tokens = check_request(request, self._delimiters, self._config, setup.cache_length)
         if tokens > self._shape.length or self._num_pages(tokens) > self._shape.pages:
             most = min(self._shape.length, self._shape.pages * setup.page_size)
             raise UserError(

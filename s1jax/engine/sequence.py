@@ -111,8 +111,8 @@ def check_length(request: EncodedRequest, ids: int, limit: int, what: str = "mod
         )
 
 
-def check_request(request: EncodedRequest, delimiters: Delimiters, config: ModelConfig, cache_length: int) -> None:
-    """Checks a request before anything runs.
+def check_request(request: EncodedRequest, delimiters: Delimiters, config: ModelConfig, cache_length: int) -> int:
+    """Checks a request before anything runs; returns the most tokens that its sequence can have, see `longest`.
 
     Args:
       request: what is to be sampled.
@@ -130,7 +130,9 @@ def check_request(request: EncodedRequest, delimiters: Delimiters, config: Model
     if bad:
         raise UserError(f"{name}: prompt id {bad[0]} lies outside the model's vocabulary of {config.vocab_size} ids.")
     limit, what = (cache_length, "cache length") if cache_length else (config.context_length, "model's context length")
-    check_length(request, longest(request, delimiters), limit, what)
+    tokens = longest(request, delimiters)
+    check_length(request, tokens, limit, what)
+    return tokens
 
 
 def until_stop(request: EncodedRequest, sample: Sample, delimiters: Delimiters) -> Sample:

@@ -197,8 +197,7 @@ def evaluate(
 def _params(given: SamplingParams | None, task: Task) -> SamplingParams:
     if given is None:
         return SamplingParams(max_thinking_tokens=task.max_thinking_tokens, max_answer_tokens=task.max_answer_tokens)
-    if not isinstance(given, SamplingParams):
-        raise UserError(f"params is {given!r:.80}; give SamplingParams, as in SamplingParams(temperature=0.6).")
+    rows_lib.check_params(given)
     if given.n > 1:
         raise UserError(f"n is {given.n}, but an evaluation asks for its samples itself; write majority:{given.n}.")
     return given

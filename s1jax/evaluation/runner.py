@@ -7,12 +7,12 @@ import dataclasses
 import io
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from s1jax.config.sampling import SamplingParams
 from s1jax.engine import rows as rows_lib
-from s1jax.engine.request import Output, Request
+from s1jax.engine.request import Request
 from s1jax.evaluation import metrics, outcomes, results
 from s1jax.evaluation.outcomes import Outcome
 from s1jax.evaluation.strategies import Strategy
@@ -25,11 +25,9 @@ if TYPE_CHECKING:
     from s1jax.engine.description import Description
 
 Row = dict[str, Any]  # of JSON values
-# Finished sequences, tokens and thinking tokens so far.
-EngineProgress = Callable[[int, int, int], None]
 
 
-class Engine(Protocol):
+class Engine(rows_lib.Engine, Protocol):
     """What an evaluation needs of an engine. `s1jax.Engine` has it; a stand-in may load its weights when it samples."""
 
     @property
@@ -41,17 +39,6 @@ class Engine(Protocol):
 
     def check(self, requests: Sequence[Request], params: SamplingParams, /) -> int:
         """Raises a `UserError` for a request that cannot be sampled; returns the most tokens that one can need."""
-
-    def stream(
-        self,
-        prompts: Iterable[Request],
-        params: SamplingParams | None = None,
-        /,
-        *,
-        system: str = "",
-        progress: EngineProgress | None = None,
-    ) -> Iterator[tuple[int, Output]]:
-        """Loads whatever is not loaded yet, then yields (place in `prompts`, output) as sequences finish."""
 
 
 @dataclasses.dataclass(frozen=True)
