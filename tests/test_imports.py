@@ -67,6 +67,12 @@ def offences(prefix: str, forbidden: tuple[str, ...]) -> list[str]:
     ]
 
 
+def run(code: str) -> None:
+    """Runs Python code in a process of its own, which must succeed."""
+    outcome = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert outcome.returncode == 0, outcome.stderr
+
+
 def room(name: str) -> str:
     """The room of a file of s1jax/."""
     return name.split("/")[1].removesuffix(".py")
@@ -115,8 +121,7 @@ def test_rooms_without_jax_do_not_load_it():
         f"for name in {names!r}: importlib.import_module(name)\n"
         f"assert not set({JAX!r}) & set(sys.modules), sorted(set({JAX!r}) & set(sys.modules))\n"
     )
-    outcome = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert outcome.returncode == 0, outcome.stderr
+    run(code)
 
 
 def test_the_core_imports_without_the_optional_packages():
@@ -125,5 +130,4 @@ def test_the_core_imports_without_the_optional_packages():
         f"for name in {OPTIONAL!r}: sys.modules[name] = None\n"
         f"for name in {CORE!r}: importlib.import_module(name)\n"
     )
-    outcome = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert outcome.returncode == 0, outcome.stderr
+    run(code)

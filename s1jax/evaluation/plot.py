@@ -58,18 +58,6 @@ class _Curve:
     marker: str
 
 
-def plot(runs: Sequence[Run], path: str | os.PathLike[str], title: str, wait: str = "Wait") -> None:
-    """Draws the curves of one evaluation; see `draw` and `save`.
-
-    Args:
-      runs: at least one.
-      path: file to write.
-      title: names model, task and number of problems.
-      wait: the extension string, for the legend.
-    """
-    save(draw([Evaluation(runs, wait)], title), path)
-
-
 def draw(evaluations: Sequence[Evaluation], title: str) -> Figure:
     """Draws the curves of one or several evaluations.
 

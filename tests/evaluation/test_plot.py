@@ -7,6 +7,10 @@ from s1jax.evaluation import plot
 from tests.evaluation.test_metrics import run
 
 
+def save_plot(runs, path, title, wait="Wait"):
+    plot.save(plot.draw([plot.Evaluation(runs, wait)], title), path)
+
+
 @pytest.mark.parametrize("count", [1, 2, 10])
 @pytest.mark.parametrize("accuracy", [0.0, 40.0])
 def test_the_plot_is_a_picture_of_some_size(tmp_path, count, accuracy):
@@ -14,7 +18,7 @@ def test_the_plot_is_a_picture_of_some_size(tmp_path, count, accuracy):
     runs = [
         run(20 * i, accuracy + i if accuracy else 0.0, families=names[i % 5], parallel=i % 5 == 3) for i in range(count)
     ]
-    plot.plot(runs, tmp_path / "scaling.png", "a model on a task, 100 problems", wait="Wait")
+    save_plot(runs, tmp_path / "scaling.png", "a model on a task, 100 problems", wait="Wait")
     picture = (tmp_path / "scaling.png").read_bytes()
     width, height = (int.from_bytes(picture[i : i + 4]) for i in (16, 20))
     assert picture.startswith(b"\x89PNG") and width > 1000 and height > 600
@@ -27,7 +31,7 @@ def test_points_at_the_edges_are_drawn_whole(tmp_path, monkeypatch, accuracy):
 
     figures = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
-    plot.plot([run(5, accuracy), run(9, accuracy)], tmp_path / "scaling.png", "a model on a task, 100 problems")
+    save_plot([run(5, accuracy), run(9, accuracy)], tmp_path / "scaling.png", "a model on a task, 100 problems")
     figures[0].draw_without_rendering()
     (axes,) = figures[0].axes
     low, point, high = (axes.transData.transform((5, y))[1] for y in (axes.get_ylim()[0], accuracy, axes.get_ylim()[1]))
@@ -41,7 +45,7 @@ def test_curves_can_be_told_apart(tmp_path, monkeypatch):
     figures = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: figures.append(figure))
     runs = [run(20 * i, i, families=(f"family {i}",), parallel=True) for i in range(20)]
-    plot.plot(runs, tmp_path / "scaling.png", "a model on a task, 100 problems")
+    save_plot(runs, tmp_path / "scaling.png", "a model on a task, 100 problems")
     (axes,) = figures[0].axes
     lines = [curve.lines[0] for curve in axes.containers]
     assert len({(line.get_color(), line.get_marker()) for line in lines}) == len(runs)
@@ -55,7 +59,7 @@ def test_curves_can_be_told_apart(tmp_path, monkeypatch):
 def test_dollars_are_no_formula_for_the_plot(tmp_path):
     """Between two of them matplotlib would read mathematics, and raise where it makes no sense."""
     dear = run(5, 50, families=('waits with "$_$"',), label="$_$")
-    plot.plot([dear], tmp_path / "scaling.png", "cost $5_ vs $_10, 1 problems", wait="$^$")
+    save_plot([dear], tmp_path / "scaling.png", "cost $5_ vs $_10, 1 problems", wait="$^$")
     assert (tmp_path / "scaling.png").stat().st_size
 
 
