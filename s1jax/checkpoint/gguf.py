@@ -54,7 +54,7 @@ def open_file(path: str | os.PathLike[str]) -> gguf.GGUFReader:
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; give the path of a .gguf file.") from None
     except (ValueError, KeyError, IndexError, OSError) as error:
-        raise UserError(f"{path} is no complete GGUF file ({shown(str(error), 200)}); get it again.") from None
+        raise UserError(f"{path} is not a complete GGUF file ({shown(str(error), 200)}); get it again.") from None
     if _get(reader, str(path), "split.count", int, 1) > 1:
         raise UserError(f"{path} is one part of a split GGUF file; join the parts with llama.cpp's gguf-split --merge.")
     return reader
@@ -307,7 +307,7 @@ def read_tokenizer(reader: gguf.GGUFReader, where: str) -> tuple[dict[str, Any],
     if not tokens or len(types) != len(tokens):
         raise UserError(f"{where} has {len(tokens)} tokens and {len(types)} token types; {remedy}.")
     if not all(isinstance(text, str) for text in (*tokens, *merges)):
-        raise UserError(f"{where} has tokens or merges that are no text; {remedy}.")
+        raise UserError(f"{where} has tokens or merges that are not text; {remedy}.")
     known = gguf.TokenType
     vocab, added = {}, []
     for index, (token, token_type) in enumerate(zip(tokens, types, strict=True)):

@@ -124,7 +124,7 @@ def config_from_json(values: Mapping[str, Any], where: str = "config.json") -> M
     if "head_dim" not in known:
         if num_heads <= 0 or d_model % num_heads:
             raise UserError(
-                f"{where}: hidden_size {d_model} is no multiple of num_attention_heads {num_heads}; add head_dim."
+                f"{where}: hidden_size {d_model} is not a multiple of num_attention_heads {num_heads}; add head_dim."
             )
         known["head_dim"] = d_model // num_heads
     length = get("max_position_embeddings", int)

@@ -55,7 +55,7 @@ def compare(stored: Any, wanted: Any, folder: pathlib.Path, fault: str) -> None:
         raise UserError(f"{folder}: {name} {'is missing' if name in want else 'was not expected'}; {fault}.")
     for name, leaf in want.items():
         if not isinstance(getattr(have[name], "shape", None), tuple):
-            raise UserError(f"{folder}: {name} is no array; {fault}.")
+            raise UserError(f"{folder}: {name} is not an array; {fault}.")
         if tuple(have[name].shape) != tuple(leaf.shape):
             raise UserError(
                 f"{folder}: {name} has shape {tuple(have[name].shape)} instead of {tuple(leaf.shape)}; {fault}."

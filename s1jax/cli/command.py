@@ -174,7 +174,7 @@ def _parse(argv: Sequence[str], config_flag: str, positional: bool) -> list[str]
         if file and isinstance(error, OSError):
             shipped = pathlib.Path(file).stem
             own = f"; --{config_flag}={shipped} is the one that comes with s1jax" if shipped in configs.files() else ""
-            sys.exit(fail(f"--{config_flag}={file} is no readable Python file{own or '; give one of configs/'}."))
+            sys.exit(fail(f"--{config_flag}={file} is not a readable Python file{own or '; give one of configs/'}."))
         if not file or not isinstance(error, (AttributeError, KeyError, TypeError)):
             raise
         get_config = runpy.run_path(file).get("get_config")
@@ -189,7 +189,7 @@ def _parse(argv: Sequence[str], config_flag: str, positional: bool) -> list[str]
     if flags.FLAGS["verbosity"].using_default_value:
         logging.set_verbosity(logging.FATAL)  # Orbax logs every file it writes, and errors that it raises as well
     if len(rest) > 1 and not positional:
-        sys.exit(fail(f"{rest[1]!r} is no flag; every argument is --name=value, --helpfull lists them."))
+        sys.exit(fail(f"{rest[1]!r} is not a flag; every argument is --name=value, --helpfull lists them."))
     return rest
 
 

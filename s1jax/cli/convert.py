@@ -228,8 +228,8 @@ def _local_folder(name: str) -> tuple[pathlib.Path, str]:
         folder, commit = hub.snapshot(name, patterns, kind="model", revision=FLAGS.revision)
     except Exception as error:  # the hub's client raises errors of several libraries
         raise UserError(
-            f"--from_hf: {name} is no folder here and could not be fetched from the hub ({_reason(error)}); download it"
-            " where there is a network and give its folder."
+            f"--from_hf: {name} is not a folder here and could not be fetched from the hub ({_reason(error)});"
+            " download it where there is a network and give its folder."
         ) from None
     if not FLAGS.revision:
         terminal.note(f"{name} at its newest revision{f' {commit}' if commit else ''}; --revision chooses another.")

@@ -67,7 +67,7 @@ def main() -> int:
     if _CONFIG.value is None or _TARGET.value is None:
         raise UserError("give --config=configs/NAME.py and --target=CHIP:ARRANGEMENT, for example --target=h100:16.")
     if not 0 <= _MFU.value <= 1:
-        raise UserError(f"--mfu={_MFU.value} is no share of the peak; give 0 to 1, for example --mfu=0.2.")
+        raise UserError(f"--mfu={_MFU.value} is not a share of the peak; give 0 to 1, for example --mfu=0.2.")
     out = paths.local(_OUT.value, "--out")  # looked at now, because compiling takes minutes
     if _OUT.value and out.is_dir():
         raise UserError(f"--out={out} is a folder; name a file.")

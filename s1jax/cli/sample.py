@@ -96,11 +96,11 @@ def _answer_file(controls: SamplingParams) -> None:
 
     out = pathlib.Path(os.path.realpath(FLAGS.out))  # of a link the file that it leads to
     if pathlib.Path(FLAGS.out).absolute().parts[1:2] in (("dev",), ("proc",)):
-        raise UserError(f"--out={FLAGS.out} cannot be written: it is no regular file; give the path of a file.")
+        raise UserError(f"--out={FLAGS.out} cannot be written: it is not a regular file; give the path of a file.")
     if not out.parent.is_dir():
-        raise UserError(f"--out={out} cannot be written: {out.parent} is no folder; give the path of a file.")
+        raise UserError(f"--out={out} cannot be written: {out.parent} is not a folder; give the path of a file.")
     if out.exists() and not out.is_file():
-        what = "a folder" if out.is_dir() else "no regular file"
+        what = "a folder" if out.is_dir() else "not a regular file"
         raise UserError(f"--out={out} cannot be written: it is {what}; give the path of a file.")
     notes: list[str] = []
     rows, names = rows_lib.read(FLAGS.prompts, notes)
@@ -158,7 +158,7 @@ def _sample_file(
         if out.exists() and out.stat().st_size:  # an empty one, as mktemp makes it, holds nothing to be lost
             done = len(journal_lib.read(out, run)[0])
             if done != sum(counts):
-                raise UserError(f"{out} holds {done} of {sum(counts)} rows; remove it, and the command samples anew.")
+                raise UserError(f"{out} holds {done} of {sum(counts)} rows; remove it, and the command samples again.")
             journal.remove()  # of a process that was killed when the output was complete
             print(f"{out} has all {done} rows already")
             return

@@ -53,7 +53,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; the same fol
 _PROFILE = flags.DEFINE_string(
     "profile",
     None,
-    "Step (from 1) or FIRST:LAST, both included, of which an XProf trace is written to WORKDIR/profile.",
+    "Step (from 1), or FIRST:LAST, both included: an XProf trace of these steps is written to WORKDIR/profile.",
 )
 _STOPPING = "SIGTERM: the run stops after the step under way, with a checkpoint; the same command goes on from it."
 

@@ -104,7 +104,7 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         from_zero("optimizer.", self, "learning_rate", "weight_decay", "clip_norm")
         share = self.warmup_fraction
-        require(0 <= share <= 1, f"optimizer.warmup_fraction is {share}; it lies in [0, 1].")
+        require(0 <= share <= 1, f"optimizer.warmup_fraction is {share}; it must be in [0, 1].")
         require(0 < self.eps < math.inf, f"optimizer.eps is {self.eps}; give a positive number.")
         for name in ("b1", "b2"):
             value = getattr(self, name)

@@ -85,7 +85,7 @@ class GQA:
     def __post_init__(self) -> None:
         at_least(1, "model.", self, "num_heads", "num_kv_heads", "head_dim")
         whole = self.num_heads % self.num_kv_heads == 0
-        require(whole, f"model.num_heads {self.num_heads} is no multiple of model.num_kv_heads {self.num_kv_heads}.")
+        require(whole, f"model.num_heads {self.num_heads} is not a multiple of model.num_kv_heads {self.num_kv_heads}.")
         require(self.head_dim % 2 == 0, f"model.head_dim {self.head_dim} must be even for rotary embeddings.")
 
     def num_params(self, d_model: int) -> int:

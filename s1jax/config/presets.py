@@ -121,6 +121,6 @@ def experiment(settings: Mapping[str, Any]) -> Experiment:
     model = settings.get("model") or None
     if isinstance(model, str):
         if model not in PRESETS:
-            raise UserError(f"config.model {model!r} is no preset; choose one of {', '.join(PRESETS)}.")
+            raise UserError(f"config.model {model!r} is not a preset; choose one of {', '.join(PRESETS)}.")
         model = PRESETS[model]
     return from_dict(Experiment, {**settings, "model": model})

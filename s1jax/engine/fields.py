@@ -161,7 +161,9 @@ def _control(key: Any, value: Any, name: str) -> tuple[str, Any]:
         raise UserError(f"{name}: {key} is not a setting of s1jax; {remedy}, or give the field another name.")
     meant = _meant(key)
     if meant:
-        raise UserError(f"{name}: {key} is no control; write {meant} if it is meant, else give it another name.")
+        raise UserError(
+            f"{name}: {key} is not a sampling parameter; write {meant} if it is meant, else give it another name."
+        )
     return "", None
 
 

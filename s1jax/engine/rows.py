@@ -55,9 +55,9 @@ def read(path: str | os.PathLike[str], notes: list[str] | None = None) -> tuple[
         try:
             json.dumps(row, ensure_ascii=False, allow_nan=False).encode()
         except UnicodeEncodeError as error:  # half a surrogate pair, which no output could hold
-            raise UserError(f"{name} is no valid Unicode ({error.reason}); repair the row.") from None
+            raise UserError(f"{name} is not valid Unicode ({error.reason}); repair the row.") from None
         except ValueError:
-            raise UserError(f"{name} has a number that is no JSON (NaN, infinity); repair it.") from None
+            raise UserError(f"{name} has a number that JSON does not have (NaN, infinity); repair it.") from None
         except TypeError as error:  # bytes and dates of parquet
             raise UserError(f"{name} has a value that JSON has not ({error}); write it as a string.") from None
         rows.append(dict(row))

@@ -106,8 +106,8 @@ def check_length(request: EncodedRequest, ids: int, limit: int, what: str = "mod
     if ids > limit:
         raise UserError(
             f"{request.name}: a prompt of {len(request.prompt)} ids, {params.max_thinking_tokens} of thinking,"
-            f" {params.max_answer_tokens} of answer and the delimiters come to {ids} ids, but the {what} is {limit};"
-            " lower max_thinking_tokens or max_answer_tokens, or shorten the prompt."
+            f" {params.max_answer_tokens} of answer and the delimiters are {ids} ids together, but the {what} is"
+            f" {limit}; lower max_thinking_tokens or max_answer_tokens, or shorten the prompt."
         )
 
 

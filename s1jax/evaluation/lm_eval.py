@@ -195,7 +195,7 @@ class HarnessModel(TemplateLM):
             )
         question = history[0]["content"]
         if not isinstance(question, str) or not isinstance(system, str):
-            raise UserError("a turn of the task is no text, and s1jax models read nothing else; choose another task.")
+            raise UserError("a turn of the task is not text, and s1jax models read nothing else; choose another task.")
         before = chat_lib.with_system(self.model.chat, system) if system else self.model.chat
         return before.before_question + question + before.after_question
 

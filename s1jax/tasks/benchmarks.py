@@ -77,7 +77,7 @@ def load(name: str, num_problems: int = 0, split: str = "test") -> Task:
         try:
             json.dumps(found[-1], ensure_ascii=False).encode()
         except UnicodeEncodeError as error:  # half a surrogate pair, which the file of samples could not hold
-            raise UserError(f"{where} is no valid Unicode ({error.reason}); repair the row.") from None
+            raise UserError(f"{where} is not valid Unicode ({error.reason}); repair the row.") from None
     if len(found) < max(num_problems, 1):
         asked = f"--num_problems is {num_problems}, but {file or kind} holds {len(found)} rows; ask for fewer."
         raise UserError(asked if found else f"{file or kind} holds no rows; give at least one question.")
@@ -156,7 +156,7 @@ def _row(kind: str, record: dict[str, object], where: str, number: int) -> dict[
         whole = whole_number(reference)
         if whole is None or not 0 <= int(whole) <= 999:
             raise UserError(
-                f"{where}: answer {reference!r} is no whole number of 0..999, as all of AIME are; repair it."
+                f"{where}: answer {reference!r} is not a whole number of 0..999, as all of AIME are; repair it."
             )
         reference = whole
     return {"question": question, "reference": reference}

@@ -145,7 +145,7 @@ class RunLog:
             if record is None:
                 if number == len(lines):  # of a killed run
                     break
-                raise UserError(f"{path}:{number} is no line of a run's metrics; remove that line.")
+                raise UserError(f"{path}:{number} is not a line of a run's metrics; remove that line.")
             if record["step"] <= before:
                 raise UserError(
                     f"{path}:{number} is of step {record['step']}, after a line of step {before}; remove the wrong one."

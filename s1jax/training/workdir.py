@@ -116,7 +116,7 @@ def _check_settings(workdir: pathlib.Path, experiment: Experiment) -> None:
         try:
             there = json.loads(file.read_text())
         except ValueError as error:
-            raise UserError(f"{file} is no JSON; remove it if the run in {workdir} is not needed.") from error
+            raise UserError(f"{file} is not JSON; remove it if the run in {workdir} is not needed.") from error
         old, new = (_leaves(_flat_model(settings, f"{file}: model")) for settings in (there, here))
         # A setting that this run was begun without, by an earlier version, had its default's meaning.
         added = {name: value for name, value in _leaves(experiment_lib.defaults()).items() if name in new}

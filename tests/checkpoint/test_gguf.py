@@ -241,10 +241,10 @@ def test_damaged_files(tmp_path):
     content = path.read_bytes()
     for size in (0, 3, 30, 200, 900, len(content) // 2, len(content) - 100):
         path.write_bytes(content[:size])
-        with pytest.raises(UserError, match=r"m.gguf is no complete GGUF file"):
+        with pytest.raises(UserError, match=r"m.gguf is not a complete GGUF file"):
             gguf.open_file(path)
     path.write_bytes(b"GGML" + content[4:])
-    with pytest.raises(UserError, match=r"m.gguf is no complete GGUF file"):
+    with pytest.raises(UserError, match=r"m.gguf is not a complete GGUF file"):
         gguf.open_file(path)
 
 

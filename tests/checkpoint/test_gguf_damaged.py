@@ -31,7 +31,7 @@ def _read(path):
 @pytest.mark.parametrize(
     ("metadata", "sentence"),
     [
-        ({"attention.head_count_kv": 3}, "m.gguf: model.num_heads 4 is no multiple of model.num_kv_heads 3"),
+        ({"attention.head_count_kv": 3}, "m.gguf: model.num_heads 4 is not a multiple of model.num_kv_heads 3"),
         ({"block_count": 4 * 10**9}, "m.gguf has 21 tensors, too few for the 4000000000 layers"),
         ({"feed_forward_length": 4 * 10**9}, r"m.gguf: tensor .*ffn_.* says \[.*4000000000"),
         ({"block_count": 2.0}, "m.gguf: the metadata llama.block_count is of type float, not int"),

@@ -205,8 +205,8 @@ def test_silence_means_what_transformers_assumes():
         ({"hidden_size": None}, "config.json lacks hidden_size"),
         ({"num_hidden_layers": "64"}, "^config.json: num_hidden_layers is '64'; it must be of type int"),
         ({"tie_word_embeddings": 1}, "tie_word_embeddings is 1; it must be of type bool"),
-        ({"hidden_size": 5121}, "hidden_size 5121 is no multiple of num_attention_heads 40"),
-        ({"num_key_value_heads": 7}, "no multiple of model.num_kv_heads 7"),
+        ({"hidden_size": 5121}, "hidden_size 5121 is not a multiple of num_attention_heads 40"),
+        ({"num_key_value_heads": 7}, "not a multiple of model.num_kv_heads 7"),
         ({"num_attention_heads": 0}, "num_attention_heads 0"),
         ({"num_attention_heads": 0, "head_dim": 8}, "^config.json: model.num_heads is 0; it must be positive"),
         ({"num_hidden_layers": -1}, "^config.json: model.num_layers is -1"),
@@ -228,7 +228,7 @@ def test_configurations_that_cannot_be_represented_are_refused(changes, sentence
 def test_models_that_no_architecture_describes_are_not_written():
     with pytest.raises(UserError, match="qkv_bias with qk_norm"):
         huggingface_config.config_to_json(ModelConfig.dense(**{**CONFIG.flat(), "qk_norm": True}))
-    with pytest.raises(UserError, match="d_model 48 is no multiple of num_heads 5"):
+    with pytest.raises(UserError, match="d_model 48 is not a multiple of num_heads 5"):
         five = ModelConfig.dense(**{**CASES["llama"].flat(), "num_heads": 5, "num_kv_heads": 5})
         huggingface_config.config_to_json(five)
     with pytest.raises(UserError, match=r"model.family is 'qwen2', which has qkv_bias True, and this model has False"):

@@ -119,7 +119,7 @@ WRONG = [
     (["--from_hf={0}/no_heads", "--to={0}/new"], "no_heads/config.json: model.num_heads is 0; it must be positive"),
     (["--from_hf={0}/bad_eos", "--to={0}/new"], "bad_eos/tokenizer_config.json: eos_token is ['a']"),
     (["--from_gguf={0}/none.gguf", "--to={0}/new"], "none.gguf does not exist"),
-    (["--from_gguf={0}/hf/config.json", "--to={0}/new"], "no complete GGUF file"),
+    (["--from_gguf={0}/hf/config.json", "--to={0}/new"], "not a complete GGUF file"),
     (["--from_gguf={0}/bare.gguf", "--to={0}/new"], "pass --tokenizer=DIR"),
     (["--from={0}/hf", "--to_hf={0}/new"], "is a Hugging Face folder"),
     (["--from={0}/none", "--to_hf={0}/new"], "is not a folder"),

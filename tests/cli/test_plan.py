@@ -165,7 +165,7 @@ def test_search_keeps_the_axes_that_were_given():
             "the 16 rows of a step (config.train.batch_size) do not divide over the 3 dev",
         ),
         (["--target=cpu:200000"], "--target=cpu:200000: fake devices take memory and time; give at most 1024"),
-        (["--target=cpu:8", "--mfu=20"], "--mfu=20.0 is no share of the peak; give 0 to 1, for example --mfu=0.2"),
+        (["--target=cpu:8", "--mfu=20"], "--mfu=20.0 is not a share of the peak; give 0 to 1, for example --mfu=0.2"),
         (["--target=cpu:8", "--out=nowhere/plan.json"], "--out=nowhere/plan.json: there is no folder nowhere; make it"),
         (["--target=cpu:8", "--out=configs"], "--out=configs is a folder"),
         (["--target=cpu:8", "--out=/proc/plan.json"], "--out=/proc/plan.json can't be written (No such file"),

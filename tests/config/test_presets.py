@@ -57,7 +57,7 @@ def test_every_preset_survives_the_way_through_json():
 
 
 def test_an_unknown_preset_is_named_with_the_known_ones():
-    with pytest.raises(UserError, match=r"'qwen9' is no preset; choose one of qwen2p5_0p5b"):
+    with pytest.raises(UserError, match=r"'qwen9' is not a preset; choose one of qwen2p5_0p5b"):
         presets.experiment({"model": "qwen9"})
 
 

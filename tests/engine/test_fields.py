@@ -61,7 +61,7 @@ def test_used(row, control, value):
         ({"thinking_budget": -1}, "max_thinking_tokens is -1"),
         ({"thinking_budget": "5"}, "max_thinking_tokens is '5'; it must be of type int"),
         ({"stops": ["a"]}, "stops is not a setting of s1jax; write stop if"),
-        ({"thinking_budgets": 3}, "thinking_budgets is no control; write thinking_budget if"),
+        ({"thinking_budgets": 3}, "thinking_budgets is not a sampling parameter; write thinking_budget if"),
         ({"stop": ""}, "stop has an empty string"),
         ({"stop": 3}, "stop is 3; it must be a list"),
         ({"stop": [3]}, r"stop\[0\] is 3; it must be of type str"),
@@ -69,7 +69,7 @@ def test_used(row, control, value):
         ({"n": 0}, r"n is 0; it must lie in \[1, 10000\]"),
         ({"n": 2.0}, "n is 2.0; it must be of type int"),
         ({"n": 2, "temperature": 0}, "n is 2, but with temperature 0 all samples of a prompt are the same"),
-        ({"wait_": "Hm"}, "wait_ is no control; write wait if"),
+        ({"wait_": "Hm"}, "wait_ is not a sampling parameter; write wait if"),
         ({"thinking": False}, "thinking is False, which sets no number of tokens; write max_thinking_tokens"),
         ({"repetition_penalty": 0}, r"repetition_penalty is 0.0; it must lie in \[0.01, 100\]"),
         ({"repetition_penalty": float("nan")}, "repetition_penalty is nan"),
@@ -110,7 +110,7 @@ Wait numWaits toolChoice
 
 @pytest.mark.parametrize("name", FOREIGN.split())
 def test_other_spellings_are_refused_by_name(name):
-    with pytest.raises(UserError, match=f"rows.jsonl:3: {name} is (not a setting of s1jax|no control); "):
+    with pytest.raises(UserError, match=f"rows.jsonl:3: {name} is (not a setting of s1jax|not a sampling parameter); "):
         read({name: 3})
 
 

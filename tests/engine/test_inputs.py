@@ -120,9 +120,17 @@ def test_controls(controls, said):
         ([{"prompt_ids": np.array([1.5])}], {}, "row 0: prompt_ids must be a list of whole numbers"),
         ([{"prompt_ids": np.array(1)}], {}, "row 0: prompt_ids must be a list"),
         ([{"prompt_ids": [True]}], {}, "row 0: prompt_ids must be a list"),
-        ([QUESTION, QUESTION | {"temprature": 3}], {}, "row 1: temprature is no control; write temperature if"),
-        ([QUESTION | {"max_thinking_token": 1}], {}, "max_thinking_token is no control; write max_thinking_tokens if"),
-        ([QUESTION | {"Top-P": 1}], {}, "Top-P is no control; write top_p if"),
+        (
+            [QUESTION, QUESTION | {"temprature": 3}],
+            {},
+            "row 1: temprature is not a sampling parameter; write temperature if",
+        ),
+        (
+            [QUESTION | {"max_thinking_token": 1}],
+            {},
+            "max_thinking_token is not a sampling parameter; write max_thinking_tokens if",
+        ),
+        ([QUESTION | {"Top-P": 1}], {}, "Top-P is not a sampling parameter; write top_p if"),
     ],
 )
 def test_rows(engine, rows, more, said):

@@ -145,7 +145,7 @@ def test_columns_of_math500_and_aime(tmp_path):
     assert (
         task.answer("so \\boxed{m+n = 025}", task.rows[0]) == "25" and task.answer("\\boxed{2.5}", task.rows[0]) is None
     )
-    with pytest.raises(UserError, match=r"c\.jsonl:2: answer '1000' is no whole number of 0\.\.999"):
+    with pytest.raises(UserError, match=r"c\.jsonl:2: answer '1000' is not a whole number of 0\.\.999"):
         benchmarks.load("aime25:" + write(tmp_path / "c.jsonl", [*rows[1:2], {"question": "q", "answer": 1000}]))
 
 
@@ -211,10 +211,10 @@ def test_choices_in_a_list(tmp_path, answer):
         ("gpqa", {**GPQA, "Incorrect Answer 1": "right"}, "1: the right choice 'right' is there twice"),
         ("gsm8k", {"answer": "#### 4"}, "1: no text `question`"),
         ("gsm8k", {"question": "q"}, "1: no answer to grade against"),
-        ("aime24", {"question": "q", "answer": "x"}, "no whole number"),
-        ("aime24", {"question": "q", "answer": "2.5"}, "no whole number"),
-        ("aime24", {"question": "q", "answer": "-3"}, "no whole number"),
-        ("gsm8k", {"question": "half a \ud83d", "answer": "#### 4"}, "1 is no valid Unicode"),
+        ("aime24", {"question": "q", "answer": "x"}, "not a whole number"),
+        ("aime24", {"question": "q", "answer": "2.5"}, "not a whole number"),
+        ("aime24", {"question": "q", "answer": "-3"}, "not a whole number"),
+        ("gsm8k", {"question": "half a \ud83d", "answer": "#### 4"}, "1 is not valid Unicode"),
     ],
 )
 def test_wrong_rows_are_named(tmp_path, kind, row, message):

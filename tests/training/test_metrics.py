@@ -22,7 +22,7 @@ def test_damaged_metrics_are_named(tmp_path, line):
     )
     good = one_line(1)
     (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([good, line, one_line(2)]) + b"\n")
-    with pytest.raises(UserError, match=r"metrics\.jsonl:2 is no line of a run's metrics"):
+    with pytest.raises(UserError, match=r"metrics\.jsonl:2 is not a line of a run's metrics"):
         log.begin(1, 6)
     (tmp_path / "metrics.jsonl").write_bytes(good + b"\n" + line)  # as a killed run leaves it
     with log:

@@ -77,7 +77,7 @@ def test_a_workdir_that_cannot_be_used(tmp_path):
     with pytest.raises(UserError, match=r"without its config\.json"):
         claim(tmp_path / "w", EXPERIMENT)
     (tmp_path / "w" / "config.json").write_text("{")
-    with pytest.raises(UserError, match="is no JSON"):
+    with pytest.raises(UserError, match="is not JSON"):
         claim(tmp_path / "w", EXPERIMENT)
 
 

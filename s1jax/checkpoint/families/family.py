@@ -53,6 +53,6 @@ class Family:
                 )
         if self.whole_heads and config.d_model % attention.num_heads:
             raise UserError(
-                f"d_model {config.d_model} is no multiple of num_heads {attention.num_heads}, which transformers "
+                f"d_model {config.d_model} is not a multiple of num_heads {attention.num_heads}, which transformers "
                 f"requires of a {self.architecture.removesuffix('ForCausalLM')}; the model cannot be exported."
             )

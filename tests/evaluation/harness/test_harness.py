@@ -193,7 +193,7 @@ def test_few_shot_examples_are_part_of_the_question(evaluate, model):
         model.apply_chat_template(
             [{"role": "user", "content": "Make 5"}, {"role": "assistant", "content": "so"}], add_generation_prompt=False
         )
-    with pytest.raises(UserError, match="is no text"):
+    with pytest.raises(UserError, match="is not text"):
         model.apply_chat_template([{"role": "user", "content": [{"type": "image"}]}])
 
 
