@@ -174,6 +174,46 @@ def for_requests(setup: Setup, limits: Sequence[int], prompt: int) -> Shape:
     )
 
 
+def for_server(setup: Setup, cache_tokens: int = 0) -> Shape:
+    """Returns the shape of a scheduler that requests enter at any time.
+
+    A sequence may be as long as the engine's cache length, or else the model's context length.
+
+    Args:
+      setup: of the engine.
+      cache_tokens: tokens of the KV cache, for all sequences together. 0: what the free memory of the devices holds, at
+        most what all slots can fill; where the memory is not reported, as on a CPU, 4,096 tokens a slot.
+
+    Raises:
+      UserError: the cache is smaller than a page, or the devices have no room for it.
+    """
+    size = setup.page_size
+    width = -(-(setup.cache_length or setup.config.context_length) // size)
+    each = setup.slots // setup.shards
+    free = perf.free_memory(jax.tree.leaves(setup.params)[0].devices())
+
+    def fits(pages: int) -> bool:
+        return free is None or sum(_bytes(setup, setup.slots, pages, min(_LENGTH, width * size))) <= free
+
+    if cache_tokens:
+        pages = cache_tokens // size // setup.shards
+        if pages < 1:
+            raise UserError(
+                f"cache_tokens is {cache_tokens}; give at least {size * setup.shards}, one page for each device."
+            )
+    elif free is None:
+        pages = each * min(width, _LENGTH // size)
+    else:
+        most = range(1, each * width + 1)
+        pages = bisect.bisect_left(most, True, key=lambda pages: not fits(pages))
+    if pages < 1 or not fits(pages):
+        raise UserError(
+            f"a KV cache of {_size(_bytes(setup, setup.slots, max(pages, 1), 1)[0])} does not fit on a device that has"
+            f" {_size(free or 0)} free; lower the slots or cache_tokens."
+        )
+    return Shape(setup.slots, width * size, pages)
+
+
 def _rows(number: int) -> str:
     return "1 row" if number == 1 else f"{number} rows"
 

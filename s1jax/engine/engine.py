@@ -330,6 +330,22 @@ class Engine:
 
         return grow()
 
+    def open(self, cache_tokens: int = 0) -> Scheduler:
+        """Returns a scheduler that requests enter at any time: what a server runs. Compiles nothing.
+
+            scheduler = engine.open()
+            number = scheduler.submit(engine.encoder.encode_one(request, SamplingParams(), "request 0"))
+            while not scheduler.is_idle:
+                events = scheduler.step()
+
+        Args:
+          cache_tokens: tokens of its KV cache, for all sequences together; 0: see `capacity.for_server`.
+
+        Raises:
+          UserError: the devices have no room for such a cache.
+        """
+        return Scheduler(self._setup, capacity.for_server(self._setup, cache_tokens), self.encoder.delimiters)
+
     def update_weights(self, params: Any) -> None:
         """Replaces the weights, without recompilation; a call that has begun goes on with the old ones.
 
