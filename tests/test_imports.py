@@ -16,7 +16,7 @@ FLOORS = (
     ("errors",),
     ("config",),
     ("io",),
-    ("text", "model", "perf"),
+    ("text", "model", "perf", "remote"),
     ("grading", "parallel"),
     ("tasks", "checkpoint"),
     ("data", "engine"),
@@ -28,19 +28,20 @@ FLOORS = (
 FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 JAX = ("jax", "flax", "optax", "orbax", "chex")
 # Rooms and files that load no jax, not even through what they import.
-WITHOUT_JAX = ("errors", "config", "io", "text", "grading", "tasks", "data", "evaluation")
+WITHOUT_JAX = ("errors", "config", "io", "text", "grading", "tasks", "data", "evaluation", "remote")
 USES_THE_ENGINE = ("s1jax/evaluation/lm_eval.py",)  # an adapter to another program, which loads the engine by itself
 # What the core must import without, because machines with accelerators often lack it. (rich comes with flax.)
 OPTIONAL = (
     "tensorflow_datasets", "grain", "array_record", "ml_collections", "matplotlib", "math_verify", "tqdm",
     "tensorboardX", "pyarrow", "gguf", "huggingface_hub", "transformers", "torch", "tensorflow",
-    "lm_eval", "wandb",
+    "lm_eval", "wandb", "httpx",
 )  # fmt: skip
 CORE = (
     "s1jax.text.tokenizer", "s1jax.text.chat", "s1jax.tasks.countdown.problems", "s1jax.data.batches",
     "s1jax.model.decoder", "s1jax.parallel", "s1jax.training.loop", "s1jax.engine.engine", "s1jax.checkpoint.store",
     "s1jax.grading.compare", "s1jax.evaluation.metrics", "s1jax.tasks.benchmarks", "s1jax.evaluation.strategies",
     "s1jax.evaluation.outcomes", "s1jax.data.conditional", "s1jax.cli.convert",
+    "s1jax.remote.client",
 )  # fmt: skip
 
 

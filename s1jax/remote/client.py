@@ -1,0 +1,284 @@
+"""An asynchronous client of OpenAI-compatible chat endpoints.
+
+client = Client(Endpoint("https://api.example.com/v1", "big-model", key=key))
+completion = await client.chat([{"role": "user", "content": "What is 12 plus 30?"}], max_tokens=512)
+print(completion.content, completion.usage)
+
+This is the only place that repeats requests: once by default, after a time that the endpoint names or a second. An
+endpoint that answers 429 pauses all requests of the client. What went wrong is a `RemoteError` with a kind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import email.utils
+import ipaddress
+import json
+import math
+import time
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from s1jax.errors import MissingPackageError, UserError
+from s1jax.remote import reply
+from s1jax.remote.reply import Completion
+
+if TYPE_CHECKING:
+    import httpx
+
+# key: the endpoint refuses the key. quota: the account has no money left. busy: too many requests, or overloaded.
+# request: the endpoint refuses the request. server: it failed. answer: it sent something else than a completion.
+Kind = Literal["key", "quota", "busy", "timeout", "connection", "request", "server", "answer"]
+_AGAIN = ("busy", "timeout", "connection", "server")
+_MOST_BYTES = 16 << 20  # of a response
+_WAIT = 1.0  # seconds before a request is repeated, where the endpoint names none
+
+
+class RemoteError(Exception):
+    """A request that got no answer.
+
+    Attributes:
+      kind: what went wrong, see `Kind`.
+      status: HTTP status; 0 where there was no response.
+      retry_after: seconds after which the endpoint may answer again, in its own words; None where it does not say.
+      attempts: requests that were sent.
+      lost: those of them that may be billed although their answer never arrived.
+    """
+
+    def __init__(self, kind: Kind, message: str, status: int = 0, retry_after: float | None = None):
+        """Takes what the attributes say, and a sentence."""
+        super().__init__(message)
+        self.kind, self.status, self.retry_after = kind, status, retry_after
+        self.attempts, self.lost = 0, 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Endpoint:
+    """Where requests go.
+
+    Attributes:
+      base_url: such as `https://api.example.com/v1`; `/chat/completions` is added.
+      model: in the endpoint's words.
+      key: sent as a bearer token; empty: none is sent. It is never part of a message or of `repr`.
+      timeout: seconds that one attempt may take, from the connection to the last byte.
+      retries: how often a request is repeated that found the endpoint busy, broken or gone.
+      longest_wait: seconds; where the endpoint wants a longer pause, the request fails at once.
+      body: more fields of every request, for example `{"provider": {"data_collection": "deny"}}`.
+    """
+
+    base_url: str
+    model: str
+    key: str = dataclasses.field(default="", repr=False)
+    timeout: float = 120.0
+    retries: int = 1
+    longest_wait: float = 30.0
+    body: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        url = urllib.parse.urlsplit(self.base_url if isinstance(self.base_url, str) else "")
+        if url.scheme not in ("http", "https") or not url.hostname or url.query or url.fragment:
+            raise UserError(f"base_url is {self.base_url!r:.200}; give one such as https://api.example.com/v1.")
+        if url.username or url.password:
+            raise UserError("base_url has a name or a password in it; put the key into an environment variable.")
+        if not isinstance(self.model, str) or not self.model:
+            raise UserError(f"model is {self.model!r:.80}; name the model that the endpoint is to answer with.")
+        if not self.key.isascii() or not self.key.isprintable() or " " in self.key:
+            raise UserError("the key has a space or a character that no HTTP header can hold; set it again.")
+        if self.key and url.scheme == "http" and not is_loopback(url.hostname):
+            raise UserError(f"base_url {self.base_url} would send the key unencrypted; use https.")
+        for name, least in (("timeout", 0.001), ("retries", 0), ("longest_wait", 0)):
+            if not least <= getattr(self, name) < math.inf:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
+
+    @property
+    def host(self) -> str:
+        """Name of the machine that requests go to, with its port where the URL has one."""
+        return urllib.parse.urlsplit(self.base_url).netloc
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address is this machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+class Client:
+    """Sends chat requests to one endpoint, from one event loop; any number at a time."""
+
+    def __init__(self, endpoint: Endpoint):
+        """Makes no connection yet.
+
+        Raises:
+          MissingPackageError: httpx is not installed.
+        """
+        try:
+            import httpx
+        except ModuleNotFoundError:
+            raise MissingPackageError("A remote endpoint", "httpx", "remote") from None
+        self.endpoint = endpoint
+        self._httpx = httpx
+        self._url = endpoint.base_url.rstrip("/") + "/chat/completions"
+        self._http: httpx.AsyncClient | None = None
+        self._resume_at = 0.0  # by time.monotonic(); nothing is sent before
+
+    async def chat(
+        self, messages: Sequence[Mapping[str, Any]], *, max_tokens: int = 0, more: Mapping[str, Any] | None = None
+    ) -> Completion:
+        """Asks for one completion.
+
+        Args:
+          messages: objects with `role` and `content`.
+          max_tokens: of the completion, thinking included, sent as `max_completion_tokens`; 0 sends none.
+          more: further fields of the request, over those of the endpoint.
+
+        Raises:
+          RemoteError: there is no answer. `lost` in it counts attempts that may be billed all the same.
+        """
+        limit = {"max_completion_tokens": max_tokens} if max_tokens else {}
+        own = {"model": self.endpoint.model, "messages": list(messages)}
+        body = json.dumps({**self.endpoint.body, **limit, **(more or {}), **own}).encode()
+        begun, lost = time.monotonic(), 0
+        for attempt in range(1, self.endpoint.retries + 2):
+            sent = attempt - 1
+            try:
+                await self._pause()
+                sent = attempt
+                found = await self._send(body)
+            except RemoteError as error:
+                lost += error.lost
+                error.attempts, error.lost = sent, lost
+                if attempt > self.endpoint.retries or error.kind not in _AGAIN or not self._may_wait(error):
+                    raise
+                await asyncio.sleep(_WAIT if error.retry_after is None else error.retry_after)
+            else:
+                seconds = time.monotonic() - begun
+                return dataclasses.replace(found, attempts=attempt, lost=lost, seconds=seconds)
+        raise AssertionError("the last attempt returns or raises")
+
+    async def close(self) -> None:
+        """Closes the connections; the next request opens new ones."""
+        if self._http is not None:
+            await self._http.aclose()
+            self._http = None
+
+    async def __aenter__(self) -> Client:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def _may_wait(self, error: RemoteError) -> bool:
+        return error.retry_after is None or error.retry_after <= self.endpoint.longest_wait
+
+    async def _pause(self) -> None:
+        """Waits until the endpoint takes requests again, as far as its last 429 says."""
+        while (left := self._resume_at - time.monotonic()) > 0:
+            if left > self.endpoint.longest_wait:
+                raise RemoteError(
+                    "busy", f"{self.endpoint.host} takes no requests for another {left:.0f} s", 429, retry_after=left
+                )
+            await asyncio.sleep(left)
+
+    async def _send(self, body: bytes) -> Completion:
+        """Sends one request. `lost` of an error is 1 where the request may have been answered and billed."""
+        host, httpx = self.endpoint.host, self._httpx
+        headers = {"content-type": "application/json", "accept": "application/json"}
+        if self.endpoint.key:
+            headers["authorization"] = f"Bearer {self.endpoint.key}"
+        try:
+            async with asyncio.timeout(self.endpoint.timeout):
+                request = self._client().stream("POST", self._url, content=body, headers=headers)
+                async with request as response:
+                    content = await _read(response)
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+            raise RemoteError("connection", f"{host} cannot be reached ({self._safe(str(error))})") from None
+        except (TimeoutError, httpx.TimeoutException):
+            raise _lost("timeout", f"{host} did not answer within {self.endpoint.timeout:g} s") from None
+        except httpx.HTTPError as error:
+            raise _lost("connection", f"{host} ended the connection ({self._safe(str(error))})") from None
+        if content is None:
+            raise _lost("answer", f"{host} sent more than {_MOST_BYTES >> 20} MB")
+        return self._completion(response.status_code, response.headers, content)
+
+    def _completion(self, status: int, headers: Mapping[str, str], content: bytes) -> Completion:
+        host = self.endpoint.host
+        try:
+            body = json.loads(content)
+        except (ValueError, RecursionError):
+            body = None
+        if status != 200:
+            error = self._refusal(status, headers, body)
+            if status == 429 and error.kind == "busy":
+                pause = _WAIT if error.retry_after is None else error.retry_after
+                self._resume_at = max(self._resume_at, time.monotonic() + pause)
+            raise error
+        if isinstance(body, Mapping) and body.get("error") and not body.get("choices"):  # some proxies send it with 200
+            raise RemoteError("server", f"{host}: {self._safe(reply.error_of(body)[0])}", status)
+        try:
+            return reply.parse(body, headers)
+        except ValueError as error:
+            raise _lost("answer", f"{host} sent no chat completion: {error}", status) from None
+
+    def _refusal(self, status: int, headers: Mapping[str, str], body: Any) -> RemoteError:
+        """Returns the error that a response with another status than 200 stands for."""
+        message, code = reply.error_of(body)
+        said = f"{self.endpoint.host} answered {status}" + (f": {self._safe(message)}" if message else "")
+        if status == 402 or "quota" in code or "billing" in code:
+            return RemoteError("quota", f"{said}; its account has no money left", status)
+        if status in (401, 403):
+            return RemoteError("key", f"{said}; it does not accept the key", status)
+        if status in (408, 409, 429, 503):
+            return RemoteError("busy", said, status, retry_after(headers))
+        if status >= 500:
+            return RemoteError("server", said, status, retry_after(headers))
+        return RemoteError("request", said, status)
+
+    def _safe(self, text: str) -> str:
+        """Returns a message of the endpoint on one line, without the key that it may quote."""
+        text = text.replace(self.endpoint.key, "[key]") if self.endpoint.key else text
+        return " ".join(text.split())[:300]
+
+    def _client(self) -> httpx.AsyncClient:
+        if self._http is None:
+            # Redirects are not followed: the key is for this endpoint only. Proxies are for hosts elsewhere.
+            here = is_loopback(urllib.parse.urlsplit(self._url).hostname or "")
+            limits = self._httpx.Limits(max_connections=None, max_keepalive_connections=20)
+            self._http = self._httpx.AsyncClient(timeout=None, limits=limits, trust_env=not here)
+        return self._http
+
+
+def retry_after(headers: Mapping[str, str]) -> float | None:
+    """Returns the seconds that `retry-after-ms` or `retry-after` (seconds or a date) asks for; None where none does."""
+    for name, scale in (("retry-after-ms", 1e-3), ("retry-after", 1.0)):
+        try:
+            seconds = float(headers.get(name, "")) * scale
+        except ValueError:
+            continue
+        if math.isfinite(seconds):
+            return max(seconds, 0.0)
+    try:
+        date = email.utils.parsedate_to_datetime(headers.get("retry-after", ""))
+    except (TypeError, ValueError):
+        return None
+    return max(date.timestamp() - time.time(), 0.0)
+
+
+def _lost(kind: Kind, message: str, status: int = 0) -> RemoteError:
+    error = RemoteError(kind, message, status)
+    error.lost = 1
+    return error
+
+
+async def _read(response: httpx.Response) -> bytes | None:
+    """Returns the body of a response; None where it is too large."""
+    parts, size = [], 0
+    async for part in response.aiter_bytes():
+        size += len(part)
+        if size > _MOST_BYTES:
+            return None
+        parts.append(part)
+    return b"".join(parts)
