@@ -21,7 +21,7 @@ FLOORS = (
     ("tasks", "checkpoint"),
     ("data", "engine"),
     ("training",),
-    ("evaluation", "plan"),
+    ("evaluation", "plan", "serve"),
     ("check",),
     ("cli",),
 )
@@ -29,6 +29,8 @@ FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 JAX = ("jax", "flax", "optax", "orbax", "chex")
 # Rooms and files that load no jax, not even through what they import.
 WITHOUT_JAX = ("errors", "config", "io", "text", "grading", "tasks", "data", "evaluation", "remote")
+# Files of other rooms of which the same holds.
+FILES_WITHOUT_JAX = tuple(f"s1jax/serve/{name}.py" for name in ("protocol", "reader", "budgets", "settings", "chat"))
 USES_THE_ENGINE = ("s1jax/evaluation/lm_eval.py",)  # an adapter to another program, which loads the engine by itself
 # What the core must import without, because machines with accelerators often lack it. (rich comes with flax.)
 OPTIONAL = (
@@ -115,7 +117,8 @@ def test_rooms_without_jax_do_not_load_it():
     names = [
         name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         for name in TREES
-        if name.startswith("s1jax/") and room(name) in WITHOUT_JAX and name not in USES_THE_ENGINE
+        if name in FILES_WITHOUT_JAX
+        or (name.startswith("s1jax/") and room(name) in WITHOUT_JAX and name not in USES_THE_ENGINE)
     ]
     code = (
         "import importlib, sys\n"

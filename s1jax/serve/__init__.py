@@ -1,0 +1,1 @@
+"""Serves a model over HTTP with the APIs of OpenAI and Anthropic."""

@@ -1,0 +1,211 @@
+"""The API `/v1/chat/completions` of OpenAI."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from s1jax.engine.pieces import Piece
+from s1jax.errors import UserError
+from s1jax.serve import budgets, protocol, settings
+from s1jax.serve.protocol import ApiError, Call, Count, Defaults, Event, Result, Usage
+from s1jax.serve.reader import Reader, refuse, shown, string
+from s1jax.text.messages import Message
+
+_ROLES = ("system", "developer", "user", "assistant")
+
+
+def parse(body: Mapping[str, Any], defaults: Defaults) -> Call:
+    """Returns the call that a body asks for.
+
+    Raises:
+      ApiError: the body is refused.
+    """
+    return read(Reader(body), defaults)
+
+
+def read(reader: Reader, defaults: Defaults) -> Call:
+    """`parse` of a body in a reader, which then knows all fields that are accepted."""
+    name = protocol.model(reader, defaults)
+    settings.refused(reader)
+    for field, value in (("echo", False), ("add_generation_prompt", True), ("continue_final_message", False)):
+        reader.only(field, (value,), "leave it out")
+    longer = reader.group("think_longer")
+    before = reader.groups["think_longer"].text("id") or ""
+    if longer is not None and not before:
+        refuse("think_longer.id", "is missing; write the id of a finished reply.")
+    conversation = messages(reader, "messages", may_lack=bool(before))
+    thinking = budgets.read(reader, defaults)
+    given = {**settings.sampling(reader, samples=defaults.max_samples), **settings.stops(reader), **thinking.given}
+    total = settings.length(reader, "max_completion_tokens", "max_tokens")
+    settings.lengths(reader, given, total, defaults)
+    stream, include_usage = settings.streaming(reader)
+    identity, created = protocol.identity("chatcmpl-")
+    call = Call(
+        api="chat", id=identity, created=created, model=name,
+        prompts=(conversation,) if conversation else (),
+        params=protocol.sampling_params(defaults, given), given=given,
+        max_completion_tokens=total, stream=stream, include_usage=include_usage, include_reasoning=thinking.include,
+        reasoning_names=defaults.reasoning_names, logprobs=reader.flag("logprobs") or False, think_longer=before,
+        **settings.serving(reader),
+    )  # fmt: skip
+    if before and call.params.n > 1:
+        refuse("n", f"is {call.params.n}, but think_longer goes on with one reply; leave it out.")
+    return dataclasses.replace(call, ignored=tuple(reader.rest()))
+
+
+def messages(reader: Reader, name: str, may_lack: bool = False) -> tuple[Message, ...]:
+    """Reads a conversation that ends with the user.
+
+    Args:
+      reader: of the request.
+      name: of the field.
+      may_lack: whether it must be missing or empty, because a finished reply goes on.
+    """
+    found = reader.items(name)
+    if may_lack:
+        if found:
+            refuse(name, "goes with a new request, but think_longer goes on with a reply; leave one of them out.")
+        return ()
+    if not found:
+        refuse(name, "is missing; give a list with at least one message.")
+    conversation = tuple(_message(message, f"{name}[{i}]", reader) for i, message in enumerate(found))
+    if conversation[-1].role != "user":
+        refuse(f"{name}[{len(found) - 1}].role", f"is {conversation[-1].role}; the last message must be the user's.")
+    return conversation
+
+
+def _message(value: Any, path: str, reader: Reader) -> Message:
+    if not isinstance(value, Mapping):
+        refuse(path, f"is {shown(value)}; it must be an object.")
+    fields = reader.groups[path] = Reader(value, path)
+    role = fields.word("role", _ROLES)
+    if role is None:
+        refuse(f"{path}.role", f"is missing; choose one of {', '.join(_ROLES)}.")
+    for name in ("tool_calls", "function_call", "audio"):
+        fields.only(name, ([],), "leave it out")
+    fields.unused("name")
+    fields.only("refusal", (), "write it as content")
+    content = text(fields.value("content"), f"{path}.content")
+    thoughts = [
+        (name, thought) for name in ("reasoning", "reasoning_content") if (thought := fields.text(name)) is not None
+    ]
+    if len(thoughts) == 2 and thoughts[0][1] != thoughts[1][1]:
+        refuse(f"{path}.reasoning", f"and {path}.reasoning_content differ; keep one of them.")
+    try:
+        role = "system" if role == "developer" else role
+        return Message(role, content, thoughts[0][1] if thoughts else None)  # type: ignore[arg-type]
+    except UserError as error:
+        raise ApiError(f"{path}: {error}", path) from None
+
+
+def text(content: Any, path: str, kinds: Sequence[str] = ("text",)) -> str:
+    """Returns the text of a content: a string, or a list of parts that have text."""
+    if content is None:
+        refuse(path, "is missing; write a string.")
+    if not isinstance(content, list):
+        return string(content, path)
+    texts = []
+    for i, part in enumerate(content):
+        if not isinstance(part, Mapping):
+            refuse(f"{path}[{i}]", f"is {shown(part)}; it must be an object.")
+        if not any(part.get("type") == kind for kind in kinds):
+            refuse(f"{path}[{i}].type", f"is {shown(part.get('type'))}; s1jax reads {', '.join(kinds)}.")
+        texts.append(string(part.get("text"), f"{path}[{i}].text"))
+    return "".join(texts)
+
+
+def whole(call: Call, results: Sequence[Result], count: Count = Usage.of) -> dict[str, Any]:
+    """Returns the reply.
+
+    Args:
+      call: the request.
+      results: of its choices, in order.
+      count: counts tokens and money.
+    """
+    choices = [{"index": i, "message": _said(call, result), **_end(call, result)} for i, result in enumerate(results)]
+    return {
+        **_head(call, "chat.completion", results), "choices": choices, "usage": count(call, results).openai(),
+    }  # fmt: skip
+
+
+def fail(error: ApiError) -> dict[str, Any]:
+    """Returns the body of an error."""
+    return error.body()
+
+
+class Stream(protocol.OpenAIStream):
+    """Writes the chunks of a streamed reply."""
+
+    def __init__(self, call: Call, count: Count = Usage.of):
+        """Takes the request and what counts tokens and money."""
+        self._call, self._count = call, count
+
+    def begin(self) -> list[Event]:
+        """Returns the first chunk of every choice."""
+        first = {"role": "assistant", "content": ""}
+        return [self._chunk(i, first) for i in range(self._call.num_choices)]
+
+    def piece(self, index: int, piece: Piece) -> list[Event]:
+        """Returns the chunk of a piece of a choice; none if it has no text to send."""
+        if not piece.text or (piece.part == "thinking" and not self._call.include_reasoning):
+            return []
+        names = self._call.reasoning_names if piece.part == "thinking" else ("content",)
+        return [self._chunk(index, {**dict.fromkeys(names, piece.text), **({"forced": True} if piece.forced else {})})]
+
+    def end(self, results: Sequence[Result]) -> list[Event]:
+        """Returns the last chunk of every choice, and the count of tokens if it is asked for."""
+        events = []
+        for i, result in enumerate(results):
+            head = _head(self._call, "chat.completion.chunk", results)
+            events.append(("", {**head, "choices": [{"index": i, "delta": {}, **_end(self._call, result)}]}))
+        if self._call.include_usage:
+            usage = self._count(self._call, results).openai()
+            events.append(("", {**_head(self._call, "chat.completion.chunk", ()), "choices": [], "usage": usage}))
+        return events
+
+    def _chunk(self, index: int, delta: Mapping[str, Any]) -> Event:
+        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
+        return "", {**_head(self._call, "chat.completion.chunk", ()), "choices": [choice]}
+
+
+def _head(call: Call, kind: str, results: Sequence[Result]) -> dict[str, Any]:
+    """The fields beside the choices."""
+    first = results[0] if results else None
+    head = {
+        "id": call.id, "object": kind, "created": call.created, "model": (first and first.model) or call.model,
+    }  # fmt: skip
+    return {**head, "handoff": dict(first.handoff)} if first and first.handoff else head
+
+
+def _said(call: Call, result: Result) -> dict[str, Any]:
+    """The message of a choice."""
+    thinking = dict.fromkeys(call.reasoning_names, result.output.thinking) if call.include_reasoning else {}
+    return {"role": "assistant", "content": result.output.answer, **thinking}
+
+
+def _end(call: Call, result: Result) -> dict[str, Any]:
+    """What is known of a choice when it is finished; `seed` gives the same choice again."""
+    output = result.output
+    return {
+        "logprobs": _logprobs(result) if call.logprobs else None,
+        "finish_reason": output.answer_end,
+        "stop_reason": output.stop_reason,
+        "thinking": result.thinking(),
+        "seed": output.params.seed,
+    }
+
+
+def _logprobs(result: Result) -> dict[str, Any]:
+    """Log-probabilities of the answer's tokens; 0 for forced ones."""
+    content = []
+    for place in result.answer:
+        token = result.token_texts[place]
+        content.append({
+            "token": token,
+            "logprob": result.output.logprobs[place],
+            "bytes": None if "\ufffd" in token else list(token.encode()),  # part of a character
+            "top_logprobs": [],
+        })  # fmt: skip
+    return {"content": content, "refusal": None}
