@@ -12,12 +12,13 @@ from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from s1jax.config.sampling import SamplingParams
 from s1jax.engine import rows as rows_lib
-from s1jax.engine.request import Request
+from s1jax.engine.request import Output, Request
 from s1jax.evaluation import metrics, outcomes, results
 from s1jax.evaluation.outcomes import Outcome
 from s1jax.evaluation.strategies import Strategy
 from s1jax.io import files
 from s1jax.io.journal import Journal
+from s1jax.remote import confidence
 from s1jax.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -173,16 +174,22 @@ def _sample(
     while wanted := outcomes.wanted(strategy, task, plan.questions[number], plan.params, rows):
         meter = _Meter(start, len(task.rows), [place.problem for place in wanted], on_progress, clock)
         names = [task.place(place.problem) for place in wanted]
-        given = [place.row for place in wanted]
-        stream = rows_lib.stream(engine, given, plan.params, names=names, progress=meter.report)
+        asked = rows_lib.requests([place.row for place in wanted], plan.params, names)
+        stream = engine.stream(asked, plan.params, system="", progress=meter.report)
         meter.begun = last = clock()
         for index, output in stream:
             now, place = clock(), wanted[index]
             own = {"run": start.name, "problem": place.problem, "attempt": place.attempt, "seconds": now - last}
-            rows.append({**output, **own})
+            rows.append({**rows_lib.record(place.row, output), "confidence": _confidence(output), **own})
             journal.append(rows[-1])
             last = now
             meter.finish(place.problem)
+
+
+def _confidence(output: Output) -> dict[str, float]:
+    """Returns the means of log-probabilities that samples.jsonl keeps of a sample, see `confidence.Confidence`."""
+    found = confidence.measure(output.logprobs, output.forced, output.answer_tokens)
+    return {name: round(getattr(found, name), 6) for name in ("mean", "lowest_window", "answer")}
 
 
 class _Meter:
