@@ -30,7 +30,12 @@ JAX = ("jax", "flax", "optax", "orbax", "chex")
 # Rooms and files that load no jax, not even through what they import.
 WITHOUT_JAX = ("errors", "config", "io", "text", "grading", "tasks", "data", "evaluation", "remote")
 # Files of other rooms of which the same holds.
-FILES_WITHOUT_JAX = tuple(f"s1jax/serve/{name}.py" for name in ("protocol", "reader", "budgets", "settings", "chat"))
+FILES_WITHOUT_JAX = tuple(
+    f"s1jax/serve/{name}.py"
+    for name in (
+        "protocol", "reader", "budgets", "settings", "chat", "handoff", "handoff_config", "leaving", "spending",
+    )
+)  # fmt: skip
 USES_THE_ENGINE = ("s1jax/evaluation/lm_eval.py",)  # an adapter to another program, which loads the engine by itself
 # What the core must import without, because machines with accelerators often lack it. (rich comes with flax.)
 OPTIONAL = (

@@ -114,6 +114,7 @@ class Client:
 
         Raises:
           MissingPackageError: httpx is not installed.
+          UserError: the endpoint's address cannot be read.
         """
         try:
             import httpx
@@ -122,6 +123,10 @@ class Client:
         self.endpoint = endpoint
         self._httpx = httpx
         self._url = endpoint.base_url.rstrip("/") + "/chat/completions"
+        try:
+            httpx.URL(self._url)
+        except httpx.InvalidURL as error:
+            raise UserError(f"base_url {endpoint.base_url!r:.200} cannot be read ({error}); correct it.") from None
         self._http: httpx.AsyncClient | None = None
         self._resume_at = 0.0  # by time.monotonic(); nothing is sent before
 
