@@ -17,8 +17,9 @@ from s1jax.engine.sequence import EncodedRequest, Sample, answer_begin
 from s1jax.errors import UserError
 from s1jax.io import readers
 from s1jax.text import chat as chat_lib
+from s1jax.text import conversation
 from s1jax.text.delimiters import Delimiters
-from s1jax.text.messages import Message
+from s1jax.text.messages import SYSTEM_ROLES, Message
 
 if TYPE_CHECKING:
     from s1jax.checkpoint.store import Metadata, Model
@@ -83,7 +84,7 @@ class Encoder:
         messages = request.prompt
         if isinstance(messages, (list, tuple)) and messages:
             first = messages[0]
-            if isinstance(first, Message) and first.role == "system":
+            if isinstance(first, Message) and first.role in SYSTEM_ROLES:
                 return first.content
         return default
 
@@ -97,12 +98,14 @@ class Encoder:
             if system:
                 raise UserError(f"{name}: system goes with question, not with prompt_ids, which are used as they are.")
             return _whole_numbers(request.prompt_ids, name)
-        question = request.prompt if isinstance(request.prompt, str) else _question(request, name)
-        if not question.strip():
+        _, messages = conversation.split_system(_messages(request, name))
+        if not messages or not messages[-1].content.strip():
             raise UserError(f"{name}: the prompt is empty; give the text of a question.")
-        readers.check_length(question, name, "question")
+        for message in messages:
+            readers.check_length(message.content, name, "question")
+            readers.check_length(message.thinking or "", name, "thinking")
         try:
-            return chat_lib.encode_prompt(self._tokenizer, self._chat, question, system)
+            return conversation.encode(self._tokenizer, self._chat, [Message("system", system), *messages])
         except UserError as error:
             raise UserError(f"{name}: {error}") from None
 
@@ -170,20 +173,16 @@ class Encoder:
         )
 
 
-def _question(request: Request, name: str) -> str:
-    """Returns the text of the user message of a conversation."""
+def _messages(request: Request, name: str) -> Sequence[Message]:
+    """Returns the prompt as the messages of a conversation."""
     messages = request.prompt
+    if isinstance(messages, str):
+        return [Message("user", messages)]
     if not isinstance(messages, (list, tuple)) or not all(isinstance(each, Message) for each in messages):
         raise UserError(f"{name}: the prompt is {messages!r:.80}; give a text or a list of s1jax.Message.")
-    roles = [message.role for message in messages]
-    if request.system is not None and "system" in roles:
+    if request.system is not None and any(message.role in SYSTEM_ROLES for message in messages):
         raise UserError(f"{name}: system is given twice, as a message and beside it; keep one.")
-    if roles not in (["user"], ["system", "user"]):
-        raise UserError(
-            f"{name}: the messages have the roles {', '.join(roles) or 'of nobody'}; the chat formats of s1jax hold one"
-            " user message, after at most one system message."
-        )
-    return messages[-1].content
+    return messages
 
 
 def _whole_numbers(ids: Sequence[int], name: str) -> list[int]:

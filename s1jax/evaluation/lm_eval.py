@@ -177,7 +177,7 @@ class HarnessModel(TemplateLM):
           add_generation_prompt: must be True.
 
         Raises:
-          UserError: for anything else, which the checkpoint's chat format has no place for.
+          UserError: for anything else.
         """
         system, history = "", list(chat_history)
         if history and history[0]["role"] == "system":
@@ -190,7 +190,7 @@ class HarnessModel(TemplateLM):
             )
         if roles != ["user"]:
             raise UserError(
-                f"the checkpoint's chat format has one user turn, not {len(roles)} turns; add"
+                f"the text that the harness hands over is read as one user turn, not {len(roles)} turns; add"
                 " --fewshot_as_multiturn=false."
             )
         question = history[0]["content"]

@@ -25,6 +25,7 @@ import itertools
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping
+from typing import Literal
 
 import numpy as np
 
@@ -56,6 +57,9 @@ class ChatFormat:
         ChatML's user turn uses ChatML's system turn; other formats refuse a system prompt.
       system_end: from a system prompt to the question. The two replace before_question, which contains the format's
         default system turn.
+      earlier_thinking: what becomes of the thinking of earlier assistant messages of a conversation. `keep`: all of it
+        stays. `last_turn`: only what follows the last user message. `drop`: nothing. Empty, as in checkpoints of
+        earlier releases: decided by `earlier_thinking`.
       token_instruction: appended to a question to limit the thinking tokens; `{tokens}` is replaced by the limit,
         `{log2}` by its base-2 logarithm.
       step_instruction: appended to a question to limit the steps; `{steps}` is replaced by the limit.
@@ -83,6 +87,7 @@ class ChatFormat:
     stop: tuple[str, ...] = ("<|endoftext|>",)
     system_start: str = ""
     system_end: str = ""
+    earlier_thinking: Literal["", "keep", "last_turn", "drop"] = ""
     token_instruction: str = "\n\nThink for up to {tokens} tokens."
     step_instruction: str = "\n\nThink for up to {steps} steps."
     step_header: str = "{steps} steps left\n"
@@ -107,6 +112,7 @@ _CHATML = ChatFormat(
     answer_prefix="Answer: ",
     system_start=_CHATML_SYSTEM[0],
     system_end=_CHATML_SYSTEM[1],
+    earlier_thinking="keep",
 )
 
 
@@ -162,6 +168,7 @@ FORMATS: dict[str, ChatFormat] = {
         special=("<|im_start|>", "<|im_end|>", "<think>", "</think>"),
         after_think_end="\n\n",
         answer_prefix="",
+        earlier_thinking="last_turn",
     ),
     # DeepSeek-R1 and its distillations.
     "think_r1": ChatFormat(
@@ -183,6 +190,7 @@ FORMATS: dict[str, ChatFormat] = {
         # DeepSeek's template puts a system prompt between the first token and the user's.
         system_start="<｜begin▁of▁sentence｜>",
         system_end="<｜User｜>",
+        earlier_thinking="drop",
     ),
     # The plain text that the Countdown base model was trained on: it has never seen a chat symbol.
     "countdown_base": ChatFormat(
@@ -280,7 +288,7 @@ def _fill(template: str, numbers: Mapping[str, int]) -> str:
 
 def thinking_tokens(tokenizer: Tokenizer, fmt: ChatFormat, trace: str) -> int:
     """Returns the number of thinking tokens of a trace, as the sampler counts them: all between the delimiters."""
-    return len(tokenizer.encode_pieces(_trace(fmt, trace), tokenizer.last_special(fmt.think_start)))
+    return len(tokenizer.encode_pieces(trace_pieces(fmt, trace), tokenizer.last_special(fmt.think_start)))
 
 
 def encode_prompt(tokenizer: Tokenizer, fmt: ChatFormat, question: str, system: str = "") -> list[int]:
@@ -320,15 +328,15 @@ def encode_row(
     answer = answer.strip()
     if fmt.answer_prefix.strip() not in answer:
         answer = fmt.answer_prefix + answer
-    prompt, *response, rest = _encode_parts(
+    prompt, *response, rest = encode_parts(
         tokenizer,
         _prompt(fmt, question, system),
-        [_own(fmt.think_start)],
-        _trace(fmt, trace),
-        [_own(fmt.think_end)],
-        [_own(fmt.after_think_end), Piece(answer)],
-        [_own(fmt.turn_end)],
-        [_own(fmt.after_turn)],
+        [own(fmt.think_start)],
+        trace_pieces(fmt, trace),
+        [own(fmt.think_end)],
+        [own(fmt.after_think_end), Piece(answer)],
+        [own(fmt.turn_end)],
+        [own(fmt.after_turn)],
     )
     ids = np.array([*prompt, *itertools.chain(*response), *rest], np.int32)
     supervised = np.zeros(len(ids), bool)
@@ -336,22 +344,24 @@ def encode_row(
     return ids, supervised
 
 
-def _own(text: str) -> Piece:
+def own(text: str) -> Piece:
+    """Returns a string of the format as a piece: special tokens in it become their ids."""
     return Piece(text, is_user_text=False)
 
 
 def _prompt(fmt: ChatFormat, question: str, system: str) -> list[Piece]:
     if not system:
-        return [_own(fmt.before_question), Piece(question), _own(fmt.after_question)]
+        return [own(fmt.before_question), Piece(question), own(fmt.after_question)]
     start, end = system_turn(fmt)
-    return [_own(start), Piece(system), _own(end), Piece(question), _own(fmt.after_question)]
+    return [own(start), Piece(system), own(end), Piece(question), own(fmt.after_question)]
 
 
-def _trace(fmt: ChatFormat, trace: str) -> list[Piece]:
-    return [_own(fmt.after_think_start), Piece(trace.strip()), _own(fmt.before_think_end)]
+def trace_pieces(fmt: ChatFormat, trace: str) -> list[Piece]:
+    """Returns a trace, stripped of white space, with what stands between it and the delimiters."""
+    return [own(fmt.after_think_start), Piece(trace.strip()), own(fmt.before_think_end)]
 
 
-def _encode_parts(tokenizer: Tokenizer, *parts: list[Piece]) -> list[list[int]]:
+def encode_parts(tokenizer: Tokenizer, *parts: list[Piece]) -> list[list[int]]:
     """Encodes the parts of one text one by one; each part knows what precedes it."""
     after: str | None = ""
     encoded = []

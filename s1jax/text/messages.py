@@ -9,7 +9,8 @@ from typing import Literal
 from s1jax.config.schema import shown
 from s1jax.errors import UserError
 
-Role = Literal["system", "user", "assistant"]
+Role = Literal["system", "developer", "user", "assistant"]
+SYSTEM_ROLES = ("system", "developer")  # two names of one thing: chat templates know the first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Message:
     """One message of a conversation, without the chat template around it.
 
     Attributes:
-      role: who wrote it: `system`, `user` or `assistant`.
+      role: who wrote it: `system` or `developer`, which mean the same, `user` or `assistant`.
       content: text. Special tokens written in it stay text.
       thinking: reasoning of an assistant message before `content`; None if it has none.
 

@@ -6,11 +6,14 @@ import pytest
 
 from s1jax.config.sampling import SamplingParams
 from s1jax.engine import rows
+from s1jax.engine.encoding import Encoder
 from s1jax.engine.engine import Engine
 from s1jax.engine.request import Output, Request
 from s1jax.errors import UserError
-from s1jax.text import chat
+from s1jax.text import chat, conversation
 from s1jax.text.messages import Message
+from s1jax.text.tokenizer import Tokenizer
+from tests import byte_tokenizer
 
 QUESTION = "Make 21 from 3 7 1"
 FEW = SamplingParams(max_thinking_tokens=8, max_answer_tokens=4, temperature=5.0, seed=5)
@@ -56,6 +59,41 @@ def test_an_engine_decodes_the_vocabulary_once(engine, monkeypatch):
     assert after.params.wait == "check" and after.token_ids == before.token_ids
 
 
+@pytest.fixture(scope="module")
+def chatting(engine):
+    """The same weights with a format that has turns."""
+    return Engine(dataclasses.replace(engine.model, chat=chat.FORMATS["countdown"]), slots=4)
+
+
+def test_a_conversation_is_sampled_and_streamed_like_its_token_ids(chatting):
+    messages, before = [], ()
+    for most in (8, 5, 0):
+        messages.append(Message("user", QUESTION))
+        params = SamplingParams(max_thinking_tokens=most, max_answer_tokens=6)
+        ids = conversation.encode(chatting.model.tokenizer, chatting.model.chat, messages)
+        assert tuple(ids[: len(before)]) == before
+        outputs = chatting.generate([messages, Request(prompt_ids=ids)], params)
+        *_, last = chatting.stream_tokens(messages, params)
+        assert outputs[0].token_ids == outputs[1].token_ids == last.output.token_ids
+        assert outputs[0].thinking_tokens == most
+        messages.append(Message("assistant", outputs[0].answer, thinking=outputs[0].thinking))
+        # These weights write no newline after think_start, as trained ones do, so the texts part there.
+        before = (*ids, *outputs[0].token_ids[:2])
+
+
+def test_the_system_prompt_of_a_conversation_wins_over_that_of_the_call(engine, tmp_path):
+    byte_tokenizer.save(tmp_path)
+    tokenizer = Tokenizer.load(tmp_path)
+    encoder = Encoder(dataclasses.replace(engine.model, tokenizer=tokenizer, chat=chat.FORMATS["s1_plain"]))
+    turns = [Message("user", "q"), Message("assistant", "a", thinking="t"), Message("user", "r")]
+    plain, call = (encoder.encode_one(Request(turns), FEW, system=system).prompt for system in ("", "no"))
+    assert encoder.encode_one(Request(turns, system="no"), FEW).prompt == call != plain
+    for role in ("system", "developer"):
+        own = Request([Message(role, "so"), *turns])
+        want = encoder.encode_one(Request(turns, system="so"), FEW).prompt
+        assert encoder.encode_one(own, FEW, system="no").prompt == want and encoder.system(own, "no") == "so"
+
+
 @pytest.mark.parametrize(
     ("prompts", "said"),
     [
@@ -66,7 +104,12 @@ def test_an_engine_decodes_the_vocabulary_once(engine, monkeypatch):
         ([3], "prompt 0: the prompt is 3; give a text or a list of s1jax.Message"),
         ([Request()], "prompt 0 must have exactly one of prompt and prompt_ids"),
         ([Request(QUESTION, name="mine", system=3)], "mine: system is 3; it must be a string"),
-        ([[Message("user", "a"), Message("assistant", "b"), Message("user", "c")]], "roles user, assistant, user"),
+        (
+            [[Message("user", "a"), Message("assistant", "b"), Message("user", "c")]],
+            "prompt 0: .* that separates turns",
+        ),
+        ([[Message("user", "a"), Message("assistant", "b")]], "prompt 0: the last message is that of the role assist"),
+        ([[Message("system", "a")]], "prompt 0: the prompt is empty"),
         ([Request([Message("system", "a"), Message("user", "b")], system="c")], "system is given twice"),
         ([Request(prompt_ids=[1.5])], "prompt 0: prompt_ids must be a list of whole numbers"),
     ],
@@ -79,7 +122,7 @@ def test_bad_prompts(engine, prompts, said):
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"role": "bot", "content": "a"}, "role 'bot'; choose system, user, assistant"),
+        ({"role": "bot", "content": "a"}, "role 'bot'; choose system, developer, user, assistant"),
         ({"role": "user", "content": 3}, "content 3; it must be a string"),
         ({"role": "user", "content": "a", "thinking": "b"}, "only those of the assistant may"),
     ],

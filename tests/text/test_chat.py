@@ -10,7 +10,8 @@ import tokenizers
 
 from s1jax.config import schema
 from s1jax.errors import UserError
-from s1jax.text import chat
+from s1jax.text import chat, conversation
+from s1jax.text.messages import Message
 from s1jax.text.tokenizer import Tokenizer
 from tests.text.conftest import KINDS, shared
 
@@ -167,6 +168,8 @@ def test_every_field_of_the_format_is_live(tokenizer):
     def outcome(fmt):
         row = [part.tolist() for part in chat.encode_row(tokenizer, fmt, "q", "t", "a")]
         row += [chat.encode_prompt(tokenizer, fmt, "q", "s")]
+        said = [Message("user", "q"), Message("assistant", "a", thinking="t"), Message("user", "q")]
+        row += [conversation.encode(tokenizer, fmt, said)] if conversation.turns(fmt).user else []
         asked = [("token", 8), ("step", 8), ("class", "short"), ("class", "long")]
         row += [chat.instruct(tokenizer, fmt, "q", *what) for what in asked] + [chat.headed(fmt, ["a", "b"])]
         try:
@@ -176,7 +179,8 @@ def test_every_field_of_the_format_is_live(tokenizer):
 
     base = chat.FORMATS["s1_plain"]
     for field in dataclasses.fields(base):
-        other = {"stop": ("<think>",), "special": ("<|nowhere|>",), "turn_end": "</think>"}.get(field.name, "<think>")
+        others = {"stop": ("<think>",), "special": ("<|nowhere|>",), "turn_end": "</think>", "earlier_thinking": "drop"}
+        other = others.get(field.name, "<think>")
         assert outcome(dataclasses.replace(base, **{field.name: other})) != outcome(base), field.name
 
 

@@ -1,0 +1,180 @@
+"""Encodes conversations of several messages in a chat format.
+
+A conversation is written as the published chat templates write it: Qwen2.5's for `s1` and `s1_plain`, Qwen3's for
+`think`, DeepSeek-R1's for `think_r1`. Thinking of earlier assistant messages:
+
+- `think`: kept only after the last user message, where a model has called tools. The rest of it is dropped.
+- `think_r1`: dropped.
+- `s1`, `s1_plain`, `countdown`: kept, where a message has it. No published template says what to do. Kept thinking is
+  what these models were trained to write before an answer, and the prompt of a turn then begins with all tokens of the
+  turn before it, prompt and sample, so that a prefix cache holds them.
+
+Assistant messages without thinking have their content alone. Where an assistant message of the first two formats has
+its thinking inside the content, up to `</think>`, it is taken from there, as the templates do.
+
+All text of messages is encoded as text: special tokens written in it stay text.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+
+from s1jax.errors import UserError
+from s1jax.text import chat
+from s1jax.text.backends import Piece
+from s1jax.text.chat import ChatFormat, own
+from s1jax.text.messages import SYSTEM_ROLES, Message
+from s1jax.text.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class Turns:
+    """The strings around the messages of a chat format.
+
+    Attributes:
+      start: from the start of the text to the first message, with the format's default system turn.
+      user: before a user's text. Empty if the format has one turn only.
+      user_end: after a user's text.
+      assistant: before the text of the assistant, thinking included.
+      end: after the text of the assistant.
+    """
+
+    start: str
+    user: str
+    user_end: str
+    assistant: str
+    end: str
+
+
+def turns(fmt: ChatFormat) -> Turns:
+    """Returns the strings around messages, as the prompt for one question has them."""
+    end = fmt.turn_end + fmt.after_turn
+    try:
+        user = chat.system_turn(fmt)[1].removeprefix(end)
+    except UserError:
+        user = fmt.before_question
+    user_end = end if fmt.after_question.startswith(end) else ""
+    assistant = fmt.after_question.removeprefix(user_end)
+    if not assistant or not fmt.before_question.endswith(user):
+        user = ""
+    return Turns(fmt.before_question.removesuffix(user), user, user_end, assistant, end)
+
+
+def earlier_thinking(fmt: ChatFormat) -> str:
+    """Returns the field of that name; formats of earlier releases have it empty, which is decided by their strings."""
+    if fmt.earlier_thinking:
+        return fmt.earlier_thinking
+    if fmt.think_end != "</think>":
+        return "keep"
+    return "last_turn" if turns(fmt).user.startswith("<|im_start|>") else "drop"
+
+
+def encode(tokenizer: Tokenizer, fmt: ChatFormat, messages: Sequence[Message]) -> list[int]:
+    """Returns the token ids of a conversation, from the start of the text to the end of the last assistant header.
+
+    Args:
+      tokenizer: has the format's special tokens, see `chat.check`.
+      fmt: the strings around the messages.
+      messages: the last one is the user's. A first system message replaces the format's own, unless it is empty.
+
+    Raises:
+      UserError: if the format has no place for the messages, or the tokenizer cannot encode a text.
+    """
+    if not messages or messages[-1].role != "user":
+        last = f"that of the role {messages[-1].role}" if messages else "missing"
+        raise UserError(
+            f"the last message is {last}; it must be the user's, because an answer begins with thinking of its own."
+        )
+    system, rest = split_system(messages)
+    if len(rest) == 1:
+        return chat.encode_prompt(tokenizer, fmt, rest[0].content, system)
+    parts = _parts(fmt, system, rest)
+    return list(itertools.chain.from_iterable(chat.encode_parts(tokenizer, *parts)))
+
+
+def split_system(messages: Sequence[Message]) -> tuple[str, list[Message]]:
+    """Returns the text of the first message if that is a system message, else an empty one, and the other messages."""
+    if messages and messages[0].role in SYSTEM_ROLES:
+        return messages[0].content, list(messages[1:])
+    return "", list(messages)
+
+
+def _parts(fmt: ChatFormat, system: str, messages: Sequence[Message]) -> list[list[Piece]]:
+    """Returns the parts of a conversation, cut where training rows are, so that its ids are those of its samples."""
+    strings, kept_after = turns(fmt), _kept_after(fmt, messages)
+    if not strings.user:
+        prompt = fmt.before_question + "QUESTION" + fmt.after_question
+        raise UserError(
+            f"the chat format, whose prompts read {prompt!r}, has nothing that"
+            " separates turns; give one user message, or a checkpoint with another chat format."
+        )
+    parts = [[own(strings.start)]]
+    if system:
+        start, end = chat.system_turn(fmt)
+        parts = [[own(start), Piece(system), own(end.removesuffix(strings.user))]]
+    for i, message in enumerate(messages):
+        if message.role == "user":
+            parts[-1] += [own(strings.user), Piece(message.content), own(strings.user_end)]
+        elif message.role == "assistant":
+            first, *more = _assistant(fmt, message, keep=i > kept_after)
+            parts[-1] += [own(strings.assistant), *first]
+            parts += more
+        else:
+            start = later_system(fmt)
+            parts[-1] += [own(start), Piece(message.content), own(strings.end)]
+    parts[-1].append(own(strings.assistant))
+    return parts
+
+
+def _kept_after(fmt: ChatFormat, messages: Sequence[Message]) -> int:
+    """Returns the place of the message after which thinking is kept, -1 for all of it."""
+    if earlier_thinking(fmt) == "keep":
+        return -1
+    if earlier_thinking(fmt) == "drop":
+        return len(messages)
+    return max((i for i, message in enumerate(messages) if message.role == "user"), default=len(messages))
+
+
+def _assistant(fmt: ChatFormat, message: Message, *, keep: bool) -> list[list[Piece]]:
+    """Returns the parts of an assistant message, what follows turn_end included."""
+    how, thinking, content = earlier_thinking(fmt), message.thinking, message.content
+    if fmt.think_end in content and (how == "drop" or (how == "last_turn" and thinking is None)):
+        before, _, content = content.rpartition(fmt.think_end)
+        if how == "last_turn":
+            thinking = before.partition(fmt.think_end)[0].rpartition(fmt.think_start)[2].strip("\n")
+            content = content.lstrip("\n")
+    if not keep or thinking is None or (how == "last_turn" and not thinking):
+        return [[Piece(content), own(fmt.turn_end + fmt.after_turn)]]
+    if how == "last_turn":  # Qwen3's template strips newlines alone
+        trace = [own(fmt.after_think_start), Piece(thinking.strip("\n")), own(fmt.before_think_end)]
+        content = content.lstrip("\n")
+    else:  # thinking of no tokens is what the sampler writes for max_thinking_tokens=0
+        trace = chat.trace_pieces(fmt, thinking) if thinking.strip() else [own(fmt.before_think_end)]
+        content = content.strip()
+    return [
+        [],
+        [own(fmt.think_start)],
+        trace,
+        [own(fmt.think_end)],
+        [own(fmt.after_think_end), Piece(content)],
+        [own(fmt.turn_end)],
+        [own(fmt.after_turn)],
+    ]
+
+
+def later_system(fmt: ChatFormat) -> str:
+    """Returns the string before a system message that is not the first.
+
+    Raises:
+      UserError: if the format has no system turn, or it is not a turn like those of users.
+    """
+    strings = turns(fmt)
+    start, end = chat.system_turn(fmt)
+    if start.replace("system", "user", 1) != strings.user or end != strings.end + strings.user:
+        raise UserError(
+            "a system message stands after other messages, and the chat format has one place for it, at the start;"
+            " give one system message, as the first."
+        )
+    return start

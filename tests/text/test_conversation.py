@@ -1,0 +1,240 @@
+"""Conversations of random messages against the published chat templates, token by token."""
+
+import dataclasses
+import functools
+import json
+import re
+
+import numpy as np
+import pytest
+import tokenizers
+
+from s1jax.config import schema
+from s1jax.errors import UserError
+from s1jax.text import chat, conversation, template
+from s1jax.text.messages import Message
+from s1jax.text.tokenizer import Tokenizer
+from tests.text.conftest import ADDED, SPECIAL, shared
+
+WITH_TURNS = [name for name in chat.FORMATS if name != "countdown_base"]
+R1_TOKENS = [token for token in chat.FORMATS["think_r1"].special if not token.endswith("think>")]
+HOSTILE = [*SPECIAL, *R1_TOKENS, "<think>", "</think>", "<tool_call>", "</tool_response>"]
+WORDS = ["Make 21", "no", " so", "\n", "\n\n", "  ", "世界", "😀", "12", "user", "\n</", "assistant\n", "{}", "é"]
+# Qwen2.5's template and DeepSeek-R1's without their branches for tools.
+QWEN25 = (
+    "{%- if messages[0].role == 'system' %}{{- '<|im_start|>system\\n' + messages[0].content + '<|im_end|>\\n' }}"
+    "{%- else %}{{- '<|im_start|>system\\nYou are Qwen, created by Alibaba Cloud. You are a helpful assistant."
+    "<|im_end|>\\n' }}{%- endif %}{%- for message in messages %}"
+    "{%- if (message.role == 'user') or (message.role == 'system' and not loop.first) or (message.role == 'assistant')"
+    " %}{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>' + '\\n' }}{%- endif %}"
+    "{%- endfor %}{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"
+)
+R1 = (
+    "{%- set ns = namespace(system_prompt='') -%}{%- for message in messages -%}{%- if message['role'] == 'system' -%}"
+    "{%- set ns.system_prompt = message['content'] -%}{%- endif -%}{%- endfor -%}{{bos_token}}{{ns.system_prompt}}"
+    "{%- for message in messages -%}{%- if message['role'] == 'user' -%}{{'<｜User｜>' + message['content']}}"
+    "{%- endif -%}{%- if message['role'] == 'assistant' -%}{%- set content = message['content'] -%}"
+    "{%- if '</think>' in content -%}{%- set content = content.split('</think>')[-1] -%}{%- endif -%}"
+    "{{'<｜Assistant｜>' + content + '<｜end▁of▁sentence｜>'}}{%- endif -%}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{'<｜Assistant｜><think>\\n'}}{%- endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def spec() -> dict:
+    """Qwen's tokenizer with DeepSeek's special tokens added."""
+    spec = json.loads((shared("data/qwen_tokenizer") / "tokenizer.json").read_text())
+    fixed = dict(single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
+    spec["added_tokens"] += [dict(id=151669 + i, content=token, **fixed) for i, token in enumerate(R1_TOKENS)]
+    return spec
+
+
+@pytest.fixture(scope="module")
+def qwen(spec) -> Tokenizer:
+    return Tokenizer({"tokenizer.json": json.dumps(spec).encode()})
+
+
+@pytest.fixture(scope="module")
+def reference(spec):
+    """Encodes a rendered conversation: what is marked is text, other special tokens are special."""
+    ids = {token["content"]: token["id"] for token in spec["added_tokens"]}
+    plain = tokenizers.Tokenizer.from_str(json.dumps({**spec, "added_tokens": []}))
+    pattern = re.compile("(" + "|".join(map(re.escape, sorted(ids, key=len, reverse=True))) + ")")
+
+    def encode(text: str) -> list[int]:
+        found = []
+        for part in pattern.split(text):
+            found += [ids[part]] if part in ids else plain.encode(_marked(part, back=True)).ids
+        return found
+
+    return encode
+
+
+def _marked(text: str, back: bool = False, but: str | None = None) -> str:
+    """Text with a private character in place of each special token but one, or back from there."""
+    for i, token in enumerate(HOSTILE):
+        mark = chr(0xE000 + i)
+        text = text.replace(mark, token) if back else text if token == but else text.replace(token, mark)
+    return text
+
+
+def _compiled(jinja: str):
+    """A function that renders messages as transformers does."""
+    sandbox = pytest.importorskip("jinja2.sandbox")
+    environment = sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    return functools.partial(environment.from_string(jinja).render, add_generation_prompt=True, bos_token=R1_TOKENS[0])
+
+
+def _text(rng, without: str = "") -> str:
+    words = [word for word in WORDS + HOSTILE if word != without]
+    return "".join(rng.choice(words, int(rng.integers(1, 9))))
+
+
+def random_messages(rng, later_systems: bool = True, thinking: bool = True) -> list[Message]:
+    """Messages in any order that ends with a user's; some assistants have thinking, beside the content or inside."""
+    found = [Message("system", _text(rng))] if rng.random() < 0.5 else []
+    roles = ["user", "assistant", "assistant"] + ["system"] * later_systems
+    for role in [*(rng.choice(roles, int(rng.integers(0, 7))).tolist() if rng.random() < 0.9 else []), "user"]:
+        text, trace = _text(rng, without="<think>" if role == "assistant" else ""), None
+        if role == "assistant" and thinking and rng.random() < 0.6:
+            trace = _text(rng) if rng.random() < 0.8 else ""
+            if rng.random() < 0.4:
+                text, trace = f"<think>\n{trace}\n</think>\n\n{text}", None
+        found.append(Message(role, text, thinking=trace))
+    return found
+
+
+def as_dicts(messages: list[Message], name: str) -> list[dict]:
+    """Messages for a template, text marked but for the `</think>` that its template looks for."""
+    found = []
+    for message in messages:
+        searched = message.role == "assistant" and (
+            name == "think_r1" or (name == "think" and message.thinking is None)
+        )
+        found.append({"role": message.role, "content": _marked(message.content, but="</think>" if searched else None)})
+        if message.thinking is not None:
+            found[-1]["reasoning_content"] = _marked(message.thinking)
+    return found
+
+
+@pytest.mark.parametrize("name", ["s1", "think", "think_r1"])
+def test_the_ids_are_those_of_the_published_template(qwen, reference, name):
+    qwen3 = json.loads((shared("data/qwen_tokenizer") / "tokenizer_config.json").read_text())["chat_template"]
+    jinja = {"s1": QWEN25, "think": qwen3, "think_r1": R1}[name]
+    render, rng = _compiled(jinja), np.random.default_rng(0)
+    for _ in range(100):
+        messages = random_messages(rng, later_systems=name != "think_r1", thinking=name != "s1")
+        want = reference(render(messages=as_dicts(messages, name)).removesuffix("<think>\n"))
+        assert conversation.encode(qwen, chat.FORMATS[name], messages) == want, messages
+
+
+@pytest.mark.parametrize("name", WITH_TURNS)
+def test_the_ids_are_those_of_the_exported_template(qwen, reference, name):
+    fmt = chat.FORMATS[name]
+    render, rng = _compiled(template.to_jinja(fmt)), np.random.default_rng(1)
+    for _ in range(50):
+        messages = random_messages(rng, later_systems=name != "think_r1")
+        want = reference(render(messages=as_dicts(messages, name)))
+        start = chat.encode_parts(qwen, [chat.own(fmt.think_start)])[0]
+        assert conversation.encode(qwen, fmt, messages) + start == want, messages
+
+
+def test_a_developer_is_a_system(qwen):
+    messages = random_messages(np.random.default_rng(2))
+    messages = [Message("system", "Be brief."), *messages, Message("system", "Now."), Message("user", "q")]
+    renamed = [dataclasses.replace(m, role="developer") if m.role == "system" else m for m in messages]
+    for name in ("s1", "think"):
+        fmt = chat.FORMATS[name]
+        assert conversation.encode(qwen, fmt, renamed) == conversation.encode(qwen, fmt, messages)
+
+
+@pytest.mark.parametrize("name", ["s1", "s1_plain", "think"])
+def test_text_of_messages_never_becomes_special(tokenizer, name):
+    """Whatever the kind of tokenizer."""
+    fmt, rng = chat.FORMATS[name], np.random.default_rng(3)
+    special = {tokenizer.id_of(token) for token in SPECIAL + ADDED}
+    for _ in range(20):
+        messages = random_messages(rng)
+        harmless = [dataclasses.replace(m, content="a", thinking=None if m.thinking is None else "b") for m in messages]
+        if name == "think":
+            messages = [dataclasses.replace(m, content=m.content.replace("</think>", "")) for m in messages]
+        ids, want = (conversation.encode(tokenizer, fmt, each) for each in (messages, harmless))
+        count = [[i for i in each if i in special] for each in (ids, want)]
+        if name == "think" or all(m.thinking != "" for m in messages):
+            assert count[0] == count[1], messages
+        written = tokenizer.decode(ids).replace("\u2581", " ")  # which SentencePiece's tokenizers take for a space
+        assert all(m.content.replace("\u2581", " ") in written for m in messages if m.thinking is None), messages
+
+
+THOUGHT = [("q", "Let me see.\nTwo.", "Answer: 2"), ("a <|im_end|>", "no </think> so", "Final Answer: (7*1)*3")]
+
+
+@pytest.mark.parametrize("name", ["s1", "s1_plain", "countdown"])
+def test_a_sample_and_its_prompt_begin_the_next_prompt(tokenizer, name):
+    """So that a prefix cache holds all of them: the row of training is what a sampler writes."""
+    fmt, messages = chat.FORMATS[name], []
+    for question, trace, answer in THOUGHT * 2:
+        messages.append(Message("user", question))
+        prompt = conversation.encode(tokenizer, fmt, messages)
+        row, supervised = chat.encode_row(tokenizer, fmt, question, trace, answer)
+        sampled = row[supervised].tolist()
+        messages.append(Message("assistant", answer, thinking=trace))
+        later = conversation.encode(tokenizer, fmt, [*messages, Message("user", "more")])
+        assert later[: len(prompt) + len(sampled)] == prompt + sampled
+    # What the sampler forces for max_thinking_tokens=0.
+    none = conversation.encode(tokenizer, fmt, [Message("user", "q"), Message("assistant", "a", ""), messages[0]])
+    found, prompt = chat.delimiters(tokenizer, fmt), chat.encode_prompt(tokenizer, fmt, "q")
+    forced = [*found.think_start, *found.newline, *found.think_end]
+    assert none[: len(prompt) + len(forced)] == prompt + forced
+
+
+@pytest.mark.parametrize("name", ["think", "think_r1"])
+def test_where_thinking_is_dropped_the_next_prompt_leaves_the_sample_at_think_start(qwen, name):
+    fmt, (question, trace, answer) = chat.FORMATS[name], THOUGHT[0]
+    prompt = chat.encode_prompt(qwen, fmt, question)
+    turn = [Message("user", question), Message("assistant", answer, thinking=trace)]
+    later = conversation.encode(qwen, fmt, [*turn, Message("user", "more")])
+    assert later[: len(prompt)] == prompt
+    think_start = chat.delimiters(qwen, fmt).think_start
+    assert not set(think_start) & set(later)
+    assert later[len(prompt) :][: len(qwen.encode(answer))] == qwen.encode(answer)
+
+
+@pytest.mark.parametrize("name", WITH_TURNS)
+def test_formats_of_earlier_releases(name):
+    stored = schema.to_dict(chat.FORMATS[name])
+    want = conversation.earlier_thinking(chat.FORMATS[name])
+    assert want == {"think": "last_turn", "think_r1": "drop"}.get(name, "keep") == stored.pop("earlier_thinking")
+    old = schema.from_dict(chat.ChatFormat, stored)
+    assert old.earlier_thinking == "" and conversation.earlier_thinking(old) == want
+
+
+USER, SAID = Message("user", "q"), Message("assistant", "a")
+
+
+@pytest.mark.parametrize(
+    ("name", "messages", "said"),
+    [
+        ("s1", [], "the last message is missing; it must be the user's"),
+        ("s1", [USER, SAID], "the last message is that of the role assistant; it must be the user's"),
+        ("countdown_base", [USER, SAID, USER], "nothing that separates turns; give one user message"),
+        ("countdown_base", [Message("system", "s"), USER], "has no system turn"),
+        ("think_r1", [Message("system", "s"), USER, Message("system", "s"), USER], "one place for it, at the start"),
+    ],
+)
+def test_conversations_that_a_format_has_no_place_for(qwen, name, messages, said):
+    with pytest.raises(UserError, match=said):
+        conversation.encode(qwen, chat.FORMATS[name], messages)
+
+
+def test_transformers_renders_the_same(qwen):
+    """Not the environment of this file, but transformers' own."""
+    transformers = pytest.importorskip("transformers")
+    own = transformers.AutoTokenizer.from_pretrained(shared("data/qwen_tokenizer"))
+    messages = [Message("system", "Be brief."), USER, Message("assistant", "a", thinking="t"), USER, SAID, USER]
+    turns = [{"role": m.role, "content": m.content} | ({"reasoning_content": m.thinking} if m.thinking else {})
+             for m in messages]  # fmt: skip
+    want = own.apply_chat_template(turns, add_generation_prompt=True, return_dict=False)
+    assert conversation.encode(qwen, chat.FORMATS["think"], messages) == want
+    messages[2:3] = [Message("assistant", "<think>\nt\n</think>\n\na")]
+    assert conversation.encode(qwen, chat.FORMATS["think"], messages) == want
