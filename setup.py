@@ -17,6 +17,7 @@ FEATURES = {
     "plot": ["matplotlib"],
     "gguf": ["gguf"],
     "remote": ["httpx"],
+    "serve": ["prometheus-client", "starlette", "uvicorn"],
     # Published benchmarks, whose files are parquet. math-verify comes without its own extras: they only pin the antlr
     # that it takes anyway, and pip warns of their names.
     "eval": ["math-verify", "pyarrow"],
@@ -106,7 +107,10 @@ setup(
             *DOCS,
             *HARNESS,
             "kubernetes-validate",
+            "langchain-openai",
+            "litellm",
             "mypy",
+            "openai",
             "pytest",
             "pytest-xdist",
             "ruff",

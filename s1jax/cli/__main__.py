@@ -13,6 +13,7 @@ COMMANDS = {
     "quickstart": "train and evaluate the small model that comes with s1jax, in minutes on a CPU",
     "train": "fine-tune or pretrain a decoder; the same command again resumes the run",
     "sample": "answer prompts under a thinking budget",
+    "serve": "serve a checkpoint over HTTP, with the APIs of OpenAI and Anthropic",
     "evaluate": "measure accuracy against thinking tokens, and draw the curve",
     "plot": "draw the curves of several evaluations on one picture",
     "convert": "import and export Hugging Face and GGUF checkpoints",

@@ -1,4 +1,4 @@
-"""Flags that `s1jax sample` and `s1jax evaluate` share, and the engine that they describe."""
+"""Flags that `s1jax sample`, `s1jax evaluate` and `s1jax serve` share, and the engine that they describe."""
 
 from __future__ import annotations
 
