@@ -33,7 +33,8 @@ WITHOUT_JAX = ("errors", "config", "io", "text", "grading", "tasks", "data", "ev
 FILES_WITHOUT_JAX = tuple(
     f"s1jax/serve/{name}.py"
     for name in (
-        "protocol", "reader", "budgets", "settings", "chat", "handoff", "handoff_config", "leaving", "spending",
+        "protocol", "reader", "budgets", "settings", "chat", "completions", "responses", "anthropic",
+        "handoff", "handoff_config", "leaving", "spending",
     )
 )  # fmt: skip
 USES_THE_ENGINE = ("s1jax/evaluation/lm_eval.py",)  # an adapter to another program, which loads the engine by itself

@@ -43,24 +43,33 @@ class Thinking:
     Attributes:
       given: fields of `SamplingParams` that the request sets.
       include: whether the text of thinking is sent.
+      asked: whether the request has a field of thinking at all.
     """
 
     given: dict[str, Any]
     include: bool
+    asked: bool
 
 
-def read(reader: Reader, defaults: Defaults) -> Thinking:
+def read(reader: Reader, defaults: Defaults, effort: Reader | None = None) -> Thinking:
     """Reads all fields of thinking.
 
     An upper bound of -1 or null is none. `enable_thinking: false`, `think: false`, `reasoning_effort: "none"` and
     `thinking: {"type": "disabled"}` are a bound of 0. Another effort is a number of the server's table, and a number
     in the request wins over it.
 
+    Args:
+      reader: of the request.
+      defaults: of the server.
+      effort: an object that has a field `effort` as well.
+
     Raises:
       ApiError: 400 for a value of the wrong type or size, or two fields that disagree; names them.
     """
     found, words = _Names(), (*defaults.efforts, "none")
     _names(reader, found, words)
+    if effort is not None:
+        _effort(effort, "effort", found, words)
     for name in GROUPS:
         group = reader.group(name)
         if group is not None:
@@ -78,7 +87,8 @@ def read(reader: Reader, defaults: Defaults) -> Thinking:
     _thinking(reader, found)
     include = reader.flag("include_reasoning")
     found.shown += [] if include is None else [("include_reasoning", include)]
-    return Thinking(_resolve(found, defaults), bool(_agreed(found.shown, True)))
+    asked = any(getattr(found, field.name) for field in dataclasses.fields(found))
+    return Thinking(_resolve(found, defaults), bool(_agreed(found.shown, True)), asked)
 
 
 def _names(reader: Reader, found: _Names, words: tuple[str, ...]) -> None:

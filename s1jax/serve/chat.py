@@ -13,6 +13,7 @@ from s1jax.serve.protocol import ApiError, Call, Count, Defaults, Event, Result,
 from s1jax.serve.reader import Reader, refuse, shown, string
 from s1jax.text.messages import Message
 
+_TOTALS = ("max_completion_tokens", "max_tokens")
 _ROLES = ("system", "developer", "user", "assistant")
 
 
@@ -28,9 +29,7 @@ def parse(body: Mapping[str, Any], defaults: Defaults) -> Call:
 def read(reader: Reader, defaults: Defaults) -> Call:
     """`parse` of a body in a reader, which then knows all fields that are accepted."""
     name = protocol.model(reader, defaults)
-    settings.refused(reader)
-    for field, value in (("echo", False), ("add_generation_prompt", True), ("continue_final_message", False)):
-        reader.only(field, (value,), "leave it out")
+    settings.refused(reader, _TOTALS, "stop", "logprobs", "n")
     longer = reader.group("think_longer")
     before = reader.groups["think_longer"].text("id") or ""
     if longer is not None and not before:
@@ -38,7 +37,7 @@ def read(reader: Reader, defaults: Defaults) -> Call:
     conversation = messages(reader, "messages", may_lack=bool(before))
     thinking = budgets.read(reader, defaults)
     given = {**settings.sampling(reader, samples=defaults.max_samples), **settings.stops(reader), **thinking.given}
-    total = settings.length(reader, "max_completion_tokens", "max_tokens")
+    total = settings.length(reader, *_TOTALS)
     settings.lengths(reader, given, total, defaults)
     stream, include_usage = settings.streaming(reader)
     identity, created = protocol.identity("chatcmpl-")

@@ -70,14 +70,15 @@ class Call:
       reasoning_names: names of the field of thinking in chat replies.
       logprobs: whether log-probabilities of the answer's tokens are sent.
       echo: whether the prompt is repeated before the answer.
-      only_prompt: nothing is sampled; log-probabilities of the prompt are asked for.
+      only_prompt: nothing is sampled; the reply is `Echo` with its log-probabilities. With `params.max_answer_tokens` 1
+        it has the most probable next token as well.
       priority: lower goes first.
       salt: separates the prefix cache of this request from others.
       think_longer: id of a finished reply whose thinking goes on; empty: none.
       handoff: `never`, `ask` or `auto`; empty: the server's default.
       max_cost: most US dollars for a hand-off; None: the server's limit.
       ignored: accepted fields that have no effect.
-      instructions: of `/v1/responses`, which repeats them.
+      repeated: fields of the reply that repeat those of the request.
     """
 
     api: Api
@@ -101,7 +102,7 @@ class Call:
     handoff: str = ""
     max_cost: float | None = None
     ignored: tuple[str, ...] = ()
-    instructions: str | None = None
+    repeated: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
     def num_choices(self) -> int:
@@ -134,12 +135,15 @@ class Echo:
       tokens: text of each of its tokens.
       logprobs: log-probability of each token in nats; None for the first.
       top: for each token, the most probable token at its place and that one's log-probability; None for the first.
+      next: the most probable token after the prompt and its log-probability, for `Call.only_prompt`; None: nothing is
+        sampled.
     """
 
     text: str
     tokens: tuple[str, ...] = ()
     logprobs: tuple[float | None, ...] = ()
     top: tuple[tuple[str, float] | None, ...] = ()
+    next: tuple[str, float] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +160,7 @@ class Result:
       echo: the prompt, for `Call.echo`.
       model: who answered, if it was another model.
       handoff: what was decided about a hand-off; None: nothing was.
+      remote_cost: US dollars that the other model costs.
     """
 
     output: Output
@@ -167,6 +172,7 @@ class Result:
     echo: Echo | None = None
     model: str = ""
     handoff: Mapping[str, Any] | None = None
+    remote_cost: float = 0.0
 
     @property
     def prompt_tokens(self) -> int:
@@ -267,6 +273,7 @@ class Usage:
             "cache_read_input_tokens": self.cached_tokens,
             "cache_creation_input_tokens": 0,
             "output_tokens": self.completion_tokens,
+            "output_tokens_details": {"thinking_tokens": self.reasoning_tokens},
             **self._money(),
         }
 

@@ -62,10 +62,14 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "separate_reasoning": ((True,), "thinking is never part of the content; leave it out"),
     "stream_reasoning": ((True,), "write include_reasoning if it is meant"),
     "extra_body": ((), "write its fields beside messages"),
-    "max_new_tokens": ((), "write max_completion_tokens if it is meant"),
-    "max_length": ((), "write max_completion_tokens if it is meant"),
-    "num_predict": ((), "write max_completion_tokens if it is meant"),
-    "n_predict": ((), "write max_completion_tokens if it is meant"),
+    "logprobs": ((False,), _OUT),
+    "n": ((1,), _OUT),
+    "suffix": (("",), _OUT),
+    "echo": ((False,), _OUT),
+    "add_generation_prompt": ((True,), _OUT),
+    "continue_final_message": ((False,), _OUT),
+    "system": ((), "write it as a message"),
+    "instructions": ((), "write it as a message"),
     "reasoning_budget": ((), "write thinking_token_budget if it is meant"),
     "budget_tokens": ((), "write thinking_token_budget if it is meant"),
     "repeat_penalty": ((1, 1.0), "write repetition_penalty if it is meant"),
@@ -74,10 +78,27 @@ REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
     "typical_p": ((1, 1.0), _OUT),
     "mirostat": ((0,), _OUT),
 }  # fmt: skip
+# Other names of the bound of the whole reply, and of stop strings.
+TOTALS = (
+    "max_completion_tokens", "max_tokens", "max_output_tokens", "max_new_tokens", "max_length", "num_predict",
+    "n_predict", "max_gen_toks",
+)  # fmt: skip
+STOPS = ("stop", "stop_sequences", "stop_strings", "until")
 
 
-def refused(reader: Reader, *read: str) -> None:
-    """Refuses fields of other servers that would change the reply, except those in `read`; lists harmless ones."""
+def refused(reader: Reader, totals: tuple[str, ...], stop: str, *read: str) -> None:
+    """Refuses fields of other servers that would change the reply, and lists harmless ones.
+
+    Args:
+      reader: of the request.
+      totals: names that this API has for the bound of the whole reply.
+      stop: the name that it has for stop strings.
+      read: fields that it reads.
+    """
+    for names, own in ((TOTALS, totals), (STOPS, (stop,))):
+        for name in names:
+            if name not in own:
+                reader.only(name, (), f"write {own[0]} if it is meant")
     for name, (values, remedy) in REFUSED.items():
         if name not in read:
             reader.only(name, values, remedy)
@@ -122,9 +143,9 @@ def stops(reader: Reader, name: str = "stop") -> dict[str, Any]:
     return {"stop": found}
 
 
-def length(reader: Reader, *names: str) -> int:
+def length(reader: Reader, *names: str, least: int = 1) -> int:
     """Reads the bound of thinking, answer and delimiters together, under several names; 0: none."""
-    found = [(name, reader.integer(name, 1, MOST)) for name in names]
+    found = [(name, reader.integer(name, least, MOST)) for name in names]
     given = [(name, value) for name, value in found if value is not None]
     for name, value in given[1:]:
         if value != given[0][1]:

@@ -143,7 +143,7 @@ def test_thinking_is_withheld_under_either_name():
 def test_what_is_fitted_fits_and_always_has_an_answer():
     rng, refused = random.Random(0), 0
     closing = 4  # newline, think_end, final_answer of the test's delimiters
-    for _ in range(20_000):
+    for _ in range(3000):
         least = rng.choice([0, 0, rng.randrange(40)])
         params = SamplingParams(
             max_thinking_tokens=least + rng.choice([0, rng.randrange(200)]), min_thinking_tokens=least,
@@ -163,4 +163,4 @@ def test_what_is_fitted_fits_and_always_has_an_answer():
         assert 1 <= found.max_answer_tokens <= params.max_answer_tokens
         if closing + params.max_thinking_tokens + params.max_answer_tokens <= room:
             assert found == params  # nothing is lowered without need
-    assert 1000 < refused < 19_000
+    assert 100 < refused < 2900

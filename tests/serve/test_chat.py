@@ -56,7 +56,7 @@ def test_bounds_of_the_whole_reply():
     assert refusal(max_tokens=0).param == "max_tokens"
 
 
-@pytest.mark.parametrize("name", [n for n in settings.REFUSED if n not in ("separate_reasoning", "extra_body")])
+@pytest.mark.parametrize("name", [n for n in settings.REFUSED if n not in ("logprobs", "n")])
 def test_what_is_not_done_is_refused_by_name(name):
     values, _ = settings.REFUSED[name]
     assert refusal(**{name: {"type": "json_object"}}).param == name
