@@ -1,0 +1,106 @@
+"""`python -m launch.serve` from the outside: what it says to wrong input, and how it starts and stops."""
+
+import json
+import pathlib
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import httpx
+import pytest
+
+from tests.serve import running
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+# Flags, and words of the one sentence they end in.
+WRONG = [
+    (["--checkpoint={folder}/none"], "none is not a folder"),
+    (["--port={port}"], "--port={port} of 127.0.0.1 is in use; give another one"),
+    (["--host=no.such.host.invalid"], "--host=no.such.host.invalid is not an address"),
+    (["--api_key_file={folder}/open"], "open can be read by other users; chmod 600"),
+    (["--api_key_file={folder}/empty"], "empty has no key; write one a line"),
+    (["--api_key_file={folder}/none"], "none: no such file"),
+    (["--request_log={folder}/no/log"], "no such file or directory"),
+    (["--mesh=rows=1"], "--mesh has 'rows=1'"),
+    (["--slots=0"], "slots"),
+    (["--thinking=1"], "thinking"),
+]
+DRIVER = """
+import contextlib, io, json, os, sys
+from absl.testing import flagsaver
+from s1jax.cli import command, serve
+os._exit = sys.exit
+outcomes = []
+for flags in json.loads(sys.argv.pop()):
+    err = io.StringIO()
+    with flagsaver.flagsaver(), contextlib.redirect_stderr(err):
+        sys.argv[1:] = flags
+        try:
+            command.run(serve.main)
+        except SystemExit as end:
+            outcomes.append({"code": end.code or 0, "err": err.getvalue()})
+print(json.dumps(outcomes))
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("serve")
+    running.save_model(folder / "model")
+    for name, mode, text in (
+        ("open", 0o644, "k"),
+        ("empty", 0o600, "\n# none\n"),
+        ("keys", 0o600, "# mine\nk1\n\nk2\n"),
+    ):
+        (folder / name).write_text(text)
+        (folder / name).chmod(mode)
+    return folder
+
+
+def test_wrong_input_ends_in_one_sentence_before_anything_is_loaded(folder):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        names = {"folder": folder, "port": taken.getsockname()[1]}
+        flags = [
+            [f"--checkpoint={folder}/model", "--port=0", *(f.format(**names) for f in given)] for given, _ in WRONG
+        ]
+        done = subprocess.run(
+            [sys.executable, "-c", DRIVER, json.dumps(flags)], cwd=ROOT, capture_output=True, text=True
+        )
+    assert done.returncode == 0, done.stderr
+    for (_, said), outcome in zip(WRONG, json.loads(done.stdout), strict=True):
+        assert outcome["code"] == 2 and said.format(**names) in outcome["err"], outcome
+        assert outcome["err"].startswith("error: ") and outcome["err"].count("\n") == 1, outcome
+
+
+def test_it_serves_until_a_signal(folder):
+    """B14: the first SIGTERM lets a stream end, and the code is 0."""
+    log = folder / "log.jsonl"
+    command = [
+        *(sys.executable, "-m", "launch.serve", f"--checkpoint={folder}/model", "--port=0", "--slots=2"),
+        *(f"--api_key_file={folder}/keys", f"--request_log={log}", "--served_model_name=mine"),
+    ]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            said = []
+            while not (found := re.search(r"serving mine on (http://127\.0\.0\.1:\d+)\n", said[-1] if said else "")):
+                said.append(process.stderr.readline())
+                assert said[-1], said
+            with httpx.Client(base_url=found[1], headers={"authorization": "Bearer k2"}, timeout=60) as client:
+                body = {
+                    "messages": [{"role": "user", "content": "q"}], "stream": True, "temperature": 0, "wait": "",
+                    "min_thinking_tokens": 1500, "max_thinking_tokens": 1500,
+                }  # fmt: skip
+                with client.stream("POST", "/v1/chat/completions", json=body) as response:
+                    lines = (line for line in response.iter_lines() if line)
+                    next(lines)
+                    process.send_signal(signal.SIGTERM)
+                    *_, last = lines
+                assert last == "data: [DONE]"
+            assert process.wait(60) == 0
+            assert "stopped\n" in process.stderr.read()
+        finally:
+            process.kill()
+    (entry,) = [json.loads(line) for line in log.read_text().splitlines()]
+    assert entry["status"] == 200 and entry["thinking_tokens"] == 1500 and entry["key"] == 1

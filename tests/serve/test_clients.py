@@ -1,0 +1,78 @@
+"""Released clients work unchanged: openai-python, litellm, langchain-openai."""
+
+import pytest
+
+from s1jax.config.sampling import SamplingParams
+from s1jax.engine.request import Request
+from s1jax.text.messages import Message
+
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # litellm's own
+openai = pytest.importorskip("openai")
+
+USER = [{"role": "user", "content": "Héllo 😀?"}]
+BUDGET = {"thinking_token_budget": 24, "num_waits": 1, "wait": "Wait", "max_answer_tokens": 12}
+PARAMS = SamplingParams(max_thinking_tokens=24, num_waits=1, wait="Wait", max_answer_tokens=12, temperature=1.0, seed=5)
+
+
+@pytest.fixture(scope="module")
+def want(engine):
+    return engine.generate([Request([Message("user", USER[0]["content"])], params=PARAMS)])[0]
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=0) as found:
+        yield found
+
+
+def test_openai_chat(client, want):
+    reply = client.chat.completions.create(model="tiny", messages=USER, seed=5, temperature=1, extra_body=BUDGET)
+    message = reply.choices[0].message
+    assert (message.content, message.reasoning, message.reasoning_content) == (want.answer, *[want.thinking] * 2)
+    assert reply.usage.completion_tokens_details.reasoning_tokens == want.thinking_tokens
+    assert reply._request_id and client.models.list().data[0].id == "tiny"
+
+
+def test_openai_chat_stream(client, want):
+    stream = client.chat.completions.create(
+        model="tiny", messages=USER, seed=5, temperature=1, extra_body=BUDGET, stream=True,
+        stream_options={"include_usage": True},
+    )  # fmt: skip
+    *chunks, last = stream
+    deltas = [chunk.choices[0].delta for chunk in chunks]
+    assert "".join(delta.content or "" for delta in deltas) == want.answer
+    assert "".join(getattr(delta, "reasoning", "") for delta in deltas) == want.thinking
+    assert last.choices == [] and last.usage.completion_tokens_details.reasoning_tokens == want.thinking_tokens
+
+
+def test_openai_errors(client):
+    with pytest.raises(openai.BadRequestError, match="thinking_token_budget"):
+        client.chat.completions.create(model="tiny", messages=USER, extra_body={"thinking_token_budget": 1.5})
+    with pytest.raises(openai.NotFoundError, match="gpt-5"):
+        client.chat.completions.create(model="gpt-5", messages=USER)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_litellm(server, want, stream, monkeypatch):
+    monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else it downloads one
+    litellm = pytest.importorskip("litellm")
+    reply = litellm.completion(
+        model="hosted_vllm/tiny", api_base=f"{server.url}/v1", api_key="none", messages=USER, seed=5, temperature=1,
+        stream=stream, extra_body=BUDGET,
+    )  # fmt: skip
+    if stream:
+        deltas = [chunk.choices[0].delta for chunk in reply]
+        found = ["".join(getattr(d, name, None) or "" for d in deltas) for name in ("content", "reasoning_content")]
+    else:
+        found = [reply.choices[0].message.content, reply.choices[0].message.reasoning_content]
+        assert reply.usage.completion_tokens_details.reasoning_tokens == want.thinking_tokens
+    assert found == [want.answer, want.thinking]
+
+
+def test_langchain(server, want):
+    langchain = pytest.importorskip("langchain_openai")
+    model = langchain.ChatOpenAI(
+        model="tiny", base_url=f"{server.url}/v1", api_key="none", seed=5, temperature=1, extra_body=BUDGET
+    )
+    assert model.invoke(USER).content == want.answer
+    assert "".join(chunk.content for chunk in model.stream(USER)) == want.answer
