@@ -25,6 +25,9 @@ class SamplingParams:
       min_thinking_tokens: an earlier end of thinking is replaced by the wait string.
       num_waits: ends of thinking beyond the minimum that are replaced by the wait string.
       max_answer_tokens: sampled ids of the answer, its stop id included.
+      max_completion_tokens: all tokens after the prompt and think_start: thinking, delimiters and answer; 0: no such
+        bound. Thinking is cut early enough for the closing delimiters and an answer of a quarter of these tokens, at
+        most `max_answer_tokens`.
       temperature: 0 is greedy.
       top_p: smallest set of ids with at least this probability; 1 keeps all.
       top_k: the k most probable ids; 0 keeps all.
@@ -47,6 +50,7 @@ class SamplingParams:
     min_thinking_tokens: int = 0
     num_waits: int = 0
     max_answer_tokens: int = 1024
+    max_completion_tokens: int = 0
     temperature: float = 0.0
     top_p: float = 1.0
     top_k: int = 0
@@ -63,7 +67,9 @@ class SamplingParams:
         require(isinstance(self.wait, str), f"wait is {shown(self.wait)}; it must be a string.")
         for name, hint in typing.get_type_hints(SamplingParams).items():
             object.__setattr__(self, name, convert(hint, getattr(self, name), name))
-        at_least(0, "", self, "max_thinking_tokens", "min_thinking_tokens", "num_waits", "top_k")
+        at_least(
+            0, "", self, "max_thinking_tokens", "min_thinking_tokens", "num_waits", "top_k", "max_completion_tokens"
+        )
         at_least(1, "", self, "max_answer_tokens")
         require(
             self.min_thinking_tokens <= self.max_thinking_tokens,

@@ -12,7 +12,8 @@ At each step the rules hold in this order, for each slot:
    the noise of the same step.
 4. Thinking that reaches the maximum is cut: the closing sequence is queued, with a newline before it unless the text
    of the last token ends in one. Without thinking and think_start that is the last token of the prompt.
-5. The answer ends at a stop id or at its maximum. A wait counts as thinking; the closing sequence counts as neither.
+5. The answer ends at a stop id, at its maximum, or at the maximum of all tokens. A wait counts as thinking; the closing
+   sequence counts as neither.
 
 `waits` counts every wait; those that the minimum asks for do not use up `num_waits`.
 
@@ -53,26 +54,30 @@ class Budgets:
       min_thinking: int32 [B].
       num_waits: int32 [B].
       max_answer: int32 [B].
+      max_count: int32 [B], of all tokens after the prompt; the answer ends there.
     """
 
     max_thinking: jax.Array
     min_thinking: jax.Array
     num_waits: jax.Array
     max_answer: jax.Array
+    max_count: jax.Array
 
     @classmethod
-    def of(cls, controls: Sequence[SamplingParams]) -> Budgets:
-        """Takes the budgets of one slot from each of `controls`."""
+    def of(cls, controls: Sequence[SamplingParams], num_start: int = 0) -> Budgets:
+        """Takes the budgets of one slot from each of `controls`; `num_start` is the number of ids of think_start."""
 
         def column(name: str) -> np.ndarray:
             # No sequence has 2**30 tokens, and the sum of two such numbers is still an int32.
             return np.array([min(getattr(c, name), 2**30) for c in controls], np.int32)
 
+        total = column("max_completion_tokens")
         return cls(
             max_thinking=column("max_thinking_tokens"),  # type: ignore[arg-type]
             min_thinking=column("min_thinking_tokens"),  # type: ignore[arg-type]
             num_waits=column("num_waits"),  # type: ignore[arg-type]
             max_answer=column("max_answer_tokens"),  # type: ignore[arg-type]
+            max_count=np.where(total > 0, num_start + total, 2**30).astype(np.int32),  # type: ignore[arg-type]
         )
 
 
@@ -224,6 +229,21 @@ def init(rules: Rules, budgets: Budgets, last: jax.Array, count: jax.Array, real
     return _cut_at_maximum(state, budgets, rules)
 
 
+def on_host(last: int, count: int, **fields: int) -> State:
+    """Returns the state of one sequence as NumPy scalars.
+
+    Args:
+      last: id that was emitted last; last id of the prompt if there is none.
+      count: number of tokens after the prompt.
+      **fields: of `State`; those that are not given are 0. With none of them it is what `init` reads of a new sequence.
+    """
+    values = {"phase": THINKING, "last": last, "count": count, **fields}
+    flags = ("fresh", "cut", "stopped")
+    names = (field.name for field in dataclasses.fields(State))
+    found = {n: np.bool_(values.get(n, 0)) if n in flags else np.int32(values.get(n, 0)) for n in names}
+    return State(**found)  # type: ignore[arg-type]
+
+
 def finished(batch: int) -> State:
     """The state of `batch` slots without a row."""
     zeros, no = jnp.zeros(batch, jnp.int32), jnp.zeros(batch, bool)
@@ -283,7 +303,8 @@ def step(
     # Rule 5: the answer ends. A wait is thinking, the closing sequence is neither thinking nor answer.
     answer = state.answer + (free & (phase == ANSWERING))
     stopped = free & (phase == ANSWERING) & rules.stop[emitted]
-    over = stopped | (free & (answer >= budgets.max_answer))
+    full = (answer >= budgets.max_answer) | (state.count + 1 >= budgets.max_count)
+    over = stopped | (free & (phase == ANSWERING) & full)
     waited = waits | resampled
     state = State(
         phase=jnp.where(over, FINISHED, phase),
@@ -307,7 +328,12 @@ def _cut_at_maximum(state: State, budgets: Budgets, rules: Rules) -> State:
 
     No wait is under way then, because a wait starts only if it fits whole.
     """
-    cut = (state.phase == THINKING) & (state.thinking >= budgets.max_thinking)
+    return cut(state, state.thinking >= budgets.max_thinking, rules)
+
+
+def cut(state: State, rows: jax.Array, rules: Rules) -> State:
+    """Cuts thinking in those of the rows, bool [B], that think: queues the closing sequence."""
+    cut = rows & (state.phase == THINKING)
     return dataclasses.replace(
         state,
         phase=jnp.where(cut, ANSWERING, state.phase),

@@ -105,12 +105,7 @@ class Setup:
     shapes: list[Shape] = dataclasses.field(default_factory=list)
 
 
-def prefill_length(page_size: int, num_ids: int) -> int:
-    """Returns the tokens of the program that prefills `num_ids` token ids: a power of two of pages."""
-    return page_size * buckets.power_of_two(max(-(-num_ids // page_size), 1))
-
-
-def for_requests(setup: Setup, limits: Sequence[int], prompt: int) -> Shape:
+def for_requests(setup: Setup, limits: Sequence[int]) -> Shape:
     """Returns the shape of a call, if it can be that of an earlier one, whose programs are compiled.
 
     There are as many slots as rows, in powers of two, and never more because an earlier call had more: a step of the
@@ -122,7 +117,6 @@ def for_requests(setup: Setup, limits: Sequence[int], prompt: int) -> Shape:
     Args:
       setup: of the engine.
       limits: the most ids of each row; at least one.
-      prompt: the most ids of a prompt that is prefilled.
 
     Raises:
       UserError: the devices have no room for it; says how many slots they have room for.
@@ -139,7 +133,7 @@ def for_requests(setup: Setup, limits: Sequence[int], prompt: int) -> Shape:
         return each * width if setup.cache_length else sum(needs[-each:])
 
     def fits(slots: int, pages: int) -> bool:
-        return free is None or sum(_bytes(setup, slots, pages, prompt)) <= free
+        return free is None or sum(_bytes(setup, slots, pages)) <= free
 
     pages, length = least(slots), width * setup.page_size
     wanted = [Shape(slots, length, pages)]
@@ -167,9 +161,9 @@ def for_requests(setup: Setup, limits: Sequence[int], prompt: int) -> Shape:
         remedy = f"{_rows(most)} of {ids} fit: lower the slots (--batch_size) or the {lower}."
     else:
         remedy = f"not even a row of {ids} fits: lower the {lower} or shorten the prompts."
-    need, (cache, beside) = "needs" if slots == 1 else "need", _bytes(setup, slots, pages, prompt)
+    need, (cache, beside) = "needs" if slots == 1 else "need", _bytes(setup, slots, pages)
     raise UserError(
-        f"{_rows(slots)} at one time {need} a cache of {_size(cache)}, and {_size(beside)} for a prompt and logits, on"
+        f"{_rows(slots)} at one time {need} a cache of {_size(cache)}, and {_size(beside)} for logits, on"
         f" a device that has {_size(free or 0)} free; {remedy}"
     )
 
@@ -193,7 +187,7 @@ def for_server(setup: Setup, cache_tokens: int = 0) -> Shape:
     free = perf.free_memory(jax.tree.leaves(setup.params)[0].devices())
 
     def fits(pages: int) -> bool:
-        return free is None or sum(_bytes(setup, setup.slots, pages, min(_LENGTH, width * size))) <= free
+        return free is None or sum(_bytes(setup, setup.slots, pages)) <= free
 
     if cache_tokens:
         pages = cache_tokens // size // setup.shards
@@ -208,7 +202,7 @@ def for_server(setup: Setup, cache_tokens: int = 0) -> Shape:
         pages = bisect.bisect_left(most, True, key=lambda pages: not fits(pages))
     if pages < 1 or not fits(pages):
         raise UserError(
-            f"a KV cache of {_size(_bytes(setup, setup.slots, max(pages, 1), 1)[0])} does not fit on a device that has"
+            f"a KV cache of {_size(_bytes(setup, setup.slots, max(pages, 1))[0])} does not fit on a device that has"
             f" {_size(free or 0)} free; lower the slots or cache_tokens."
         )
     return Shape(setup.slots, width * size, pages)
@@ -218,12 +212,11 @@ def _rows(number: int) -> str:
     return "1 row" if number == 1 else f"{number} rows"
 
 
-def _bytes(setup: Setup, slots: int, pages: int, prompt: int) -> tuple[int, int]:
-    """Bytes per device: of the cache; of the longest prompt's pages during its prefill, with the logits."""
+def _bytes(setup: Setup, slots: int, pages: int) -> tuple[int, int]:
+    """Bytes per device: of the cache; of the logits."""
     split = 1 if setup.mesh is None else sharding.key_head_shards(setup.mesh, setup.config.num_kv_heads)
     cache = pages * setup.page_size * cache_lib.bytes_per_token(setup.config, setup.cache_dtype) // split
-    prefill = prefill_length(setup.page_size, prompt) * cache_lib.bytes_per_token(setup.config, setup.dtype) // split
-    return cache, prefill + _LOGITS * slots // setup.shards * setup.config.vocab_size * 4
+    return cache, _LOGITS * slots // setup.shards * setup.config.vocab_size * 4
 
 
 def _size(number: int) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from s1jax.config.sampling import SamplingParams
 from s1jax.engine import seeds, stops
 from s1jax.engine.request import Output, Request
-from s1jax.engine.sequence import EncodedRequest, Sample, answer_begin
+from s1jax.engine.sequence import EncodedRequest, Sample, answer_begin, bounded
 from s1jax.errors import UserError
 from s1jax.io import readers
 from s1jax.text import chat as chat_lib
@@ -75,6 +75,7 @@ class Encoder:
             wait = self._wait(params.wait)
         except UserError as error:  # the call's wait string belongs to no single request
             raise UserError(str(error) if params.wait == defaults.wait else f"{name}: {error}") from None
+        params = bounded(params, self.delimiters, name)
         return EncodedRequest(prompt, params, wait, name, self._finder(params))
 
     def system(self, request: Request, default: str) -> str:

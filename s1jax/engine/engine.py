@@ -36,9 +36,10 @@ from s1jax.engine import rows as rows_lib
 from s1jax.engine.capacity import Counts, Setup
 from s1jax.engine.description import Description
 from s1jax.engine.encoding import Encoder
+from s1jax.engine.order import Order, first_come, longest_first
 from s1jax.engine.pieces import Piece, Pieces
 from s1jax.engine.request import EngineProgress, Output, Request
-from s1jax.engine.scheduler import Order, Scheduler, first_come, longest_first
+from s1jax.engine.scheduler import Scheduler
 from s1jax.engine.sequence import EncodedRequest, Finished, Sample, check_request
 from s1jax.errors import UserError
 from s1jax.model import layouts, quant
@@ -389,9 +390,8 @@ class Engine:
         """Returns a scheduler with room for these requests, which are checked and not submitted."""
         config, cache_length = self._setup.config, self._setup.cache_length
         limits = [check_request(request, delimiters, config, cache_length) for request in requests]
-        prompt = max(len(request.prompt) for request in requests) + len(delimiters.think_start) - 1
-        shape = capacity.for_requests(self._setup, limits, prompt)
-        return Scheduler(self._setup, shape, delimiters, order=order)
+        shape = capacity.for_requests(self._setup, limits)
+        return Scheduler(self._setup, shape, delimiters, order=order, is_batch=True)
 
 
 def _drain(scheduler: Scheduler, progress: EngineProgress | None) -> Iterator[tuple[int, Sample]]:

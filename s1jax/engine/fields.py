@@ -37,11 +37,11 @@ ALIASES = {
 # Values with which these fields mean "no thinking": a maximum of 0 thinking tokens.
 _NO_THINKING = {"reasoning_effort": "none", "enable_thinking": False}
 
-_BUDGETS = "max_thinking_tokens for thinking and max_answer_tokens for the answer"
+_BUDGETS = "max_thinking_tokens, max_answer_tokens, or max_completion_tokens for both together"
 _THINKING = 'max_thinking_tokens (or "none" here for no thinking)'
 # Settings of other programs -> what to write instead.
 _REFUSED = {
-    **dict.fromkeys(("max_tokens", "max_new_tokens", "max_completion_tokens", "max_output_tokens", "max_gen_toks",
+    **dict.fromkeys(("max_tokens", "max_new_tokens", "max_output_tokens", "max_gen_toks",
                      "max_length", "max_tokens_to_sample", "num_predict", "n_predict"), _BUDGETS),  # both together
     **dict.fromkeys(("min_tokens", "min_new_tokens", "min_length"), "min_thinking_tokens"),
     # The usual value of reasoning_budget, -1, means that there is no limit.

@@ -21,6 +21,10 @@ class PagePool:
         """Number of free pages."""
         return len(self._free)
 
+    def uses(self, page: int) -> int:
+        """Number of users of a page."""
+        return int(self._uses[page])
+
     def try_take(self, count: int) -> list[int] | None:
         """Returns `count` free pages, which have one user from now on; None if fewer are free."""
         if count > len(self._free):

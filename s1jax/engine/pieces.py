@@ -56,6 +56,7 @@ class Pieces:
         """
         self._texts, self._request, self._delimiters = texts, request, delimiters
         self._count = 0
+        self._thought: str | None = None
         finder = Finder(decode, request.params.stop)
         self._thinking, self._answer = _Text(decode, lambda text: 0), _Text(decode, finder.held_back)
 
@@ -65,9 +66,7 @@ class Pieces:
         thought = start + sample.thinking_tokens
         answer = self._answer_begin(sample, thought)
         last = len(sample.ids) - (sample.answer_end == "stop" and sample.stop_reason is None)
-        texts = self._texts(sample)
-        thinking_end = texts[0] if sample.thinking_end else None
-        answer_end = texts[1] if sample.answer_end else None
+        thinking_end, answer_end = self._whole(sample)
 
         def kind(place: int) -> tuple[bool, bool, bool]:
             """Whether an id belongs to the answer's part, is text, was forced."""
@@ -86,6 +85,14 @@ class Pieces:
         self._count = len(sample.ids)
         return found + (self._rest("answer", self._answer, answer_end) if sample.answer_end else [])
 
+    def _whole(self, sample: Sample) -> tuple[str | None, str | None]:
+        """The text of each part that is complete; decoded when it is, because that takes time for a long part."""
+        if (sample.thinking_end and self._thought is None) or sample.answer_end:
+            thought, answered = self._texts(sample)
+            self._thought = thought
+            return thought, answered if sample.answer_end else None
+        return self._thought if sample.thinking_end else None, None
+
     def _rest(self, part: Literal["thinking", "answer"], growing: _Text, end: str | None) -> list[Piece]:
         rest = growing.finish(end or "")
         return [Piece(part, rest, (), False)] if rest else []
@@ -95,7 +102,7 @@ class Pieces:
         if not sample.thinking_end:
             return len(sample.ids)
         before = [*self._request.prompt, *sample.ids[:thought].tolist()]
-        newline = sample.thinking_end == "cut" and before[-1] not in self._delimiters.ends_in_newline
+        newline = sample.was_cut and before[-1] not in self._delimiters.ends_in_newline
         return thought + len(self._delimiters.think_end) + (len(self._delimiters.newline) if newline else 0)
 
 

@@ -1,14 +1,14 @@
-"""Jitted programs of sampling: prefill a prompt, admit it to a batch slot, decode all slots.
+"""Jitted programs of sampling: prefill a piece of a prompt, admit it to a batch slot, decode all slots.
 
 One step of decoding runs the model on the last token of each slot, samples, lets `s1jax.engine.budget` replace or queue
-tokens, and stores them. A wait, a cut or an answer is an array update on the device. The host is asked only when a slot
-is free that a waiting request can take. `s1jax.engine.scheduler` calls these programs.
+tokens, and reports them. A wait, a cut or an answer is an array update on the device. The host looks at one report
+after many steps. `s1jax.engine.device` calls these programs.
 
 A program is compiled once for each model, number of slots and shape of the KV cache (`s1jax.engine.capacity`); prefill
-and admission also for each length of the prompt, rounded up to a power of two. Budgets, waits of up to 64 tokens,
-temperatures and seeds cause no recompilation.
+also for each size of a piece. Budgets, waits of up to 64 tokens, temperatures and seeds cause no recompilation.
 
-Axis letters: B batch slots, T prompt length, S tokens that a sequence may have, M pages of a sequence, V vocabulary.
+Axis letters: B batch slots, T tokens of a piece, M pages of a sequence, V vocabulary, R row shards, K `STEPS`, W words
+of a set of token ids.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ from s1jax.parallel import ops as parallel_ops
 from s1jax.parallel import sharding
 
 # Tokens of a prompt that run at one time: bounds the memory of a long prefill, with scores [N, this, pages at once].
-_CHUNK = 512
+PIECE = 512
+STEPS = 64  # the most decode steps between two reports; a look of the host costs about 0.2 ms
 
 
 @jax.tree_util.register_dataclass
@@ -45,19 +46,33 @@ class Run:
       pages: of the KV cache, stacked or one array a layer; they hold all tokens of each slot but the last one.
       lengths: int32 [B], tokens in the cache.
       state: of budget forcing.
-      ids: int32 [B, S], emitted token ids, without those of think_start, which the host knows.
-      forced: bool [B, S].
-      logprob: float32 [B, S], of each sampled id; 0 for forced ones.
       seen: uint32 [B, W], token ids of the prompt and of the sequence, see `s1jax.engine.logits.words`.
     """
 
     pages: Any
     lengths: jax.Array
     state: budget_lib.State
+    seen: jax.Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What a call of `decode` did; the host reads it in one transfer.
+
+    Attributes:
+      steps: int32 scalar, steps that were taken.
+      state: of budget forcing, after them. A slot emitted as many tokens as its `count` grew by.
+      ids: int32 [B, K], emitted token ids.
+      forced: bool [B, K].
+      logprobs: float32 [B, K], of each sampled token; 0 for forced ones.
+    """
+
+    steps: jax.Array
+    state: budget_lib.State
     ids: jax.Array
     forced: jax.Array
-    logprob: jax.Array
-    seen: jax.Array
+    logprobs: jax.Array
 
 
 @jax.tree_util.register_dataclass
@@ -78,11 +93,10 @@ class Settings:
     table: jax.Array
 
 
-@functools.partial(jax.jit, static_argnames=("config", "slots", "num_ids", "pages", "size", "dtype", "unstack", "mesh"))
+@functools.partial(jax.jit, static_argnames=("config", "slots", "pages", "size", "dtype", "unstack", "mesh"))
 def start(
     config: ModelConfig,
     slots: int,
-    num_ids: int,
     pages: int,
     size: int,
     dtype: DTypeLike,
@@ -95,7 +109,6 @@ def start(
     Args:
       config: shape of the model.
       slots: B.
-      num_ids: S.
       pages: of the cache, for all slots.
       size: tokens of a page.
       dtype: of the cache; int8 is quantised.
@@ -105,97 +118,92 @@ def start(
     blank = cache_lib.init_pages(config, pages, size, dtype)
     if mesh is not None:
         blank = lax.with_sharding_constraint(blank, sharding.page_sharding(mesh, config.num_kv_heads))
-    zeros = jnp.zeros(slots, jnp.int32)
     return Run(
         pages=cache_lib.unstack(blank) if unstack else blank,
-        lengths=zeros,
+        lengths=jnp.zeros(slots, jnp.int32),
         state=budget_lib.finished(slots),
-        ids=jnp.zeros((slots, num_ids), jnp.int32),
-        forced=jnp.zeros((slots, num_ids), bool),
-        logprob=jnp.zeros((slots, num_ids), jnp.float32),
         seen=jnp.zeros((slots, -(-config.vocab_size // 32)), jnp.uint32),
     )
 
 
-@functools.partial(jax.jit, static_argnames=("config", "size", "at_once", "dtype", "mesh"))
+@functools.partial(jax.jit, static_argnames=("config", "at_once", "dtype", "mesh"), donate_argnames=("pages",))
 def prefill(
     params: Mapping[str, Any],
+    pages: Any,
     tokens: jax.Array,
-    length: jax.Array,
+    table: jax.Array,
+    lengths: jax.Array,
+    count: jax.Array,
     *,
     config: ModelConfig,
-    size: int,
     at_once: int,
     dtype: str,
     mesh: Mesh | None,
-) -> cache_lib.Pages:
-    """Prefills one prompt, piece by piece, so that its padding costs less than a piece.
+) -> Any:
+    """Runs one piece of a prompt, and writes its keys and values into the pages of its sequence.
 
     Args:
       params: weights, stacked or as `layouts.unstack` makes them.
-      tokens: int32 [T], prompt and think_start, padded on the right; T divides by `size` and by a piece.
-      length: int32 scalar, tokens of the prompt that are run: all but its last, which decoding feeds first.
+      pages: of the cache.
+      tokens: int32 [R, T], a piece for one row shard or more, padded on the right.
+      table: int32 [R, M], pages of its sequence.
+      lengths: int32 [R], tokens of the sequence before the piece.
+      count: int32 [R], tokens of the piece; 0: nothing is written.
       config: shape of the model.
-      size: tokens of a page.
       at_once: pages, see `s1jax.model.attention.cached.attend_cached`.
-      dtype: of activations and of the pages.
-      mesh: None: one device.
+      dtype: of activations.
+      mesh: None: one device, and one row shard.
 
     Returns:
-      T / size pages, in order.
+      The pages.
     """
+    attend = parallel_ops.attend_cached(mesh, config.num_kv_heads, split_rows=True, pages_at_once=at_once)
+    cache = cache_lib.Cache(pages, table, lengths)
     kind = jnp.dtype(dtype)
-    piece = min(_CHUNK, tokens.shape[0])
-    attend = parallel_ops.attend_cached(mesh, config.num_kv_heads, split_rows=False, pages_at_once=at_once)
-
-    def run(index: jax.Array, cache: cache_lib.Cache) -> cache_lib.Cache:
-        part = lax.dynamic_slice_in_dim(tokens, index * piece, piece)[None]
-        count = jnp.minimum(length - index * piece, piece)[None]
-        return decoder.forward_cached(params, config, part, cache, count, dtype=kind, attend=attend)[1]
-
-    empty = cache_lib.init_cache(config, 1, tokens.shape[0], kind, size)
-    return lax.fori_loop(0, (length + piece - 1) // piece, run, empty).pages
+    return decoder.forward_cached(params, config, tokens, cache, count, dtype=kind, attend=attend)[1].pages
 
 
-@functools.partial(jax.jit, static_argnames=("mesh", "kv_heads"), donate_argnames=("run",))
-def admit(
-    run: Run,
-    settings: Settings,
-    prompt: cache_lib.Pages,
-    places: jax.Array,
-    slot: jax.Array,
-    last: jax.Array,
-    length: jax.Array,
-    num_forced: jax.Array,
-    seen: jax.Array,
-    *,
-    mesh: Mesh | None,
-    kv_heads: int,
-) -> Run:
-    """Puts a prompt into a slot, right after think_start.
+@functools.partial(jax.jit, static_argnames=("mesh", "kv_heads"), donate_argnames=("pages",))
+def copy_page(pages: Any, source: jax.Array, target: jax.Array, *, mesh: Mesh | None, kv_heads: int) -> Any:
+    """Copies one page of a row shard to another one of it.
 
     Args:
-      run: all slots.
-      settings: with those of the new request.
-      prompt: of `prefill`.
-      places: int32 [row shards, pages of `prompt`], pages of the cache that they are copied to; past the last one:
-        they are not copied.
-      slot: int32 scalar.
-      last: int32 scalar, last id of prompt and think_start, which the cache does not hold.
-      length: int32 scalar, ids in the cache.
-      num_forced: int32 scalar, ids of think_start.
-      seen: uint32 [W], ids of prompt and think_start.
+      pages: of the cache.
+      source: int32 [R], a page in each row shard.
+      target: int32 [R]; past the last page: nothing is copied there.
       mesh: None: one device.
       kv_heads: of the model.
     """
+    return parallel_ops.copy_page(mesh, kv_heads)(pages, source, target)
+
+
+@functools.partial(jax.jit, donate_argnames=("run",))
+def admit(
+    run: Run, settings: Settings, slot: jax.Array, resumed: budget_lib.State, is_new: jax.Array, length: jax.Array,
+    seen: jax.Array,
+) -> Run:  # fmt: skip
+    """Puts a sequence, whose keys and values are in the cache, into a slot.
+
+    Args:
+      run: all slots.
+      settings: with those of the request.
+      slot: int32 scalar; past the last one: nothing is done.
+      resumed: scalars, where the sequence stands. Of a new one `last` and `count` are read.
+      is_new: bool scalar; whether the sequence stands right after think_start.
+      length: int32 scalar, tokens in the cache: all but the last.
+      seen: uint32 [W], ids of the prompt and of the sequence.
+    """
     here = jnp.arange(run.lengths.shape[0]) == slot
-    lasts, counts = jnp.full(here.shape, last), jnp.full(here.shape, num_forced)
+    lasts, counts = jnp.full(here.shape, resumed.last), jnp.full(here.shape, resumed.count)
     fresh = budget_lib.init(settings.rules, settings.budgets, lasts, counts, here)
+
+    def pick(new: jax.Array, old: jax.Array, present: jax.Array) -> jax.Array:
+        return jnp.where(here, jnp.where(is_new, new, old), present)
+
     return dataclasses.replace(
         run,
-        pages=parallel_ops.copy_pages(mesh, kv_heads)(run.pages, prompt, places),
         lengths=jnp.where(here, length, run.lengths),
-        state=jax.tree.map(lambda new, old: jnp.where(here, new, old), fresh, run.state),
+        state=jax.tree.map(pick, fresh, resumed, run.state),
         seen=jnp.where(here[:, None], seen, run.seen),
     )
 
@@ -208,7 +216,6 @@ def decode(
     params: Mapping[str, Any],
     run: Run,
     settings: Settings,
-    num_forced: jax.Array,
     steps: jax.Array,
     min_active: jax.Array,
     *,
@@ -217,15 +224,14 @@ def decode(
     in_place: bool,
     dtype: str,
     mesh: Mesh | None,
-) -> tuple[Run, jax.Array]:
+) -> tuple[Run, Report]:
     """Takes up to `steps` steps with all slots, as long as more than `min_active` of them are not finished.
 
     Args:
       params: weights, stacked or as `layouts.unstack` makes them; `run.pages` likewise.
       run: all slots.
       settings: of the requests in them.
-      num_forced: int32 scalar, ids of think_start.
-      steps: int32 scalar.
+      steps: int32 scalar, at most K.
       min_active: int32 scalar.
       config: shape of the model.
       at_once: pages, see `s1jax.model.attention.cached.attend_cached`.
@@ -234,20 +240,19 @@ def decode(
       mesh: None: one device.
 
     Returns:
-      The slots, and the number of steps that were taken, int32.
+      The slots, and what was done.
     """
     sampling, budgets, rules = settings.sampling, settings.budgets, settings.rules
-    rows = jnp.arange(run.ids.shape[0])
     attend = parallel_ops.attend_cached(
         mesh, config.num_kv_heads, split_rows=True, pages_at_once=at_once, pages_in_place=in_place
     )
 
-    def goes_on(carry: tuple[Run, jax.Array]) -> jax.Array:
-        run, taken = carry
-        return (taken < steps) & (jnp.sum(run.state.phase != budget_lib.FINISHED) > min_active)
+    def goes_on(carry: tuple[Run, Report]) -> jax.Array:
+        run, report = carry
+        return (report.steps < steps) & (jnp.sum(run.state.phase != budget_lib.FINISHED) > min_active)
 
-    def step(carry: tuple[Run, jax.Array]) -> tuple[Run, jax.Array]:
-        run, taken = carry
+    def step(carry: tuple[Run, Report]) -> tuple[Run, Report]:
+        run, report = carry
         old = run.state
         active = old.phase != budget_lib.FINISHED
         cache = cache_lib.Cache(run.pages, settings.table, run.lengths)
@@ -273,31 +278,22 @@ def decode(
         no = jnp.zeros_like(active)
         sampled, again, _ = lax.while_loop(lambda carry: carry[2], draw, (old.last, no, jnp.array(True)))
         state, emitted, forced = budget_lib.step(old, sampled, again, budgets, rules)
-        place = jnp.where(active, old.count - num_forced, run.ids.shape[1])  # past the end: dropped
-        logprob = jnp.where(active & ~forced, logits_lib.log_probability(logits, sampled), 0)
-        run = Run(
-            cache.pages,
-            cache.lengths,
-            state,
-            run.ids.at[rows, place].set(emitted, mode="drop"),
-            run.forced.at[rows, place].set(forced, mode="drop"),
-            run.logprob.at[rows, place].set(logprob, mode="drop"),
-            logits_lib.with_id(run.seen, emitted),
-        )
-        return run, taken + 1
+        logprobs = jnp.where(active & ~forced, logits_lib.log_probability(logits, sampled), 0)
 
-    return lax.while_loop(goes_on, step, (run, jnp.zeros((), jnp.int32)))
+        def add(column: jax.Array, values: jax.Array) -> jax.Array:
+            return lax.dynamic_update_slice_in_dim(column, values[:, None], report.steps, axis=1)
 
+        report = Report(
+            report.steps + 1, state, add(report.ids, emitted), add(report.forced, forced),
+            add(report.logprobs, logprobs),
+        )  # fmt: skip
+        return Run(cache.pages, cache.lengths, state, logits_lib.with_id(run.seen, emitted)), report
 
-@jax.jit
-def read_ids(
-    ids: jax.Array, forced: jax.Array, logprob: jax.Array, slot: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """`ids`, `forced` and `logprob` of one slot, [S] each, out of those of all, [B, S].
-
-    Not of a whole `Run`: pools of other sizes would need other programs.
-    """
-    return ids[slot], forced[slot], logprob[slot]
+    shape = (run.lengths.shape[0], STEPS)
+    blank = Report(
+        jnp.zeros((), jnp.int32), run.state, jnp.zeros(shape, jnp.int32), jnp.zeros(shape, bool), jnp.zeros(shape)
+    )
+    return lax.while_loop(goes_on, step, (run, blank))
 
 
 @functools.partial(jax.jit, donate_argnames=("run",))
@@ -305,3 +301,10 @@ def finish(run: Run, slot: jax.Array) -> Run:
     """Finishes the sequence in one slot, int32 scalar, at once."""
     phase = jnp.where(jnp.arange(run.lengths.shape[0]) == slot, budget_lib.FINISHED, run.state.phase)
     return dataclasses.replace(run, state=dataclasses.replace(run.state, phase=phase))
+
+
+@functools.partial(jax.jit, donate_argnames=("run",))
+def end_thinking(run: Run, settings: Settings, slot: jax.Array) -> Run:
+    """Cuts the thinking of the sequence in one slot, int32 scalar, at once, if it still thinks."""
+    here = jnp.arange(run.lengths.shape[0]) == slot
+    return dataclasses.replace(run, state=budget_lib.cut(run.state, here, settings.rules))

@@ -8,7 +8,10 @@
 
 Requests may come at any time. One thread owns a scheduler; nothing in it is locked.
 
-Axis letters: B batch slots.
+A step admits waiting requests to free slots, prefills pieces of their prompts, decodes, and looks at what was emitted.
+While sequences decode, a step prefills 512 tokens at most, so that a long prompt does not hold them up. A sequence gets
+pages as it grows. When none is left, pages of the prefix cache are given back; then the least urgent sequence is
+preempted: it leaves its slot, waits, and is prefilled again with the tokens that it has.
 """
 
 from __future__ import annotations
@@ -16,132 +19,110 @@ from __future__ import annotations
 import collections
 import dataclasses
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+import time
+from collections.abc import Callable
 
-import jax
 import numpy as np
 
 from s1jax.engine import budget as budget_lib
-from s1jax.engine import capacity, programs
 from s1jax.engine import logits as logits_lib
+from s1jax.engine import programs
 from s1jax.engine.capacity import Setup, Shape
+from s1jax.engine.device import Device
+from s1jax.engine.occupant import Occupant, state_of
+from s1jax.engine.order import Order, Submitted, first_come, urgency
 from s1jax.engine.pages import PagePool
-from s1jax.engine.sequence import (
-    EncodedRequest,
-    Event,
-    Finished,
-    Sample,
-    Tokens,
-    check_request,
-    until_stop,
-)
+from s1jax.engine.prefix import PrefixCache
+from s1jax.engine.sequence import EncodedRequest, Event, Finished, Tokens, check_request, until_stop
 from s1jax.engine.slots import SlotArrays
 from s1jax.errors import UserError
-from s1jax.model import cache as cache_lib
 from s1jax.text.delimiters import Delimiters
 
-STEPS = 64  # decode steps between two host synchronisations, which cost about 0.2 ms
+STEPS = programs.STEPS
 _STOP_STEPS = 16  # if a request has stop strings, because what is sampled after one is thrown away
-_PREFILL_PAGES = 8  # KV pages per iteration of attention in prefill, whose scores fill the caches of a CPU anyway
+_PREFILL_STEPS = 4  # between two pieces of a prompt
 _REFILL = 16  # decode returns when a sixteenth of the slots is free and requests wait
 
 
 @dataclasses.dataclass(frozen=True)
-class Submitted:
-    """A request in the scheduler.
+class Stats:
+    """What a scheduler holds now and has done so far.
 
     Attributes:
-      id: that `submit` returned.
-      request: what is to be sampled.
-      longest: the most tokens that its sequence can have.
-      stream: whether `Tokens` events are wanted.
+      running: requests in slots.
+      waiting: requests that wait for one.
+      prefilling: requests in slots whose prompt is being prefilled.
+      num_pages: of the KV cache.
+      used_pages: that sequences hold; pages of the prefix cache alone do not count.
+      preemptions: so far.
+      cache_queries: tokens of prompts that were looked up in the prefix cache.
+      cache_hits: of these, tokens that were found.
     """
 
-    id: int
-    request: EncodedRequest
-    longest: int
-    stream: bool
-
-
-Order = Callable[[Sequence[Submitted]], Iterable[Submitted]]
-
-
-def first_come(waiting: Sequence[Submitted]) -> Iterable[Submitted]:
-    """Admission order for requests that arrive one by one: first come, first served."""
-    return waiting
-
-
-def longest_first(waiting: Sequence[Submitted]) -> Iterable[Submitted]:
-    """Admission order of a batch: the longest first, so that at the end few slots wait for a long one.
-
-    Requests with equal prompts follow each other, placed by the longest of them, so that they share one prefill.
-    """
-    most: dict[tuple[int, ...], int] = {}
-    for each in waiting:
-        most[each.request.prompt] = max(each.longest, most.get(each.request.prompt, 0))
-
-    def key(each: Submitted) -> tuple[int, tuple[int, ...], int]:
-        return most[each.request.prompt], each.request.prompt, each.longest
-
-    return sorted(waiting, key=key, reverse=True)
-
-
-@dataclasses.dataclass
-class _Prompt:
-    """The prompt that was prefilled last.
-
-    Attributes:
-      ids: token ids of the prompt and think_start.
-      pages: of all but its last token.
-      shared: for each row shard with such a sequence, the full pages of the prompt in the pool.
-    """
-
-    ids: tuple[int, ...]
-    pages: cache_lib.Pages
-    shared: dict[int, list[int]]
+    running: int
+    waiting: int
+    prefilling: int
+    num_pages: int
+    used_pages: int
+    preemptions: int
+    cache_queries: int
+    cache_hits: int
 
 
 class Scheduler:
     """Runs requests through batch slots; see the module's text."""
 
-    def __init__(self, setup: Setup, shape: Shape, delimiters: Delimiters, *, order: Order = first_come):
-        """Allocates the KV cache; compiles nothing.
+    def __init__(
+        self,
+        setup: Setup,
+        shape: Shape,
+        delimiters: Delimiters,
+        *,
+        order: Order = first_come,
+        is_batch: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ):
+        """Allocates the KV cache; compiles nothing but that.
 
         Args:
           setup: of the engine.
           shape: batch slots, pages and the most tokens of a sequence; `capacity.for_requests` chooses it for a batch.
           delimiters: shared by all requests.
           order: sorts the waiting requests; called when one was submitted.
+          is_batch: nobody waits for single requests: prompts are prefilled whole, as soon as there is a slot, and only
+            equal prompts share pages, so that no output depends on what was sampled before.
+          clock: seconds, for the order of requests.
 
         Raises:
           UserError: the delimiters do not fit the vocabulary.
         """
         self._setup, self._shape, self._delimiters, self._order = setup, shape, delimiters, order
-        self._config = setup.config
+        self._config, self._is_batch, self._clock = setup.config, is_batch, clock
         self._waiting: collections.deque[Submitted] = collections.deque()
         self._unsorted = False
         self._numbers = itertools.count()
         self._pools = [PagePool(shape.pages) for _ in range(setup.shards)]
-        self._prompt: _Prompt | None = None
-        self._running: list[Submitted | None] = [None] * shape.slots
-        self._pages: list[list[int]] = [[] for _ in range(shape.slots)]
+        self._prefixes = [PrefixCache(pool, setup.page_size) for pool in self._pools]
+        self._slots: list[Occupant | None] = [None] * shape.slots
+        self._turn = 0  # of the sequence whose prompt is prefilled next
+        self._preemptions = self._cache_queries = self._cache_hits = 0
         self._arrays = SlotArrays(shape.slots, shape.length // setup.page_size, delimiters, self._config.vocab_size)
-        pages = shape.pages * setup.shards
-        self._rows = f"{shape.slots} x {shape.length}"
-        self._sizes = f"{self._rows} in {pages} pages"
-        setup.counts.note(f"start {self._sizes}")
-        self._run = programs.start(
-            self._config, shape.slots, shape.length, pages, setup.page_size, setup.cache_dtype, unstack=setup.unstack,
-            mesh=setup.mesh,
-        )  # fmt: skip
-        self._state = self._run.state
+        self._device = Device(setup, shape)
 
-    def submit(self, request: EncodedRequest, *, stream: bool = False) -> int:
+    def warm_up(self) -> None:
+        """Compiles every program, so that no request does. For an idle scheduler."""
+        start = len(self._delimiters.think_start)
+        blank = budget_lib.on_host(0, start)
+        self._device.warm_up(self._arrays.settings(), blank, logits_lib.words([], self._config.vocab_size))
+
+    def submit(self, request: EncodedRequest, *, stream: bool = False, priority: int = 0, salt: bytes = b"") -> int:
         """Adds a request to the waiting ones.
 
         Args:
           request: what is to be sampled.
           stream: also return `Tokens` events.
+          priority: lower is earlier; see `order.first_come`.
+          salt: requests with another one share no pages of the prefix cache.
 
         Returns:
           The request id, which its events have; 0, 1, ... in the order of submission.
@@ -158,7 +139,9 @@ class Scheduler:
                 " max_thinking_tokens or max_answer_tokens, or shorten the prompt."
             )
         self._arrays.reserve(request.wait)
-        added = Submitted(next(self._numbers), request, tokens, stream)
+        added = Submitted(
+            next(self._numbers), request, tokens, stream, priority, self._clock(), salt, resume=request.resume
+        )
         self._waiting.append(added)
         self._unsorted = True
         return added.id
@@ -173,52 +156,103 @@ class Scheduler:
             if waiting.id == number:
                 self._waiting.remove(waiting)
                 return True
-        for slot in self._occupied():
-            if self._running_in(slot).id == number:
-                self._finish(slot)
-                self._release(slot)
+        for slot, occupant in self._occupied():
+            if occupant.submitted.id == number:
+                self._leave(slot)
+                return True
+        return False
+
+    def end_thinking(self, number: int) -> bool:
+        """Cuts the thinking of a request now; one that waits answers without thinking.
+
+        Returns:
+          False if the request does not think any more, or there is no such request.
+        """
+        for place, waiting in enumerate(self._waiting):
+            if waiting.id == number:
+                self._waiting[place] = dataclasses.replace(waiting, end_thinking=True)
+                return True
+        for slot, occupant in self._occupied():
+            if occupant.submitted.id == number:
+                if occupant.state is None:
+                    occupant.submitted = dataclasses.replace(occupant.submitted, end_thinking=True)
+                    return True
+                if occupant.state.phase != budget_lib.THINKING:
+                    return False
+                self._end_thinking(slot, occupant)
                 return True
         return False
 
     @property
     def is_idle(self) -> bool:
         """Whether there is nothing to do: all requests are finished or cancelled."""
-        return not self._waiting and not self._occupied()
+        return not self._waiting and all(occupant is None for occupant in self._slots)
 
     def step(self, max_steps: int = STEPS) -> list[Event]:
-        """Admits waiting requests, decodes, and returns what happened.
+        """Admits waiting requests, prefills, decodes, and returns what happened.
 
         Args:
-          max_steps: decode at most so many tokens of each sequence. Fewer are decoded if requests wait for slots that
-            become empty, or if a request has stop strings.
+          max_steps: decode at most so many tokens of each sequence, at most `STEPS`. Fewer are decoded if requests wait
+            for slots that become empty, if a request has stop strings, or while prompts are prefilled.
 
         Returns:
-          `Finished` for each request that is finished, `Tokens` for the others with `stream`.
+          `Finished` for each request that is finished, `Tokens` for the others with `stream` whose prompt is prefilled.
         """
         if self.is_idle:
             return []
         self._admit()
-        running = [self._running_in(slot) for slot in self._occupied()]
-        has_stops = any(each.request.find_stop for each in running)
-        self._decode(min(max_steps, _STOP_STEPS) if has_stops else max_steps)
-        found = (self._look(slot) for slot in self._occupied())
+        self._prefill_pieces()
+        steps = min(max_steps, STEPS)
+        if any(occupant.submitted.request.find_stop for _, occupant in self._occupied()):
+            steps = min(steps, _STOP_STEPS)
+        if any(not occupant.is_decoding for _, occupant in self._occupied()):
+            steps = min(steps, _PREFILL_STEPS)
+        self._grow(steps)
+        if not self._decoding():
+            return []
+        self._decode(steps)
+        found = (self._look(slot, occupant) for slot, occupant in self._decoding())
         return [event for event in found if event is not None]
 
     def num_tokens(self) -> tuple[int, int]:
         """Returns how many tokens the running sequences have, and how many of them are thinking tokens."""
-        slots = self._occupied()
-        return int(np.sum(self._state.count[slots])), int(np.sum(self._state.thinking[slots]))
+        states = [occupant.state for _, occupant in self._occupied() if occupant.state is not None]
+        return sum(int(state.count) for state in states), sum(int(state.thinking) for state in states)
 
-    def _occupied(self) -> list[int]:
-        return [slot for slot, running in enumerate(self._running) if running is not None]
+    def stats(self) -> Stats:
+        """Returns what the scheduler holds now and has done so far."""
+        occupants = [occupant for _, occupant in self._occupied()]
+        free = sum(pool.num_free for pool in self._pools) + sum(prefix.num_unused() for prefix in self._prefixes)
+        pages = self._shape.pages * self._setup.shards
+        return Stats(
+            running=len(occupants),
+            waiting=len(self._waiting),
+            prefilling=sum(not occupant.is_decoding for occupant in occupants),
+            num_pages=pages,
+            used_pages=pages - free,
+            preemptions=self._preemptions,
+            cache_queries=self._cache_queries,
+            cache_hits=self._cache_hits,
+        )
 
-    def _running_in(self, slot: int) -> Submitted:
-        running = self._running[slot]
-        assert running is not None
-        return running
+    def _occupied(self) -> list[tuple[int, Occupant]]:
+        return [(slot, occupant) for slot, occupant in enumerate(self._slots) if occupant is not None]
+
+    def _decoding(self) -> list[tuple[int, Occupant]]:
+        return [(slot, occupant) for slot, occupant in self._occupied() if occupant.is_decoding]
+
+    def _shard(self, slot: int) -> int:
+        return slot * self._setup.shards // len(self._slots)
 
     def _num_pages(self, tokens: int) -> int:
         return -(-tokens // self._setup.page_size)
+
+    def _salt(self, submitted: Submitted) -> bytes:
+        if not self._is_batch:
+            return submitted.salt
+        return np.asarray(submitted.request.prompt, np.int32).tobytes()  # only equal prompts share pages
+
+    # Admission and prefill.
 
     def _admit(self) -> None:
         """Fills empty slots, as long as requests wait and their shard has pages for the first of them."""
@@ -226,125 +260,161 @@ class Scheduler:
             self._waiting = collections.deque(self._order(list(self._waiting)))
             self._unsorted = False
         full: set[int] = set()
-        for slot, running in enumerate(self._running):
+        for slot, occupant in enumerate(self._slots):
             if not self._waiting:
                 return
-            shard = slot * self._setup.shards // len(self._running)
-            if running is None and shard not in full:
-                if self._try_admit(slot, shard, self._waiting[0]):
-                    self._waiting.popleft()
-                else:
+            shard = self._shard(slot)
+            if occupant is None and shard not in full:
+                admitted = self._try_admit(slot, shard, self._waiting[0])
+                if admitted is None:
                     full.add(shard)
+                    continue
+                self._waiting.popleft()
+                self._slots[slot] = admitted
+                while self._is_batch and admitted.to_prefill:
+                    self._prefill_piece(slot, admitted)
+                if not admitted.to_prefill:
+                    self._begin(slot, admitted)
 
-    def _try_admit(self, slot: int, shard: int, added: Submitted) -> bool:
-        """Puts a request into an empty slot; returns False, and does nothing, if the pool of its shard is full."""
-        setup, request, pool = self._setup, added.request, self._pools[shard]
-        ids = (*request.prompt, *self._delimiters.think_start)
-        length = len(ids) - 1  # decoding feeds the last token
-        if self._prompt is not None and self._prompt.ids != ids:
-            self._forget_prompt()
-        shared = self._prompt.shared.get(shard, []) if self._prompt else []
-        own = pool.try_take(self._num_pages(added.longest) - len(shared))
+    def _try_admit(self, slot: int, shard: int, submitted: Submitted) -> Occupant | None:
+        """Returns a request as an occupant of a slot; None if it has to wait for pages or for an equal prompt."""
+        setup, pool, prefix = self._setup, self._pools[shard], self._prefixes[shard]
+        start = self._delimiters.think_start
+        whole = Occupant(submitted, [], 0, 0, start).prefix
+        ids, others = whole[:-1], self._occupied()
+        if any(occupant.prefix == whole and not occupant.is_decoding for _, occupant in others):
+            return None  # its pages will be in the prefix cache in a moment
+        shared, partial = prefix.find(ids, self._salt(submitted))
+        needed = self._num_pages(len(whole)) - len(shared)
+        # A page for each running sequence stays free, so that the new one is not preempted at once.
+        spare = sum(self._shard(place) == shard for place, _ in others)
+        if not self._is_batch and needed + spare > pool.num_free + prefix.num_unused() and others:
+            pool.decref(shared)
+            return None
+        if partial is not None:
+            pool.incref([partial])
+        prefix.evict(needed)
+        own = pool.try_take(needed)
+        if partial is not None:
+            pool.decref([partial])
         if own is None:
-            return False
-        if self._prompt is None:
-            self._prompt = _Prompt(ids, self._prefill(ids), {})
-        pages = shared + own
-        if not shared:
-            self._prompt.shared[shard] = pages[: length // setup.page_size]
-        pool.incref(self._prompt.shared[shard])  # for this sequence, or for the prompt if they were taken just now
-        self._running[slot], self._pages[slot] = added, pages
-        self._arrays.write(slot, request, pages)
-        used = self._num_pages(length)
-        count = self._prompt.pages.keys.shape[1]
-        places = np.full((setup.shards, count), np.iinfo(np.int32).max, np.int32)
-        places[shard, len(shared) : used] = pages[len(shared) : used]
-        setup.counts.admissions += 1
-        setup.counts.note(f"admit {count * setup.page_size} to {self._sizes}, {self._arrays.capacity} forced")
-        self._run = programs.admit(
-            self._run, self._arrays.settings(), self._prompt.pages, places, np.int32(slot), np.int32(ids[-1]),
-            np.int32(length), np.int32(len(self._delimiters.think_start)),
-            logits_lib.words(ids, self._config.vocab_size), mesh=setup.mesh, kv_heads=self._config.num_kv_heads,
-        )  # fmt: skip
-        return True
+            pool.decref(shared)
+            return None
+        cached = len(shared) * setup.page_size
+        if partial is not None:
+            self._device.copy_page(shard, partial, own[0])
+            cached = len(ids)
+        if submitted.cached_tokens is None:
+            self._cache_queries += len(ids)
+            self._cache_hits += cached
+            submitted = dataclasses.replace(submitted, cached_tokens=cached)
+        if cached < len(ids):
+            setup.counts.prefills += 1
+        return Occupant(submitted, shared + own, cached, self._device.piece_size(len(ids) - cached), start)
 
-    def _forget_prompt(self) -> None:
-        if self._prompt is not None:
-            for shard, pages in self._prompt.shared.items():
-                self._pools[shard].decref(pages)
-        self._prompt = None
+    def _prefill_pieces(self) -> None:
+        """Prefills pieces of `PIECE` tokens together; more, until a prompt is complete, if no sequence decodes."""
+        left = programs.PIECE
+        while left > 0 or not self._decoding():
+            pending = [(slot, occupant) for slot, occupant in self._occupied() if not occupant.is_decoding]
+            if not pending:
+                return
+            slot, occupant = pending[self._turn % len(pending)]
+            self._turn += 1
+            self._prefill_piece(slot, occupant)
+            left -= occupant.piece
+            if not occupant.to_prefill:
+                self._begin(slot, occupant)
 
-    def _prefill(self, ids: tuple[int, ...]) -> cache_lib.Pages:
-        setup = self._setup
-        size = capacity.prefill_length(setup.page_size, len(ids) - 1)
-        tokens = np.zeros(size, np.int32)
-        tokens[: len(ids) - 1] = ids[:-1]
-        setup.counts.prefills += 1
-        setup.counts.note(f"prefill {size}")
-        return programs.prefill(
-            setup.params, tokens, np.int32(len(ids) - 1), config=self._config, size=setup.page_size,
-            at_once=min(max(setup.pages_at_once, _PREFILL_PAGES), size // setup.page_size), dtype=setup.dtype,
-            mesh=setup.mesh,
+    def _prefill_piece(self, slot: int, occupant: Occupant) -> None:
+        begin = occupant.num_cached
+        count = min(occupant.piece, occupant.to_prefill)
+        ids = occupant.prefix[begin : begin + count]
+        self._device.prefill(self._shard(slot), ids, occupant.piece, begin, occupant.pages)
+        occupant.num_cached += count
+
+    def _begin(self, slot: int, occupant: Occupant) -> None:
+        """Lets a sequence whose prompt is prefilled decode."""
+        submitted, prefix = occupant.submitted, occupant.prefix
+        cache = self._prefixes[self._shard(slot)]
+        cache.add(prefix[:-1], occupant.pages, self._salt(submitted), partial=True)
+        self._arrays.write(slot, submitted.request, occupant.pages)
+        new = budget_lib.on_host(prefix[-1], len(self._delimiters.think_start))
+        state = new if submitted.resume is None else submitted.resume.state
+        self._setup.counts.admissions += 1
+        self._device.admit(
+            self._arrays.settings(), slot, state, submitted.resume is None, len(prefix) - 1,
+            logits_lib.words(prefix, self._config.vocab_size),
         )  # fmt: skip
+        occupant.state = state
+        if submitted.end_thinking:
+            self._end_thinking(slot, occupant)
+
+    def _end_thinking(self, slot: int, occupant: Occupant) -> None:
+        self._device.end_thinking(self._arrays.settings(), slot)
+        occupant.stopped = True
+
+    # Decoding.
+
+    def _grow(self, steps: int) -> None:
+        """Gives every decoding sequence the pages for so many tokens; the least urgent ones are preempted for it."""
+        by_urgency = sorted(self._decoding(), key=lambda each: urgency(each[1].submitted))
+        for slot, occupant in by_urgency:
+            pool, prefix = self._pools[self._shard(slot)], self._prefixes[self._shard(slot)]
+            tokens = min(occupant.num_cached + steps, occupant.submitted.longest)
+            missing = self._num_pages(tokens) - len(occupant.pages)
+            while missing > 0 and self._slots[slot] is occupant:
+                prefix.evict(missing)
+                pages = pool.try_take(missing)
+                if pages is not None:
+                    occupant.pages += pages
+                    self._arrays.write_pages(slot, occupant.pages)
+                    break
+                self._preempt(self._shard(slot))
+
+    def _preempt(self, shard: int) -> None:
+        """Puts the least urgent sequence of a row shard back among the waiting requests."""
+        here = [(slot, occupant) for slot, occupant in self._occupied() if self._shard(slot) == shard]
+        slot, occupant = max(here, key=lambda each: urgency(each[1].submitted))
+        resume = occupant.resume()
+        back = dataclasses.replace(
+            occupant.submitted, resume=resume, end_thinking=occupant.submitted.end_thinking or occupant.stopped
+        )
+        self._leave(slot)
+        self._preemptions += 1
+        self._waiting.appendleft(back)
+        self._unsorted = True
 
     def _decode(self, steps: int) -> None:
         """Decodes up to `steps` tokens of each sequence, or until slots are free for waiting requests."""
-        setup, busy = self._setup, len(self._occupied())
-        min_active = max(busy - max(len(self._running) // _REFILL, 1), 0) if self._waiting else 0
-        setup.counts.loops += 1
-        setup.counts.note(f"decode {self._sizes}, {self._arrays.capacity} forced")
-        self._run, taken = programs.decode(
-            setup.params, self._run, self._arrays.settings(), np.int32(len(self._delimiters.think_start)),
-            np.int32(steps), np.int32(min_active), config=self._config, at_once=setup.pages_at_once,
-            in_place=setup.pages_in_place, dtype=setup.dtype, mesh=setup.mesh,
-        )  # fmt: skip
-        self._state, taken = jax.device_get((self._run.state, taken))
-        setup.counts.steps += int(taken)
+        decoding = self._decoding()
+        min_active = max(len(decoding) - max(len(self._slots) // _REFILL, 1), 0) if self._waiting else 0
+        report = self._device.decode(self._arrays.settings(), steps, min_active)
+        ids, forced, logprobs = (np.asarray(column) for column in (report.ids, report.forced, report.logprobs))
+        for slot, occupant in decoding:
+            occupant.advance(state_of(report.state, slot), ids[slot], forced[slot], logprobs[slot])
 
-    def _look(self, slot: int) -> Event | None:
+    def _look(self, slot: int, occupant: Occupant) -> Event | None:
         """Returns the event of the sequence in a slot, if there is one; a finished sequence leaves its slot."""
-        running, state = self._running_in(slot), self._state
-        is_finished = state.phase[slot] == budget_lib.FINISHED
-        may_stop = running.request.find_stop and state.phase[slot] == budget_lib.ANSWERING and state.answer[slot]
-        if not (is_finished or may_stop or running.stream):
+        state, submitted = occupant.state, occupant.submitted
+        assert state is not None
+        is_finished = state.phase == budget_lib.FINISHED
+        may_stop = submitted.request.find_stop and state.phase == budget_lib.ANSWERING and state.answer
+        if not (is_finished or may_stop or submitted.stream):
             return None
-        sample = self._read(slot)
-        if not is_finished and sample.stop_reason is not None:
-            self._finish(slot)
-            is_finished = True
-        if is_finished:
-            self._release(slot)
-            return Finished(running.id, sample)
-        return Tokens(running.id, sample) if running.stream else None
+        sample = until_stop(submitted.request, occupant.sample(self._delimiters), self._delimiters)
+        if is_finished or sample.stop_reason is not None:
+            self._leave(slot)
+            return Finished(submitted.id, sample)
+        return Tokens(submitted.id, sample) if submitted.stream else None
 
-    def _finish(self, slot: int) -> None:
-        self._setup.counts.note(f"finish {self._rows}")
-        self._run = programs.finish(self._run, np.int32(slot))
-
-    def _release(self, slot: int) -> None:
-        self._pools[slot * self._setup.shards // len(self._running)].decref(self._pages[slot])
-        self._running[slot], self._pages[slot] = None, []
-
-    def _read(self, slot: int) -> Sample:
-        """Returns what was sampled so far in a slot, up to a stop string if there is one."""
-        state = self._state
-        self._setup.counts.note(f"read_ids {self._rows}")
-        ids, forced, logprobs = jax.device_get(
-            programs.read_ids(self._run.ids, self._run.forced, self._run.logprob, np.int32(slot))
-        )
-        start = np.array(self._delimiters.think_start, np.int32)
-        count = int(state.count[slot]) - len(start)
-        ended = "" if state.phase[slot] != budget_lib.FINISHED else "stop" if state.stopped[slot] else "length"
-        closed = "" if state.phase[slot] == budget_lib.THINKING else "cut" if state.cut[slot] else "natural"
-        sample = Sample(
-            ids=np.concatenate([start, ids[:count]]),
-            forced=np.concatenate([np.ones(len(start), bool), forced[:count]]),
-            thinking_tokens=int(state.thinking[slot]),
-            answer_tokens=int(state.answer[slot]),
-            waits=int(state.waits[slot]),
-            thinking_end=closed,
-            answer_end=ended,
-            logprob=float(logprobs[:count].sum(dtype=np.float64)),
-            logprobs=np.concatenate([np.zeros(len(start), np.float32), logprobs[:count]]),
-        )
-        return until_stop(self._running_in(slot).request, sample, self._delimiters)
+    def _leave(self, slot: int) -> None:
+        """Frees a slot; what its pages hold stays in the prefix cache as long as nobody needs them."""
+        occupant, shard = self._slots[slot], self._shard(slot)
+        assert occupant is not None
+        if occupant.state is not None and occupant.state.phase != budget_lib.FINISHED:
+            self._device.finish(slot)
+        if not self._is_batch and occupant.is_decoding:
+            self._prefixes[shard].add(occupant.tokens(), occupant.pages, self._salt(occupant.submitted))
+        self._pools[shard].decref(occupant.pages)
+        self._slots[slot] = None

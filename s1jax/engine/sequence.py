@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,6 +12,9 @@ from s1jax.config.model import ModelConfig
 from s1jax.config.sampling import SamplingParams
 from s1jax.errors import UserError
 from s1jax.text.delimiters import Delimiters
+
+if TYPE_CHECKING:  # it loads jax
+    from s1jax.engine.budget import State
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,6 +28,7 @@ class EncodedRequest:
       wait: token ids of the wait string; empty: the end ids are masked instead.
       name: what error messages call it.
       find_stop: finds the stop string that ends the answer, see `s1jax.engine.stops.Finder`; None: there is none.
+      resume: thinking that the sequence begins with, see `s1jax.engine.resume`; None: none.
     """
 
     prompt: tuple[int, ...]
@@ -31,6 +36,26 @@ class EncodedRequest:
     wait: tuple[int, ...] = ()
     name: str = "the row"
     find_stop: Callable[[Sequence[int], int], tuple[int, str] | None] | None = None
+    resume: Resume | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Resume:
+    """Where a sequence goes on that was sampled in part before.
+
+    Attributes:
+      ids: int32 [n], tokens after think_start.
+      forced: bool [n].
+      logprobs: float32 [n].
+      state: of budget forcing after them, scalars.
+      stopped: thinking was ended by `Scheduler.end_thinking`.
+    """
+
+    ids: np.ndarray
+    forced: np.ndarray
+    logprobs: np.ndarray
+    state: State
+    stopped: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +68,14 @@ class Sample:
       thinking_tokens: number of tokens between think_start and the closing delimiters, waits included.
       answer_tokens: number of sampled tokens after the closing delimiters, the stop id included.
       waits: how often an end of thinking was replaced, by `num_waits` or by `min_thinking_tokens`.
-      thinking_end: `natural` or `cut`; empty while the sequence thinks.
+      thinking_end: `natural`, `cut`, or `stopped` (cut by `Scheduler.end_thinking`); empty while the sequence thinks.
       answer_end: `stop` or `length`; empty until the sequence is finished.
       logprob: sum of `logprobs`.
       logprobs: float32 [n], the model's log-probability of each token in nats, without temperature and masks; 0 for
         forced tokens.
       stop_reason: the stop string that ended the answer; None if a stop id or the length did.
+      cached_tokens: tokens of the prompt that were in the prefix cache.
+      waits_left: waits that `num_waits` still allows.
     """
 
     ids: np.ndarray
@@ -61,6 +88,13 @@ class Sample:
     logprob: float
     logprobs: np.ndarray
     stop_reason: str | None = None
+    cached_tokens: int = 0
+    waits_left: int = 0
+
+    @property
+    def was_cut(self) -> bool:
+        """Whether thinking was cut, so that the closing sequence is that of a cut."""
+        return self.thinking_end in ("cut", "stopped")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +118,7 @@ Event = Tokens | Finished
 
 def answer_begin(sample: Sample, delimiters: Delimiters) -> tuple[int, int]:
     """Returns the place of an answer's first token in a sample that has one, and how many of its tokens are forced."""
-    num_forced = len(delimiters.final_answer) if sample.thinking_end == "cut" else 0
+    num_forced = len(delimiters.final_answer) if sample.was_cut else 0
     # Counted from the end, because a newline is forced before think_end in some sequences only.
     return len(sample.ids) - sample.answer_tokens - num_forced, num_forced
 
@@ -93,7 +127,35 @@ def longest(request: EncodedRequest, delimiters: Delimiters) -> int:
     """Returns the most tokens that a sequence can have, prompt included."""
     forced = (delimiters.think_start, delimiters.newline, delimiters.think_end, delimiters.final_answer)
     params = request.params
-    return len(request.prompt) + sum(map(len, forced)) + params.max_thinking_tokens + params.max_answer_tokens
+    sampled = sum(map(len, forced[1:])) + params.max_thinking_tokens + params.max_answer_tokens
+    if params.max_completion_tokens:
+        sampled = min(sampled, params.max_completion_tokens)
+    return len(request.prompt) + len(delimiters.think_start) + sampled
+
+
+def bounded(params: SamplingParams, delimiters: Delimiters, name: str) -> SamplingParams:
+    """Returns parameters whose thinking leaves room for an answer in `max_completion_tokens`, if that is given.
+
+    Raises:
+      UserError: the closing delimiters and one token of an answer, or the minimum of thinking, do not fit.
+    """
+    total = params.max_completion_tokens
+    if not total:
+        return params
+    closing = len(delimiters.newline) + len(delimiters.think_end) + len(delimiters.final_answer)
+    if total <= closing:
+        raise UserError(
+            f"{name}: max_completion_tokens is {total}, but the delimiters that end thinking have {closing} tokens;"
+            f" give at least {closing + 1}."
+        )
+    reserve = min(params.max_answer_tokens, max(total // 4, 1))
+    most = min(params.max_thinking_tokens, max(total - closing - reserve, 0))
+    if params.min_thinking_tokens > most:
+        raise UserError(
+            f"{name}: min_thinking_tokens is {params.min_thinking_tokens}, but max_completion_tokens of {total} leaves"
+            f" {most} for thinking; raise max_completion_tokens or lower min_thinking_tokens."
+        )
+    return dataclasses.replace(params, max_thinking_tokens=most)
 
 
 def check_length(request: EncodedRequest, ids: int, limit: int, what: str = "model's context length") -> None:

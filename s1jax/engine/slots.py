@@ -69,13 +69,20 @@ class SlotArrays:
           request: its wait has been reserved.
           pages: of its sequence.
         """
-        own = logits_lib.Sampling.of([request.params]), budget_lib.Budgets.of([request.params])
+        own = (
+            logits_lib.Sampling.of([request.params]),
+            budget_lib.Budgets.of([request.params], len(self._delimiters.think_start)),
+        )
         columns = jax.tree.leaves((self._sampling, self._budgets))
         for column, value in zip(columns, jax.tree.leaves(own), strict=True):
             column[slot] = value[0]
         self._forced[slot, budget_lib.WAIT] = 0
         self._forced[slot, budget_lib.WAIT, : len(request.wait)] = request.wait
         self._forced_length[slot, budget_lib.WAIT] = len(request.wait)
+        self.write_pages(slot, pages)
+
+    def write_pages(self, slot: int, pages: Sequence[int]) -> None:
+        """Writes the pages of the sequence in a slot."""
         self._table[slot] = 0
         self._table[slot, : len(pages)] = pages
 

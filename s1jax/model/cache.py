@@ -191,22 +191,14 @@ def _each(write: Callable[[jax.Array, jax.Array, int], jax.Array], pages: Pages,
     )
 
 
-def copy_pages(pages: Pages | Unstacked[Pages], source: Pages, places: jax.Array) -> Pages | Unstacked[Pages]:
-    """Copies page i of `source` to page places[i] of `pages`, in all layers; places past the end are dropped.
+def copy_page(pages: Pages | Unstacked[Pages], source: jax.Array, target: jax.Array) -> Pages | Unstacked[Pages]:
+    """Copies page `source` to page `target`, int32 scalars, in all layers; a target past the end is dropped.
 
     Args:
       pages: stacked or not.
-      source: stacked, in a floating type; quantised here if `pages` are.
-      places: int32 [number of pages of `source`].
+      source: of the page that is read.
+      target: of the page that is written.
     """
-    if isinstance(pages, Unstacked):
-        pairs = zip(pages.layers, unstack(source).layers, strict=True)
-        return Unstacked(tuple(_copy(own, one, (places,)) for own, one in pairs))
-    return _copy(pages, source, (slice(None), places))
-
-
-def _copy(pages: Pages, source: Pages, where: tuple[_Index, ...]) -> Pages:
-    if pages.key_scales is not None:
-        keys, values = quant.quantize(source.keys, (-2,)), quant.quantize(source.values)
-        source = Pages(keys.values, values.values, keys.scale, values.scale)
-    return jax.tree.map(lambda into, new: into.at[where].set(new.astype(into.dtype), mode="drop"), pages, source)
+    lead: tuple[_Index, ...] = () if isinstance(pages, Unstacked) else (slice(None),)
+    into, from_ = (*lead, target), (*lead, source)
+    return jax.tree.map(lambda a: a.at[into].set(a.at[from_].get(mode="clip"), mode="drop"), pages)

@@ -125,20 +125,17 @@ def attend_cached(
     )
 
 
-def copy_pages(mesh: Mesh | None, kv_heads: int) -> Callable[..., Any]:
-    """`s1jax.model.cache.copy_pages` on a mesh, from pages that all have to those of some rows.
+def copy_page(mesh: Mesh | None, kv_heads: int) -> Callable[..., Any]:
+    """`s1jax.model.cache.copy_page` on a mesh; `source` and `target` are int32 [row shards], of the pages of each."""
 
-    `places` is int32 [row shards, number of pages], the places in the pages of each share of the rows.
-    """
-
-    def device(pages: Any, source: cache_lib.Pages, places: jax.Array) -> Any:
-        return cache_lib.copy_pages(pages, source, places[0])
+    def device(pages: Any, source: jax.Array, target: jax.Array) -> Any:
+        return cache_lib.copy_page(pages, source[0], target[0])
 
     if mesh is None:
         return device
-    into, from_ = (page_sharding(mesh, kv_heads, split_rows).spec for split_rows in (True, False))
-    specs = (into, from_, PartitionSpec(ROWS))
-    return jax.shard_map(device, mesh=mesh, in_specs=specs, out_specs=into, check_vma=False)
+    spec = page_sharding(mesh, kv_heads, True).spec
+    rows = PartitionSpec(ROWS)
+    return jax.shard_map(device, mesh=mesh, in_specs=(spec, rows, rows), out_specs=spec, check_vma=False)
 
 
 def _own_heads(x: jax.Array, queries: int, tensor: int) -> jax.Array:

@@ -33,7 +33,7 @@ def test_the_loop_copies_no_cache_and_no_weights(target, model, weight_dtype):
         params = jax.eval_shape(quant.quantize_params, params)
     if on_gpu:
         params = jax.eval_shape(lambda p: layouts.unstack(p, config, transpose_kernels=False), params)
-    start = functools.partial(programs.start, config, SLOTS, LENGTH, SLOTS * LENGTH // page, page, "bfloat16")
+    start = functools.partial(programs.start, config, SLOTS, SLOTS * LENGTH // page, page, "bfloat16")
     run = jax.eval_shape(lambda: start(unstack=on_gpu, mesh=None))
     delimiters = Delimiters(
         think_start=(1, 2), think_end=(3, 4), newline=(6,), final_answer=(5,), end=(3,), stop=(7,),
@@ -48,7 +48,7 @@ def test_the_loop_copies_no_cache_and_no_weights(target, model, weight_dtype):
     )
     number = jax.ShapeDtypeStruct((), jnp.int32)
     compiled = compilers.compile_for(
-        target, programs.decode, params, run, settings, number, number, number,
+        target, programs.decode, params, run, settings, number, number,
         config=config, at_once=2048 // page, in_place=on_gpu, dtype="bfloat16", mesh=None,
     )  # fmt: skip
     memory = compiled.memory_analysis()

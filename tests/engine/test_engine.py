@@ -169,9 +169,10 @@ def test_the_pool_holds_what_rows_need_and_not_the_longest_times_all(params, mon
         SamplingParams(max_thinking_tokens=40, max_answer_tokens=5)
     ]
     batch = (delimiters, [p[:4] for p in prompts], controls, waits)
-    samples = run(make(params, cache_length=0), batch)
-    ((_, slots, num_ids, pages, size, _),) = seen
-    assert slots == 16 and pages * size < slots * num_ids / 2
+    engine = make(params, cache_length=0)
+    samples = run(engine, batch)
+    ((_, slots, pages, size, _),) = seen
+    assert slots == 16 and pages * size < slots * engine._setup.shapes[0].length / 2
     same(samples, run(make(params), batch))
 
 
@@ -328,7 +329,7 @@ def test_a_prompt_of_several_pieces_is_that_of_one(params, engine, monkeypatch):
     batch = random_batch(36)
     want = run(engine, batch)
     monkeypatch.setattr(engine_lib, "_PAGE", 8)
-    monkeypatch.setattr(programs, "_CHUNK", 8)
+    monkeypatch.setattr(programs, "PIECE", 8)
     jax.clear_caches()
     same(run(make(params), batch), want)
 

@@ -42,9 +42,12 @@ def test_used(row, control, value):
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        ({"max_tokens": 4}, "max_tokens is not a setting of s1jax; write max_thinking_tokens for thinking and max_ans"),
-        ({"max_new_tokens": 4}, "max_new_tokens is not a setting .* max_answer_tokens for the answer"),
-        ({"max_completion_tokens": 4}, "max_completion_tokens is not a setting"),
+        (
+            {"max_tokens": 4},
+            "max_tokens is not a setting of s1jax; write max_thinking_tokens, max_answer_tokens, or max_c",
+        ),
+        ({"max_new_tokens": 4}, "max_new_tokens is not a setting .* max_completion_tokens for both together"),
+        ({"max_completion_tokens": -1}, "max_completion_tokens is -1; it must not be negative"),
         ({"Max-Tokens": 4}, "Max-Tokens is not a setting"),
         ({"until": ["a"]}, "until is not a setting of s1jax; write stop if it is meant, or give the field another"),
         ({"system_prompt": "a"}, "write system if"),
