@@ -7,12 +7,16 @@ may be a folder: its test split is taken.
 All problems are answered once for each strategy (`s1jax.evaluation.strategies`), for example
 
     none  forcing:max=64  forcing:waits=2  forcing:waits=2:wait=Hmm  token:64  token:64+forcing  step:8  class:long
-    majority:8:temperature=1  reject:max=64:samples=16:temperature=1
+    majority:8:temperature=1  reject:max=64:samples=16:temperature=1  none+handoff:q=0.3
 
 `--budgets=0,64,none` is short for forcing:max=0,forcing:max=64,none; `--waits=1,2` for forcing:waits=1,forcing:waits=2.
 DIR gets samples.jsonl, every answer; results.json, the table with all settings; scaling.png and scaling.svg, accuracy
 against average thinking tokens. The same command resumes an evaluation that was stopped. It grades the answers of a
 finished one again if reference or grader have changed. `correct` is null if the comparison of an answer did not end.
+With `handoff` in a strategy, the share q of the problems whose answers are the least sure goes to `--remote`: an
+endpoint (https://HOST/v1, with `--remote_model`) or another strategy of this checkpoint. DIR then also gets
+handoff.png, accuracy against dollars, and the fit of each local strategy for `s1jax serve --handoff`. docs/handoff.md
+has more.
 `s1jax.evaluate` does the same from Python; `s1jax plot` draws several results on one picture.
 """
 
@@ -28,11 +32,13 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from s1jax.cli import engine_flags, progress, table, terminal
+from s1jax.cli import engine_flags, handoff_flags, progress, table, terminal
 from s1jax.config.sampling import SamplingParams
 from s1jax.errors import UserError
 from s1jax.evaluation import evaluate as evaluate_lib
+from s1jax.evaluation import handoff as handoff_lib
 from s1jax.evaluation import strategies
+from s1jax.evaluation.handoff import Setup
 from s1jax.evaluation.runner import Progress
 from s1jax.evaluation.strategies import Strategy
 from s1jax.io import paths
@@ -104,17 +110,21 @@ def main() -> None:
         wait=_WAIT.value,
     )  # fmt: skip
     check_limits(chosen, params)
+    handoff = handoff_flags.setup(chosen, params.wait)
     engine_flags.parse_mesh(engine_flags.MESH.value)
     from s1jax.checkpoint import store
 
-    store.using(_CHECKPOINT.value, lambda folder: evaluate(folder, chosen, task, params))
+    store.using(_CHECKPOINT.value, lambda folder: evaluate(folder, chosen, task, params, handoff))
 
 
-def evaluate(folder: pathlib.Path, chosen: Sequence[Strategy], task: Task, params: SamplingParams) -> None:
+def evaluate(
+    folder: pathlib.Path, chosen: Sequence[Strategy], task: Task, params: SamplingParams, handoff: Setup | None = None
+) -> None:
     """Evaluates the checkpoint in `folder`, then prints the table; see `s1jax.evaluation.evaluate`."""
     engine_flags.say_step(_CHECKPOINT.value or "", folder)
     with contextlib.ExitStack() as stack:
-        bar = progress.Bar("evaluating", len(chosen) * len(task.rows))
+        sampled = handoff_lib.sampled(chosen, handoff, params.wait)
+        bar = progress.Bar("evaluating", len(sampled) * len(task.rows))
         shown: list[int] = []  # the runs whose name the bar has shown
 
         def note(sentence: str) -> None:
@@ -132,9 +142,11 @@ def evaluate(folder: pathlib.Path, chosen: Sequence[Strategy], task: Task, param
 
         result = evaluate_lib.evaluate(
             LazyEngine(folder), task, chosen, _OUT.value or "", params=params, dollars_per_hour=_DOLLARS.value,
-            allow_untrained=_UNTRAINED.value, asked=_asked(params), on_note=note, on_progress=report,
+            allow_untrained=_UNTRAINED.value, handoff=handoff, asked=_asked(params), on_note=note, on_progress=report,
         )  # fmt: skip
     table.show(list(result.runs), result.metrics, result.title)
+    if result.studies:
+        table.show_handoffs(result.studies)
     print(f"wrote {', '.join(result.files[:-1])} and {result.files[-1]} to {_OUT.value}")
 
 
@@ -250,4 +262,8 @@ def _asked(params: SamplingParams) -> dict[str, Any]:
     """The flags that determine the answers, for results.json; how many are sampled at one time does not."""
     about = (_CHECKPOINT, _TASK, _STRATEGIES, _BUDGETS, _WAITS, _PROBLEMS, _SPLIT, _HARD, _WAIT)
     how = (engine_flags.DTYPE, engine_flags.CACHE_DTYPE, engine_flags.WEIGHT_DTYPE)
-    return {flag.name: flag.value for flag in (*about, *how)} | {"controls": evaluate_lib.controls(params)}
+    return (
+        {flag.name: flag.value for flag in (*about, *how)}
+        | handoff_flags.asked()
+        | {"controls": evaluate_lib.controls(params)}
+    )

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from s1jax.cli import terminal
+from s1jax.evaluation.handoff import Study
 from s1jax.evaluation.metrics import Metrics, Run
 
 _FAMILIES = {"all": "all runs", "budgets": "budgets only", "waits": "waits only"}
@@ -47,6 +48,36 @@ def show(runs: Sequence[Run], metrics: Mapping[str, Metrics], title: str) -> Non
     console.print(_table(lines, title=terminal.safe(title)))
     console.print(_table(figures))
     print(f"{note}95 %: Wilson interval of the accuracy. Tokens, samples, time and cost are means of a problem.")
+
+
+def show_handoffs(studies: Sequence[Study]) -> None:
+    """Prints, for each local strategy, how well its scores choose what goes to the remote."""
+    lines = []
+    for study in studies:
+        half = study.at(0.5)
+        for name in study.scores:
+            quality = study.quality(name)
+            own = name == study.score
+            lines.append(
+                {
+                    "local": terminal.safe(study.local.name),
+                    "score": name + (" *" if own else ""),
+                    "AUROC": f"{quality.auroc:.3f} ± {quality.auroc_error:.3f}",
+                    "APGR": f"{quality.apgr:.3f} ± {quality.apgr_error:.3f}",
+                    "half\nhanded off %": f"{half['accuracy']:.1f}" if own else "-",
+                    "at\nrandom %": f"{half['random']:.1f}" if own else "-",
+                    "at\nbest %": f"{half['oracle']:.1f}" if own else "-",
+                    "cost\nUSD": f"{half['dollars']:.2g}" if own and half["dollars"] else "-",
+                }
+            )
+    console = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 120)
+    remote = studies[0].remote
+    console.print(_table(lines, title=terminal.safe(f"hand-off to {remote.name}")))
+    dollars = f", {remote.dollars.mean():.2g} USD a problem" if remote.dollars.any() else ""
+    print(
+        f"The remote alone: {100 * remote.right.mean():.1f} %{dollars}. *: this score hands off. ±: one standard error."
+        " A fit scores problems that it was not fitted to. At best: who knows all verdicts."
+    )
 
 
 def _table(lines: Sequence[Mapping[str, str]], title: str | None = None) -> Table:

@@ -10,21 +10,24 @@ import logging
 import os
 import pathlib
 import platform
+import re
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from s1jax.config.sampling import SamplingParams
 from s1jax.engine import rows as rows_lib
 from s1jax.errors import MissingPackageError, UserError
+from s1jax.evaluation import handoff as handoff_lib
+from s1jax.evaluation import handoff_plot, outcomes, plot, results, runner
 from s1jax.evaluation import metrics as metrics_lib
-from s1jax.evaluation import outcomes, plot, results, runner
 from s1jax.evaluation import strategies as strategies_lib
 from s1jax.evaluation.runner import Engine, Finished, Plan, Progress
 from s1jax.evaluation.strategies import Forcing, Strategy
 from s1jax.io import files, paths
 from s1jax.io import journal as journal_lib
+from s1jax.remote import confidence
 from s1jax.tasks import benchmarks
 from s1jax.tasks.task import Task
 from s1jax.text import chat, written
@@ -52,7 +55,9 @@ class Result:
       metrics: the paper's figures of all runs, under `all`, and of each family of runs.
       notes: sentences on what was ignored, defaulted or unusual.
       folder: holds what was written.
-      files: names in it: results.json and samples.jsonl, with matplotlib also scaling.png and scaling.svg.
+      files: names in it: results.json and samples.jsonl, with matplotlib also scaling.png and scaling.svg; with
+        hand-offs also a fit for each local strategy, handoff.png and handoff.svg.
+      studies: one for each local strategy that hands off.
     """
 
     title: str
@@ -61,6 +66,7 @@ class Result:
     notes: tuple[str, ...]
     folder: pathlib.Path
     files: tuple[str, ...]
+    studies: tuple[handoff_lib.Study, ...] = ()
 
 
 def evaluate(
@@ -73,6 +79,7 @@ def evaluate(
     name: str = "",
     dollars_per_hour: float = 0.0,
     allow_untrained: bool = False,
+    handoff: handoff_lib.Setup | None = None,
     asked: Mapping[str, Any] | None = None,
     on_note: Callable[[str], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
@@ -101,6 +108,7 @@ def evaluate(
       name: of the model, for titles; by default that of the checkpoint.
       dollars_per_hour: price of the machine; 0 leaves dollars out.
       allow_untrained: allow instructions (token, step, class) that the checkpoint was not trained to follow.
+      handoff: the remote of strategies with `handoff`, and prices.
       asked: JSON values that results.json records as the settings. They identify the evaluation, together with the
         weights, dtype and questions. By default the arguments of this call.
       on_note: called with every note at once; by default it is logged as a warning.
@@ -117,6 +125,7 @@ def evaluate(
     task = benchmarks.load(task) if isinstance(task, str) else task
     params = _params(params, task)
     chosen = strategies_lib.distinct(strategies, params.wait)
+    wanted, chosen = chosen, handoff_lib.sampled(chosen, handoff, params.wait)
     strategies_lib.check(chosen, params)
     folder = paths.local(out, "out")
     if engine.model is None:
@@ -131,13 +140,14 @@ def evaluate(
 
     for sentence in (*task.notes, *_written(engine.model, task, chosen, params.wait)):
         note(sentence)
-    plan = Plan(task, params, chosen, [_questions(strategy, task, engine.model, params.wait) for strategy in chosen])
+    questions = [_questions(strategy, task, engine.model, params.wait) for strategy in chosen]
+    plan = Plan(task, params, chosen, questions, handoff.engine if handoff else None)
     _make_folder(folder)
     described = engine.describe()
     if not described.weights:
         note("the engine's weights come from no checkpoint, so a stopped evaluation cannot be resumed")
     model = name or results.model_name(described.checkpoint) or "model"
-    asked = _asked(described, plan) if asked is None else asked
+    asked = _asked(described, plan, wanted) if asked is None else asked
     settings = {
         "asked": asked,
         "dtype": described.dtype,
@@ -154,6 +164,9 @@ def evaluate(
         progress = on_progress or (lambda _: None)
         finished = runner.run_all(engine, plan, journal, [*there, *journal.rows], partial, progress)
         runs = _summaries(finished, params, dollars_per_hour)
+        studies = _studies(wanted, finished, handoff, plan, engine, dollars_per_hour) if handoff else {}
+        has_price = bool(dollars_per_hour or (handoff and handoff.has_price))
+        runs += _handed_off(wanted, studies, finished, params.wait, has_price)
         metrics = {
             family: metrics_lib.metrics(some) for family, some in ({"all": runs} | metrics_lib.families(runs)).items()
         }
@@ -175,23 +188,93 @@ def evaluate(
         }
         # If nothing was left to sample, how and where it was sampled stays what it was.
         found |= {name: earlier[name] for name in ("seconds", "batch_size", "machine") if name in earlier}
+        if studies:
+            found["handoff"] = [study.record() for study in studies.values()]
         partial.rename(folder / "samples.jsonl")
+        fits = _write_fits(studies.values(), folder)
         files.write_text(folder / "results.json", json.dumps(found, indent=2) + "\n")
         journal.remove()
         title = f"{model} on {task.title}"
         try:
-            figure = plot.draw([plot.Evaluation(runs, params.wait)], title)
+            pictures = _draw(runs, studies.values(), params.wait, has_price, title, folder)
         except MissingPackageError as error:
-            pictures: tuple[str, ...] = ()
+            pictures = ()
             note(f"{error} The same call then draws it without sampling again.")
-        else:
-            pictures = ("scaling.png", "scaling.svg")
-        for picture in pictures:
-            plot.save(figure, folder / picture)
     idle = _never_forced(finished, params.wait)
     if idle:
         note(idle)
-    return Result(title, tuple(runs), metrics, tuple(notes), folder, ("results.json", "samples.jsonl", *pictures))
+    written = ("results.json", "samples.jsonl", *fits, *pictures)
+    return Result(title, tuple(runs), metrics, tuple(notes), folder, written, tuple(studies.values()))
+
+
+def _draw(
+    runs: Sequence[metrics_lib.Run],
+    studies: Collection[handoff_lib.Study],
+    wait: str,
+    has_price: bool,
+    title: str,
+    folder: pathlib.Path,
+) -> tuple[str, ...]:
+    """Draws the curves and returns the names of their files."""
+    figures = {"scaling": plot.draw([plot.Evaluation(runs, wait)], title)}
+    if studies:
+        figures["handoff"] = handoff_plot.draw(list(studies), title, has_price)
+    names = []
+    for name, figure in figures.items():
+        for kind in ("png", "svg"):
+            plot.save(figure, folder / f"{name}.{kind}")
+            names.append(f"{name}.{kind}")
+    return tuple(names)
+
+
+def _studies(
+    wanted: Sequence[Strategy],
+    finished: Sequence[Finished],
+    handoff: handoff_lib.Setup,
+    plan: Plan,
+    engine: Engine,
+    dollars_per_hour: float,
+) -> dict[Strategy, handoff_lib.Study]:
+    """Returns the study of each local strategy that hands off."""
+    task, about = plan.task, engine.model
+    prompts = [0] * len(task.rows)
+    if handoff.local_price.prompt or handoff.remote_price.prompt:
+        prompts = [
+            len(chat.encode_prompt(about.tokenizer, about.chat, row["question"], row.get("system") or ""))
+            for row in task.rows
+        ]
+    machine = {run.strategy: run.seconds / 3600 * dollars_per_hour / len(task.rows) for run in finished}
+    graded = {run.strategy: run.outcomes for run in finished}
+    weights, wait = engine.describe().weights, plan.params.wait
+    return handoff_lib.studies(wanted, graded, handoff, task, prompts, machine, weights, wait)
+
+
+def _handed_off(
+    wanted: Sequence[Strategy],
+    studies: Mapping[Strategy, handoff_lib.Study],
+    finished: Sequence[Finished],
+    wait: str,
+    has_price: bool,
+) -> list[metrics_lib.Run]:
+    """Returns the lines of the strategies with a hand-off."""
+    seconds = {run.strategy: run.seconds for run in finished}
+    found = []
+    for strategy in wanted:
+        local = dataclasses.replace(strategy, handoff=None)
+        if strategy.handoff is not None:
+            found.append(handoff_lib.run(studies[local], strategy, wait, round(seconds[local], 2), has_price))
+    return found
+
+
+def _write_fits(studies: Iterable[handoff_lib.Study], folder: pathlib.Path) -> tuple[str, ...]:
+    """Writes the fit of each study and returns the names of the files."""
+    names = []
+    for study in studies:
+        if study.fit is not None:
+            slug = "_".join(re.findall(r"[a-z0-9]+", study.local.name.lower()))
+            names.append(f"handoff_{slug}.json")
+            confidence.write(study.fit, folder / names[-1])
+    return tuple(names)
 
 
 def _params(given: SamplingParams | None, task: Task) -> SamplingParams:
@@ -253,11 +336,13 @@ def controls(params: SamplingParams) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name not in _LATER_PARAMS or value != defaults[name]}
 
 
-def _asked(described: Description, plan: Plan) -> dict[str, Any]:
+def _asked(described: Description, plan: Plan, wanted: Sequence[Strategy]) -> dict[str, Any]:
+    remote = {} if plan.remote is None else {"remote": plan.remote.endpoint.base_url}
     return {
         "checkpoint": described.checkpoint,
         "task": plan.task.title,
-        "strategies": [plan.name(strategy) for strategy in plan.strategies],
+        "strategies": [plan.name(strategy) for strategy in wanted],
+        **remote,
         "wait": plan.params.wait,
         "cache_dtype": described.cache_dtype,
         "weight_dtype": described.weight_dtype,

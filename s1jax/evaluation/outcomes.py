@@ -15,6 +15,8 @@ from s1jax.tasks.task import Row, Task
 
 # Of a sample, what a table is made of; the rest is in the file of all samples.
 FIELDS = ("attempt", "thinking_tokens", "answer_tokens", "thinking_end", "answer")
+# What a hand-off is made of; samples of earlier versions have none.
+_MORE_FIELDS = ("confidence", "usage")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +111,11 @@ def settle(strategy: Strategy, task: Task, row: Row, samples: Sequence[Row]) -> 
         chosen = next((i for i, sample in enumerate(ordered) if sample["chosen"]), None)
     else:
         chosen = strategy.choose(ordered, answers, task.same)
-    return Outcome([{name: sample[name] for name in FIELDS} for sample in ordered], correct, chosen, marks)
+    kept = [
+        {name: sample[name] for name in FIELDS} | {name: sample[name] for name in _MORE_FIELDS if name in sample}
+        for sample in ordered
+    ]
+    return Outcome(kept, correct, chosen, marks)
 
 
 def summarise(

@@ -15,6 +15,7 @@ from s1jax.engine import rows as rows_lib
 from s1jax.engine.request import Output, Request
 from s1jax.evaluation import metrics, outcomes, results
 from s1jax.evaluation.outcomes import Outcome
+from s1jax.evaluation.remote import RemoteEngine, RemoteOutput
 from s1jax.evaluation.strategies import Strategy
 from s1jax.io import files
 from s1jax.io.journal import Journal
@@ -76,21 +77,25 @@ class Plan:
       params: sampling parameters that hold for all runs.
       strategies: one a run.
       questions: of each run, one a problem, with the instruction of its strategy.
+      remote: answers the run of a strategy with `Strategy.remote`.
     """
 
     task: Task
     params: SamplingParams
     strategies: Sequence[Strategy]
     questions: Sequence[Sequence[str]]
+    remote: RemoteEngine | None = None
 
     def name(self, strategy: Strategy) -> str:
         """What the run of a strategy is called."""
         return strategy.name(self.params.wait)
 
     def rows(self) -> tuple[list[Row], list[str]]:
-        """Returns a prompt row for each problem of each run, and what messages call it."""
+        """Returns a prompt row for each problem of each run of the engine, and what messages call it."""
         rows, names = [], []
         for strategy, questions in zip(self.strategies, self.questions, strict=True):
+            if strategy.remote:
+                continue
             for i, (row, question) in enumerate(zip(self.task.rows, questions, strict=True)):
                 rows.append(strategy.row(row, question, 0, self.params))
                 names.append(f'"{self.name(strategy)}", {self.task.place(i)}')
@@ -175,21 +180,27 @@ def _sample(
         meter = _Meter(start, len(task.rows), [place.problem for place in wanted], on_progress, clock)
         names = [task.place(place.problem) for place in wanted]
         asked = rows_lib.requests([place.row for place in wanted], plan.params, names)
-        stream = engine.stream(asked, plan.params, system="", progress=meter.report)
+        source = plan.remote if strategy.remote and plan.remote is not None else engine
+        stream = source.stream(asked, plan.params, system="", progress=meter.report)
         meter.begun = last = clock()
         for index, output in stream:
             now, place = clock(), wanted[index]
             own = {"run": start.name, "problem": place.problem, "attempt": place.attempt, "seconds": now - last}
-            rows.append({**rows_lib.record(place.row, output), "confidence": _confidence(output), **own})
+            rows.append({**rows_lib.record(place.row, output), **_more(output), **own})
             journal.append(rows[-1])
             last = now
             meter.finish(place.problem)
 
 
-def _confidence(output: Output) -> dict[str, float]:
-    """Returns the means of log-probabilities that samples.jsonl keeps of a sample, see `confidence.Confidence`."""
+def _more(output: Output) -> dict[str, Any]:
+    """Returns what samples.jsonl keeps beside the fields of every output.
+
+    It is how sure the model was (means as in `confidence.Confidence`), or what a remote endpoint bills.
+    """
+    if isinstance(output, RemoteOutput):
+        return {"usage": {name: value for name, value in output.usage.items() if value is not None}}
     found = confidence.measure(output.logprobs, output.forced, output.answer_tokens)
-    return {name: round(getattr(found, name), 6) for name in ("mean", "lowest_window", "answer")}
+    return {"confidence": {name: round(getattr(found, name), 6) for name in ("mean", "lowest_window", "answer")}}
 
 
 class _Meter:

@@ -13,6 +13,7 @@ one sample). It is written as parts joined by `+`, where case matters in STRING 
     token:64+forcing           the same, and thinking is cut at the bound
     reject:max=64:samples=16   the first of at most 16 samples whose thinking has at most 64 tokens
     majority:8                 the answer most samples give; forcing:waits=2+majority:8 votes over extended thinking
+    none+handoff:q=0.3         the share of 0.3 whose answers are the least sure goes to a remote model
 
 `reject` and `majority` take temperature=T. A wait with `,`, `:` or `+` in it has to be the one that holds for all runs.
 """
@@ -86,15 +87,25 @@ class Selection:
 
 @dataclasses.dataclass(frozen=True)
 class Strategy:
-    """One run to make over all problems."""
+    """One run to make over all problems.
+
+    Attributes:
+      instruction: what the question says of thinking.
+      forcing: of budgets.
+      selection: of one answer out of several samples.
+      handoff: share of the problems, 0 to 1, that goes to a remote model, see `s1jax.evaluation.handoff`.
+      remote: model of an endpoint that answers all problems in place of the engine; empty: the engine does.
+    """
 
     instruction: Instruction | None = None
     forcing: Forcing = Forcing()
     selection: Selection | None = None
+    handoff: float | None = None
+    remote: str = ""
 
     def name(self, wait: str) -> str:
         """What the run is called in tables, files and plots; `wait` is the string of strategies that name none."""
-        parts = []
+        parts = [f"remote {self.remote}"] if self.remote else []
         if self.instruction:
             parts.append(f"{self.instruction.control} {self.instruction.amount}")
         if self.forcing.max_thinking_tokens is not None:
@@ -108,12 +119,17 @@ class Strategy:
             majority = self.selection.kind == "majority"
             parts.append(f"majority of {samples}" if majority else f"rejected above {most}, {samples} tries")
             parts[-1] += "" if warm is None else f" at {warm:g}"
-        return ", ".join(parts) or "no limit"
+        handoff = "" if self.handoff is None else f", hand-off {self.handoff:g}"
+        return (", ".join(parts) or "no limit") + handoff
 
     def families(self, wait: str) -> tuple[str, ...]:
         """The curves that the run is a point of. The run without any control belongs to `budgets` and to `waits`."""
         if self == Strategy():
             return ("budgets", "waits")
+        if self.remote:
+            return ("remote",)
+        if self.handoff is not None:
+            return (f"hand-off of {dataclasses.replace(self, handoff=None).name(wait)}",)
         if self.selection:
             base = dataclasses.replace(self, selection=None)
             kind = "majority" if self.selection.kind == "majority" else "rejection"
@@ -144,6 +160,8 @@ class Strategy:
 
     def label(self, wait: str) -> str:
         """What the run is called beside its point, where the legend names the curve."""
+        if self.handoff is not None:
+            return f"{self.handoff:g}"
         if self.selection:
             return str(self.selection.samples if self.selection.kind == "majority" else self.limit(0) - 1)
         return str(self.instruction.amount) if self.instruction else self.name(wait)
@@ -242,6 +260,8 @@ class Strategy:
           plain: thinking tokens of the same problems without any control, one a problem, by which the paper judges
             classes (short: fewer, long: more); None where they were not sampled.
         """
+        if self.remote:
+            return None
         low: float = self.forcing.min_thinking_tokens
         own: float | None = self.forcing.max_thinking_tokens
         if self.selection and self.selection.kind == "reject":
@@ -276,6 +296,7 @@ def parse(text: str) -> Strategy:
     instruction: Instruction | None = None
     forcing: Forcing | None = None
     selection: Selection | None = None
+    handoff: float | None = None
     bare = False
     for piece in text.strip().split("+"):
         part = _Part(text, piece.strip())
@@ -286,10 +307,12 @@ def parse(text: str) -> Strategy:
             forcing = _forcing(part)
         elif part.kind in ("majority", "reject") and selection is None:
             selection = _selection(part)
-        elif part.kind in ("token", "step", "class", "forcing", "majority", "reject"):
+        elif part.kind == "handoff" and handoff is None:
+            handoff = _handoff(part)
+        elif part.kind in ("token", "step", "class", "forcing", "majority", "reject", "handoff"):
             raise part.error("says a second time what another part says; drop one")
         elif part.kind != "none":
-            raise part.error("is none of none, forcing, token, step, class, reject and majority")
+            raise part.error("is none of none, forcing, token, step, class, reject, majority and handoff")
         part.done()
     if forcing and bare:
         most = instruction.most_tokens if instruction else None
@@ -301,7 +324,9 @@ def parse(text: str) -> Strategy:
     least = forcing.min_thinking_tokens if forcing else 0
     if selection and selection.kind == "reject" and least > selection.max_thinking_tokens:
         raise UserError(f"strategy {text!r} rejects all that has its minimum; lower min or raise reject's max.")
-    return Strategy(instruction, forcing or Forcing(), selection)
+    if handoff is not None and selection:
+        raise UserError(f"strategy {text!r} hands off one of several samples; drop reject or majority, or handoff.")
+    return Strategy(instruction, forcing or Forcing(), selection, handoff)
 
 
 def distinct(strategies: Iterable[Strategy | str], wait: str) -> list[Strategy]:
@@ -422,6 +447,17 @@ def _selection(part: _Part) -> Selection:
     if most is None:
         raise part.error("names no limit; write for example reject:max=64:samples=16")
     return Selection("reject", part.whole("samples", least=1) or REJECT_SAMPLES, most, temperature)
+
+
+def _handoff(part: _Part) -> float:
+    text = part.values.pop("q", None)
+    try:
+        share = math.nan if text is None else float(text)
+    except ValueError:
+        share = math.nan
+    if not 0 <= share <= 1:
+        raise part.error("names no share of 0 to 1; write for example handoff:q=0.3")
+    return share
 
 
 def trained_for(provenance: Mapping[str, Any]) -> str:

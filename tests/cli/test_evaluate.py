@@ -41,6 +41,35 @@ WRONG = [
     (["--strategies=forcing:min=500"], "--strategies has 500, more than --max_thinking_tokens 384"),
     (["--strategies=reject:max=500:temperature=1"], "--strategies has 500, more than"),
     (["--strategies=majority:4"], '"majority of 4", whose samples are all alike at --temperature=0'),
+    (["--strategies=none+handoff:q=0.3"], "hands off, but --remote is missing; name an endpoint such as"),
+    (["--strategies=none+handoff:q=2", "--remote=forcing:waits=1"], "names no share of 0 to 1"),
+    (["--strategies=none", "--remote=forcing:waits=1"], "--remote is for strategies with handoff"),
+    (["--strategies=none+handoff:q=0", "--remote=none"], '"no limit" hands off to itself; give another remote'),
+    (
+        ["--strategies=none+handoff:q=0", "--remote=forcing:waits=1", "--remote_model=m"],
+        "drop the flags of an endpoint",
+    ),
+    (["--strategies=none+handoff:q=0", "--remote=https://x/v1"], "--remote_model is missing; name the model"),
+    (
+        ["--strategies=none+handoff:q=0", "--remote=https://x/v1", "--remote_model=m", "--remote_key_env=NO_SUCH_KEY"],
+        "--remote_key_env names NO_SUCH_KEY, which is not set",
+    ),
+    (
+        ["--strategies=none+handoff:q=0", "--remote=https://x/v1", "--remote_model=m", "--remote_body=[]"],
+        "--remote_body must be a JSON object",
+    ),
+    (
+        ["--strategies=none+handoff:q=0", "--remote=forcing:waits=1", "--remote_price=1"],
+        "--remote_price is 1; give two",
+    ),
+    (
+        ["--strategies=none+handoff:q=0", "--remote=forcing:waits=1", "--local_price=-1,1"],
+        "--local_price: a price is -1",
+    ),
+    (
+        ["--strategies=none+handoff:q=0", "--remote=forcing:waits=1", "--handoff_fit=none.json"],
+        "--handoff_fit: none.json cannot be read",
+    ),
     (["--strategies=step:4,step:4:tokens=3"], '"step 4" in 2 ways that look alike'),
     (["--strategies=token:8"], '"token 8" needs a checkpoint trained with config.data.control=token, and'),
     (["--strategies=none,class:long+majority:3:temperature=1"], "config.data.control=class"),
