@@ -98,15 +98,18 @@ class Encoder:
         if request.prompt_ids is not None:
             if system:
                 raise UserError(f"{name}: system goes with question, not with prompt_ids, which are used as they are.")
+            if request.tools:
+                raise UserError(f"{name}: tools go with messages, not with prompt_ids, which are used as they are.")
             return _whole_numbers(request.prompt_ids, name)
         _, messages = conversation.split_system(_messages(request, name))
-        if not messages or not messages[-1].content.strip():
+        if not messages or (messages[-1].role == "user" and not messages[-1].content.strip()):
             raise UserError(f"{name}: the prompt is empty; give the text of a question.")
         for message in messages:
             readers.check_length(message.content, name, "question")
             readers.check_length(message.thinking or "", name, "thinking")
         try:
-            return conversation.encode(self._tokenizer, self._chat, [Message("system", system), *messages])
+            messages = [Message("system", system), *messages]
+            return conversation.encode(self._tokenizer, self._chat, messages, request.tools)
         except UserError as error:
             raise UserError(f"{name}: {error}") from None
 

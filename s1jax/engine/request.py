@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from s1jax.config.sampling import SamplingParams
 from s1jax.text.messages import Message
@@ -25,6 +26,8 @@ class Request:
       name: what error messages call the request; empty: its place in the call.
       index: mixed into `params.seed`, so that equal prompts get different noise; with 0 the noise is that of
         `params.seed` itself. None takes 0 if the request has `params`, and its place in the call if it has not.
+      tools: JSON schemas of the functions that the assistant may call, as OpenAI's API has them. Only some
+        chat formats have tools.
     """
 
     prompt: str | Sequence[Message] | None = None
@@ -33,6 +36,7 @@ class Request:
     system: str | None = None
     name: str = ""
     index: int | None = None
+    tools: Sequence[Mapping[str, Any]] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,10 +19,12 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from s1jax.errors import UserError
 from s1jax.text import chat
+from s1jax.text import tools as tools_lib
 from s1jax.text.backends import Piece
 from s1jax.text.chat import ChatFormat, own
 from s1jax.text.messages import SYSTEM_ROLES, Message
@@ -71,27 +73,42 @@ def earlier_thinking(fmt: ChatFormat) -> str:
     return "last_turn" if turns(fmt).user.startswith("<|im_start|>") else "drop"
 
 
-def encode(tokenizer: Tokenizer, fmt: ChatFormat, messages: Sequence[Message]) -> list[int]:
+def encode(
+    tokenizer: Tokenizer, fmt: ChatFormat, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]] = ()
+) -> list[int]:
     """Returns the token ids of a conversation, from the start of the text to the end of the last assistant header.
 
     Args:
       tokenizer: has the format's special tokens, see `chat.check`.
       fmt: the strings around the messages.
-      messages: the last one is the user's. A first system message replaces the format's own, unless it is empty.
+      messages: the last one is the user's or of the role `tool`. A first system message replaces the format's own,
+        unless it is empty.
+      tools: JSON schemas of the functions that the assistant may call, as OpenAI's API has them.
 
     Raises:
-      UserError: if the format has no place for the messages, or the tokenizer cannot encode a text.
+      UserError: if the format has no place for the messages or tools, or the tokenizer cannot encode a text.
     """
-    if not messages or messages[-1].role != "user":
+    if not messages or messages[-1].role not in ("user", "tool"):
         last = f"that of the role {messages[-1].role}" if messages else "missing"
         raise UserError(
             f"the last message is {last}; it must be the user's, because an answer begins with thinking of its own."
         )
+    tools_lib.check(tools)
     system, rest = split_system(messages)
-    if len(rest) == 1:
+    if (tools or any(message.role == "tool" or message.tool_calls for message in rest)) and not has_tools(fmt):
+        raise UserError(
+            f"the chat format, whose thinking ends with {fmt.think_end!r}, has no place for tools; leave out tools, or"
+            " use a model with Qwen3's chat format."
+        )
+    if len(rest) == 1 and rest[0].role == "user" and not tools:
         return chat.encode_prompt(tokenizer, fmt, rest[0].content, system)
-    parts = _parts(fmt, system, rest)
+    parts = _parts(fmt, system, rest, tools)
     return list(itertools.chain.from_iterable(chat.encode_parts(tokenizer, *parts)))
+
+
+def has_tools(fmt: ChatFormat) -> bool:
+    """Whether the format is Qwen3's, which has tools."""
+    return earlier_thinking(fmt) == "last_turn"
 
 
 def split_system(messages: Sequence[Message]) -> tuple[str, list[Message]]:
@@ -101,19 +118,18 @@ def split_system(messages: Sequence[Message]) -> tuple[str, list[Message]]:
     return "", list(messages)
 
 
-def _parts(fmt: ChatFormat, system: str, messages: Sequence[Message]) -> list[list[Piece]]:
+def _parts(
+    fmt: ChatFormat, system: str, messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]
+) -> list[list[Piece]]:
     """Returns the parts of a conversation, cut where training rows are, so that its ids are those of its samples."""
     strings, kept_after = turns(fmt), _kept_after(fmt, messages)
     if not strings.user:
         prompt = fmt.before_question + "QUESTION" + fmt.after_question
         raise UserError(
-            f"the chat format, whose prompts read {prompt!r}, has nothing that"
-            " separates turns; give one user message, or a checkpoint with another chat format."
+            f"the chat format, whose prompts read {prompt!r}, has nothing that separates turns; give one user message,"
+            " or a checkpoint with another chat format."
         )
-    parts = [[own(strings.start)]]
-    if system:
-        start, end = chat.system_turn(fmt)
-        parts = [[own(start), Piece(system), own(end.removesuffix(strings.user))]]
+    parts = [_start(fmt, system, tools)]
     for i, message in enumerate(messages):
         if message.role == "user":
             parts[-1] += [own(strings.user), Piece(message.content), own(strings.user_end)]
@@ -121,11 +137,27 @@ def _parts(fmt: ChatFormat, system: str, messages: Sequence[Message]) -> list[li
             first, *more = _assistant(fmt, message, keep=i > kept_after)
             parts[-1] += [own(strings.assistant), *first]
             parts += more
+        elif message.role == "tool":  # results of one assistant message share a turn
+            begins, ends = (not 0 <= j < len(messages) or messages[j].role != "tool" for j in (i - 1, i + 1))
+            parts[-1] += [own(strings.user.removesuffix("\n") if begins else ""), *tools_lib.result(message.content)]
+            parts[-1].append(own(strings.user_end if ends else ""))
         else:
-            start = later_system(fmt)
-            parts[-1] += [own(start), Piece(message.content), own(strings.end)]
+            parts[-1] += [own(later_system(fmt)), Piece(message.content), own(strings.end)]
     parts[-1].append(own(strings.assistant))
     return parts
+
+
+def _start(fmt: ChatFormat, system: str, tools: Sequence[Mapping[str, Any]]) -> list[Piece]:
+    """Returns the pieces before the first message."""
+    strings = turns(fmt)
+    if not system and not tools:
+        return [own(strings.start)]
+    start, end = chat.system_turn(fmt)
+    end = end.removesuffix(strings.user)
+    default = strings.start.removeprefix(start).removesuffix(end) if strings.start.startswith(start) else ""
+    text = Piece(system) if system else own(default)
+    about = tools_lib.description(tools) if tools else []
+    return [own(start), text, *([own("\n\n")] if text.text and about else []), *about, own(end)]
 
 
 def _kept_after(fmt: ChatFormat, messages: Sequence[Message]) -> int:
@@ -134,7 +166,8 @@ def _kept_after(fmt: ChatFormat, messages: Sequence[Message]) -> int:
         return -1
     if earlier_thinking(fmt) == "drop":
         return len(messages)
-    return max((i for i, message in enumerate(messages) if message.role == "user"), default=len(messages))
+    asked = [i for i, each in enumerate(messages) if each.role == "user" and not tools_lib.is_result(each.content)]
+    return max(asked, default=len(messages))
 
 
 def _assistant(fmt: ChatFormat, message: Message, *, keep: bool) -> list[list[Piece]]:
@@ -145,8 +178,9 @@ def _assistant(fmt: ChatFormat, message: Message, *, keep: bool) -> list[list[Pi
         if how == "last_turn":
             thinking = before.partition(fmt.think_end)[0].rpartition(fmt.think_start)[2].strip("\n")
             content = content.lstrip("\n")
+    calls = tools_lib.calls(content, message.tool_calls)
     if not keep or thinking is None or (how == "last_turn" and not thinking):
-        return [[Piece(content), own(fmt.turn_end + fmt.after_turn)]]
+        return [[Piece(content), *calls, own(fmt.turn_end + fmt.after_turn)]]
     if how == "last_turn":  # Qwen3's template strips newlines alone
         trace = [own(fmt.after_think_start), Piece(thinking.strip("\n")), own(fmt.before_think_end)]
         content = content.lstrip("\n")
@@ -158,7 +192,7 @@ def _assistant(fmt: ChatFormat, message: Message, *, keep: bool) -> list[list[Pi
         [own(fmt.think_start)],
         trace,
         [own(fmt.think_end)],
-        [own(fmt.after_think_end), Piece(content)],
+        [own(fmt.after_think_end), Piece(content), *calls],
         [own(fmt.turn_end)],
         [own(fmt.after_turn)],
     ]

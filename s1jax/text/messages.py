@@ -8,8 +8,9 @@ from typing import Literal
 
 from s1jax.config.schema import shown
 from s1jax.errors import UserError
+from s1jax.text.tools import ToolCall
 
-Role = Literal["system", "developer", "user", "assistant"]
+Role = Literal["system", "developer", "user", "assistant", "tool"]
 SYSTEM_ROLES = ("system", "developer")  # two names of one thing: chat templates know the first
 
 
@@ -18,17 +19,20 @@ class Message:
     """One message of a conversation, without the chat template around it.
 
     Attributes:
-      role: who wrote it: `system` or `developer`, which mean the same, `user` or `assistant`.
+      role: who wrote it: `system` or `developer`, which mean the same, `user`, `assistant`, or `tool`, the
+        result of a tool that the assistant has called.
       content: text. Special tokens written in it stay text.
       thinking: reasoning of an assistant message before `content`; None if it has none.
+      tool_calls: calls of an assistant message after `content`.
 
     Raises:
-      UserError: for another role, a content that is not text, or thinking in a message of another role.
+      UserError: for another role, a content that is not text, or thinking or calls in a message of another role.
     """
 
     role: Role
     content: str
     thinking: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
 
     def __post_init__(self) -> None:
         if self.role not in typing.get_args(Role):
@@ -38,3 +42,9 @@ class Message:
                 raise UserError(f"a message has the {name} {shown(text)}; it must be a string.")
         if self.thinking is not None and self.role != "assistant":
             raise UserError(f"a message of the role {self.role} has thinking; only those of the assistant may.")
+        calls = self.tool_calls
+        if not isinstance(calls, (list, tuple)) or not all(isinstance(call, ToolCall) for call in calls):
+            raise UserError(f"a message has the tool_calls {shown(calls)}; give a list of s1jax.text.tools.ToolCall.")
+        object.__setattr__(self, "tool_calls", tuple(calls))
+        if calls and self.role != "assistant":
+            raise UserError(f"a message of the role {self.role} has tool_calls; only those of the assistant may.")

@@ -1,6 +1,7 @@
 """Prompts as text, messages and requests; what an output holds; new weights in an engine."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -13,7 +14,9 @@ from s1jax.errors import UserError
 from s1jax.text import chat, conversation
 from s1jax.text.messages import Message
 from s1jax.text.tokenizer import Tokenizer
+from s1jax.text.tools import ToolCall
 from tests import byte_tokenizer
+from tests.engine.test_formats import character_tokenizer
 
 QUESTION = "Make 21 from 3 7 1"
 FEW = SamplingParams(max_thinking_tokens=8, max_answer_tokens=4, temperature=5.0, seed=5)
@@ -94,6 +97,16 @@ def test_the_system_prompt_of_a_conversation_wins_over_that_of_the_call(engine, 
         assert encoder.encode_one(own, FEW, system="no").prompt == want and encoder.system(own, "no") == "so"
 
 
+def test_tools_of_a_request(engine):
+    model = dataclasses.replace(engine.model, tokenizer=character_tokenizer(), chat=chat.FORMATS["think"])
+    encoder, tool = Encoder(model), {"type": "function", "function": {"name": "add"}}
+    messages = [Message("user", "q"), Message("assistant", "", tool_calls=(ToolCall("add"),)), Message("tool", "")]
+    encoded = encoder.encode_one(Request(messages, tools=[tool]), FEW, system="Be brief.")
+    text = encoder.decode(encoded.prompt)
+    assert text.startswith("<|im_start|>system\nBe brief.\n\n# Tools\n") and json.dumps(tool) in text
+    assert text.endswith("<tool_response>\n\n</tool_response><|im_end|>\n<|im_start|>assistant\n")
+
+
 @pytest.mark.parametrize(
     ("prompts", "said"),
     [
@@ -111,6 +124,8 @@ def test_the_system_prompt_of_a_conversation_wins_over_that_of_the_call(engine, 
         ([[Message("user", "a"), Message("assistant", "b")]], "prompt 0: the last message is that of the role assist"),
         ([[Message("system", "a")]], "prompt 0: the prompt is empty"),
         ([Request([Message("system", "a"), Message("user", "b")], system="c")], "system is given twice"),
+        ([Request(QUESTION, tools=[{"name": "f"}])], "prompt 0: .*'Final', has no place for tools; leave out tools"),
+        ([Request(prompt_ids=[1], tools=[{"name": "f"}])], "prompt 0: tools go with messages, not with prompt_ids"),
         ([Request(prompt_ids=[1.5])], "prompt 0: prompt_ids must be a list of whole numbers"),
     ],
 )
@@ -122,7 +137,7 @@ def test_bad_prompts(engine, prompts, said):
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"role": "bot", "content": "a"}, "role 'bot'; choose system, developer, user, assistant"),
+        ({"role": "bot", "content": "a"}, "role 'bot'; choose system, developer, user, assistant, tool"),
         ({"role": "user", "content": 3}, "content 3; it must be a string"),
         ({"role": "user", "content": "a", "thinking": "b"}, "only those of the assistant may"),
     ],

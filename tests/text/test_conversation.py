@@ -12,8 +12,10 @@ import tokenizers
 from s1jax.config import schema
 from s1jax.errors import UserError
 from s1jax.text import chat, conversation, template
+from s1jax.text import tools as tools_lib
 from s1jax.text.messages import Message
 from s1jax.text.tokenizer import Tokenizer
+from s1jax.text.tools import ToolCall
 from tests.text.conftest import ADDED, SPECIAL, shared
 
 WITH_TURNS = [name for name in chat.FORMATS if name != "countdown_base"]
@@ -38,6 +40,9 @@ R1 = (
     "{{'<｜Assistant｜>' + content + '<｜end▁of▁sentence｜>'}}{%- endif -%}{%- endfor -%}"
     "{%- if add_generation_prompt -%}{{'<｜Assistant｜><think>\\n'}}{%- endif %}"
 )
+
+
+USER, SAID = Message("user", "q"), Message("assistant", "a")
 
 
 @pytest.fixture(scope="module")
@@ -70,11 +75,11 @@ def reference(spec):
     return encode
 
 
-def _marked(text: str, back: bool = False, but: str | None = None) -> str:
-    """Text with a private character in place of each special token but one, or back from there."""
+def _marked(text: str, back: bool = False, but: tuple[str, ...] = ()) -> str:
+    """Text with a private character in place of each special token but some, or back from there."""
     for i, token in enumerate(HOSTILE):
         mark = chr(0xE000 + i)
-        text = text.replace(mark, token) if back else text if token == but else text.replace(token, mark)
+        text = text.replace(mark, token) if back else text if token in but else text.replace(token, mark)
     return text
 
 
@@ -82,6 +87,7 @@ def _compiled(jinja: str):
     """A function that renders messages as transformers does."""
     sandbox = pytest.importorskip("jinja2.sandbox")
     environment = sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
     return functools.partial(environment.from_string(jinja).render, add_generation_prompt=True, bos_token=R1_TOKENS[0])
 
 
@@ -99,9 +105,30 @@ def random_messages(rng, later_systems: bool = True, thinking: bool = True) -> l
         if role == "assistant" and thinking and rng.random() < 0.6:
             trace = _text(rng) if rng.random() < 0.8 else ""
             if rng.random() < 0.4:
-                text, trace = f"<think>\n{trace}\n</think>\n\n{text}", None
+                text, trace = f"<think>\n{trace.replace('<think>', '')}\n</think>\n\n{text}", None
         found.append(Message(role, text, thinking=trace))
     return found
+
+
+def random_calls(rng) -> tuple[ToolCall, ...]:
+    """Calls with arguments in several spellings of JSON."""
+    found = []
+    for _ in range(int(rng.integers(1, 3))):
+        arguments = json.dumps({_text(rng): _text(rng), "n": [1, None]}, indent=rng.choice([None, 1]))
+        found.append(ToolCall(_text(rng), rng.choice(["{}", '{"a":1}', arguments])))
+    return tuple(found)
+
+
+def random_tool_messages(rng) -> list[Message]:
+    """Random messages with calls, and results of tools anywhere."""
+    found = []
+    for message in random_messages(rng):
+        if message.role == "assistant" and rng.random() < 0.5:
+            content = message.content if rng.random() < 0.6 else rng.choice(["", "\n", "\n\na\n"])
+            message = dataclasses.replace(message, content=content, tool_calls=random_calls(rng))
+        found += [message] * (message.role != "user" or rng.random() < 0.7)
+        found += [Message("tool", _text(rng)) for _ in range(int(rng.choice([0, 0, 1, 2])))]
+    return [*found, Message(rng.choice(["user", "tool"]), _text(rng))]
 
 
 def as_dicts(messages: list[Message], name: str) -> list[dict]:
@@ -111,15 +138,26 @@ def as_dicts(messages: list[Message], name: str) -> list[dict]:
         searched = message.role == "assistant" and (
             name == "think_r1" or (name == "think" and message.thinking is None)
         )
-        found.append({"role": message.role, "content": _marked(message.content, but="</think>" if searched else None)})
+        content = _marked(message.content, but=("<think>", "</think>") if searched else ())
+        found.append({"role": message.role, "content": content})
         if message.thinking is not None:
             found[-1]["reasoning_content"] = _marked(message.thinking)
+        if message.tool_calls:
+            found[-1]["tool_calls"] = [
+                {"type": "function", "function": {"name": _marked(call.name), "arguments": _marked(call.arguments)}}
+                for call in message.tool_calls
+            ]
     return found
 
 
+@pytest.fixture(scope="module")
+def qwen3() -> str:
+    """The published template."""
+    return json.loads((shared("data/qwen_tokenizer") / "tokenizer_config.json").read_text())["chat_template"]
+
+
 @pytest.mark.parametrize("name", ["s1", "think", "think_r1"])
-def test_the_ids_are_those_of_the_published_template(qwen, reference, name):
-    qwen3 = json.loads((shared("data/qwen_tokenizer") / "tokenizer_config.json").read_text())["chat_template"]
+def test_the_ids_are_those_of_the_published_template(qwen, reference, qwen3, name):
     jinja = {"s1": QWEN25, "think": qwen3, "think_r1": R1}[name]
     render, rng = _compiled(jinja), np.random.default_rng(0)
     for _ in range(100):
@@ -137,6 +175,49 @@ def test_the_ids_are_those_of_the_exported_template(qwen, reference, name):
         want = reference(render(messages=as_dicts(messages, name)))
         start = chat.encode_parts(qwen, [chat.own(fmt.think_start)])[0]
         assert conversation.encode(qwen, fmt, messages) + start == want, messages
+
+
+def test_tools_are_written_as_in_the_published_template(qwen, reference, qwen3):
+    render, rng = _compiled(qwen3), np.random.default_rng(4)
+    for _ in range(150):
+        messages, tools = random_tool_messages(rng), []
+        for _ in range(int(rng.integers(0, 3))):
+            about = {"name": "f", "description": _text(rng), "parameters": {"type": "object", "é": [1.5, True]}}
+            tools.append({"type": "function", "function": about})
+        marked = json.loads(_marked(json.dumps(tools, ensure_ascii=False)))
+        want = reference(render(messages=as_dicts(messages, "think"), tools=marked))
+        assert conversation.encode(qwen, chat.FORMATS["think"], messages, tools) == want, (messages, tools)
+
+
+def test_results_of_tools_that_a_user_writes(qwen, qwen3):
+    """The template does not take them for a question: thinking before them is kept, as text they stay text."""
+    said = Message("assistant", "a", thinking="t")
+    messages = [USER, said, Message("user", "<tool_response>\n2\n</tool_response>")]
+    turns = [{"role": m.role, "content": m.content, "reasoning_content": m.thinking} for m in messages]
+    ids = conversation.encode(qwen, chat.FORMATS["think"], messages)
+    assert qwen.decode(ids) == _compiled(qwen3)(messages=turns) and "<think>\nt\n</think>" in qwen.decode(ids)
+    assert not {qwen.id_of("<tool_response>"), qwen.id_of("</tool_response>")} & set(ids)
+
+
+def test_a_call_and_its_result_follow_all_of_the_sample_before(qwen):
+    fmt, tools = chat.FORMATS["think"], [{"type": "function", "function": {"name": "add"}}]
+    call = ToolCall("add", '{"a": 1,  "b":2}')
+    answer = 'I add.\n<tool_call>\n{"name": "add", "arguments": {"a": 1,  "b":2}}\n</tool_call>'
+    row, supervised = chat.encode_row(qwen, fmt, "q", "I need a sum.", answer)
+    # In a row the answer is text; a sampled call has the tokens of its tags.
+    before = qwen.encode("<think>\nI need a sum.\n</think>\n\n" + answer + "<|im_end|>")
+    assert qwen.decode(before) == qwen.decode(row[supervised])
+    prompt = conversation.encode(qwen, fmt, [USER], tools)
+    said = Message("assistant", *tools_lib.parse(answer)[:1], thinking="I need a sum.", tool_calls=(call,))
+    later = conversation.encode(qwen, fmt, [USER, said, Message("tool", "3")], tools)
+    assert tools_lib.parse(answer) == ("I add.", [call]) and later[: len(prompt + before)] == prompt + before
+
+
+def test_tools_stand_after_a_default_system_prompt(qwen):
+    tools = [{"name": "f"}]
+    fmt = chat.with_system(chat.FORMATS["think"], "Be brief.")
+    want = conversation.encode(qwen, chat.FORMATS["think"], [Message("system", "Be brief."), USER], tools)
+    assert conversation.encode(qwen, fmt, [USER], tools) == want
 
 
 def test_a_developer_is_a_system(qwen):
@@ -209,9 +290,6 @@ def test_formats_of_earlier_releases(name):
     assert old.earlier_thinking == "" and conversation.earlier_thinking(old) == want
 
 
-USER, SAID = Message("user", "q"), Message("assistant", "a")
-
-
 @pytest.mark.parametrize(
     ("name", "messages", "said"),
     [
@@ -219,6 +297,8 @@ USER, SAID = Message("user", "q"), Message("assistant", "a")
         ("s1", [USER, SAID], "the last message is that of the role assistant; it must be the user's"),
         ("countdown_base", [USER, SAID, USER], "nothing that separates turns; give one user message"),
         ("countdown_base", [Message("system", "s"), USER], "has no system turn"),
+        ("s1", [USER, dataclasses.replace(SAID, tool_calls=[ToolCall("f")]), USER], "answer'.* has no place for tools"),
+        ("think_r1", [USER, SAID, Message("tool", "2")], "whose thinking ends with '</think>', has no place for tools"),
         ("think_r1", [Message("system", "s"), USER, Message("system", "s"), USER], "one place for it, at the start"),
     ],
 )
