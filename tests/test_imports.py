@@ -34,6 +34,7 @@ FILES_WITHOUT_JAX = tuple(
     f"s1jax/serve/{name}.py"
     for name in (
         "protocol", "reader", "budgets", "settings", "chat", "completions", "responses", "anthropic",
+        "prices", "openapi",
         "handoff", "handoff_config", "leaving", "spending",
     )
 )  # fmt: skip

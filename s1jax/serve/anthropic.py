@@ -50,10 +50,9 @@ def read(reader: Reader, defaults: Defaults) -> Call:
         reader.only(field, values, remedy)
     reader.only("tool_choice", ({"type": "none"}, {"type": "auto"}), _OUT)
     reader.unused("cache_control", "inference_geo", "user_profile_id", "workspace_id")
-    system = reader.value("system")
     conversation = _messages(reader)
-    if system is not None:
-        words = chat.text(system, "system")
+    if reader.value("system", {"anyOf": [*chat.text_schema()["anyOf"], {"type": "null"}]}) is not None:
+        words = chat.text(reader, "system", content=reader.value("system"))
         conversation = ((Message("system", words),) if words else ()) + conversation
     config = reader.group("output_config") or reader.groups["output_config"]
     config.only("format", (), _OUT)
@@ -70,7 +69,7 @@ def read(reader: Reader, defaults: Defaults) -> Call:
         params=protocol.sampling_params(defaults, given), given=given, max_completion_tokens=total, stream=stream,
         include_reasoning=thinking.include and thinking.asked, **settings.serving(reader),
     )  # fmt: skip
-    return dataclasses.replace(call, ignored=tuple(reader.rest()))
+    return dataclasses.replace(call, ignored=protocol.ignored(reader))
 
 
 def _messages(reader: Reader) -> tuple[Message, ...]:
@@ -100,7 +99,7 @@ def _message(reader: Reader, value: Any, path: str) -> Message:
             if kinds[i] == "thinking"
         ]
         content = [b for b, kind in zip(content, kinds, strict=True) if kind not in ("thinking", "redacted_thinking")]
-    words = chat.text(content, f"{path}.content")
+    words = chat.text(fields, "content", content=content)
     return Message(role, words, "\n".join(thoughts) if thoughts else None)  # type: ignore[arg-type]
 
 

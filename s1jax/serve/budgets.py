@@ -77,12 +77,13 @@ def read(reader: Reader, defaults: Defaults, effort: Reader | None = None) -> Th
             _switch(group, "thinking", found)  # DeepSeek's chat template
         else:  # so that the document and misspelt names know its fields
             _names(reader.groups[name], _Names(), words)
-            reader.groups[name].value("thinking")
+            _switch(reader.groups[name], "thinking", _Names())
     think = reader.value("think")
     if isinstance(think, str):
         found.efforts += [("think", reader.word("think", _THINK))]
     else:
         _switch(reader, "think", found)
+    reader.value("think", {"enum": [True, False, *_THINK, None]})
     _reasoning(reader, found, words)
     _thinking(reader, found)
     include = reader.flag("include_reasoning")
@@ -101,18 +102,17 @@ def _names(reader: Reader, found: _Names, words: tuple[str, ...]) -> None:
         value = reader.integer(name)
         if value is not None:
             into.append((reader.path(name), value))
+    wait = reader.text("wait")
     if reader.has("wait"):
-        found.strings.append((reader.path("wait"), reader.text("wait") or ""))
+        found.strings.append((reader.path("wait"), wait or ""))
 
 
 def _limit(reader: Reader, name: str, found: _Names) -> None:
-    if not reader.has(name):
-        return
     value = reader.integer(name, -1)
-    if value is None:
-        found.no_limit = True
-    else:
+    if value is not None:
         found.limits.append((reader.path(name), value))
+    elif reader.has(name):
+        found.no_limit = True
 
 
 def _switch(reader: Reader, name: str, found: _Names) -> None:

@@ -51,7 +51,7 @@ def read(reader: Reader, defaults: Defaults) -> Call:
     )  # fmt: skip
     if before and call.params.n > 1:
         refuse("n", f"is {call.params.n}, but think_longer goes on with one reply; leave it out.")
-    return dataclasses.replace(call, ignored=tuple(reader.rest()))
+    return dataclasses.replace(call, ignored=protocol.ignored(reader))
 
 
 def messages(reader: Reader, name: str, may_lack: bool = False) -> tuple[Message, ...]:
@@ -82,11 +82,12 @@ def _message(value: Any, path: str, reader: Reader) -> Message:
     role = fields.word("role", _ROLES)
     if role is None:
         refuse(f"{path}.role", f"is missing; choose one of {', '.join(_ROLES)}.")
-    for name in ("tool_calls", "function_call", "audio"):
-        fields.only(name, ([],), "leave it out")
+    fields.only("tool_calls", ([],), "leave it out")
+    for name in ("function_call", "audio"):
+        fields.only(name, (), "leave it out")
     fields.unused("name")
     fields.only("refusal", (), "write it as content")
-    content = text(fields.value("content"), f"{path}.content")
+    content = text(fields, "content")
     thoughts = [
         (name, thought) for name in ("reasoning", "reasoning_content") if (thought := fields.text(name)) is not None
     ]
@@ -99,20 +100,42 @@ def _message(value: Any, path: str, reader: Reader) -> Message:
         raise ApiError(f"{path}: {error}", path) from None
 
 
-def text(content: Any, path: str, kinds: Sequence[str] = ("text",)) -> str:
-    """Returns the text of a content: a string, or a list of parts that have text."""
+def text(reader: Reader, name: str, kinds: Sequence[str] = ("text",), content: Any = None) -> str:
+    """Reads a text: a string, or a list of parts that have one.
+
+    Args:
+      reader: of the object that has the field.
+      name: of the field.
+      kinds: types of parts that are read.
+      content: in place of the field's value.
+    """
+    value, path = reader.value(name, text_schema(kinds)), reader.path(name)
+    content = value if content is None else content
     if content is None:
         refuse(path, "is missing; write a string.")
     if not isinstance(content, list):
         return string(content, path)
-    texts = []
-    for i, part in enumerate(content):
-        if not isinstance(part, Mapping):
-            refuse(f"{path}[{i}]", f"is {shown(part)}; it must be an object.")
-        if not any(part.get("type") == kind for kind in kinds):
-            refuse(f"{path}[{i}].type", f"is {shown(part.get('type'))}; s1jax reads {', '.join(kinds)}.")
-        texts.append(string(part.get("text"), f"{path}[{i}].text"))
-    return "".join(texts)
+    return "".join(_part(reader, each, f"{path}[{i}]", kinds) for i, each in enumerate(content))
+
+
+def text_schema(kinds: Sequence[str] = ("text",)) -> dict[str, Any]:
+    """Returns the JSON schema of what `text` reads."""
+    string = {"type": "string"}
+    part = {
+        "type": "object", "required": ["type", "text"],
+        "properties": {"type": {"enum": list(kinds)}, "text": string},
+    }  # fmt: skip
+    return {"anyOf": [string, {"type": "array", "items": part}]}
+
+
+def _part(reader: Reader, value: Any, path: str, kinds: Sequence[str]) -> str:
+    if not isinstance(value, Mapping):
+        refuse(path, f"is {shown(value)}; it must be an object.")
+    fields = reader.groups[path] = Reader(value, path)
+    if fields.word("type", kinds) is None:
+        refuse(f"{path}.type", f"is missing; choose one of {', '.join(kinds)}.")
+    found = fields.text("text")
+    return refuse(f"{path}.text", "is missing; write a string.") if found is None else found
 
 
 def whole(call: Call, results: Sequence[Result], count: Count = Usage.of) -> dict[str, Any]:

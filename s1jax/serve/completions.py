@@ -14,7 +14,7 @@ from typing import Any
 from s1jax.engine.pieces import Piece
 from s1jax.serve import budgets, protocol, settings
 from s1jax.serve.protocol import ApiError, Call, Count, Defaults, Echo, Event, Result, Usage
-from s1jax.serve.reader import Reader, refuse, shown, string  # fmt: skip
+from s1jax.serve.reader import MOST, Reader, refuse, shown, string
 from s1jax.serve.reader import whole as whole_number
 
 _TOTALS = ("max_tokens", "max_completion_tokens")
@@ -32,7 +32,7 @@ def parse(body: Mapping[str, Any], defaults: Defaults) -> Call:
 def read(reader: Reader, defaults: Defaults) -> Call:
     """`parse` of a body in a reader, which then knows all fields that are accepted."""
     name = protocol.model(reader, defaults)
-    settings.refused(reader, _TOTALS, "stop", "logprobs", "n", "echo", "top_logprobs", "best_of")
+    settings.refused(reader, _TOTALS, "stop", "logprobs", "n", "echo", "best_of")
     prompts = _prompts(reader, defaults)
     echo, logprobs = reader.flag("echo") or False, reader.integer("logprobs", 0, 1)
     thinking = budgets.read(reader, defaults)
@@ -55,7 +55,7 @@ def read(reader: Reader, defaults: Defaults) -> Call:
         include_usage=include_usage, include_reasoning=thinking.include, reasoning_names=defaults.reasoning_names,
         logprobs=logprobs is not None, echo=echo, only_prompt=scored, **settings.serving(reader),
     )  # fmt: skip
-    return dataclasses.replace(call, ignored=tuple(reader.rest()))
+    return dataclasses.replace(call, ignored=protocol.ignored(reader))
 
 
 def _check_score(reader: Reader, given: Mapping[str, Any], defaults: Defaults) -> None:
@@ -72,7 +72,7 @@ def _check_score(reader: Reader, given: Mapping[str, Any], defaults: Defaults) -
 
 def _prompts(reader: Reader, defaults: Defaults) -> tuple[str | tuple[int, ...], ...]:
     """Reads one prompt or a list of them, each text or ids."""
-    value = reader.value("prompt")
+    value = reader.value("prompt", _schema(defaults))
     if value is None:
         refuse("prompt", "is missing; write a text, a list of ids, or a list of those.")
     if not isinstance(value, list) or (value and all(isinstance(each, int) for each in value)):
@@ -80,6 +80,14 @@ def _prompts(reader: Reader, defaults: Defaults) -> tuple[str | tuple[int, ...],
     if not value or len(value) > defaults.max_prompts:
         refuse("prompt", f"has {len(value)} prompts; give 1 to {defaults.max_prompts}.")
     return tuple(_prompt(each, "prompt" if len(value) == 1 else f"prompt[{i}]") for i, each in enumerate(value))
+
+
+def _schema(defaults: Defaults) -> dict[str, Any]:
+    """JSON schema of `prompt`."""
+    text, ids = {"type": "string", "minLength": 1}, {"type": "integer", "minimum": 0, "maximum": MOST}
+    listed = {"type": "array", "minItems": 1, "items": ids}
+    several = {"type": "array", "minItems": 1, "maxItems": defaults.max_prompts, "items": {"anyOf": [text, listed]}}
+    return {"anyOf": [text, listed, several]}
 
 
 def _prompt(value: Any, path: str) -> str | tuple[int, ...]:

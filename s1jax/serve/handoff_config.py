@@ -18,26 +18,12 @@ from s1jax.remote import confidence
 from s1jax.remote.client import Endpoint
 from s1jax.remote.confidence import Fit
 from s1jax.serve.leaving import PATTERNS, Send
+from s1jax.serve.prices import Price as Price
 from s1jax.serve.spending import Caps
 
 Consent = Literal["never", "ask", "auto"]
 CONSENTS: tuple[Consent, ...] = ("never", "ask", "auto")
 _RULES = ("logprob_below", "wrong_above", "share", "value")
-
-
-@dataclasses.dataclass(frozen=True)
-class Price:
-    """USD per million tokens. Thinking is output."""
-
-    input: float
-    output: float
-    cached: float | None = None
-
-    def of(self, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> float:
-        """Returns the price of a request in USD."""
-        cached = min(cached_tokens, prompt_tokens) if self.cached is not None else 0
-        dollars = (prompt_tokens - cached) * self.input + cached * (self.cached or 0.0)
-        return (dollars + completion_tokens * self.output) / 1e6
 
 
 @dataclasses.dataclass(frozen=True)

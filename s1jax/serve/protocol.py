@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -300,6 +301,16 @@ def model(reader: Reader, defaults: Defaults) -> str:
 def identity(prefix: str) -> tuple[str, int]:
     """Returns a new id that begins with `prefix`, and the time in seconds since 1970."""
     return f"{prefix}{secrets.token_hex(16)}", int(time.time())
+
+
+def ignored(reader: Reader) -> tuple[str, ...]:
+    """Returns the paths of fields that have no effect, each once whatever its place in a list, at most 64.
+
+    Raises:
+      ApiError: a field has nearly the name of one that is read.
+    """
+    paths = (re.sub(r"\[\d+\]", "[]", path) for path in reader.rest())
+    return tuple(dict.fromkeys(paths))[:64]
 
 
 def sampling_params(defaults: Defaults, given: Mapping[str, Any]) -> SamplingParams:

@@ -85,19 +85,19 @@ def plain(name: str) -> str:
 
 
 class Reader:
-    """Reads an object field by field and notes which names it knows.
+    """Reads an object field by field and notes which fields it knows, with the JSON schema of each.
 
     A field with the value null counts as missing, unless a method says otherwise.
 
     Attributes:
-      known: names that were asked for, whether present or not.
+      known: JSON schema of each field that was asked for, whether present or not.
       groups: readers of the objects inside, by name.
     """
 
     def __init__(self, values: Mapping[str, Any], path: str = ""):
         """Takes the object and the path of it in messages."""
         self._values, self._path = values, path
-        self.known: dict[str, None] = {}
+        self.known: dict[str, dict[str, Any]] = {}
         self.groups: dict[str, Reader] = {}
         self._unused: list[str] = []
 
@@ -107,22 +107,22 @@ class Reader:
 
     def has(self, name: str) -> bool:
         """Whether a field is present, null included."""
-        self.known[name] = None
         return name in self._values
 
-    def value(self, name: str) -> Any:
-        """The value of a field, unchecked; None if it is missing."""
-        self.known[name] = None
+    def value(self, name: str, schema: Mapping[str, Any] | None = None) -> Any:
+        """The value of a field, unchecked; None if it is missing. The caller checks that it has the schema."""
+        if schema is not None or name not in self.known:
+            self.known[name] = dict(schema or {})
         return self._values.get(name)
 
     def integer(self, name: str, least: int = 0, most: int = MOST) -> int | None:
         """A whole number in [least, most]."""
-        value = self.value(name)
+        value = self.value(name, {"type": ["integer", "null"], "minimum": least, "maximum": most})
         return None if value is None else whole(value, self.path(name), least, most)
 
     def number(self, name: str, least: float, most: float) -> float | None:
         """A finite number in [least, most]."""
-        value = self.value(name)
+        value = self.value(name, {"type": ["number", "null"], "minimum": least, "maximum": most})
         if value is None:
             return None
         path = self.path(name)
@@ -134,41 +134,35 @@ class Reader:
 
     def flag(self, name: str) -> bool | None:
         """True or false."""
-        value = self.value(name)
+        value = self.value(name, {"type": ["boolean", "null"]})
         if value is not None and not isinstance(value, bool):
             refuse(self.path(name), f"is {shown(value)}; it must be true or false.")
         return value
 
     def text(self, name: str) -> str | None:
         """A string that UTF-8 can hold."""
-        value = self.value(name)
+        value = self.value(name, {"type": ["string", "null"]})
         return None if value is None else string(value, self.path(name))
 
     def word(self, name: str, words: Iterable[str]) -> str | None:
         """One of some words."""
-        value = self.value(name)
         words = tuple(words)
+        value = self.value(name, {"enum": [*words, None]})
         if value is not None and (not isinstance(value, str) or value not in words):
             refuse(self.path(name), f"is {shown(value)}; choose one of {', '.join(words)}.")
         return value
 
     def group(self, name: str) -> Reader | None:
-        """An object; its own reader is kept."""
-        value = self.value(name)
+        """An object; its own reader is kept, and is empty if it is missing."""
+        value = self.value(name, {"type": ["object", "null"]})
         if value is not None and not isinstance(value, Mapping):
             refuse(self.path(name), f"is {shown(value)}; it must be an object.")
         self.groups[name] = Reader(value or {}, self.path(name))
         return None if value is None else self.groups[name]
 
-    def inside(self, name: str) -> Reader:
-        """The reader of an object; an empty one if it is missing or no object."""
-        value = self.value(name)
-        self.groups[name] = Reader(value if isinstance(value, Mapping) else {}, self.path(name))
-        return self.groups[name]
-
     def items(self, name: str) -> list[Any] | None:
         """A list."""
-        value = self.value(name)
+        value = self.value(name, {"type": ["array", "null"]})
         if value is not None and not isinstance(value, list):
             refuse(self.path(name), f"is {shown(value)}; it must be a list.")
         return value
@@ -176,14 +170,23 @@ class Reader:
     def unused(self, *names: str) -> None:
         """Marks fields that are accepted without an effect; those that are present are listed as ignored."""
         for name in names:
-            if self.value(name) is not None:
+            if self.value(name, {"description": "Accepted without an effect."}) is not None:
                 self._unused.append(self.path(name))
 
     def only(self, name: str, values: Iterable[Any], remedy: str) -> None:
         """Refuses a field unless it has one of `values`, which ask for nothing."""
-        value = self.value(name)
+        values = tuple(values)
+        value = self.value(name, {"enum": [*values, None], "description": f"Not done: {remedy}."})
         if value is not None and not any(type(value) is type(v) and value == v for v in values):
             refuse(self.path(name), f"is {shown(value)}, which s1jax does not do; {remedy}.")
+
+    def schema(self) -> dict[str, Any]:
+        """Returns the JSON schema of the object, after it was read."""
+        fields = {}
+        for name, schema in self.known.items():
+            inside = self.groups[name].schema() if name in self.groups else {}
+            fields[name] = {**inside, **schema}
+        return {"type": "object", "properties": fields}
 
     def rest(self) -> list[str]:
         """Returns the paths of all fields that have no effect, those of groups included.

@@ -47,7 +47,7 @@ def parse(body: Mapping[str, Any], defaults: Defaults) -> Call:
 def read(reader: Reader, defaults: Defaults) -> Call:
     """`parse` of a body in a reader, which then knows all fields that are accepted."""
     name = protocol.model(reader, defaults)
-    settings.refused(reader, ("max_output_tokens",), "stop", "n", "metadata", "verbosity", "instructions")
+    settings.refused(reader, ("max_output_tokens",), "stop", "n", "metadata", "instructions")
     for field, (values, remedy) in _REFUSED.items():
         reader.only(field, values, remedy)
     if reader.value("include"):
@@ -74,12 +74,13 @@ def read(reader: Reader, defaults: Defaults) -> Call:
             "reasoning": {"effort": effort, "summary": None},
         },
     )  # fmt: skip
-    return dataclasses.replace(call, ignored=tuple(reader.rest()))
+    return dataclasses.replace(call, ignored=protocol.ignored(reader))
 
 
 def _metadata(reader: Reader) -> dict[str, str]:
     """Reads what the reply repeats."""
-    found = reader.value("metadata")
+    schema = {"type": ["object", "null"], "additionalProperties": {"type": "string"}}
+    found = reader.value("metadata", schema)
     if found is None:
         return {}
     if not isinstance(found, Mapping) or not all(isinstance(value, str) for value in found.values()):
@@ -91,7 +92,7 @@ def _conversation(reader: Reader) -> tuple[Message, ...]:
     """Reads `input`: text, or a list of messages and of earlier reasoning."""
     found = reader.value("input")
     if isinstance(found, str):
-        return (Message("user", chat.text(found, "input")),)
+        return (Message("user", chat.text(reader, "input")),)
     if not isinstance(found, list) or not found:
         refuse("input", f"is {shown(found)}; write a text, or a list with at least one message.")
     messages: list[Message] = []
@@ -102,7 +103,7 @@ def _conversation(reader: Reader) -> tuple[Message, ...]:
             refuse(path, f"is {shown(item)}; it must be an object.")
         kind = item.get("type", "message")
         if kind == "reasoning":
-            thought = _thought(item, path)
+            thought = _thought(reader, item, path)
             continue
         if kind != "message":
             refuse(f"{path}.type", f"is {shown(kind)}; s1jax reads message and reasoning.")
@@ -114,10 +115,12 @@ def _conversation(reader: Reader) -> tuple[Message, ...]:
     return tuple(messages)
 
 
-def _thought(item: Mapping[str, Any], path: str) -> str | None:
+def _thought(reader: Reader, item: Mapping[str, Any], path: str) -> str | None:
     """The text of earlier reasoning; None if it has none, as that of other servers."""
-    content = item.get("content")
-    return chat.text(content, f"{path}.content", ("reasoning_text",)) if content else None
+    fields = reader.groups[path] = Reader(item, path)
+    fields.value("type")
+    fields.unused("id", "status", "summary", "encrypted_content")
+    return chat.text(fields, "content", ("reasoning_text",)) if fields.value("content") else None
 
 
 def _message(reader: Reader, item: Mapping[str, Any], path: str, thought: str | None) -> Message:
@@ -125,9 +128,9 @@ def _message(reader: Reader, item: Mapping[str, Any], path: str, thought: str | 
     role = fields.word("role", _ROLES)
     if role is None:
         refuse(f"{path}.role", f"is missing; choose one of {', '.join(_ROLES)}.")
-    fields.value("type")
+    fields.only("type", ("message",), "leave it out")
     fields.unused("id", "status", "phase")
-    content = chat.text(fields.value("content"), f"{path}.content", _PARTS)
+    content = chat.text(fields, "content", _PARTS)
     if thought is not None and role != "assistant":
         refuse(path, "follows reasoning, which belongs before a message of the assistant; leave the reasoning out.")
     return Message("system" if role == "developer" else role, content, thought)  # type: ignore[arg-type]

@@ -128,7 +128,9 @@ def sampling(reader: Reader, *, samples: int = 1) -> dict[str, Any]:
 
 def stops(reader: Reader, name: str = "stop") -> dict[str, Any]:
     """Reads stop strings: one string, or a list of at most 64; none of them empty."""
-    value, path = reader.value(name), reader.path(name)
+    text = {"type": "string", "minLength": 1}
+    schema = {"anyOf": [text, {"type": "array", "maxItems": _STOPS, "items": text}, {"type": "null"}]}
+    value, path = reader.value(name, schema), reader.path(name)
     if value is None:
         return {}
     if isinstance(value, str):

@@ -1,0 +1,217 @@
+"""The OpenAPI document of the server, from the parsers themselves: what they read is what it says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from s1jax.serve import anthropic, budgets, chat, completions, responses
+from s1jax.serve.protocol import Call, Defaults
+from s1jax.serve.reader import Reader
+
+_USER = [{"role": "user", "content": "What is 1+1?"}]
+# Path, parser, the smallest body, the fields that must be there, and what the route does.
+_APIS: tuple[tuple[str, Callable[[Reader, Defaults], Call], dict[str, Any], tuple[str, ...], str], ...] = (
+    ("/v1/chat/completions", chat.read, {"messages": _USER}, ("messages",), "Answers a chat."),
+    ("/v1/completions", completions.read, {"prompt": "1+1="}, ("prompt",), "Answers prompts without a chat template."),
+    ("/v1/responses", responses.read, {"input": "What is 1+1?"}, ("input",), "Answers a chat; nothing is stored."),
+    ("/v1/messages", anthropic.read, {"messages": _USER, "max_tokens": 512}, ("messages", "max_tokens"),
+     "Answers a chat, with the API of Anthropic."),
+)  # fmt: skip
+_BOUND = "Most tokens of thinking, delimiters and answer together; lowered to what the context leaves."
+_LIMIT = "Most thinking tokens; -1 or null: no limit. All names of it must agree."
+_GROUP = "Fields of thinking may stand here as well."
+_SPOKEN = "Text that ends an answer; never looked for in thinking."
+DESCRIPTIONS = {
+    "model": "Name of the served model; missing or empty: that one.",
+    "messages": "The conversation. The last message is the user's.",
+    "prompt": "A text, a list of token ids, or a list of those.",
+    "input": "A question, or a list of messages and of earlier reasoning.",
+    "instructions": "System prompt.",
+    "system": "System prompt.",
+    "metadata": "Repeated in the reply.",
+    "text": "Format of the answer; only text is.",
+    **dict.fromkeys(budgets.MAXIMUM, _LIMIT),
+    **dict.fromkeys(("max_tokens", "max_completion_tokens", "max_output_tokens"), _BOUND),
+    **dict.fromkeys(budgets.GROUPS, _GROUP),
+    **dict.fromkeys(("stop", "stop_sequences"), _SPOKEN),
+    "max_answer_tokens": "Most sampled tokens of the answer.",
+    "min_thinking_tokens": "An earlier end of thinking is replaced by the wait string.",
+    "num_waits": "Ends of thinking beyond the minimum that are replaced by the wait string.",
+    "wait": "What replaces an end of thinking; empty or null: the end is masked.",
+    "enable_thinking": "false: no thinking.",
+    "think": "false: no thinking; a word: as reasoning_effort.",
+    "reasoning_effort": "A number of thinking tokens that the server has for this word; a number in the request wins.",
+    "reasoning": "Effort, most thinking tokens (max_tokens), and whether thinking is withheld (exclude).",
+    "thinking": "Whether to think, and most thinking tokens (budget_tokens).",
+    "output_config": "Effort of thinking.",
+    "include_reasoning": "false: thinking is counted and not sent.",
+    "temperature": "0 is greedy. Missing: the server's, which is 1 unless its operator sets another.",
+    "top_p": "Smallest set of tokens with at least this probability.",
+    "top_k": "The most probable tokens; 0 or -1: all.",
+    "min_p": "Tokens at least this fraction as probable as the best.",
+    "repetition_penalty": "1 changes nothing.",
+    "seed": "Of the noise, modulo 2**32. Missing: drawn. The reply has it.",
+    "n": "Answers to each prompt; more than 1 need a temperature above 0.",
+    "best_of": "Only as n.",
+    "logprobs": "Log-probabilities of the answer's tokens. A number other than 0 needs echo.",
+    "echo": "Repeats the prompt. With logprobs and max_tokens 0 or 1 it is scored and nothing is sampled.",
+    "stream": "Whether the reply is a stream of server-sent events.",
+    "stream_options": "Only with stream.",
+    "priority": "Lower goes first; equal ones in order of arrival.",
+    "cache_salt": "Separates the prefix cache of this request from others.",
+    "think_longer": "Goes on with the thinking of a finished reply; messages are missing or empty then.",
+    "handoff": "Whether a hard question may be answered by another model.",
+    "max_cost": "Most US dollars for that.",
+}
+_ERROR = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+        }
+    },
+}
+_ANTHROPIC_ERROR = {
+    "type": "object",
+    "required": ["type", "error"],
+    "properties": {
+        "type": {"enum": ["error"]},
+        "error": {
+            "type": "object",
+            "required": ["type", "message"],
+            "properties": {"type": {"type": "string"}, "message": {"type": "string"}},
+        },
+    },
+}
+# Fields that every reply of an API has.
+_REPLIES = {
+    "/v1/chat/completions": ("id", "object", "created", "model", "choices", "usage"),
+    "/v1/completions": ("id", "object", "created", "model", "choices", "usage"),
+    "/v1/responses": ("id", "object", "created_at", "model", "status", "output", "usage"),
+    "/v1/messages": ("id", "type", "role", "model", "content", "stop_reason", "stop_sequence", "usage"),
+}
+_STATUSES = {
+    400: "A field is refused; the error names it.",
+    401: "The API key is missing or wrong.",
+    403: "The host or the origin is not allowed.",
+    404: "The model is not served.",
+    408: "The body did not arrive in time.",
+    413: "The body is too long.",
+    429: "The key has reached a limit.",
+    500: "The server has failed.",
+    503: "The server is loading, full, or stopping; see the header retry-after.",
+}
+
+
+def body(path: str, defaults: Defaults) -> dict[str, Any]:
+    """Returns the JSON schema of the body of an API.
+
+    It says of each field alone what is accepted. Fields that disagree are refused as well: descriptions say which.
+
+    Args:
+      path: of the API.
+      defaults: of the server.
+    """
+    _, read, smallest, required, _ = next(api for api in _APIS if api[0] == path)
+    reader = Reader(smallest)
+    read(reader, defaults)
+    schema = reader.schema()
+    fields = schema["properties"]
+    if "messages" in smallest:
+        fields["messages"] = {"type": "array", "minItems": 1, "items": _message(reader.groups["messages[0]"])}
+    if "input" in smallest:
+        fields["input"] = {"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1, "items": {"type": "object"}}]}
+    if "max_tokens" in required:
+        fields["max_tokens"] = {"type": "integer", "minimum": 1, "maximum": fields["max_tokens"]["maximum"]}
+    fields["model"] = {"enum": [defaults.model, *defaults.aliases, "", None]}
+    if "think_longer" in fields:
+        required = ()
+    for name, field in fields.items():
+        if name in DESCRIPTIONS and "description" not in field:
+            field["description"] = DESCRIPTIONS[name]
+    return {**schema, "required": list(required)}
+
+
+def _message(reader: Reader) -> dict[str, Any]:
+    """The schema of a message of the assistant, which may have thinking, or of another role."""
+    schema = {**reader.schema(), "required": ["role", "content"]}
+    fields = schema["properties"]
+    assistant = {**fields, "role": {"enum": ["assistant"]}}
+    if "reasoning" not in fields:  # Anthropic's thinking is a block of the content
+        return {"anyOf": [{**schema, "properties": {**fields, "role": {"enum": ["user"]}}}, _with_blocks(assistant)]}
+    roles = [role for role in fields["role"]["enum"] if role not in ("assistant", None)]
+    nothing = {name: {"type": "null"} for name in ("reasoning", "reasoning_content")}
+    other = {**fields, "role": {"enum": roles}, **nothing}
+    return {"anyOf": [{**schema, "properties": other}, {**schema, "properties": assistant}]}
+
+
+def _with_blocks(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of Anthropic's message of the assistant."""
+    string, (text, parts) = {"type": "string"}, fields["content"]["anyOf"]
+    thinking = {
+        "type": "object", "required": ["type", "thinking"],
+        "properties": {"type": {"enum": ["thinking"]}, "thinking": string, "signature": {}},
+    }  # fmt: skip
+    redacted = {"type": "object", "required": ["type"], "properties": {"type": {"enum": ["redacted_thinking"]}}}
+    blocks = {"type": "array", "items": {"anyOf": [parts["items"], thinking, redacted]}}
+    properties = {**fields, "content": {"anyOf": [text, blocks]}}
+    return {"type": "object", "required": ["role", "content"], "properties": properties}
+
+
+def document(defaults: Defaults, version: str, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Returns the document.
+
+    Args:
+      defaults: of the server.
+      version: of s1jax.
+      extra: further paths.
+    """
+    paths = {path: {"post": _operation(path, defaults, about)} for path, _, _, _, about in _APIS}
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "s1jax",
+            "version": version,
+            "description": "A reasoning model with a budget of thinking tokens, with the APIs of OpenAI and Anthropic.",
+        },
+        "components": {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
+        "security": [{}, {"key": []}],
+        "paths": {**paths, **(extra or {})},
+    }
+
+
+def _operation(path: str, defaults: Defaults, about: str) -> dict[str, Any]:
+    error = _ANTHROPIC_ERROR if path == "/v1/messages" else _ERROR
+    reply = {"type": "object", "required": list(_REPLIES[path])}
+    return {
+        "operationId": re.sub(r"\W+", "_", path).strip("_"),
+        "summary": about,
+        "requestBody": {"required": True, "content": {"application/json": {"schema": body(path, defaults)}}},
+        "responses": {
+            "200": {
+                "description": "The reply; with stream: true, its events.",
+                "headers": {
+                    "x-request-id": {"schema": {"type": "string"}},
+                    "x-s1jax-ignored": {"schema": {"type": "string"}, "description": "Fields without an effect."},
+                },
+                "content": {
+                    "application/json": {"schema": reply},
+                    "text/event-stream": {"schema": {"type": "string"}},
+                },
+            },
+            **{
+                str(status): {"description": words, "content": {"application/json": {"schema": error}}}
+                for status, words in _STATUSES.items()
+            },
+        },
+    }
