@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import pathlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -19,8 +20,8 @@ from s1jax import __version__
 from s1jax.checkpoint.store import Metadata
 from s1jax.config.sampling import SamplingParams
 from s1jax.errors import UserError
+from s1jax.serve import anthropic, chat, completions, reader, responses
 from s1jax.serve import calls as calls_lib
-from s1jax.serve import chat, reader
 from s1jax.serve.calls import Api, Calls, Log
 from s1jax.serve.guards import BodyTooLarge, Guards, Rules
 from s1jax.serve.metrics import CONTENT_TYPE, Metrics
@@ -30,7 +31,12 @@ from s1jax.serve.sse import ClientLeft
 from s1jax.serve.ticket import Unavailable
 from s1jax.serve.worker import Worker
 
-APIS: dict[str, Api] = {"/v1/chat/completions": chat}  # type: ignore[dict-item]
+APIS: dict[str, Any] = {
+    "/v1/chat/completions": chat,
+    "/v1/completions": completions,
+    "/v1/responses": responses,
+    "/v1/messages": anthropic,
+}
 _PAGE = pathlib.Path(__file__).parent / "static" / "index.html"
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 405: "invalid_request_error"}
 
@@ -86,7 +92,7 @@ class _Routes:
         self, worker: Worker, about: Metadata, settings: Settings, defaults: Defaults, log: Log | None, count: Count
     ):
         self._worker, self._about, self._settings, self._defaults = worker, about, settings, defaults
-        self._metrics = Metrics(worker.stats)
+        self._metrics = Metrics(worker)
         worker.observer = self._metrics
         self._calls = Calls(worker, defaults, keep_alive=settings.keep_alive, count=count, log=log)
         self._created = int(time.time())
@@ -96,9 +102,11 @@ class _Routes:
         get, post = ["GET"], ["POST"]
         return [
             *(Route(path, self._api(api), methods=post) for path, api in APIS.items()),
+            Route("/v1/chat/completions/control", _json(self._calls.control), methods=post),
             Route("/v1/models", self._models, methods=get),
             Route("/v1/models/{name:path}", self._model, methods=get),
             Route("/v1/curve", self._curve, methods=get),
+            Route("/tokenizer_info", self._tokenizer_info, methods=get),
             Route("/tokenize", _json(self._tokenize), methods=post),
             Route("/detokenize", _json(self._detokenize), methods=post),
             Route("/health", self._health, methods=get),
@@ -130,11 +138,10 @@ class _Routes:
         return FileResponse(_PAGE, headers={"cache-control": "no-cache"})
 
     def _card(self) -> dict[str, Any]:
-        length = self._worker.length or self._defaults.context_length
         name = self._settings.model
         return {
             "id": name, "object": "model", "created": self._created, "owned_by": "s1jax", "root": name, "parent": None,
-            "max_model_len": length,
+            "max_model_len": self._length(),
         }  # fmt: skip
 
     async def _models(self, request: Request) -> Response:
@@ -153,7 +160,20 @@ class _Routes:
             return calls_lib.refusal(chat, ApiError(message, None, "no_curve", "not_found_error", 404))  # type: ignore[arg-type]
         return JSONResponse(self._settings.curve)
 
-    def _tokenize(self, body: Mapping[str, Any]) -> dict[str, Any]:
+    async def _tokenizer_info(self, request: Request) -> Response:
+        """What lm-evaluation-harness asks for: the tokens that its `local-completions` puts before and after texts."""
+        tokenizer = self._about.tokenizer
+        eos, pad = ("".join(tokenizer.tokens([] if i is None else [i])) for i in (tokenizer.eos_id, tokenizer.pad_id))
+        return JSONResponse({
+            "tokenizer_class": "s1jax", "bos_token": None, "eos_token": eos or None, "pad_token": pad or None,
+            "vocab_size": self._about.config.vocab_size, "model_max_length": self._length(),
+        })  # fmt: skip
+
+    def _length(self) -> int:
+        """The most tokens of a sequence."""
+        return self._worker.length or self._defaults.context_length
+
+    def _tokenize(self, body: Mapping[str, Any], key: int) -> dict[str, Any]:
         fields = reader.Reader(body)
         text = fields.text("prompt")
         if text is None:
@@ -165,12 +185,12 @@ class _Routes:
         ids = self._about.tokenizer.encode(text)
         return {
             "count": len(ids),
-            "max_model_len": self._worker.length or self._defaults.context_length,
+            "max_model_len": self._length(),
             "tokens": ids,
             "token_strs": self._about.tokenizer.tokens(ids) if texts else None,
         }
 
-    def _detokenize(self, body: Mapping[str, Any]) -> dict[str, Any]:
+    def _detokenize(self, body: Mapping[str, Any], key: int) -> dict[str, Any]:
         fields = reader.Reader(body)
         ids = fields.items("tokens")
         if ids is None:
@@ -185,12 +205,13 @@ class _Routes:
         }
 
 
-def _json(function: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Callable[[Request], Awaitable[Response]]:
-    """Returns the route of a function from one JSON object to another."""
+def _json(function: Callable[[Mapping[str, Any], int], Any]) -> Callable[[Request], Awaitable[Response]]:
+    """Returns the route of a function from one JSON object and the API key's index to another object."""
 
     async def answer(request: Request) -> Response:
         try:
-            return JSONResponse(function(reader.loads(await calls_lib.read_body(request))))
+            found = function(reader.loads(await calls_lib.read_body(request)), request.state.key)
+            return JSONResponse(await found if inspect.isawaitable(found) else found)
         except (ApiError, UserError, Unavailable, BodyTooLarge) as problem:
             return calls_lib.refusal(chat, calls_lib.as_api_error(problem), problem)  # type: ignore[arg-type]
         except ClientLeft:

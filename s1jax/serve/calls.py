@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import dataclasses
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -11,17 +12,22 @@ from typing import Any, Protocol
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from s1jax.config.sampling import SamplingParams
+from s1jax.engine import resume
 from s1jax.engine.pieces import Piece
+from s1jax.engine.request import Request as EngineRequest
 from s1jax.engine.sequence import EncodedRequest
 from s1jax.errors import UserError
-from s1jax.serve import budgets, protocol, reader, sse
+from s1jax.serve import budgets, protocol, reader, scoring, sse
 from s1jax.serve.guards import MOST_BYTES, BodyTooLarge
-from s1jax.serve.protocol import ApiError, Call, Count, Defaults, Event, Result, Usage
+from s1jax.serve.protocol import ApiError, Call, Count, Defaults, Echo, Event, Result, Usage
 from s1jax.serve.ticket import Running, Ticket, Unavailable
 from s1jax.serve.worker import Worker
 
 _BODY_SECONDS = 60  # for a client to send its body
 _LONG_TEXT = 20_000  # bytes of a body whose text is encoded beside the event loop, which would stand still meanwhile
+_KEPT = 256  # finished replies whose thinking can go on
+_LONGEST_WAIT = 64  # tokens; a longer wait string would compile programs, while everybody waits
 _LEFT = 499  # status in the log for a client that left, as nginx has it
 
 Log = Callable[[Mapping[str, Any]], None]
@@ -62,7 +68,7 @@ class Api(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class _Live:
-    """A call whose answer is on its way."""
+    """A call whose answer is on its way, or finished."""
 
     call: Call
     ticket: Ticket
@@ -99,6 +105,8 @@ class Calls:
         self.worker, self.defaults = worker, defaults
         self._keep_alive, self._count, self._log = keep_alive, count, log
         self._live: dict[str, _Live] = {}
+        self._finished: collections.OrderedDict[str, _Live] = collections.OrderedDict()
+        self._scoring = asyncio.Lock()
 
     async def answer(self, api: Api, request: Request) -> Response:
         """Answers one request."""
@@ -106,17 +114,20 @@ class Calls:
         try:
             body = await read_body(request)
             call = api.parse(reader.loads(body), self.defaults)
+            if call.only_prompt:
+                results = await sse.until_left(request.receive, self._scored(call))
+                self._note(request, start, 200, call)
+                return JSONResponse(api.whole(call, results, self._count), headers=_ignored(call))
             live = await self._submit(call, request, len(body))
-            headers = {"x-s1jax-ignored": ",".join(call.ignored)} if call.ignored else {}
             if call.stream:
-                return self._stream(api, live, request, start, headers)
+                return self._stream(api, live, request, start)
             try:
                 outputs = await sse.until_left(request.receive, live.ticket.outputs())
             finally:
                 self._end(live)
             self._note(request, start, 200, call, live)
             results = [self._result(live, i, output) for i, output in enumerate(outputs)]
-            return JSONResponse(api.whole(call, results, self._count), headers=headers)
+            return JSONResponse(api.whole(call, results, self._count), headers=_ignored(call))
         except sse.ClientLeft:
             self._note(request, start, _LEFT, call)
             return Response(status_code=_LEFT)
@@ -125,6 +136,24 @@ class Calls:
             self._note(request, start, error.status, call)
             return refusal(api, error, problem)
 
+    async def control(self, body: Mapping[str, Any], key: int) -> dict[str, Any]:
+        """Acts on a call whose answer is on its way: `{"id": "chatcmpl-...", "action": "reasoning_end"}`.
+
+        Raises:
+          ApiError: the body is refused, or there is no such call of this API key.
+        """
+        fields = reader.Reader(body)
+        call_id = fields.text("id")
+        if not call_id:
+            reader.refuse("id", "is missing; write the id of a reply that is on its way.")
+        if fields.word("action", ("reasoning_end",)) is None:
+            reader.refuse("action", "is missing; write reasoning_end.")
+        fields.rest()
+        live = self._live.get(call_id)
+        if live is None or live.key != key:
+            raise ApiError(f"no reply {call_id:.80} is on its way.", "id", "reply_not_found", "not_found_error", 404)
+        return {"id": call_id, "action": "reasoning_end", "ended": await self.worker.end_thinking(live.ticket)}
+
     async def _submit(self, call: Call, request: Request, num_bytes: int) -> _Live:
         """Encodes a call and hands it to the worker.
 
@@ -132,30 +161,76 @@ class Calls:
           ApiError, UserError: it cannot be answered.
           Unavailable: not now.
         """
-        if self.worker.engine is None or self.worker.state != "ready":
-            self.worker.check()
-        encoded = await asyncio.to_thread(self._encode, call) if num_bytes > _LONG_TEXT else self._encode(call)
-        submitting = self.worker.submit(encoded, samples=call.params.n, streams=call.stream)
+        self.worker.check()
+        key: int = request.state.key
+        before = self._finished.get(call.think_longer) if call.think_longer else None
+        if call.think_longer and (before is None or before.key != key):
+            message = f"no finished reply {call.think_longer!r:.80} is kept here; ask again from the beginning."
+            raise ApiError(message, "think_longer.id", "reply_not_found", "not_found_error", 404)
+        encoded = (
+            await asyncio.to_thread(self._encode, call, before)
+            if num_bytes > _LONG_TEXT
+            else self._encode(call, before)
+        )
+        samples = 1 if before else call.params.n
+        submitting = self.worker.submit(
+            encoded, samples=samples, streams=call.stream, priority=call.priority, salt=f"{key} {call.salt}".encode()
+        )
         ticket = await sse.until_left(request.receive, submitting)
-        live = _Live(call, ticket, encoded, request.state.key)
+        live = _Live(call, ticket, encoded, key)
         self._live[call.id] = live
         return live
 
-    def _encode(self, call: Call) -> list[EncodedRequest]:
+    async def _scored(self, call: Call) -> list[Result]:
+        """Scores the prompts of a call, in a thread: the streams go on meanwhile, also where it compiles."""
+        self.worker.check()
+        engine = self.worker.engine
+        assert engine is not None
+        async with self._scoring:
+            return await asyncio.to_thread(scoring.results, engine, call)
+
+    def _encode(self, call: Call, before: _Live | None) -> list[EncodedRequest]:
+        """Returns the sequences of a call; `before`: the reply whose thinking it goes on with."""
         engine = self.worker.engine
         assert engine is not None and engine.model is not None
-        encoder, found = engine.encoder, []
+        if before is not None:
+            return [self._reopened(call, before)]
+        found = []
         for request in call.requests(engine.model.tokenizer.encode):
-            for each in encoder.encode(request, self.defaults.params, request.name):
-                params = budgets.fit(
-                    each.params, call.max_completion_tokens, len(each.prompt), encoder.delimiters, self.worker.length
-                )
-                found.append(dataclasses.replace(each, params=params))
+            for each in engine.encoder.encode(request, self.defaults.params, request.name):
+                found.append(dataclasses.replace(each, params=self._fitted(each, call)))
         return found
 
-    def _stream(
-        self, api: Api, live: _Live, request: Request, start: float, headers: Mapping[str, str]
-    ) -> sse.EventStream:
+    def _reopened(self, call: Call, before: _Live) -> EncodedRequest:
+        """Returns the request that goes on with the thinking of the first choice of a finished reply."""
+        engine = self.worker.engine
+        assert engine is not None
+        earlier, sample = before.encoded[0], before.ticket.sequences[0].sample
+        assert sample is not None
+        given = {name: value for name, value in call.given.items() if name != "n"}
+        try:
+            params = dataclasses.replace(earlier.params, **given)
+        except UserError as error:
+            raise ApiError(str(error)) from None
+        asked = EngineRequest(prompt_ids=earlier.prompt, params=params, name="the reply")
+        encoded = engine.encoder.encode_one(asked, params)
+        fitted = self._fitted(encoded, call)
+        encoded = dataclasses.replace(encoded, params=earlier.params)
+        return resume.reopened(encoded, sample, fitted, engine.encoder.delimiters)
+
+    def _fitted(self, encoded: EncodedRequest, call: Call) -> SamplingParams:
+        """Returns the parameters of a sequence within what its prompt leaves of the context."""
+        engine = self.worker.engine
+        assert engine is not None
+        if len(encoded.wait) > _LONGEST_WAIT:
+            message = f"wait has {len(encoded.wait)} tokens; give at most {_LONGEST_WAIT}."
+            raise ApiError(message, "wait")
+        return budgets.fit(
+            encoded.params, call.max_completion_tokens, len(encoded.prompt), engine.encoder.delimiters,
+            self.worker.length,
+        )  # fmt: skip
+
+    def _stream(self, api: Api, live: _Live, request: Request, start: float) -> sse.EventStream:
         writer = api.Stream(live.call, self._count)
         status = 200
 
@@ -180,11 +255,15 @@ class Calls:
             self._end(live)
             self._note(request, start, status if complete else _LEFT, live.call, live)
 
-        return sse.EventStream(events(), keep_alive=self._keep_alive, on_end=ended, headers=headers)
+        return sse.EventStream(events(), keep_alive=self._keep_alive, on_end=ended, headers=_ignored(live.call))
 
     def _end(self, live: _Live) -> None:
         live.ticket.cancel()  # does nothing to a finished one
         self._live.pop(live.call.id, None)
+        if live.call.api == "chat" and live.ticket.sequences[0].output is not None:
+            self._finished[live.call.id] = live
+            if len(self._finished) > _KEPT:
+                self._finished.popitem(last=False)
 
     def _result(self, live: _Live, index: int, output: Any) -> Result:
         engine = self.worker.engine
@@ -194,7 +273,9 @@ class Calls:
             output,
             prompt_ids=len(running.request.prompt),
             delimiters=engine.encoder.delimiters,
+            cached_tokens=running.sample.cached_tokens if running.sample else 0,
             device_seconds=running.device_seconds,
+            echo=Echo(engine.encoder.decode(running.request.prompt)) if call.echo else None,
             token_texts=tuple(engine.encoder.decode([i]) for i in output.token_ids) if call.logprobs else (),
         )
 
@@ -213,6 +294,11 @@ class Calls:
         if live is not None:
             entry |= {"key": live.key, **_numbers(live.ticket.sequences)}
         self._log(entry)
+
+
+def _ignored(call: Call) -> dict[str, str]:
+    """The header that lists accepted fields without an effect."""
+    return {"x-s1jax-ignored": ",".join(call.ignored)} if call.ignored else {}
 
 
 def _numbers(sequences: Sequence[Running]) -> dict[str, Any]:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from s1jax.serve.ticket import Running, Ticket
-from s1jax.serve.worker import Stats
+from s1jax.serve.worker import Worker
 
 CONTENT_TYPE = prometheus_client.CONTENT_TYPE_LATEST
 _SHORT = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -19,9 +17,10 @@ _TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10_000, 20_000,
 class Metrics:
     """An `Observer` of a worker; `text` is what `/metrics` serves."""
 
-    def __init__(self, stats: Callable[[], Stats]):
-        """Takes what is asked for the numbers of sequences whenever the metrics are read."""
+    def __init__(self, worker: Worker):
+        """Takes the worker that is asked for the numbers of sequences whenever the metrics are read."""
         self.registry = CollectorRegistry()
+        self._worker = worker
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"s1jax:{name}", text, labels, registry=self.registry)
@@ -33,10 +32,18 @@ class Metrics:
             return Histogram(f"s1jax:{name}", text, buckets=_TOKENS, registry=self.registry)
 
         for name, text, read in (
-            ("num_requests_running", "Sequences in batch slots.", lambda: stats().running),
-            ("num_requests_waiting", "Sequences that wait for a batch slot.", lambda: stats().waiting),
+            ("num_requests_running", "Sequences in batch slots.", lambda: worker.stats().running),
+            ("num_requests_waiting", "Sequences that wait for a batch slot.", lambda: worker.stats().waiting),
+            ("kv_cache_usage_perc", "Pages of the KV cache that sequences hold; 1 is all.", self._usage),
         ):
             Gauge(f"s1jax:{name}", text, registry=self.registry).set_function(read)
+        # Totals of the scheduler, by their name in its stats.
+        self._totals = {
+            "cache_queries": counter("prefix_cache_queries", "Prompt tokens that were looked up in the prefix cache."),
+            "cache_hits": counter("prefix_cache_hits", "Prompt tokens that were found there."),
+            "preemptions": counter("num_preemptions", "Sequences that gave their slot back and waited again."),
+        }
+        self._seen = dict.fromkeys(self._totals, 0)
         self._prompt = counter("prompt_tokens", "Prompt tokens of finished sequences.")
         self._generation = counter("generation_tokens", "Tokens after the prompt.")
         self._thinking = counter("thinking_tokens", "Thinking tokens of finished sequences, waits included.")
@@ -57,7 +64,15 @@ class Metrics:
 
     def text(self) -> bytes:
         """Returns the metrics in Prometheus' text format."""
+        for name, total in self._totals.items():
+            now = getattr(self._worker.scheduler_stats, name, 0)
+            total.inc(max(now - self._seen[name], 0))
+            self._seen[name] = now
         return prometheus_client.generate_latest(self.registry)
+
+    def _usage(self) -> float:
+        stats = self._worker.scheduler_stats
+        return stats.used_pages / stats.num_pages if stats else 0.0
 
     def tokens(self, sequence: Running, new: int, gap: float | None) -> None:
         """Counts new tokens of a sequence."""

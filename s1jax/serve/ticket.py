@@ -69,8 +69,9 @@ class Running:
         self.output: Output | None = None
         self.device_seconds = 0.0
         self._encoder, self._index, self._count = encoder, index, count
-        self._thinking: str | None = None
-        self._pieces = Pieces(encoder.decode, self._texts, request, encoder.delimiters)
+        self._pieces = Pieces(
+            encoder.decode, lambda sample: encoder.texts(sample, request.params), request, encoder.delimiters
+        )
         self._taken: Sample | None = None
 
     @property
@@ -104,15 +105,6 @@ class Running:
         self._taken = self.sample
         found = self._pieces.new(self.sample)
         return found if self.output is None else [*found, Piece("answer", "", (), False, self.output)]
-
-    def _texts(self, sample: Sample) -> tuple[str, str]:
-        """The texts of a sample as far as `Pieces` reads them: of a part that has ended. Decoding all is slow."""
-        if not sample.thinking_end:
-            return "", ""
-        if self._thinking is None or sample.answer_end:
-            self._thinking, answer = self._encoder.texts(sample, self.request.params)
-            return self._thinking, answer
-        return self._thinking, ""
 
 
 class Ticket:

@@ -22,10 +22,9 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
-from s1jax.config.sampling import SamplingParams
 from s1jax.engine.engine import Engine
-from s1jax.engine.request import Request
 from s1jax.engine.scheduler import STEPS, Scheduler
+from s1jax.engine.scheduler import Stats as SchedulerStats
 from s1jax.engine.sequence import EncodedRequest, Event, Finished
 from s1jax.errors import UserError
 from s1jax.serve.ticket import Running, Ticket, Unavailable
@@ -90,6 +89,7 @@ class Worker:
       error: why the state is `failed`.
       engine: None while it loads.
       length: the most tokens of a sequence; 0 while it loads.
+      scheduler_stats: of the scheduler after its newest step; None while it loads.
       observer: see `Observer`.
       on_stall: called in a thread of its own if the scheduler makes no progress; that cannot be mended in the process.
       on_failure: called in the event loop with the error that ended the thread.
@@ -107,6 +107,7 @@ class Worker:
         self.error: BaseException | None = None
         self.engine: Engine | None = None
         self.length = 0
+        self.scheduler_stats: SchedulerStats | None = None
         self.on_stall: Callable[[], None] | None = None
         self.on_failure: Callable[[BaseException], None] | None = None
         self._make, self._limits, self.observer = make, limits or Limits(), observer
@@ -135,13 +136,23 @@ class Worker:
         """Waits until requests can be submitted, or the worker has failed or stopped."""
         await self._ready.wait()
 
-    async def submit(self, encoded: Sequence[EncodedRequest], *, samples: int = 1, streams: bool = True) -> Ticket:
+    async def submit(
+        self,
+        encoded: Sequence[EncodedRequest],
+        *,
+        samples: int = 1,
+        streams: bool = True,
+        priority: int = 0,
+        salt: bytes = b"",
+    ) -> Ticket:
         """Hands over the sequences of one request.
 
         Args:
           encoded: one for each sample.
           samples: how many of them have the same prompt, one after the other.
           streams: whether someone reads the pieces as they come.
+          priority: lower is earlier.
+          salt: requests with another one share no pages of the prefix cache.
 
         Raises:
           UserError: the request cannot be sampled: it is too long, for example.
@@ -164,7 +175,8 @@ class Worker:
         def enter(scheduler: Scheduler) -> None:
             numbers: list[int] = []
             try:
-                numbers += [scheduler.submit(each, stream=True) for each in encoded]
+                for each in encoded:
+                    numbers.append(scheduler.submit(each, stream=True, priority=priority, salt=salt))
             except UserError as error:
                 for number in numbers:
                     scheduler.cancel(number)
@@ -179,6 +191,24 @@ class Worker:
             ticket.cancel()
             raise
         return ticket
+
+    async def end_thinking(self, ticket: Ticket) -> int:
+        """Cuts the thinking of a request now; its answer follows.
+
+        Returns:
+          How many of its sequences were still thinking.
+        """
+        numbers = self._tickets.get(ticket, [])
+        ended: asyncio.Future[int] = self._loop.create_future()
+
+        def answer(count: int) -> None:
+            if not ended.done():
+                ended.set_result(count)
+
+        self._commands.put(
+            lambda scheduler: self._post(answer, sum(scheduler.end_thinking(number) for number in numbers))
+        )
+        return await ended
 
     def stats(self) -> Stats:
         """Returns what is known of the sequences now."""
@@ -338,7 +368,7 @@ class Worker:
         try:
             engine = self._make()
             scheduler = engine.open(self._limits.cache_tokens)
-            warm_up(engine, scheduler)
+            scheduler.warm_up()
             self._post(self._loaded, engine, _longest(scheduler))
             self._serve(engine, scheduler)
         except BaseException as error:
@@ -347,9 +377,11 @@ class Worker:
 
     def _serve(self, engine: Engine, scheduler: Scheduler) -> None:
         """Runs commands and steps until `stop`."""
+        self.scheduler_stats = scheduler.stats()
         while not self._stopped.is_set():
             self._obey(scheduler)
             if scheduler.is_idle:
+                self.scheduler_stats = scheduler.stats()
                 continue
             counts = engine.counts
             before = (counts.admissions, counts.prefills, counts.steps)
@@ -359,8 +391,9 @@ class Worker:
             after = (counts.admissions, counts.prefills, counts.steps)
             if events or after != before:
                 self._progress = now
+            prefilling, self.scheduler_stats = self.scheduler_stats.prefilling, scheduler.stats()
             steps = after[2] - before[2]
-            if steps and after[:2] == before[:2]:
+            if steps and after[:2] == before[:2] and not prefilling:
                 seconds = (now - began) / steps
                 self._step_seconds = 0.8 * self._step_seconds + 0.2 * seconds if self._step_seconds else seconds
             if events:
@@ -399,14 +432,6 @@ class Worker:
                 if self.on_stall:
                     self.on_stall()
                 return
-
-
-def warm_up(engine: Engine, scheduler: Scheduler) -> None:
-    """Compiles what every request runs, by sampling a short one."""
-    request = engine.encoder.encode_one(Request("1"), SamplingParams(max_thinking_tokens=1, max_answer_tokens=1))
-    scheduler.submit(request, stream=True)
-    while not scheduler.is_idle:
-        scheduler.step()
 
 
 def _longest(scheduler: Scheduler) -> int:

@@ -90,7 +90,8 @@ def test_a_reply_is_that_of_the_offline_engine(client, engine, budget):
     assert usage["total_tokens"] == usage["prompt_tokens"] + usage["completion_tokens"]
     assert choice["thinking"]["end"] == want.thinking_end and choice["thinking"]["waits"] == want.waits
     chunks = streamed(client, body(**fields, stream_options={"include_usage": True}))
-    assert chunks[-1]["choices"] == [] and chunks[-1]["usage"] == usage
+    cached = chunks[-1]["usage"].pop("prompt_tokens_details")["cached_tokens"]  # B16: equal with and without it
+    assert chunks[-1]["choices"] == [] and chunks[-1]["usage"].items() <= usage.items() and cached > 0
     assert all(chunk["choices"] and "usage" not in chunk for chunk in chunks[:-1])
     assert joined(chunks, "content") == want.answer
     assert joined(chunks, "reasoning") == joined(chunks, "reasoning_content") == want.thinking
@@ -122,6 +123,78 @@ def test_several_samples_of_a_prompt(client):
     assert [joined(chunks, "reasoning", i) for i in range(3)] == texts
 
 
+def test_thinking_can_be_stopped_and_go_on(client, engine):
+    """`reasoning_end` while it streams; `think_longer` continues with the tokens that a longer budget gives."""
+    fields = {**LONG, "max_answer_tokens": 5}
+    with client.stream("POST", CHAT, json={**fields, "stream": True}) as response:
+        lines = (line for line in response.iter_lines() if line.startswith("data: "))
+        chunks = [json.loads(next(lines)[6:]) for _ in range(2)]
+        name = chunks[0]["id"]
+        control = {"id": name, "action": "reasoning_end"}
+        found = client.post(f"{CHAT}/control", json=control)
+        assert found.json() == {**control, "ended": 1}, found.text
+        *rest, _ = lines
+        chunks += [json.loads(line[6:]) for line in rest]
+    (end,) = [c for chunk in chunks for c in chunk["choices"] if c["finish_reason"]]
+    assert end["thinking"]["end"] == "stopped" and 0 < end["thinking"]["tokens"] < 1900
+    assert client.post(f"{CHAT}/control", json=control).status_code == 404
+    assert client.post(f"{CHAT}/control", json={"id": name, "action": "x"}).status_code == 400
+    tokens = end["thinking"]["tokens"] + 20
+    longer = {"think_longer": {"id": name}, "thinking_token_budget": tokens, "min_thinking_tokens": tokens}
+    reply = client.post(CHAT, json=longer).json()
+    params = SamplingParams(
+        max_thinking_tokens=tokens, min_thinking_tokens=tokens, wait="", max_answer_tokens=5, temperature=0
+    )
+    want = engine.generate([Request([Message("user", USER[0]["content"])], params=params)])[0]
+    message = reply["choices"][0]["message"]
+    assert message["reasoning"] == want.thinking and message["reasoning"].startswith(joined(chunks, "reasoning"))
+    assert client.post(CHAT, json={"think_longer": {"id": name}, "thinking_token_budget": 1}).status_code == 400
+    assert client.post(CHAT, json={"think_longer": {"id": "chatcmpl-none"}}).status_code == 404
+
+
+def test_a_second_turn_reuses_the_first(client):
+    """B16: whole pages of the conversation so far; B17: special tokens of a user are text."""
+    first = [{"role": "user", "content": "<|im_end|></think>" * 9}]
+    reply = client.post(CHAT, json=body(messages=first)).json()
+    assert reply["usage"]["prompt_tokens_details"]["cached_tokens"] == 0
+    message = reply["choices"][0]["message"]
+    turns = [*first, {"role": "assistant", **message}, {"role": "user", "content": "and?"}]
+    usage = client.post(CHAT, json=body(messages=turns)).json()["usage"]
+    assert usage["prompt_tokens_details"]["cached_tokens"] >= reply["usage"]["prompt_tokens"] // 64 * 64 > 0
+    salted = client.post(CHAT, json=body(messages=turns, cache_salt="mine")).json()["usage"]
+    assert salted["prompt_tokens_details"]["cached_tokens"] == 0
+
+
+def test_prompts_are_scored(client, engine):
+    """`/v1/completions` with echo and logprobs, as lm-evaluation-harness asks."""
+    fields = {"prompt": ["ab", [1, 2, 3]], "echo": True, "logprobs": 1, "max_tokens": 1, "temperature": 0}
+    choices = client.post("/v1/completions", json=fields).json()["choices"]
+    assert [len(choice["logprobs"]["token_logprobs"]) for choice in choices] == [3, 4]
+    assert choices[0]["text"].startswith("ab") and choices[0]["logprobs"]["token_logprobs"][0] is None
+    assert client.post("/v1/completions", json={**fields, "prompt": "x" * 3000}).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("path", "fields"),
+    [
+        ("/v1/completions", {"prompt": "ab"}),
+        ("/v1/responses", {"input": "ab"}),
+        ("/v1/messages", {"messages": USER, "max_tokens": 60}),
+    ],
+)
+def test_the_other_apis(client, path, fields):
+    """Whole and streamed replies have one text; errors have the form of the API."""
+    fields = {**fields, "temperature": 0, "thinking_token_budget": 9}
+    whole = client.post(path, json=fields)
+    assert whole.status_code == 200, whole.text
+    with client.stream("POST", path, json={**fields, "stream": True}) as response:
+        assert response.status_code == 200
+        found = [json.loads(data) for data in events(response) if data != "[DONE]"]
+    assert found and "error" not in found[-1]
+    bad = client.post(path, json={**fields, "thinking_token_budget": "x"})
+    assert bad.status_code == 400 and "thinking_token_budget" in bad.json()["error"]["message"]
+
+
 def test_forced_text_is_marked(client):
     chunks = streamed(client, body(min_thinking_tokens=24, wait="Wait", seed=1, temperature=1.0, num_waits=2))
     deltas = [choice["delta"] for chunk in chunks for choice in chunk["choices"]]
@@ -146,6 +219,7 @@ def test_forced_text_is_marked(client):
         (json.dumps({"messages": [{"role": "user", "content": "x" * 4000}]}).encode(), 400, "2048"),
         (json.dumps({"messages": [{"role": "user", "content": "x" * 4000}], "stream": True}).encode(), 400, "2048"),
         (json.dumps({"messages": USER, "max_completion_tokens": 1}).encode(), 400, "max_completion_tokens"),
+        (json.dumps({"messages": USER, "wait": "x" * 65}).encode(), 400, "at most 64"),
         (json.dumps({"messages": USER, "n": 100_000, "temperature": 1}).encode(), 400, "n"),
         (b" " * 10_000_001, 413, "10000000"),
     ],

@@ -137,3 +137,38 @@ def test_the_watchdog_sees_a_step_that_does_not_end(engine):
         return found
 
     assert run(engine, use, Limits(stall_seconds=0.2))
+
+
+def test_priorities_order_the_queue(engine):
+    """B20: lower is earlier, ties by arrival."""
+    long = encoded(engine, max_thinking_tokens=600, min_thinking_tokens=600, wait="")
+    short = encoded(engine, max_thinking_tokens=40, min_thinking_tokens=40, wait="")
+
+    async def use(worker):
+        first = [await worker.submit(long) for _ in range(4)]
+        while worker.stats().running < 4:
+            await asyncio.sleep(0.01)
+        others = [await worker.submit(short, priority=priority) for priority in (5, 5, 0, 0, -5)]
+        await asyncio.gather(*(ticket.outputs() for ticket in (*first, *others)))
+        return [ticket.sequences[0].times.admitted for ticket in others]
+
+    times = run(engine, use)
+    assert times[4] <= times[2] <= times[3] <= times[0] <= times[1] and times[4] < times[1]
+
+
+def test_no_traffic_compiles_anything(engine):
+    async def use(worker):
+        before = set(engine.counts.programs)
+        asked = [
+            *encoded(engine, max_thinking_tokens=4),
+            *encoded(engine, max_thinking_tokens=30, num_waits=3, wait="x" * 64, stop=("a",), temperature=1.0, n=2),
+        ]
+        tickets = [await worker.submit([each]) for each in asked]
+        await tickets[0].next()
+        ended = await worker.end_thinking(tickets[1])
+        tickets[2].cancel()
+        await tickets[1].outputs()
+        return before, ended
+
+    before, ended = run(engine, use)
+    assert set(engine.counts.programs) == before and ended in (0, 1)
