@@ -24,7 +24,8 @@ from s1jax.remote import confidence
 from s1jax.remote.confidence import Confidence, Fit
 from s1jax.tasks.task import Task
 
-MEAN, FITTED, AGREEING, GIVEN = "mean log-probability", "fit", "fit with agreement", "given fit"
+MEAN, ANSWER = "mean log-probability", "log-probability of the answer"
+FITTED, AGREEING, GIVEN = "fit", "fit with agreement", "given fit"
 _BOOTSTRAPS = 400
 _SHARES = 20  # of the curve in results.json, from 0 to 1
 
@@ -295,7 +296,7 @@ def study(
     """Scores the answers of a local run.
 
     Without a given fit the score is P(wrong), each problem scored by a fit to others; where nothing can be fitted, it
-    is the mean log-probability.
+    is the mean log-probability of all tokens.
 
     Args:
       local: its answers.
@@ -309,7 +310,9 @@ def study(
       UserError: the given fit was made on a problem that is tested, or it needs agreement that is not known.
     """
     wrong = (~local.right).tolist()
-    scores = {MEAN: -np.array([each.mean for each in sure])}
+    scores = {
+        name: -np.array([getattr(each, kind) for each in sure]) for name, kind in ((MEAN, "mean"), (ANSWER, "answer"))
+    }
     agreement = all(each.agrees is not None for each in sure)
     questions = [row["question"] for row in task.rows]
     fitted, name = None, MEAN

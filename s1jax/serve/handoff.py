@@ -184,11 +184,8 @@ class Handoff:
         config = self.config
         if self._fit is None:
             assert config.logprob_below is not None
-            return (
-                question.confidence.mean,
-                config.logprob_below,
-                question.confidence.mean < config.logprob_below,
-            )
+            mean = question.confidence.answer if config.logprob_of == "answer" else question.confidence.mean
+            return mean, config.logprob_below, mean < config.logprob_below
         wrong = self._fit.wrong(question.confidence)
         if config.value is not None:
             expected = config.price.of(self._prompt_tokens(question), config.expected_tokens)

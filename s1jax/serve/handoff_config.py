@@ -57,7 +57,8 @@ class HandoffConfig:
       key_env: environment variable that holds the remote's key; empty: it needs none.
       consent: the most that a request may ask for.
       default_consent: of requests that do not say.
-      logprob_below: hands off where the mean log-probability is below this; needs no fit.
+      logprob_below: hands off where a mean log-probability is below this; needs no fit.
+      logprob_of: `answer`, or `all` sampled tokens, thinking included: the tokens of that mean.
       wrong_above: hands off where P(wrong) is at least this.
       share: hands off the share of questions with the highest P(wrong), as the fitted problems have it.
       value: USD that a right answer is worth; hands off where P(wrong) x value exceeds the expected price.
@@ -82,6 +83,7 @@ class HandoffConfig:
     consent: Consent = "ask"
     default_consent: Consent = "never"
     logprob_below: float | None = None
+    logprob_of: Literal["answer", "all"] = "answer"
     wrong_above: float | None = None
     share: float | None = None
     value: float | None = None

@@ -127,8 +127,8 @@ def test_the_files_say_all_of_it(evaluated):
     found = json.loads((out / "results.json").read_text())["handoff"]
     first, second = found
     assert (first["local"], first["remote"], first["score"]) == ("no limit", "Wait x2", "fit")
-    assert set(first["scores"]) == {"mean log-probability", "fit"}  # no run with fewer waits
-    assert set(second["scores"]) == {"mean log-probability", "fit", "fit with agreement"}
+    assert set(first["scores"]) == {handoff.MEAN, handoff.ANSWER, handoff.FITTED}  # no run with fewer waits
+    assert set(second["scores"]) == {handoff.MEAN, handoff.ANSWER, handoff.FITTED, handoff.AGREEING}
     assert first["always_local"]["accuracy"] < first["always_remote"]["accuracy"]
     assert len(first["curve"]) == 21 and first["curve"][-1]["share"] == 1
     assert {"handoff_no_limit.json", "handoff.png", "scaling.png"} < set(result.files)

@@ -89,7 +89,7 @@ def test_an_unsure_answer_is_replaced_and_the_reply_says_all(tmp_path, server):
     assert found.usd == pytest.approx((9 * 1 + 5 * 10) / 1e6) and spent == pytest.approx(found.usd)
     said = found.to_dict("41")
     assert said["decided"] and said["local_answer"] == "41" and said["remote_model"] == "big"
-    assert (said["score"], said["threshold"]) == (-2.0, -0.5) and said["remote_usage"]["reasoning_tokens"] == 3
+    assert (said["score"], said["threshold"]) == (-1.0, -0.5) and said["remote_usage"]["reasoning_tokens"] == 3
     assert server.requests[0][2]["messages"] == [{"role": "user", "content": ASKED}]
     sent, done = audit(tmp_path)
     assert sent["sha256"] == done["sha256"] == hashlib.sha256(ASKED.encode()).hexdigest()
@@ -290,6 +290,14 @@ def test_a_fit_hands_off_its_share(tmp_path, server):
     assert sum(outcome.decided for outcome in found) == pytest.approx(15, abs=1)
     assert [outcome.score for outcome in found] == pytest.approx([fit.wrong(each.confidence) for each in asked])
     assert all(outcome.decided == (outcome.score >= outcome.threshold) for outcome in found)
+
+
+@pytest.mark.parametrize("of", ["answer", "all"])
+def test_without_a_fit_a_mean_is_compared(tmp_path, server, of):
+    asked = [question(Confidence(-0.4, -9, -0.6)), question(Confidence(-0.6, -9, -0.4))]
+    found, _ = decide(tmp_path, *asked, url=server.url, logprob_of=of)
+    assert [outcome.decided for outcome in found] == [of == "answer", of == "all"]
+    assert [outcome.score for outcome in found] == ([-0.6, -0.4] if of == "answer" else [-0.4, -0.6])
 
 
 def test_value_is_weighed_against_the_expected_price(tmp_path, server):
