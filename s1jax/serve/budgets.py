@@ -205,7 +205,7 @@ def fit(
     """Lowers the upper bounds of a request to what its prompt leaves of the context, so that an answer always exists.
 
     Thinking is cut at its budget, or where the closing delimiters and a quarter of what is left, at most the longest
-    answer, still fit after it.
+    answer, still fit after it, as the engine does for `max_completion_tokens`.
 
     Args:
       params: of the request.
@@ -219,23 +219,31 @@ def fit(
     """
     prompt = prompt_ids + len(delimiters.think_start)
     closing = sum(map(len, (delimiters.newline, delimiters.think_end, delimiters.final_answer)))
-    room, least = length - prompt, closing + params.min_thinking_tokens + 1
-    minimum = f"{params.min_thinking_tokens} of thinking, " if params.min_thinking_tokens else ""
-    if room < least:
+    total = min(length - prompt, max_completion_tokens or length)
+    reserve = min(params.max_answer_tokens, max(total // 4, 1))
+    thinking = min(params.max_thinking_tokens, total - closing - reserve)
+    if thinking < params.min_thinking_tokens:
+        _refuse_length(params, max_completion_tokens, prompt, closing, reserve, length)
+    answer = min(params.max_answer_tokens, total - len(delimiters.think_end))
+    bound = total if closing + thinking + answer > total else max_completion_tokens
+    return dataclasses.replace(
+        params, max_thinking_tokens=thinking, max_answer_tokens=answer, max_completion_tokens=bound
+    )  # fmt: skip
+
+
+def _refuse_length(
+    params: SamplingParams, max_completion_tokens: int, prompt: int, closing: int, reserve: int, length: int
+) -> NoReturn:
+    """Says what does not fit."""
+    thinking = f"{params.min_thinking_tokens} of thinking, " if params.min_thinking_tokens else ""
+    parts = f"{thinking}{closing} of delimiters and {reserve} of an answer"
+    if max_completion_tokens and prompt + max_completion_tokens <= length:
         raise ApiError(
-            f"the prompt has {prompt} tokens, and {minimum}{closing} of delimiters and an answer follow, but the"
-            f" context holds {length}; shorten the prompt.",
-            None, "context_length_exceeded",
-        )  # fmt: skip
-    total = min(room, max_completion_tokens or room)
-    if total < least:
-        raise ApiError(
-            f"max_completion_tokens is {max_completion_tokens}, but {minimum}{closing} of delimiters and an answer are"
-            f" at least {least} tokens; raise it.",
+            f"at least {params.min_thinking_tokens + closing + reserve} tokens are needed ({parts}), but the bound of"
+            f" the whole reply is {max_completion_tokens}; raise it.",
             "max_completion_tokens",
         )
-    reserve = max(1, min(params.max_answer_tokens, total // 4, total - closing - params.min_thinking_tokens))
-    thinking = min(params.max_thinking_tokens, total - closing - reserve)
-    thinking = max(thinking, params.min_thinking_tokens)
-    answer = min(params.max_answer_tokens, total - closing - thinking)
-    return dataclasses.replace(params, max_thinking_tokens=thinking, max_answer_tokens=answer)
+    raise ApiError(
+        f"the prompt has {prompt} tokens, and {parts} follow, but the context holds {length}; shorten the prompt.",
+        None, "context_length_exceeded",
+    )  # fmt: skip

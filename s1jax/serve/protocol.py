@@ -71,8 +71,8 @@ class Call:
       reasoning_names: names of the field of thinking in chat replies.
       logprobs: whether log-probabilities of the answer's tokens are sent.
       echo: whether the prompt is repeated before the answer.
-      only_prompt: nothing is sampled; the reply is `Echo` with its log-probabilities. With `params.max_answer_tokens` 1
-        it has the most probable next token as well.
+      only_prompt: nothing is sampled; the reply is `Echo` with its log-probabilities. With `max_completion_tokens` 1 it
+        has the most probable next token as well.
       priority: lower goes first.
       salt: separates the prefix cache of this request from others.
       think_longer: id of a finished reply whose thinking goes on; empty: none.

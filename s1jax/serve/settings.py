@@ -156,11 +156,20 @@ def length(reader: Reader, *names: str, least: int = 1) -> int:
 
 
 def lengths(reader: Reader, given: dict[str, Any], total: int, defaults: Defaults) -> None:
-    """Reads the longest answer into `given`; with a bound `total` of everything, it is that unless the request says."""
+    """Puts both bounds of length into `given`.
+
+    Args:
+      reader: of the request.
+      given: fields of `SamplingParams`.
+      total: bound of the whole reply, which is that of the answer unless the request says; 0: none.
+      defaults: of the server.
+    """
     answer = reader.integer("max_answer_tokens", 1)
     if answer is None:
         answer = total or defaults.params.max_answer_tokens
     given["max_answer_tokens"] = min(answer, defaults.context_length)
+    if total:
+        given["max_completion_tokens"] = min(total, defaults.context_length)
 
 
 def streaming(reader: Reader) -> tuple[bool, bool]:

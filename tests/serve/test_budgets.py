@@ -1,9 +1,11 @@
+import dataclasses
 import itertools
 import random
 
 import pytest
 
 from s1jax.config.sampling import SamplingParams
+from s1jax.engine import sequence
 from s1jax.serve import budgets
 from s1jax.serve.protocol import ApiError, Defaults
 from s1jax.serve.reader import Reader
@@ -151,16 +153,20 @@ def test_what_is_fitted_fits_and_always_has_an_answer():
         )  # fmt: skip
         total, prompt, length = rng.choice([0, rng.randrange(1, 200)]), rng.randrange(150), rng.randrange(1, 300)
         room = min(length - prompt - 2, total or 10**9)
+        reserve = min(params.max_answer_tokens, max(room // 4, 1))
         try:
             found = budgets.fit(params, total, prompt, DELIMITERS, length)
         except ApiError as error:
             refused += 1
-            assert error.status == 400 and room < closing + least + 1
+            assert error.status == 400 and room < closing + least + reserve
+            assert (error.param is None) == (prompt + 2 + total > length or not total)
             continue
-        assert room >= closing + least + 1
-        assert closing + found.max_thinking_tokens + found.max_answer_tokens <= room
+        encoded = sequence.EncodedRequest((9,) * prompt, found)
+        assert sequence.longest(encoded, DELIMITERS) <= min(length, prompt + 2 + (total or length))
+        assert sequence.bounded(found, DELIMITERS, "") == found  # the engine lowers nothing more
+        assert closing + found.max_thinking_tokens + reserve <= room
         assert least <= found.max_thinking_tokens <= params.max_thinking_tokens
         assert 1 <= found.max_answer_tokens <= params.max_answer_tokens
         if closing + params.max_thinking_tokens + params.max_answer_tokens <= room:
-            assert found == params  # nothing is lowered without need
+            assert found == dataclasses.replace(params, max_completion_tokens=total)  # nothing is lowered without need
     assert 100 < refused < 2900
