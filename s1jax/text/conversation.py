@@ -108,7 +108,20 @@ def encode(
 
 def has_tools(fmt: ChatFormat) -> bool:
     """Whether the format is Qwen3's, which has tools."""
-    return earlier_thinking(fmt) == "last_turn"
+    return earlier_thinking(fmt) == "last_turn" and bool(turns(fmt).user)
+
+
+def default_system(fmt: ChatFormat) -> str:
+    """Returns the system prompt that the format adds by itself; empty if it adds none.
+
+    Raises:
+      UserError: if the format has no system turn.
+    """
+    strings = turns(fmt)
+    start, end = chat.system_turn(fmt)
+    if not strings.start.startswith(start):
+        return ""
+    return strings.start.removeprefix(start).removesuffix(end.removesuffix(strings.user))
 
 
 def split_system(messages: Sequence[Message]) -> tuple[str, list[Message]]:
@@ -154,8 +167,7 @@ def _start(fmt: ChatFormat, system: str, tools: Sequence[Mapping[str, Any]]) -> 
         return [own(strings.start)]
     start, end = chat.system_turn(fmt)
     end = end.removesuffix(strings.user)
-    default = strings.start.removeprefix(start).removesuffix(end) if strings.start.startswith(start) else ""
-    text = Piece(system) if system else own(default)
+    text = Piece(system) if system else own(default_system(fmt))
     about = tools_lib.description(tools) if tools else []
     return [own(start), text, *([own("\n\n")] if text.text and about else []), *about, own(end)]
 

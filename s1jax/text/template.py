@@ -7,6 +7,7 @@ import re
 
 from s1jax.errors import UserError
 from s1jax.text import chat, conversation
+from s1jax.text import tools as tools_lib
 from s1jax.text.chat import ChatFormat
 from s1jax.text.conversation import Turns
 
@@ -16,14 +17,14 @@ _TEMPLATE = """\
 {%- if messages and messages[0]['role'] in ['system', 'developer'] -%}
 {%- set turns = messages[1:] -%}
 {%- endif -%}
-{%- if messages and messages[0]['role'] in ['system', 'developer'] and messages[0]['content'] -%}
+@TOOLS@ messages and messages[0]['role'] in ['system', 'developer'] and messages[0]['content'] -%}
 @SYSTEM@
 {%- else -%}
 {{- @START@ -}}
 {%- endif -%}
-{%- set ns = namespace(last_user=-1) -%}
+{%- set ns = namespace(last_user=turns | length) -%}
 {%- for message in turns -%}
-{%- if message['role'] == 'user' -%}
+{%- if message['role'] == 'user'@NO_RESULT@ -%}
 {%- set ns.last_user = loop.index0 -%}
 {%- endif -%}
 {%- endfor -%}
@@ -35,7 +36,8 @@ _TEMPLATE = """\
 @LATER_SYSTEM@
 {%- elif message['role'] == 'assistant' -%}
 {{- @ASSISTANT@ -}}
-{%- set content = message['content'] -%}
+{%- set content = message['content'] or '' -%}
+{%- set begun = content -%}
 {%- set trace = message['reasoning_content'] -%}
 {%- if not loop.last -%}
 @EARLIER@
@@ -46,15 +48,72 @@ _TEMPLATE = """\
 {%- endif -%}
 {%- set content = content | trim -%}
 {%- endif -%}
-{{- content + @TURN_END@ -}}
+{{- content -}}
+@CALLS@
+{{- @TURN_END@ -}}
+@RESULT@
 {%- else -%}
-{{- raise_exception('the roles are system, developer, user and assistant') -}}
+{{- raise_exception('this chat format has no role ' + message['role']) -}}
 {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}
 {{- @ASSISTANT@ + @THINK_START@ -}}
 {%- endif -%}
 """
+
+# What a format with tools has at three of the places above.
+_TOOLS = {
+    "TOOLS": """\
+{%- if tools -%}
+{{- @SYSTEM_START@ -}}
+{%- if turns | length < messages | length and messages[0]['content'] -%}
+{{- messages[0]['content'] + '\\n\\n' -}}
+{%- else -%}
+{{- @DEFAULT_SYSTEM@ -}}
+{%- endif -%}
+{{- @BEFORE_TOOLS@ -}}
+{%- for tool in tools -%}
+{{- '\\n' -}}{{- tool | tojson -}}
+{%- endfor -%}
+{{- @AFTER_TOOLS@ + @SYSTEM_END@ -}}
+{%- elif""",
+    "CALLS": """\
+{%- if message['tool_calls'] -%}
+{%- for call in message['tool_calls'] -%}
+{%- if call['function'] -%}
+{%- set call = call['function'] -%}
+{%- endif -%}
+{%- if begun or not loop.first -%}
+{{- '\\n' -}}
+{%- endif -%}
+{{- '<tool_call>\\n{"name": "' + call['name'] + '", "arguments": ' -}}
+{%- if call['arguments'] is string -%}
+{{- call['arguments'] -}}
+{%- else -%}
+{{- call['arguments'] | tojson -}}
+{%- endif -%}
+{{- '}\\n</tool_call>' -}}
+{%- endfor -%}
+{%- endif -%}""",
+    "RESULT": """\
+{%- elif message['role'] == 'tool' -%}
+{%- if loop.first or turns[loop.index0 - 1]['role'] != 'tool' -%}
+{{- @RESULTS_START@ -}}
+{%- endif -%}
+{{- '\\n<tool_response>\\n' + message['content'] + '\\n</tool_response>' -}}
+{%- if loop.last or turns[loop.index0 + 1]['role'] != 'tool' -%}
+{{- @USER_END@ -}}
+{%- endif -%}""",
+    "NO_RESULT": " and not (message['content'].startswith('<tool_response>')"
+    " and message['content'].endswith('</tool_response>'))",
+}
+_REFUSE_TOOLS = "{{- raise_exception('this chat format has no tools') -}}\n"
+_NO_TOOLS = {
+    "TOOLS": "{%- if tools -%}\n" + _REFUSE_TOOLS + "{%- elif",
+    "CALLS": "{%- if message['tool_calls'] -%}\n" + _REFUSE_TOOLS + "{%- endif -%}",
+    "RESULT": "",
+    "NO_RESULT": "",
+}
 
 # How an assistant message that is not the last one is written, by `ChatFormat.earlier_thinking`.
 _EARLIER = {
@@ -72,6 +131,7 @@ _EARLIER = {
 {%- if @DELIMITER@ in content and trace is not string -%}
 {%- set trace = content.split(@DELIMITER@)[0].split(@THINK_START@)[-1].strip('\\n') -%}
 {%- set content = content.split(@DELIMITER@)[-1].lstrip('\\n') -%}
+{%- set begun = content -%}
 {%- endif -%}
 {%- if trace and loop.index0 > ns.last_user -%}
 {{- @THINK_START@ + @AFTER_THINK_START@ + trace.strip('\\n') + @THINK_END@ -}}
@@ -108,10 +168,32 @@ def to_jinja(fmt: ChatFormat) -> str:
     }
     values = {name: _quoted(value) for name, value in values.items()}
     values |= _system_and_user(fmt, strings)
+    tools = _NO_TOOLS
+    if conversation.has_tools(fmt):
+        tools = _TOOLS
+        values |= _about_tools(fmt, strings)
     text = _TEMPLATE.replace("@EARLIER@\n", _EARLIER[conversation.earlier_thinking(fmt)])
+    for name, statements in tools.items():
+        text = text.replace(f"@{name}@", statements)
     # In one pass, because a value may hold what reads like a name.
     text = re.sub("@([A-Z_]+)@", lambda found: values[found[1]], text)
     return text.replace("-%}\n", "-%}").replace("-}}\n", "-}}")
+
+
+def _about_tools(fmt: ChatFormat, strings: Turns) -> dict[str, str]:
+    """Returns the strings around tools."""
+    start, end = chat.system_turn(fmt)
+    default = conversation.default_system(fmt)
+    before, *_, after = tools_lib.description([{}])
+    values = {
+        "SYSTEM_START": start,
+        "DEFAULT_SYSTEM": default and default + "\n\n",
+        "BEFORE_TOOLS": before.text,
+        "AFTER_TOOLS": after.text,
+        "SYSTEM_END": end.removesuffix(strings.user),
+        "RESULTS_START": strings.user.removesuffix("\n"),
+    }
+    return {name: _quoted(value) for name, value in values.items()}
 
 
 def _system_and_user(fmt: ChatFormat, strings: Turns) -> dict[str, str]:

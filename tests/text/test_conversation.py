@@ -83,10 +83,15 @@ def _marked(text: str, back: bool = False, but: tuple[str, ...] = ()) -> str:
     return text
 
 
+def _refuse(message: str) -> None:
+    raise ValueError(message)
+
+
 def _compiled(jinja: str):
     """A function that renders messages as transformers does."""
     sandbox = pytest.importorskip("jinja2.sandbox")
     environment = sandbox.ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    environment.globals["raise_exception"] = _refuse
     environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
     return functools.partial(environment.from_string(jinja).render, add_generation_prompt=True, bos_token=R1_TOKENS[0])
 
@@ -179,7 +184,8 @@ def test_the_ids_are_those_of_the_exported_template(qwen, reference, name):
 
 def test_tools_are_written_as_in_the_published_template(qwen, reference, qwen3):
     render, rng = _compiled(qwen3), np.random.default_rng(4)
-    for _ in range(150):
+    exported = _compiled(template.to_jinja(chat.FORMATS["think"]))
+    for _ in range(100):
         messages, tools = random_tool_messages(rng), []
         for _ in range(int(rng.integers(0, 3))):
             about = {"name": "f", "description": _text(rng), "parameters": {"type": "object", "é": [1.5, True]}}
@@ -187,6 +193,8 @@ def test_tools_are_written_as_in_the_published_template(qwen, reference, qwen3):
         marked = json.loads(_marked(json.dumps(tools, ensure_ascii=False)))
         want = reference(render(messages=as_dicts(messages, "think"), tools=marked))
         assert conversation.encode(qwen, chat.FORMATS["think"], messages, tools) == want, (messages, tools)
+        again = reference(exported(messages=as_dicts(messages, "think"), tools=marked))
+        assert again == [*want, qwen.id_of("<think>")], (messages, tools)
 
 
 def test_results_of_tools_that_a_user_writes(qwen, qwen3):
@@ -218,6 +226,16 @@ def test_tools_stand_after_a_default_system_prompt(qwen):
     fmt = chat.with_system(chat.FORMATS["think"], "Be brief.")
     want = conversation.encode(qwen, chat.FORMATS["think"], [Message("system", "Be brief."), USER], tools)
     assert conversation.encode(qwen, fmt, [USER], tools) == want
+    exported = _compiled(template.to_jinja(fmt))(messages=as_dicts([USER], "think"), tools=tools)
+    assert qwen.decode(want) + "<think>" == exported
+
+
+def test_an_exported_template_without_tools_refuses_them():
+    render = _compiled(template.to_jinja(chat.FORMATS["s1"]))
+    said = dataclasses.replace(SAID, tool_calls=(ToolCall("f"),))
+    for messages, tools in (([USER], [{"name": "f"}]), ([USER, said], None), ([USER, Message("tool", "3")], None)):
+        with pytest.raises(ValueError, match="this chat format has no"):
+            render(messages=as_dicts(messages, "s1"), tools=tools)
 
 
 def test_a_developer_is_a_system(qwen):
