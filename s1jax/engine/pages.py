@@ -25,6 +25,15 @@ class PagePool:
         """Number of users of a page."""
         return int(self._uses[page])
 
+    def num_used_once(self, pages: np.ndarray) -> int:
+        """Returns how many of `pages`, bool [number of pages], have one user."""
+        return int(np.count_nonzero(pages & (self._uses == 1)))
+
+    @property
+    def num_pages(self) -> int:
+        """Number of pages."""
+        return len(self._uses)
+
     def try_take(self, count: int) -> list[int] | None:
         """Returns `count` free pages, which have one user from now on; None if fewer are free."""
         if count > len(self._free):

@@ -32,6 +32,7 @@ class PrefixCache:
         self._pages: collections.OrderedDict[bytes, int] = collections.OrderedDict()
         # A page that was known before it was full has two keys.
         self._keys_of: dict[int, list[bytes]] = {}
+        self._is_known = np.zeros(pool.num_pages, bool)
 
     def find(self, ids: Sequence[int], salt: bytes = b"") -> tuple[list[int], int | None]:
         """Finds the pages that hold the beginning of a sequence.
@@ -74,12 +75,13 @@ class PrefixCache:
                 self._pages[key] = page
                 if page not in self._keys_of:
                     self._pool.incref([page])
+                    self._is_known[page] = True
                 self._keys_of.setdefault(page, []).append(key)
             self._pages.move_to_end(key)
 
     def num_unused(self) -> int:
         """Returns how many pages nobody but the cache uses."""
-        return sum(self._pool.uses(page) == 1 for page in self._keys_of)
+        return self._pool.num_used_once(self._is_known)
 
     def evict(self, count: int) -> None:
         """Gives pages back that nobody else uses, until `count` are free in the pool or there are no more."""
@@ -90,6 +92,7 @@ class PrefixCache:
                 for key in self._keys_of.pop(page):
                     del self._pages[key]
                 self._pool.decref([page])
+                self._is_known[page] = False
 
     def _keys(self, ids: Sequence[int], salt: bytes) -> tuple[list[bytes], bytes]:
         """The key of each full page, and that of the tokens after them; empty if there are none."""

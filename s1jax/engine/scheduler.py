@@ -130,13 +130,11 @@ class Scheduler:
         Raises:
           UserError: the request has bad token ids, or could outgrow the context length or the KV cache.
         """
-        setup = self._setup
-        tokens = check_request(request, self._delimiters, self._config, setup.cache_length)
-        if tokens > self._shape.length or self._num_pages(tokens) > self._shape.pages:
-            most = min(self._shape.length, self._shape.pages * setup.page_size)
+        tokens = check_request(request, self._delimiters, self._config, self._setup.cache_length)
+        if tokens > self.max_tokens:
             raise UserError(
-                f"{request.name}: the sequence can have {tokens} tokens, but the KV cache holds {most}; lower"
-                " max_thinking_tokens or max_answer_tokens, or shorten the prompt."
+                f"{request.name}: the sequence can have {tokens} tokens, but the KV cache holds {self.max_tokens};"
+                " lower max_thinking_tokens or max_answer_tokens, or shorten the prompt."
             )
         self._arrays.reserve(request.wait)
         added = Submitted(
@@ -182,6 +180,11 @@ class Scheduler:
                 self._end_thinking(slot, occupant)
                 return True
         return False
+
+    @property
+    def max_tokens(self) -> int:
+        """The most tokens that a sequence can have, prompt included."""
+        return min(self._shape.length, self._shape.pages * self._setup.page_size)
 
     @property
     def is_idle(self) -> bool:

@@ -369,7 +369,7 @@ class Worker:
             engine = self._make()
             scheduler = engine.open(self._limits.cache_tokens)
             scheduler.warm_up()
-            self._post(self._loaded, engine, _longest(scheduler))
+            self._post(self._loaded, engine, scheduler.max_tokens)
             self._serve(engine, scheduler)
         except BaseException as error:
             self._progress = None
@@ -432,9 +432,3 @@ class Worker:
                 if self.on_stall:
                     self.on_stall()
                 return
-
-
-def _longest(scheduler: Scheduler) -> int:
-    """The most tokens of a sequence."""
-    shape = scheduler._shape
-    return min(shape.length, shape.pages * scheduler._setup.page_size)
