@@ -3,7 +3,8 @@
     python -m launch.serve [--checkpoint=CKPT] [--host=127.0.0.1] [--port=8000] [--slots=B] [--cache_tokens=N]
         [--cache_length=S] [--dtype=float32] [--cache_dtype=int8] [--weight_dtype=int8] [--mesh=data=2,tensor=4]
         [--served_model_name=NAME] [--api_key_file=FILE] [--allowed_hosts=NAME,...] [--allowed_origins=URL,...]
-        [--max_queue=N] [--max_queue_tokens=N] [--drain_seconds=S] [--request_log=FILE.jsonl]
+        [--max_queue=N] [--max_queue_tokens=N] [--drain_seconds=S] [--request_log=FILE.jsonl] [--prices=FILE.json]
+        [--dollars_per_hour=D]
 
 Without --checkpoint it serves the result of the quickstart if there is one, else package:countdown_base. GET /health is
 503 until everything is compiled. SIGTERM and Ctrl-C: requests that run have --drain_seconds to finish, new ones get a
@@ -76,6 +77,14 @@ _STALL = flags.DEFINE_float(
 _KEEP_ALIVE = flags.DEFINE_float(
     "keep_alive_seconds", 5.0, "A silent stream gets a comment line after so long.", lower_bound=0.1
 )
+_PRICES = flags.DEFINE_string(
+    "prices",
+    "",
+    'JSON file of prices in USD per million tokens: {"MODEL": {"input": 0.5, "cached": 0.05, "output": 2}}.',
+)
+_DOLLARS = flags.DEFINE_float(
+    "dollars_per_hour", None, "What the devices cost; replies then have their share of it.", lower_bound=0.0
+)
 _LOG = flags.DEFINE_string("request_log", "", "File to which a JSON line is added for each request; without its text.")
 
 
@@ -87,10 +96,15 @@ def main() -> int:
             raise MissingPackageError("serving", module.replace("_", "-"), "serve") from None
     from s1jax.checkpoint import store
     from s1jax.serve import app as app_lib
+    from s1jax.serve import prices as prices_lib
     from s1jax.serve.guards import Rules
     from s1jax.serve.worker import Limits, Worker
 
     keys = read_keys(_KEYS.value) if _KEYS.value else ()
+    if _PRICES.value:
+        prices = prices_lib.read(_PRICES.value, _DOLLARS.value)
+    else:
+        prices = prices_lib.Prices(dollars_per_hour=_DOLLARS.value)
     engine_flags.parse_mesh(engine_flags.MESH.value)
     checkpoint = _CHECKPOINT.value or _default_checkpoint()
     about = store.using(checkpoint, store.load_metadata)
@@ -109,7 +123,7 @@ def main() -> int:
             model=_NAME.value or model_name(checkpoint), keep_alive=_KEEP_ALIVE.value, curve=_curve(checkpoint)
         )
         rules = Rules(keys, tuple(_HOSTS.value), tuple(_ORIGINS.value))
-        app = app_lib.make(worker, about, settings, rules, log)
+        app = app_lib.make(worker, about, settings, rules, log, prices.count)
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         return run(worker, app, listener, _DRAIN.value, lambda: _say(f"serving {settings.model} on {url}"))
 

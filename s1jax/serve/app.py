@@ -20,7 +20,7 @@ from s1jax import __version__
 from s1jax.checkpoint.store import Metadata
 from s1jax.config.sampling import SamplingParams
 from s1jax.errors import UserError
-from s1jax.serve import anthropic, chat, completions, reader, responses
+from s1jax.serve import anthropic, chat, completions, openapi, reader, responses
 from s1jax.serve import calls as calls_lib
 from s1jax.serve.calls import Api, Calls, Log
 from s1jax.serve.guards import BodyTooLarge, Guards, Rules
@@ -111,6 +111,7 @@ class _Routes:
             Route("/detokenize", _json(self._detokenize), methods=post),
             Route("/health", self._health, methods=get),
             Route("/metrics", self._get_metrics, methods=get),
+            Route("/openapi.json", self._document, methods=get),
             Route("/version", self._version, methods=get),
             *([Route("/", self._page, methods=get)] if _PAGE.is_file() else []),
         ]
@@ -133,6 +134,9 @@ class _Routes:
 
     async def _version(self, request: Request) -> Response:
         return JSONResponse({"version": __version__})
+
+    async def _document(self, request: Request) -> Response:
+        return JSONResponse(openapi.document(self._defaults, __version__))
 
     async def _page(self, request: Request) -> Response:
         return FileResponse(_PAGE, headers={"cache-control": "no-cache"})

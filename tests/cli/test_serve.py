@@ -23,6 +23,7 @@ WRONG = [
     (["--api_key_file={folder}/empty"], "empty has no key; write one a line"),
     (["--api_key_file={folder}/none"], "none: no such file"),
     (["--request_log={folder}/no/log"], "no such file or directory"),
+    (["--prices={folder}/none"], "none cannot be read"),
     (["--mesh=rows=1"], "--mesh has 'rows=1'"),
     (["--slots=0"], "slots"),
     (["--thinking=1"], "thinking"),
@@ -49,6 +50,7 @@ print(json.dumps(outcomes))
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("serve")
     running.save_model(folder / "model")
+    (folder / "prices.json").write_text('{"mine": {"input": 1, "output": 4}}')
     for name, mode, text in (
         ("open", 0o644, "k"),
         ("empty", 0o600, "\n# none\n"),
@@ -80,6 +82,7 @@ def test_it_serves_until_a_signal(folder):
     command = [
         *(sys.executable, "-m", "launch.serve", f"--checkpoint={folder}/model", "--port=0", "--slots=2"),
         *(f"--api_key_file={folder}/keys", f"--request_log={log}", "--served_model_name=mine"),
+        *(f"--prices={folder}/prices.json", "--dollars_per_hour=2"),
     ]
     with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         try:
@@ -90,14 +93,17 @@ def test_it_serves_until_a_signal(folder):
             with httpx.Client(base_url=found[1], headers={"authorization": "Bearer k2"}, timeout=60) as client:
                 body = {
                     "messages": [{"role": "user", "content": "q"}], "stream": True, "temperature": 0, "wait": "",
-                    "min_thinking_tokens": 1500, "max_thinking_tokens": 1500,
+                    "min_thinking_tokens": 1500, "max_thinking_tokens": 1500, "stream_options": {"include_usage": True},
                 }  # fmt: skip
                 with client.stream("POST", "/v1/chat/completions", json=body) as response:
                     lines = (line for line in response.iter_lines() if line)
                     next(lines)
                     process.send_signal(signal.SIGTERM)
-                    *_, last = lines
-                assert last == "data: [DONE]"
+                    *_, counts, last = lines
+                usage = json.loads(counts[6:])["usage"]
+                list_cost = (usage["prompt_tokens"] * 1 + usage["completion_tokens"] * 4) / 1e6
+                assert last == "data: [DONE]" and usage["cost"] == pytest.approx(list_cost)
+                assert usage["cost_details"]["device_cost"] > 0
             assert process.wait(60) == 0
             assert "stopped\n" in process.stderr.read()
         finally:

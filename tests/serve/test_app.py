@@ -13,6 +13,7 @@ import pytest
 
 from s1jax.config.sampling import SamplingParams
 from s1jax.engine.request import Request
+from s1jax.serve import app as app_lib
 from s1jax.serve.guards import Rules
 from s1jax.serve.worker import Limits
 from s1jax.text.messages import Message
@@ -245,6 +246,8 @@ def test_routes(client, server):
     assert client.get("/v1/models/other").status_code == 404
     assert client.get("/v1/curve").status_code == 404
     assert client.get("/version").json()["version"]
+    assert set(app_lib.APIS) <= set(client.get("/openapi.json").json()["paths"])
+    assert "eos_token" in client.get("/tokenizer_info").json()
     ids = client.post("/tokenize", json={"prompt": "Héllo"}).json()
     assert ids["count"] == len(ids["tokens"]) == 6
     assert client.post("/detokenize", json={"tokens": ids["tokens"]}).json() == {"prompt": "Héllo"}

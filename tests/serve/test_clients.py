@@ -52,6 +52,17 @@ def test_openai_errors(client):
         client.chat.completions.create(model="gpt-5", messages=USER)
 
 
+def test_openai_responses(client, want):
+    fields = {"model": "tiny", "input": USER, "temperature": 1, "extra_body": {**BUDGET, "seed": 5}}
+    reply = client.responses.create(**fields)
+    assert reply.output_text == want.answer and reply.output[0].content[0].text == want.thinking
+    assert reply.usage.output_tokens_details.reasoning_tokens == want.thinking_tokens
+    events = list(client.responses.create(**fields, stream=True))
+    texts = [event.delta for event in events if event.type == "response.output_text.delta"]
+    thoughts = [event.delta for event in events if event.type == "response.reasoning_text.delta"]
+    assert ("".join(texts), "".join(thoughts)) == (want.answer, want.thinking)
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_litellm(server, want, stream, monkeypatch):
     monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # else it downloads one
@@ -76,3 +87,36 @@ def test_langchain(server, want):
     )
     assert model.invoke(USER).content == want.answer
     assert "".join(chunk.content for chunk in model.stream(USER)) == want.answer
+
+
+def test_lm_eval_chat(server, engine):
+    """`local-chat-completions`: its answers are those of the engine, its budget in gen_kwargs is kept."""
+    harness = pytest.importorskip("lm_eval.models.openai_completions")
+    instance = pytest.importorskip("lm_eval.api.instance")
+    model = harness.LocalChatCompletion(
+        base_url=f"{server.url}/v1/chat/completions", model="tiny", tokenizer_backend=None, num_concurrent=1
+    )
+    kwargs = {"until": ["\n"], "max_gen_toks": 60, "thinking_token_budget": 9}
+    context = model.apply_chat_template([{"role": "user", "content": "q"}])
+    request = instance.Instance("generate_until", {}, (context, kwargs), 0)
+    params = SamplingParams(max_thinking_tokens=9, max_answer_tokens=60, max_completion_tokens=60, stop=("\n",))
+    output = engine.generate([Request([Message("user", "q")], params=params)])[0]
+    assert model.generate_until([request]) == [output.answer]
+
+
+def test_lm_eval_log_likelihoods(server, engine):
+    """`local-completions` with our tokenizer: its scores are those of the engine."""
+    harness = pytest.importorskip("lm_eval.models.openai_completions")
+    instance = pytest.importorskip("lm_eval.api.instance")
+    from s1jax.engine import score
+
+    model = harness.LocalCompletionsAPI(
+        base_url=f"{server.url}/v1/completions", model="tiny", tokenizer_backend="remote", tokenized_requests=True
+    )
+    texts = [("a question", " one"), ("a question", " two"), ("b", "c")]
+    found = model.loglikelihood([instance.Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(texts)])
+    encode = engine.model.tokenizer.encode
+    pairs = [(encode(context), encode(context + text)[len(encode(context)) :]) for context, text in texts]
+    want = score.log_likelihoods(engine.model.params, engine.model.config, pairs)
+    for (total, greedy), (want_total, want_greedy) in zip(found, want, strict=True):
+        assert total == pytest.approx(want_total, abs=1e-2) and greedy == want_greedy
