@@ -185,7 +185,7 @@ def load_params(
             with trees.reading(folder):
                 return _load_host(safe, trees.flatten(stored), dtype)
         if mesh is None:
-            one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+            one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
             shardings = jax.tree.map(lambda _: one, wanted)
         else:
             shardings = sharding.param_shardings(config, mesh)
@@ -195,7 +195,8 @@ def load_params(
             stored,
             shardings,
         )
-        with trees.reading(folder):
+        own = mesh is None or mesh.is_multi_process is False
+        with trees.reading(folder), trees.alone() if own else contextlib.nullcontext():
             return ocp.load(safe, abstract)
 
 

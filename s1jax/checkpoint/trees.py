@@ -30,6 +30,18 @@ def context() -> Any:
     return made
 
 
+def alone() -> Any:
+    """Orbax's options for a process that loads onto its own devices: it waits for no other process of the run."""
+    import jax
+    from orbax.checkpoint import v1 as ocp
+
+    made = ocp.Context()
+    if jax.process_count() > 1:
+        made.multiprocessing.primary_host = jax.process_index()
+        made.multiprocessing.active_processes = {jax.process_index()}
+    return made
+
+
 def flatten(tree: Any) -> dict[str, Any]:
     """Leaves by path, {"a/b/c": leaf}; tuples, named or not, have the paths of what Orbax makes of them."""
     import jax

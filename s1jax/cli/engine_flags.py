@@ -68,7 +68,7 @@ def dtype() -> str:
 
 
 def engine(checkpoint: str, slots: int, cache_length: int) -> Engine:
-    """Loads a checkpoint onto the mesh that the flags describe.
+    """Loads a checkpoint onto the mesh that the flags describe; with several processes, each onto its own devices.
 
     It prints a line on stderr when it loads, and one before the first sample, when it compiles. Compiled programs are
     cached in $XDG_CACHE_HOME/s1jax, or in JAX_COMPILATION_CACHE_DIR, so that a second process need not compile them.
@@ -86,8 +86,10 @@ def engine(checkpoint: str, slots: int, cache_length: int) -> Engine:
         jax.config.update("jax_compilation_cache_dir", os.fspath(pathlib.Path(home) / "s1jax"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-    mesh = mesh_lib.make_mesh(parse_mesh(MESH.value))
-    print(f"loading {terminal.safe(checkpoint)} ...", file=sys.stderr, flush=True)
+    mesh = mesh_lib.make_mesh(parse_mesh(MESH.value), jax.local_devices())
+    first = jax.process_index() == 0
+    if first:
+        print(f"loading {terminal.safe(checkpoint)} ...", file=sys.stderr, flush=True)
     made = engine_lib.Engine(
         checkpoint,
         slots=slots,
@@ -103,7 +105,7 @@ def engine(checkpoint: str, slots: int, cache_length: int) -> Engine:
         made.counts.announce = None
         print("compiling ...", file=sys.stderr, flush=True)
 
-    made.counts.announce = say
+    made.counts.announce = say if first else None
     return made
 
 

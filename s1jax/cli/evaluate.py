@@ -18,6 +18,11 @@ endpoint (https://HOST/v1, with `--remote_model`) or another strategy of this ch
 handoff.png, accuracy against dollars, and the fit of each local strategy for `s1jax serve --handoff`. docs/handoff.md
 has more.
 `s1jax.evaluate` does the same from Python; `s1jax plot` draws several results on one picture.
+
+The same command may run in several processes, on hosts that see the same files: process I of N answers problems I,
+I + N, ... on the devices of its host, with the tokens that one process gives, and process 0 writes the results. The
+seconds of a run are summed over processes, and --dollars_per_hour is the price of what one of them has. How processes
+find each other, and how they go on after one was lost (exit code 75), is as with `s1jax sample`.
 """
 
 from __future__ import annotations
@@ -32,11 +37,12 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from s1jax.cli import engine_flags, handoff_flags, progress, table, terminal
+from s1jax.cli import engine_flags, handoff_flags, processes, progress, table, terminal
 from s1jax.config.sampling import SamplingParams
 from s1jax.errors import UserError
 from s1jax.evaluation import evaluate as evaluate_lib
 from s1jax.evaluation import handoff as handoff_lib
+from s1jax.evaluation import setup as setup_lib
 from s1jax.evaluation import strategies
 from s1jax.evaluation.handoff import Setup
 from s1jax.evaluation.runner import Progress
@@ -50,6 +56,7 @@ if TYPE_CHECKING:
     from s1jax.engine.description import Description
     from s1jax.engine.engine import Engine
     from s1jax.engine.request import EngineProgress, Output, Request
+    from s1jax.io.journals import Share
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Checkpoint, training workdir or package:NAME.")
 _TASK = flags.DEFINE_string(
@@ -90,7 +97,7 @@ _DOLLARS = flags.DEFINE_float("dollars_per_hour", 0.0, "Price of the machine; 0:
 _SHARED_LENGTH = 1024
 
 
-def main() -> None:
+def main() -> int:
     chosen = parse_strategies(_STRATEGIES.value, _BUDGETS.value, _WAITS.value, _WAIT.value)
     if not _CHECKPOINT.value:
         raise UserError("--checkpoint is missing; give a checkpoint, a training workdir or package:NAME.")
@@ -112,19 +119,43 @@ def main() -> None:
     check_limits(chosen, params)
     handoff = handoff_flags.setup(chosen, params.wait)
     engine_flags.parse_mesh(engine_flags.MESH.value)
-    from s1jax.checkpoint import store
+    return processes.run(lambda: _evaluate(chosen, task, params, handoff))
 
-    store.using(_CHECKPOINT.value, lambda folder: evaluate(folder, chosen, task, params, handoff))
+
+def _evaluate(chosen: Sequence[Strategy], task: Task, params: SamplingParams, handoff: Setup | None) -> int:
+    from s1jax.checkpoint import store
+    from s1jax.parallel import shares
+
+    share = shares.share()
+
+    def assist(folder: pathlib.Path) -> None:
+        evaluate_lib.assist(
+            LazyEngine(folder), task, chosen, _OUT.value or "", share, params=params, allow_untrained=_UNTRAINED.value,
+            handoff=handoff, asked=_asked(params),
+        )  # fmt: skip
+
+    def first(folder: pathlib.Path) -> None:
+        evaluate(folder, chosen, task, params, handoff, share)
+
+    store.using(_CHECKPOINT.value or "", first if share.is_first else assist)
+    return 0
 
 
 def evaluate(
-    folder: pathlib.Path, chosen: Sequence[Strategy], task: Task, params: SamplingParams, handoff: Setup | None = None
+    folder: pathlib.Path,
+    chosen: Sequence[Strategy],
+    task: Task,
+    params: SamplingParams,
+    handoff: Setup | None,
+    share: Share,
 ) -> None:
     """Evaluates the checkpoint in `folder`, then prints the table; see `s1jax.evaluation.evaluate`."""
     engine_flags.say_step(_CHECKPOINT.value or "", folder)
     with contextlib.ExitStack() as stack:
         sampled = handoff_lib.sampled(chosen, handoff, params.wait)
-        bar = progress.Bar("evaluating", len(sampled) * len(task.rows))
+        count = len(task.rows)
+        total = sum(count if strategy.remote else share.count(count) for strategy in sampled)
+        bar = progress.Bar("evaluating", total)
         shown: list[int] = []  # the runs whose name the bar has shown
 
         def note(sentence: str) -> None:
@@ -143,6 +174,7 @@ def evaluate(
         result = evaluate_lib.evaluate(
             LazyEngine(folder), task, chosen, _OUT.value or "", params=params, dollars_per_hour=_DOLLARS.value,
             allow_untrained=_UNTRAINED.value, handoff=handoff, asked=_asked(params), on_note=note, on_progress=report,
+            share=share,
         )  # fmt: skip
     table.show(list(result.runs), result.metrics, result.title)
     if result.studies:
@@ -265,5 +297,5 @@ def _asked(params: SamplingParams) -> dict[str, Any]:
     return (
         {flag.name: flag.value for flag in (*about, *how)}
         | handoff_flags.asked()
-        | {"controls": evaluate_lib.controls(params)}
+        | {"controls": setup_lib.controls(params)}
     )

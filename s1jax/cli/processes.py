@@ -8,7 +8,9 @@ every process gets --coordinator, --num_processes and --process_id.
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
+import re
 import signal
 import sys
 import threading
@@ -30,7 +32,7 @@ LOST = 75  # exit code of processes that lost another one; EX_TEMPFAIL of sysexi
 
 _SILENCE = 40  # seconds without a sign of life after which a process counts as lost
 _FAREWELL = 24 * 3600  # seconds that finished processes wait for process 0, which reads the last checkpoint once more
-_REMEDY = "run the same command again in all processes to go on from the newest checkpoint."
+_REMEDY = "run the same command again in all processes; it goes on from what is on the disk."
 _ABORTED = f"error: jax ended this process, most likely because another one was lost or never came; {_REMEDY}\n"
 # Words in the errors of a lost process: from collectives on CPUs and (NCCL) NVIDIA GPUs, from the coordination service,
 # and from Orbax when processes wait for each other to save.
@@ -45,11 +47,15 @@ _UNFOUND = {
 }
 
 
-def run(main: Callable[[], int]) -> int:
+def run(main: Callable[[], int], *, stops: bool = False) -> int:
     """Joins the other processes of the run, if there are any, and returns the exit code of `main`.
 
     With several processes, a process that fails exits at once, so that no other one waits for it. An error that all
     processes have is printed by the first one only.
+
+    Args:
+      main: the work of this process.
+      stops: it uses `stop_asked`. Otherwise a SIGTERM ends the process at once, as it does without others.
 
     Raises:
       UserError: if flags and cluster do not describe the processes, or if they do not connect.
@@ -61,6 +67,8 @@ def run(main: Callable[[], int]) -> int:
 
     if not jax.distributed.is_initialized():
         return main()
+    if not stops:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # jax has set a handler that only marks the signal
     try:
         return main()
     except SharedError as error:  # raised in all processes, which leave together
@@ -125,8 +133,15 @@ def _c_handler(number: int) -> Callable[[], object] | None:
     return lambda: handler(number)
 
 
+def refuse(command: str) -> None:
+    """Raises a `UserError` if a flag names several processes; `command` says what runs in one process only."""
+    if _given():
+        raise UserError(f"{command} runs in one process; leave out --coordinator, --num_processes and --process_id.")
+
+
+@functools.cache  # jax looks for a cluster before anything else only
 def _join() -> None:
-    arguments = _given()
+    arguments = _given() or _devices()
     import jax
 
     before = _on_abort(ctypes.cast(_aborted, ctypes.c_void_p).value)
@@ -165,6 +180,14 @@ def _given() -> dict[str, Any]:
         "process_id": index,
         "cluster_detection_method": "deactivate",  # or SLURM would give this process one device of its host
     }
+
+
+def _devices() -> dict[str, Any]:
+    """Gives a process all GPUs of its node if SLURM starts one process a node; jax would give it the first one."""
+    tasks, count = os.environ.get("SLURM_STEP_TASKS_PER_NODE", ""), os.environ.get("SLURM_GPUS_ON_NODE", "")
+    if not re.fullmatch(r"1(\(x[0-9]+\))?", tasks) or not re.fullmatch("[0-9]{1,3}", count):
+        return {}
+    return {"local_device_ids": list(range(int(count)))}
 
 
 def _on_abort(handler: int | None) -> int | None:

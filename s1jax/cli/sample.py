@@ -11,6 +11,12 @@ A row of the prompts file is {"question": "..."} or {"prompt_ids": [...]}, and m
 "max_thinking_tokens", "wait", "system", "stop", "n" or "seed". The output has one line per prompt, in order. With
 "n" above 1 a prompt has n lines, one after the other; "sample_index" counts them from 0. The file appears when it is
 complete. Until then finished rows are in FILE.jsonl.partial, and the same command continues after them.
+
+With --prompts the same command may run in several processes, on hosts that see the same files: process I of N samples
+rows I, I + N, ... on the devices of its host, with the tokens that one process gives. s1jax/cli/processes.py says how
+processes find each other; otherwise give --coordinator=HOST:PORT, --num_processes=N and --process_id=I. Finished rows
+of process I are in FILE.jsonl.partial-I, and process 0 writes FILE.jsonl. Any number of processes continues after the
+rows that any other number has finished. Exit code 75: another process was lost, at most a minute ago.
 """
 
 from __future__ import annotations
@@ -21,19 +27,20 @@ import os
 import pathlib
 import sys
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
 from rich.console import Console
 
-from s1jax.cli import engine_flags, progress, terminal
+from s1jax.cli import engine_flags, processes, progress, terminal
 from s1jax.config.sampling import SamplingParams
 from s1jax.errors import UserError
 from s1jax.io import files, paths
 
 if TYPE_CHECKING:
     from s1jax.engine.engine import Engine
-    from s1jax.io import journal as journal_lib
+    from s1jax.io.journals import Journals, Share
 
 FLAGS = flags.FLAGS
 
@@ -49,6 +56,7 @@ _HELP = {
     "min_thinking_tokens": "An earlier end of thinking is replaced by the wait string.",
     "num_waits": "Ends of thinking beyond the minimum that are replaced by the wait string.",
     "max_answer_tokens": "Sampled tokens of the answer, its stop token included.",
+    "max_completion_tokens": "All tokens after the prompt: thinking, delimiters and answer; 0: no such limit.",
     "temperature": "0 is greedy.",
     "top_p": "Smallest set of tokens with at least this probability.",
     "top_k": "The k most probable tokens; 0: all.",
@@ -70,7 +78,7 @@ for _name, _default in dataclasses.asdict(SamplingParams()).items():
         flags.DEFINE_integer(_name, _default, _HELP[_name])
 
 
-def main() -> None:
+def main() -> int:
     one = FLAGS.prompt is not None
     if not FLAGS.checkpoint:
         raise UserError("--checkpoint is missing; give a checkpoint, a training workdir or package:NAME.")
@@ -86,14 +94,30 @@ def main() -> None:
         raise UserError("--n goes with --prompts and --out; --prompt shows one answer.")
     engine_flags.parse_mesh(engine_flags.MESH.value)
     if one:
+        processes.refuse("--prompt")
         _answer(controls)
-    else:
-        _answer_file(controls)
+        return 0
+    return processes.run(lambda: _answer_file(controls))
 
 
-def _answer_file(controls: SamplingParams) -> None:
+def _answer_file(controls: SamplingParams) -> int:
+    from s1jax.checkpoint import store
     from s1jax.engine import rows as rows_lib
+    from s1jax.parallel import shares
+    from s1jax.parallel.processes import together
 
+    notes: list[str] = []
+    out = together(_out)
+    rows, names = together(lambda: rows_lib.read(FLAGS.prompts, notes))
+    share = shares.share()
+    for note in notes if share.is_first else ():
+        terminal.note(note)
+    store.using(FLAGS.checkpoint, lambda folder: _sample_file(folder, rows, names, out, controls, share))
+    return 0
+
+
+def _out() -> pathlib.Path:
+    """Returns the file of --out, which can be written."""
     out = pathlib.Path(os.path.realpath(FLAGS.out))  # of a link the file that it leads to
     if pathlib.Path(FLAGS.out).absolute().parts[1:2] in (("dev",), ("proc",)):
         raise UserError(f"--out={FLAGS.out} cannot be written: it is not a regular file; give the path of a file.")
@@ -102,22 +126,57 @@ def _answer_file(controls: SamplingParams) -> None:
     if out.exists() and not out.is_file():
         what = "a folder" if out.is_dir() else "not a regular file"
         raise UserError(f"--out={out} cannot be written: it is {what}; give the path of a file.")
-    notes: list[str] = []
-    rows, names = rows_lib.read(FLAGS.prompts, notes)
-    for note in notes:
-        terminal.note(note)
-    from s1jax.checkpoint import store
-
-    store.using(FLAGS.checkpoint, lambda folder: _sample_file(folder, rows, names, out, controls))
+    return out
 
 
 def _sample_file(
-    folder: pathlib.Path, rows: list[dict[str, Any]], names: list[str], out: pathlib.Path, controls: SamplingParams
+    folder: pathlib.Path,
+    rows: list[dict[str, Any]],
+    names: list[str],
+    out: pathlib.Path,
+    controls: SamplingParams,
+    share: Share,
 ) -> None:
-    """Samples all rows with the checkpoint in `folder` and writes them to `out`."""
-    from s1jax.checkpoint import digests, store
+    """Samples this process's share of the rows with the checkpoint in `folder`; the first one writes all to `out`."""
     from s1jax.engine import fields
     from s1jax.io import journal as journal_lib
+    from s1jax.parallel import shares
+
+    if share.is_first:
+        _say_notes(folder, rows, names, controls)
+    counts = [fields.row_controls(row, controls, name).n for row, name in zip(rows, names, strict=True)]
+    run = _fingerprint(folder, rows, controls)
+    # Under a fingerprint of its own: an output in the place of the journal is foreign to it, and the other way round.
+    with shares.open_journals(out.with_name(out.name + ".partial"), f"{run}-partial", share) as journals:
+        if out.exists() and out.stat().st_size:  # an empty one, as mktemp makes it, holds nothing to be lost
+            done = len(journal_lib.read(out, run)[0])
+            if done != sum(counts):
+                raise UserError(f"{out} holds {done} of {sum(counts)} rows; remove it, and the command samples again.")
+            if share.is_first:
+                journals.remove()  # of a process that was killed when the output was complete
+                print(f"{out} has all {done} rows already")
+            return
+        _sample_missing(folder, rows, names, controls, counts, journals, share)
+        if not share.is_first:
+            journals.wait()
+            return
+        outputs = _outputs(journals.rows)
+        with files.replace(out) as file:
+            for place in sorted(outputs):
+                row = json.dumps({"fingerprint": run, **outputs[place]}, ensure_ascii=False)
+                file.write(row.encode() + b"\n")
+        journals.remove()
+
+
+def _outputs(rows: Sequence[dict[str, Any]]) -> dict[tuple[int, int], dict[str, Any]]:
+    """Returns the outputs in the rows of a journal by row and sample."""
+    return {(row["index"], row["output"].get("sample_index", 0)): row["output"] for row in rows}
+
+
+def _say_notes(folder: pathlib.Path, rows: list[dict[str, Any]], names: list[str], controls: SamplingParams) -> None:
+    """Says what is unusual about checkpoint and rows."""
+    from s1jax.checkpoint import store
+    from s1jax.engine import fields
     from s1jax.text import written
 
     engine_flags.say_step(FLAGS.checkpoint, folder)
@@ -137,10 +196,15 @@ def _sample_file(
     handed = fields.unused(rows)
     if handed:
         terminal.note(f"{FLAGS.prompts}: not used, handed through to the output: {', '.join(handed)}.")
-    counts = [fields.row_controls(row, controls, name).n for row, name in zip(rows, names, strict=True)]
+
+
+def _fingerprint(folder: pathlib.Path, rows: list[dict[str, Any]], controls: SamplingParams) -> str:
+    from s1jax.checkpoint import digests
+    from s1jax.io import journal as journal_lib
+
     settings = dataclasses.asdict(controls)
     wait = settings.pop("wait")  # kept by itself, as in the fingerprints of earlier outputs
-    run = journal_lib.fingerprint(
+    return journal_lib.fingerprint(
         {
             "checkpoint": digests.fingerprint(folder),
             "rows": rows,
@@ -153,22 +217,6 @@ def _sample_file(
             "weight_dtype": FLAGS.weight_dtype,
         }
     )
-    # Under a fingerprint of its own: an output in the place of the journal is foreign to it, and the other way round.
-    with journal_lib.Journal(out.with_name(out.name + ".partial"), f"{run}-partial") as journal:
-        if out.exists() and out.stat().st_size:  # an empty one, as mktemp makes it, holds nothing to be lost
-            done = len(journal_lib.read(out, run)[0])
-            if done != sum(counts):
-                raise UserError(f"{out} holds {done} of {sum(counts)} rows; remove it, and the command samples again.")
-            journal.remove()  # of a process that was killed when the output was complete
-            print(f"{out} has all {done} rows already")
-            return
-        outputs = {(row["index"], row["output"].get("sample_index", 0)): row["output"] for row in journal.rows}
-        _sample_missing(folder, rows, names, controls, counts, outputs, journal)
-        with files.replace(out) as file:
-            for place in sorted(outputs):
-                row = json.dumps({"fingerprint": run, **outputs[place]}, ensure_ascii=False)
-                file.write(row.encode() + b"\n")
-        journal.remove()
 
 
 def _sample_missing(
@@ -177,50 +225,64 @@ def _sample_missing(
     names: list[str],
     controls: SamplingParams,
     counts: list[int],
-    outputs: dict[tuple[int, int], dict[str, Any]],
-    journal: journal_lib.Journal,
+    journals: Journals,
+    share: Share,
 ) -> None:
-    """Samples the rows that `outputs` lacks, into it and into the journal.
+    """Samples the rows of this process that the journals lack. The first process then waits for those of the others.
+
+    A row that lacks one sample of several gets all of them again, which are equal.
 
     Args:
+      folder: of the checkpoint.
       rows: all prompts.
       names: in messages.
       controls: of what a row does not say itself.
       counts: samples of each row.
-      outputs: (row, sample) -> output. A row that lacks one sample of several gets all of them again, which are equal.
-      journal: of outputs.
+      journals: of outputs.
+      share: of this process.
     """
     from s1jax.engine import rows as rows_lib
 
-    before = len(outputs)
-    missing = [i for i in range(len(rows)) if any((i, j) not in outputs for j in range(counts[i]))]
+    outputs = _outputs(journals.rows)
+    earlier = frozenset(outputs)
+    mine = [i for i in range(len(rows)) if i in share]
+    missing = [i for i in mine if any((i, j) not in outputs for j in range(counts[i]))]
+    before = sum((i, j) in outputs for i in mine for j in range(counts[i]))
     again = sum((i, j) in outputs for i in missing for j in range(counts[i]))
-    engine = engine_flags.engine(os.fspath(folder), FLAGS.batch_size, FLAGS.cache_length)
+    what = f"sampling (process 0 of {share.num_processes})" if share.num_processes > 1 else "sampling"
     begun = time.monotonic()
-    with progress.Bar("sampling", sum(counts)) as bar:
+    with progress.Bar(what, sum(counts[i] for i in mine), shown=share.is_first) as bar:
         bar.update(before)
 
         def report(done: int, num_ids: int, thinking: int) -> None:
-            share = engine_flags.thinking_share(thinking, num_ids)
-            bar.update(before + max(done - again, 0), f"{num_ids / (time.monotonic() - begun):.0f} tok/s{share}")
+            rate = f"{num_ids / (time.monotonic() - begun):.0f} tok/s{engine_flags.thinking_share(thinking, num_ids)}"
+            bar.update(before + max(done - again, 0), rate)
 
-        stream = rows_lib.stream(
-            engine, [rows[index] for index in missing], controls, names=[names[i] for i in missing],
-            system=FLAGS.system, indices=missing, progress=report,
-        )  # fmt: skip
-        new = 0
-        for place, output in stream:
-            key = (missing[place], output.get("sample_index", 0))
-            new += len(output["ids"])
-            if key not in outputs:
-                outputs[key] = output
-                journal.append({"index": missing[place], "output": output})
-    seconds = time.monotonic() - begun
+        if missing:
+            engine = engine_flags.engine(os.fspath(folder), FLAGS.batch_size, FLAGS.cache_length)
+            begun = time.monotonic()
+            stream = rows_lib.stream(
+                engine, [rows[index] for index in missing], controls, names=[names[i] for i in missing],
+                system=FLAGS.system, indices=missing, progress=report,
+            )  # fmt: skip
+            for place, output in stream:
+                key = (missing[place], output.get("sample_index", 0))
+                if key not in outputs:
+                    outputs[key] = output
+                    journals.append({"index": missing[place], "output": output})
+        if not share.is_first:
+            return
+        if share.num_processes > 1:
+            bar.phase("waiting for the rows of other processes")
+        journals.gather(lambda rows: len(_outputs(rows)) < sum(counts))
+    seconds = max(time.monotonic() - begun, 1e-9)
+    outputs = _outputs(journals.rows)
+    new = [len(output["ids"]) for place, output in outputs.items() if place not in earlier]
     thinking = sum(output["thinking_tokens"] for output in outputs.values())
     cut = sum(output["thinking_end"] == "cut" for output in outputs.values())
     print(
         f"{len(outputs)} rows to {FLAGS.out}: {thinking / len(outputs):.1f} thinking tokens a row, {cut} cut,"
-        f" {new} ids of {sum(counts[i] for i in missing)} rows in {seconds:.1f} s ({new / seconds:.0f} tok/s,"
+        f" {sum(new)} ids of {len(new)} rows in {seconds:.1f} s ({sum(new) / seconds:.0f} tok/s,"
         " compilation included)"
     )
 

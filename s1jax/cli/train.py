@@ -71,7 +71,7 @@ def main() -> int:
     experiment = presets.experiment(_CONFIG.value.to_dict())
     workdir = paths.local(_WORKDIR.value, "--workdir")
     paths.local(experiment.init_from, "config.init_from")
-    return processes.run(lambda: _train(experiment, workdir, start_time, profile))
+    return processes.run(lambda: _train(experiment, workdir, start_time, profile), stops=True)
 
 
 def _train(experiment: Experiment, workdir: pathlib.Path, start_time: float, profile: range) -> int:

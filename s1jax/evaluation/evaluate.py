@@ -11,29 +11,25 @@ import os
 import pathlib
 import platform
 import re
-import secrets
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from s1jax.config.sampling import SamplingParams
-from s1jax.engine import rows as rows_lib
-from s1jax.errors import MissingPackageError, UserError
+from s1jax.errors import MissingPackageError
 from s1jax.evaluation import handoff as handoff_lib
 from s1jax.evaluation import handoff_plot, outcomes, plot, results, runner
 from s1jax.evaluation import metrics as metrics_lib
-from s1jax.evaluation import strategies as strategies_lib
+from s1jax.evaluation import setup as setup_lib
 from s1jax.evaluation.runner import Engine, Finished, Plan, Progress
 from s1jax.evaluation.strategies import Forcing, Strategy
-from s1jax.io import files, paths
-from s1jax.io import journal as journal_lib
+from s1jax.io import files
+from s1jax.io.journals import ALONE, Share
 from s1jax.remote import confidence
-from s1jax.tasks import benchmarks
 from s1jax.tasks.task import Task
-from s1jax.text import chat, written
+from s1jax.text import chat
 
 if TYPE_CHECKING:
-    from s1jax.checkpoint.store import Metadata, Model
     from s1jax.engine.description import Description
 
 _SCALES = (
@@ -41,8 +37,6 @@ _SCALES = (
     " thinking tokens; tokens, seconds_per_problem, dollars_per_problem: means over problems; seconds of a run: without"
     " loading and compiling"
 )
-# These entered SamplingParams later than the first results. At their defaults they leave fingerprints alone.
-_LATER_PARAMS = ("repetition_penalty", "stop", "n")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +77,7 @@ def evaluate(
     asked: Mapping[str, Any] | None = None,
     on_note: Callable[[str], None] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    share: Share = ALONE,
 ) -> Result:
     """Answers every problem of a task once for each strategy, grades the answers, draws the curves.
 
@@ -113,6 +108,7 @@ def evaluate(
         weights, dtype and questions. By default the arguments of this call.
       on_note: called with every note at once; by default it is logged as a warning.
       on_progress: called while the evaluation goes on.
+      share: of process 0, if several processes of a run share the problems; the others call `assist`.
 
     Returns:
       runs with their figures.
@@ -122,47 +118,24 @@ def evaluate(
         another process writes it.
     """
     begun = time.monotonic()
-    task = benchmarks.load(task) if isinstance(task, str) else task
-    params = _params(params, task)
-    chosen = strategies_lib.distinct(strategies, params.wait)
-    wanted, chosen = chosen, handoff_lib.sampled(chosen, handoff, params.wait)
-    strategies_lib.check(chosen, params)
-    folder = paths.local(out, "out")
-    if engine.model is None:
-        raise UserError("this engine was made from weights alone; make it from a checkpoint to evaluate it.")
-    if not allow_untrained:
-        _check_trained(chosen, params.wait, strategies_lib.trained_for(engine.model.provenance))
     notes: list[str] = []
 
     def note(sentence: str) -> None:
         notes.append(sentence)
         (on_note or logging.getLogger(__name__).warning)(sentence)
 
-    for sentence in (*task.notes, *_written(engine.model, task, chosen, params.wait)):
-        note(sentence)
-    questions = [_questions(strategy, task, engine.model, params.wait) for strategy in chosen]
-    plan = Plan(task, params, chosen, questions, handoff.engine if handoff else None)
-    _make_folder(folder)
-    described = engine.describe()
-    if not described.weights:
-        note("the engine's weights come from no checkpoint, so a stopped evaluation cannot be resumed")
+    setup = setup_lib.check(engine, task, strategies, out, params, allow_untrained, handoff, asked, note)
+    plan, folder, task, params = setup.plan, setup.folder, setup.plan.task, setup.plan.params
+    wanted, described = setup.wanted, setup.described
     model = name or results.model_name(described.checkpoint) or "model"
-    asked = _asked(described, plan, wanted) if asked is None else asked
-    settings = {
-        "asked": asked,
-        "dtype": described.dtype,
-        "checkpoint": engine.model.provenance,
-        "step": described.step,
-        "weights": described.weights,
-    }
-    run = _fingerprint(asked, described, plan)
-    rows, names = plan.rows()
-    engine.check(rows_lib.requests(rows, params, names), params)
-    with files.named(folder), journal_lib.Journal(folder / "samples.journal", run) as journal:
-        earlier, there = results.read(folder, run, len(task.rows), journal.rows, settings)
+    progress = on_progress or (lambda _: None)
+    with files.named(folder), setup.open_journals(share) as journals:
+        earlier, there = results.read(folder, setup.run, len(task.rows), journals.rows, setup.settings)
+        if share.num_processes > 1:
+            runner.sample_share(engine, plan, journals, there, progress, share)
+            journals.gather(lambda rows: plan.lacks([*there, *rows]))
         partial = folder / "samples.jsonl.partial"
-        progress = on_progress or (lambda _: None)
-        finished = runner.run_all(engine, plan, journal, [*there, *journal.rows], partial, progress)
+        finished = runner.run_all(engine, plan, journals, there, partial, progress, share)
         runs = _summaries(finished, params, dollars_per_hour)
         studies = _studies(wanted, finished, handoff, plan, engine, dollars_per_hour) if handoff else {}
         has_price = bool(dollars_per_hour or (handoff and handoff.has_price))
@@ -170,8 +143,8 @@ def evaluate(
         metrics = {
             family: metrics_lib.metrics(some) for family, some in ({"all": runs} | metrics_lib.families(runs)).items()
         }
-        found = settings | {
-            "fingerprint": run,
+        found = setup.settings | {
+            "fingerprint": setup.run,
             "problems": len(task.rows),
             "notes": list(task.notes),  # which rows of a folder, which revision of the hub
             "grader": task.grader,
@@ -184,7 +157,7 @@ def evaluate(
             "model": model,
             "task": task.title,
             "versions": _versions(),
-            "machine": {"platform": platform.platform(), "cpus": os.cpu_count(), "devices": list(described.devices)},
+            "machine": _machine(described, share),
         }
         # If nothing was left to sample, how and where it was sampled stays what it was.
         found |= {name: earlier[name] for name in ("seconds", "batch_size", "machine") if name in earlier}
@@ -193,7 +166,7 @@ def evaluate(
         partial.rename(folder / "samples.jsonl")
         fits = _write_fits(studies.values(), folder)
         files.write_text(folder / "results.json", json.dumps(found, indent=2) + "\n")
-        journal.remove()
+        journals.remove()
         title = f"{model} on {task.title}"
         try:
             pictures = _draw(runs, studies.values(), params.wait, has_price, title, folder)
@@ -205,6 +178,30 @@ def evaluate(
         note(idle)
     written = ("results.json", "samples.jsonl", *fits, *pictures)
     return Result(title, tuple(runs), metrics, tuple(notes), folder, written, tuple(studies.values()))
+
+
+def assist(
+    engine: Engine,
+    task: Task | str,
+    strategies: Iterable[Strategy | str],
+    out: str | os.PathLike[str],
+    share: Share,
+    *,
+    params: SamplingParams | None = None,
+    allow_untrained: bool = False,
+    handoff: handoff_lib.Setup | None = None,
+    asked: Mapping[str, Any] | None = None,
+) -> None:
+    """Samples the share of a process other than the first, and returns when that has written the results.
+
+    Arguments and errors are those of `evaluate`, which process 0 calls.
+    """
+    setup = setup_lib.check(engine, task, strategies, out, params, allow_untrained, handoff, asked, lambda _: None)
+    count = len(setup.plan.task.rows)
+    with files.named(setup.folder), setup.open_journals(share) as journals:
+        _, there = results.read(setup.folder, setup.run, count, journals.rows, setup.settings)
+        runner.sample_share(engine, setup.plan, journals, there, lambda _: None, share)
+        journals.wait()
 
 
 def _draw(
@@ -277,86 +274,6 @@ def _write_fits(studies: Iterable[handoff_lib.Study], folder: pathlib.Path) -> t
     return tuple(names)
 
 
-def _params(given: SamplingParams | None, task: Task) -> SamplingParams:
-    if given is None:
-        return SamplingParams(max_thinking_tokens=task.max_thinking_tokens, max_answer_tokens=task.max_answer_tokens)
-    rows_lib.check_params(given)
-    if given.n > 1:
-        raise UserError(f"n is {given.n}, but an evaluation asks for its samples itself; write majority:{given.n}.")
-    return given
-
-
-def _check_trained(chosen: Sequence[Strategy], wait: str, trained: str) -> None:
-    """Raises if the instruction of a strategy is one that the checkpoint was not trained to follow."""
-    for strategy in chosen:
-        control = strategy.instruction.control if strategy.instruction else trained
-        if control != trained:
-            raise UserError(
-                f'"{strategy.name(wait)}" needs a checkpoint trained with config.data.control={control}, and this one'
-                f" was trained {f'with {trained}' if trained else 'without any'}; train one, or ask it all the same"
-                " with allow_untrained."
-            )
-
-
-def _written(about: Metadata | Model, task: Task, chosen: Sequence[Strategy], wait: str) -> list[str]:
-    """Returns a sentence on questions that hold special tokens as text, if there are any."""
-    waits = "\n".join(dict.fromkeys(s.forcing.wait or "" for s in chosen)) + f"\n{wait}"
-    texts = ((task.place(i), f"{row['question']}\n{row.get('system', '')}\n{waits}") for i, row in enumerate(task.rows))
-    return written.notes(about.tokenizer, about.chat, texts, "sent")
-
-
-def _questions(strategy: Strategy, task: Task, about: Metadata | Model, wait: str) -> list[str]:
-    """Returns the questions of the task with the instruction of a strategy."""
-    what = strategy.instruction
-    if what is None:
-        return [row["question"] for row in task.rows]
-    try:
-        return [
-            chat.instruct(about.tokenizer, about.chat, row["question"], what.control, what.amount) for row in task.rows
-        ]
-    except UserError as error:
-        raise UserError(f'"{strategy.name(wait)}": {error}') from error
-
-
-def _make_folder(folder: pathlib.Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError) as error:
-        raise UserError(f"out: {folder} is a file; choose another folder.") from error
-
-
-def controls(params: SamplingParams) -> dict[str, Any]:
-    """Returns the sampling parameters as results.json records them among its settings.
-
-    `wait` has a place of its own there. Parameters that were added later are left out at their defaults, so that
-    evaluations which began before them can still be resumed.
-    """
-    values, defaults = dataclasses.asdict(params), dataclasses.asdict(SamplingParams())
-    values.pop("wait")
-    return {name: value for name, value in values.items() if name not in _LATER_PARAMS or value != defaults[name]}
-
-
-def _asked(described: Description, plan: Plan, wanted: Sequence[Strategy]) -> dict[str, Any]:
-    remote = {} if plan.remote is None else {"remote": plan.remote.endpoint.base_url}
-    return {
-        "checkpoint": described.checkpoint,
-        "task": plan.task.title,
-        "strategies": [plan.name(strategy) for strategy in wanted],
-        **remote,
-        "wait": plan.params.wait,
-        "cache_dtype": described.cache_dtype,
-        "weight_dtype": described.weight_dtype,
-        "controls": controls(plan.params),
-    }
-
-
-def _fingerprint(asked: Mapping[str, Any], described: Description, plan: Plan) -> str:
-    systems = [row.get("system", "") for row in plan.task.rows]
-    prompts = {"questions": plan.questions, **({"systems": systems} if any(systems) else {})}
-    weights = described.weights or secrets.token_hex()
-    return journal_lib.fingerprint({**asked, "dtype": described.dtype, "checkpoint": weights, **prompts})
-
-
 def _summaries(finished: Sequence[Finished], params: SamplingParams, dollars_per_hour: float) -> list[metrics_lib.Run]:
     """Returns the line of each run in the table."""
     plain = None
@@ -387,3 +304,8 @@ def _versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found
+
+
+def _machine(described: Description, share: Share) -> dict[str, Any]:
+    here = {"platform": platform.platform(), "cpus": os.cpu_count(), "devices": list(described.devices)}
+    return here | ({} if share == ALONE else {"processes": share.num_processes})

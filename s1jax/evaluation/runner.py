@@ -7,7 +7,7 @@ import dataclasses
 import io
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import IO, TYPE_CHECKING, Any, Protocol
 
 from s1jax.config.sampling import SamplingParams
@@ -18,7 +18,7 @@ from s1jax.evaluation.outcomes import Outcome
 from s1jax.evaluation.remote import RemoteEngine, RemoteOutput
 from s1jax.evaluation.strategies import Strategy
 from s1jax.io import files
-from s1jax.io.journal import Journal
+from s1jax.io.journals import ALONE, Journals, Share
 from s1jax.remote import confidence
 from s1jax.tasks.task import Task
 
@@ -51,8 +51,8 @@ class Progress:
       run: number of the present run, from 0.
       num_runs: number of runs.
       name: of the present run.
-      done: answered problems, over all runs.
-      total: problems, over all runs.
+      done: answered problems of this process, over all runs.
+      total: problems of this process, over all runs.
       tokens_per_second: of the present run; None before its first tokens.
       thinking_share: share of thinking in its tokens, 0 to 1; None likewise.
       accuracy: of the run in percent, once it is complete; None before.
@@ -101,6 +101,29 @@ class Plan:
                 names.append(f'"{self.name(strategy)}", {self.task.place(i)}')
         return rows, names
 
+    def count(self, number: int, share: Share) -> int:
+        """How many problems of run `number` a process samples, see `takes`."""
+        total = len(self.task.rows)
+        return share.count(total) if not self.strategies[number].remote else total * share.is_first
+
+    def takes(self, number: int, problem: int, share: Share) -> bool:
+        """Whether a process samples a problem. The first one alone asks a remote, so that its limits hold for all."""
+        return share.is_first if self.strategies[number].remote else problem in share
+
+    def start(self, number: int, share: Share) -> Progress:
+        """How far an evaluation is when run `number` starts."""
+        counts = [self.count(i, share) for i in range(len(self.strategies))]
+        return Progress(number, len(counts), self.name(self.strategies[number]), sum(counts[:number]), sum(counts))
+
+    def wanted(self, number: int, samples: Sequence[Row]) -> list[outcomes.Wanted]:
+        """Samples that run `number` needs beside those that it has."""
+        return outcomes.wanted(self.strategies[number], self.task, self.questions[number], self.params, samples)
+
+    def lacks(self, samples: Iterable[Row]) -> bool:
+        """Whether a run needs more samples than `samples`, which are of all runs."""
+        kept = _by_run(samples)
+        return any(self.wanted(i, kept[self.name(strategy)]) for i, strategy in enumerate(self.strategies))
+
 
 @dataclasses.dataclass(frozen=True)
 class Finished:
@@ -122,62 +145,87 @@ class Finished:
 def run_all(
     engine: Engine,
     plan: Plan,
-    journal: Journal,
+    journals: Journals,
     there: Sequence[Row],
     file: str | os.PathLike[str],
     on_progress: Callable[[Progress], None],
+    share: Share = ALONE,
 ) -> list[Finished]:
     """Makes every run and writes its samples with their verdicts to a file.
 
     Args:
       engine: samples.
       plan: what to sample.
-      journal: gets every sample at once.
+      journals: get every sample at once.
       there: samples of an earlier process, which are not drawn again.
       file: JSONL file to write.
       on_progress: called at the start and the end of a run, and whenever the engine reports.
+      share: problems whose samples are drawn here; `there` and `journals` have those of the others.
     """
     from s1jax import perf  # needs jax, which the engine has loaded
 
-    count = len(plan.task.rows)
-    kept: dict[str, list[Row]] = collections.defaultdict(list)
-    # The same sample may be in samples.jsonl and in a journal that a killed process could not remove.
-    for record in {results.key(row): row for row in there}.values():
-        kept[record["run"]].append({name: value for name, value in record.items() if name != "fingerprint"})
+    kept = _by_run([*there, *journals.rows])
     finished = []
     with perf.clock() as clock, io.TextIOWrapper(files.create(file), encoding="utf-8") as stream:
         for number, strategy in enumerate(plan.strategies):
-            start = Progress(
-                number, len(plan.strategies), plan.name(strategy), number * count, len(plan.strategies) * count
-            )
+            start = plan.start(number, share)
             on_progress(start)
             rows = kept.pop(start.name, [])
-            _sample(engine, plan, number, journal, rows, start, on_progress, clock)
+            _sample(engine, plan, number, journals, rows, start, on_progress, clock, share)
             finished.append(_grade(plan.task, strategy, rows, stream))
             accuracy, _ = metrics.accuracy([outcome.right for outcome in finished[-1].outcomes])
-            on_progress(dataclasses.replace(start, done=start.done + count, accuracy=accuracy))
+            done = start.done + plan.count(number, share)
+            on_progress(dataclasses.replace(start, done=done, accuracy=accuracy))
     return finished
+
+
+def sample_share(
+    engine: Engine,
+    plan: Plan,
+    journals: Journals,
+    there: Sequence[Row],
+    on_progress: Callable[[Progress], None],
+    share: Share,
+) -> None:
+    """Draws the samples of this process's problems in every run; the arguments are those of `run_all`."""
+    from s1jax import perf  # needs jax, which the engine has loaded
+
+    kept = _by_run([*there, *journals.rows])
+    with perf.clock() as clock:
+        for number in range(len(plan.strategies)):
+            start = plan.start(number, share)
+            on_progress(start)
+            _sample(engine, plan, number, journals, kept[start.name], start, on_progress, clock, share)
+
+
+def _by_run(samples: Iterable[Row]) -> dict[str, list[Row]]:
+    """Returns the samples of each run, every one once: it may be in samples.jsonl and in a journal, or in two."""
+    kept: dict[str, list[Row]] = collections.defaultdict(list)
+    for record in {results.key(row): row for row in samples}.values():
+        kept[record["run"]].append({name: value for name, value in record.items() if name != "fingerprint"})
+    return kept
 
 
 def _sample(
     engine: Engine,
     plan: Plan,
     number: int,
-    journal: Journal,
+    journals: Journals,
     rows: list[Row],
     start: Progress,
     on_progress: Callable[[Progress], None],
     clock: Callable[[], float],
+    share: Share,
 ) -> None:
-    """Draws what run `number` still needs; adds it to `rows` and to the journal.
+    """Draws what run `number` still needs for the problems of `share`; adds it to `rows` and to the journal.
 
     The `seconds` of a sample are the time since the previous sample. Loading and compilation are excluded: the engine
     loads before, and `clock` stands still while programs are compiled. A strategy that looks at its samples
     before it asks for more is asked again when all that it asked for are there.
     """
     task, strategy = plan.task, plan.strategies[number]
-    while wanted := outcomes.wanted(strategy, task, plan.questions[number], plan.params, rows):
-        meter = _Meter(start, len(task.rows), [place.problem for place in wanted], on_progress, clock)
+    while wanted := [place for place in plan.wanted(number, rows) if plan.takes(number, place.problem, share)]:
+        meter = _Meter(start, plan.count(number, share), [place.problem for place in wanted], on_progress, clock)
         names = [task.place(place.problem) for place in wanted]
         asked = rows_lib.requests([place.row for place in wanted], plan.params, names)
         source = plan.remote if strategy.remote and plan.remote is not None else engine
@@ -187,7 +235,7 @@ def _sample(
             now, place = clock(), wanted[index]
             own = {"run": start.name, "problem": place.problem, "attempt": place.attempt, "seconds": now - last}
             rows.append({**rows_lib.record(place.row, output), **_more(output), **own})
-            journal.append(rows[-1])
+            journals.append(rows[-1])
             last = now
             meter.finish(place.problem)
 

@@ -20,8 +20,13 @@ def fingerprint(asked: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def read(path: pathlib.Path, run: str) -> tuple[list[dict[str, Any]], int]:
+def read(path: pathlib.Path, run: str, start: int = 0) -> tuple[list[dict[str, Any]], int]:
     """Reads the rows of a run.
+
+    Args:
+      path: the file.
+      run: fingerprint of the run.
+      start: bytes to leave out at the front, up to the end of a line.
 
     Returns:
       the rows, and the bytes they take; an incomplete last line is left out.
@@ -31,7 +36,9 @@ def read(path: pathlib.Path, run: str) -> tuple[list[dict[str, Any]], int]:
     """
     foreign = UserError(f"{path} is not the output of a run; choose another file, or remove it.")
     rows: list[dict[str, Any]] = []
-    *lines, torn = path.read_bytes().split(b"\n")
+    with path.open("rb") as file:
+        file.seek(start)
+        *lines, torn = file.read().split(b"\n")
     for line in lines:
         try:
             row = json.loads(line)

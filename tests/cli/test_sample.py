@@ -78,7 +78,7 @@ WRONG = [
     (["--prompts={f14}"], r"f14.jsonl:1 has a number that JSON does not have \(NaN, infinity\); repair it"),
     (["--n=2"], "n is 2, but with temperature 0 all samples of a prompt are the same"),
     (["--stop="], "stop has an empty string"),
-    (["--prompts={f15}"], "f15.jsonl:1: max_tokens is not a setting of s1jax; write max_thinking_tokens for thinking"),
+    (["--prompts={f15}"], "f15.jsonl:1: max_tokens is not a setting of s1jax; write max_thinking_tokens, max_"),
     (["--prompts={f16}"], "f16.jsonl:1: system is 3; it must be a string"),
     (["--system=\u20ac"], "prompts.jsonl:1: .*cannot encode"),
     (["--out=/dev/stdout"], "--out=/dev/stdout cannot be written: it is not a regular file"),

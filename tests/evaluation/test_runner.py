@@ -16,6 +16,7 @@ from s1jax.engine.description import Description
 from s1jax.engine.request import Output
 from s1jax.errors import UserError
 from s1jax.evaluation import evaluate as evaluate_lib
+from s1jax.evaluation import setup as setup_lib
 from s1jax.evaluation import strategies
 from s1jax.evaluation.evaluate import evaluate
 from s1jax.evaluation.strategies import Strategy
@@ -177,9 +178,9 @@ def test_fingerprints_are_those_of_earlier_versions(tmp_path):
         "max_thinking_tokens": 16, "min_thinking_tokens": 0, "num_waits": 0, "max_answer_tokens": 1024,
         "temperature": 0.0, "top_p": 1.0, "top_k": 0, "min_p": 0.0, "seed": 0,
     }  # fmt: skip
-    assert evaluate_lib.controls(params) == values and list(evaluate_lib.controls(params)) == list(values)
+    assert setup_lib.controls(params) == values and list(setup_lib.controls(params)) == list(values)
     stopping = dataclasses.replace(params, stop=("x",), repetition_penalty=1.1)
-    assert evaluate_lib.controls(stopping) == {**values, "stop": ("x",), "repetition_penalty": 1.1}
+    assert setup_lib.controls(stopping) == {**values, "stop": ("x",), "repetition_penalty": 1.1}
     asked = {"checkpoint": "runs/s1", "task": "sums.jsonl", "wait": "Hmm", "controls": values}
     evaluate(StandIn(), TASK, ["none", "forcing:max=2"], tmp_path, params=params, asked=asked)
     found = json.loads((tmp_path / "results.json").read_text())

@@ -34,7 +34,7 @@ done
 exit "$highest"
 """
 PYTHON = """#!/bin/bash
-[[ $* == *launch.train* ]] || exit 0
+[[ $* == "-m launch."[tse]* ]] || exit 0
 [[ $CODE != 137 ]] || kill -KILL $$
 exit "$CODE"
 """
@@ -124,6 +124,18 @@ def test_slurm_gives_every_gpu_a_process_that_sees_them_all(tmp_path):
     assert options["ntasks-per-node"] == options["gpus-per-node"] == "8" and "requeue" in options
     assert "--gpu-bind=none" in srun and "--kill-on-bad-exit=0" in srun  # those that saved first must not end the rest
     assert srun[-2:] == list(TRAIN) and sbatch[-3:] == ["launch/slurm.sbatch", *TRAIN]
+
+
+@pytest.mark.parametrize("program", ["sample", "evaluate"])
+def test_slurm_samples_as_it_trains(tmp_path, program):
+    place, job = slurm_place(tmp_path, "75 137")
+    flags = ("--checkpoint=runs/a b", "--out=runs/out")
+    outcome, log = place.run("slurm.sbatch", program, *flags, **job)
+    assert log[0].endswith(f".venv/bin/python -m launch.{program} " + " ".join(flags))
+    assert outcome.returncode == 137 and "scontrol requeue 7" in log
+    outcome, log = place.run("slurm.sbatch", "--dry_run", program, *flags)
+    lines = [shlex.split(line) for line in outcome.stdout.splitlines() if line.startswith(("sbatch ", "srun "))]
+    assert [line[-3:] for line in lines] == [[program, *flags], [f"launch.{program}", *flags]] and log == []
 
 
 def jobsets():

@@ -5,6 +5,7 @@ on ports of its own, and is ended with the tests; it takes some minutes.
 """
 
 import contextlib
+import json
 import os
 import pathlib
 import re
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 
 from tests.cli.test_processes import RUN, latest, records
+from tests.cli.test_shared_rows import plain
 from tests.launch.stand_ins import LAUNCH, ROOT
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "scancel", "srun")
@@ -145,9 +147,12 @@ class Cluster:
         there = self.folder / "repository"
         return there if there.exists() else self.folder
 
-    def submit(self, workdir, *options, sbatch=(), script="launch/slurm.sbatch"):
-        small = ("--ntasks-per-node=1", "--gpus-per-node=1", "--time=30", *sbatch)
-        answer = self.ask("sbatch", "--parsable", *small, script, *RUN, f"--workdir={workdir}", *options)
+    def submit(self, workdir, *options):
+        return self.submit_command(*RUN, f"--workdir={workdir}", *options)
+
+    def submit_command(self, *arguments):
+        small = ("--ntasks-per-node=1", "--gpus-per-node=1", "--time=30")
+        answer = self.ask("sbatch", "--parsable", *small, "launch/slurm.sbatch", *arguments)
         assert answer.strip().isdigit(), answer
         return answer.strip()
 
@@ -160,13 +165,14 @@ class Cluster:
         file = self.repository / f"s1jax-{number}.log"
         return file.read_text() if file.exists() else ""
 
-    def processes(self, workdir):
-        """The ids of launch.train's processes of this run."""
+    def processes(self, folder, program="train", flag="workdir"):
+        """The ids of a run's processes, which have the flag with this folder."""
         found = []
         for entry in pathlib.Path("/proc").iterdir():
             with contextlib.suppress(OSError):
                 words = (entry / "cmdline").read_bytes().split(b"\0") if entry.name.isdigit() else []
-                if b"launch.train" in words and f"--workdir={workdir}".encode() in words and b"python" in words[0]:
+                of_run = f"launch.{program}".encode() in words and f"--{flag}={folder}".encode() in words
+                if of_run and b"python" in words[0]:
                     found.append(int(entry.name))
         return sorted(found)
 
@@ -275,3 +281,41 @@ def test_a_job_is_requeued_a_bounded_number_of_times(cluster, tmp_path):
     os.kill(cluster.processes(tmp_path / "w")[0], signal.SIGKILL)
     until(lambda: cluster.job(job)[0] == "FAILED", cluster)
     assert cluster.job(job)[1] == 0 and "has had 0 of at most 0 restarts" in cluster.log(job)
+
+
+@pytest.mark.parametrize(
+    ("program", "flags", "journal"),
+    [
+        ("sample", ["--prompts={folder}/rows.jsonl", "--out={out}", "--temperature=1"], "{out}.partial"),
+        ("evaluate", ["--task=countdown", "--num_problems=40", "--out={out}", "--budgets=64,none"],
+         "{out}/samples.journal"),
+    ],
+)  # fmt: skip
+def test_nodes_share_rows_and_one_may_be_lost(cluster, tmp_path, program, flags, journal):
+    rows = [json.dumps({"question": f"Make {i} from 2 3 {i % 7 + 1}"}) for i in range(10, 50)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    base = ["--checkpoint=package:countdown_base", "--max_answer_tokens=24", "--max_thinking_tokens=384"]
+
+    def command(out):
+        return [program, *base, "--batch_size=2", *(flag.format(folder=tmp_path, out=out) for flag in flags)]
+
+    job = cluster.submit_command(*command(tmp_path / "two"))
+    first = pathlib.Path(journal.format(out=tmp_path / "two"))
+    journals = first, first.with_name(f"{first.name}-1")
+    until(lambda: all(file.exists() and file.stat().st_size for file in journals), cluster)
+    os.kill(cluster.processes(tmp_path / "two", program, "out")[1], signal.SIGKILL)
+    until(lambda: cluster.job(job)[1] == 1 or cluster.job(job)[0] == "FAILED", cluster)
+    assert "exit code 137); job" in cluster.log(job) and "goes on from what is on the disk" in cluster.log(job)
+    until(lambda: cluster.job(job)[0] in ("COMPLETED", "FAILED"), cluster)
+    assert cluster.job(job) == ("COMPLETED", 1, "0:0"), cluster.said()
+
+    name, *given = command(tmp_path / "one")
+    alone = [sys.executable, "-m", f"launch.{name}", *given]
+    subprocess.run(alone, cwd=ROOT, env=cluster.environment, check=True, capture_output=True)
+
+    def samples(out):
+        lines = (out if out.is_file() else out / "samples.jsonl").read_text().splitlines()
+        return [plain(json.loads(line)) for line in lines]
+
+    assert samples(tmp_path / "two") == samples(tmp_path / "one")
+    assert not any(file.exists() for file in journals)
