@@ -106,6 +106,8 @@ setup(
             *ALL,
             *DOCS,
             *HARNESS,
+            "anthropic",
+            "jsonschema",
             "kubernetes-validate",
             "langchain-openai",
             "litellm",
