@@ -12,20 +12,21 @@ from jax.experimental import topologies
 
 from s1jax.errors import UserError
 from s1jax.plan import targets
+from tests.cli import forks
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SMALL = ["--config=configs/countdown_s1.py", "--config.data.batching=padded", "--config.train.attention=chunked"]
 
 
-def _run(*arguments):
-    env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-m", "launch.plan", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+@pytest.fixture(scope="module")
+def run():
+    with forks.Forks("launch.plan", "s1jax.cli.plan", "s1jax.plan.planner") as server:
+        yield server.run
 
 
-def test_plan_of_fully_sharded_training(tmp_path):
+def test_plan_of_fully_sharded_training(run, tmp_path):
     out = tmp_path / "plan.json"
-    done = _run(*SMALL, "--target=cpu:8", f"--out={out}", "--config.cost.per_device_hour=2", "--mfu=0.5")
+    done = run(*SMALL, "--target=cpu:8", f"--out={out}", "--config.cost.per_device_hour=2", "--mfu=0.5")
     assert done.returncode == 0, done.stderr[-2000:]
     plan = json.loads(out.read_text())
     assert "model FLOPs" in done.stdout and "315 steps" in done.stdout
@@ -48,11 +49,11 @@ def test_plan_of_fully_sharded_training(tmp_path):
     assert recipe["dollars"] == pytest.approx(315 * seconds / 3600 * 8 * 2)
 
 
-def test_packed_rows_are_planned_by_the_tokens_of_all_rows(tmp_path):
+def test_packed_rows_are_planned_by_the_tokens_of_all_rows(run, tmp_path):
     """By tokens a step; and what training would call MFU, which counts no place without a token."""
     out = tmp_path / "plan.json"
     tokens = ["--config.data.batching=packed", "--config.train.batch_size=0", "--config.train.batch_tokens=1600"]
-    done = _run(*SMALL, *tokens, "--num_tokens=8e4", "--target=cpu:8", f"--out={out}", "--mfu=0.5")
+    done = run(*SMALL, *tokens, "--num_tokens=8e4", "--target=cpu:8", f"--out={out}", "--mfu=0.5")
     assert done.returncode == 0, done.stderr[-2000:]
     plan = json.loads(out.read_text())
     recipe, layer = plan["recipe"], 4 * (128 * 32 * (4 + 2 + 2 + 4) + 3 * 128 * 384)
@@ -70,11 +71,11 @@ def test_packed_rows_are_planned_by_the_tokens_of_all_rows(tmp_path):
     assert recipe["minutes_by_tokens"] < recipe["minutes"]
 
 
-def test_products_that_several_devices_do_alike_are_counted_on_each(tmp_path):
+def test_products_that_several_devices_do_alike_are_counted_on_each(run, tmp_path):
     """Two key heads on four devices: each projects to both of them."""
     out = tmp_path / "plan.json"
     model = ["--model=qwen2p5_1p5b", "--config.data.block_size=64", "--config.train.batch_size=8"]
-    done = _run(*SMALL, *model, "--target=cpu:8", "--config.mesh.tensor=4", f"--out={out}")
+    done = run(*SMALL, *model, "--target=cpu:8", "--config.mesh.tensor=4", f"--out={out}")
     assert done.returncode in (0, 1), done.stderr[-2000:]
     keys = 28 * 2 * 1536 * 2 * 128
     weights = 28 * (1536 * 128 * 2 * 12 + 3 * 1536 * 8960) + keys + 1536 * 151936
@@ -83,20 +84,20 @@ def test_products_that_several_devices_do_alike_are_counted_on_each(tmp_path):
     assert once < json.loads(out.read_text())["executed_flops"] * 8 <= once + 3 * 6 * keys * tokens
 
 
-def test_another_attention_than_asked_for_is_told(tmp_path):
+def test_another_attention_than_asked_for_is_told(run, tmp_path):
     out = tmp_path / "plan.json"
-    done = _run(*SMALL, "--config.train.attention=splash", "--target=cpu:1", f"--out={out}")
+    done = run(*SMALL, "--config.train.attention=splash", "--target=cpu:1", f"--out={out}")
     note = "train.attention=splash runs on TPU only; chunked is used instead."
     assert done.returncode == 0 and f"  note: {note}\n" in done.stdout, done.stderr[-2000:]
     assert json.loads(out.read_text())["note"] == note
 
 
-def test_a_checkpoint_that_is_not_here_has_the_shape_that_it_is_named_after(tmp_path):
+def test_a_checkpoint_that_is_not_here_has_the_shape_that_it_is_named_after(run, tmp_path):
     """As the shipped configs name theirs. Its rows are those of config.data, and what does not fit ends with 1."""
     out = tmp_path / "plan.json"
     size = ["--config.train.batch_size=1", "--config.data.block_size=64", "--config.data.num_rows=10"]
     size += ["--config.data.batching=padded", "--config.train.batch_tokens=0"]
-    done = _run("--config=configs/s1_qwen2p5_1p5b.py", *size, "--target=cpu:1", "--mfu=0.2", f"--out={out}")
+    done = run("--config=configs/s1_qwen2p5_1p5b.py", *size, "--target=cpu:1", "--mfu=0.2", f"--out={out}")
     assert done.returncode == 1, done.stderr[-2000:]
     assert done.stdout.startswith("note: runs/qwen2p5_1p5b is not here; its shape is taken to be that of qwen2p5_1p5b.")
     assert "\nIt does not fit. --config.train.mlp_parts=4: " in done.stdout and done.stdout.endswith("devices.\n")
@@ -106,9 +107,9 @@ def test_a_checkpoint_that_is_not_here_has_the_shape_that_it_is_named_after(tmp_
     assert "50 steps" in done.stdout and "at 20 % MFU, padding included" in done.stdout
 
 
-def test_search_prints_what_it_tries_and_puts_the_mlp_in_parts_where_nothing_else_fits():
+def test_search_prints_what_it_tries_and_puts_the_mlp_in_parts_where_nothing_else_fits(run):
     settings = ["--config.train.batch_size=12288", "--config.data.block_size=64"]
-    done = _run(*SMALL, "--target=cpu:1", "--search", *settings)
+    done = run(*SMALL, "--target=cpu:1", "--search", *settings)
     assert done.returncode == 0, done.stderr[-2000:]
     tried = dict(line.split(": ") for line in done.stdout.splitlines() if line.startswith("fsdp="))
     policies = ("none", "save_dots", "save_attention", "full")  # the first is the config's own
@@ -184,8 +185,8 @@ def test_search_keeps_the_axes_that_were_given():
         ),
     ],
 )
-def test_bad_input_is_one_sentence(arguments, message):
-    done = _run(*SMALL, *arguments)
+def test_bad_input_is_one_sentence(run, arguments, message):
+    done = run(*SMALL, *arguments)
     assert done.returncode == 2
     assert message in done.stderr and done.stderr.count("\n") == 1 and not done.stdout
 
@@ -213,7 +214,7 @@ def test_a_compiler_in_use_is_told_from_a_missing_one(monkeypatch, reason, sente
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is not None, reason="the TPU compiler is installed")
-def test_a_missing_compiler_is_named_with_its_extra():
-    done = _run(*SMALL, "--target=v5p:2x2x1")
+def test_a_missing_compiler_is_named_with_its_extra(run):
+    done = run(*SMALL, "--target=v5p:2x2x1")
     assert done.returncode == 2
     assert "pip install 's1jax[tpu-aot]'" in done.stderr and "Traceback" not in done.stderr

@@ -10,6 +10,8 @@ import time
 
 import pytest
 
+from tests.cli import forks
+
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 COMMAND = [sys.executable, "-m", "launch.train"]
 BASE = "--config=configs/countdown_base.py"
@@ -38,6 +40,13 @@ def run():
     for process in started:
         process.kill()
         process.communicate()
+
+
+@pytest.fixture(scope="module")
+def answer():
+    """Runs the launcher to its end, where it ends before it imports jax."""
+    with forks.Forks("launch.train", "s1jax.cli.train") as server:
+        yield server.run
 
 
 @pytest.mark.parametrize(
@@ -83,13 +92,12 @@ def run():
         ([BASE, "--workdir=w", f"--config.seed={2**70}"], "config.seed is 1180591620717411303424; it must lie"),
     ],
 )
-def test_wrong_flags(run, flags, message):
+def test_wrong_flags(answer, flags, message):
     """Answered before jax is imported."""
-    process = run(*flags)
-    out, err = process.communicate()
-    assert process.returncode == 2
-    assert out == "" and err.startswith("error: ") and len(err.splitlines()) == 1, err
-    assert message in err
+    done = answer(*flags)
+    assert done.returncode == 2
+    assert done.stdout == "" and done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1, done.stderr
+    assert message in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -103,12 +111,11 @@ def test_wrong_flags(run, flags, message):
         ("config = {}\n", "{file} has no function get_config; give one of configs/."),
     ],
 )
-def test_files_that_make_no_config(run, tmp_path, text, sentence):
+def test_files_that_make_no_config(answer, tmp_path, text, sentence):
     file = tmp_path / "config.py"
     file.write_text(text)
-    process = run(f"--config={file}", "--workdir=w")
-    _, err = process.communicate()
-    assert process.returncode == 2 and err == f"error: {sentence.format(file=file)}\n"
+    done = answer(f"--config={file}", "--workdir=w")
+    assert done.returncode == 2 and done.stderr == f"error: {sentence.format(file=file)}\n"
 
 
 WRONG_TYPE = "the file of --config does not load: line 5 of {file} (`%s`) makes the setting `%s` a %s, and it is a %s; "
@@ -141,16 +148,15 @@ WRONG_TYPE = "the file of --config does not load: line 5 of {file} (`%s`) makes 
         ),
     ],
 )
-def test_a_shape_that_is_no_shape_is_answered_with_its_fields(run, tmp_path, shape, line, sentence):
+def test_a_shape_that_is_no_shape_is_answered_with_its_fields(answer, tmp_path, shape, line, sentence):
     file = tmp_path / "config.py"
     file.write_text(
         "import ml_collections\nfrom s1jax import config as c\ndef get_config():\n"
         f"    config = ml_collections.ConfigDict(c.defaults({shape}))\n    {line}\n    return config\n"
     )
-    process = run(f"--config={file}", "--workdir=w")
-    _, err = process.communicate()
-    assert process.returncode == 2 and err.count("\n") == 1
-    assert err.startswith(f"error: {sentence.format(file=file)}")
+    done = answer(f"--config={file}", "--workdir=w")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"error: {sentence.format(file=file)}")
 
 
 def test_a_setting_that_does_not_go_together_leaves_no_folder(run, tmp_path):
