@@ -206,6 +206,7 @@ async def _serve(
     tasks = [asyncio.ensure_future(announce())]
     await server.serve(sockets=[listener])
     worker.stop()
+    await asyncio.to_thread(worker.join, _FLUSH_SECONDS)
     for task in tasks:
         await task
     if not failures:

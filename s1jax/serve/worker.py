@@ -113,6 +113,7 @@ class Worker:
         self._make, self._limits, self.observer = make, limits or Limits(), observer
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._tickets: dict[Ticket, list[int]] = {}  # whose sequences are in the scheduler, with their numbers
+        self._entering: dict[Ticket, asyncio.Future[None]] = {}  # that the thread has not seen yet
         self._owners: dict[int, tuple[Ticket, int]] = {}  # number in the scheduler -> sequence
         self._slots = 1
         self._seconds = 0.0  # of a request, a moving mean
@@ -158,18 +159,13 @@ class Worker:
           UserError: the request cannot be sampled: it is too long, for example.
           Unavailable: the queue is full, or the worker does not take requests.
         """
-        try:
-            self._check_room(encoded)
-        except Unavailable as error:
-            if self.observer:
-                self.observer.rejected(error.reason)
-            raise
+        self._check_room(encoded)
         assert self.engine is not None
         ticket = Ticket(
             self.engine.encoder, encoded, time.monotonic(), samples=samples, streams=streams, cancel=self._cancel
         )
         accepted: asyncio.Future[None] = self._loop.create_future()
-        self._tickets[ticket] = []
+        self._tickets[ticket], self._entering[ticket] = [], accepted
         self._note()
 
         def enter(scheduler: Scheduler) -> None:
@@ -241,6 +237,10 @@ class Worker:
         self._ready.set()
         self._commands.put(lambda scheduler: None)
 
+    def join(self, seconds: float) -> None:
+        """Waits for the end of the thread after `stop`: a process that ends while jax computes crashes."""
+        self._thread.join(seconds)
+
     # In the event loop.
 
     def _live(self) -> list[Running]:
@@ -259,7 +259,7 @@ class Worker:
                 "loading": "Loading model", "draining": "the server shuts down.", "stopped": "the server has stopped.",
                 "failed": "the engine has failed.",
             }  # fmt: skip
-            raise Unavailable(messages[self.state], self.state, 1 if self.state == "loading" else 0)
+            raise self._rejection(messages[self.state], self.state, 1 if self.state == "loading" else 0)
 
     def _check_room(self, encoded: Sequence[EncodedRequest]) -> None:
         """Raises `Unavailable` if these sequences may not wait as well, and `UserError` if they never may."""
@@ -277,9 +277,15 @@ class Worker:
         else:
             return
         seconds = math.ceil(self._seconds * max(stats.waiting, 1) / slots)
-        raise Unavailable(f"the queue is full: {what}.", "queue_full", min(max(seconds, 1), _MOST_RETRY))
+        raise self._rejection(f"the queue is full: {what}.", "queue_full", min(max(seconds, 1), _MOST_RETRY))
+
+    def _rejection(self, message: str, reason: str, retry_after: int) -> Unavailable:
+        if self.observer:
+            self.observer.rejected(reason)
+        return Unavailable(message, reason, retry_after)
 
     def _accepted(self, ticket: Ticket, accepted: asyncio.Future[None], numbers: list[int]) -> None:
+        self._entering.pop(ticket, None)
         if ticket.is_finished:  # cancelled on the way
             self._commands.put(lambda scheduler: self._drop(scheduler, ticket, numbers))
         else:
@@ -293,7 +299,17 @@ class Worker:
         if not accepted.done():
             accepted.set_exception(error)
 
+    def _fail(self, ticket: Ticket, error: Unavailable) -> None:
+        """Gives whoever waits for a request an error."""
+        ticket.fail(error)
+        entering = self._entering.pop(ticket, None)
+        if entering is not None and not entering.done():
+            entering.set_exception(error)
+        if self.observer:
+            self.observer.ended(ticket, error.reason)
+
     def _forget(self, ticket: Ticket) -> None:
+        self._entering.pop(ticket, None)
         for number in self._tickets.pop(ticket, ()):
             self._owners.pop(number, None)
         self._note()
@@ -327,9 +343,7 @@ class Worker:
 
     def _end(self, ticket: Ticket, error: Unavailable) -> None:
         if not ticket.is_finished:
-            ticket.fail(error)
-            if self.observer:
-                self.observer.ended(ticket, error.reason)
+            self._fail(ticket, error)
             self._leave(ticket)
 
     def _leave(self, ticket: Ticket) -> None:
@@ -341,9 +355,7 @@ class Worker:
         self.state, self.error = "failed", error
         for ticket in list(self._tickets):
             if not ticket.is_finished:
-                ticket.fail(Unavailable("the engine has failed.", "failed"))
-                if self.observer:
-                    self.observer.ended(ticket, "failed")
+                self._fail(ticket, Unavailable("the engine has failed.", "failed"))
         self._tickets.clear()
         self._owners.clear()
         self._note()

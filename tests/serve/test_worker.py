@@ -118,6 +118,7 @@ def test_an_engine_that_fails_ends_all_requests(engine):
             await ticket.outputs()
         with pytest.raises(Unavailable, match="failed"):
             await worker.submit(asked)
+        worker.join(10)
         return worker.state, failures
 
     state, failures = run(engine, use)
@@ -172,3 +173,13 @@ def test_no_traffic_compiles_anything(engine):
 
     before, ended = run(engine, use)
     assert set(engine.counts.programs) == before and ended in (0, 1)
+
+
+def test_a_request_that_enters_while_the_engine_fails_gets_an_error(engine):
+    async def use(worker):
+        worker._commands.put(lambda scheduler: 1 / 0)
+        with pytest.raises(Unavailable, match="failed"):
+            await worker.submit(encoded(engine, max_thinking_tokens=4))
+        return worker.error
+
+    assert isinstance(run(engine, use), ZeroDivisionError)
