@@ -62,7 +62,7 @@ def read(reader: Reader, defaults: Defaults) -> Call:
     if not total:
         refuse("max_tokens", "is missing; write the most tokens of thinking and answer together.")
     settings.lengths(reader, given, total, defaults)
-    stream, _ = settings.streaming(reader)
+    stream = settings.streaming(reader, counts=False)["stream"]
     identity, created = protocol.identity("msg_")
     call = Call(
         api="messages", id=identity, created=created, model=name, prompts=(conversation,),

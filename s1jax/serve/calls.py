@@ -15,6 +15,7 @@ from starlette.responses import JSONResponse, Response
 from s1jax.config.sampling import SamplingParams
 from s1jax.engine import resume
 from s1jax.engine.pieces import Piece
+from s1jax.engine.request import Output
 from s1jax.engine.request import Request as EngineRequest
 from s1jax.engine.sequence import EncodedRequest
 from s1jax.errors import UserError
@@ -240,6 +241,9 @@ class Calls:
             try:
                 async for batch in live.ticket:
                     found = [event for index, piece in batch for event in writer.piece(index, piece)]
+                    if found and live.call.running_usage:
+                        usage = self._count(live.call, self._so_far(live)).openai()
+                        found = [(name, {**data, "usage": usage}) for name, data in found]
                     if found:
                         yield protocol.sse(found)
                 outputs = await live.ticket.outputs()
@@ -265,7 +269,24 @@ class Calls:
             if len(self._finished) > _KEPT:
                 self._finished.popitem(last=False)
 
-    def _result(self, live: _Live, index: int, output: Any) -> Result:
+    def _so_far(self, live: _Live) -> list[Result]:
+        """Returns results that have the counts so far, without texts."""
+        engine = self.worker.engine
+        assert engine is not None
+        found = []
+        for each in live.ticket.sequences:
+            sample, params = each.sample, each.request.params
+            output = each.output or Output(
+                thinking="", answer="", token_ids=() if sample is None else tuple(sample.ids.tolist()), forced=(),
+                logprobs=(), logprob=0.0, thinking_tokens=0 if sample is None else sample.thinking_tokens,
+                answer_tokens=0, waits=0, thinking_end="", answer_end="", stop_reason=None, params=params,
+            )  # fmt: skip
+            cached = 0 if sample is None else sample.cached_tokens
+            prompt, delimiters = len(each.request.prompt), engine.encoder.delimiters
+            found.append(Result(output, prompt, delimiters, cached, each.device_seconds))
+        return found
+
+    def _result(self, live: _Live, index: int, output: Output) -> Result:
         engine = self.worker.engine
         assert engine is not None and engine.model is not None
         call, running = live.call, live.ticket.sequences[index]

@@ -39,15 +39,15 @@ def read(reader: Reader, defaults: Defaults) -> Call:
     given = {**settings.sampling(reader, samples=defaults.max_samples), **settings.stops(reader), **thinking.given}
     total = settings.length(reader, *_TOTALS)
     settings.lengths(reader, given, total, defaults)
-    stream, include_usage = settings.streaming(reader)
+    streaming = settings.streaming(reader)
     identity, created = protocol.identity("chatcmpl-")
     call = Call(
         api="chat", id=identity, created=created, model=name,
         prompts=(conversation,) if conversation else (),
         params=protocol.sampling_params(defaults, given), given=given,
-        max_completion_tokens=total, stream=stream, include_usage=include_usage, include_reasoning=thinking.include,
+        max_completion_tokens=total, include_reasoning=thinking.include,
         reasoning_names=defaults.reasoning_names, logprobs=reader.flag("logprobs") or False, think_longer=before,
-        **settings.serving(reader),
+        **streaming, **settings.serving(reader),
     )  # fmt: skip
     if before and call.params.n > 1:
         refuse("n", f"is {call.params.n}, but think_longer goes on with one reply; leave it out.")

@@ -41,19 +41,19 @@ def read(reader: Reader, defaults: Defaults) -> Call:
     total = settings.length(reader, *_TOTALS, least=0 if scored else 1)
     reader.only("best_of", (1, given.get("n", 1)), "write n if it is meant")
     settings.lengths(reader, given, total, defaults)
-    stream, include_usage = settings.streaming(reader)
+    streaming = settings.streaming(reader)
     if scored:
         _check_score(reader, given, defaults)
     elif logprobs:
         refuse("logprobs", "is 1; beside the sampled token no other is known, so write 0 for that one's.")
-    if echo and stream:
+    if echo and streaming["stream"]:
         refuse("echo", "is true, but a prompt is not streamed; leave out one of echo and stream.")
     identity, created = protocol.identity("cmpl-")
     call = Call(
         api="completions", id=identity, created=created, model=name, prompts=prompts,
-        params=protocol.sampling_params(defaults, given), given=given, max_completion_tokens=total, stream=stream,
-        include_usage=include_usage, include_reasoning=thinking.include, reasoning_names=defaults.reasoning_names,
-        logprobs=logprobs is not None, echo=echo, only_prompt=scored, **settings.serving(reader),
+        params=protocol.sampling_params(defaults, given), given=given, max_completion_tokens=total,
+        include_reasoning=thinking.include, reasoning_names=defaults.reasoning_names,
+        logprobs=logprobs is not None, echo=echo, only_prompt=scored, **streaming, **settings.serving(reader),
     )  # fmt: skip
     return dataclasses.replace(call, ignored=protocol.ignored(reader))
 

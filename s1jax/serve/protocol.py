@@ -67,6 +67,7 @@ class Call:
       max_completion_tokens: bound of thinking, answer and delimiters together; 0: none.
       stream: whether the reply is a stream.
       include_usage: whether a stream of OpenAI's older APIs ends with the count of tokens.
+      running_usage: whether every chunk has the count of tokens so far.
       include_reasoning: whether thinking is sent; it is counted anyway.
       reasoning_names: names of the field of thinking in chat replies.
       logprobs: whether log-probabilities of the answer's tokens are sent.
@@ -92,6 +93,7 @@ class Call:
     max_completion_tokens: int = 0
     stream: bool = False
     include_usage: bool = False
+    running_usage: bool = False
     include_reasoning: bool = True
     reasoning_names: tuple[str, ...] = REASONING_NAMES
     logprobs: bool = False

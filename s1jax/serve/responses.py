@@ -62,7 +62,7 @@ def read(reader: Reader, defaults: Defaults) -> Call:
     given = {**settings.sampling(reader), **settings.stops(reader), **thinking.given}
     total = settings.length(reader, "max_output_tokens")
     settings.lengths(reader, given, total, defaults)
-    stream, _ = settings.streaming(reader)
+    stream = settings.streaming(reader, counts=False)["stream"]
     identity, created = protocol.identity("resp_")
     effort = reader.groups["reasoning"].value("effort") or reader.value("reasoning_effort")
     call = Call(

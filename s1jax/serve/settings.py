@@ -172,16 +172,20 @@ def lengths(reader: Reader, given: dict[str, Any], total: int, defaults: Default
         given["max_completion_tokens"] = min(total, defaults.context_length)
 
 
-def streaming(reader: Reader) -> tuple[bool, bool]:
-    """Reads `stream` and `stream_options`; returns whether to stream, and whether with the count of tokens."""
+def streaming(reader: Reader, counts: bool = True) -> dict[str, Any]:
+    """Reads `stream` and `stream_options` as fields of `Call`; `counts`: whether the API's chunks may have a usage."""
     stream, options = reader.flag("stream") or False, reader.group("stream_options")
     group = options or reader.groups["stream_options"]
     usage = group.flag("include_usage") or False
     group.unused("include_obfuscation")
-    group.only("continuous_usage_stats", (False,), "leave it out")
+    running = False
+    if counts:
+        running = group.flag("continuous_usage_stats") or False
+    else:
+        group.only("continuous_usage_stats", (False,), "leave it out")
     if options is not None and not stream:
         refuse("stream_options", "is given without stream; write stream: true, or leave it out.")
-    return stream, usage
+    return {"stream": stream, "include_usage": usage, "running_usage": running}
 
 
 def serving(reader: Reader) -> dict[str, Any]:

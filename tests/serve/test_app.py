@@ -115,6 +115,21 @@ def test_requests_of_one_batch_have_their_own_budgets(client, engine):
         assert (message["reasoning"], message["content"]) == (want.thinking, want.answer)
 
 
+def test_every_chunk_has_the_count_of_tokens_so_far(client):
+    """`continuous_usage_stats`, as in vLLM: exact counts, which grow; those of the last chunk are the whole reply's."""
+    fields = body(seed=7, temperature=1.0, max_thinking_tokens=200, min_thinking_tokens=150)
+    whole = client.post(CHAT, json=fields).json()["usage"]
+    options = {"include_usage": True, "continuous_usage_stats": True}
+    first, *chunks = streamed(client, {**fields, "stream_options": options})
+    usages = [chunk["usage"] for chunk in chunks if chunk["choices"] and not chunk["choices"][0]["finish_reason"]]
+    assert "usage" not in first and len(usages) > 3 and chunks[-1]["usage"]["total_tokens"] == whole["total_tokens"]
+    counts = [usage["completion_tokens"] for usage in usages]
+    assert counts == sorted(counts) and 0 < counts[0] < counts[-1] <= whole["completion_tokens"]
+    assert {usage["prompt_tokens"] for usage in usages} == {whole["prompt_tokens"]}
+    thought = [usage["completion_tokens_details"]["reasoning_tokens"] for usage in usages]
+    assert thought[0] <= counts[0] and thought[-1] == whole["completion_tokens_details"]["reasoning_tokens"]
+
+
 def test_several_samples_of_a_prompt(client):
     fields = body(n=3, temperature=1.0, seed=3)
     reply = client.post(CHAT, json=fields).json()
