@@ -67,7 +67,7 @@ setup(
     ],
     python_requires=">=3.11",
     packages=find_packages(include=["s1jax", "s1jax.*"]),
-    package_data={"s1jax": ["py.typed", "assets/**/*", "assets/**/.*"]},
+    package_data={"s1jax": ["py.typed", "assets/**/*", "assets/**/.*", "serve/static/*"]},
     cmdclass={"build_py": BuildWithConfigs},
     # What training, sampling and evaluation of local files need. Only lower bounds: nothing newer is known to break.
     install_requires=[

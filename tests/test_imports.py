@@ -35,7 +35,7 @@ FILES_WITHOUT_JAX = tuple(
     for name in (
         "protocol", "reader", "budgets", "settings", "chat", "completions", "responses", "anthropic",
         "prices", "openapi",
-        "handoff", "handoff_config", "leaving", "spending",
+        "curve", "handoff", "handoff_config", "leaving", "page", "spending",
     )
 )  # fmt: skip
 USES_THE_ENGINE = ("s1jax/evaluation/lm_eval.py",)  # an adapter to another program, which loads the engine by itself

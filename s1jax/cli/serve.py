@@ -40,6 +40,7 @@ from s1jax.io import paths
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
+    from s1jax.checkpoint.store import Metadata
     from s1jax.engine.engine import Engine
     from s1jax.serve.worker import Worker
 
@@ -107,7 +108,7 @@ def main() -> int:
         prices = prices_lib.Prices(dollars_per_hour=_DOLLARS.value)
     engine_flags.parse_mesh(engine_flags.MESH.value)
     checkpoint = _CHECKPOINT.value or _default_checkpoint()
-    about = store.using(checkpoint, store.load_metadata)
+    about, curve = store.using(checkpoint, _describe)
     with contextlib.ExitStack() as stack:
         log = stack.enter_context(_request_log(_LOG.value)) if _LOG.value else None
         listener = stack.enter_context(listen(_HOST.value, _PORT.value))
@@ -120,7 +121,7 @@ def main() -> int:
             Limits(_CACHE_TOKENS.value, _QUEUE.value, _QUEUE_TOKENS.value, _STALL.value),
         )
         settings = app_lib.Settings(
-            model=_NAME.value or model_name(checkpoint), keep_alive=_KEEP_ALIVE.value, curve=_curve(checkpoint)
+            model=_NAME.value or model_name(checkpoint), keep_alive=_KEEP_ALIVE.value, curve=curve
         )
         rules = Rules(keys, tuple(_HOSTS.value), tuple(_ORIGINS.value))
         app = app_lib.make(worker, about, settings, rules, log, prices.count)
@@ -240,16 +241,12 @@ def model_name(checkpoint: str) -> str:
     return checkpoint.rstrip("/").rpartition("/")[2].removeprefix("package:")
 
 
-def _curve(checkpoint: str) -> Mapping[str, Any] | None:
-    """The results of the evaluation in the folder of a checkpoint; None if there are none."""
-    file = pathlib.Path(checkpoint, "results.json")
-    if not file.is_file():
-        return None
-    try:
-        found = json.loads(file.read_text())
-    except ValueError:
-        raise UserError(f"{file} is not JSON; remove it, or evaluate again.") from None
-    return found if isinstance(found, dict) else None
+def _describe(folder: pathlib.Path) -> tuple[Metadata, Mapping[str, Any] | None]:
+    """What a checkpoint says of itself, and the curve of its evaluation."""
+    from s1jax.checkpoint import digests, store
+    from s1jax.serve import curve
+
+    return store.load_metadata(folder), curve.find(folder, digests.fingerprint(folder))
 
 
 def read_keys(name: str) -> tuple[str, ...]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import pathlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
@@ -25,6 +24,7 @@ from s1jax.serve import calls as calls_lib
 from s1jax.serve.calls import Api, Calls, Log
 from s1jax.serve.guards import BodyTooLarge, Guards, Rules
 from s1jax.serve.metrics import CONTENT_TYPE, Metrics
+from s1jax.serve.page import Page
 from s1jax.serve.protocol import ApiError, Defaults, Usage
 from s1jax.serve.protocol import Count as Count
 from s1jax.serve.sse import ClientLeft
@@ -37,7 +37,6 @@ APIS: dict[str, Any] = {
     "/v1/responses": responses,
     "/v1/messages": anthropic,
 }
-_PAGE = pathlib.Path(__file__).parent / "static" / "index.html"
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 405: "invalid_request_error"}
 
 
@@ -49,7 +48,7 @@ class Settings:
       model: name of the model in the APIs.
       params: sampling parameters of requests that are silent.
       keep_alive: seconds of silence in a stream before a comment line.
-      curve: results of the checkpoint's own evaluation, which the page draws; None: there are none.
+      curve: of the checkpoint's own evaluation, see `s1jax.serve.curve`; None: there is none.
     """
 
     model: str
@@ -113,7 +112,7 @@ class _Routes:
             Route("/metrics", self._get_metrics, methods=get),
             Route("/openapi.json", self._document, methods=get),
             Route("/version", self._version, methods=get),
-            *([Route("/", self._page, methods=get)] if _PAGE.is_file() else []),
+            Route("/", Page().__call__, methods=get),
         ]
 
     def _api(self, api: Api) -> Callable[[Request], Awaitable[Response]]:
@@ -137,9 +136,6 @@ class _Routes:
 
     async def _document(self, request: Request) -> Response:
         return JSONResponse(openapi.document(self._defaults, __version__))
-
-    async def _page(self, request: Request) -> Response:
-        return FileResponse(_PAGE, headers={"cache-control": "no-cache"})
 
     def _card(self) -> dict[str, Any]:
         name = self._settings.model

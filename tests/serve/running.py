@@ -13,6 +13,7 @@ from s1jax.checkpoint import store
 from s1jax.config.model import ModelConfig
 from s1jax.config.sampling import SamplingParams
 from s1jax.serve import app as app_lib
+from s1jax.serve.protocol import Usage
 from s1jax.serve.worker import Limits, Worker
 from s1jax.text import chat
 from s1jax.text.tokenizer import Tokenizer
@@ -48,7 +49,7 @@ class Running:
 
 
 @contextlib.contextmanager
-def serve(make, about, *, limits=None, rules=None, keep_alive=5.0, params=None, wait=True):
+def serve(make, about, *, limits=None, rules=None, keep_alive=5.0, params=None, wait=True, curve=None, count=Usage.of):
     """Serves an engine that `make` returns, on a free port.
 
     Args:
@@ -59,11 +60,13 @@ def serve(make, about, *, limits=None, rules=None, keep_alive=5.0, params=None, 
       keep_alive: seconds of silence before a comment line.
       params: of requests that are silent.
       wait: for the engine.
+      curve: of the evaluation.
+      count: counts tokens and money.
     """
     worker, log = Worker(make, limits or Limits()), []
     params = params or SamplingParams(temperature=1.0, max_thinking_tokens=32, max_answer_tokens=16)
-    settings = app_lib.Settings("tiny", params, keep_alive)
-    app = app_lib.make(worker, about, settings, rules, log.append)
+    settings = app_lib.Settings("tiny", params, keep_alive, curve)
+    app = app_lib.make(worker, about, settings, rules, log.append, count)
     listener = socket.create_server(("127.0.0.1", 0))
     config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", ws="none", proxy_headers=False)
     server, started = uvicorn.Server(config), threading.Event()
