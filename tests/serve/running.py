@@ -49,7 +49,9 @@ class Running:
 
 
 @contextlib.contextmanager
-def serve(make, about, *, limits=None, rules=None, keep_alive=5.0, params=None, wait=True, curve=None, count=Usage.of):
+def serve(
+    make, about, *, limits=None, rules=None, keep_alive=5.0, params=None, wait=True, curve=None, count=Usage.of, port=0
+):
     """Serves an engine that `make` returns, on a free port.
 
     Args:
@@ -62,12 +64,13 @@ def serve(make, about, *, limits=None, rules=None, keep_alive=5.0, params=None, 
       wait: for the engine.
       curve: of the evaluation.
       count: counts tokens and money.
+      port: 0 is any free one.
     """
     worker, log = Worker(make, limits or Limits()), []
     params = params or SamplingParams(temperature=1.0, max_thinking_tokens=32, max_answer_tokens=16)
     settings = app_lib.Settings("tiny", params, keep_alive, curve)
     app = app_lib.make(worker, about, settings, rules, log.append, count)
-    listener = socket.create_server(("127.0.0.1", 0))
+    listener = socket.create_server(("127.0.0.1", port))
     config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", ws="none", proxy_headers=False)
     server, started = uvicorn.Server(config), threading.Event()
     loop = asyncio.new_event_loop()
