@@ -32,8 +32,8 @@ class Metrics:
             return Histogram(f"s1jax:{name}", text, buckets=_TOKENS, registry=self.registry)
 
         for name, text, read in (
-            ("num_requests_running", "Sequences in batch slots.", lambda: worker.stats().running),
-            ("num_requests_waiting", "Sequences that wait for a batch slot.", lambda: worker.stats().waiting),
+            ("num_requests_running", "Sequences in batch slots.", lambda: self._now("running")),
+            ("num_requests_waiting", "Sequences that wait for a batch slot.", lambda: self._now("waiting")),
             ("kv_cache_usage_perc", "Pages of the KV cache that sequences hold; 1 is all.", self._usage),
         ):
             Gauge(f"s1jax:{name}", text, registry=self.registry).set_function(read)
@@ -65,10 +65,14 @@ class Metrics:
     def text(self) -> bytes:
         """Returns the metrics in Prometheus' text format."""
         for name, total in self._totals.items():
-            now = getattr(self._worker.scheduler_stats, name, 0)
+            now = self._now(name)
             total.inc(max(now - self._seen[name], 0))
             self._seen[name] = now
         return prometheus_client.generate_latest(self.registry)
+
+    def _now(self, name: str) -> int:
+        """A number of the scheduler; 0 while it loads."""
+        return getattr(self._worker.scheduler_stats, name, 0)
 
     def _usage(self) -> float:
         stats = self._worker.scheduler_stats

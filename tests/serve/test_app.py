@@ -291,11 +291,18 @@ def test_metrics(client):
         lines = client.get("/metrics").text.splitlines()
         return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
 
+    def answering():  # B19: the first token is one of thinking
+        first, answer = (read(f"s1jax:time_to_first_{name}_seconds_sum") for name in ("token", "answer_token"))
+        return answer - first
+
+    ahead = answering()
     before = [read("s1jax:generation_tokens_total"), read("s1jax:e2e_request_latency_seconds_count")]
     usage = client.post(CHAT, json=body()).json()["usage"]
     until(lambda: read("s1jax:e2e_request_latency_seconds_count") == before[1] + 1)
     assert read("s1jax:generation_tokens_total") == before[0] + usage["completion_tokens"]
-    assert read("s1jax:num_requests_running") == 0
+    assert read("s1jax:num_requests_running") == read("s1jax:kv_cache_usage_perc") == 0
+    client.post(CHAT, json={**LONG, "min_thinking_tokens": 300, "max_thinking_tokens": 300})
+    assert answering() > ahead
 
 
 @pytest.mark.parametrize("stream", [True, False])
