@@ -4,7 +4,7 @@
         [--cache_length=S] [--dtype=float32] [--cache_dtype=int8] [--weight_dtype=int8] [--mesh=data=2,tensor=4]
         [--served_model_name=NAME] [--api_key_file=FILE] [--allowed_hosts=NAME,...] [--allowed_origins=URL,...]
         [--max_queue=N] [--max_queue_tokens=N] [--drain_seconds=S] [--request_log=FILE.jsonl] [--prices=FILE.json]
-        [--dollars_per_hour=D]
+        [--dollars_per_hour=D] [--handoff=FILE.json]
 
 Without --checkpoint it serves the result of the quickstart if there is one, else package:countdown_base. GET /health is
 503 until everything is compiled. SIGTERM and Ctrl-C: requests that run have --drain_seconds to finish, new ones get a
@@ -28,7 +28,7 @@ import socket
 import stat
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from s1jax.checkpoint.store import Metadata
     from s1jax.engine.engine import Engine
+    from s1jax.serve.handoff import Handoff
     from s1jax.serve.worker import Worker
 
 FLAGS = flags.FLAGS
@@ -87,6 +88,7 @@ _DOLLARS = flags.DEFINE_float(
     "dollars_per_hour", None, "What the devices cost; replies then have their share of it.", lower_bound=0.0
 )
 _LOG = flags.DEFINE_string("request_log", "", "File to which a JSON line is added for each request; without its text.")
+_HANDOFF = flags.DEFINE_string("handoff", "", "File that says which questions go to which bigger model; see the docs.")
 
 
 def main() -> int:
@@ -110,6 +112,7 @@ def main() -> int:
     checkpoint = _CHECKPOINT.value or _default_checkpoint()
     about, curve = store.using(checkpoint, _describe)
     with contextlib.ExitStack() as stack:
+        handoff = stack.enter_context(_handoff(_HANDOFF.value, checkpoint)) if _HANDOFF.value else None
         log = stack.enter_context(_request_log(_LOG.value)) if _LOG.value else None
         listener = stack.enter_context(listen(_HOST.value, _PORT.value))
         host, port = listener.getsockname()[:2]
@@ -124,7 +127,7 @@ def main() -> int:
             model=_NAME.value or model_name(checkpoint), keep_alive=_KEEP_ALIVE.value, curve=curve
         )
         rules = Rules(keys, tuple(_HOSTS.value), tuple(_ORIGINS.value))
-        app = app_lib.make(worker, about, settings, rules, log, prices.count)
+        app = app_lib.make(worker, about, settings, rules, log, prices.count, handoff)
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         return run(worker, app, listener, _DRAIN.value, lambda: _say(f"serving {settings.model} on {url}"))
 
@@ -289,6 +292,32 @@ def listen(host: str, port: int) -> socket.socket:
         what = (error.strerror or "").lower()
         raise UserError(f"--host={host} --port={port} cannot be listened on: {what}; give others.") from None
     return listener
+
+
+@contextlib.contextmanager
+def _handoff(name: str, checkpoint: str) -> Iterator[Handoff]:
+    """Gives the hand-off that a file describes."""
+    from s1jax.checkpoint import digests, store
+    from s1jax.serve import handoff_config
+    from s1jax.serve.handoff import Handoff
+
+    loaded = handoff_config.load(name)
+    config = loaded.config
+    if loaded.fit is not None and loaded.fit.checkpoint:
+        loaded = handoff_config.load(name, store.using(checkpoint, digests.fingerprint))
+    key = os.environ.get(config.key_env, "") if config.key_env else ""
+    if config.key_env and not key:
+        raise UserError(f"--handoff: {name} names the key {config.key_env}, which is not set; export it.")
+    found = Handoff(loaded, key)
+    _say(
+        f"note: questions may be handed to {config.model} at {config.endpoint('').host} (consent: {config.consent}; by"
+        f" default {config.default_consent}), for at most {config.caps.day:g} USD a day; every one is noted in"
+        f" {loaded.audit}"
+    )
+    try:
+        yield found
+    finally:
+        found.spending.close()
 
 
 @contextlib.contextmanager

@@ -19,10 +19,12 @@ from s1jax import __version__
 from s1jax.checkpoint.store import Metadata
 from s1jax.config.sampling import SamplingParams
 from s1jax.errors import UserError
-from s1jax.serve import anthropic, chat, completions, openapi, reader, responses
+from s1jax.serve import anthropic, chat, completions, openapi, reader, responses, sse
 from s1jax.serve import calls as calls_lib
 from s1jax.serve.calls import Api, Calls, Log
 from s1jax.serve.guards import BodyTooLarge, Guards, Rules
+from s1jax.serve.handoff import Handoff
+from s1jax.serve.handoff_calls import HandoffCalls
 from s1jax.serve.metrics import CONTENT_TYPE, Metrics
 from s1jax.serve.page import Page
 from s1jax.serve.protocol import ApiError, Defaults, Usage
@@ -64,6 +66,7 @@ def make(
     rules: Rules | None = None,
     log: Log | None = None,
     count: Count = Usage.of,
+    handoff: Handoff | None = None,
 ) -> ASGIApp:
     """Returns the application.
 
@@ -74,9 +77,10 @@ def make(
       rules: who may ask; by default everybody who reaches the server by an IP address or as localhost.
       log: called for each call, see `Calls`.
       count: counts tokens and money.
+      handoff: to another model; None: there is none.
     """
     defaults = Defaults(settings.model, about.config.context_length, settings.params)
-    routes = _Routes(worker, about, settings, defaults, log, count)
+    routes = _Routes(worker, about, settings, defaults, log, count, handoff)
     starlette = Starlette(
         routes=routes.all(),
         exception_handlers={HTTPException: _not_found, Exception: _crashed},  # type: ignore[dict-item]
@@ -88,12 +92,22 @@ class _Routes:
     """The functions of the routes."""
 
     def __init__(
-        self, worker: Worker, about: Metadata, settings: Settings, defaults: Defaults, log: Log | None, count: Count
+        self,
+        worker: Worker,
+        about: Metadata,
+        settings: Settings,
+        defaults: Defaults,
+        log: Log | None,
+        count: Count,
+        handoff: Handoff | None,
     ):
         self._worker, self._about, self._settings, self._defaults = worker, about, settings, defaults
         self._metrics = Metrics(worker)
         worker.observer = self._metrics
-        self._calls = Calls(worker, defaults, keep_alive=settings.keep_alive, count=count, log=log)
+        self._handoffs = HandoffCalls(handoff, self._metrics.handoff)
+        self._calls = Calls(
+            worker, defaults, keep_alive=settings.keep_alive, count=count, log=log, handoffs=self._handoffs
+        )
         self._created = int(time.time())
 
     def all(self) -> list[Route]:
@@ -102,6 +116,7 @@ class _Routes:
         return [
             *(Route(path, self._api(api), methods=post) for path, api in APIS.items()),
             Route("/v1/chat/completions/control", _json(self._calls.control), methods=post),
+            Route("/v1/handoffs", self._accept, methods=post),
             Route("/v1/models", self._models, methods=get),
             Route("/v1/models/{name:path}", self._model, methods=get),
             Route("/v1/curve", self._curve, methods=get),
@@ -120,6 +135,21 @@ class _Routes:
             return await self._calls.answer(api, request)
 
         return answer
+
+    async def _accept(self, request: Request) -> Response:
+        """Makes a hand-off that was offered."""
+        try:
+            fields = reader.Reader(reader.loads(await calls_lib.read_body(request)))
+            offer = fields.text("offer")
+            if not offer:
+                reader.refuse("offer", "is missing; write the id of handoff.offer in a reply.")
+            fields.rest()
+            accepting = self._handoffs.accept(offer, f"key{request.state.key}")
+            return JSONResponse(await sse.until_left(request.receive, accepting))
+        except (ApiError, BodyTooLarge) as problem:
+            return calls_lib.refusal(chat, calls_lib.as_api_error(problem), problem)  # type: ignore[arg-type]
+        except ClientLeft:
+            return Response(status_code=499)
 
     async def _health(self, request: Request) -> Response:
         state = self._worker.state

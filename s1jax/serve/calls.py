@@ -21,6 +21,7 @@ from s1jax.engine.sequence import EncodedRequest
 from s1jax.errors import UserError
 from s1jax.serve import budgets, protocol, reader, scoring, sse
 from s1jax.serve.guards import MOST_BYTES, BodyTooLarge
+from s1jax.serve.handoff_calls import HandoffCalls
 from s1jax.serve.protocol import ApiError, Call, Count, Defaults, Echo, Event, Result, Usage
 from s1jax.serve.ticket import Running, Ticket, Unavailable
 from s1jax.serve.worker import Worker
@@ -93,6 +94,7 @@ class Calls:
         keep_alive: float = 5.0,
         count: Count = Usage.of,
         log: Log | None = None,
+        handoffs: HandoffCalls | None = None,
     ):
         """Takes what answers need.
 
@@ -102,9 +104,11 @@ class Calls:
           keep_alive: seconds of silence in a stream before a comment line.
           count: counts tokens and money.
           log: called once for each call, without its text.
+          handoffs: decides which answers another model gives; by default none.
         """
         self.worker, self.defaults = worker, defaults
         self._keep_alive, self._count, self._log = keep_alive, count, log
+        self._handoffs = handoffs or HandoffCalls(None)
         self._live: dict[str, _Live] = {}
         self._finished: collections.OrderedDict[str, _Live] = collections.OrderedDict()
         self._scoring = asyncio.Lock()
@@ -115,6 +119,7 @@ class Calls:
         try:
             body = await read_body(request)
             call = api.parse(reader.loads(body), self.defaults)
+            self._handoffs.check(call)
             if call.only_prompt:
                 results = await sse.until_left(request.receive, self._scored(call))
                 self._note(request, start, 200, call)
@@ -126,8 +131,10 @@ class Calls:
                 outputs = await sse.until_left(request.receive, live.ticket.outputs())
             finally:
                 self._end(live)
-            self._note(request, start, 200, call, live)
             results = [self._result(live, i, output) for i, output in enumerate(outputs)]
+            settling = self._handoffs.settle(call, f"key{live.key}", results)
+            results = await sse.until_left(request.receive, settling)
+            self._note(request, start, 200, call, live, results)
             return JSONResponse(api.whole(call, results, self._count), headers=_ignored(call))
         except sse.ClientLeft:
             self._note(request, start, _LEFT, call)
@@ -233,13 +240,18 @@ class Calls:
 
     def _stream(self, api: Api, live: _Live, request: Request, start: float) -> sse.EventStream:
         writer = api.Stream(live.call, self._count)
-        status = 200
+        status, results = 200, list[Result]()
+        holds = self._handoffs.holds(live.call)
 
         async def events() -> AsyncIterator[bytes]:
-            nonlocal status
+            nonlocal status, results
+            held: list[tuple[int, Piece]] = []
             yield protocol.sse(writer.begin())
             try:
                 async for batch in live.ticket:
+                    if holds:  # nothing of an answer is sent that another may replace
+                        held += [(index, piece) for index, piece in batch if piece.part == "answer"]
+                        batch = [(index, piece) for index, piece in batch if piece.part != "answer"]
                     found = [event for index, piece in batch for event in writer.piece(index, piece)]
                     if found and live.call.running_usage:
                         usage = self._count(live.call, self._so_far(live)).openai()
@@ -252,12 +264,16 @@ class Calls:
                 status = error.status
                 yield protocol.sse(writer.fail(error)) + writer.done
                 return
-            results = [self._result(live, i, output) for i, output in enumerate(outputs)]
-            yield protocol.sse(writer.end(results)) + writer.done
+            local = [self._result(live, i, output) for i, output in enumerate(outputs)]
+            results = await self._handoffs.settle(live.call, f"key{live.key}", local)
+            if any(result.model for result in results):
+                held = [(i, Piece("answer", each.output.answer, (), False)) for i, each in enumerate(results)]
+            last = [event for index, piece in held for event in writer.piece(index, piece)]
+            yield protocol.sse([*last, *writer.end(results)]) + writer.done
 
         def ended(complete: bool) -> None:
             self._end(live)
-            self._note(request, start, status if complete else _LEFT, live.call, live)
+            self._note(request, start, status if complete else _LEFT, live.call, live, results)
 
         return sse.EventStream(events(), keep_alive=self._keep_alive, on_end=ended, headers=_ignored(live.call))
 
@@ -300,7 +316,15 @@ class Calls:
             token_texts=tuple(engine.encoder.decode([i]) for i in output.token_ids) if call.logprobs else (),
         )
 
-    def _note(self, request: Request, start: float, status: int, call: Call | None, live: _Live | None = None) -> None:
+    def _note(
+        self,
+        request: Request,
+        start: float,
+        status: int,
+        call: Call | None,
+        live: _Live | None = None,
+        results: Sequence[Result] = (),
+    ) -> None:
         """Adds a line to the log: numbers and names only, no text of anybody."""
         if self._log is None:
             return
@@ -314,6 +338,9 @@ class Calls:
             entry |= {"call": call.id, "model": call.model, "stream": call.stream, "n": call.params.n}
         if live is not None:
             entry |= {"key": live.key, **_numbers(live.ticket.sequences)}
+        for result in results:
+            if result.handoff:
+                entry |= {"handoff": result.handoff["reason"], "handoff_cost": result.handoff["cost"]}
         self._log(entry)
 
 

@@ -93,13 +93,13 @@ class Outcome:
     completion: Completion | None = None
     offer: Mapping[str, Any] | None = None
 
-    def to_dict(self, local_answer: str = "") -> dict[str, Any]:
-        """Returns the object `handoff` of a reply; `local_answer` is put into it where the remote's took its place."""
+    def to_dict(self, local_answer: str | None = None) -> dict[str, Any]:
+        """Returns the object `handoff` of a reply; has the local answer where the remote's took its place."""
         found: dict[str, Any] = {
             "decided": self.decided, "reason": self.reason, "message": self.message, "score": self.score,
             "threshold": self.threshold, "remote_model": self.model, "remote": self.remote, "cost": self.usd,
         }  # fmt: skip
-        if self.decided:
+        if self.decided and local_answer is not None:
             found["local_answer"] = local_answer
         if self.completion is not None and self.completion.usage is not None:
             usage = dataclasses.asdict(self.completion.usage)

@@ -51,6 +51,8 @@ class Metrics:
         self._cuts = counter("thinking_cuts", "Sequences whose thinking was cut.")
         self._success = counter("request_success", "Ended sequences, by reason.", "finished_reason")
         self._rejections = counter("admission_rejections", "Requests that were refused, by reason.", "reason")
+        self._handoffs = counter("handoffs", "Decisions about a hand-off, by reason.", "reason")
+        self._handoff_usd = counter("handoff_dollars", "USD that hand-offs have cost.")
         self._first = seconds("time_to_first_token_seconds", "To the first token, thinking included.", _LONG)
         self._first_answer = seconds("time_to_first_answer_token_seconds", "To the first token of the answer.")
         self._gap = seconds("inter_token_latency_seconds", "Between two looks that brought tokens.", _SHORT)
@@ -112,6 +114,11 @@ class Metrics:
     def ended(self, ticket: Ticket, reason: str) -> None:
         """Counts the sequences of a request that ended without output."""
         self._success.labels(reason).inc(sum(each.output is None for each in ticket.sequences))
+
+    def handoff(self, reason: str, usd: float) -> None:
+        """Counts a decision about a hand-off."""
+        self._handoffs.labels(reason).inc()
+        self._handoff_usd.inc(usd)
 
     def rejected(self, reason: str) -> None:
         """Counts a request that was refused."""

@@ -24,6 +24,8 @@ WRONG = [
     (["--api_key_file={folder}/none"], "none: no such file"),
     (["--request_log={folder}/no/log"], "no such file or directory"),
     (["--prices={folder}/none"], "none cannot be read"),
+    (["--handoff={folder}/none.json"], "none.json cannot be read"),
+    (["--handoff={folder}/handoff.json"], "names the key NO_SUCH_KEY, which is not set; export it"),
     (["--mesh=rows=1"], "--mesh has 'rows=1'"),
     (["--slots=0"], "slots"),
     (["--thinking=1"], "thinking"),
@@ -58,6 +60,11 @@ def folder(tmp_path_factory):
     ):
         (folder / name).write_text(text)
         (folder / name).chmod(mode)
+    handoff = {
+        "base_url": "https://x.example/v1", "model": "big", "price": {"input": 1, "output": 1}, "max_tokens": 9,
+        "caps": {"request": 1, "day": 1}, "audit": "audit", "logprob_below": 0, "key_env": "NO_SUCH_KEY",
+    }  # fmt: skip
+    (folder / "handoff.json").write_text(json.dumps(handoff))
     return folder
 
 

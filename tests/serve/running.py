@@ -50,8 +50,9 @@ class Running:
 
 @contextlib.contextmanager
 def serve(
-    make, about, *, limits=None, rules=None, keep_alive=5.0, params=None, wait=True, curve=None, count=Usage.of, port=0
-):
+    make, about, *, limits=None, rules=None, keep_alive=5.0, params=None, wait=True, curve=None, count=Usage.of, port=0,
+    handoff=None,
+):  # fmt: skip
     """Serves an engine that `make` returns, on a free port.
 
     Args:
@@ -65,11 +66,12 @@ def serve(
       curve: of the evaluation.
       count: counts tokens and money.
       port: 0 is any free one.
+      handoff: to another model.
     """
     worker, log = Worker(make, limits or Limits()), []
     params = params or SamplingParams(temperature=1.0, max_thinking_tokens=32, max_answer_tokens=16)
     settings = app_lib.Settings("tiny", params, keep_alive, curve)
-    app = app_lib.make(worker, about, settings, rules, log.append, count)
+    app = app_lib.make(worker, about, settings, rules, log.append, count, handoff)
     listener = socket.create_server(("127.0.0.1", port))
     config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", ws="none", proxy_headers=False)
     server, started = uvicorn.Server(config), threading.Event()
