@@ -1,4 +1,4 @@
-"""Commands that run in forks of a process that has imported what they need, which is most of the time of a short one."""
+"""Commands in forks of a process that has imported what they need, which is most of the time of a short one."""
 
 import dataclasses
 import json
