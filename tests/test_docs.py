@@ -155,6 +155,19 @@ def test_the_tables_of_speeds_are_the_records(row):
         assert [cell.partition(" (")[0] for cell in cells] == [cell for pair in found for cell in pair]
 
 
+def test_the_table_of_hand_offs_is_its_record():
+    record = json.loads((RESULTS / "handoff.json").read_text())["over_seeds"]
+    page = (ROOT / "docs/handoff.md").read_text()
+    for local in ("cut at 32", "no limit", "Wait x1", "Wait x2", "Wait x4"):
+        found = record[f"{local}, remote Wait x8"]
+        cells = [f"{found['local_accuracy']['mean']:.1f}"]
+        for score in ("mean", "fit"):
+            figures = found[score]
+            cells += [f"{figures[name]['mean']:.3f}" for name in ("auroc", "apgr")]
+            cells.append(f"{figures['above_random_at_half']['mean']:.1f}")
+        assert f"| {local} | {' | '.join(cells)} | {found['oracle_apgr']['mean']:.3f} |" in page
+
+
 def test_the_readmes_python_runs(capsys):
     """Ten lines on the model that ships in the package."""
     (code,) = re.findall(r"(?ms)^```python\n(.*?)^```", (ROOT / "README.md").read_text())
