@@ -23,7 +23,8 @@ check .venv/bin/python -m ruff check .
 check .venv/bin/python -m ruff format --check .
 check .venv/bin/python -m mypy
 # Files of one module stay together, because their tests share compiled programs.
-check .venv/bin/python -m pytest -n "$(nproc)" --maxprocesses=8 --dist=loadfile --durations=10
+distribution=(-n "$(nproc)" --maxprocesses=8 --dist=loadfile --no-loadscope-reorder)
+check .venv/bin/python -m pytest "${distribution[@]}" --durations=10
 
 if ((${#failed[@]} > 0)); then
   printf '\nFAILED after %d s:\n' "$SECONDS"

@@ -6,8 +6,21 @@ import mmap
 import os
 import pathlib
 
+import pytest
+
 # Fused loops become LLVM's code directly, not by way of MLIR; a program is one LLVM module, not one for each core.
 _XLA_FLAGS = {"xla_cpu_use_fusion_emitters": "false", "xla_cpu_parallel_codegen_split_count": "1"}
+
+# Few tests that take long, the longest first: no worker shall have such a module left at the end.
+_LONG = ["cli/test_processes.py", "cli/test_plan.py", "parallel/test_parallel.py", "cli/test_sample.py"]
+_LONG += ["cli/test_evaluate.py", "cli/test_moving_checkpoint.py", "training/test_elastic.py", "engine/test_mesh.py"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the long modules first; --no-loadscope-reorder has pytest-xdist keep that."""
+    here = pathlib.Path(__file__).parent
+    place = {here / name: i for i, name in enumerate(_LONG)}
+    items.sort(key=lambda item: place.get(item.path, len(_LONG)))
 
 
 def _known(flags: dict[str, str]) -> str:
