@@ -40,7 +40,7 @@ from s1jax.engine.order import Order, first_come, longest_first
 from s1jax.engine.pieces import Piece, Pieces
 from s1jax.engine.request import EngineProgress, Output, Request
 from s1jax.engine.scheduler import Scheduler
-from s1jax.engine.sequence import EncodedRequest, Finished, Sample, check_request
+from s1jax.engine.sequence import Admitted, EncodedRequest, Finished, Sample, check_request
 from s1jax.errors import UserError
 from s1jax.model import layouts, quant
 from s1jax.parallel import mesh as mesh_lib
@@ -327,7 +327,7 @@ class Engine:
 
         def grow() -> Iterator[Sample]:
             while not scheduler.is_idle:
-                yield from (event.sample for event in scheduler.step(steps))
+                yield from (event.sample for event in scheduler.step(steps) if not isinstance(event, Admitted))
 
         return grow()
 

@@ -33,7 +33,7 @@ from s1jax.engine.occupant import Occupant, state_of
 from s1jax.engine.order import Order, Submitted, first_come, urgency
 from s1jax.engine.pages import PagePool
 from s1jax.engine.prefix import PrefixCache
-from s1jax.engine.sequence import EncodedRequest, Event, Finished, Tokens, check_request, until_stop
+from s1jax.engine.sequence import Admitted, EncodedRequest, Event, Finished, Tokens, check_request, until_stop
 from s1jax.engine.slots import SlotArrays
 from s1jax.errors import UserError
 from s1jax.text.delimiters import Delimiters
@@ -120,7 +120,7 @@ class Scheduler:
 
         Args:
           request: what is to be sampled.
-          stream: also return `Tokens` events.
+          stream: also return `Admitted` and `Tokens` events.
           priority: lower is earlier; see `order.first_come`.
           salt: requests with another one share no pages of the prefix cache.
 
@@ -199,11 +199,12 @@ class Scheduler:
             for slots that become empty, if a request has stop strings, or while prompts are prefilled.
 
         Returns:
-          `Finished` for each request that is finished, `Tokens` for the others with `stream` whose prompt is prefilled.
+          `Finished` for each request that is finished, `Tokens` for the others with `stream` whose prompt is prefilled,
+          before that `Admitted` once.
         """
         if self.is_idle:
             return []
-        self._admit()
+        admitted = self._admit()
         self._prefill_pieces()
         steps = min(max_steps, STEPS)
         if any(occupant.submitted.request.find_stop for _, occupant in self._occupied()):
@@ -212,10 +213,10 @@ class Scheduler:
             steps = min(steps, _PREFILL_STEPS)
         self._grow(steps)
         if not self._decoding():
-            return []
+            return admitted
         self._decode(steps)
         found = (self._look(slot, occupant) for slot, occupant in self._decoding())
-        return [event for event in found if event is not None]
+        return admitted + [event for event in found if event is not None]
 
     def num_tokens(self) -> tuple[int, int]:
         """Returns how many tokens the running sequences have, and how many of them are thinking tokens."""
@@ -257,27 +258,30 @@ class Scheduler:
 
     # Admission and prefill.
 
-    def _admit(self) -> None:
+    def _admit(self) -> list[Event]:
         """Fills empty slots, as long as requests wait and their shard has pages for the first of them."""
+        events: list[Event] = []
         if self._unsorted:
             self._waiting = collections.deque(self._order(list(self._waiting)))
             self._unsorted = False
         full: set[int] = set()
         for slot, occupant in enumerate(self._slots):
             if not self._waiting:
-                return
+                break
             shard = self._shard(slot)
             if occupant is None and shard not in full:
                 admitted = self._try_admit(slot, shard, self._waiting[0])
                 if admitted is None:
                     full.add(shard)
                     continue
-                self._waiting.popleft()
+                if self._waiting.popleft().cached_tokens is None and admitted.submitted.stream:
+                    events.append(Admitted(admitted.submitted.id))
                 self._slots[slot] = admitted
                 while self._is_batch and admitted.to_prefill:
                     self._prefill_piece(slot, admitted)
                 if not admitted.to_prefill:
                     self._begin(slot, admitted)
+        return events
 
     def _try_admit(self, slot: int, shard: int, submitted: Submitted) -> Occupant | None:
         """Returns a request as an occupant of a slot; None if it has to wait for pages or for an equal prompt."""

@@ -98,6 +98,13 @@ class Sample:
 
 
 @dataclasses.dataclass(frozen=True)
+class Admitted:
+    """A request that is streamed has a batch slot; its prompt is prefilled next."""
+
+    id: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Tokens:
     """A request that is streamed goes on; `sample` is everything so far."""
 
@@ -113,7 +120,7 @@ class Finished:
     sample: Sample
 
 
-Event = Tokens | Finished
+Event = Admitted | Tokens | Finished
 
 
 def answer_begin(sample: Sample, delimiters: Delimiters) -> tuple[int, int]:

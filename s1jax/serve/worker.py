@@ -25,7 +25,7 @@ from typing import Literal, Protocol
 from s1jax.engine.engine import Engine
 from s1jax.engine.scheduler import STEPS, Scheduler
 from s1jax.engine.scheduler import Stats as SchedulerStats
-from s1jax.engine.sequence import EncodedRequest, Event, Finished
+from s1jax.engine.sequence import Admitted, EncodedRequest, Event, Finished
 from s1jax.errors import UserError
 from s1jax.serve.ticket import Running, Ticket, Unavailable
 
@@ -316,12 +316,16 @@ class Worker:
 
     def _arrived(self, events: Sequence[Event], began: float, now: float) -> None:
         """Hands the events of one step to their tickets."""
+        share = (now - began) / max(sum(not isinstance(event, Admitted) for event in events), 1)
         for event in events:
             ticket, index = self._owners.get(event.id, (None, 0))
             if ticket is None or ticket.is_finished:  # cancelled: the command is on its way
                 continue
             sequence = ticket.sequences[index]
-            sequence.device_seconds += (now - began) / len(events)
+            if isinstance(event, Admitted):
+                sequence.times.admitted = began
+                continue
+            sequence.device_seconds += share
             last, is_finished = sequence.times.last, isinstance(event, Finished)
             new = sequence.update(event.sample, began, now, is_finished)
             if self.observer and new:

@@ -14,7 +14,7 @@ from s1jax.engine.order import AGEING, first_come
 from s1jax.engine.pages import PagePool
 from s1jax.engine.resume import reopened
 from s1jax.engine.scheduler import Scheduler
-from s1jax.engine.sequence import EncodedRequest, Finished, Tokens, bounded
+from s1jax.engine.sequence import Admitted, EncodedRequest, Finished, Tokens, bounded
 from s1jax.errors import UserError
 from tests.engine import cases
 from tests.engine.test_engine import CONFIG as SHORT
@@ -50,7 +50,7 @@ def run(scheduler, max_steps=8):
     """The samples of all requests that finish, by their numbers."""
     found = {}
     while not scheduler.is_idle:
-        found |= {event.id: event.sample for event in scheduler.step(max_steps)}
+        found |= {event.id: event.sample for event in scheduler.step(max_steps) if not isinstance(event, Admitted)}
     return found
 
 
@@ -107,6 +107,7 @@ def test_a_streamed_request_has_an_event_at_each_step(engine):
     scheduler.submit(request, stream=True)
     while not scheduler.is_idle:
         events += scheduler.step(2)
+    assert events.pop(0) == Admitted(0)
     *grown, last = events
     assert grown and all(isinstance(event, Tokens) for event in grown) and isinstance(last, Finished)
     whole = last.sample.ids.tolist()
@@ -187,7 +188,7 @@ def test_thinking_can_be_ended_while_it_is_sampled(engine):
     asked = [EncodedRequest((1, 2, i), params, (3,)) for i in range(6)]
     scheduler = scheduler_of(engine, 8)
     numbers = [scheduler.submit(request, stream=True) for request in asked]
-    seen = {event.id: event.sample for event in scheduler.step(5)}
+    seen = {event.id: event.sample for event in scheduler.step(5) if isinstance(event, Tokens)}
     assert all(scheduler.end_thinking(numbers[i]) for i in (0, 5)), "one runs, one waits"
     found = run(scheduler)
     assert [found[n].thinking_end for n in numbers] == ["stopped", "cut", "cut", "cut", "cut", "stopped"]
@@ -209,7 +210,7 @@ def test_a_long_prompt_does_not_hold_up_what_runs(engine, monkeypatch):
     looks = []
     while long not in [event.id for event in looks]:
         assert scheduler.stats().prefilling <= 1
-        looks += scheduler.step(2)
+        looks += [event for event in scheduler.step(2) if not isinstance(event, Admitted)]
     assert sum(event.id == first for event in looks) >= 5
 
 
