@@ -259,7 +259,9 @@ class Worker:
                 "loading": "Loading model", "draining": "the server shuts down.", "stopped": "the server has stopped.",
                 "failed": "the engine has failed.",
             }  # fmt: skip
-            raise self._rejection(messages[self.state], self.state, 1 if self.state == "loading" else 0)
+            # Behind one address, another replica answers the next try while this one drains.
+            again = self.state in ("loading", "draining")
+            raise self._rejection(messages[self.state], self.state, 1 if again else 0)
 
     def _check_room(self, encoded: Sequence[EncodedRequest]) -> None:
         """Raises `Unavailable` if these sequences may not wait as well, and `UserError` if they never may."""

@@ -291,5 +291,13 @@ def test_examples_of_machines_mount_the_checkpoint_to_start_from():
 
 def test_the_page_on_clusters_names_every_recipe():
     section = (ROOT / "docs" / "clusters.md").read_text()
-    for name in ("tpu_vm.sh", "gpu_vm.sh", "slurm.sbatch", "gke_jobset.yaml", "skypilot.yaml"):
+    for name in (
+        "tpu_vm.sh",
+        "gpu_vm.sh",
+        "slurm.sbatch",
+        "gke_jobset.yaml",
+        "skypilot.yaml",
+        "gke_serve.yaml",
+        "sky_serve.yaml",
+    ):
         assert f"launch/{name}" in section
