@@ -32,6 +32,7 @@ from s1jax.serve.protocol import Count as Count
 from s1jax.serve.sse import ClientLeft
 from s1jax.serve.ticket import Unavailable
 from s1jax.serve.worker import Worker
+from s1jax.text import conversation
 
 APIS: dict[str, Any] = {
     "/v1/chat/completions": chat,
@@ -79,7 +80,8 @@ def make(
       count: counts tokens and money.
       handoff: to another model; None: there is none.
     """
-    defaults = Defaults(settings.model, about.config.context_length, settings.params)
+    has_tools = conversation.has_tools(about.chat)
+    defaults = Defaults(settings.model, about.config.context_length, settings.params, tools=has_tools)
     routes = _Routes(worker, about, settings, defaults, log, count, handoff)
     starlette = Starlette(
         routes=routes.all(),

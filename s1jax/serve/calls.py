@@ -175,6 +175,8 @@ class Calls:
         if call.think_longer and (before is None or before.key != key):
             message = f"no finished reply {call.think_longer!r:.80} is kept here; ask again from the beginning."
             raise ApiError(message, "think_longer.id", "reply_not_found", "not_found_error", 404)
+        if before is not None:
+            call = dataclasses.replace(call, tools=before.call.tools, one_tool_call=before.call.one_tool_call)
         encoded = (
             await asyncio.to_thread(self._encode, call, before)
             if num_bytes > _LONG_TEXT

@@ -92,6 +92,8 @@ def _fault(call: Call) -> str:
     """Returns why a call cannot be handed off; empty if it can."""
     if call.api == "completions" or call.think_longer:
         return "only conversations are handed off; leave it out, or write never."
+    if call.tools or any(message.role == "tool" or message.tool_calls for message in _conversation(call)):
+        return "conversations with tools are not handed off; leave it out, or write never."
     if call.num_choices != 1:
         return f"one reply is handed off, not {call.num_choices}; leave n out."
     if call.logprobs:

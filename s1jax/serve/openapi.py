@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from s1jax.serve import anthropic, budgets, chat, completions, responses
+from s1jax.serve import anthropic, budgets, chat, completions, responses, tool_calls
 from s1jax.serve.protocol import Call, Defaults
 from s1jax.serve.reader import Reader
 
@@ -25,7 +25,9 @@ _GROUP = "Fields of thinking may stand here as well."
 _SPOKEN = "Text that ends an answer; never looked for in thinking."
 DESCRIPTIONS = {
     "model": "Name of the served model; missing or empty: that one.",
-    "messages": "The conversation. The last message is the user's.",
+    "messages": "The conversation. The last message is the user's, or the result of a tool.",
+    "tools": "Functions that the answer may call; they become part of the prompt, as they are written here.",
+    "parallel_tool_calls": "false: only the first call of an answer counts.",
     "prompt": "A text, a list of token ids, or a list of those.",
     "input": "A question, or a list of messages and of earlier reasoning.",
     "instructions": "System prompt.",
@@ -149,10 +151,23 @@ def _message(reader: Reader) -> dict[str, Any]:
     assistant = {**fields, "role": {"enum": ["assistant"]}}
     if "reasoning" not in fields:  # Anthropic's thinking is a block of the content
         return {"anyOf": [{**schema, "properties": {**fields, "role": {"enum": ["user"]}}}, _with_blocks(assistant)]}
-    roles = [role for role in fields["role"]["enum"] if role not in ("assistant", None)]
+    roles = [role for role in fields["role"]["enum"] if role not in ("assistant", "tool", None)]
     nothing = {name: {"type": "null"} for name in ("reasoning", "reasoning_content")}
     other = {**fields, "role": {"enum": roles}, **nothing}
-    return {"anyOf": [{**schema, "properties": other}, {**schema, "properties": assistant}]}
+    kinds = [{**schema, "properties": other}, {**schema, "properties": assistant}]
+    return {"anyOf": kinds + (_with_tools(fields, nothing) if "tool_call_id" in fields else [])}
+
+
+def _with_tools(fields: Mapping[str, Any], nothing: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The schemas of OpenAI's messages that call tools, and of their results."""
+    calls = {"type": "array", "minItems": 1, "items": tool_calls.CALL}
+    content = {"anyOf": [*fields["content"]["anyOf"], {"type": "null"}]}
+    caller = {**fields, "role": {"enum": ["assistant"]}, "content": content, "tool_calls": calls}
+    called = {**fields, "role": {"enum": ["tool"]}, **nothing, "tool_call_id": {"type": "string", "minLength": 1}}
+    return [
+        {"type": "object", "required": ["role", "tool_calls"], "properties": caller},
+        {"type": "object", "required": ["role", "content", "tool_call_id"], "properties": called},
+    ]
 
 
 def _with_blocks(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -39,6 +39,7 @@ class Defaults:
       reasoning_names: names of the field of thinking in chat replies.
       max_samples: most samples of a prompt, `n`.
       max_prompts: most prompts of a request.
+      tools: whether the chat format has them.
     """
 
     model: str
@@ -49,6 +50,7 @@ class Defaults:
     reasoning_names: tuple[str, ...] = REASONING_NAMES
     max_samples: int = 16
     max_prompts: int = 64
+    tools: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +65,8 @@ class Call:
       prompts: what is answered, each `params.n` times: the messages of a conversation; or, of `/v1/completions`, text
         or ids that are used without a chat template.
       params: sampling parameters, with a seed. Upper bounds may exceed what the context leaves, see `fit`.
+      tools: JSON schemas of the functions that the answer may call; empty: the answer is text.
+      one_tool_call: whether only the first call in the answer counts.
       given: the fields of `params` that the request sets itself, and their values.
       max_completion_tokens: bound of thinking, answer and delimiters together; 0: none.
       stream: whether the reply is a stream.
@@ -89,6 +93,8 @@ class Call:
     model: str
     prompts: tuple[str | tuple[int, ...] | tuple[Message, ...], ...]
     params: SamplingParams
+    tools: tuple[Mapping[str, Any], ...] = ()
+    one_tool_call: bool = False
     given: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     max_completion_tokens: int = 0
     stream: bool = False
@@ -125,7 +131,8 @@ class Call:
                 ids = encode(prompt) if isinstance(prompt, str) else prompt
                 found.append(Request(prompt_ids=ids, params=self.params, name=name, index=i))  # type: ignore[arg-type]
             else:
-                found.append(Request(prompt=list(prompt), params=self.params, name=name))  # type: ignore[arg-type]
+                messages: Any = list(prompt)
+                found.append(Request(prompt=messages, params=self.params, name=name, tools=self.tools))
         return found
 
 

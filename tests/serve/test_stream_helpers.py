@@ -10,15 +10,16 @@ from s1jax.serve.protocol import Defaults
 from tests.serve import replies
 
 APIS = {"/v1/messages": anthropic, "/v1/responses": responses, "/v1/chat/completions": chat}
+DEFAULTS = Defaults("s1", 10_000)
 USER = [{"role": "user", "content": "a"}]
 
 
-def client(make, result, pieces, base: str):
+def client(make, result, pieces, base: str, defaults=DEFAULTS):
     """A client whose requests are answered with one result."""
 
     def answer(request):
         api = APIS[request.url.path]
-        call = api.parse(json.loads(request.content), Defaults("s1", 10_000))
+        call = api.parse(json.loads(request.content), defaults)
         if not call.stream:
             return http.Response(200, json=api.whole(call, [result]))
         stream = api.Stream(call)
