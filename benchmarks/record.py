@@ -83,12 +83,23 @@ def progress(what: str, every: int = 50) -> Callbacks:
 
 def write(name: str, results: Mapping[str, Any], *, speed: bool = False) -> None:
     """Prints the record and writes it to benchmarks/results/NAME.json, or of `speed` to results/PROCESSOR/NAME.json."""
-    record = {"benchmark": name, **environment(), **results}
-    text = json.dumps(record, indent=1)
+    text = json.dumps({"benchmark": name, **environment(), **results}, indent=1)
     print(text)
+    _file(name, speed).write_text(text + "\n")
+
+
+def write_part(name: str, part: str, results: Mapping[str, Any]) -> None:
+    """Writes one part of results/PROCESSOR/NAME.json, with machine, versions and date of its own; keeps the others."""
+    file = _file(name, True)
+    record: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"benchmark": name, "parts": {}}
+    record["parts"][part] = {**environment(), **results}
+    file.write_text(json.dumps(record, indent=1) + "\n")
+
+
+def _file(name: str, speed: bool) -> pathlib.Path:
     folder = RESULTS / _folder(_processor()) if speed else RESULTS
     folder.mkdir(exist_ok=True)
-    (folder / f"{name}.json").write_text(text + "\n")
+    return folder / f"{name}.json"
 
 
 def environment() -> dict[str, Any]:

@@ -63,15 +63,11 @@ class Server:
         (kilobytes,) = re.findall(r"VmRSS:\s+(\d+) kB", status)
         return int(kilobytes) * 1024
 
-    def metrics(self, http: httpx.Client) -> dict[str, float]:
-        """The figures of `/metrics` that have no labels, by name."""
-        lines = http.get(f"{self.url}/metrics").text.splitlines()
-        found = (line.rpartition(" ") for line in lines if line and not line.startswith("#"))
-        return {name: float(value) for name, _, value in found if "{" not in name}
-
 
 @contextlib.contextmanager
-def start(kind: str, model: str, *, slots: int, length: int = 4096, python: str = "", flags: Sequence[str] = ()) -> Any:
+def start(
+    kind: str, model: str, *, slots: int, length: int = 4096, python: str = "", flags: Sequence[str] = ()
+) -> Iterator[Server]:
     """Runs a server until the block ends; gives it when it is ready.
 
     Args:
@@ -132,9 +128,3 @@ def _wait(server: Server) -> None:
 def _free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as listener:
         return int(listener.getsockname()[1])
-
-
-def pages(http: httpx.Client, server: Server) -> Iterator[float]:
-    """Yields the share of used pages, again and again."""
-    while True:
-        yield server.metrics(http)["s1jax:kv_cache_usage_perc"]

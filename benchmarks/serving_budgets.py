@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import random
 import time
 from collections.abc import Mapping, Sequence
@@ -158,9 +159,13 @@ def through_the_scheduler(engine: Engine, count: int, seed: int) -> dict[str, An
         done += len(requests)
         print(f"budgets: {done} requests, {len(problems)} problems, {time.monotonic() - begin:.0f} s", flush=True)
     return {
-        "requests": done, "tokens": tokens, "cached_tokens": cached, "preemptions": sum(each.stats().preemptions for each in schedulers),
-        "programs_after_warm_up": sorted(new_programs), "problems": problems,
-    }  # fmt: skip
+        "requests": done,
+        "tokens": tokens,
+        "cached_tokens": cached,
+        "preemptions": sum(each.stats().preemptions for each in schedulers),
+        "programs_after_warm_up": sorted(new_programs),
+        "problems": problems,
+    }
 
 
 def _encode(engine: Engine, rng: random.Random) -> EncodedRequest:
@@ -226,9 +231,8 @@ async def _whole(http: httpx.AsyncClient, body: Mapping[str, Any]) -> dict[str, 
 
 async def _streamed(http: httpx.AsyncClient, body: Mapping[str, Any]) -> dict[str, Any]:
     """A streamed reply, put together choice by choice."""
-    import json
-
-    texts, usage = [["", ""] for _ in range(body["n"])], {}
+    texts = [["", ""] for _ in range(body["n"])]
+    usage: dict[str, Any] = {}
     asked = {**body, "stream": True, "stream_options": {"include_usage": True}}
     async with http.stream("POST", "/v1/chat/completions", json=asked) as response:
         if response.status_code != 200:
