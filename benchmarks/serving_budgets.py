@@ -48,8 +48,8 @@ def params(rng: random.Random) -> SamplingParams:
         num_waits=rng.choice([0, 0, 1, 2, 3]),
         wait=rng.choice(["Wait", "Wait", "", "so", "no\nWait"]),
         max_answer_tokens=answer,
-        # The closing delimiters are a dozen tokens at most.
-        max_completion_tokens=rng.choice([0, 0, least + rng.randrange(16, 100)]),
+        # A quarter is kept for the answer, and the closing delimiters are a dozen tokens at most.
+        max_completion_tokens=rng.choice([0, 0, (least + 16) * 3 // 2 + rng.randrange(100)]),
         temperature=temperature,
         top_p=rng.choice([1.0, 1.0, 0.9]),
         top_k=rng.choice([0, 0, 5]),
