@@ -1,5 +1,9 @@
 """Released clients work unchanged: openai-python, litellm, langchain-openai."""
 
+import json
+import shutil
+import subprocess
+
 import pytest
 
 from s1jax.config.sampling import SamplingParams
@@ -120,3 +124,19 @@ def test_lm_eval_log_likelihoods(server, engine):
     want = score.log_likelihoods(engine.model.params, engine.model.config, pairs)
     for (total, greedy), (want_total, want_greedy) in zip(found, want, strict=True):
         assert total == pytest.approx(want_total, abs=1e-2) and greedy == want_greedy
+
+
+def test_curl_stream(server, want):
+    """`curl -N`: one event a line, text as it comes, [DONE] last."""
+    if shutil.which("curl") is None:
+        pytest.skip("curl is not installed")
+    body = {"messages": USER, "seed": 5, "temperature": 1, "stream": True, **BUDGET}
+    done = subprocess.run(
+        ["curl", "-sSN", "--noproxy", "*", f"{server.url}/v1/chat/completions", "-d", json.dumps(body)],
+        capture_output=True, text=True, encoding="utf-8", timeout=60,
+    )  # fmt: skip
+    *events, end = [line for line in done.stdout.split("\n") if line and not line.startswith(":")]
+    assert done.returncode == 0 and end == "data: [DONE]"
+    deltas = [json.loads(event.removeprefix("data: "))["choices"][0]["delta"] for event in events]
+    assert "".join(delta.get("reasoning") or "" for delta in deltas) == want.thinking
+    assert "".join(delta.get("content") or "" for delta in deltas) == want.answer
