@@ -130,7 +130,7 @@ class _Traffic:
 
 def through_the_scheduler(engine: Engine, count: int, seed: int) -> dict[str, Any]:
     """Runs `count` random requests through a scheduler, and again by the offline engine."""
-    rng, schedulers = random.Random(seed), [engine.open(tokens) for tokens in _CACHES]
+    schedulers = [engine.open(tokens) for tokens in _CACHES]
     for scheduler in schedulers:
         scheduler.warm_up()
     programs = set(engine.counts.programs)
@@ -139,10 +139,11 @@ def through_the_scheduler(engine: Engine, count: int, seed: int) -> dict[str, An
     begin = time.monotonic()
     new_programs: set[str] = set()
     while done < count:
+        rng = random.Random(f"{seed} {done}")  # of this batch alone, so that it can be run again
         requests = [_encode(engine, rng) for _ in range(min(_BATCH, count - done))]
         scheduler = schedulers[done // _BATCH % len(schedulers)]
         traffic = _Traffic(engine, scheduler, rng)
-        before = set(engine.counts.programs)
+        before, known = set(engine.counts.programs), len(problems)
         traffic.run(requests)
         new_programs |= set(engine.counts.programs) - before - programs
         stats = scheduler.stats()
@@ -158,6 +159,7 @@ def through_the_scheduler(engine: Engine, count: int, seed: int) -> dict[str, An
             cached += found.cached_tokens
         done += len(requests)
         print(f"budgets: {done} requests, {len(problems)} problems, {time.monotonic() - begin:.0f} s", flush=True)
+        print("".join(f"  {problem}\n" for problem in problems[known:]), end="", flush=True)
     return {
         "requests": done,
         "tokens": tokens,

@@ -24,8 +24,8 @@ USAGE = {
 }  # fmt: skip
 LINES = [
     (0.1, ": keep-alive"), (0.2, delta(role="assistant", content="")), (0.5, ""),
-    (0.5, delta(reasoning="a", reasoning_content="a")), (0.9, delta(reasoning="bc", reasoning_content="bc")), (1.5, delta(content="d")), (2.4, END),
-    (2.5, data(choices=[], usage=USAGE)), (2.5, "data: [DONE]"),
+    (0.5, delta(reasoning="a", reasoning_content="a")), (0.9, delta(reasoning="bc", reasoning_content="bc")),
+    (1.5, delta(content="d")), (2.4, END), (2.5, data(choices=[], usage=USAGE)), (2.5, "data: [DONE]"),
 ]  # fmt: skip
 
 
