@@ -255,15 +255,15 @@ class _Fuzz:
             b"GET /health HTTP/1.1\r\n\r\n", b"GET /health HTTP/9.9\r\nHost: localhost\r\n\r\n",
         ])  # fmt: skip
         reader, writer = await asyncio.open_connection(self._url.host, self._url.port)
-        with contextlib.suppress(ConnectionError):
+        status = 0  # of no reply
+        with contextlib.suppress(ConnectionError, TimeoutError):
             writer.write(sent)
             await writer.drain()
-            with contextlib.suppress(TimeoutError):
-                reply = await asyncio.wait_for(reader.read(2000), 1 + rng.random())
-                status = int(reply.split(b" ", 2)[1]) if reply.startswith(b"HTTP/1.1 ") else 0
-                self.statuses[status] += 1
-                if status >= 500 and status != 503:
-                    self.problems.append(f"{status}: {sent[:300]!r}")
+            reply = await asyncio.wait_for(reader.read(2000), 1 + rng.random())
+            status = int(reply.split(b" ", 2)[1]) if reply.startswith(b"HTTP/1.1 ") else 0
+        self.statuses[status] += 1
+        if status >= 500 and status != 503:
+            self.problems.append(f"{status}: {sent[:300]!r}")
         writer.close()
 
 

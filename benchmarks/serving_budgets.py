@@ -21,7 +21,7 @@ from s1jax.config.sampling import SamplingParams
 from s1jax.engine.engine import Engine
 from s1jax.engine.request import Output, Request
 from s1jax.engine.scheduler import Scheduler
-from s1jax.engine.sequence import EncodedRequest, Finished, Sample
+from s1jax.engine.sequence import EncodedRequest, Finished, Sample, Tokens
 from s1jax.text.messages import Message
 
 _BATCH = 250  # requests between two comparisons
@@ -104,7 +104,8 @@ class _Traffic:
             if self._doomed and rng.random() < 0.5:
                 scheduler.cancel(self._doomed.pop(rng.randrange(len(self._doomed))))
             for event in scheduler.step(rng.choice([1, 2, 4, 16, 64])):
-                self._take(event.id, event.sample, isinstance(event, Finished))
+                if isinstance(event, (Tokens, Finished)):
+                    self._take(event.id, event.sample, isinstance(event, Finished))
 
     def _submit(self, place: int, request: EncodedRequest) -> None:
         rng, salt = self._rng, bytes([self._rng.randrange(2)])
