@@ -24,12 +24,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _known(flags: dict[str, str]) -> str:
-    """Those of XLA's flags that the installed jaxlib has, because it ends a process that gives another one."""
+    """Those of XLA's flags that the installed jaxlib has, because it ends a process that gives another one.
+
+    A flag is a C string of its own there; names of flags that were removed are left inside longer ones.
+    """
     folder = pathlib.Path(importlib.util.find_spec("jaxlib").origin).parent
     found = set()
     for library in folder.glob("libjax_common.*"):
         with library.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            found |= {name for name in flags if content.find(name.encode()) >= 0}
+            found |= {name for name in flags if content.find(f"\0{name}\0".encode()) >= 0}
     return " ".join(f"--{name}={value}" for name, value in flags.items() if name in found)
 
 
