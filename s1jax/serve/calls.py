@@ -29,6 +29,7 @@ from s1jax.serve.worker import Worker
 _BODY_SECONDS = 60  # for a client to send its body
 _LONG_TEXT = 20_000  # bytes of a body whose text is encoded beside the event loop, which would stand still meanwhile
 _KEPT = 256  # finished replies whose thinking can go on
+_KEPT_SECONDS = 3600
 _LONGEST_WAIT = 64  # tokens; a longer wait string would compile programs, while everybody waits
 _LEFT = 499  # status in the log for a client that left, as nginx has it
 
@@ -171,6 +172,7 @@ class Calls:
         """
         self.worker.check()
         key: int = request.state.key
+        self._forget()
         before = self._finished.get(call.think_longer) if call.think_longer else None
         if call.think_longer and (before is None or before.key != key):
             message = f"no finished reply {call.think_longer!r:.80} is kept here; ask again from the beginning."
@@ -284,8 +286,16 @@ class Calls:
         self._live.pop(live.call.id, None)
         if live.call.api == "chat" and live.ticket.sequences[0].output is not None:
             self._finished[live.call.id] = live
-            if len(self._finished) > _KEPT:
-                self._finished.popitem(last=False)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Drops finished replies that are too many or too old."""
+        oldest = time.monotonic() - _KEPT_SECONDS
+        while self._finished:
+            first = next(iter(self._finished.values()))
+            if len(self._finished) <= _KEPT and (first.ticket.sequences[0].times.finished or 0.0) > oldest:
+                break
+            self._finished.popitem(last=False)
 
     def _so_far(self, live: _Live) -> list[Result]:
         """Returns results that have the counts so far, without texts."""

@@ -14,6 +14,7 @@ import pytest
 from s1jax.config.sampling import SamplingParams
 from s1jax.engine.request import Request
 from s1jax.serve import app as app_lib
+from s1jax.serve import calls
 from s1jax.serve.guards import Rules
 from s1jax.serve.worker import Limits
 from s1jax.text.messages import Message
@@ -139,7 +140,7 @@ def test_several_samples_of_a_prompt(client):
     assert [joined(chunks, "reasoning", i) for i in range(3)] == texts
 
 
-def test_thinking_can_be_stopped_and_go_on(client, engine):
+def test_thinking_can_be_stopped_and_go_on(client, engine, monkeypatch):
     """`reasoning_end` while it streams; `think_longer` continues with the tokens that a longer budget gives."""
     fields = {**LONG, "max_answer_tokens": 5}
     with client.stream("POST", CHAT, json={**fields, "stream": True}) as response:
@@ -166,6 +167,8 @@ def test_thinking_can_be_stopped_and_go_on(client, engine):
     assert message["reasoning"] == want.thinking and message["reasoning"].startswith(joined(chunks, "reasoning"))
     assert client.post(CHAT, json={"think_longer": {"id": name}, "thinking_token_budget": 1}).status_code == 400
     assert client.post(CHAT, json={"think_longer": {"id": "chatcmpl-none"}}).status_code == 404
+    monkeypatch.setattr(calls, "_KEPT_SECONDS", 0)
+    assert client.post(CHAT, json=longer).status_code == 404
 
 
 def test_a_second_turn_reuses_the_first(client):

@@ -111,7 +111,7 @@ class Browser:
             code += f"e.dispatchEvent(new Event('{event}', {{bubbles: true}}));"
         self.run(code, name, value)
 
-    def until(self, condition, seconds=30.0):
+    def until(self, condition, seconds=60.0):
         """Waits for what the page will show."""
         from selenium.common.exceptions import StaleElementReferenceException
 
@@ -277,6 +277,8 @@ def test_a_cut_thought_goes_on_to_a_higher_budget(browser, site):
 def test_a_finished_thought_goes_on_with_one_more_wait(browser, site, question):
     browser.open(site.url)
     browser.set("temperature", "0")
+    browser.run("document.getElementById('free').click()")
+    browser.set("tokens", "200")
     ask(browser, question)
     browser.finished()
     assert "ended by itself" in browser.text(".thinking summary")
