@@ -61,7 +61,7 @@ def params(rng: random.Random) -> SamplingParams:
     )
 
 
-def excess(limits: SamplingParams, thinking: int, answer: int, total: int, waits: int) -> str:
+def excess(limits: SamplingParams, thinking: int, answer: int, total: int, waits: int, wait: int) -> str:
     """The bound that an output exceeds, in words; empty if it keeps all of them.
 
     Args:
@@ -70,10 +70,11 @@ def excess(limits: SamplingParams, thinking: int, answer: int, total: int, waits
       answer: sampled tokens of the answer.
       total: all tokens after think_start.
       waits: ends of thinking that were replaced.
+      wait: tokens of the wait string. Where it does not fit below the maximum, thinking is cut, even below the minimum.
     """
     if thinking > limits.max_thinking_tokens:
         return f"{thinking} thinking tokens, and {limits.max_thinking_tokens} are allowed"
-    if thinking < limits.min_thinking_tokens:
+    if thinking < limits.min_thinking_tokens and thinking + wait <= limits.max_thinking_tokens:
         return f"{thinking} thinking tokens, and {limits.min_thinking_tokens} are the least"
     if answer > limits.max_answer_tokens:
         return f"{answer} answer tokens, and {limits.max_answer_tokens} are allowed"
@@ -178,7 +179,7 @@ def _encode(engine: Engine, rng: random.Random) -> EncodedRequest:
 
 def _differences(engine: Engine, request: EncodedRequest, found: Sample, wanted: Sample) -> list[str]:
     total = len(found.ids) - len(engine.encoder.delimiters.think_start)
-    words = excess(request.params, found.thinking_tokens, found.answer_tokens, total, found.waits)
+    words = excess(request.params, found.thinking_tokens, found.answer_tokens, total, found.waits, len(request.wait))
     differ = [] if found.ids.tolist() == wanted.ids.tolist() else [f"tokens differ, {request.params}"]
     return [*([words] if words else []), *differ]
 

@@ -95,8 +95,15 @@ def test_one_token_over_a_bound_is_seen():
     limits = SamplingParams(
         max_thinking_tokens=8, min_thinking_tokens=2, max_answer_tokens=4, max_completion_tokens=20, num_waits=1
     )
-    kept = {"thinking": 8, "answer": 4, "total": 20, "waits": 3}  # below the minimum any number of waits is right
+    kept = {
+        "thinking": 8,
+        "answer": 4,
+        "total": 20,
+        "waits": 3,
+        "wait": 1,
+    }  # below the minimum any number of waits is right
     assert serving_budgets.excess(limits, **kept) == ""
     for change in ({"thinking": 9}, {"thinking": 1}, {"answer": 5}, {"total": 21}):
         assert serving_budgets.excess(limits, **{**kept, **change})
     assert serving_budgets.excess(SamplingParams(num_waits=1), **{**kept, "waits": 2})
+    assert serving_budgets.excess(limits, **{**kept, "thinking": 1, "wait": 8}) == ""  # the wait did not fit
