@@ -102,6 +102,23 @@ _REPLIES = {
     "/v1/responses": ("id", "object", "created_at", "model", "status", "output", "usage"),
     "/v1/messages": ("id", "type", "role", "model", "content", "stop_reason", "stop_sequence", "usage"),
 }
+# The other routes: method, path, what it does, fields of its body, those that must be there.
+_TEXT = {"type": "string", "minLength": 1}
+_OTHERS: tuple[tuple[str, str, str, dict[str, Any], tuple[str, ...]], ...] = (
+    ("post", "/v1/chat/completions/control", "Ends the thinking of a reply that is on its way.",
+     {"id": _TEXT, "action": {"enum": ["reasoning_end"]}}, ("id", "action")),
+    ("post", "/v1/handoffs", "Accepts the offer of a hand-off to another model.", {"offer": _TEXT}, ("offer",)),
+    ("post", "/tokenize", "Encodes a text.",
+     {"prompt": {"type": "string"}, "return_token_strs": {"type": ["boolean", "null"]}}, ("prompt",)),
+    ("post", "/detokenize", "Decodes token ids.",
+     {"tokens": {"type": "array", "items": {"type": "integer", "minimum": 0}}}, ("tokens",)),
+    ("get", "/v1/models", "Lists the served model.", {}, ()),
+    ("get", "/v1/curve", "Accuracy against thinking tokens, of the checkpoint's own evaluation.", {}, ()),
+    ("get", "/health", "Whether requests are taken.", {}, ()),
+    ("get", "/metrics", "Figures in the format of Prometheus.", {}, ()),
+    ("get", "/version", "The version of s1jax.", {}, ()),
+    ("get", "/tokenizer_info", "What lm-evaluation-harness asks of a tokenizer.", {}, ()),
+)  # fmt: skip
 _STATUSES = {
     400: "A field is refused; the error names it.",
     401: "The API key is missing or wrong.",
@@ -183,15 +200,17 @@ def _with_blocks(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "object", "required": ["role", "content"], "properties": properties}
 
 
-def document(defaults: Defaults, version: str, extra: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def document(defaults: Defaults, version: str) -> dict[str, Any]:
     """Returns the document.
 
     Args:
       defaults: of the server.
       version: of s1jax.
-      extra: further paths.
     """
     paths = {path: {"post": _operation(path, defaults, about)} for path, _, _, _, about in _APIS}
+    paths |= {
+        path: {method: _other(path, about, fields, required)} for method, path, about, fields, required in _OTHERS
+    }
     return {
         "openapi": "3.1.0",
         "info": {
@@ -201,15 +220,38 @@ def document(defaults: Defaults, version: str, extra: Mapping[str, Any] | None =
         },
         "components": {"securitySchemes": {"key": {"type": "http", "scheme": "bearer"}}},
         "security": [{}, {"key": []}],
-        "paths": {**paths, **(extra or {})},
+        "paths": paths,
     }
+
+
+def _other(path: str, about: str, fields: dict[str, Any], required: tuple[str, ...]) -> dict[str, Any]:
+    """The operation of a route that is none of the APIs; a route without fields has no body."""
+    schema = {"type": "object", "properties": fields, "required": list(required)}
+    sent = {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}} if fields else {}
+    failed = _STATUSES | {404: "There is no such thing.", 502: "The remote model does not answer."}
+    return {
+        "operationId": _name(path),
+        "summary": about,
+        **sent,
+        "responses": {
+            "200": {"description": "Done."},
+            **{
+                str(status): {"description": words, "content": {"application/json": {"schema": _ERROR}}}
+                for status, words in failed.items()
+            },
+        },
+    }
+
+
+def _name(path: str) -> str:
+    return re.sub(r"\W+", "_", path).strip("_")
 
 
 def _operation(path: str, defaults: Defaults, about: str) -> dict[str, Any]:
     error = _ANTHROPIC_ERROR if path == "/v1/messages" else _ERROR
     reply = {"type": "object", "required": list(_REPLIES[path])}
     return {
-        "operationId": re.sub(r"\W+", "_", path).strip("_"),
+        "operationId": _name(path),
         "summary": about,
         "requestBody": {"required": True, "content": {"application/json": {"schema": body(path, defaults)}}},
         "responses": {

@@ -3,7 +3,9 @@
 import asyncio
 import concurrent.futures
 import contextlib
+import inspect
 import json
+import re
 import socket
 import threading
 import time
@@ -431,3 +433,14 @@ def _is_open(client):
         return client.get("/health").status_code == 503
     except httpx.TransportError:
         return False
+
+
+def test_the_document_has_every_route_and_no_other(client, server):
+    """But the page, and the document itself."""
+    paths = client.get("/openapi.json").json()["paths"]
+    for path, (method,) in paths.items():
+        answer = client.request(method.upper(), path, json={} if method == "post" else None)
+        assert answer.status_code != 405 and "no such route" not in answer.text
+    source = inspect.getsource(app_lib)
+    routes = set(re.findall(r'Route\("([^"{]+)"', source)) | set(app_lib.APIS)
+    assert routes - {"/", "/openapi.json"} == set(paths)

@@ -94,12 +94,12 @@ def test_every_field_that_a_parser_reads_is_in_the_document(path):
 
 
 def test_the_document_is_openapi():
-    document = openapi.document(DEFAULTS, "1.2.3", {"/health": {"get": {"responses": {"200": {"description": "Up."}}}}})
+    document = openapi.document(DEFAULTS, "1.2.3")
     assert json.loads(json.dumps(document)) == document
-    assert set(document["paths"]) == {*READ, "/health"}
+    assert set(document["paths"]) > {*READ, "/health"}
     schemathesis = pytest.importorskip("schemathesis")
     schema = schemathesis.openapi.from_dict(document)
-    assert schema.validate() is None and schema.statistic.operations.total == 5
+    assert schema.validate() is None and schema.statistic.operations.total == len(document["paths"])
 
 
 @pytest.mark.parametrize("path", READ)
