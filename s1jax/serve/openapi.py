@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from s1jax.serve import anthropic, budgets, chat, completions, responses, tool_calls
+from s1jax.serve import anthropic, budgets, chat, completions, responses, tool_blocks, tool_calls
 from s1jax.serve.protocol import Call, Defaults
 from s1jax.serve.reader import Reader
 
@@ -26,6 +26,7 @@ _SPOKEN = "Text that ends an answer; never looked for in thinking."
 DESCRIPTIONS = {
     "model": "Name of the served model; missing or empty: that one.",
     "messages": "The conversation. The last message is the user's, or the result of a tool.",
+    "tool_choice": "auto, or none: the prompt does not speak of the tools.",
     "tools": "Functions that the answer may call; they become part of the prompt, as they are written here.",
     "parallel_tool_calls": "false: only the first call of an answer counts.",
     "prompt": "A text, a list of token ids, or a list of those.",
@@ -147,7 +148,7 @@ def body(path: str, defaults: Defaults) -> dict[str, Any]:
     schema = reader.schema()
     fields = schema["properties"]
     if "messages" in smallest:
-        fields["messages"] = {"type": "array", "minItems": 1, "items": _message(reader.groups["messages[0]"])}
+        fields["messages"] = {"type": "array", "minItems": 1, "items": _message(reader.groups["messages[0]"], defaults)}
     if "input" in smallest:
         fields["input"] = {"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1, "items": {"type": "object"}}]}
     if "max_tokens" in required:
@@ -161,13 +162,15 @@ def body(path: str, defaults: Defaults) -> dict[str, Any]:
     return {**schema, "required": list(required)}
 
 
-def _message(reader: Reader) -> dict[str, Any]:
+def _message(reader: Reader, defaults: Defaults) -> dict[str, Any]:
     """The schema of a message of the assistant, which may have thinking, or of another role."""
     schema = {**reader.schema(), "required": ["role", "content"]}
     fields = schema["properties"]
     assistant = {**fields, "role": {"enum": ["assistant"]}}
     if "reasoning" not in fields:  # Anthropic's thinking is a block of the content
-        return {"anyOf": [{**schema, "properties": {**fields, "role": {"enum": ["user"]}}}, _with_blocks(assistant)]}
+        user = {**fields, "role": {"enum": ["user"]}}
+        kinds = [{**schema, "properties": user}, _with_blocks(assistant, defaults.tools)]
+        return {"anyOf": kinds + ([_with_results(user)] if defaults.tools else [])}
     roles = [role for role in fields["role"]["enum"] if role not in ("assistant", "tool", None)]
     nothing = {name: {"type": "null"} for name in ("reasoning", "reasoning_content")}
     other = {**fields, "role": {"enum": roles}, **nothing}
@@ -187,7 +190,16 @@ def _with_tools(fields: Mapping[str, Any], nothing: Mapping[str, Any]) -> list[d
     ]
 
 
-def _with_blocks(fields: Mapping[str, Any]) -> dict[str, Any]:
+def _with_results(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of Anthropic's message of the user that begins with results of tools."""
+    text, parts = fields["content"]["anyOf"]
+    content = {"anyOf": [text, parts, {"type": "null"}]}
+    result = {**tool_blocks.RESULT, "properties": {**tool_blocks.RESULT["properties"], "content": content}}  # type: ignore[dict-item]
+    blocks = {"type": "array", "minItems": 1, "items": {"anyOf": [parts["items"], result]}}
+    return {"type": "object", "required": ["role", "content"], "properties": {**fields, "content": blocks}}
+
+
+def _with_blocks(fields: Mapping[str, Any], tools: bool) -> dict[str, Any]:
     """The schema of Anthropic's message of the assistant."""
     string, (text, parts) = {"type": "string"}, fields["content"]["anyOf"]
     thinking = {
@@ -195,7 +207,8 @@ def _with_blocks(fields: Mapping[str, Any]) -> dict[str, Any]:
         "properties": {"type": {"enum": ["thinking"]}, "thinking": string, "signature": {}},
     }  # fmt: skip
     redacted = {"type": "object", "required": ["type"], "properties": {"type": {"enum": ["redacted_thinking"]}}}
-    blocks = {"type": "array", "items": {"anyOf": [parts["items"], thinking, redacted]}}
+    kinds = [parts["items"], thinking, redacted, *([tool_blocks.USE] if tools else [])]
+    blocks = {"type": "array", "items": {"anyOf": kinds}}
     properties = {**fields, "content": {"anyOf": [text, blocks]}}
     return {"type": "object", "required": ["role", "content"], "properties": properties}
 

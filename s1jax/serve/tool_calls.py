@@ -16,9 +16,9 @@ from s1jax.text.tools import ToolCall
 
 NAMES = ("tools", "tool_choice", "parallel_tool_calls")
 NO_TOOLS = "leave it out, because the chat format of this model has no tools"
-_AUTO = "write auto, because a call that must come needs constrained decoding"
+AUTO = "write auto, because a call that must come needs constrained decoding"
 _CHOICES = ("none", "auto")
-_NAME = {"type": "string", "minLength": 1}
+NAME = {"type": "string", "minLength": 1}
 _OBJECT, _TEXT = {"type": ["object", "null"]}, {"type": ["string", "null"]}
 TOOL = {
     "type": "object",
@@ -29,19 +29,19 @@ TOOL = {
             "type": "object",
             "required": ["name"],
             "properties": {
-                "name": _NAME, "description": _TEXT, "parameters": _OBJECT, "strict": {"type": ["boolean", "null"]},
+                "name": NAME, "description": _TEXT, "parameters": _OBJECT, "strict": {"type": ["boolean", "null"]},
             },
         },
     },
 }  # fmt: skip
 _FUNCTION = {
-    "type": "object", "required": ["name", "arguments"], "properties": {"name": _NAME, "arguments": {"type": "string"}},
+    "type": "object", "required": ["name", "arguments"], "properties": {"name": NAME, "arguments": {"type": "string"}},
 }  # fmt: skip
 # Of a call in a message; its arguments are a JSON object as a string.
 CALL = {
     "type": "object",
     "required": ["id", "type", "function"],
-    "properties": {"id": _NAME, "type": {"enum": ["function"]}, "function": _FUNCTION},
+    "properties": {"id": NAME, "type": {"enum": ["function"]}, "function": _FUNCTION},
 }
 
 # A message as it was read, with the ids of its calls, or the id of the call whose result it is.
@@ -62,7 +62,7 @@ def read(reader: Reader, defaults: Defaults) -> dict[str, Any]:
         reader.only("tools", ([],), NO_TOOLS)
         reader.only("tool_choice", _CHOICES, NO_TOOLS)
         return {}
-    reader.only("tool_choice", _CHOICES, _AUTO)
+    reader.only("tool_choice", _CHOICES, AUTO)
     offered = reader.items("tools") or []
     reader.value("tools", {"type": ["array", "null"], "items": TOOL})
     found = tuple(_tool(tool, f"tools[{i}]", reader) for i, tool in enumerate(offered))
@@ -156,9 +156,9 @@ def split(call: Call, answer: str) -> tuple[str, list[ToolCall]]:
     return text, found[:1] if call.one_tool_call else found
 
 
-def identity(call: Call, index: int, number: int) -> str:
+def identity(call: Call, index: int, number: int, prefix: str = "call_") -> str:
     """Returns the id of a call: the `number`th of a choice. OpenAI's own server takes no more than 40 characters."""
-    return f"call_{call.id.rpartition('_' if call.api == 'messages' else '-')[2][:24]}_{index}_{number}"
+    return f"{prefix}{call.id.rpartition('_' if call.api == 'messages' else '-')[2][:24]}_{index}_{number}"
 
 
 class Splitter:

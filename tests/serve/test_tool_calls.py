@@ -124,6 +124,18 @@ def test_arguments_are_a_json_object_as_a_string(arguments):
     assert refusal(USER, message, result_of("a")).param == "messages[1].tool_calls[0].function.arguments"
 
 
+def changed(value, rng):
+    """A copy with one value replaced or left out."""
+    if not isinstance(value, (dict, list)) or not value or rng.random() < 0.15:
+        return rng.choice([None, 3, "", "x", {}, [], True])
+    key = rng.choice(list(value) if isinstance(value, dict) else range(len(value)))
+    if isinstance(value, list):
+        return [changed(each, rng) if i == key else each for i, each in enumerate(value)]
+    if rng.random() < 0.15:
+        return {name: each for name, each in value.items() if name != key}
+    return {name: changed(each, rng) if name == key else each for name, each in value.items()}
+
+
 def test_the_document_describes_tools_as_they_are_read():
     jsonschema = pytest.importorskip("jsonschema")
     validator, rng, seen = (
@@ -134,18 +146,7 @@ def test_the_document_describes_tools_as_they_are_read():
     bodies = [{"messages": [USER], "tools": [ADD], "tool_choice": choice} for choice in ("auto", "none", "required")]
     bodies += [{"messages": [USER, said("a", "b"), result_of("a"), result_of("b")], "tools": [ADD]}]
 
-    def changed(value):
-        """A copy with one value replaced or left out."""
-        if not isinstance(value, (dict, list)) or not value or rng.random() < 0.15:
-            return rng.choice([None, 3, "", "x", {}, [], True])
-        key = rng.choice(list(value) if isinstance(value, dict) else range(len(value)))
-        if isinstance(value, list):
-            return [changed(each) if i == key else each for i, each in enumerate(value)]
-        if rng.random() < 0.15:
-            return {name: each for name, each in value.items() if name != key}
-        return {name: changed(each) if name == key else each for name, each in value.items()}
-
-    for body in bodies + [changed(rng.choice(bodies)) for _ in range(1500)]:
+    for body in bodies + [changed(rng.choice(bodies), rng) for _ in range(1500)]:
         if not isinstance(body, dict) or "messages" not in body:
             continue  # think_longer has none
         try:
