@@ -22,7 +22,8 @@ class SamplingParams:
 
     Attributes:
       max_thinking_tokens: thinking is cut here; 0 means no thinking at all.
-      min_thinking_tokens: an earlier end of thinking is replaced by the wait string.
+      min_thinking_tokens: an earlier end of thinking is replaced by the wait string. If that does not fit below the
+        maximum any more, thinking is cut instead, and stays shorter than the minimum by less than a wait.
       num_waits: ends of thinking beyond the minimum that are replaced by the wait string.
       max_answer_tokens: sampled ids of the answer, its stop id included.
       max_completion_tokens: all tokens after the prompt and think_start: thinking, delimiters and answer; 0: no such
