@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from s1jax.checkpoint.store import Metadata, Model
 
 
+_WAITS = 1024  # wait strings whose ids are kept; each request may bring another one
+
+
 class Encoder:
     """Encodes requests and decodes samples; an engine keeps one, which decodes the vocabulary once."""
 
@@ -115,6 +118,8 @@ class Encoder:
 
     def _wait(self, wait: str) -> tuple[int, ...]:
         if wait not in self._waits:
+            if len(self._waits) >= _WAITS:
+                self._waits.clear()
             self._waits[wait] = chat_lib.encode_wait(self._tokenizer, self._chat, self.delimiters, wait)
         return self._waits[wait]
 

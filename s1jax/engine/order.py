@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Sequence
 from s1jax.engine.sequence import EncodedRequest, Resume
 
 AGEING = 10.0  # seconds of waiting that are worth one step of priority
+MOST_STEPS = 60  # of priority that count: whoever has waited ten minutes longer comes before all priorities
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,13 +44,17 @@ Order = Callable[[Sequence[Submitted]], Iterable[Submitted]]
 
 
 def first_come(waiting: Sequence[Submitted]) -> Iterable[Submitted]:
-    """First come, first served within a priority; `AGEING` seconds of waiting make up for one step."""
+    """First come, first served within a priority; `AGEING` seconds of waiting make up for one step.
+
+    Priorities beyond `MOST_STEPS` count as that, so that no request waits forever.
+    """
     return sorted(waiting, key=urgency)
 
 
 def urgency(each: Submitted) -> tuple[float, int]:
     """Sort key of `first_come`: the most urgent request has the smallest."""
-    return each.priority * AGEING + each.arrival, each.id
+    steps = max(-MOST_STEPS, min(each.priority, MOST_STEPS))
+    return steps * AGEING + each.arrival, each.id
 
 
 def longest_first(waiting: Sequence[Submitted]) -> Iterable[Submitted]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
 
 from s1jax.config.sampling import SamplingParams
 from s1jax.engine import budget
@@ -49,11 +52,12 @@ def reopened(request: EncodedRequest, sample: Sample, params: SamplingParams, de
         )
     ids, forced = sample.ids[places], sample.forced[places]
     before = [*request.prompt, *delimiters.think_start, *ids.tolist()]
+    begun = _begun(request.wait, ids, forced)
     state = budget.on_host(
         before[-1],
         start + thinking,
         sequence=budget.WAIT,
-        position=0 if ended else len(request.wait),  # past its end nothing is forced
+        position=0 if ended else begun,  # past its end nothing is forced
         fresh=bool(ended or not thinking or forced[-1]),
         thinking=thinking,
         waits=sample.waits + ended,
@@ -61,3 +65,9 @@ def reopened(request: EncodedRequest, sample: Sample, params: SamplingParams, de
     )
     resume = Resume(ids, forced, sample.logprobs[places], state)
     return dataclasses.replace(request, params=params, resume=resume)
+
+
+def _begun(wait: Sequence[int], ids: np.ndarray, forced: np.ndarray) -> int:
+    """Returns how many tokens of the wait are there already: a part of it if thinking was stopped inside, else all."""
+    count = len(ids) - int(np.max(np.flatnonzero(~forced), initial=-1)) - 1
+    return count if 0 < count < len(wait) and ids[len(ids) - count :].tolist() == list(wait[:count]) else len(wait)

@@ -168,13 +168,14 @@ class Scheduler:
         """
         for place, waiting in enumerate(self._waiting):
             if waiting.id == number:
-                self._waiting[place] = dataclasses.replace(waiting, end_thinking=True)
-                return True
+                self._waiting[place] = dataclasses.replace(waiting, end_thinking=_thinks(waiting))
+                return _thinks(waiting)
         for slot, occupant in self._occupied():
             if occupant.submitted.id == number:
                 if occupant.state is None:
-                    occupant.submitted = dataclasses.replace(occupant.submitted, end_thinking=True)
-                    return True
+                    thinks = _thinks(occupant.submitted)
+                    occupant.submitted = dataclasses.replace(occupant.submitted, end_thinking=thinks)
+                    return thinks
                 if occupant.state.phase != budget_lib.THINKING:
                     return False
                 self._end_thinking(slot, occupant)
@@ -289,9 +290,12 @@ class Scheduler:
         start = self._delimiters.think_start
         whole = Occupant(submitted, [], 0, 0, start).prefix
         ids, others = whole[:-1], self._occupied()
-        if any(occupant.prefix == whole and not occupant.is_decoding for _, occupant in others):
+        salt = self._salt(submitted)
+        if any(
+            each.prefix == whole and not each.is_decoding and self._salt(each.submitted) == salt for _, each in others
+        ):
             return None  # its pages will be in the prefix cache in a moment
-        shared, partial = prefix.find(ids, self._salt(submitted))
+        shared, partial = prefix.find(ids, salt)
         needed = self._num_pages(len(whole)) - len(shared)
         # A page for each running sequence stays free, so that the new one is not preempted at once.
         spare = sum(self._shard(place) == shard for place, _ in others)
@@ -425,3 +429,8 @@ class Scheduler:
             self._prefixes[shard].add(occupant.tokens(), occupant.pages, self._salt(occupant.submitted))
         self._pools[shard].decref(occupant.pages)
         self._slots[slot] = None
+
+
+def _thinks(submitted: Submitted) -> bool:
+    """Whether a sequence that is not decoding will think on; one that was preempted may have its answer begun."""
+    return submitted.resume is None or bool(submitted.resume.state.phase == budget_lib.THINKING)
