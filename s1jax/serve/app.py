@@ -19,6 +19,7 @@ from s1jax import __version__
 from s1jax.checkpoint.store import Metadata
 from s1jax.config.sampling import SamplingParams
 from s1jax.errors import UserError
+from s1jax.io import readers
 from s1jax.serve import anthropic, chat, completions, openapi, reader, responses, sse
 from s1jax.serve import calls as calls_lib
 from s1jax.serve.calls import Api, Calls, Log
@@ -214,6 +215,7 @@ class _Routes:
         texts = fields.flag("return_token_strs")
         fields.unused("add_special_tokens")  # no token is ever added
         fields.rest()
+        readers.check_length(text, "the request", "prompt")
         ids = self._about.tokenizer.encode(text)
         return {
             "count": len(ids),
@@ -242,7 +244,9 @@ def _json(function: Callable[[Mapping[str, Any], int], Any]) -> Callable[[Reques
 
     async def answer(request: Request) -> Response:
         try:
-            found = function(reader.loads(await calls_lib.read_body(request)), request.state.key)
+            data = await calls_lib.read_body(request)
+            body = await calls_lib.beside(len(data), reader.loads, data)
+            found = await calls_lib.beside(len(data), function, body, request.state.key)
             return JSONResponse(await found if inspect.isawaitable(found) else found)
         except (ApiError, UserError, Unavailable, BodyTooLarge) as problem:
             return calls_lib.refusal(chat, calls_lib.as_api_error(problem), problem)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ import collections
 import dataclasses
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -17,7 +17,7 @@ from s1jax.engine import resume
 from s1jax.engine.pieces import Piece
 from s1jax.engine.request import Output
 from s1jax.engine.request import Request as EngineRequest
-from s1jax.engine.sequence import EncodedRequest
+from s1jax.engine.sequence import EncodedRequest, Sample
 from s1jax.errors import UserError
 from s1jax.serve import budgets, protocol, reader, scoring, sse
 from s1jax.serve.guards import MOST_BYTES, BodyTooLarge
@@ -27,12 +27,14 @@ from s1jax.serve.ticket import Running, Ticket, Unavailable
 from s1jax.serve.worker import Worker
 
 _BODY_SECONDS = 60  # for a client to send its body
-_LONG_TEXT = 20_000  # bytes of a body whose text is encoded beside the event loop, which would stand still meanwhile
+_LONG_TEXT = 20_000  # bytes of a body that is read beside the event loop, which would stand still meanwhile
 _KEPT = 256  # finished replies whose thinking can go on
 _KEPT_SECONDS = 3600
 _LONGEST_WAIT = 64  # tokens; a longer wait string would compile programs, while everybody waits
+_TOKEN = 32  # characters; no text has longer tokens throughout
 _LEFT = 499  # status in the log for a client that left, as nginx has it
 
+_Found = TypeVar("_Found")
 Log = Callable[[Mapping[str, Any]], None]
 
 
@@ -79,6 +81,18 @@ class _Live:
     key: int
 
 
+@dataclasses.dataclass(frozen=True)
+class _Finished:
+    """What is kept of a finished call, so that its thinking can go on: no text, because many are kept."""
+
+    key: int
+    encoded: EncodedRequest
+    sample: Sample
+    tools: tuple[Mapping[str, Any], ...]
+    one_tool_call: bool
+    at: float
+
+
 class Calls:
     """Answers calls of all APIs with one worker.
 
@@ -111,7 +125,7 @@ class Calls:
         self._keep_alive, self._count, self._log = keep_alive, count, log
         self._handoffs = handoffs or HandoffCalls(None)
         self._live: dict[str, _Live] = {}
-        self._finished: collections.OrderedDict[str, _Live] = collections.OrderedDict()
+        self._finished: collections.OrderedDict[str, _Finished] = collections.OrderedDict()
         self._scoring = asyncio.Lock()
 
     async def answer(self, api: Api, request: Request) -> Response:
@@ -119,7 +133,7 @@ class Calls:
         start, call = time.monotonic(), None
         try:
             body = await read_body(request)
-            call = api.parse(reader.loads(body), self.defaults)
+            call = await beside(len(body), lambda: api.parse(reader.loads(body), self.defaults))
             self._handoffs.check(call)
             if call.only_prompt:
                 results = await sse.until_left(request.receive, self._scored(call))
@@ -178,12 +192,8 @@ class Calls:
             message = f"no finished reply {call.think_longer!r:.80} is kept here; ask again from the beginning."
             raise ApiError(message, "think_longer.id", "reply_not_found", "not_found_error", 404)
         if before is not None:
-            call = dataclasses.replace(call, tools=before.call.tools, one_tool_call=before.call.one_tool_call)
-        encoded = (
-            await asyncio.to_thread(self._encode, call, before)
-            if num_bytes > _LONG_TEXT
-            else self._encode(call, before)
-        )
+            call = dataclasses.replace(call, tools=before.tools, one_tool_call=before.one_tool_call)
+        encoded = await beside(num_bytes, self._encode, call, before)
         samples = 1 if before else call.params.n
         submitting = self.worker.submit(
             encoded, samples=samples, streams=call.stream, priority=call.priority, salt=f"{key} {call.salt}".encode()
@@ -201,10 +211,11 @@ class Calls:
         async with self._scoring:
             return await asyncio.to_thread(scoring.results, engine, call)
 
-    def _encode(self, call: Call, before: _Live | None) -> list[EncodedRequest]:
+    def _encode(self, call: Call, before: _Finished | None) -> list[EncodedRequest]:
         """Returns the sequences of a call; `before`: the reply whose thinking it goes on with."""
         engine = self.worker.engine
         assert engine is not None and engine.model is not None
+        self._check_sizes(call)
         if before is not None:
             return [self._reopened(call, before)]
         found = []
@@ -213,12 +224,27 @@ class Calls:
                 found.append(dataclasses.replace(each, params=self._fitted(each, call)))
         return found
 
-    def _reopened(self, call: Call, before: _Live) -> EncodedRequest:
+    def _check_sizes(self, call: Call) -> None:
+        """Refuses texts that cannot fit before they are encoded: everybody waits meanwhile."""
+        wait, most = call.given.get("wait", ""), self.worker.length * _TOKEN
+        if len(wait) > _LONGEST_WAIT * _TOKEN:
+            raise ApiError(f"wait has {len(wait)} characters; give at most {_LONGEST_WAIT} tokens.", "wait")
+        for prompt in call.prompts:
+            texts = (
+                [prompt] if isinstance(prompt, str) else [each.content for each in prompt if not isinstance(each, int)]
+            )
+            if sum(map(len, texts)) > most:
+                raise ApiError(
+                    f"the prompt has {sum(map(len, texts))} characters, but the context holds {self.worker.length}"
+                    " tokens; shorten the prompt.",
+                    None, "context_length_exceeded",
+                )  # fmt: skip
+
+    def _reopened(self, call: Call, before: _Finished) -> EncodedRequest:
         """Returns the request that goes on with the thinking of the first choice of a finished reply."""
         engine = self.worker.engine
         assert engine is not None
-        earlier, sample = before.encoded[0], before.ticket.sequences[0].sample
-        assert sample is not None
+        earlier, sample = before.encoded, before.sample
         given = {name: value for name, value in call.given.items() if name != "n"}
         try:
             params = dataclasses.replace(earlier.params, **given)
@@ -284,8 +310,11 @@ class Calls:
     def _end(self, live: _Live) -> None:
         live.ticket.cancel()  # does nothing to a finished one
         self._live.pop(live.call.id, None)
-        if live.call.api == "chat" and live.ticket.sequences[0].output is not None:
-            self._finished[live.call.id] = live
+        first, call = live.ticket.sequences[0], live.call
+        if call.api == "chat" and first.output is not None and first.sample is not None:
+            self._finished[call.id] = _Finished(
+                live.key, live.encoded[0], first.sample, call.tools, call.one_tool_call, time.monotonic()
+            )
         self._forget()
 
     def _forget(self) -> None:
@@ -293,7 +322,7 @@ class Calls:
         oldest = time.monotonic() - _KEPT_SECONDS
         while self._finished:
             first = next(iter(self._finished.values()))
-            if len(self._finished) <= _KEPT and (first.ticket.sequences[0].times.finished or 0.0) > oldest:
+            if len(self._finished) <= _KEPT and first.at > oldest:
                 break
             self._finished.popitem(last=False)
 
@@ -380,6 +409,11 @@ def _numbers(sequences: Sequence[Running]) -> dict[str, Any]:
         "first_token_seconds": since(first.first_token),
         "first_answer_token_seconds": since(first.first_answer_token),
     }
+
+
+async def beside(num_bytes: int, function: Callable[..., _Found], *arguments: Any) -> _Found:
+    """Calls a function, in a thread if what it reads is long: the streams go on meanwhile."""
+    return await asyncio.to_thread(function, *arguments) if num_bytes > _LONG_TEXT else function(*arguments)
 
 
 async def read_body(request: Request) -> bytes:

@@ -96,7 +96,7 @@ class Guards:
         host = headers.get(b"host", "")
         if not _is_allowed(host, self._rules.allowed_hosts):
             return 403, "host_not_allowed", f"the host {host!r:.80} is not one of --allowed_hosts."
-        if origin and not shared and urllib.parse.urlsplit(origin).netloc != host:
+        if origin and not shared and _host_of(origin) != host:
             return 403, "origin_not_allowed", f"the origin {origin!r:.80} is not one of --allowed_origins."
         if self._keys and scope["path"] not in _OPEN:
             key = _find_key(headers, self._keys)
@@ -114,6 +114,14 @@ _PREFLIGHT = [
     (b"access-control-allow-headers", b"authorization, content-type, x-api-key, x-request-id, anthropic-version"),
     (b"access-control-max-age", b"600"),
 ]
+
+
+def _host_of(origin: str) -> str:
+    """The host of an origin; empty for what is none."""
+    try:
+        return urllib.parse.urlsplit(origin).netloc
+    except ValueError:
+        return ""
 
 
 def _is_allowed(host: str, allowed: Sequence[str]) -> bool:

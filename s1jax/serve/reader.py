@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import difflib
+import functools
 import json
 import math
 import re
@@ -13,6 +15,8 @@ from s1jax.config.schema import shown
 
 _CLOSE = 0.85  # of 1, as in `s1jax.engine.fields`
 MOST = 2**31 - 1  # of whole numbers: what an int32 holds
+_OBJECTS = 20_000  # in a body: reading more would hold up other requests
+_UNKNOWN = 100  # names of fields in a body: each is compared with all known ones
 
 
 class ApiError(Exception):
@@ -52,14 +56,18 @@ def loads(data: bytes) -> dict[str, Any]:
     """Parses the body of a request.
 
     Raises:
-      ApiError: it is not a JSON object in UTF-8, has one key twice, or is nested too deeply.
+      ApiError: it is not a JSON object in UTF-8, has one key twice, is nested too deeply, or has too many objects.
     """
+    objects = 0
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        nonlocal objects
+        objects += 1
+        if objects > _OBJECTS:
+            raise ApiError(f"the body has more than {_OBJECTS} objects; send fewer.")
         found = dict(pairs)
         if len(found) < len(pairs):
-            names = [name for name, _ in pairs]
-            twice = next(name for name in names if names.count(name) > 1)
+            ((twice, _),) = collections.Counter(name for name, _ in pairs).most_common(1)
             raise ApiError(f"the body has the key {plain(twice)} twice; keep one.", plain(twice))
         return found
 
@@ -192,17 +200,23 @@ class Reader:
         """Returns the paths of all fields that have no effect, those of groups included.
 
         Raises:
-          ApiError: a field that is unknown has nearly the name of a known one.
+          ApiError: a field that is unknown has nearly the name of a known one, or there are too many unknown names.
         """
-        found = list(self._unused)
+        return self._rest(set())
+
+    def _rest(self, unknown: set[str]) -> list[str]:
+        found, known = list(self._unused), frozenset(self.known)
         for name, value in self._values.items():
             if name in self.known or value is None:
                 continue
-            meant = _meant(name, self.known)
+            unknown.add(name)
+            if len(unknown) > _UNKNOWN:
+                raise ApiError(f"the body has more than {_UNKNOWN} fields that are not of this API; leave them out.")
+            meant = _meant(name, known)
             if meant:
                 refuse(plain(self.path(name)), f"is not a field of this API; write {self.path(meant)} if it is meant.")
             found.append(plain(self.path(name)))
-        return found + [path for group in self.groups.values() for path in group.rest()]
+        return found + [path for group in self.groups.values() for path in group._rest(unknown)]
 
 
 def whole(value: Any, path: str, least: int = 0, most: int = MOST) -> int:
@@ -235,8 +249,9 @@ def _folded(name: str) -> str:
     return re.sub(r"[\W_]", "", name).lower()
 
 
-def _meant(name: str, known: Iterable[str]) -> str:
+@functools.lru_cache(maxsize=4096)
+def _meant(name: str, known: frozenset[str]) -> str:
     """The known name that was misspelt; empty for all other names."""
-    names = [other for other in known if len(other) > 1]
+    names = sorted(other for other in known if len(other) > 1)
     same = next((other for other in names if _folded(other) == _folded(name)), "")
     return same or next(iter(difflib.get_close_matches(name[:80].lower().replace("-", "_"), names, 1, _CLOSE)), "")

@@ -113,6 +113,7 @@ class Worker:
         self._make, self._limits, self.observer = make, limits or Limits(), observer
         self._commands: queue.SimpleQueue[Command] = queue.SimpleQueue()
         self._tickets: dict[Ticket, list[int]] = {}  # whose sequences are in the scheduler, with their numbers
+        self._asking: set[asyncio.Future[int]] = set()  # how many sequences still thought
         self._entering: dict[Ticket, asyncio.Future[None]] = {}  # that the thread has not seen yet
         self._owners: dict[int, tuple[Ticket, int]] = {}  # number in the scheduler -> sequence
         self._slots = 1
@@ -193,9 +194,16 @@ class Worker:
 
         Returns:
           How many of its sequences were still thinking.
+
+        Raises:
+          Unavailable: the engine has failed or stopped.
         """
         numbers = self._tickets.get(ticket, [])
+        if not numbers:
+            return 0
         ended: asyncio.Future[int] = self._loop.create_future()
+        self._asking.add(ended)
+        ended.add_done_callback(self._asking.discard)
 
         def answer(count: int) -> None:
             if not ended.done():
@@ -231,6 +239,7 @@ class Worker:
         """Ends the thread after the step that runs; requests that are left get an error."""
         for ticket in list(self._tickets):
             self._end(ticket, Unavailable("the server shuts down.", "shutdown", 1))
+        self._unanswered(Unavailable("the server shuts down.", "shutdown", 1))
         if self.state != "failed":
             self.state = "stopped"
         self._stopped.set()
@@ -357,6 +366,12 @@ class Worker:
         if numbers:  # else they are on their way, see `_accepted`
             self._commands.put(lambda scheduler: self._drop(scheduler, ticket, numbers))
 
+    def _unanswered(self, error: Unavailable) -> None:
+        """Gives whoever waits in `end_thinking` an error."""
+        for ended in list(self._asking):
+            if not ended.done():
+                ended.set_exception(error)
+
     def _failed(self, error: BaseException) -> None:
         self.state, self.error = "failed", error
         for ticket in list(self._tickets):
@@ -364,6 +379,7 @@ class Worker:
                 self._fail(ticket, Unavailable("the engine has failed.", "failed"))
         self._tickets.clear()
         self._owners.clear()
+        self._unanswered(Unavailable("the engine has failed.", "failed"))
         self._note()
         self._ready.set()
         if self.on_failure:

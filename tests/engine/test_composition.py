@@ -74,10 +74,8 @@ def test_another_wait_and_another_temperature_keep_what_was_thought(engine):
         scheduler.submit(reopened(dataclasses.replace(request, wait=(9, 8)), stopped, more, DELIMITERS))
         (found,) = run(scheduler).values()
         kept = start + stopped.thinking_tokens
-        assert (
-            (found.ids[:kept].tolist() == stopped.ids[:kept].tolist()
-            and not found.forced[kept])
-            or (found.ids[kept] == 9)
+        assert (found.ids[:kept].tolist() == stopped.ids[:kept].tolist() and not found.forced[kept]) or (
+            found.ids[kept] == 9
         )
         assert most - 1 <= found.thinking_tokens <= most and found.answer_tokens
 
