@@ -24,6 +24,7 @@ from s1jax.cli import command as command_lib
 from s1jax.cli import processes
 from s1jax.errors import UserError
 from s1jax.plan import gpu_descriptions, targets
+from tests.cli import forks
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 RUN = [
@@ -102,10 +103,18 @@ def cloud_tpu(index, count, port):
     }
 
 
+def _begin(arguments, environment, out, err):
+    env = os.environ | {"JAX_PLATFORMS": "cpu"}
+    env.pop("TPU_SKIP_MDS_QUERY", None)  # jax has set it here: this machine has no TPU
+    with out.open("w") as stdout, err.open("w") as stderr:
+        command = [sys.executable, "-m", "launch.train", *arguments]
+        return subprocess.Popen(command, cwd=ROOT, env=env | environment, stdout=stdout, stderr=stderr)
+
+
 class Job:
     """Processes of one command; their output is in files."""
 
-    def __init__(self, folder, cluster, count, *options, devices=1, apart=()):
+    def __init__(self, server, folder, cluster, count, *options, devices=1, apart=()):
         """Starts them; `apart` are further flags of the last process."""
         folder.mkdir()
         with socket.socket() as probe:
@@ -114,14 +123,13 @@ class Job:
         self.folder, self.processes = folder, []
         for index in range(count):
             arguments, environment = cluster(index, count, port)
-            own = apart if index == count - 1 else ()
-            env = os.environ | {"JAX_PLATFORMS": "cpu"}
-            env.pop("TPU_SKIP_MDS_QUERY", None)  # jax has set it here: this machine has no TPU
-            env |= {"JAX_NUM_CPU_DEVICES": str(devices), "TF_CPP_MIN_LOG_LEVEL": "2"}
-            env |= {name: str(value) for name, value in environment.items()}
-            command = [sys.executable, "-m", "launch.train", *RUN, *options, *arguments, *own]
-            with (folder / f"out{index}").open("w") as out, (folder / f"err{index}").open("w") as err:
-                self.processes.append(subprocess.Popen(command, cwd=ROOT, env=env, stdout=out, stderr=err))
+            last = apart if index == count - 1 else ()
+            own = {name: str(value) for name, value in environment.items()}
+            env = {"JAX_NUM_CPU_DEVICES": str(devices), "TF_CPP_MIN_LOG_LEVEL": "2"} | own
+            files = [folder / f"{name}{index}" for name in ("out", "err")]
+            words = [*RUN, *options, *arguments, *last]
+            begin = _begin if "JAX_FORCE_TPU_INIT" in env else server.start  # jax reads that when it is imported
+            self.processes.append(begin(words, env, *files))
 
     def out(self, index):
         """What a process printed, less what the collectives of CPUs print by themselves."""
@@ -150,14 +158,16 @@ class Job:
 @pytest.fixture(scope="module")
 def start(tmp_path_factory):
     jobs = []
+    imports = ("s1jax.cli.train", "s1jax.training.run", "s1jax.training.callbacks", "jax.experimental.multihost_utils")
+    with forks.Forks("launch.train", *imports) as server:
 
-    def start(*args, **kwargs):
-        jobs.append(Job(tmp_path_factory.mktemp("job") / "job", *args, **kwargs))
-        return jobs[-1]
+        def start(*args, **kwargs):
+            jobs.append(Job(server, tmp_path_factory.mktemp("job") / "job", *args, **kwargs))
+            return jobs[-1]
 
-    yield start
-    for job in jobs:
-        job.kill()
+        yield start
+        for job in jobs:
+            job.kill()
 
 
 def records(workdir):

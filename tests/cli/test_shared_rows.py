@@ -2,11 +2,8 @@
 
 import collections
 import json
-import os
 import pathlib
 import socket
-import subprocess
-import sys
 import threading
 import time
 
@@ -27,6 +24,7 @@ from s1jax.io.journals import Share
 from s1jax.model import decoder
 from s1jax.text import chat
 from s1jax.text.tokenizer import Tokenizer
+from tests.cli import forks
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 ROWS = [{"question": f"Make {i} from 2 3"} for i in range(12)]
@@ -73,40 +71,38 @@ def plain(row):
     return {k: v for k, v in row.items() if k not in ("seconds", "fingerprint")} | rounded
 
 
-def start(folder, most):
+def start(server, folder, most):
     """Starts a process for each of `most`, the rows after which it is killed."""
     with socket.socket() as probe:
         probe.bind(("", 0))
         address = f"localhost:{probe.getsockname()[1]}"
-    environment = os.environ | {"JAX_PLATFORMS": "cpu", "TF_CPP_MIN_LOG_LEVEL": "2"}
-    environment["JAX_COMPILATION_CACHE_DIR"] = str(folder / "compiled")
     controls = [f"--{name}={getattr(PARAMS, name)}" for name in ("max_thinking_tokens", "max_answer_tokens")]
-    command = [
-        *(sys.executable, "-c", DRIVER, f"--checkpoint={folder}/model", f"--prompts={folder}/rows.jsonl"),
-        *(f"--out={folder}/out.jsonl", "--temperature=1", "--batch_size=2", "--cache_length=64", *controls),
+    flags = [
+        *(f"--checkpoint={folder}/model", f"--prompts={folder}/rows.jsonl", f"--out={folder}/out.jsonl"),
+        *("--temperature=1", "--batch_size=2", "--cache_length=64", *controls),
     ]
     several = [f"--coordinator={address}", f"--num_processes={len(most)}"] if len(most) > 1 else []
     running = []
     for process, rows in enumerate(most):
         own = [*several, f"--process_id={process}"] if several else []
-        running.append(
-            subprocess.Popen(
-                [*command, *own, str(rows), str(folder / "log")], cwd=ROOT, env=environment, text=True,
-                stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            )
-        )  # fmt: skip
+        files = [folder.parent / f"{name}{process}" for name in ("out", "err")]
+        running.append((server.start([*flags, *own, str(rows), str(folder / "log")], {}, *files), *files))
     return running
 
 
 @pytest.fixture(scope="module")
-def story(engine):
+def story(engine, tmp_path_factory):
     folder = pathlib.Path(engine.model.source).parent
     (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, ROWS)))
+    driver = tmp_path_factory.mktemp("driver") / "driver.py"
+    driver.write_text(DRIVER)
+    imports = ("s1jax.cli.sample", "s1jax.engine.engine", "s1jax.engine.rows", "jax.experimental.multihost_utils")
+    env = {"TF_CPP_MIN_LOG_LEVEL": "2", "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
     seen = []
-    for most in ((99, 2), (2,), (99, 99)):
-        running = start(folder, most)
-        said = [process.communicate(timeout=600) for process in running]
-        seen.append([(process.returncode, *texts) for process, texts in zip(running, said, strict=True)])
+    with forks.Forks(str(driver), *imports, env=env) as server:
+        for most in ((99, 2), (2,), (99, 99)):
+            running = start(server, folder, most)
+            seen.append([(fork.wait(600), out.read_text(), err.read_text()) for fork, out, err in running])
     return folder, seen
 
 

@@ -153,28 +153,32 @@ def test_bfloat16_compute_is_near_and_gradients_are_float32(gradients):
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(grads))
 
 
-@pytest.mark.parametrize("remat", ["none", "full"])
-@pytest.mark.parametrize("tied", [False, True])
-def test_bfloat16_compute_adds_up_many_tokens(mesh, remat, tied):
-    """Gradients that are sums over 8,192 tokens, half of which are one id; summed in bfloat16 that id's were off by a
-    quarter. Those of the keys' biases are left out: a softmax does not change with them, and they are noise."""
+@functools.cache
+def many_tokens(mesh, tied, dtype, remat):
+    """Gradients of 2 rows of 2,048 tokens, with their paths."""
     model = dataclasses.replace(MODEL, tied_embeddings=tied, context_length=2048)
     params = jax.jit(functools.partial(decoder.init_params, model))(jax.random.key(2))
     rng = np.random.default_rng(3)
-    tokens = np.minimum(rng.geometric(0.5, size=(4, 2048)) - 1, 28).astype(np.int32)
-    ones = np.ones((4, 2048), np.int32)
+    tokens = np.minimum(rng.geometric(0.5, size=(2, 2048)) - 1, 28).astype(np.int32)
+    ones = np.ones((2, 2048), np.int32)
     batch = {
         "tokens": tokens,
         "targets": np.roll(tokens, -1, axis=1),
-        "positions": np.tile(np.arange(2048, dtype=np.int32), (4, 1)),
+        "positions": np.tile(np.arange(2048, dtype=np.int32), (2, 1)),
         "segment_ids": ones,
         "weights": ones.astype(np.float32),
     }
-    train = dataclasses.replace(TRAIN, remat=remat, attention="chunked", loss_chunk=1024)
-    found = []
-    for dtype in ("bfloat16", "float32"):
-        compute = step_lib.make_gradients(model, dataclasses.replace(train, compute_dtype=dtype), mesh)
-        found.append(jax.tree_util.tree_leaves_with_path(jax.jit(compute)(params, batch)[1]))
+    changes = dict(batch_size=2, remat=remat, attention="chunked", loss_chunk=1024, compute_dtype=dtype)
+    compute = step_lib.make_gradients(model, dataclasses.replace(TRAIN, **changes), mesh)
+    return jax.tree_util.tree_leaves_with_path(jax.jit(compute)(params, batch)[1])
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_bfloat16_compute_adds_up_many_tokens(mesh, remat, tied):
+    """Gradients that are sums over 4,096 tokens, half of which are one id; summed in bfloat16 that id's were off by a
+    quarter. Those of the keys' biases are left out: a softmax does not change with them, and they are noise."""
+    found = many_tokens(mesh, tied, "bfloat16", remat), many_tokens(mesh, tied, "float32", "none")
     for (path, ours), (_, wide) in zip(*found, strict=True):
         name = jax.tree_util.keystr(path)
         if "['key']['bias']" not in name:
