@@ -1,24 +1,23 @@
 """A training run that saves and removes checkpoints while launchers read its workdir: one step, named, and no other."""
 
 import json
-import pathlib
-import subprocess
-import sys
 
 import pytest
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
+from tests.cli import forks
+
 # Whenever somebody looks up the newest step, the run saves the next one and removes those before it that nobody holds.
 DRIVER = """
 import errno, fcntl, importlib, pathlib, sys
 import jax
-from s1jax.cli import command
+from s1jax.cli import command, processes
 from s1jax.checkpoint import locate, store
 from s1jax.config import ModelConfig
 from s1jax.model import decoder
 from s1jax.text import chat
 from s1jax.text.tokenizer import Tokenizer
 
+processes._join = lambda: None  # jax looks for other processes before it computes, and here it has
 workdir, locks, moves, *flags = sys.argv[1:]
 workdir, locks, left = pathlib.Path(workdir), int(locks), int(moves)
 if not locks:
@@ -69,17 +68,23 @@ command.run(importlib.import_module(f"s1jax.cli.{which}").main)
 """
 
 
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    driver = tmp_path_factory.mktemp("driver") / "driver.py"
+    driver.write_text(DRIVER)
+    imports = ("s1jax.engine.engine", "s1jax.engine.rows", "s1jax.evaluation.evaluate", "s1jax.evaluation.plot")
+    with forks.Forks(str(driver), *imports) as server:
+        yield server.run
+
+
 @pytest.mark.parametrize(("which", "locks"), [("sample", 0), ("evaluate", 1), ("evaluate", 0)])
-def test_one_step_is_read_and_named(tmp_path, which, locks):
+def test_one_step_is_read_and_named(run, tmp_path, which, locks):
     moves = 3
     workdir, out = tmp_path / "w", tmp_path / "out"
     (tmp_path / "prompts.jsonl").write_text('{"question": "Make 21 from 3 7 1"}\n')
     flags = [f"--checkpoint={workdir}", "--max_thinking_tokens=4", "--max_answer_tokens=4", f"--out={out}"]
     own = {"sample": [f"--prompts={tmp_path}/prompts.jsonl"], "evaluate": ["--budgets=4", "--num_problems=1"]}
-    process = subprocess.run(
-        [sys.executable, "-c", DRIVER, workdir, str(locks), str(moves), which, *flags, *own[which]],
-        cwd=ROOT, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    process = run(workdir, locks, moves, which, *flags, *own[which])
     assert process.returncode == 0 and "Traceback" not in process.stderr, process.stderr
     (loaded,) = {line.split()[1] for line in process.stderr.splitlines() if line.startswith("LOADED")}
     named = [line for line in process.stderr.splitlines() if line.startswith("note: --checkpoint=")]
