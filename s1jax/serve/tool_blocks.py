@@ -8,7 +8,7 @@ from typing import Any
 
 from s1jax.serve import tool_calls
 from s1jax.serve.protocol import Defaults
-from s1jax.serve.reader import Reader, refuse, shown, string
+from s1jax.serve.reader import Reader, refuse, shown
 from s1jax.text.messages import Message
 from s1jax.text.tools import ToolCall
 
@@ -62,7 +62,7 @@ def _tool(value: Any, path: str, reader: Reader) -> Mapping[str, Any]:
     description = fields.text("description")
     if description is not None:
         function["description"] = description
-    function["parameters"] = _object(fields, "input_schema")
+    function["parameters"], _ = _object(fields, "input_schema")
     if fields.flag("strict"):
         fields.unused("strict")
     fields.unused("cache_control", "input_examples", "eager_input_streaming")
@@ -81,12 +81,12 @@ def _needed(fields: Reader, name: str) -> str:
     return fields.text(name) or refuse(fields.path(name), "is missing; write a string.")
 
 
-def _object(fields: Reader, name: str) -> dict[str, Any]:
+def _object(fields: Reader, name: str) -> tuple[dict[str, Any], str]:
+    """Returns an object, and its JSON."""
     value, path = fields.value(name), fields.path(name)
     if not isinstance(value, dict):
         refuse(path, f"is {shown(value)}; it must be an object.")
-    string(json.dumps(value, ensure_ascii=False), path)
-    return value
+    return value, tool_calls.written(value, path)
 
 
 def uses(reader: Reader, blocks: Sequence[tuple[str, Any]]) -> tuple[list[str], tuple[ToolCall, ...]]:
@@ -98,7 +98,7 @@ def uses(reader: Reader, blocks: Sequence[tuple[str, Any]]) -> tuple[list[str], 
         ids.append(_needed(fields, "id"))
         if ids[-1] in ids[:-1]:
             refuse(f"{path}.id", "is that of another call; each call needs its own.")
-        arguments = json.dumps(_object(fields, "input"), ensure_ascii=False)
+        _, arguments = _object(fields, "input")
         found.append(tool_calls.tool_call(_needed(fields, "name"), arguments, f"{path}.input"))
         fields.unused("cache_control", "caller")
     return ids, tuple(found)

@@ -18,6 +18,8 @@ NAMES = ("tools", "tool_choice", "parallel_tool_calls")
 NO_TOOLS = "leave it out, because the chat format of this model has no tools"
 AUTO = "write auto, because a call that must come needs constrained decoding"
 _CHOICES = ("none", "auto")
+_DEEP = 100  # levels of JSON; Python's own limit hangs on where it is written
+_NESTED = (Mapping, list)
 NAME = {"type": "string", "minLength": 1}
 _OBJECT, _TEXT = {"type": ["object", "null"]}, {"type": ["string", "null"]}
 TOOL = {
@@ -79,8 +81,23 @@ def _tool(value: Any, path: str, reader: Reader) -> Mapping[str, Any]:
     if function.flag("strict"):
         ignored = reader.groups[f"{path}.function"] = Reader({"strict": True}, f"{path}.function")
         ignored.unused("strict")  # arguments are the model's, whatever the schema says
-    string(json.dumps(value, ensure_ascii=False), path)
+    written(value, path)
     return value
+
+
+def written(value: Any, path: str) -> str:
+    """Returns a value of the request as JSON.
+
+    Raises:
+      ApiError: 400, it is nested deeper than prompts have it, or has half of a character.
+    """
+    level = [value]
+    for _ in range(_DEEP):
+        inside = [each.values() if isinstance(each, Mapping) else each for each in level if isinstance(each, _NESTED)]
+        level = [value for each in inside for value in each]
+    if level:
+        refuse(path, f"is nested more than {_DEEP} levels deep; send fewer levels.")
+    return string(json.dumps(value, ensure_ascii=False), path)
 
 
 def _of_type(value: Any, path: str) -> tuple[Reader, Reader]:

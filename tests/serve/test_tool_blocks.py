@@ -11,7 +11,7 @@ from s1jax.text import tools
 from s1jax.text.messages import Message
 from s1jax.text.tools import ToolCall
 from tests.serve.test_stream_helpers import client
-from tests.serve.test_tool_calls import ADD, CALL_TEXT, DEFAULTS, USER, answered, changed
+from tests.serve.test_tool_calls import ADD, CALL_TEXT, DEFAULTS, USER, answered, changed, deep
 
 TOOL = {"name": "add", "description": "Adds.", "input_schema": ADD["function"]["parameters"]}
 PATH = "/v1/messages"
@@ -65,6 +65,7 @@ late = {"role": "user", "content": [{"type": "text", "text": "a"}, *results_of("
         ([USER], {"tool_choice": {"type": "tool", "name": "add"}}, "tool_choice.type"),
         ([USER], {"tools": [{"type": "web_search_20250305", "name": "web_search"}]}, "tools[0].type"),
         ([USER], {"tools": [{"name": "a"}]}, "tools[0].input_schema"),
+        ([USER], {"tools": [{"name": "a", "input_schema": deep(101)}]}, "tools[0].input_schema"),
         ([USER, said("x"), results_of("y")], {}, "messages[2].content[0].tool_use_id"),
         ([USER, said("x", "x"), results_of("x")], {}, "messages[1].content[3].id"),
         ([USER, said("x")], {}, "messages[1].role"),

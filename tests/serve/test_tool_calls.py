@@ -22,6 +22,14 @@ ADD = {
 USER = {"role": "user", "content": "Add."}
 
 
+def deep(levels):
+    """Nested objects."""
+    value = 1
+    for _ in range(levels):
+        value = {"a": value}
+    return value
+
+
 def said(*ids, **fields):
     calls = [{"id": i, "type": "function", "function": {"name": "add", "arguments": f'{{"a":  "{i}"}}'}} for i in ids]
     return {"role": "assistant", "content": None, "tool_calls": calls, **fields}
@@ -46,6 +54,7 @@ def test_tools_of_a_request():
     call = parse(tools=[ADD], tool_choice="auto")
     assert call.tools == (ADD,) and call.ignored == () and not call.one_tool_call
     assert call.requests(lambda text: ())[0].tools == (ADD,)
+    assert parse(tools=[{**ADD, "x": deep(98)}]).tools
     assert parse(tools=[ADD], parallel_tool_calls=False).one_tool_call
     assert parse(tools=[ADD], tool_choice="none").tools == parse(tools=[]).tools == ()
     strict = {**ADD, "function": {**ADD["function"], "strict": True}}
@@ -65,6 +74,8 @@ def test_tools_of_a_request():
             "tools[0].function.parameters",
         ),
         ({"tools": [{**ADD, "x": "\ud800"}]}, "tools[0]"),
+        ({"tools": [{**ADD, "x": deep(100)}]}, "tools[0]"),
+        ({"tools": [{**ADD, "x": deep(2000)}]}, "tools[0]"),
         ({"tools": ADD}, "tools"),
         ({"think_longer": {"id": "chatcmpl-1"}, "messages": [], "tools": [ADD]}, "tools"),
     ],
