@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import collections
 import dataclasses
+import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
@@ -25,6 +26,7 @@ from s1jax.serve.handoff_calls import HandoffCalls
 from s1jax.serve.protocol import ApiError, Call, Count, Defaults, Echo, Event, Result, Usage
 from s1jax.serve.ticket import Running, Ticket, Unavailable
 from s1jax.serve.worker import Worker
+from s1jax.text.messages import Message
 
 _BODY_SECONDS = 60  # for a client to send its body
 _LONG_TEXT = 20_000  # bytes of a body that is read beside the event loop, which would stand still meanwhile
@@ -231,8 +233,11 @@ class Calls:
             raise ApiError(f"wait has {len(wait)} characters; give at most {_LONGEST_WAIT} tokens.", "wait")
         for prompt in call.prompts:
             texts = (
-                [prompt] if isinstance(prompt, str) else [each.content for each in prompt if not isinstance(each, int)]
+                [prompt] if isinstance(prompt, str) else [json.dumps(tool, ensure_ascii=False) for tool in call.tools]
             )
+            for each in prompt if isinstance(prompt, tuple) else ():
+                if isinstance(each, Message):
+                    texts += [each.content, *(made.arguments for made in each.tool_calls)]
             if sum(map(len, texts)) > most:
                 raise ApiError(
                     f"the prompt has {sum(map(len, texts))} characters, but the context holds {self.worker.length}"

@@ -297,3 +297,11 @@ def test_conversations_with_tools_are_not_handed_off():
         with pytest.raises(ApiError, match="conversations with tools are not handed off") as error:
             handoff.check(call)
         assert error.value.param == "handoff" and not handoff.holds(call)
+
+
+def test_tools_that_cannot_fit_are_refused_by_their_size(server):
+    http = pytest.importorskip("httpx")
+    long = {"type": "function", "function": {"name": "add", "description": "a" * 100_000}}
+    body = {"messages": [USER], "tools": [long]}
+    error = http.post(f"{server.url}/v1/chat/completions", json=body).json()["error"]
+    assert error["code"] == "context_length_exceeded" and "characters" in error["message"]
