@@ -147,6 +147,7 @@ provide() {
   local input setting path stamp bytes where have places
   for input in "${inputs[@]}"; do
     IFS=$'\t' read -r setting path stamp bytes <<<"$input"
+    # shellcheck disable=SC2154 # set by the script that sources this one
     places=("${machines[@]}")
     if [[ -n $mount && $path == runs/* ]]; then
       places=("$first") # all see it

@@ -8,6 +8,7 @@ import re
 import sys
 
 import pytest
+from absl import flags
 
 from s1jax import errors
 from s1jax.evaluation import plot
@@ -66,6 +67,8 @@ def test_a_missing_package_is_one_sentence(monkeypatch, tmp_path):
     assert 'needs math-verify, which is not installed: python -m pip install "s1jax[eval]"' in said(compare.grader)
     monkeypatch.setitem(sys.modules, "gguf", None)
     monkeypatch.delitem(sys.modules, "s1jax.checkpoint.gguf", raising=False)
+    for name in flags.FLAGS:  # another test may have imported another command, whose flags have the same names
+        monkeypatch.setattr(flags.FLAGS[name], "allow_override", True)
     convert = importlib.import_module("s1jax.cli.convert")
     monkeypatch.delattr("s1jax.checkpoint.gguf", raising=False)
     assert said(convert._read_gguf, "m.gguf", None).startswith("--from_gguf=m.gguf needs gguf, which is not installed")
