@@ -124,7 +124,7 @@ def main() -> int:
             Limits(_CACHE_TOKENS.value, _QUEUE.value, _QUEUE_TOKENS.value, _STALL.value),
         )
         settings = app_lib.Settings(
-            model=_NAME.value or model_name(checkpoint), keep_alive=_KEEP_ALIVE.value, curve=curve
+            model=checked_name(_NAME.value or model_name(checkpoint)), keep_alive=_KEEP_ALIVE.value, curve=curve
         )
         rules = Rules(keys, tuple(_HOSTS.value), tuple(_ORIGINS.value))
         app = app_lib.make(worker, about, settings, rules, log, prices.count, handoff)
@@ -244,6 +244,19 @@ def model_name(checkpoint: str) -> str:
     return checkpoint.rstrip("/").rpartition("/")[2].removeprefix("package:")
 
 
+def checked_name(name: str) -> str:
+    """Returns a name that replies, headers and logs can have.
+
+    Raises:
+      UserError: it cannot be printed, or has more than 200 characters.
+    """
+    if not name.isprintable() or not 0 < len(name) <= 200:
+        raise UserError(
+            f"--served_model_name={name[:200]!a} must have 1 to 200 printable characters; give another one."
+        )
+    return name
+
+
 def _describe(folder: pathlib.Path) -> tuple[Metadata, Mapping[str, Any] | None]:
     """What a checkpoint says of itself, and the curve of its evaluation."""
     from s1jax.checkpoint import digests, store
@@ -256,12 +269,19 @@ def read_keys(name: str) -> tuple[str, ...]:
     """Returns the API keys of a file: one a line; empty lines and those that begin with # are left out.
 
     Raises:
-      UserError: others can read the file, or it has no key.
+      UserError: others can read the file, or it has no key in UTF-8 text.
     """
     path = paths.local(name, "--api_key_file")
-    if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):  # reading a pipe would never end
+        raise UserError(f"--api_key_file={name} is not a file; write one key a line.")
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise UserError(f"--api_key_file={name} can be read by other users; chmod 600 {name} makes it yours alone.")
-    lines = [line.strip() for line in path.read_text().splitlines()]
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise UserError(f"--api_key_file={name} is not a text file in UTF-8; write one key a line.") from None
+    lines = [line.strip() for line in text.splitlines()]
     keys = tuple(line for line in lines if line and not line.startswith("#"))
     if not keys:
         raise UserError(f"--api_key_file={name} has no key; write one a line.")

@@ -185,7 +185,8 @@ class Scheduler:
     @property
     def max_tokens(self) -> int:
         """The most tokens that a sequence can have, prompt included."""
-        return min(self._shape.length, self._shape.pages * self._setup.page_size)
+        limit = self._setup.cache_length or self._config.context_length  # a page may reach beyond it
+        return min(limit, self._shape.length, self._shape.pages * self._setup.page_size)
 
     @property
     def is_idle(self) -> bool:

@@ -22,6 +22,9 @@ WRONG = [
     (["--api_key_file={folder}/open"], "open can be read by other users; chmod 600"),
     (["--api_key_file={folder}/empty"], "empty has no key; write one a line"),
     (["--api_key_file={folder}/none"], "none: no such file"),
+    (["--api_key_file={folder}/model"], "model is not a file; write one key a line"),
+    (["--api_key_file={folder}/bytes"], "bytes is not a text file in UTF-8"),
+    (["--served_model_name=a\nb"], "must have 1 to 200 printable characters"),
     (["--request_log={folder}/no/log"], "no such file or directory"),
     (["--prices={folder}/none"], "none cannot be read"),
     (["--handoff={folder}/none.json"], "none.json cannot be read"),
@@ -60,6 +63,8 @@ def folder(tmp_path_factory):
     ):
         (folder / name).write_text(text)
         (folder / name).chmod(mode)
+    (folder / "bytes").write_bytes(b"\xff\xfe")
+    (folder / "bytes").chmod(0o600)
     handoff = {
         "base_url": "https://x.example/v1", "model": "big", "price": {"input": 1, "output": 1}, "max_tokens": 9,
         "caps": {"request": 1, "day": 1}, "audit": "audit", "logprob_below": 0, "key_env": "NO_SUCH_KEY",

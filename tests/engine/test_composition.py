@@ -116,3 +116,15 @@ def test_an_equal_prompt_of_another_salt_does_not_wait(engine, monkeypatch):
         scheduler._admit()
         assert scheduler.stats().running == running
     run(scheduler)
+
+
+def test_the_longest_sequence_is_one_that_is_taken():
+    """Also where a page reaches beyond the context or the cache length: a server cuts requests to `max_tokens`."""
+    weights = cases.random_weights(CONFIG)
+    for length, most in ((100, 100), (0, 512)):
+        engine = Engine(weights, config=CONFIG, slots=2, cache_length=length)
+        scheduler = Scheduler(engine._setup, Shape(2, 128 if length else 512, 16), DELIMITERS)
+        assert scheduler.max_tokens == most
+        delimiters = sum(map(len, (DELIMITERS.think_end, DELIMITERS.final_answer, DELIMITERS.newline)))
+        room = most - len(DELIMITERS.think_start) - delimiters - 2
+        scheduler.submit(EncodedRequest((1,), SamplingParams(max_thinking_tokens=room, max_answer_tokens=1)))
