@@ -41,7 +41,10 @@ APIS: dict[str, Any] = {
     "/v1/responses": responses,
     "/v1/messages": anthropic,
 }
-_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 405: "invalid_request_error"}
+_TYPES = {
+    401: "authentication_error", 403: "permission_error", 404: "not_found_error", 405: "invalid_request_error",
+    500: "server_error",
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
