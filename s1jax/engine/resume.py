@@ -31,7 +31,16 @@ def reopened(request: EncodedRequest, sample: Sample, params: SamplingParams, de
     """
     start, thinking = len(delimiters.think_start), sample.thinking_tokens
     places = slice(start, start + thinking)
-    waits_left = params.num_waits - (request.params.num_waits - sample.waits_left)
+    ids, forced = sample.ids[places], sample.forced[places]
+    starts = np.flatnonzero(forced & ~np.concatenate([[False], forced[:-1]]))
+    # Waits below the minimum use up none of `num_waits`. Where empty waits were, nobody knows.
+    known = len(starts) == sample.waits
+    used = (
+        int(np.count_nonzero(starts >= params.min_thinking_tokens))
+        if known
+        else request.params.num_waits - sample.waits_left
+    )
+    waits_left = params.num_waits - used
     below = thinking < params.min_thinking_tokens
     if thinking >= params.max_thinking_tokens:
         raise UserError(
@@ -50,7 +59,6 @@ def reopened(request: EncodedRequest, sample: Sample, params: SamplingParams, de
             f"{request.name}: the wait string has {len(request.wait)} tokens, which do not fit between {thinking}"
             f" tokens of thinking and max_thinking_tokens {params.max_thinking_tokens}; raise it to think longer."
         )
-    ids, forced = sample.ids[places], sample.forced[places]
     before = [*request.prompt, *delimiters.think_start, *ids.tolist()]
     begun = _begun(request.wait, ids, forced)
     state = budget.on_host(

@@ -60,6 +60,26 @@ def test_thinking_that_is_stopped_inside_a_wait_goes_on_with_the_rest_of_it(engi
     assert inside
 
 
+def test_waits_below_a_higher_minimum_are_used_again(engine):
+    """Thinking longer with a higher minimum, more waits, or both: the tokens are those from the beginning."""
+    rng, again, scheduler = np.random.default_rng(0), 0, scheduler_with(engine, 4, 8)
+    for i in range(40):
+        less = SamplingParams(max_thinking_tokens=20, num_waits=2, max_answer_tokens=3, temperature=1.0, seed=i)
+        request = EncodedRequest(tuple(rng.integers(0, 30, 5).tolist()), less, (3, 4))
+        more = {"max_thinking_tokens": 45, "min_thinking_tokens": 30 * (i % 3 > 0), "num_waits": 2 + i % 4}
+        more = dataclasses.replace(less, **more)
+        scheduler.submit(request)
+        (sample,) = run(scheduler).values()
+        if sample.thinking_end == "natural" and not more.min_thinking_tokens and more.num_waits == 2:
+            continue
+        scheduler.submit(reopened(request, sample, more, DELIMITERS))
+        (found,) = run(scheduler).values()
+        (want,) = dict(engine.sample([dataclasses.replace(request, params=more)], DELIMITERS)).values()
+        assert found.ids.tolist() == want.ids.tolist() and found.waits == want.waits, i
+        again += bool(more.min_thinking_tokens and sample.waits)
+    assert again > 3
+
+
 def test_another_wait_and_another_temperature_keep_what_was_thought(engine):
     """Also inside a wait, which then stays as it is."""
     request, start = EncodedRequest((1, 2), LONG, (3, 4, 5)), len(DELIMITERS.think_start)
