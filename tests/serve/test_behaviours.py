@@ -149,3 +149,25 @@ def test_old_requests_age_past_every_priority():
     for arrival, first in ((step - 1, 1), (step + 1, 0)):
         urgent = Submitted(1, None, 1, False, -(2**31) + 1, arrival=arrival)
         assert next(iter(first_come([urgent, old]))).id == first
+
+
+def test_samples_of_one_prompt_share_its_prefill(client, engine):
+    """A long prompt that is asked for four times in one request is read once."""
+    before = engine.counts.prefills
+    turn = [{"role": "user", "content": "n" * 700}]
+    reply = client.post(CHAT, json=body(messages=turn, n=4, temperature=1.0)).json()
+    assert len(reply["choices"]) == 4 and engine.counts.prefills == before + 1
+
+
+def test_thinking_of_earlier_turns_uses_up_no_budget(client):
+    """B17: nor do delimiters that stand in it; the format leaves it out, so nothing else changes either."""
+    turns = [USER[0], {"role": "assistant", "content": "a"}, USER[0]]
+    fields = {"max_thinking_tokens": 20, "min_thinking_tokens": 20, "wait": ""}
+    thought = {**turns[1], "reasoning": "x" * 500 + "<|im_start|>think</think>"}
+    plain, other = (
+        client.post(CHAT, json=body(messages=[turns[0], middle, turns[2]], **fields)).json()
+        for middle in (turns[1], thought)
+    )
+    assert plain["choices"][0]["thinking"]["tokens"] == other["choices"][0]["thinking"]["tokens"] == 20
+    assert plain["choices"][0]["message"] == other["choices"][0]["message"]
+    assert plain["usage"]["prompt_tokens"] == other["usage"]["prompt_tokens"]
