@@ -9,8 +9,8 @@
 Requests may come at any time. One thread owns a scheduler; nothing in it is locked.
 
 A step admits waiting requests to free slots, prefills pieces of their prompts, decodes, and looks at what was emitted.
-While sequences decode, a step prefills 512 tokens at most, so that a long prompt does not hold them up. A sequence gets
-pages as it grows. When none is left, pages of the prefix cache are given back; then the least urgent sequence is
+While sequences decode, a step prefills few tokens, so that a long prompt does not hold them up. A sequence gets pages
+as it grows. When none is left, pages of the prefix cache are given back; then the least urgent sequence is
 preempted: it leaves its slot, waits, and is prefilled again with the tokens that it has.
 """
 
@@ -39,6 +39,7 @@ from s1jax.errors import UserError
 from s1jax.text.delimiters import Delimiters
 
 STEPS = programs.STEPS
+PIECE = programs.PIECE  # tokens of a prompt that a step prefills while sequences decode, at most
 _STOP_STEPS = 16  # if a request has stop strings, because what is sampled after one is thrown away
 _PREFILL_STEPS = 4  # between two pieces of a prompt
 _REFILL = 16  # decode returns when a sixteenth of the slots is free and requests wait
@@ -193,12 +194,13 @@ class Scheduler:
         """Whether there is nothing to do: all requests are finished or cancelled."""
         return not self._waiting and all(occupant is None for occupant in self._slots)
 
-    def step(self, max_steps: int = STEPS) -> list[Event]:
+    def step(self, max_steps: int = STEPS, max_prefill: int = programs.PIECE) -> list[Event]:
         """Admits waiting requests, prefills, decodes, and returns what happened.
 
         Args:
           max_steps: decode at most so many tokens of each sequence, at most `STEPS`. Fewer are decoded if requests wait
             for slots that become empty, if a request has stop strings, or while prompts are prefilled.
+          max_prefill: while sequences decode, prefill at most so many tokens, at least a page.
 
         Returns:
           `Finished` for each request that is finished, `Tokens` for the others with `stream` whose prompt is prefilled,
@@ -207,7 +209,7 @@ class Scheduler:
         if self.is_idle:
             return []
         admitted = self._admit()
-        self._prefill_pieces()
+        self._prefill_pieces(max_prefill)
         steps = min(max_steps, STEPS)
         if any(occupant.submitted.request.find_stop for _, occupant in self._occupied()):
             steps = min(steps, _STOP_STEPS)
@@ -280,7 +282,7 @@ class Scheduler:
                     events.append(Admitted(admitted.submitted.id))
                 self._slots[slot] = admitted
                 while self._is_batch and admitted.to_prefill:
-                    self._prefill_piece(slot, admitted)
+                    self._prefill_piece(slot, admitted, admitted.piece)
                 if not admitted.to_prefill:
                     self._begin(slot, admitted)
         return events
@@ -324,25 +326,29 @@ class Scheduler:
             setup.counts.prefills += 1
         return Occupant(submitted, shared + own, cached, self._device.piece_size(len(ids) - cached), start)
 
-    def _prefill_pieces(self) -> None:
-        """Prefills pieces of `PIECE` tokens together; more, until a prompt is complete, if no sequence decodes."""
-        left = programs.PIECE
+    def _prefill_pieces(self, most: int) -> None:
+        """Prefills pieces of `most` tokens together; more, until a prompt is complete, if no sequence decodes."""
+        left = most
         while left > 0 or not self._decoding():
             pending = [(slot, occupant) for slot, occupant in self._occupied() if not occupant.is_decoding]
             if not pending:
                 return
             slot, occupant = pending[self._turn % len(pending)]
             self._turn += 1
-            self._prefill_piece(slot, occupant)
-            left -= occupant.piece
+            fitting = [size for size in self._device.piece_sizes() if size <= most]
+            size = (
+                min(occupant.piece, max(fitting, default=self._setup.page_size)) if self._decoding() else occupant.piece
+            )
+            self._prefill_piece(slot, occupant, size)
+            left -= size
             if not occupant.to_prefill:
                 self._begin(slot, occupant)
 
-    def _prefill_piece(self, slot: int, occupant: Occupant) -> None:
+    def _prefill_piece(self, slot: int, occupant: Occupant, size: int) -> None:
         begin = occupant.num_cached
-        count = min(occupant.piece, occupant.to_prefill)
+        count = min(size, occupant.to_prefill)
         ids = occupant.prefix[begin : begin + count]
-        self._device.prefill(self._shard(slot), ids, occupant.piece, begin, occupant.pages)
+        self._device.prefill(self._shard(slot), ids, size, begin, occupant.pages)
         occupant.num_cached += count
 
     def _begin(self, slot: int, occupant: Occupant) -> None:

@@ -23,7 +23,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal, Protocol
 
 from s1jax.engine.engine import Engine
-from s1jax.engine.scheduler import STEPS, Scheduler
+from s1jax.engine.scheduler import PIECE, STEPS, Scheduler
 from s1jax.engine.scheduler import Stats as SchedulerStats
 from s1jax.engine.sequence import Admitted, EncodedRequest, Event, Finished
 from s1jax.errors import UserError
@@ -33,6 +33,8 @@ State = Literal["loading", "ready", "draining", "failed", "stopped"]
 
 _LOOK = 0.03  # seconds between two looks if someone streams or waits: how late the first token and a cancel can be
 _LONG_LOOK = 0.08  # otherwise
+_PREFILL_LOOK = 0.08  # a step that prefills and decodes takes no longer, if pieces of `_LEAST_PREFILL` tokens allow it
+_LEAST_PREFILL = 64
 _FIRST_STEPS = 4  # of a look, until the time of a step is known
 _MOST_RETRY = 60  # seconds, of Retry-After
 
@@ -122,6 +124,7 @@ class Worker:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._watchdog = threading.Thread(target=self._watch, name="watchdog", daemon=True)
         self._step_seconds = 0.0  # of a decode step, a moving mean
+        self._max_prefill = _LEAST_PREFILL  # tokens, while sequences decode; by the measured time of steps
         self._hurry = False  # someone streams or waits
         self._progress: float | None = None  # when the scheduler last got on; None: it is idle
 
@@ -420,7 +423,7 @@ class Worker:
             counts = engine.counts
             before = (counts.admissions, counts.prefills, counts.steps)
             began = time.monotonic()
-            events = scheduler.step(self._num_steps())
+            events = scheduler.step(self._num_steps(), self._max_prefill)
             now = time.monotonic()
             after = (counts.admissions, counts.prefills, counts.steps)
             if events or after != before:
@@ -430,6 +433,9 @@ class Worker:
             if steps and after[:2] == before[:2] and not prefilling:
                 seconds = (now - began) / steps
                 self._step_seconds = 0.8 * self._step_seconds + 0.2 * seconds if self._step_seconds else seconds
+            elif prefilling and steps:  # a piece of a prompt between the tokens of others
+                factor = 0.5 if now - began > _PREFILL_LOOK else 2 if now - began < _PREFILL_LOOK / 4 else 1
+                self._max_prefill = int(min(max(self._max_prefill * factor, _LEAST_PREFILL), PIECE))
             if events:
                 self._post(self._arrived, events, began, now)
 

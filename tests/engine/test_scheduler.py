@@ -199,9 +199,8 @@ def test_thinking_can_be_ended_while_it_is_sampled(engine):
     assert not scheduler.end_thinking(numbers[0])
 
 
-def test_a_long_prompt_does_not_hold_up_what_runs(engine, monkeypatch):
+def test_a_long_prompt_does_not_hold_up_what_runs(engine):
     """One piece is prefilled between two looks at the sequence that is streamed."""
-    monkeypatch.setattr(programs, "PIECE", 64)
     scheduler = Scheduler(engine._setup, Shape(4, 448, 28), DELIMITERS)
     params = SamplingParams(max_thinking_tokens=100, min_thinking_tokens=100, max_answer_tokens=2)
     first = scheduler.submit(EncodedRequest((1, 2), params, (3,)), stream=True)
@@ -210,7 +209,7 @@ def test_a_long_prompt_does_not_hold_up_what_runs(engine, monkeypatch):
     looks = []
     while long not in [event.id for event in looks]:
         assert scheduler.stats().prefilling <= 1
-        looks += [event for event in scheduler.step(2) if not isinstance(event, Admitted)]
+        looks += [event for event in scheduler.step(2, 64) if not isinstance(event, Admitted)]
     assert sum(event.id == first for event in looks) >= 5
 
 
