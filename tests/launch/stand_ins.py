@@ -16,8 +16,10 @@ STAND_IN = """#!/bin/bash
 echo "${0##*/} $*" >>LOG
 answer() {
   [[ -e ANSWERS/$1 ]] || return 0
+  until mkdir ANSWERS/$1.taken 2>/dev/null; do :; done # hosts ask at the same time
   mapfile -t lines <ANSWERS/$1
   ((${#lines[@]} < 2)) || printf '%s\\n' "${lines[@]:1}" >ANSWERS/$1
+  rm -r ANSWERS/$1.taken
   [[ $lines != '!'* ]] || exit "${lines#!}"
   [[ -z $lines ]] || echo "$lines"
 }
