@@ -18,15 +18,12 @@ import numpy as np
 from jax import lax
 
 from s1jax.config.model import ModelConfig
-from s1jax.engine import buckets
+from s1jax.engine import buckets, score
 from s1jax.engine import logits as logits_lib
 from s1jax.errors import UserError
 from s1jax.model import decoder
-from s1jax.model.attention import dispatch
 
-_SMALLEST = 32  # length that prompts are padded to
 _ROWS = 8  # prompts of a batch
-_TOKENS = 512  # of a chunk, over all rows, as in `s1jax.engine.score`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,13 +66,11 @@ def score_prompts(
         bad = [token for token in prompt if not 0 <= token < config.vocab_size]
         if bad:
             raise UserError(f"{name}: id {bad[0]} lies outside the model's vocabulary of {config.vocab_size} ids.")
-    (device,) = jax.tree.leaves(params)[0].devices()
-    implementation, _ = dispatch.choose("auto", device.platform, dtype, False, 1, config.head_dim)
+    implementation = score.attention(params, config, dtype)
     found: list[PromptScore] = []
     for start in range(0, len(prompts), _ROWS):
         batch = prompts[start : start + _ROWS]
-        longest = max(map(len, batch))
-        length = min(max(_SMALLEST, buckets.power_of_two(longest)), config.context_length)
+        length = score.padded(max(map(len, batch)), config)
         tokens = np.zeros((buckets.power_of_two(len(batch)), length), np.int32)
         lengths = np.ones(len(tokens), np.int32)
         for row, prompt in enumerate(batch):
@@ -114,14 +109,9 @@ def _score(
       float32 [B, T], its log-probability.
     """
     batch, length = tokens.shape
-    positions = jnp.broadcast_to(jnp.arange(length), (batch, length))
-    segment_ids = (positions < lengths[:, None]).astype(jnp.int32)
-    hidden = decoder.forward(
-        params, config, tokens, positions, segment_ids, dtype=jnp.dtype(dtype),
-        attend=functools.partial(dispatch.attend, implementation=implementation),
-    )  # fmt: skip
+    hidden = score.forward(params, config, tokens, lengths, dtype, implementation)
     following = jnp.roll(tokens, -1, axis=1)
-    chunk = min(max(1, _TOKENS // batch), length)
+    chunk = min(max(1, score.TOKENS // batch), length)
 
     def add(i: jax.Array, carry: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
         first = jnp.minimum(i * chunk, length - chunk)  # the last chunk overlaps the one before it

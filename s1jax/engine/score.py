@@ -26,7 +26,7 @@ from s1jax.model import decoder
 from s1jax.model.attention import dispatch
 
 _SMALLEST = 32  # length that rows are padded to
-_TOKENS = 512  # of a chunk, over all rows: 0.3 GB of logits with the vocabulary of Qwen2.5
+TOKENS = 512  # of a chunk, over all rows: 0.3 GB of logits with the vocabulary of Qwen2.5
 
 Pair = tuple[Sequence[int], Sequence[int]]  # ids of a context and of its continuation
 
@@ -67,13 +67,12 @@ def log_likelihoods(
     counts = [len(continuation) for _, continuation in pairs]
     order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))  # so that memory, if it runs out, does so at once
     batch_size = min(batch_size, len(rows))
-    (device,) = jax.tree.leaves(params)[0].devices()
-    implementation, _ = dispatch.choose("auto", device.platform, dtype, False, 1, config.head_dim)
+    implementation = attention(params, config, dtype)
     results: dict[int, tuple[float, bool]] = {}
     for start in range(0, len(order), batch_size):
         batch = order[start : start + batch_size]
         missing = batch_size - len(batch)
-        length = min(max(_SMALLEST, buckets.power_of_two(len(rows[batch[0]]) - 1)), config.context_length)
+        length = padded(len(rows[batch[0]]) - 1, config)
         tokens = np.zeros((batch_size, length + 1), np.int32)
         for b, i in enumerate(batch):
             tokens[b, : len(rows[i])] = rows[i]
@@ -86,6 +85,46 @@ def log_likelihoods(
         if progress is not None:
             progress(len(results))
     return [results[i] for i in range(len(rows))]
+
+
+def attention(params: Mapping[str, Any], config: ModelConfig, dtype: str) -> str:
+    """Returns the implementation of attention for whole rows on the one device that has the weights."""
+    (device,) = jax.tree.leaves(params)[0].devices()
+    return dispatch.choose("auto", device.platform, dtype, False, 1, config.head_dim)[0]
+
+
+def padded(longest: int, config: ModelConfig) -> int:
+    """Returns the length that rows of at most `longest` tokens are padded to."""
+    return min(max(_SMALLEST, buckets.power_of_two(longest)), config.context_length)
+
+
+def forward(
+    params: Mapping[str, Any],
+    config: ModelConfig,
+    tokens: jax.Array,
+    lengths: jax.Array,
+    dtype: str,
+    implementation: str,
+) -> jax.Array:
+    """Runs rows that are padded on the right.
+
+    Args:
+      params: weights.
+      config: shape of the model.
+      tokens: int32 [B, T].
+      lengths: int32 [B], 1..T.
+      dtype: of activations.
+      implementation: of attention.
+
+    Returns:
+      Hidden states [B, T, D].
+    """
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    segment_ids = (positions < lengths[:, None]).astype(jnp.int32)
+    return decoder.forward(
+        params, config, tokens, positions, segment_ids, dtype=jnp.dtype(dtype),
+        attend=functools.partial(dispatch.attend, implementation=implementation),
+    )  # fmt: skip
 
 
 def _row(config: ModelConfig, context: Sequence[int], continuation: Sequence[int], name: str) -> list[int]:
@@ -130,13 +169,8 @@ def _score(
       float32 [B], log-likelihoods; bool [B], whether all predicted ids are the most probable ones.
     """
     batch, length = tokens.shape[0], tokens.shape[1] - 1
-    positions = jnp.broadcast_to(jnp.arange(length), (batch, length))
-    segment_ids = (positions < lengths[:, None]).astype(jnp.int32)
-    hidden = decoder.forward(
-        params, config, tokens[:, :-1], positions, segment_ids, dtype=jnp.dtype(dtype),
-        attend=functools.partial(dispatch.attend, implementation=implementation),
-    )  # fmt: skip
-    chunk = max(1, _TOKENS // batch)
+    hidden = forward(params, config, tokens[:, :-1], lengths, dtype, implementation)
+    chunk = max(1, TOKENS // batch)
     first = lengths - predicted
 
     # Contexts are mostly longer than continuations, so each row's chunks start where its own continuation does.

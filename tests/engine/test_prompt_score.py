@@ -18,7 +18,7 @@ def params():
 
 
 def test_scores_are_those_of_the_whole_logits(params, monkeypatch):
-    monkeypatch.setattr(prompt_score, "_TOKENS", 80)  # several chunks, of which the last overlaps
+    monkeypatch.setattr(score, "TOKENS", 80)  # several chunks, of which the last overlaps
     rng = np.random.default_rng(0)
     prompts = [rng.integers(0, CONFIG.vocab_size, n).tolist() for n in (1, 2, 31, 32, 33, LENGTH, 7, 100, 200)]
     found = prompt_score.score_prompts(params, CONFIG, prompts)
