@@ -133,7 +133,7 @@ def for_requests(setup: Setup, limits: Sequence[int]) -> Shape:
         return each * width if setup.cache_length else sum(needs[-each:])
 
     def fits(slots: int, pages: int) -> bool:
-        return free is None or sum(_bytes(setup, slots, pages)) <= free
+        return _fits(setup, slots, pages, free)
 
     pages, length = least(slots), width * setup.page_size
     wanted = [Shape(slots, length, pages)]
@@ -186,9 +186,6 @@ def for_server(setup: Setup, cache_tokens: int = 0) -> Shape:
     each = setup.slots // setup.shards
     free = perf.free_memory(jax.tree.leaves(setup.params)[0].devices())
 
-    def fits(pages: int) -> bool:
-        return free is None or sum(_bytes(setup, setup.slots, pages)) <= free
-
     if cache_tokens:
         pages = cache_tokens // size // setup.shards
         if pages < 1:
@@ -199,13 +196,18 @@ def for_server(setup: Setup, cache_tokens: int = 0) -> Shape:
         pages = each * min(width, _LENGTH // size)
     else:
         most = range(1, each * width + 1)
-        pages = bisect.bisect_left(most, True, key=lambda pages: not fits(pages))
-    if pages < 1 or not fits(pages):
+        pages = bisect.bisect_left(most, True, key=lambda pages: not _fits(setup, setup.slots, pages, free))
+    if pages < 1 or not _fits(setup, setup.slots, pages, free):
         raise UserError(
             f"a KV cache of {_size(_bytes(setup, setup.slots, max(pages, 1))[0])} does not fit on a device that has"
             f" {_size(free or 0)} free; lower the slots or cache_tokens."
         )
     return Shape(setup.slots, width * size, pages)
+
+
+def _fits(setup: Setup, slots: int, pages: int, free: int | None) -> bool:
+    """Whether a cache and what is beside it fit into `free` bytes per device; None: nobody knows, so it does."""
+    return free is None or sum(_bytes(setup, slots, pages)) <= free
 
 
 def _rows(number: int) -> str:
