@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from s1jax.engine import buckets, programs
 from s1jax.engine import budget as budget_lib
+from s1jax.engine import programs
 from s1jax.engine.capacity import Setup, Shape
 
 _PREFILL_PAGES = 8  # KV pages per iteration of attention in prefill, whose scores fill the caches of a CPU anyway
@@ -29,25 +29,23 @@ class Device:
         self._setup, self._shape = setup, shape
         pages = shape.pages * setup.shards
         self._pool = f"{pages} pages"
-        self._rows = f"{shape.slots} x {shape.length}"
-        self._sizes = f"{self._rows} in {self._pool}"
+        self._sizes = f"{shape.slots} x {shape.length} in {self._pool}"
+        self._pieces = [setup.page_size]
+        while self._pieces[-1] < min(programs.PIECE, shape.length):
+            self._pieces.append(2 * self._pieces[-1])
         setup.counts.note(f"start {shape.slots} in {self._pool}")
         self._run = programs.start(
             setup.config, shape.slots, pages, setup.page_size, setup.cache_dtype, unstack=setup.unstack,
             mesh=setup.mesh,
         )  # fmt: skip
 
-    def piece_sizes(self) -> list[int]:
-        """Returns the sizes of the pieces that prompts are prefilled in, in tokens, ascending."""
-        sizes = [self._setup.page_size]
-        while sizes[-1] < min(programs.PIECE, self._shape.length):
-            sizes.append(2 * sizes[-1])
-        return sizes
+    def piece_for(self, num_ids: int) -> int:
+        """Returns the size of the pieces in which so many tokens are prefilled: the smallest that holds them all."""
+        return next((size for size in self._pieces if size >= num_ids), self._pieces[-1])
 
-    def piece_size(self, num_ids: int) -> int:
-        """Returns the size of the pieces in which so many tokens are prefilled."""
-        whole = self._setup.page_size * buckets.power_of_two(max(-(-num_ids // self._setup.page_size), 1))
-        return min(whole, self.piece_sizes()[-1])
+    def piece_within(self, most: int) -> int:
+        """Returns the largest size of a piece that is at most `most`; a page if none is."""
+        return max((size for size in self._pieces if size <= most), default=self._setup.page_size)
 
     def prefill(self, shard: int, ids: Sequence[int], size: int, start: int, pages: Sequence[int]) -> None:
         """Prefills a piece of a prompt.
@@ -55,7 +53,7 @@ class Device:
         Args:
           shard: row shard of the sequence.
           ids: of the piece, at most `size`.
-          size: one of `piece_sizes`.
+          size: one of `piece_for` or `piece_within`.
           start: tokens of the sequence before the piece.
           pages: of the sequence.
         """
@@ -127,7 +125,7 @@ class Device:
           seen: uint32 [W].
         """
         nowhere = self._shape.slots
-        for size in self.piece_sizes():
+        for size in self._pieces:
             self.prefill(0, [], size, 0, [])
         self.copy_page(0, 0, _NOWHERE)
         self.admit(settings, nowhere, blank, True, 0, seen)

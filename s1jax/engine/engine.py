@@ -332,7 +332,7 @@ class Engine:
         return grow()
 
     def open(self, cache_tokens: int = 0) -> Scheduler:
-        """Returns a scheduler that requests enter at any time: what a server runs. Compiles nothing.
+        """Returns a scheduler that requests enter at any time: what a server runs. Allocates its KV cache.
 
             scheduler = engine.open()
             number = scheduler.submit(engine.encoder.encode_one(request, SamplingParams(), "request 0"))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 
 from s1jax.engine import budget as budget_lib
@@ -12,12 +10,18 @@ from s1jax.engine.sequence import Resume, Sample
 from s1jax.text.delimiters import Delimiters
 
 
+def prefix_of(submitted: Submitted, start: tuple[int, ...]) -> tuple[int, ...]:
+    """Returns prompt, think_start and the tokens that were emitted before; `start` is think_start."""
+    resume = submitted.resume
+    return (*submitted.request.prompt, *start, *(resume.ids.tolist() if resume else ()))
+
+
 class Occupant:
     """A sequence in a batch slot.
 
     Attributes:
       submitted: its request.
-      prefix: prompt, think_start and the tokens that were emitted before the sequence came into the slot.
+      prefix: see `prefix_of`.
       pages: of the KV cache; they hold the first `num_cached` tokens.
       num_cached: tokens in the cache.
       piece: size of the pieces in which the rest of `prefix` is prefilled.
@@ -29,7 +33,7 @@ class Occupant:
         """Takes a sequence whose first `num_cached` tokens are in the cache; `start` is think_start."""
         resume = submitted.resume
         self.submitted, self.pages, self.num_cached, self.piece = submitted, pages, num_cached, piece
-        self.prefix = (*submitted.request.prompt, *start, *(resume.ids.tolist() if resume else ()))
+        self.prefix = prefix_of(submitted, start)
         self.state: budget_lib.State | None = None
         self.stopped = resume is not None and resume.stopped
         self._start = len(start)
@@ -104,8 +108,3 @@ class Occupant:
             cached_tokens=self.submitted.cached_tokens or 0,
             waits_left=int(state.waits_left),
         )
-
-
-def state_of(states: budget_lib.State, slot: int) -> budget_lib.State:
-    """Returns the scalars of one slot out of the arrays [B] of all."""
-    return budget_lib.State(**{f.name: getattr(states, f.name)[slot] for f in dataclasses.fields(states)})

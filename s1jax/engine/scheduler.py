@@ -22,6 +22,7 @@ import itertools
 import time
 from collections.abc import Callable
 
+import jax
 import numpy as np
 
 from s1jax.engine import budget as budget_lib
@@ -29,7 +30,7 @@ from s1jax.engine import logits as logits_lib
 from s1jax.engine import programs
 from s1jax.engine.capacity import Setup, Shape
 from s1jax.engine.device import Device
-from s1jax.engine.occupant import Occupant, state_of
+from s1jax.engine.occupant import Occupant, prefix_of
 from s1jax.engine.order import Order, Submitted, first_come, urgency
 from s1jax.engine.pages import PagePool
 from s1jax.engine.prefix import PrefixCache
@@ -291,7 +292,7 @@ class Scheduler:
         """Returns a request as an occupant of a slot; None if it has to wait for pages or for an equal prompt."""
         setup, pool, prefix = self._setup, self._pools[shard], self._prefixes[shard]
         start = self._delimiters.think_start
-        whole = Occupant(submitted, [], 0, 0, start).prefix
+        whole = prefix_of(submitted, start)
         ids, others = whole[:-1], self._occupied()
         salt = self._salt(submitted)
         if any(
@@ -324,7 +325,7 @@ class Scheduler:
             submitted = dataclasses.replace(submitted, cached_tokens=cached)
         if cached < len(ids):
             setup.counts.prefills += 1
-        return Occupant(submitted, shared + own, cached, self._device.piece_size(len(ids) - cached), start)
+        return Occupant(submitted, shared + own, cached, self._device.piece_for(len(ids) - cached), start)
 
     def _prefill_pieces(self, most: int) -> None:
         """Prefills pieces of `most` tokens together; more, until a prompt is complete, if no sequence decodes."""
@@ -335,10 +336,7 @@ class Scheduler:
                 return
             slot, occupant = pending[self._turn % len(pending)]
             self._turn += 1
-            fitting = [size for size in self._device.piece_sizes() if size <= most]
-            size = (
-                min(occupant.piece, max(fitting, default=self._setup.page_size)) if self._decoding() else occupant.piece
-            )
+            size = min(occupant.piece, self._device.piece_within(most)) if self._decoding() else occupant.piece
             self._prefill_piece(slot, occupant, size)
             left -= size
             if not occupant.to_prefill:
@@ -410,7 +408,8 @@ class Scheduler:
         report = self._device.decode(self._arrays.settings(), steps, min_active)
         ids, forced, logprobs = (np.asarray(column) for column in (report.ids, report.forced, report.logprobs))
         for slot, occupant in decoding:
-            occupant.advance(state_of(report.state, slot), ids[slot], forced[slot], logprobs[slot])
+            state = jax.tree.map(lambda column, slot=slot: column[slot], report.state)
+            occupant.advance(state, ids[slot], forced[slot], logprobs[slot])
 
     def _look(self, slot: int, occupant: Occupant) -> Event | None:
         """Returns the event of the sequence in a slot, if there is one; a finished sequence leaves its slot."""
