@@ -147,7 +147,7 @@ def check_ids(ids: Iterable[int], vocab_size: int) -> None:
     beyond = sorted(i for i in ids if not 0 <= i < vocab_size)
     if beyond:
         raise UserError(
-            f"delimiter id {beyond[0]} lies outside the model's vocabulary of {vocab_size} ids; "
+            f"delimiter id {beyond[0]} is outside the model's vocabulary of {vocab_size} ids; "
             "give the tokenizer that belongs to the model."
         )
 

@@ -2,8 +2,8 @@
 
 A full page is known by a hash of its tokens and of everything before them, so two sequences share it only if they are
 equal up to its end. The page after the last full one of a prompt is known, too: it is copied, because its owner goes on
-writing to it. The cache is a user of its pages like a sequence, see `s1jax.engine.pages`; those that nobody else uses
-are given back when the pool is empty, the least recently used first.
+writing to it. The cache is a user of its pages like a sequence, see `s1jax.engine.pages`; pages that only the cache
+uses are freed when the pool is empty, the least recently used first.
 """
 
 from __future__ import annotations
@@ -80,11 +80,11 @@ class PrefixCache:
             self._pages.move_to_end(key)
 
     def num_unused(self) -> int:
-        """Returns how many pages nobody but the cache uses."""
+        """Returns how many pages only the cache uses."""
         return self._pool.num_used_once(self._is_known)
 
     def evict(self, count: int) -> None:
-        """Gives pages back that nobody else uses, until `count` are free in the pool or there are no more."""
+        """Frees pages that only the cache uses, the least recently used first, until `count` pages are free."""
         for page in list(self._pages.values()) if self._pool.num_free < count else ():
             if self._pool.num_free >= count:
                 return

@@ -65,7 +65,7 @@ def score_prompts(
             )
         bad = [token for token in prompt if not 0 <= token < config.vocab_size]
         if bad:
-            raise UserError(f"{name}: id {bad[0]} lies outside the model's vocabulary of {config.vocab_size} ids.")
+            raise UserError(f"{name}: id {bad[0]} is outside the model's vocabulary of {config.vocab_size} ids.")
     implementation = score.attention(params, config, dtype)
     found: list[PromptScore] = []
     for start in range(0, len(prompts), _ROWS):

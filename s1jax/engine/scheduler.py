@@ -10,7 +10,7 @@ Requests may come at any time. One thread owns a scheduler; nothing in it is loc
 
 A step admits waiting requests to free slots, prefills pieces of their prompts, decodes, and looks at what was emitted.
 While sequences decode, a step prefills few tokens, so that a long prompt does not hold them up. A sequence gets pages
-as it grows. When none is left, pages of the prefix cache are given back; then the least urgent sequence is
+as it grows. When none is left, pages of the prefix cache are freed; then the least urgent sequence is
 preempted: it leaves its slot, waits, and is prefilled again with the tokens that it has.
 """
 
@@ -150,7 +150,7 @@ class Scheduler:
         """Drops a request; no event follows.
 
         Returns:
-          False if there is no such request, for example because it is finished.
+          False if the request is unknown, for example because it is finished.
         """
         for waiting in self._waiting:
             if waiting.id == number:
@@ -166,7 +166,7 @@ class Scheduler:
         """Cuts the thinking of a request now; one that waits answers without thinking.
 
         Returns:
-          False if the request does not think any more, or there is no such request.
+          False if the request has ended its thinking, or is unknown.
         """
         for place, waiting in enumerate(self._waiting):
             if waiting.id == number:

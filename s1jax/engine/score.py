@@ -139,7 +139,7 @@ def _row(config: ModelConfig, context: Sequence[int], continuation: Sequence[int
     row = [*context, *continuation][-config.context_length - 1 :]
     bad = [i for i in row if not 0 <= i < config.vocab_size]
     if bad:
-        raise UserError(f"{name}: id {bad[0]} lies outside the model's vocabulary of {config.vocab_size} ids.")
+        raise UserError(f"{name}: id {bad[0]} is outside the model's vocabulary of {config.vocab_size} ids.")
     return row if len(row) > 1 else [*row, row[0]]
 
 

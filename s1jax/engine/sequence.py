@@ -197,7 +197,7 @@ def check_request(request: EncodedRequest, delimiters: Delimiters, config: Model
         raise UserError(f"{name}: the prompt is empty; give at least one id.")
     bad = [i for i in prompt if not 0 <= i < config.vocab_size]
     if bad:
-        raise UserError(f"{name}: prompt id {bad[0]} lies outside the model's vocabulary of {config.vocab_size} ids.")
+        raise UserError(f"{name}: prompt id {bad[0]} is outside the model's vocabulary of {config.vocab_size} ids.")
     limit, what = (cache_length, "cache length") if cache_length else (config.context_length, "model's context length")
     tokens = longest(request, delimiters)
     check_length(request, tokens, limit, what)

@@ -144,8 +144,8 @@ def test_logits_of_whole_rows_never_exist():
     [
         (([], [1]), "pair 1: the context is empty"),
         (([1], [2] * 21), "pair 1: a continuation of 21 ids exceeds .* context length of 20"),
-        (([1, 61], [2]), "pair 1: id 61 lies outside the model's vocabulary of 61"),
-        (([1], [-1]), "pair 1: id -1 lies outside"),
+        (([1, 61], [2]), "pair 1: id 61 is outside the model's vocabulary of 61"),
+        (([1], [-1]), "pair 1: id -1 is outside"),
     ],
 )
 def test_wrong_pairs_are_named(params, pair, sentence):
