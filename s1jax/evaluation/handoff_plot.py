@@ -7,13 +7,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from s1jax.errors import MissingPackageError, UserError
+from s1jax.evaluation import plot
 from s1jax.evaluation.handoff import Study
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-_COLOURS = ("#1f6feb", "#d9480f", "#2b8a3e", "#862e9c", "#0b7285", "#e67700", "#c2255c", "#495057")
 
 
 def draw(studies: Sequence[Study], title: str, has_price: bool) -> Figure:
@@ -31,19 +29,9 @@ def draw(studies: Sequence[Study], title: str, has_price: bool) -> Figure:
       UserError: there are more studies than colours.
       MissingPackageError: matplotlib is not installed.
     """
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-    except ModuleNotFoundError:
-        raise MissingPackageError("A picture of the hand-off", "matplotlib", "plot") from None
-    from matplotlib.figure import Figure
-
-    if len(studies) > len(_COLOURS):
-        raise UserError(f"a picture has colours for {len(_COLOURS)} local strategies, not {len(studies)}; draw fewer.")
-    figure = Figure(figsize=(7.2, 4.8), dpi=160, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
-    for study, colour in zip(studies, _COLOURS, strict=False):
-        name = _literal(study.local.name)
+    figure, axes = plot.empty("A picture of the hand-off", title, len(studies), "local strategies")
+    for study, colour in zip(studies, plot.COLOURS, strict=False):
+        name = plot.literal(study.local.name)
         for order, style, label in ((study.order(), "-", f"{name}, least sure first"), (study.oracle(), ":", "")):
             accuracy, dollars = study.curve(order)
             x = dollars if has_price else np.linspace(0, 1, len(accuracy))
@@ -55,20 +43,11 @@ def draw(studies: Sequence[Study], title: str, has_price: bool) -> Figure:
         axes.plot(ends[0], accuracy[0], "o", color=colour, markersize=6)
     remote = studies[0].remote
     alone = remote.dollars.mean() if has_price else 1.0
-    label = _literal(f"{remote.name} alone")
+    label = plot.literal(f"{remote.name} alone")
     axes.plot(alone, 100 * remote.right.mean(), "*", color="#222222", markersize=11, label=label, zorder=5)
     for style, label in ((":", "knowing all verdicts"), ("--", "random mixing")):
         axes.plot([], [], style, color="#777777", linewidth=1.2, label=label)
     axes.set_xlabel("USD per problem" if has_price else "share of problems handed off")
     axes.set_ylabel("accuracy (%)")
-    axes.set_title(_literal(title), fontsize=11)
-    axes.grid(color="#e6e6e6", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9, loc="lower right")
     return figure
-
-
-def _literal(text: str) -> str:
-    """Escapes what matplotlib would read as the borders of a formula."""
-    return text.replace("$", r"\$")

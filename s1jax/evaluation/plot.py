@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 # The numbers of colours and markers have no common divisor, so a pair of both does not return before the 57th curve.
-_COLOURS = ("#1f6feb", "#d9480f", "#2b8a3e", "#862e9c", "#0b7285", "#e67700", "#c2255c", "#495057")
+COLOURS = ("#1f6feb", "#d9480f", "#2b8a3e", "#862e9c", "#0b7285", "#e67700", "#c2255c", "#495057")
 _MARKERS = ("o", "s", "^", "v", "P", "X", "d")
 # Formats, and what leaves the date out of each.
 _WITHOUT_DATE: dict[str, dict[str, None]] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
@@ -73,26 +73,15 @@ def draw(evaluations: Sequence[Evaluation], title: str) -> Figure:
       UserError: there are more evaluations than colours.
       MissingPackageError: matplotlib is not installed.
     """
-    # Imported here, without pyplot: no display, no global state, and whoever only wants numbers does not wait for it.
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-    except ModuleNotFoundError:
-        raise MissingPackageError("A picture of the curve", "matplotlib", "plot") from None
-    from matplotlib.figure import Figure
-
-    if len(evaluations) > len(_COLOURS):
-        raise UserError(f"a picture has colours for {len(_COLOURS)} evaluations, not {len(evaluations)}; draw fewer.")
     curves = list(_curves(evaluations))
     below = len(curves) > _LEGEND_INSIDE
     lines = -(-len(curves) // 2) if below else 0
-    figure = Figure(figsize=(7.2, 4.8 + 0.24 * lines), dpi=160, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.add_subplot()
+    figure, axes = empty("A picture of the curve", title, len(evaluations), "evaluations", 4.8 + 0.24 * lines)
     for curve in curves:
         axes.errorbar(
             [run.thinking_tokens for run in curve.runs], [run.accuracy for run in curve.runs],
             yerr=_bars(curve.runs), color=curve.colour, marker=curve.marker, markersize=6, linewidth=1.8, capsize=3,
-            elinewidth=1.1, linestyle="--" if curve.runs[0].parallel else "-", label=_literal(curve.label), zorder=3,
+            elinewidth=1.1, linestyle="--" if curve.runs[0].parallel else "-", label=literal(curve.label), zorder=3,
         )  # fmt: skip
     runs = [run for evaluation in evaluations for run in evaluation.runs]
     counts = [run.thinking_tokens for run in runs]
@@ -105,16 +94,50 @@ def draw(evaluations: Sequence[Evaluation], title: str) -> Figure:
         _label_points(axes, runs, is_logarithmic(counts))
     axes.set_xlabel("average thinking tokens")
     axes.set_ylabel("accuracy (%), 95 % intervals")
-    axes.set_title(_literal(title), fontsize=11)
-    axes.grid(color="#e6e6e6", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
     top = max(10.0, *(run.interval[1] for run in runs))
     axes.set_ylim(-0.04 * top, 1.04 * top)  # room for whole markers at 0 % and at 100 %
     axes.margins(x=0.1)
     place = dict(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2) if below else dict(loc="best")
     axes.legend(frameon=False, fontsize=9.5, handlelength=4, **place)  # handles as long as four dashes
     return figure
+
+
+def empty(what: str, title: str, colours: int, coloured: str, height: float = 4.8) -> tuple[Figure, Axes]:
+    """Returns a figure with axes that have a title and a grid.
+
+    Args:
+      what: the picture, for messages.
+      title: above the axes.
+      colours: how many of `COLOURS` it needs.
+      coloured: what has a colour of its own, for messages.
+      height: in inches.
+
+    Raises:
+      UserError: there are not so many colours.
+      MissingPackageError: matplotlib is not installed.
+    """
+    # Imported here, without pyplot: no display, no global state, and whoever only wants numbers does not wait for it.
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+    except ModuleNotFoundError:
+        raise MissingPackageError(what, "matplotlib", "plot") from None
+    from matplotlib.figure import Figure
+
+    if colours > len(COLOURS):
+        raise UserError(f"a picture has colours for {len(COLOURS)} {coloured}, not {colours}; draw fewer.")
+    figure = Figure(figsize=(7.2, height), dpi=160, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.set_title(literal(title), fontsize=11)
+    axes.grid(color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def literal(text: str) -> str:
+    """Escapes what matplotlib would read as the borders of a formula."""
+    return text.replace("$", r"\$")
 
 
 def check_name(path: str | os.PathLike[str]) -> str:
@@ -153,10 +176,10 @@ def is_logarithmic(tokens: Sequence[float]) -> bool:
 
 def _curves(evaluations: Sequence[Evaluation]) -> Iterator[_Curve]:
     several = len(evaluations) > 1
-    looks = zip(itertools.cycle(_COLOURS), itertools.cycle(_MARKERS), strict=True)
+    looks = zip(itertools.cycle(COLOURS), itertools.cycle(_MARKERS), strict=True)
     markers = itertools.cycle(_MARKERS)
     known: dict[str, str] = {}  # the marker of each family, if there are several evaluations
-    for evaluation, own in zip(evaluations, _COLOURS, strict=False):
+    for evaluation, own in zip(evaluations, COLOURS, strict=False):
         legend = {
             "waits": f'thinking extended with "{evaluation.wait}"' if evaluation.wait else "end of thinking suppressed",
             "budgets": "thinking cut at a budget",
@@ -213,7 +236,7 @@ def _label_points(axes: Axes, runs: Sequence[Run], logarithmic: bool) -> None:
         below = 7 if crowded or run.accuracy <= 5 else -11
         # The curves rise: there is room below and to the right of a point, for the common one above and to the left.
         axes.annotate(
-            _literal(run.label), (run.thinking_tokens, run.accuracy),
+            literal(run.label), (run.thinking_tokens, run.accuracy),
             xytext=(-7, 6) if natural else (-6 if crowded else 7, below),
             ha="right" if natural else "left", textcoords="offset points", fontsize=8.5, color="#444444", zorder=6,
             path_effects=[withStroke(linewidth=2.5, foreground="white")],
@@ -225,8 +248,3 @@ def _bars(runs: Sequence[Run]) -> list[list[float]]:
     below = [max(run.accuracy - run.interval[0], 0.0) for run in runs]
     above = [max(run.interval[1] - run.accuracy, 0.0) for run in runs]
     return [below, above]
-
-
-def _literal(text: str) -> str:
-    """Escapes what matplotlib would read as the borders of a formula."""
-    return text.replace("$", r"\$")
