@@ -316,7 +316,7 @@ def study(
     agreement = all(each.agrees is not None for each in sure)
     questions = [row["question"] for row in task.rows]
     fitted, name = None, MEAN
-    if len(wrong) >= 20 and any(wrong) and not all(wrong):
+    if confidence.can_fit(wrong):
         fitted = confidence.fit(
             sure, wrong, task=task.title, strategy=local.name, checkpoint=checkpoint, questions=questions
         )

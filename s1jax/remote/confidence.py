@@ -170,13 +170,13 @@ def fit(
       use_agreement: use `agrees`, which every confidence must know. A server does not know it.
 
     Raises:
-      UserError: there are fewer than 20 problems, or all are right, or all are wrong.
+      UserError: see `can_fit`.
     """
     y = np.asarray(wrong, bool)
-    if len(y) < _LEAST or y.all() or not y.any():
+    if not can_fit(wrong):
         raise UserError(
-            f"{len(y)} problems, of which {int(y.sum())} were answered wrongly, cannot be fitted; give at least"
-            f" {_LEAST}, some right and some wrong."
+            f"{len(y)} problems with {int(y.sum())} wrong answers cannot be fitted; give at least {_LEAST}, some right"
+            " and some wrong."
         )
     features = (*FEATURES, _AGREES) if use_agreement else FEATURES
     x = _matrix(confidences, features)
@@ -198,6 +198,11 @@ def fit(
         quantiles=tuple(np.quantile(found, np.linspace(0, 1, _QUANTILES + 1)).tolist()),
         problems=tuple(digest(question) for question in questions),
     )
+
+
+def can_fit(wrong: Sequence[bool]) -> bool:
+    """Whether there are at least 20 problems, some right and some wrong."""
+    return len(wrong) >= _LEAST and any(wrong) and not all(wrong)
 
 
 def crossed(confidences: Sequence[Confidence], wrong: Sequence[bool], *, use_agreement: bool = False) -> list[float]:
