@@ -41,7 +41,6 @@ from s1jax.cli import engine_flags, handoff_flags, processes, progress, table, t
 from s1jax.config.sampling import SamplingParams
 from s1jax.errors import UserError
 from s1jax.evaluation import evaluate as evaluate_lib
-from s1jax.evaluation import handoff as handoff_lib
 from s1jax.evaluation import setup as setup_lib
 from s1jax.evaluation import strategies
 from s1jax.evaluation.handoff import Setup
@@ -152,24 +151,21 @@ def evaluate(
     """Evaluates the checkpoint in `folder`, then prints the table; see `s1jax.evaluation.evaluate`."""
     engine_flags.say_step(_CHECKPOINT.value or "", folder)
     with contextlib.ExitStack() as stack:
-        sampled = handoff_lib.sampled(chosen, handoff, params.wait)
-        count = len(task.rows)
-        total = sum(count if strategy.remote else share.count(count) for strategy in sampled)
-        bar = progress.Bar("evaluating", total)
-        shown: list[int] = []  # the runs whose name the bar has shown
+        bars: list[progress.Bar] = []  # the bar, once something is to be shown
+        shown: list[int] = []  # the runs whose name it has shown
 
         def note(sentence: str) -> None:
             stack.close()  # the bar would be drawn over it
             terminal.note(sentence)
 
         def report(now: Progress) -> None:
-            if not shown:
-                stack.enter_context(bar)
+            if not bars:
+                bars.append(stack.enter_context(progress.Bar("evaluating", now.total)))
             if now.run in shown:
-                bar.update(now.done, _detail(now))
+                bars[0].update(now.done, _detail(now))
             else:
                 shown.append(now.run)
-                bar.phase(f"run {now.run + 1} of {now.num_runs}: {now.name}")
+                bars[0].phase(f"run {now.run + 1} of {now.num_runs}: {now.name}")
 
         result = evaluate_lib.evaluate(
             LazyEngine(folder), task, chosen, _OUT.value or "", params=params, dollars_per_hour=_DOLLARS.value,
