@@ -190,30 +190,23 @@ def test_a_handoff_that_makes_no_sense_is_refused(tmp_path, texts, setup, says):
 
 def test_an_endpoint_is_asked_once_and_billed_as_it_says(tmp_path, monkeypatch):
     monkeypatch.setattr(client, "_WAIT", 0.01)
-    server = Server()
 
-    def answer(handler):
+    def answer(_):
         question = server.requests[-1][2]["messages"][-1]["content"]
-        body = completion(question[1:]) | {"usage": {"prompt_tokens": 7, "completion_tokens": 9, "cost": 0.5}}
-        content = json.dumps(body).encode()
-        handler.send_response(200)
-        handler.send_header("content-length", str(len(content)))
-        handler.end_headers()
-        handler.wfile.write(content)
-
-    server.script = [*[answer] * 20, (400, {"error": {"message": "no"}}, {})]
-    engine = RemoteEngine(Endpoint(server.url, "big"), max_tokens=99, at_once=1)
-    setup = Setup(Strategy(remote="big"), remote_price=Price(1, 1), engine=engine)
+        usage = {"prompt_tokens": 7, "completion_tokens": 9, "cost": 0.5}
+        return 200, completion(question[1:]) | {"usage": usage}, {}
 
     def run():
         return evaluate(Local(), TASK, ["none+handoff:q=0.5"], tmp_path, handoff=setup)
 
-    with pytest.raises(UserError, match=r"the remote does not answer: .* 400: no; the same command goes on"):
-        run()
-    server.script = [answer] * COUNT
-    result = run()
-    server.http.shutdown()
-    server.http.server_close()
+    with Server() as server:
+        engine = RemoteEngine(Endpoint(server.url, "big"), max_tokens=99, at_once=1)
+        setup = Setup(Strategy(remote="big"), remote_price=Price(1, 1), engine=engine)
+        server.script = [*[answer] * 20, (400, {"error": {"message": "no"}}, {})]
+        with pytest.raises(UserError, match=r"the remote does not answer: .* 400: no; the same command goes on"):
+            run()
+        server.script = [answer] * COUNT
+        result = run()
     assert len(server.requests) == COUNT + 1 and server.requests[0][2]["max_completion_tokens"] == 99
     remote, mixed = result.runs[1:]
     assert (remote.name, remote.accuracy, remote.families) == ("remote big", 100, ("remote",))

@@ -16,7 +16,10 @@ def completion(content="42", **message):
 
 
 class Server:
-    """Answers each request with the next of `script`: (status, body, headers), or a function of the handler."""
+    """Answers each request with the next of `script`; a context manager.
+
+    A step is (status, body, headers), or a function of the handler that returns this or writes something itself.
+    """
 
     def __init__(self):
         self.script, self.requests = [], []
@@ -27,8 +30,8 @@ class Server:
                 body = self.rfile.read(int(self.headers["content-length"]))
                 outer.requests.append((self.path, dict(self.headers.items()), json.loads(body)))
                 step = outer.script.pop(0) if outer.script else (200, completion(), {})
-                if callable(step):
-                    return step(self)
+                if callable(step) and not isinstance(step := step(self), tuple):
+                    return
                 status, answer, headers = step
                 content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
                 self.send_response(status)
@@ -40,13 +43,20 @@ class Server:
             def log_message(self, *_):
                 pass
 
-        self.http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.http.daemon_threads = True
-        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
+        self._http = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._http.daemon_threads = True
+        threading.Thread(target=self._http.serve_forever, args=(0.01,), daemon=True).start()
 
     @property
     def url(self):
-        return f"http://127.0.0.1:{self.http.server_address[1]}/v1"
+        return f"http://127.0.0.1:{self._http.server_address[1]}/v1"
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._http.shutdown()
+        self._http.server_close()
 
 
 def hang_up(handler):

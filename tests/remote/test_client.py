@@ -16,19 +16,11 @@ KEY = "sk-secret-123"
 MESSAGES = [{"role": "user", "content": "What is 12 plus 30?"}]
 
 
-@pytest.fixture(scope="module")
-def running():
-    server = Server()
-    yield server
-    server.http.shutdown()
-    server.http.server_close()
-
-
 @pytest.fixture
-def server(running, monkeypatch):
+def server(monkeypatch):
     monkeypatch.setattr(client_lib, "_WAIT", 0.01)
-    running.script, running.requests = [], []
-    return running
+    with Server() as found:
+        yield found
 
 
 def ask(server, times=1, **settings):

@@ -21,19 +21,11 @@ SURE, UNSURE = Confidence(-0.01, -0.1, -0.01), Confidence(-2.0, -4.0, -1.0)
 ASKED = "What is 12 plus 30?"
 
 
-@pytest.fixture(scope="module")
-def running():
-    server = Server()
-    yield server
-    server.http.shutdown()
-    server.http.server_close()
-
-
 @pytest.fixture
-def server(running, monkeypatch):
+def server(monkeypatch):
     monkeypatch.setattr(client_lib, "_WAIT", 0.01)
-    running.script, running.requests = [], []
-    return running
+    with Server() as found:
+        yield found
 
 
 def settings(url="http://127.0.0.1:1/v1", **changes):

@@ -20,10 +20,8 @@ KEYS = {"authorization": "Bearer k1"}, {"authorization": "Bearer k2"}
 
 @pytest.fixture(scope="module")
 def remote():
-    found = Server()
-    yield found
-    found.http.shutdown()
-    found.http.server_close()
+    with Server() as found:
+        yield found
 
 
 def make(folder, url, **changes):
@@ -98,13 +96,9 @@ def test_nothing_of_the_answer_is_sent_before_the_decision(client, remote, local
     """The stream's content is compared at the moment when the remote is asked."""
     seen, at_request = [], []
 
-    def answer(handler):
+    def answer(_):
         at_request.append(list(seen))
-        content = json.dumps(completion()).encode()
-        handler.send_response(200)
-        handler.send_header("content-length", str(len(content)))
-        handler.end_headers()
-        handler.wfile.write(content)
+        return 200, completion(), {}
 
     remote.script = [answer]
     with client.stream("POST", CHAT, json=body(handoff="auto", stream=True)) as response:

@@ -333,8 +333,15 @@ def test_a_question_that_does_not_fit_says_why_and_is_asked_in_a_new_chat(browse
     assert len(browser.driver.find_elements("css selector", ".turn")) == 1 and not browser.is_shown(".alone")
 
 
-def test_nothing_leaves_before_the_user_agrees_and_then_the_answer_has_a_badge(browser, engine, about, tmp_path):
-    remote = Server()
+@pytest.fixture
+def remote():
+    with Server() as found:
+        yield found
+
+
+def test_nothing_leaves_before_the_user_agrees_and_then_the_answer_has_a_badge(
+    browser, engine, about, remote, tmp_path
+):
     file = tmp_path / "handoff.json"
     file.write_text(json.dumps(settings(remote.url, logprob_below=1.0)))  # every answer is unsure
     handoff = Handoff(handoff_config.load(str(file)), "")
@@ -355,8 +362,6 @@ def test_nothing_leaves_before_the_user_agrees_and_then_the_answer_has_a_badge(b
         assert local in browser.find(".local").get_attribute("textContent")
         browser.driver.refresh()
         browser.until(lambda: browser.is_shown(".badge"))
-    remote.http.shutdown()
-    remote.http.server_close()
 
 
 def test_a_key_is_asked_for_and_kept_in_the_tab(browser, engine, about):
