@@ -52,36 +52,28 @@ class Confidence:
     agrees: bool | None = None
 
 
-def measure(
-    logprobs: Sequence[float],
-    forced: Sequence[bool],
-    answer_tokens: int,
-    *,
-    cut: bool = False,
-    agrees: bool | None = None,
-) -> Confidence:
-    """Returns the confidence of one sample.
+def measure(logprobs: Sequence[float], forced: Sequence[bool], answer_tokens: int, *, cut: bool = False) -> Confidence:
+    """Returns the confidence of one sample; whether it agrees with another is not known.
 
     Args:
       logprobs: [n] of each token in nats, as in `s1jax.Output`.
       forced: [n], tokens that were forced and not sampled.
       answer_tokens: sampled tokens of the answer, which are the last ones.
       cut: whether thinking was cut.
-      agrees: see `Confidence`.
 
     Returns:
       The confidence; 0 stands for a mean of nothing.
     """
     sampled = np.asarray(logprobs, np.float64)[~np.asarray(forced, bool)]
     if not sampled.size:
-        return Confidence(0.0, 0.0, 0.0, cut, agrees)
+        return Confidence(0.0, 0.0, 0.0, cut)
     mean = float(sampled.mean())
     lowest = mean
     if sampled.size > WINDOW:
         sums = np.cumsum(np.concatenate([[0.0], sampled]))
         lowest = float((sums[WINDOW:] - sums[:-WINDOW]).min() / WINDOW)
     answer = float(sampled[-answer_tokens:].mean()) if answer_tokens else 0.0
-    return Confidence(mean, lowest, answer, cut, agrees)
+    return Confidence(mean, lowest, answer, cut)
 
 
 @dataclasses.dataclass(frozen=True)
