@@ -44,9 +44,8 @@ def show(runs: Sequence[Run], metrics: Mapping[str, Metrics], title: str) -> Non
     ]
     undecided = [f"{run.undecided} of {run.problems} in {terminal.safe(run.name)}" for run in runs if run.undecided]
     note = f"undecided answers, counted as not right: {', '.join(undecided)}. " if undecided else ""
-    console = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 120)
-    console.print(_table(lines, title=terminal.safe(title)))
-    console.print(_table(figures))
+    _print(lines, title=terminal.safe(title))
+    _print(figures)
     print(f"{note}95 %: Wilson interval of the accuracy. Tokens, samples, time and cost are means of a problem.")
 
 
@@ -70,9 +69,8 @@ def show_handoffs(studies: Sequence[Study]) -> None:
                     "cost\nUSD": f"{half['dollars']:.2g}" if own and half["dollars"] else "-",
                 }
             )
-    console = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 120)
     remote = studies[0].remote
-    console.print(_table(lines, title=terminal.safe(f"hand-off to {remote.name}")))
+    _print(lines, title=terminal.safe(f"hand-off to {remote.name}"))
     dollars = f", {remote.dollars.mean():.2g} USD a problem" if remote.dollars.any() else ""
     print(
         f"The remote alone: {100 * remote.right.mean():.1f} %{dollars}. *: this score hands off. ±: one standard error."
@@ -80,15 +78,16 @@ def show_handoffs(studies: Sequence[Study]) -> None:
     )
 
 
-def _table(lines: Sequence[Mapping[str, str]], title: str | None = None) -> Table:
-    """Makes a table of the columns that have a figure; the first column holds names."""
+def _print(lines: Sequence[Mapping[str, str]], title: str | None = None) -> None:
+    """Prints a table of the columns that have a figure; the first column holds names."""
     table = Table(title=title)
     names = [name for name in lines[0] if any(line[name] != "-" for line in lines)]
     for i, name in enumerate(names):
         table.add_column(name, justify="right" if i else "left", no_wrap=bool(i))
     for line in lines:
         table.add_row(*(line[name] for name in names))
-    return table
+    console = Console(highlight=False, markup=False, emoji=False, width=None if sys.stdout.isatty() else 120)
+    console.print(table)
 
 
 def _figure(value: float | None, form: str) -> str:
