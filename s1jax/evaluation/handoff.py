@@ -211,7 +211,8 @@ def sampled(chosen: Sequence[Strategy], setup: Setup | None, wait: str) -> list[
     """Returns the strategies to sample: those of `chosen` without a hand-off, local ones of the others, the remote.
 
     Raises:
-      UserError: a strategy hands off and there is no remote, or there is one and none does.
+      UserError: a strategy hands off, but no remote is given; a remote is given, but no strategy hands off; or the
+        given strategy cannot be the remote.
     """
     asking = [strategy for strategy in chosen if strategy.handoff is not None]
     if not asking:

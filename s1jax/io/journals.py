@@ -140,7 +140,7 @@ class _Reader:
         self._path, self._run, self._size = path, run, 0
 
     def news(self) -> list[Row]:
-        """Returns the rows since the last call; none where there is no file."""
+        """Returns the rows that were added since the last call; an empty list if the file does not exist."""
         try:
             if self._path.stat().st_size <= self._size:
                 return []

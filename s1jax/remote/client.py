@@ -141,7 +141,7 @@ class Client:
           more: further fields of the request, over those of the endpoint.
 
         Raises:
-          RemoteError: there is no answer. `lost` in it counts attempts that may be billed all the same.
+          RemoteError: the request failed. Its `lost` is the number of attempts that may be billed nevertheless.
         """
         limit = {"max_completion_tokens": max_tokens} if max_tokens else {}
         own = {"model": self.endpoint.model, "messages": list(messages)}

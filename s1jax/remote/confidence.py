@@ -243,7 +243,7 @@ def read(path: str | os.PathLike[str], what: str) -> Fit:
       what: its name in messages, such as a flag.
 
     Raises:
-      UserError: there is no such file, or it is not a fit.
+      UserError: the file cannot be read, or it does not contain a fit.
     """
     try:
         values: Any = json.loads(pathlib.Path(path).read_bytes())
