@@ -14,7 +14,7 @@ from typing import Any
 from s1jax.engine.pieces import Piece
 from s1jax.serve import budgets, chat, protocol, settings, tool_blocks, tool_calls
 from s1jax.serve.protocol import ApiError, Call, Count, Defaults, Event, Result, Usage
-from s1jax.serve.reader import Reader, refuse, shown, string
+from s1jax.serve.reader import Reader, refuse, string
 from s1jax.text.messages import Message
 from s1jax.text.tools import ToolCall
 
@@ -93,9 +93,7 @@ def _messages(reader: Reader, tools: bool) -> tuple[Message, ...]:
 
 def _message(reader: Reader, value: Any, path: str, tools: bool) -> list[tuple[str, tool_calls.Read]]:
     """Reads a message; of the user's, each result of a tool becomes one of its own. They come with their paths."""
-    if not isinstance(value, Mapping):
-        refuse(path, f"is {shown(value)}; it must be an object.")
-    fields = reader.groups[path] = Reader(value, path)
+    fields = reader.inside(value, path)
     role = fields.word("role", ("user", "assistant"))
     if role is None:
         refuse(f"{path}.role", "is missing; choose one of user, assistant.")

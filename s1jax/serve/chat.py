@@ -10,7 +10,7 @@ from s1jax.engine.pieces import Piece
 from s1jax.errors import UserError
 from s1jax.serve import budgets, protocol, settings, tool_calls
 from s1jax.serve.protocol import ApiError, Call, Count, Defaults, Event, Result, Usage
-from s1jax.serve.reader import Reader, refuse, shown, string
+from s1jax.serve.reader import Reader, refuse, string
 from s1jax.text.messages import Message
 from s1jax.text.tools import ToolCall
 
@@ -82,9 +82,7 @@ def messages(reader: Reader, defaults: Defaults, may_lack: bool = False) -> tupl
 
 
 def _message(value: Any, path: str, reader: Reader, tools: bool) -> tool_calls.Read:
-    if not isinstance(value, Mapping):
-        refuse(path, f"is {shown(value)}; it must be an object.")
-    fields = reader.groups[path] = Reader(value, path)
+    fields = reader.inside(value, path)
     roles = (*_ROLES, "tool") if tools else _ROLES
     role = fields.word("role", roles)
     if role is None:
@@ -153,9 +151,7 @@ def text_schema(kinds: Sequence[str] = ("text",)) -> dict[str, Any]:
 
 
 def _part(reader: Reader, value: Any, path: str, kinds: Sequence[str]) -> str:
-    if not isinstance(value, Mapping):
-        refuse(path, f"is {shown(value)}; it must be an object.")
-    fields = reader.groups[path] = Reader(value, path)
+    fields = reader.inside(value, path)
     if fields.word("type", kinds) is None:
         refuse(f"{path}.type", f"is missing; choose one of {', '.join(kinds)}.")
     found = fields.text("text")

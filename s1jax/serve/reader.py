@@ -168,6 +168,13 @@ class Reader:
         self.groups[name] = Reader(value or {}, self.path(name))
         return None if value is None else self.groups[name]
 
+    def inside(self, value: Any, path: str) -> Reader:
+        """The reader of an object that stands in a list; it is kept under its path."""
+        if not isinstance(value, Mapping):
+            refuse(path, f"is {shown(value)}; it must be an object.")
+        self.groups[path] = Reader(value, path)
+        return self.groups[path]
+
     def items(self, name: str) -> list[Any] | None:
         """A list."""
         value = self.value(name, {"type": ["array", "null"]})

@@ -99,32 +99,28 @@ def _conversation(reader: Reader) -> tuple[Message, ...]:
     thought: str | None = None
     for i, item in enumerate(found):
         path = f"input[{i}]"
-        if not isinstance(item, Mapping):
-            refuse(path, f"is {shown(item)}; it must be an object.")
+        fields = reader.inside(item, path)
         kind = item.get("type", "message")
         if kind == "reasoning":
-            thought = _thought(reader, item, path)
+            thought = _thought(fields)
             continue
         if kind != "message":
             refuse(f"{path}.type", f"is {shown(kind)}; s1jax reads message and reasoning.")
-        message = _message(reader, item, path, thought)
-        messages.append(message)
+        messages.append(_message(fields, path, thought))
         thought = None
     if not messages or messages[-1].role != "user" or thought is not None:
         refuse("input", "must end with a message of the user.")
     return tuple(messages)
 
 
-def _thought(reader: Reader, item: Mapping[str, Any], path: str) -> str | None:
+def _thought(fields: Reader) -> str | None:
     """The text of earlier reasoning; None if it has none, as that of other servers."""
-    fields = reader.groups[path] = Reader(item, path)
     fields.value("type")
     fields.unused("id", "status", "summary", "encrypted_content")
     return chat.text(fields, "content", ("reasoning_text",)) if fields.value("content") else None
 
 
-def _message(reader: Reader, item: Mapping[str, Any], path: str, thought: str | None) -> Message:
-    fields = reader.groups[path] = Reader(item, path)
+def _message(fields: Reader, path: str, thought: str | None) -> Message:
     role = fields.word("role", _ROLES)
     if role is None:
         refuse(f"{path}.role", f"is missing; choose one of {', '.join(_ROLES)}.")

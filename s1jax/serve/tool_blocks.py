@@ -56,7 +56,7 @@ def read(reader: Reader, defaults: Defaults) -> dict[str, Any]:
 
 def _tool(value: Any, path: str, reader: Reader) -> Mapping[str, Any]:
     """Returns a tool as OpenAI's API has it, which is what the chat template writes."""
-    fields = _fields(value, path, reader)
+    fields = reader.inside(value, path)
     fields.word("type", ("custom",))
     function: dict[str, Any] = {"name": _needed(fields, "name")}
     description = fields.text("description")
@@ -67,14 +67,6 @@ def _tool(value: Any, path: str, reader: Reader) -> Mapping[str, Any]:
         fields.unused("strict")
     fields.unused("cache_control", "input_examples", "eager_input_streaming")
     return {"type": "function", "function": function}
-
-
-def _fields(value: Any, path: str, reader: Reader) -> Reader:
-    """Returns the reader of an object of the request."""
-    if not isinstance(value, Mapping):
-        refuse(path, f"is {shown(value)}; it must be an object.")
-    fields = reader.groups[path] = Reader(value, path)
-    return fields
 
 
 def _needed(fields: Reader, name: str) -> str:
@@ -93,7 +85,7 @@ def uses(reader: Reader, blocks: Sequence[tuple[str, Any]]) -> tuple[list[str], 
     """Reads blocks of the type `tool_use` with their paths; returns the ids of the calls, and the calls."""
     ids, found = [], []
     for path, block in blocks:
-        fields = _fields(block, path, reader)
+        fields = reader.inside(block, path)
         fields.value("type")
         ids.append(_needed(fields, "id"))
         if ids[-1] in ids[:-1]:
@@ -113,7 +105,7 @@ def result(reader: Reader, path: str, block: Any, text: Any) -> tool_calls.Read:
       block: the block.
       text: reads the text in the field `content` of a reader.
     """
-    fields = _fields(block, path, reader)
+    fields = reader.inside(block, path)
     fields.value("type")
     id_ = _needed(fields, "tool_use_id")
     content = text(fields, "content") if fields.value("content") is not None else ""
