@@ -30,7 +30,6 @@ from s1jax.serve.metrics import CONTENT_TYPE, Metrics
 from s1jax.serve.page import Page
 from s1jax.serve.protocol import ApiError, Defaults, Usage
 from s1jax.serve.protocol import Count as Count
-from s1jax.serve.sse import ClientLeft
 from s1jax.serve.ticket import Unavailable
 from s1jax.serve.worker import Worker
 from s1jax.text import conversation
@@ -122,7 +121,7 @@ class _Routes:
         return [
             *(Route(path, self._api(api), methods=post) for path, api in APIS.items()),
             Route("/v1/chat/completions/control", _json(self._calls.control), methods=post),
-            Route("/v1/handoffs", self._accept, methods=post),
+            Route("/v1/handoffs", _json(self._accept), methods=post),
             Route("/v1/models", self._models, methods=get),
             Route("/v1/models/{name:path}", self._model, methods=get),
             Route("/v1/curve", self._curve, methods=get),
@@ -142,20 +141,14 @@ class _Routes:
 
         return answer
 
-    async def _accept(self, request: Request) -> Response:
+    async def _accept(self, body: Mapping[str, Any], key: int) -> dict[str, Any]:
         """Makes a hand-off that was offered."""
-        try:
-            fields = reader.Reader(reader.loads(await calls_lib.read_body(request)))
-            offer = fields.text("offer")
-            if not offer:
-                reader.refuse("offer", "is missing; write the id of handoff.offer in a reply.")
-            fields.rest()
-            accepting = self._handoffs.accept(offer, f"key{request.state.key}")
-            return JSONResponse(await sse.until_left(request.receive, accepting))
-        except (ApiError, BodyTooLarge) as problem:
-            return calls_lib.refusal(chat, calls_lib.as_api_error(problem), problem)  # type: ignore[arg-type]
-        except ClientLeft:
-            return Response(status_code=499)
+        fields = reader.Reader(body)
+        offer = fields.text("offer")
+        if not offer:
+            reader.refuse("offer", "is missing; write the id of handoff.offer in a reply.")
+        fields.rest()
+        return await self._handoffs.accept(offer, f"key{key}")
 
     async def _health(self, request: Request) -> Response:
         state = self._worker.state
@@ -250,11 +243,13 @@ def _json(function: Callable[[Mapping[str, Any], int], Any]) -> Callable[[Reques
             data = await calls_lib.read_body(request)
             body = await calls_lib.beside(len(data), reader.loads, data)
             found = await calls_lib.beside(len(data), function, body, request.state.key)
-            return JSONResponse(await found if inspect.isawaitable(found) else found)
+            if inspect.isawaitable(found):
+                found = await sse.until_left(request.receive, found)
+            return JSONResponse(found)
         except (ApiError, UserError, Unavailable, BodyTooLarge) as problem:
-            return calls_lib.refusal(chat, calls_lib.as_api_error(problem), problem)  # type: ignore[arg-type]
-        except ClientLeft:
-            return Response(status_code=499)
+            return calls_lib.refusal(chat, problem)  # type: ignore[arg-type]
+        except sse.ClientLeft:
+            return Response(status_code=calls_lib.LEFT)
 
     return answer
 
@@ -268,8 +263,8 @@ def _refuse(path: str, status: int, code: str, message: str) -> dict[str, Any]:
 
 async def _not_found(request: Request, error: HTTPException) -> Response:
     """404 and 405."""
-    words = {404: "there is no such route", 405: "the route does not take this method"}
-    message = f"{words.get(error.status_code, error.detail)}: {request.method} {request.url.path!r:.120}."
+    problems = {404: "no such route", 405: "the route does not accept this method"}
+    message = f"{problems.get(error.status_code, error.detail)}: {request.method} {request.url.path!r:.120}."
     body = _refuse(request.url.path, error.status_code, "not_found", message)
     return JSONResponse(body, error.status_code, error.headers)
 

@@ -21,7 +21,7 @@ from s1jax.engine.request import Request as EngineRequest
 from s1jax.engine.sequence import EncodedRequest, Sample
 from s1jax.errors import UserError
 from s1jax.serve import budgets, protocol, reader, scoring, sse
-from s1jax.serve.guards import MOST_BYTES, BodyTooLarge
+from s1jax.serve.guards import BodyTooLarge
 from s1jax.serve.handoff_calls import HandoffCalls
 from s1jax.serve.protocol import ApiError, Call, Count, Defaults, Echo, Event, Result, Usage
 from s1jax.serve.ticket import Running, Ticket, Unavailable
@@ -34,7 +34,7 @@ _KEPT = 256  # finished replies whose thinking can go on
 _KEPT_SECONDS = 3600
 _LONGEST_WAIT = 64  # tokens; a longer wait string would compile programs, while everybody waits
 _TOKEN = 32  # characters; no text has longer tokens throughout
-_LEFT = 499  # status in the log for a client that left, as nginx has it
+LEFT = 499  # status in the log for a client that left, as nginx has it
 
 _Found = TypeVar("_Found")
 Log = Callable[[Mapping[str, Any]], None]
@@ -154,18 +154,18 @@ class Calls:
             self._note(request, start, 200, call, live, results)
             return JSONResponse(api.whole(call, results, self._count), headers=_ignored(call))
         except sse.ClientLeft:
-            self._note(request, start, _LEFT, call)
-            return Response(status_code=_LEFT)
+            self._note(request, start, LEFT, call)
+            return Response(status_code=LEFT)
         except (ApiError, UserError, Unavailable, BodyTooLarge) as problem:
-            error = as_api_error(problem)
-            self._note(request, start, error.status, call)
-            return refusal(api, error, problem)
+            response = refusal(api, problem)
+            self._note(request, start, response.status_code, call)
+            return response
 
     async def control(self, body: Mapping[str, Any], key: int) -> dict[str, Any]:
         """Acts on a call whose answer is on its way: `{"id": "chatcmpl-...", "action": "reasoning_end"}`.
 
         Raises:
-          ApiError: the body is refused, or there is no such call of this API key.
+          ApiError: 400, a field is invalid; 404, this API key has no running request with that id.
         """
         fields = reader.Reader(body)
         call_id = fields.text("id")
@@ -308,7 +308,7 @@ class Calls:
 
         def ended(complete: bool) -> None:
             self._end(live)
-            self._note(request, start, status if complete else _LEFT, live.call, live, results)
+            self._note(request, start, status if complete else LEFT, live.call, live, results)
 
         return sse.EventStream(events(), keep_alive=self._keep_alive, on_end=ended, headers=_ignored(live.call))
 
@@ -446,13 +446,13 @@ def as_api_error(problem: Exception) -> ApiError:
     if isinstance(problem, Unavailable):
         return ApiError(str(problem), None, problem.reason, "unavailable_error", 503)
     if isinstance(problem, BodyTooLarge):
-        return ApiError(f"the body has more than {MOST_BYTES} bytes.", None, "body_too_large", status=413)
+        return ApiError(str(problem), None, "body_too_large", status=413)
     return ApiError(str(problem))
 
 
-def refusal(api: Api, error: ApiError, problem: Exception | None = None) -> JSONResponse:
+def refusal(api: Api, problem: Exception) -> JSONResponse:
     """Returns the response of an error in the form of an API."""
-    headers = {}
+    error, headers = as_api_error(problem), {}
     if isinstance(problem, Unavailable) and problem.retry_after:
         headers["retry-after"] = str(problem.retry_after)
     return JSONResponse(api.fail(error), error.status, headers)
