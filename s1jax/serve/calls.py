@@ -63,7 +63,7 @@ class Api(Protocol):
 
     Stream: Callable[[Call, Count], StreamWriter]
 
-    def parse(self, body: Mapping[str, Any], defaults: Defaults) -> Call:
+    def read(self, reader: reader.Reader, defaults: Defaults) -> Call:
         """Reads the body of a request."""
 
     def whole(self, call: Call, results: Sequence[Result], count: Count = ...) -> dict[str, Any]:
@@ -135,7 +135,7 @@ class Calls:
         start, call = time.monotonic(), None
         try:
             body = await read_body(request)
-            call = await beside(len(body), lambda: api.parse(reader.loads(body), self.defaults))
+            call = await beside(len(body), lambda: api.read(reader.Reader(reader.loads(body)), self.defaults))
             self._handoffs.check(call)
             if call.only_prompt:
                 results = await sse.until_left(request.receive, self._scored(call))

@@ -18,17 +18,12 @@ _TOTALS = ("max_completion_tokens", "max_tokens")
 _ROLES = ("system", "developer", "user", "assistant")
 
 
-def parse(body: Mapping[str, Any], defaults: Defaults) -> Call:
-    """Returns the call that a body asks for.
+def read(reader: Reader, defaults: Defaults) -> Call:
+    """Returns the call that a body asks for; its reader then knows all fields that are accepted.
 
     Raises:
-      ApiError: the body is refused.
+      ApiError: 400, a field is invalid; 404, the model is not served.
     """
-    return read(Reader(body), defaults)
-
-
-def read(reader: Reader, defaults: Defaults) -> Call:
-    """`parse` of a body in a reader, which then knows all fields that are accepted."""
     name = protocol.model(reader, defaults)
     settings.refused(reader, _TOTALS, "stop", "logprobs", "n", *tool_calls.names(defaults))
     offered = tool_calls.read(reader, defaults)

@@ -20,17 +20,12 @@ from s1jax.serve.reader import whole as whole_number
 _TOTALS = ("max_tokens", "max_completion_tokens")
 
 
-def parse(body: Mapping[str, Any], defaults: Defaults) -> Call:
-    """Returns the call that a body asks for.
+def read(reader: Reader, defaults: Defaults) -> Call:
+    """Returns the call that a body asks for; its reader then knows all fields that are accepted.
 
     Raises:
-      ApiError: the body is refused.
+      ApiError: 400, a field is invalid; 404, the model is not served.
     """
-    return read(Reader(body), defaults)
-
-
-def read(reader: Reader, defaults: Defaults) -> Call:
-    """`parse` of a body in a reader, which then knows all fields that are accepted."""
     name = protocol.model(reader, defaults)
     settings.refused(reader, _TOTALS, "stop", "logprobs", "n", "echo", "best_of")
     prompts = _prompts(reader, defaults)

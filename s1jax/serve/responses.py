@@ -35,17 +35,12 @@ _REFUSED: dict[str, tuple[tuple[Any, ...], str]] = {
 }
 
 
-def parse(body: Mapping[str, Any], defaults: Defaults) -> Call:
-    """Returns the call that a body asks for.
+def read(reader: Reader, defaults: Defaults) -> Call:
+    """Returns the call that a body asks for; its reader then knows all fields that are accepted.
 
     Raises:
-      ApiError: the body is refused.
+      ApiError: 400, a field is invalid; 404, the model is not served.
     """
-    return read(Reader(body), defaults)
-
-
-def read(reader: Reader, defaults: Defaults) -> Call:
-    """`parse` of a body in a reader, which then knows all fields that are accepted."""
     name = protocol.model(reader, defaults)
     settings.refused(reader, ("max_output_tokens",), "stop", "n", "metadata", "instructions")
     for field, (values, remedy) in _REFUSED.items():

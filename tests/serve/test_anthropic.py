@@ -15,7 +15,7 @@ THINK = {"thinking": {"type": "enabled", "budget_tokens": 64}}
 
 
 def parse(**fields):
-    return anthropic.parse({**BODY, **fields}, DEFAULTS)
+    return anthropic.read(Reader({**BODY, **fields}), DEFAULTS)
 
 
 def test_fields_become_sampling_parameters():

@@ -15,7 +15,7 @@ BODY = {"model": "s1", "messages": [{"role": "user", "content": "What is 1+1?"}]
 
 
 def parse(**fields):
-    return chat.parse({**BODY, **fields}, DEFAULTS)
+    return chat.read(Reader({**BODY, **fields}), DEFAULTS)
 
 
 def refusal(**fields) -> ApiError:
@@ -136,7 +136,7 @@ def test_conversations():
 
 
 def test_thinking_longer():
-    call = chat.parse({"think_longer": {"id": "chatcmpl-1"}, "messages": [], "num_waits": 2}, DEFAULTS)
+    call = chat.read(Reader({"think_longer": {"id": "chatcmpl-1"}, "messages": [], "num_waits": 2}), DEFAULTS)
     assert (call.think_longer, call.prompts, call.num_choices, call.given["num_waits"]) == ("chatcmpl-1", (), 1, 2)
 
 
@@ -224,7 +224,7 @@ def test_thinking_that_is_not_sent_is_counted():
 
 def test_forced_text_is_marked_and_one_name_may_be_dropped():
     defaults = Defaults("s1", 100, reasoning_names=("reasoning",))
-    call = chat.parse({**BODY, "stream": True}, defaults)
+    call = chat.read(Reader({**BODY, "stream": True}), defaults)
     rng = random.Random(1)
     result, pieces = replies.result(rng)
     stream = chat.Stream(call)

@@ -13,7 +13,7 @@ SCORE = {"echo": True, "logprobs": 1, "max_tokens": 1, "temperature": 0}
 
 
 def parse(prompt="2+2=", **fields):
-    return completions.parse({"prompt": prompt, **fields}, DEFAULTS)
+    return completions.read(Reader({"prompt": prompt, **fields}), DEFAULTS)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from s1jax.errors import UserError
 from s1jax.serve import chat, prices
 from s1jax.serve.prices import Price, Prices
 from s1jax.serve.protocol import Defaults
+from s1jax.serve.reader import Reader
 from tests.serve import replies
 
 
@@ -15,7 +16,7 @@ def call_and_result(**fields):
     body = {"messages": [{"role": "user", "content": "a"}]}
     result, _ = replies.result(random.Random(0))
     result = dataclasses.replace(result, prompt_ids=998, cached_tokens=600, device_seconds=1.8, **fields)
-    return chat.parse(body, Defaults("s1", 1000)), result
+    return chat.read(Reader(body), Defaults("s1", 1000)), result
 
 
 def test_the_cost_of_a_reply_by_list_and_by_device():

@@ -13,7 +13,7 @@ DEFAULTS = Defaults(model="s1", context_length=10_000)
 
 
 def parse(**fields):
-    return responses.parse({"input": "hi", **fields}, DEFAULTS)
+    return responses.read(Reader({"input": "hi", **fields}), DEFAULTS)
 
 
 def test_input_becomes_a_conversation():

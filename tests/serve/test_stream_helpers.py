@@ -7,6 +7,7 @@ import pytest
 
 from s1jax.serve import anthropic, chat, protocol, responses
 from s1jax.serve.protocol import Defaults
+from s1jax.serve.reader import Reader
 from tests.serve import replies
 
 APIS = {"/v1/messages": anthropic, "/v1/responses": responses, "/v1/chat/completions": chat}
@@ -19,7 +20,7 @@ def client(make, result, pieces, base: str, defaults=DEFAULTS):
 
     def answer(request):
         api = APIS[request.url.path]
-        call = api.parse(json.loads(request.content), defaults)
+        call = api.read(Reader(json.loads(request.content)), defaults)
         if not call.stream:
             return http.Response(200, json=api.whole(call, [result]))
         stream = api.Stream(call)

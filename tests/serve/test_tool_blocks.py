@@ -7,6 +7,7 @@ import pytest
 
 from s1jax.serve import anthropic, openapi
 from s1jax.serve.protocol import ApiError
+from s1jax.serve.reader import Reader
 from s1jax.text import tools
 from s1jax.text.messages import Message
 from s1jax.text.tools import ToolCall
@@ -29,7 +30,7 @@ def results_of(*ids, text=()):
 
 
 def parse(*messages, defaults=DEFAULTS, **fields):
-    return anthropic.parse({"max_tokens": 500, "messages": list(messages) or [USER], **fields}, defaults)
+    return anthropic.read(Reader({"max_tokens": 500, "messages": list(messages) or [USER], **fields}), defaults)
 
 
 def test_tools_of_a_request():
@@ -92,7 +93,7 @@ def test_the_document_describes_tools_as_they_are_read():
         if not isinstance(body, dict):
             continue
         try:
-            anthropic.parse(body, DEFAULTS)
+            anthropic.read(Reader(body), DEFAULTS)
             accepted = True
         except ApiError as error:
             accepted = False

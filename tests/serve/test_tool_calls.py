@@ -8,6 +8,7 @@ import pytest
 from s1jax.engine.pieces import Piece
 from s1jax.serve import chat, handoff_calls, openapi, protocol
 from s1jax.serve.protocol import ApiError, Defaults
+from s1jax.serve.reader import Reader
 from s1jax.text import tools
 from s1jax.text.messages import Message
 from s1jax.text.tools import ToolCall
@@ -40,7 +41,7 @@ def result_of(id_, content="3"):
 
 
 def parse(*messages, defaults=DEFAULTS, **fields):
-    return chat.parse({"messages": list(messages) or [USER], **fields}, defaults)
+    return chat.read(Reader({"messages": list(messages) or [USER], **fields}), defaults)
 
 
 def refusal(*messages, **fields) -> ApiError:
@@ -161,7 +162,7 @@ def test_the_document_describes_tools_as_they_are_read():
         if not isinstance(body, dict) or "messages" not in body:
             continue  # think_longer has none
         try:
-            chat.parse(body, DEFAULTS)
+            chat.read(Reader(body), DEFAULTS)
             accepted = True
         except ApiError as error:
             accepted = False
