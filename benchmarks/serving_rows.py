@@ -115,7 +115,7 @@ def _overhead(
         begin = time.perf_counter()
         tokens = sum(len(output.token_ids) - start for output in engine.generate(requests))
         rate = tokens / (time.perf_counter() - begin)
-        timelines = asyncio.run(_at_once(server, bodies))
+        timelines = asyncio.run(_closed(server, bodies, len(bodies)))
         streamed = load.summary(timelines)
         assert streamed["output_tokens"] == tokens, f"{streamed['output_tokens']} tokens over HTTP, not {tokens}"
         if i:
@@ -125,16 +125,16 @@ def _overhead(
     return {"goal": goal, "ratio": statistics.median(ratios), "requests": len(bodies), "tokens": tokens, "rates": rates}
 
 
-async def _at_once(server: servers.Server, bodies: Sequence[Mapping[str, Any]]) -> list[load.Timeline]:
+async def _closed(server: servers.Server, bodies: Sequence[Mapping[str, Any]], clients: int) -> list[load.Timeline]:
     async with load.client(server.url) as http:
-        return await load.closed(http, bodies, len(bodies))
+        return await load.closed(http, bodies, clients)
 
 
 def first_token(bench: Bench) -> dict[str, Any]:
     """Time to the first token of an idle server, prompts of 64 tokens that it has not seen, one after the other."""
     rng, server = np.random.default_rng(1), bench.server()
     bodies = [bench.body(rng, 64 - 12, 16, server) for _ in range(bench.count(100))]  # 12: of the chat template
-    timelines = asyncio.run(_one_by_one(server, bodies))
+    timelines = asyncio.run(_closed(server, bodies, 1))
     figures = load.summary(timelines)
     prefill = _prefill_seconds(bench, rng, bench.count(20))
     return {
@@ -143,11 +143,6 @@ def first_token(bench: Bench) -> dict[str, Any]:
         "met": figures["ttft"]["p99"] <= prefill + _GRACE,
         "details": figures,
     }
-
-
-async def _one_by_one(server: servers.Server, bodies: Sequence[Mapping[str, Any]]) -> list[load.Timeline]:
-    async with load.client(server.url) as http:
-        return await load.closed(http, bodies, 1)
 
 
 def _prefill_seconds(bench: Bench, rng: np.random.Generator, count: int) -> float:
@@ -196,13 +191,13 @@ def between_tokens(bench: Bench) -> dict[str, Any]:
     }  # fmt: skip
 
 
-async def _capacity(bench: Bench, server: servers.Server) -> float:
-    """Requests a second with all slots full; the first requests warm it up."""
+async def _capacity(bench: Bench, server: servers.Server, clients: int = 2 * SLOTS) -> float:
+    """Requests a second with all slots full; the first requests warm it up. A short queue needs fewer clients."""
     rng = np.random.default_rng(2)
     async with load.client(server.url) as http:
         await load.closed(http, [bench.mixed(rng, server) for _ in range(SLOTS)], SLOTS)
         bodies = [bench.mixed(rng, server) for _ in range(bench.count(96))]
-        timelines = await load.closed(http, bodies, 2 * SLOTS)
+        timelines = await load.closed(http, bodies, clients)
     return float(load.summary(timelines)["requests_per_second"])
 
 
@@ -291,7 +286,7 @@ def overload(bench: Bench, minutes: float) -> dict[str, Any]:
     memory: list[int] = []
     flags = [f"--max_queue={_SOAK_QUEUE}"]
     with servers.start("s1jax", bench.medium, slots=SLOTS, flags=flags) as server:
-        rate = 1.2 * asyncio.run(_capacity_within(bench, server))
+        rate = 1.2 * asyncio.run(_capacity(bench, server, SLOTS + 8))
 
         async def run() -> list[load.Timeline]:
             watching = asyncio.ensure_future(_watch(server, memory))
@@ -315,15 +310,6 @@ def overload(bench: Bench, minutes: float) -> dict[str, Any]:
         "met": growth <= _FLAT and clean and bool(refused) and late == 0,
         "details": {"minutes": minutes, "rate": rate, "memory": memory, **figures},
     }
-
-
-async def _capacity_within(bench: Bench, server: servers.Server) -> float:
-    """`_capacity` of a server with a short queue."""
-    rng = np.random.default_rng(2)
-    async with load.client(server.url) as http:
-        await load.closed(http, [bench.mixed(rng, server) for _ in range(SLOTS)], SLOTS)
-        timelines = await load.closed(http, [bench.mixed(rng, server) for _ in range(bench.count(96))], SLOTS + 8)
-    return float(load.summary(timelines)["requests_per_second"])
 
 
 async def _watch(server: servers.Server, memory: list[int]) -> None:
