@@ -29,7 +29,7 @@ _LETTERS = string.ascii_lowercase
 
 def make(folder: pathlib.Path) -> None:
     """Writes the medium model: `folder`/s1jax, /huggingface and /model.gguf, all with the same float32 weights."""
-    params, tokenizer = models.random_params(), _tokenizer()
+    params, tokenizer = models.random_params(), make_tokenizer()
     store.save_model(folder / "s1jax", params, CONFIG, tokenizer, FORMAT, {"made": "random weights of a benchmark"})
     exported = folder / "huggingface"
     exported.mkdir()
@@ -56,12 +56,12 @@ def _merges() -> list[tuple[str, str]]:
     triples = [(a + b, c) for a, b, c in itertools.product(_LETTERS, repeat=3)]
     spaced = [("Ġ", word) for word in rising]
     quads = [(a + b, c + d) for a, b, c, d in itertools.product(_LETTERS[:11], repeat=4)]
-    return [*pairs, *triples, *spaced, *quads]
+    return [*pairs, *triples, *spaced, *quads][: CONFIG.vocab_size - 256 - len(FORMAT.special)]
 
 
-def _tokenizer() -> Tokenizer:
-    """Byte-level BPE with exactly `CONFIG.vocab_size` tokens."""
-    merges = _merges()[: CONFIG.vocab_size - 256 - len(FORMAT.special)]
+def make_tokenizer() -> Tokenizer:
+    """Returns byte-level BPE with exactly `CONFIG.vocab_size` tokens."""
+    merges = _merges()
     assert len({a + b for a, b in merges}) == len(merges)
     tokens = [*sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()), *(a + b for a, b in merges)]
     made = tokenizers.Tokenizer(tokenizers.models.BPE({token: i for i, token in enumerate(tokens)}, merges))
@@ -86,7 +86,6 @@ def _write_gguf(path: pathlib.Path, params: object, tokenizer: Tokenizer) -> Non
     writer.add_value_length(config.head_dim)
     writer.add_rope_freq_base(config.rope_theta)
     writer.add_layer_norm_rms_eps(config.norm_eps)
-    merges = _merges()[: config.vocab_size - 256 - len(FORMAT.special)]
     special = set(FORMAT.special)
     listed = tokenizer.tokens(range(config.vocab_size))
     writer.add_tokenizer_model("gpt2")
@@ -94,7 +93,7 @@ def _write_gguf(path: pathlib.Path, params: object, tokenizer: Tokenizer) -> Non
     writer.add_token_list(listed)
     kinds = [gguf.TokenType.CONTROL if token in special else gguf.TokenType.NORMAL for token in listed]
     writer.add_token_types(kinds)
-    writer.add_token_merges([" ".join(pair) for pair in merges])
+    writer.add_token_merges([" ".join(pair) for pair in _merges()])
     writer.add_eos_token_id(tokenizer.id_of(FORMAT.turn_end))
     writer.add_add_bos_token(False)
     writer.add_chat_template(template.to_jinja(FORMAT))

@@ -48,7 +48,7 @@ class Bench:
         if not (folder / "model.gguf").exists():
             serving_models.make(folder)
         self.medium = str(folder / "s1jax")
-        self.tokenizer = serving_models._tokenizer()
+        self.tokenizer = serving_models.make_tokenizer()
         self.words = serving_models.words(self.tokenizer)
 
     def server(self) -> servers.Server:
