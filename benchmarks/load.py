@@ -19,7 +19,7 @@ import math
 import random
 import statistics
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -241,7 +241,7 @@ async def ask(
 
 async def closed(http: httpx.AsyncClient, bodies: Sequence[Mapping[str, Any]], clients: int) -> list[Timeline]:
     """Sends all requests in order, `clients` of them at one time."""
-    waiting = iter(list(enumerate(bodies)))
+    waiting = enumerate(bodies)
     found: list[Timeline | None] = [None] * len(bodies)
 
     async def work() -> None:
@@ -258,12 +258,7 @@ async def opened(
     """Sends request `make(i)` at `times[i]` seconds from now, whatever became of those before."""
     begin = time.perf_counter()
     tasks = []
-    async for i, due in _paced(begin, times):
-        tasks.append(asyncio.ensure_future(ask(http, make(i), due=due)))
-    return list(await asyncio.gather(*tasks))
-
-
-async def _paced(begin: float, times: Sequence[float]) -> AsyncIterator[tuple[int, float]]:
     for i, offset in enumerate(times):
         await asyncio.sleep(max(begin + offset - time.perf_counter(), 0))
-        yield i, begin + offset
+        tasks.append(asyncio.ensure_future(ask(http, make(i), due=begin + offset)))
+    return list(await asyncio.gather(*tasks))
