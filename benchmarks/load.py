@@ -99,7 +99,7 @@ class Timeline:
 
 
 def percentile(values: Iterable[float], percent: float) -> float:
-    """The smallest value that `percent` of a hundred do not exceed; nan if there are no values."""
+    """Returns the nearest-rank percentile, as NumPy's method `inverted_cdf`; nan if there are no values."""
     ordered = sorted(values)
     return ordered[max(math.ceil(len(ordered) * percent / 100) - 1, 0)] if ordered else math.nan
 

@@ -20,7 +20,7 @@ from typing import Any
 import httpx
 
 _START_SECONDS = 300
-# llama.cpp gives every slot the same part of n_ctx, unless the cache is shared as it is here.
+# llama.cpp divides n_ctx evenly among its slots, unless they share one KV cache (kv_unified), as they do here.
 _LLAMA = """
 import os, signal, sys, xllamacpp
 path, port, slots, length, tokens = sys.argv[1], *map(int, sys.argv[2:])
