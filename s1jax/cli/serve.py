@@ -110,9 +110,9 @@ def main() -> int:
         prices = prices_lib.Prices(dollars_per_hour=_DOLLARS.value)
     engine_flags.parse_mesh(engine_flags.MESH.value)
     checkpoint = _CHECKPOINT.value or _default_checkpoint()
-    about, curve = store.using(checkpoint, _describe)
+    about, curve, fingerprint = store.using(checkpoint, _describe)
     with contextlib.ExitStack() as stack:
-        handoff = stack.enter_context(_handoff(_HANDOFF.value, checkpoint)) if _HANDOFF.value else None
+        handoff = stack.enter_context(_handoff(_HANDOFF.value, fingerprint)) if _HANDOFF.value else None
         log = stack.enter_context(_request_log(_LOG.value)) if _LOG.value else None
         listener = stack.enter_context(listen(_HOST.value, _PORT.value))
         host, port = listener.getsockname()[:2]
@@ -257,12 +257,13 @@ def checked_name(name: str) -> str:
     return name
 
 
-def _describe(folder: pathlib.Path) -> tuple[Metadata, Mapping[str, Any] | None]:
-    """What a checkpoint says of itself, and the curve of its evaluation."""
+def _describe(folder: pathlib.Path) -> tuple[Metadata, Mapping[str, Any] | None, str]:
+    """What a checkpoint says of itself, the curve of its evaluation, and its fingerprint."""
     from s1jax.checkpoint import digests, store
     from s1jax.serve import curve
 
-    return store.load_metadata(folder), curve.find(folder, digests.fingerprint(folder))
+    metadata, fingerprint = store.load_metadata(folder), digests.fingerprint(folder)
+    return metadata, curve.find(folder, fingerprint), fingerprint
 
 
 def read_keys(name: str) -> tuple[str, ...]:
@@ -315,16 +316,13 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 @contextlib.contextmanager
-def _handoff(name: str, checkpoint: str) -> Iterator[Handoff]:
-    """Gives the hand-off that a file describes."""
-    from s1jax.checkpoint import digests, store
+def _handoff(name: str, fingerprint: str) -> Iterator[Handoff]:
+    """Gives the hand-off that a file describes; `fingerprint`: of the weights that are served."""
     from s1jax.serve import handoff_config
     from s1jax.serve.handoff import Handoff
 
-    loaded = handoff_config.load(name)
+    loaded = handoff_config.load(name, fingerprint)
     config = loaded.config
-    if loaded.fit is not None and loaded.fit.checkpoint:
-        loaded = handoff_config.load(name, store.using(checkpoint, digests.fingerprint))
     key = os.environ.get(config.key_env, "") if config.key_env else ""
     if config.key_env and not key:
         raise UserError(f"--handoff: {name} names the key {config.key_env}, which is not set; export it.")
