@@ -337,13 +337,11 @@ class Calls:
         assert engine is not None
         found = []
         for each in live.ticket.sequences:
-            sample, params = each.sample, each.request.params
-            output = each.output or Output(
-                thinking="", answer="", token_ids=() if sample is None else tuple(sample.ids.tolist()), forced=(),
-                logprobs=(), logprob=0.0, thinking_tokens=0 if sample is None else sample.thinking_tokens,
-                answer_tokens=0, waits=0, thinking_end="", answer_end="", stop_reason=None, params=params,
-            )  # fmt: skip
-            cached = 0 if sample is None else sample.cached_tokens
+            sample, output = each.sample, each.output or protocol.empty_output(each.request.params)
+            if sample is not None and each.output is None:
+                ids = tuple(sample.ids.tolist())
+                output = dataclasses.replace(output, token_ids=ids, thinking_tokens=sample.thinking_tokens)
+            cached = sample.cached_tokens if sample is not None else 0
             prompt, delimiters = len(each.request.prompt), engine.encoder.delimiters
             found.append(Result(output, prompt, delimiters, cached, each.device_seconds))
         return found

@@ -156,6 +156,14 @@ class Echo:
     next: tuple[str, float] | None = None
 
 
+def empty_output(params: SamplingParams) -> Output:
+    """Returns the output of a sequence that has no tokens."""
+    return Output(
+        thinking="", answer="", token_ids=(), forced=(), logprobs=(), logprob=0.0, thinking_tokens=0, answer_tokens=0,
+        waits=0, thinking_end="natural", answer_end="length", stop_reason=None, params=params,
+    )  # fmt: skip
+
+
 @dataclasses.dataclass(frozen=True)
 class Result:
     """One finished sequence, as the writers need it.

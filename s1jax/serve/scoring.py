@@ -6,9 +6,8 @@ import jax
 
 from s1jax.engine import prompt_score
 from s1jax.engine.engine import Engine
-from s1jax.engine.request import Output
 from s1jax.errors import UserError
-from s1jax.serve.protocol import Call, Echo, Result
+from s1jax.serve.protocol import Call, Echo, Result, empty_output
 
 
 def results(engine: Engine, call: Call) -> list[Result]:
@@ -37,13 +36,5 @@ def results(engine: Engine, call: Call) -> list[Result]:
             top=(None, *best[:-1]),
             next=best[-1] if call.max_completion_tokens else None,
         )
-        found.append(Result(_output(call), len(prompt), engine.encoder.delimiters, echo=echo))
+        found.append(Result(empty_output(call.params), len(prompt), engine.encoder.delimiters, echo=echo))
     return found
-
-
-def _output(call: Call) -> Output:
-    """The output of a request for which nothing is sampled."""
-    return Output(
-        thinking="", answer="", token_ids=(), forced=(), logprobs=(), logprob=0.0, thinking_tokens=0, answer_tokens=0,
-        waits=0, thinking_end="natural", answer_end="length", stop_reason=None, params=call.params,
-    )  # fmt: skip
