@@ -219,9 +219,10 @@ class Worker:
 
     def stats(self) -> Stats:
         """Returns what is known of the sequences now."""
-        waiting = [each for each in self._live() if each.times.admitted is None]
+        live = self._live()
+        waiting = [each for each in live if each.times.admitted is None]
         tokens = sum(each.prompt_tokens for each in waiting)
-        return Stats(len(self._live()) - len(waiting), len(waiting), tokens)
+        return Stats(len(live) - len(waiting), len(waiting), tokens)
 
     async def drain(self, seconds: float) -> int:
         """Takes no more requests and waits for those that run; the rest ends with an error.
