@@ -1,11 +1,14 @@
 """Random results and the pieces that a stream of them has, without an engine."""
 
+import json
 import random
 
 from s1jax.config.sampling import SamplingParams
 from s1jax.engine.pieces import Piece
 from s1jax.engine.request import Output
-from s1jax.serve.protocol import Result
+from s1jax.serve import protocol
+from s1jax.serve.protocol import ApiError, Defaults, Result
+from s1jax.serve.reader import Reader
 from s1jax.text.delimiters import Delimiters
 
 DELIMITERS = Delimiters(
@@ -62,14 +65,41 @@ def junk(rng: random.Random, depth: int = 0):
     return {rng.choice(keys): junk(rng, depth + 1) for _ in range(rng.randrange(4))}
 
 
-def fuzz(read, reader_of, body: dict, names, seed: int, count: int, error) -> int:
-    """Parses `body` with random values in random fields; returns how many bodies were refused, each with a 4xx."""
+def fuzz(api, defaults: Defaults, body: dict, seed: int, count: int, more: tuple = ()) -> int:
+    """Reads `body` with random values in random fields; returns how many bodies were refused, each with a 4xx.
+
+    Args:
+      api: module of an API.
+      defaults: of the server.
+      body: a valid one.
+      seed: of the values.
+      count: how many bodies.
+      more: names of fields beside those that the API knows.
+    """
+    valid = Reader(body)
+    api.read(valid, defaults)
+    names = [*valid.known, *more]
     rng, refused = random.Random(seed), 0
     for _ in range(count):
         changed = {**body, **{rng.choice(names): junk(rng) for _ in range(rng.randrange(1, 4))}}
         try:
-            read(reader_of(changed))
-        except error as found:
+            api.read(Reader(changed), defaults)
+        except ApiError as found:
             refused += 1
             assert 400 <= found.status < 500 and found.message and found.body()["error"]["message"]
     return refused
+
+
+def named_events(stream, result: Result, pieces: list[Piece]) -> list[dict]:
+    """The events of a stream whose events have names, after a round trip over the wire."""
+    written = stream.begin()
+    for piece in pieces:
+        written += stream.piece(0, piece)
+    assert stream.done == b""
+    wire = protocol.sse(written + stream.end([result])).decode()
+    found = []
+    for block in wire.split("\n\n")[:-1]:
+        name, data = block.split("\n")
+        found.append(json.loads(data.removeprefix("data: ")))
+        assert name == f"event: {found[-1]['type']}"
+    return found

@@ -1,9 +1,8 @@
-import json
 import random
 
 import pytest
 
-from s1jax.serve import anthropic, protocol
+from s1jax.serve import anthropic
 from s1jax.serve.protocol import ApiError, Defaults
 from s1jax.serve.reader import Reader
 from s1jax.text.messages import Message
@@ -65,25 +64,12 @@ def test_bad_values_are_refused_by_path(fields, param):
 
 
 def test_random_bodies_raise_nothing_but_a_4xx():
-    reader = Reader(BODY)
-    anthropic.read(reader, DEFAULTS)
-    refused = replies.fuzz(lambda r: anthropic.read(r, DEFAULTS), Reader, BODY, [*reader.known], 3, 3000, ApiError)
+    refused = replies.fuzz(anthropic, DEFAULTS, BODY, 3, 3000)
     assert 500 < refused < 3000
 
 
 def events(call, result, pieces) -> list[dict]:
-    """The events of a stream, after a round trip over the wire."""
-    stream = anthropic.Stream(call)
-    written = stream.begin()
-    for piece in pieces:
-        written += stream.piece(0, piece)
-    wire = protocol.sse(written + stream.end([result])).decode()
-    found = []
-    for block in wire.split("\n\n")[:-1]:
-        name, data = block.split("\n")
-        found.append(json.loads(data.removeprefix("data: ")))
-        assert name == f"event: {found[-1]['type']}"
-    return found
+    return replies.named_events(anthropic.Stream(call), result, pieces)
 
 
 @pytest.mark.parametrize("seed", range(20))
