@@ -259,12 +259,13 @@ class Handoff:
         threshold: float | None,
     ) -> Outcome:
         digest = hashlib.sha256(question.prompt[-1].content.encode(errors="surrogatepass")).hexdigest()
-        about = {"sha256": digest, "model": self.config.model, "remote": self._client.endpoint.host}
+        host = self._client.endpoint.host
+        about = {"sha256": digest, "model": self.config.model, "remote": host, "request": question.id}
         if not self._breaker.enter():
             return self._local("remote_down", score, threshold)
         hold: Hold | str
         try:
-            hold = self.spending.reserve(self._worst(messages), question.key, {**about, "request": question.id})
+            hold = self.spending.reserve(self._worst(messages), question.key, about)
         except OSError:
             hold = "overrun"
         if isinstance(hold, str):
@@ -283,13 +284,12 @@ class Handoff:
             self._breaker.fail(error.kind)
         finally:
             self._breaker.leave()
-            self.spending.settle(hold, usd, {**about, "request": question.id, **end})
+            self.spending.settle(hold, usd, {**about, **end})
         if completion is not None and not completion.content.strip():
             detail = ": it sent no text"
         if detail or completion is None:
             return self._local("failed", score, threshold, detail, usd=usd, completion=completion)
         message = "the remote model has answered"
-        host = self._client.endpoint.host
         return Outcome(True, reason, message, score, threshold, self.config.model, host, usd, completion)
 
     def _bill(self, completion: Completion, most: float) -> float:
