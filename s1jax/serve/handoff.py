@@ -11,7 +11,6 @@ import dataclasses
 import hashlib
 import re
 import secrets
-import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -305,45 +304,37 @@ class CircuitBreaker:
     """Leaves a remote alone for a while that has failed several times in a row; then one request tries it.
 
     A key that is refused, and an account without money, count as all failures at once: they do not heal by themselves.
+    All methods belong to one event loop, as those of `Handoff`.
     """
 
     def __init__(self, failures: int, seconds: float, clock: Callable[[], float] = time.monotonic):
         """Takes the number of failures in a row, and for how many seconds they open it."""
         self._most, self._seconds, self._clock = failures, seconds, clock
         self._failures, self._open_until, self._trying = 0, 0.0, False
-        self._lock = threading.Lock()
 
     @property
     def closed(self) -> bool:
         """Whether a request may be sent now."""
-        with self._lock:
-            return self._may_enter()
-
-    def _may_enter(self) -> bool:
         return self._failures < self._most or (self._clock() >= self._open_until and not self._trying)
 
     def enter(self) -> bool:
         """Whether a request may be sent now; the first after a pause is the one that tries."""
-        with self._lock:
-            allowed = self._may_enter()
-            self._trying = self._trying or (allowed and self._failures >= self._most)
-            return allowed
+        allowed = self.closed
+        self._trying = self._trying or (allowed and self._failures >= self._most)
+        return allowed
 
     def leave(self) -> None:
         """A request that was let in has ended, in whatever way."""
-        with self._lock:
-            self._trying = False
+        self._trying = False
 
     def succeed(self) -> None:
         """The remote has answered."""
-        with self._lock:
-            self._failures = 0
+        self._failures = 0
 
     def fail(self, kind: str) -> None:
         """The remote has failed; `kind` is that of a `RemoteError`."""
         if kind == "request":  # it works, and did not like this one
             return
-        with self._lock:
-            self._failures = self._most if kind in ("key", "quota") else self._failures + 1
-            if self._failures >= self._most:
-                self._open_until = self._clock() + self._seconds
+        self._failures = self._most if kind in ("key", "quota") else self._failures + 1
+        if self._failures >= self._most:
+            self._open_until = self._clock() + self._seconds
