@@ -241,7 +241,7 @@ def _other(path: str, about: str, fields: dict[str, Any], required: tuple[str, .
     """The operation of a route that is none of the APIs; a route without fields has no body."""
     schema = {"type": "object", "properties": fields, "required": list(required)}
     sent = {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}} if fields else {}
-    failed = _STATUSES | {404: "There is no such thing.", 502: "The remote model does not answer."}
+    failed = _STATUSES | {404: "Not found: reply, offer or evaluation.", 502: "The remote model does not answer."}
     return {
         "operationId": _name(path),
         "summary": about,
