@@ -20,7 +20,7 @@ FLOORS = (
     ("grading", "parallel"),
     ("tasks", "checkpoint"),
     ("data", "engine"),
-    ("training",),
+    ("training", "curation", "distillation"),
     ("evaluation", "plan", "serve"),
     ("check",),
     ("cli",),
@@ -28,7 +28,19 @@ FLOORS = (
 FLOOR = {room: number for number, floor in enumerate(FLOORS) for room in floor}
 JAX = ("jax", "flax", "optax", "orbax", "chex")
 # Rooms and files that load no jax, not even through what they import.
-WITHOUT_JAX = ("errors", "config", "io", "text", "grading", "tasks", "data", "evaluation", "remote")
+WITHOUT_JAX = (
+    "errors",
+    "config",
+    "io",
+    "text",
+    "grading",
+    "tasks",
+    "data",
+    "evaluation",
+    "remote",
+    "curation",
+    "distillation",
+)
 # Files of other rooms of which the same holds.
 FILES_WITHOUT_JAX = tuple(
     f"s1jax/serve/{name}.py"
