@@ -7,10 +7,12 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import httpx
 import pytest
 
+from tests.cli import forks
 from tests.serve import running
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -122,3 +124,36 @@ def test_it_serves_until_a_signal(folder):
             process.kill()
     (entry,) = [json.loads(line) for line in log.read_text().splitlines()]
     assert entry["status"] == 200 and entry["thinking_tokens"] == 1500 and entry["key"] == 1
+
+
+def test_a_second_signal_ends_it_at_once(folder):
+    """B14, and B18: an address that others reach, without a key, is warned of."""
+    err = folder / "err"
+    with forks.Forks("launch.serve", "s1jax.cli.serve", "uvicorn", "starlette.applications") as server:
+        arguments = [f"--checkpoint={folder}/model", "--host=0.0.0.0", "--port=0", "--slots=2", "--drain_seconds=600"]
+        process = server.start(arguments, {}, folder / "out", err)
+        try:
+            while not (found := re.search(r"serving model on http://0\.0\.0\.0:(\d+)\n", err.read_text())):
+                assert process.poll() is None, err.read_text()
+                time.sleep(0.05)
+            assert "warning: 0.0.0.0 is reached from other machines and needs no key; give --api_key_file." in (
+                err.read_text()
+            )
+            body = {
+                "messages": [{"role": "user", "content": "q"}], "stream": True, "temperature": 0, "wait": "",
+                "min_thinking_tokens": 1500, "max_thinking_tokens": 1500,
+            }  # fmt: skip
+            url = f"http://127.0.0.1:{found[1]}/v1/chat/completions"
+            with httpx.stream("POST", url, json=body, timeout=60) as response:
+                assert response.status_code == 200
+                lines = response.iter_lines()
+                next(lines)
+                process.send_signal(signal.SIGTERM)
+                while "a second signal stops at once" not in err.read_text():
+                    time.sleep(0.01)
+                process.send_signal(signal.SIGTERM)
+                assert process.wait(30) == 128 + signal.SIGTERM
+                with pytest.raises(httpx.TransportError):
+                    list(lines)
+        finally:
+            process.kill()

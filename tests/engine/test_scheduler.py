@@ -101,6 +101,25 @@ def test_a_cancelled_request_frees_its_slot_and_its_pages(engine):
     assert [pool.num_free for pool in scheduler._pools] == [8]
 
 
+def test_a_request_is_cancelled_while_its_prompt_is_prefilled(engine):
+    """In the middle of a prompt of several pieces: the pages come back, and the others' tokens stay theirs."""
+    rng = np.random.default_rng(11)
+    other, params = alike(1, seed=2)[0], SamplingParams(max_thinking_tokens=4, max_answer_tokens=2)
+    long = EncodedRequest(tuple(rng.integers(0, 30, 300).tolist()), params, ())
+    want = dict(engine.sample([other, long], DELIMITERS))
+    scheduler = Scheduler(engine._setup, Shape(4, 384, 12), DELIMITERS)
+    first = scheduler.submit(other)
+    scheduler.step(1)
+    second = scheduler.submit(long)
+    scheduler.step(1, 64)
+    assert scheduler.stats().used_pages > 1, "a part of the prompt is in the cache"
+    assert scheduler.cancel(second)
+    assert ids(run(scheduler)) == {first: want[0].ids.tolist()}
+    assert scheduler.stats().used_pages == 0
+    third = scheduler.submit(long)  # the pages of the half-read prompt are reused or read again: no token differs
+    assert ids(run(scheduler)) == {third: want[1].ids.tolist()}
+
+
 def test_a_streamed_request_has_an_event_at_each_step(engine):
     (request,) = alike(1, seed=3)
     scheduler, events = scheduler_of(engine, 8), []

@@ -66,6 +66,26 @@ def test_a_budget_is_enforced_wherever_it_is_written(client, engine):
         assert message["content"] == want[n].answer, fields
 
 
+def test_a_second_think_block_is_part_of_the_answer(client, engine):
+    """B1: the model writes the opening delimiter again; the budget is not passed, and the bound of the answer holds."""
+    start = engine.model.tokenizer.id_of("<think>")
+    fields = {"temperature": 2.0, "max_thinking_tokens": 9, "min_thinking_tokens": 9, "max_answer_tokens": 60}
+    asked = [Request(PROMPT, params=SamplingParams(seed=seed, **fields)) for seed in range(24)]
+    again = [
+        (seed, each)
+        for seed, each in enumerate(engine.generate(asked))
+        if start in each.token_ids[len(each.token_ids) - each.answer_tokens :]
+    ]
+    assert again
+    for seed, want in again[:2]:
+        reply = client.post(CHAT, json={**body(**fields), "seed": seed}).json()
+        message, usage = reply["choices"][0]["message"], reply["usage"]
+        assert usage["completion_tokens_details"]["reasoning_tokens"] == want.thinking_tokens == 9
+        assert (message["reasoning"], message["content"]) == (want.thinking, want.answer)
+        chunks = streamed(client, {**body(**fields), "seed": seed})
+        assert (joined(chunks, "reasoning"), joined(chunks, "content")) == (want.thinking, want.answer)
+
+
 def test_minimum_and_waits_are_enforced_in_a_group(client, engine):
     """B2, B4: `chat_template_kwargs` is no place where fields get lost."""
     given = {"min_thinking_tokens": 20, "num_waits": 2, "wait": "Wait", "max_thinking_tokens": 30}
