@@ -32,7 +32,7 @@ from s1jax.serve.ticket import Running, Ticket, Unavailable
 State = Literal["loading", "ready", "draining", "failed", "stopped"]
 
 _LOOK = 0.03  # seconds between two looks if someone streams or waits: how late the first token and a cancel can be
-_LONG_LOOK = 0.08  # otherwise
+_LONG_LOOK = 0.05  # otherwise
 _PREFILL_LOOK = 0.08  # a step that prefills and decodes takes no longer, if pieces of `_LEAST_PREFILL` tokens allow it
 _LEAST_PREFILL = 64
 _FIRST_STEPS = 4  # of a look, until the time of a step is known
