@@ -6,9 +6,9 @@ from s1jax.curation.ngrams import Index, ngrams
 
 
 def test_ngrams_are_all_runs():
-    assert list(ngrams("a b c d".split(), 3)) == [("a", "b", "c"), ("b", "c", "d")]
-    assert list(ngrams("a b".split(), 3)) == []
-    assert list(ngrams("a b".split(), 1)) == [("a",), ("b",)]
+    assert list(ngrams(["a", "b", "c", "d"], 3)) == [("a", "b", "c"), ("b", "c", "d")]
+    assert list(ngrams(["a", "b"], 3)) == []
+    assert list(ngrams(["a", "b"], 1)) == [("a",), ("b",)]
 
 
 def test_the_index_finds_what_a_search_through_all_texts_finds():
