@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import hashlib
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -46,6 +47,18 @@ def order(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.argsort(np.random.Philox(key=key).random_raw(count), kind="stable")
 
 
+class Teacher(Protocol):
+    """Targets of a teacher for every example, see `s1jax.data.teacher_logits.Folder`."""
+
+    def digest(self, example: Example) -> bytes:
+        """SHA-256 of an example's targets."""
+        ...
+
+    def arrays(self, rows: Sequence[Sequence[Example]], num_rows: int, block_size: int) -> Batch:
+        """Arrays [num_rows, block_size, ...], at the places that `packing.arrays` gives to the same rows."""
+        ...
+
+
 class Batches:
     """The batches of a run.
 
@@ -77,6 +90,7 @@ class Batches:
         row_multiple: int = 1,
         share: int = 0,
         shares: int = 1,
+        teacher: Teacher | None = None,
     ):
         """Plans the steps of the run; copies nothing.
 
@@ -93,6 +107,7 @@ class Batches:
           row_multiple: `num_rows` is rounded up to a multiple of it (gradient accumulation x shards of the batch).
           share: which of the contiguous parts of the rows `batch` returns.
           shares: number of the parts (`parallel.row_share` gives both).
+          teacher: whose targets the batches have as well; None: they have none.
 
         Raises:
           UserError: if there are no examples, the rows do not divide among the processes, or the run is too long.
@@ -106,6 +121,7 @@ class Batches:
         self._bins_a_step = batch_tokens // block_size  # 0: by the number of sequences
         self._weighting = weighting
         self._seed = seed
+        self._teacher = teacher
         self.block_size = block_size
         self._latest = -1, np.array([], np.int64)  # an epoch and its order; saves sorting again at every step
         self._filled: tuple[int, list[list[list[int]]]] = -1, []  # an epoch and the rows of its steps
@@ -145,11 +161,13 @@ class Batches:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all examples in their order: ids, and which of them are supervised."""
+        """SHA-256 of all examples in their order: ids, which of them are supervised, and targets of a teacher."""
         digest = hashlib.sha256()
         for example in self._examples:
             digest.update(len(example.ids).to_bytes(8, "little"))
             digest.update(example.ids.astype("<i4").tobytes() + example.supervised.tobytes())
+            if self._teacher is not None:
+                digest.update(self._teacher.digest(example))
         return digest.hexdigest()
 
     def names(self, step: int) -> list[str]:
@@ -160,7 +178,9 @@ class Batches:
         """Returns this process's rows of the batch of a step, 0 <= step < num_steps; see `packing`."""
         bins = self._bins(step)[self._rows]
         rows = [[self._examples[i] for i in row] for row in bins]
-        return packing.arrays(rows, self._rows.stop - self._rows.start, self.block_size, self._weighting)
+        count = self._rows.stop - self._rows.start
+        batch = packing.arrays(rows, count, self.block_size, self._weighting)
+        return batch if self._teacher is None else batch | self._teacher.arrays(rows, count, self.block_size)
 
     def iterate(self, start: int = 0) -> Iterator[Batch]:
         """Yields the batches of steps start, ..., num_steps - 1; grain makes them ahead if it is installed."""
