@@ -16,7 +16,7 @@ FEATURES = {
     "data": ["array_record", "grain>=0.2.18", "importlib_resources", "pyarrow", "tensorflow-datasets>=4.9.10"],
     "plot": ["matplotlib"],
     "gguf": ["gguf"],
-    "remote": ["httpx"],
+    "remote": ["aiohttp", "certifi"],
     "serve": ["prometheus-client", "starlette", "uvicorn"],
     # Published benchmarks, whose files are parquet. math-verify comes without its own extras: they only pin the antlr
     # that it takes anyway, and pip warns of their names.
@@ -107,6 +107,7 @@ setup(
             *DOCS,
             *HARNESS,
             "anthropic",
+            "httpx",
             "jsonschema",
             "kubernetes-validate",
             "langchain-openai",

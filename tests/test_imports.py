@@ -55,7 +55,7 @@ USES_THE_ENGINE = ("s1jax/evaluation/lm_eval.py",)  # an adapter to another prog
 OPTIONAL = (
     "tensorflow_datasets", "grain", "array_record", "ml_collections", "matplotlib", "math_verify", "tqdm",
     "tensorboardX", "pyarrow", "gguf", "huggingface_hub", "transformers", "torch", "tensorflow",
-    "lm_eval", "wandb", "httpx",
+    "lm_eval", "wandb", "aiohttp",
 )  # fmt: skip
 CORE = (
     "s1jax.text.tokenizer", "s1jax.text.chat", "s1jax.tasks.countdown.problems", "s1jax.data.batches",

@@ -16,7 +16,8 @@ class Request:
     Attributes:
       question_id: `s1jax.data.identity.question_id` of the question.
       messages: of the chat: objects with `role` and `content`.
-      sampling: fields of the request, such as temperature and max_completion_tokens.
+      sampling: fields of the request, such as temperature and seed. The limit of tokens is not one of them: an answer
+        that ended by itself is the same under a larger limit, and is not paid for again.
       answer: which of the question's answers, counted from 0.
     """
 

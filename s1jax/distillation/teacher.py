@@ -9,7 +9,20 @@ from s1jax.remote.reply import Completion
 
 
 class Teacher(Protocol):
-    """Answers chats, any number at a time, from one event loop. `s1jax.remote.client.Client` is one."""
+    """Answers chats, any number at a time, from one event loop. `s1jax.remote.client.Client` is one.
+
+    Keys of requests contain both properties, so that a folder may hold answers of several teachers.
+    """
+
+    @property
+    def address(self) -> str:
+        """Where it is: the base URL of an endpoint, or words that name an engine and its weights."""
+        ...
+
+    @property
+    def model(self) -> str:
+        """Its model, in the endpoint's words."""
+        ...
 
     async def chat(
         self, messages: Sequence[Mapping[str, Any]], *, max_tokens: int = 0, more: Mapping[str, Any] | None = None

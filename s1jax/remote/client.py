@@ -11,13 +11,16 @@ endpoint that answers 429 pauses all requests of the client. What went wrong is 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import email.utils
 import ipaddress
 import json
 import math
+import ssl
 import time
 import urllib.parse
+import urllib.request
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,7 +29,8 @@ from s1jax.remote import reply
 from s1jax.remote.reply import Completion
 
 if TYPE_CHECKING:
-    import httpx
+    import aiohttp
+    import yarl
 
 # key: the endpoint refuses the key. quota: the account has no money left. busy: too many requests, or overloaded.
 # request: the endpoint refuses the request. server: it failed. answer: it sent something else than a completion.
@@ -34,6 +38,7 @@ Kind = Literal["key", "quota", "busy", "timeout", "connection", "request", "serv
 _AGAIN = ("busy", "timeout", "connection", "server")
 _MOST_BYTES = 16 << 20  # of a response
 _WAIT = 1.0  # seconds before a request is repeated, where the endpoint names none
+_CONNECT = 30.0  # seconds that a connection may take, of those of an attempt
 
 
 class RemoteError(Exception):
@@ -43,6 +48,7 @@ class RemoteError(Exception):
       kind: what went wrong, see `Kind`.
       status: HTTP status; 0 where there was no response.
       retry_after: seconds after which the endpoint may answer again, in its own words; None where it does not say.
+      code: of the error in the endpoint's words, such as `context_length_exceeded`; may be empty.
       attempts: requests that were sent.
       lost: those of them that may be billed although their answer never arrived.
     """
@@ -51,6 +57,7 @@ class RemoteError(Exception):
         """Takes what the attributes say, and a sentence."""
         super().__init__(message)
         self.kind, self.status, self.retry_after = kind, status, retry_after
+        self.code = ""
         self.attempts, self.lost = 0, 0
 
 
@@ -66,6 +73,8 @@ class Endpoint:
       retries: how often a request is repeated that found the endpoint busy, broken or gone.
       longest_wait: seconds; where the endpoint wants a longer pause, the request fails at once.
       body: more fields of every request, for example `{"provider": {"data_collection": "deny"}}`.
+      limit_field: name of the field that limits the tokens of a completion. Servers that know only the old name
+        `max_tokens` ignore the other one.
     """
 
     base_url: str
@@ -75,6 +84,7 @@ class Endpoint:
     retries: int = 1
     longest_wait: float = 30.0
     body: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    limit_field: Literal["max_completion_tokens", "max_tokens"] = "max_completion_tokens"
 
     def __post_init__(self) -> None:
         url = urllib.parse.urlsplit(self.base_url if isinstance(self.base_url, str) else "")
@@ -113,22 +123,33 @@ class Client:
         """Makes no connection yet.
 
         Raises:
-          MissingPackageError: httpx is not installed.
+          MissingPackageError: aiohttp is not installed.
           UserError: the endpoint's address cannot be read.
         """
         try:
-            import httpx
+            import aiohttp
         except ModuleNotFoundError:
-            raise MissingPackageError("A remote endpoint", "httpx", "remote") from None
+            raise MissingPackageError("A remote endpoint", "aiohttp", "remote") from None
         self.endpoint = endpoint
-        self._httpx = httpx
-        self._url = endpoint.base_url.rstrip("/") + "/chat/completions"
+        self._aiohttp = aiohttp
         try:
-            httpx.URL(self._url)
-        except httpx.InvalidURL as error:
+            _ = urllib.parse.urlsplit(endpoint.base_url).port  # raises where it is not a number
+            self._url = _yarl(endpoint.base_url.rstrip("/") + "/chat/completions")
+        except ValueError as error:
             raise UserError(f"base_url {endpoint.base_url!r:.200} cannot be read ({error}); correct it.") from None
-        self._http: httpx.AsyncClient | None = None
+        self._proxy = _proxy(endpoint.base_url)
+        self._http: aiohttp.ClientSession | None = None
         self._resume_at = 0.0  # by time.monotonic(); nothing is sent before
+
+    @property
+    def address(self) -> str:
+        """The endpoint's base URL."""
+        return self.endpoint.base_url
+
+    @property
+    def model(self) -> str:
+        """The model that is asked, in the endpoint's words."""
+        return self.endpoint.model
 
     async def chat(
         self, messages: Sequence[Mapping[str, Any]], *, max_tokens: int = 0, more: Mapping[str, Any] | None = None
@@ -137,13 +158,13 @@ class Client:
 
         Args:
           messages: objects with `role` and `content`.
-          max_tokens: of the completion, thinking included, sent as `max_completion_tokens`; 0 sends none.
+          max_tokens: of the completion, thinking included, sent as `Endpoint.limit_field`; 0 sends none.
           more: further fields of the request, over those of the endpoint.
 
         Raises:
           RemoteError: the request failed. Its `lost` is the number of attempts that may be billed nevertheless.
         """
-        limit = {"max_completion_tokens": max_tokens} if max_tokens else {}
+        limit = {self.endpoint.limit_field: max_tokens} if max_tokens else {}
         own = {"model": self.endpoint.model, "messages": list(messages)}
         body = json.dumps({**self.endpoint.body, **limit, **(more or {}), **own}).encode()
         begun, lost = time.monotonic(), 0
@@ -167,7 +188,7 @@ class Client:
     async def close(self) -> None:
         """Closes the connections; the next request opens new ones."""
         if self._http is not None:
-            await self._http.aclose()
+            await self._http.close()
             self._http = None
 
     async def __aenter__(self) -> Client:
@@ -190,24 +211,26 @@ class Client:
 
     async def _send(self, body: bytes) -> Completion:
         """Sends one request. `lost` of an error is 1 where the request may have been answered and billed."""
-        host, httpx = self.endpoint.host, self._httpx
+        host, aiohttp = self.endpoint.host, self._aiohttp
         headers = {"content-type": "application/json", "accept": "application/json"}
         if self.endpoint.key:
             headers["authorization"] = f"Bearer {self.endpoint.key}"
         try:
             async with asyncio.timeout(self.endpoint.timeout):
-                request = self._client().stream("POST", self._url, content=body, headers=headers)
+                request = self._session().post(
+                    self._url, data=body, headers=headers, proxy=self._proxy, allow_redirects=False
+                )
                 async with request as response:
                     content = await _read(response)
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError) as error:
             raise RemoteError("connection", f"{host} cannot be reached ({self._safe(str(error))})") from None
-        except (TimeoutError, httpx.TimeoutException):
+        except TimeoutError:
             raise _lost("timeout", f"{host} did not answer within {self.endpoint.timeout:g} s") from None
-        except httpx.HTTPError as error:
+        except (aiohttp.ClientError, OSError) as error:
             raise _lost("connection", f"{host} ended the connection ({self._safe(str(error))})") from None
         if content is None:
             raise _lost("answer", f"{host} sent more than {_MOST_BYTES >> 20} MB")
-        return self._completion(response.status_code, response.headers, content)
+        return self._completion(response.status, response.headers, content)
 
     def _completion(self, status: int, headers: Mapping[str, str], content: bytes) -> Completion:
         host = self.endpoint.host
@@ -231,6 +254,11 @@ class Client:
     def _refusal(self, status: int, headers: Mapping[str, str], body: Any) -> RemoteError:
         """Returns the error that a response with another status than 200 stands for."""
         message, code = reply.error_of(body)
+        error = self._refused(status, headers, message, code)
+        error.code = code
+        return error
+
+    def _refused(self, status: int, headers: Mapping[str, str], message: str, code: str) -> RemoteError:
         said = f"{self.endpoint.host} answered {status}" + (f": {self._safe(message)}" if message else "")
         if status == 402 or "quota" in code or "billing" in code:
             return RemoteError("quota", f"{said}; its account has no money left", status)
@@ -247,13 +275,51 @@ class Client:
         text = text.replace(self.endpoint.key, "[key]") if self.endpoint.key else text
         return " ".join(text.split())[:300]
 
-    def _client(self) -> httpx.AsyncClient:
+    def _session(self) -> aiohttp.ClientSession:
         if self._http is None:
-            # Redirects are not followed: the key is for this endpoint only. Proxies are for hosts elsewhere.
-            here = is_loopback(urllib.parse.urlsplit(self._url).hostname or "")
-            limits = self._httpx.Limits(max_connections=None, max_keepalive_connections=20)
-            self._http = self._httpx.AsyncClient(timeout=None, limits=limits, trust_env=not here)
+            aiohttp = self._aiohttp
+            # Redirects are not followed: the key is for this endpoint only. The limit of connections is the caller's.
+            wait = aiohttp.ClientTimeout(total=None, sock_connect=min(_CONNECT, self.endpoint.timeout))
+            secure = _authorities() if self._url.scheme == "https" else True
+            self._http = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0, ssl=secure), timeout=wait, cookie_jar=aiohttp.DummyCookieJar()
+            )
         return self._http
+
+
+def _yarl(url: str) -> yarl.URL:
+    import yarl  # comes with aiohttp
+
+    return yarl.URL(url)
+
+
+def _proxy(url: str) -> str | None:
+    """Returns the proxy that the environment names for a host; None for this machine and where it names none.
+
+    aiohttp's own `trust_env` also sends the passwords of a .netrc file, in place of the key.
+    """
+    parts = urllib.parse.urlsplit(url)
+    host = parts.hostname or ""
+    if is_loopback(host) or urllib.request.proxy_bypass(host):
+        return None
+    known = urllib.request.getproxies()
+    proxy = known.get(parts.scheme) or known.get("all")
+    if proxy and not proxy.startswith(("http://", "https://")):
+        kind = proxy.partition("://")[0]
+        raise UserError(
+            f"the environment names a {kind} proxy for {host}; give one with http://, or add {host} to no_proxy."
+        )
+    return proxy
+
+
+def _authorities() -> ssl.SSLContext:
+    """Returns the certificate authorities of this machine and of certifi; a small container may lack its own."""
+    context = ssl.create_default_context()
+    with contextlib.suppress(ModuleNotFoundError):
+        import certifi
+
+        context.load_verify_locations(certifi.where())
+    return context
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -278,10 +344,10 @@ def _lost(kind: Kind, message: str, status: int = 0) -> RemoteError:
     return error
 
 
-async def _read(response: httpx.Response) -> bytes | None:
+async def _read(response: aiohttp.ClientResponse) -> bytes | None:
     """Returns the body of a response; None where it is too large."""
     parts, size = [], 0
-    async for part in response.aiter_bytes():
+    async for part in response.content.iter_any():
         size += len(part)
         if size > _MOST_BYTES:
             return None

@@ -126,7 +126,7 @@ class Handoff:
 
         Raises:
           UserError: the audit file or the endpoint cannot be used.
-          MissingPackageError: httpx is not installed.
+          MissingPackageError: aiohttp is not installed.
         """
         self.config, self._fit = loaded.config, loaded.fit
         self._client = Client(self.config.endpoint(key))
