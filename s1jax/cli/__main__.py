@@ -14,6 +14,7 @@ COMMANDS = {
     "train": "fine-tune or pretrain a decoder; the same command again resumes the run",
     "sample": "answer prompts under a thinking budget",
     "serve": "serve a checkpoint over HTTP, with the APIs of OpenAI and Anthropic",
+    "measure": "measure how hard each row of a pool is for a student, before a teacher is paid",
     "evaluate": "measure accuracy against thinking tokens, and draw the curve",
     "plot": "draw the curves of several evaluations on one picture",
     "convert": "import and export Hugging Face and GGUF checkpoints",

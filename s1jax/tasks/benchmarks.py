@@ -18,6 +18,7 @@ import pathlib
 import random
 import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from s1jax.errors import UserError
 from s1jax.grading import choices as letters_lib
@@ -63,36 +64,59 @@ def load(name: str, num_problems: int = 0, split: str = "test") -> Task:
         kind, file = "", name
     if kind == "choices" and not file:
         raise UserError("task choices needs a file; give choices:FILE.jsonl.")
-    found: list[dict[str, object]] = []
+    found: list[dict[str, Any]] = []
     places: list[str] = []
     notes: list[str] = []
     for number, (where, record) in enumerate(_records(file, notes) if file else _from_hub(kind, revision, notes)):
         if num_problems and number == num_problems:
             break
-        columns = {str(key).lower(): value for key, value in record.items()}
-        found.append(_row(kind, columns, where, number) | _system(columns, where))
+        found.append(problem(kind, record, where, number))
         places.append(where)
-        for part in ("question", "reference", "system"):
-            readers.check_length(str(found[-1].get(part, "")), where, part)
-        try:
-            json.dumps(found[-1], ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:  # half a surrogate pair, which the file of samples could not hold
-            raise UserError(f"{where} is not valid Unicode ({error.reason}); repair the row.") from None
     if len(found) < max(num_problems, 1):
         asked = f"--num_problems is {num_problems}, but {file or kind} holds {len(found)} rows; ask for fewer."
         raise UserError(asked if found else f"{file or kind} holds no rows; give at least one question.")
     title = f"{kind or pathlib.Path(file.removesuffix('.gz')).stem}, {len(found)} problems"
-    if kind in ("gpqa", "choices"):
-        task = Task(title, found, _letter, str.__eq__, _is_reference, f"letters, {compare.grader()}")
-    elif kind == "gsm8k":
-        task = Task(
-            title, found, _last_number, str.__eq__, _is_number, "numbers as lm_eval's gsm8k flexible-extract, 1"
-        )
-    elif kind in ("aime24", "aime25"):
-        task = Task(title, found, _whole, str.__eq__, _is_reference, f"whole numbers, s1jax grading {compare.VERSION}")
+    return dataclasses.replace(graded(kind, title, found), places=places, notes=notes)
+
+
+def problem(kind: str, record: Row, where: str, number: int) -> dict[str, Any]:
+    """Returns the problem that a row is.
+
+    Args:
+      kind: name of a task without a file, or empty for mathematics.
+      record: columns of the row.
+      where: what messages call the row.
+      number: decides the order of the choices of a row in GPQA's columns.
+
+    Raises:
+      UserError: the row has no question, no answer that can be graded against, or text that cannot be used.
+    """
+    columns = {str(key).lower(): value for key, value in record.items()}
+    if kind in countdown.NAMES:
+        found = countdown.problem(columns, where)
     else:
-        task = Task(title, found, _final, _same, _is_equal, compare.grader())
-    return dataclasses.replace(task, places=places, notes=notes)
+        found = _row(kind, columns, where, number)
+    found |= _system(columns, where)
+    for part in ("question", "reference", "system"):
+        readers.check_length(str(found.get(part, "")), where, part)
+    try:
+        json.dumps(found, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:  # half a surrogate pair, which the file of samples could not hold
+        raise UserError(f"{where} is not valid Unicode ({error.reason}); repair the row.") from None
+    return found
+
+
+def graded(kind: str, title: str, rows: list[dict[str, Any]]) -> Task:
+    """Returns problems (see `problem`) of one kind as a task, graded as the field grades that kind."""
+    if kind in countdown.NAMES:
+        return countdown.graded(kind, title, rows)
+    if kind in ("gpqa", "choices"):
+        return Task(title, rows, _letter, str.__eq__, _is_reference, f"letters, {compare.grader()}")
+    if kind == "gsm8k":
+        return Task(title, rows, _last_number, str.__eq__, _is_number, "numbers as lm_eval's gsm8k flexible-extract, 1")
+    if kind in ("aime24", "aime25"):
+        return Task(title, rows, _whole, str.__eq__, _is_reference, f"whole numbers, s1jax grading {compare.VERSION}")
+    return Task(title, rows, _final, _same, _is_equal, compare.grader())
 
 
 def _final(text: str, row: Row) -> str | None:
