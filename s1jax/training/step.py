@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import warnings
 from collections.abc import Callable
@@ -21,9 +22,11 @@ from s1jax.parallel import mesh as mesh_lib
 from s1jax.parallel import ops as parallel_ops
 from s1jax.parallel import sharding
 from s1jax.training import optimizer as optimizer_lib
+from s1jax.training.losses.chunks import Head
 from s1jax.training.losses.cross_entropy import batch_loss
 
 Batch = dict[str, jax.Array]
+Losses = tuple[jax.Array, dict[str, jax.Array]]  # the loss and its parts, as of `Loss`
 
 # On GPUs, gathers and reduce-scatters of weights are not combined: each starts early, and several run at a time. By
 # default XLA combines them into one that a layer waits for. For Qwen2.5-7B at 8k on 16 H100, 14 of 14 GB of
@@ -59,8 +62,10 @@ COMPILER_OPTIONS: dict[str, dict[str, str | bool]] = {
 class Loss(Protocol):
     """What a step minimises, as a function of the decoder's output."""
 
-    def __call__(self, hidden: jax.Array, kernel: jax.Array, batch: Batch, chunk: int, mesh: Mesh) -> jax.Array:
-        """Returns the loss of a micro-batch.
+    def __call__(
+        self, hidden: jax.Array, kernel: jax.Array, batch: Batch, chunk: int, mesh: Mesh, teacher: Head | None = None
+    ) -> Losses:
+        """Returns the loss of a micro-batch and the parts of it that are metrics of the step, by name.
 
         Args:
           hidden: [B, T, D], the decoder's output after its final norm.
@@ -69,11 +74,26 @@ class Loss(Protocol):
             divided by their sum over the whole batch.
           chunk: positions of a row whose logits may exist at one time.
           mesh: the arrays are placed on it.
+          teacher: the output of another decoder for the same tokens, which has no gradient; None: there is none.
 
         Returns:
-          float32 scalar: the sum of weights * (loss of a token). The losses of the micro-batches are added up.
+          float32 scalars: the sum of weights * (loss of a token), and such sums by name. Those of the micro-batches are
+          added up.
         """
         ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Teacher:
+    """A decoder whose output the loss reads; its weights are an argument of the step and never change.
+
+    Attributes:
+      config: its shape, with as many rows of the vocabulary as the trained model has.
+      attention: kernel, as `TrainConfig.attention`; `auto` is not one.
+    """
+
+    config: ModelConfig
+    attention: str
 
 
 @jax.tree_util.register_dataclass
@@ -144,10 +164,13 @@ def init_state(params: Any, tx: optax.GradientTransformation, abstract: TrainSta
     return TrainState(jax.device_put(jnp.int32(0), shardings.step), params, opt_state)
 
 
-def make_loss(config: ModelConfig, train: TrainConfig, mesh: Mesh, loss: Loss = batch_loss) -> Callable[..., jax.Array]:
-    """Returns `(params, batch, sums=None) -> loss`: the forward pass and `loss` of its output, to be used under jit.
+def make_loss(
+    config: ModelConfig, train: TrainConfig, mesh: Mesh, loss: Loss = batch_loss, teacher: Teacher | None = None
+) -> Callable[..., Losses]:
+    """Returns `(params, batch, frozen=None, sums=None) -> (loss, parts)`, to be used under jit.
 
-    Parameters are those of `compute_params`. `sums` are gradients of earlier micro-batches, see `remat.add_gradients`.
+    It is the forward pass and `loss` of its output. Parameters are those of `compute_params`, `frozen` those of the
+    teacher. `sums` are gradients of earlier micro-batches, see `remat.add_gradients`.
 
     Raises:
       UserError: where `train.mlp_parts` does not divide the model's MLP, or the mesh splits it already.
@@ -157,15 +180,26 @@ def make_loss(config: ModelConfig, train: TrainConfig, mesh: Mesh, loss: Loss = 
             f"train.mlp_parts={train.mlp_parts} wants mesh.tensor=1, which is {mesh.shape['tensor']}, and a divisor of "
             f"the model's mlp_dim {config.mlp_dim}; change it, or set it to 1."
         )
-    attend, lookup = parallel_ops.attend(mesh, train.attention), parallel_ops.lookup(mesh)
-
+    output = _output(config, train, train.attention, mesh)
     layers = {stack.name for stack in config.stacks()}  # whose gradients the decoder adds itself
+    of_teacher = None if teacher is None else _output(teacher.config, train, teacher.attention, mesh)
 
-    def micro_loss(params: Any, batch: Batch, sums: Any = None) -> jax.Array:
+    def micro_loss(params: Any, batch: Batch, frozen: Any = None, sums: Any = None) -> Losses:
         if sums is not None:
             rest, of_rest = ({name: tree[name] for name in tree if name not in layers} for tree in (params, sums))
             params = {**params, **remat.add_gradients(rest, of_rest)}
-        rows_per_device = max(1, batch["tokens"].shape[0] // mesh_lib.row_shards(mesh))
+        theirs = None if of_teacher is None else jax.lax.stop_gradient(of_teacher(frozen, batch))
+        hidden, kernel = output(params, batch, sums)
+        return loss(hidden, kernel, batch, max(1, train.loss_chunk // _rows_per_device(batch, mesh)), mesh, theirs)
+
+    return micro_loss
+
+
+def _output(config: ModelConfig, train: TrainConfig, attention: str, mesh: Mesh) -> Callable[..., Head]:
+    """Returns `(params, batch, sums=None) -> Head`, a decoder's output for a micro-batch."""
+    attend, lookup = parallel_ops.attend(mesh, attention), parallel_ops.lookup(mesh)
+
+    def output(params: Any, batch: Batch, sums: Any = None) -> Head:
         hidden = decoder.forward(
             params,
             config,
@@ -176,14 +210,17 @@ def make_loss(config: ModelConfig, train: TrainConfig, mesh: Mesh, loss: Loss = 
             remat=train.remat,
             attend=attend,
             lookup=lookup,
-            mlp_chunks=train.mlp_parts,
-            merge_batch_and_seq=rows_per_device == 1 or mesh.shape["sequence"] == 1,
+            mlp_chunks=math.gcd(train.mlp_parts, config.mlp_dim),
+            merge_batch_and_seq=_rows_per_device(batch, mesh) == 1 or mesh.shape["sequence"] == 1,
             grad_accumulators=sums,
         )
-        chunk = max(1, train.loss_chunk // rows_per_device)
-        return loss(hidden, decoder.output_kernel(params, config), batch, chunk, mesh)
+        return Head(hidden, decoder.output_kernel(params, config))
 
-    return micro_loss
+    return output
+
+
+def _rows_per_device(batch: Batch, mesh: Mesh) -> int:
+    return max(1, batch["tokens"].shape[0] // mesh_lib.row_shards(mesh))
 
 
 def compute_params(params: Any, config: ModelConfig, train: TrainConfig) -> Any:
@@ -196,23 +233,23 @@ def compute_params(params: Any, config: ModelConfig, train: TrainConfig) -> Any:
 
 
 def make_gradients(
-    config: ModelConfig, train: TrainConfig, mesh: Mesh, loss: Loss = batch_loss
-) -> Callable[[Any, Batch], tuple[jax.Array, Any]]:
-    """Returns `(params, batch) -> (loss, gradients)`, to be used under jit.
+    config: ModelConfig, train: TrainConfig, mesh: Mesh, loss: Loss = batch_loss, teacher: Teacher | None = None
+) -> Callable[..., tuple[Losses, Any]]:
+    """Returns `(params, batch, frozen=None) -> ((loss, parts), gradients)`, to be used under jit.
 
     The batch's arrays are [B, T] as `sharding.put_batch` places them; `train.accumulation` micro-batches
     of B / accumulation rows run one after the other. With the default loss, loss and gradients are those of
-    sum(weights * nll) / sum(weights) over the whole batch, float32 both.
+    sum(weights * nll) / sum(weights) over the whole batch, float32 both. `frozen` are the teacher's weights.
 
     Raises:
       UserError: as `make_loss`.
     """
-    micro_loss = make_loss(config, train, mesh, loss)
+    micro_loss = make_loss(config, train, mesh, loss, teacher)
 
-    def gradients(params: Any, batch: Batch) -> tuple[jax.Array, Any]:
+    def gradients(params: Any, batch: Batch, frozen: Any = None) -> tuple[Losses, Any]:
         total = jnp.maximum(batch["weights"].sum(), jnp.finfo(jnp.float32).tiny)  # no weight at all: loss 0, not NaN
         batch = batch | {"weights": batch["weights"] / total}
-        return _accumulate(micro_loss, compute_params(params, config, train), batch, train.accumulation)
+        return _accumulate(micro_loss, compute_params(params, config, train), batch, frozen, train.accumulation)
 
     return gradients
 
@@ -226,27 +263,28 @@ def make_step(
     mesh: Mesh,
     abstract: TrainState,
     loss: Loss = batch_loss,
+    teacher: Teacher | None = None,
 ) -> jax.stages.Wrapped:
     """Compiles nothing yet; returns the jitted `(state, batch) -> (state, metrics)`, which donates the state.
 
-    The gradients are those of `make_gradients` with `loss`. Where loss or gradients are not finite, the state comes
-    back as it was and `finite` is False.
+    The gradients are those of `make_gradients` with `loss`. With a teacher its weights are a third argument. Where loss
+    or gradients are not finite, the state comes back as it was and `finite` is False.
 
-    Metrics, all scalars: loss, learning_rate, grad_norm (before clipping), supervised (ids with weight > 0), tokens
-    (without padding), pairs ((query, key) pairs within causal segments, float32), finite.
+    Metrics, all scalars: loss and its parts, learning_rate, grad_norm (before clipping), supervised (ids with weight >
+    0), tokens (without padding), pairs ((query, key) pairs within causal segments, float32), finite.
     """
     rate = optimizer_lib.schedule(optimizer, num_steps)
-    gradients = make_gradients(config, train, mesh, loss)
+    gradients = make_gradients(config, train, mesh, loss, teacher)
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
-        value, grads = gradients(state.params, batch)
+    def step(state: TrainState, batch: Batch, *frozen: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+        (value, parts), grads = gradients(state.params, batch, *frozen)
         norm = optax.global_norm(grads)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
         grads = optimizer_lib.clip(grads, norm, optimizer.clip_norm)
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         new = TrainState(state.step + 1, optimizer_lib.apply(state.params, updates, state.step), opt_state)
         new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, state)
-        metrics = {
+        metrics = parts | {
             "loss": value,
             "learning_rate": rate(state.step),
             "grad_norm": norm,
@@ -259,32 +297,33 @@ def make_step(
         return new, metrics
 
     state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    of_teacher = [] if teacher is None else [sharding.param_shardings(teacher.config, mesh)]
     return jax.jit(
         step,
-        in_shardings=(state_shardings, sharding.token_sharding(mesh)),
+        in_shardings=(state_shardings, sharding.token_sharding(mesh), *of_teacher),
         out_shardings=(state_shardings, sharding.replicated(mesh)),
         donate_argnums=0,
     )
 
 
-def _accumulate(loss: Callable[..., jax.Array], params: Any, batch: Batch, count: int) -> tuple[jax.Array, Any]:
-    """Sum of the losses and float32 sum of the gradients of `count` micro-batches.
+def _accumulate(loss: Callable[..., Losses], params: Any, batch: Batch, frozen: Any, count: int) -> tuple[Losses, Any]:
+    """Sums of the losses and of their parts, and float32 sum of the gradients of `count` micro-batches.
 
-    `loss` takes parameters, a micro-batch and, as `remat.add_gradients` does, sums of gradients.
+    `loss` takes parameters, a micro-batch, frozen weights and, as `remat.add_gradients` does, sums of gradients.
     """
     rows = batch["tokens"].shape[0]
     if rows % count:
         raise UserError(f"train.accumulation={count} does not divide the {rows} rows of a batch; choose a divisor.")
     if count == 1:
-        value, grads = jax.value_and_grad(loss)(params, batch)
-        return value, jax.tree.map(lambda g: g.astype(jnp.float32), grads)
+        values, grads = jax.value_and_grad(loss, has_aux=True)(params, batch, frozen)
+        return values, jax.tree.map(lambda g: g.astype(jnp.float32), grads)
 
-    def body(carry: tuple[jax.Array, Any], micro: Batch) -> tuple[tuple[jax.Array, Any], None]:
-        total, sums = carry
-        value, sums = jax.value_and_grad(loss, argnums=2)(params, micro, sums)
-        return (total + value, sums), None
+    def body(sums: Any, micro: Batch) -> tuple[Any, Losses]:
+        values, sums = jax.value_and_grad(loss, argnums=3, has_aux=True)(params, micro, frozen, sums)
+        return sums, values
 
     # Every count-th row goes to the same micro-batch, so that each of them has rows on every device.
     micros = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(rows // count, count, *x.shape[1:]), 0, 1), batch)
     zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
-    return jax.lax.scan(body, (jnp.float32(0), zeros), micros)[0]
+    sums, values = jax.lax.scan(body, zeros, micros)
+    return jax.tree.map(lambda x: x.sum(), values), sums

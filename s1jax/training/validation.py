@@ -40,7 +40,7 @@ class Validation:
         micro_loss = step_lib.make_loss(config, train, mesh, loss)
 
         def sums(params: Params, batch: step_lib.Batch) -> tuple[jax.Array, jax.Array]:
-            return micro_loss(step_lib.compute_params(params, config, train), batch), batch["weights"].sum()
+            return micro_loss(step_lib.compute_params(params, config, train), batch)[0], batch["weights"].sum()
 
         shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
         self._sums = jax.jit(

@@ -88,7 +88,7 @@ def gradients(
     parts = 2 if mesh.size > 1 and mesh.shape["tensor"] == 1 else 1
     train = TrainConfig(**TRAIN, accumulation=accumulation, attention=kernel, remat=remat, mlp_parts=parts)
     batch = sharding.put_batch(make_batch(), mesh)
-    loss, grads = jax.jit(step_lib.make_gradients(model, train, mesh))(params, batch)
+    (loss, _), grads = jax.jit(step_lib.make_gradients(model, train, mesh))(params, batch)
     return float(loss), [np.asarray(leaf) for leaf in jax.tree.leaves(grads)]
 
 

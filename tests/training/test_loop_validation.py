@@ -59,7 +59,7 @@ def test_the_validation_loss_is_the_mean_over_all_batches():
     measure = Validation(MODEL, EXPERIMENT.train, mesh, HeldOut(), abstract)
     gradients = jax.jit(step_lib.make_gradients(MODEL, EXPERIMENT.train, mesh))
     batches = [HeldOut().batch(step) for step in range(3)]
-    losses = [float(gradients(params, batch)[0]) for batch in batches]
+    losses = [float(gradients(params, batch)[0][0]) for batch in batches]
     weights = [float(batch["weights"].sum()) for batch in batches]
     assert len(set(weights)) == 2
     np.testing.assert_allclose(measure(params), np.average(losses, weights=weights), rtol=1e-6)

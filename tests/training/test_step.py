@@ -59,7 +59,8 @@ def gradients(mesh, params):
     @functools.cache
     def compute(**changes):
         train = dataclasses.replace(TRAIN, **changes)
-        return jax.jit(step_lib.make_gradients(MODEL, train, mesh))(params, make_batch())
+        (loss, _), grads = jax.jit(step_lib.make_gradients(MODEL, train, mesh))(params, make_batch())
+        return loss, grads
 
     return compute
 
@@ -90,7 +91,8 @@ def test_packed_rows_have_the_loss_and_gradients_of_padded_ones(mesh, params, at
     found = []
     for batching in ("padded", "packed"):
         batches = Batches(examples, batch_size=8, block_size=64, batching=batching, weighting=weighting)
-        found.append((batches.batch(0)["tokens"].shape, *compute(params, batches.batch(0))))
+        (loss, _), grads = compute(params, batches.batch(0))
+        found.append((batches.batch(0)["tokens"].shape, loss, grads))
     (padded_shape, padded_loss, padded), (packed_shape, packed_loss, packed) = found
     assert packed_shape[0] < padded_shape[0]
     np.testing.assert_allclose(packed_loss, padded_loss, rtol=0, atol=1e-5)
@@ -261,15 +263,19 @@ def test_a_step_minimises_the_loss_that_it_is_given(mesh, params):
     factors = np.zeros((4, 12), np.float32)
     factors[1] = 3.0
 
-    def scaled(hidden, kernel, batch, chunk, mesh):
+    def scaled(hidden, kernel, batch, chunk, mesh, teacher=None):
         weights = batch["weights"] * batch["factors"]
-        return batch_loss(hidden, kernel, batch | {"weights": weights}, chunk, mesh)
+        value, _ = batch_loss(hidden, kernel, batch | {"weights": weights}, chunk, mesh)
+        return value, {"half": value / 2}
 
     batch = make_batch()
-    value, grads = jax.jit(step_lib.make_gradients(MODEL, TRAIN, mesh, scaled))(params, batch | {"factors": factors})
+    (value, parts), grads = jax.jit(step_lib.make_gradients(MODEL, TRAIN, mesh, scaled))(
+        params, batch | {"factors": factors}
+    )
     total, of_row = batch["weights"].sum(), batch["weights"] * (factors > 0)
-    plain, expected = jax.jit(step_lib.make_gradients(MODEL, TRAIN, mesh))(params, batch | {"weights": of_row})
+    (plain, _), expected = jax.jit(step_lib.make_gradients(MODEL, TRAIN, mesh))(params, batch | {"weights": of_row})
     share = 3 * of_row.sum() / total
     np.testing.assert_allclose(value, share * plain, rtol=1e-6)
+    np.testing.assert_allclose(parts["half"], value / 2, rtol=1e-6)
     for one, other in zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(one, share * other, rtol=1e-4, atol=1e-7)
