@@ -29,6 +29,8 @@ class DataConfig:
       too_long: what to do with an example of more than block_size + 1 tokens.
       control: instruction that is appended to every question (`s1jax.data.conditional`): `token` and `step` limit the
         thinking tokens or steps, `class` asks for short or long thinking; empty: none.
+      loss_on: of a conversation of several turns, `last` trains on the last answer, with the messages before it as a
+        server would be sent them. `all` trains on each answer with thinking as an example of its own.
       seed: seed of the order of the rows and, for generated sources, of the rows.
       validation: rows for `validation_loss`. A number such as `50` or a share such as `0.05` (rounded up) holds so many
         rows of the source out of training; which ones is a function of the seed. The name of a split such as
@@ -44,6 +46,7 @@ class DataConfig:
     weighting: Literal["sequence", "token"] = "sequence"
     too_long: Literal["error", "drop", "truncate"] = "error"
     control: Literal["", "token", "step", "class"] = ""
+    loss_on: Literal["last", "all"] = "last"
     seed: int = 0
     validation: str = ""
 
@@ -307,6 +310,7 @@ def unused(experiment: Experiment) -> list[str]:
         say(experiment.checkpoint, "best", "checkpoint.", "config.data.validation names no rows")
     if data.source in ("countdown", "countdown_corpus", "s1k"):
         say(data, "traces", "data.", f"the rows of {data.source} have one trace each")
+        say(data, "loss_on", "data.", f"the rows of {data.source} have one turn each")
     if data.source == "countdown_corpus":
         for name in ("num_rows", "batching", "too_long"):
             say(data, name, "data.", _CORPUS)

@@ -9,11 +9,11 @@ from typing import Protocol
 
 import numpy as np
 
-from s1jax.data import packing
+from s1jax.data import packing, turns
 from s1jax.data.packing import Batch, Example
 from s1jax.data.s1k import Row, named
 from s1jax.errors import UserError
-from s1jax.text import chat
+from s1jax.text import chat, conversation
 from s1jax.text.tokenizer import Tokenizer
 
 _AHEAD = 4  # batches made before they are asked for
@@ -29,10 +29,12 @@ def encode_rows(tokenizer: Tokenizer, fmt: chat.ChatFormat, rows: Sequence[Row])
       UserError: if the tokenizer lacks a delimiter of the format, or cannot encode a row (names it).
     """
     chat.check(tokenizer, fmt)
+    knows_tags = conversation.earlier_thinking(fmt) != "keep"
     examples = []
     for row in rows:
+        messages = row.messages if knows_tags else turns.without_tags(row.messages)
         with named(row):
-            ids, supervised = chat.encode_row(tokenizer, fmt, row.question, row.trace, row.answer, row.system)
+            ids, supervised = conversation.encode_row(tokenizer, fmt, messages, row.trace, row.answer)
         examples.append(Example(ids, supervised, row.name))
     return examples
 

@@ -1,4 +1,4 @@
-"""Loads training rows: a question, a thinking trace and an answer, with the place they came from.
+"""Loads training rows: a question, a thinking trace, an answer and earlier turns, with the place they came from.
 
 Files are read directly: parsing a thousand rows takes less time than preparing a copy would. Only `s1k` and
 `s1k_1_1`, which come from the hub, go through the prepared array_record copy (`s1jax.data.s1k_builder`), so that a
@@ -18,6 +18,7 @@ from s1jax.data import shapes
 from s1jax.errors import MissingPackageError, UserError
 from s1jax.io import readers
 from s1jax.io.readers import Record
+from s1jax.text.messages import Message
 
 _WANTED = f"a {readers.READABLE} file, a folder of such files, s1k, s1k_1_1 or countdown"
 
@@ -32,6 +33,8 @@ class Row:
       answer: the text after the thinking.
       name: where it came from, for messages: file:line, lines counted from 1.
       system: system prompt; empty if the row has none, and the chat format decides.
+      history: the messages of earlier turns, between the system prompt and the question.
+      earlier: the examples that earlier turns of the same conversation make, see `load_rows`.
     """
 
     question: str
@@ -39,6 +42,13 @@ class Row:
     answer: str
     name: str
     system: str = ""
+    history: tuple[Message, ...] = ()
+    earlier: tuple[Row, ...] = ()
+
+    @property
+    def messages(self) -> list[Message]:
+        """The conversation up to the question; an empty system prompt leaves the chat format its own."""
+        return [Message("system", self.system), *self.history, Message("user", self.question)]
 
 
 @contextlib.contextmanager
@@ -56,6 +66,7 @@ def load_rows(
     num_rows: int = 0,
     notes: list[str] | None = None,
     splits: Sequence[str] = readers.TRAINING,
+    loss_on: shapes.LossOn = "last",
 ) -> list[Row]:
     """Loads rows.
 
@@ -66,6 +77,8 @@ def load_rows(
       num_rows: number of rows from the front; 0 takes all.
       notes: gets sentences about the files that are read and left out, and about the columns that are used.
       splits: of a folder, the first that it has is read.
+      loss_on: `last` makes a row of the last turn of a conversation. `all` also makes one of each turn before it, in
+        the row's `earlier`.
 
     Returns:
       the rows in the order of the source (files by path).
@@ -76,27 +89,37 @@ def load_rows(
     """
     rows, tally = [], shapes.Tally()
     for name, record in itertools.islice(records(source, notes, splits), num_rows or None):
-        found = shapes.parts(record, traces, name)
-        tally.add(found, record)
-        rows.append(Row(found.question, found.trace, found.answer, name, found.system))
+        found = shapes.examples(record, traces, name, loss_on)
+        tally.add(found[-1], record, len(found))
+        *earlier, row = (_row(each, name) for each in found)
+        named_ = (dataclasses.replace(one, name=f"{name} (turn {i})") for i, one in enumerate(earlier, start=1))
+        rows.append(dataclasses.replace(row, earlier=tuple(named_)))
     if len(rows) < max(num_rows, 1):
         raise UserError(
             f"{source} has {len(rows) or 'no'} rows, data.num_rows asks for {num_rows or 'all'}; give a source with"
             f" more{', or a smaller data.num_rows' if rows else ''}."
         )
     if notes is not None:
-        notes.append(f"{source}: {tally}.")
+        notes += [f"{source}: {tally}.", *tally.turns(source, loss_on)]
     return rows
 
 
+def flat(rows: Sequence[Row]) -> list[Row]:
+    """Returns the rows, each after those of the earlier turns of its conversation."""
+    return [each for row in rows for each in (*row.earlier, dataclasses.replace(row, earlier=()))]
+
+
 def row_of(record: Record, traces: str, name: str) -> Row:
-    """Takes question, trace, answer and system turn out of one record, whatever its shape (`s1jax.data.shapes`).
+    """Takes question, trace, answer and system turn out of one record of one turn, whatever its shape.
 
     Raises:
       UserError: if a column is missing, not text, empty or too long; the message starts with `name`.
     """
-    found = shapes.parts(record, traces, name)
-    return Row(found.question, found.trace, found.answer, name, found.system)
+    return _row(shapes.parts(record, traces, name), name)
+
+
+def _row(found: shapes.Parts, name: str) -> Row:
+    return Row(found.question, found.trace, found.answer, name, found.system, found.history)
 
 
 def records(

@@ -1,21 +1,24 @@
-"""Finds question, trace, answer and system prompt in a row of reasoning data, whatever its columns are.
+"""Finds question, trace, answer, system prompt and earlier turns in a row of reasoning data, whatever its columns are.
 
     s1K             question; thinking_trajectories (a list of strings, or one string) and attempt, or
                     {gemini,deepseek}_thinking_trajectory and _attempt (s1K-1.1)
-    messages        a list of {role, content}, or the same under `conversations`; one turn
-    conversations   ShareGPT's list of {from, value}; one turn
+    messages        a list of {role, content}, or the same under `conversations`
+    conversations   ShareGPT's list of {from, value}
     prompt          prompt and completion, each a text or a list of messages (TRL)
+    metadata        problem, deepseek_reasoning and deepseek_solution (OpenThoughts)
     generations     problem and a list of answers (open-r1); the first that is marked right and complete
     question        question or problem, with an answer that has tags, or with a column of its own for the thinking
 
-The first shape that a row has is used. Thinking is in `<think>...</think>` at the start of the answer (the first tag
-may be missing, because R1's template puts it into the prompt), in `<|begin_of_thought|>...<|end_of_thought|>`
-(OpenThoughts, Bespoke-Stratos), or in a field `reasoning_content`, `reasoning` or `thinking` next to the answer. A
-system prompt comes from the messages or from a column `system` (or `system_prompt`).
+The first shape that a row has is used. `s1jax.data.turns` says where thinking may be. A system prompt comes from the
+messages or from a column `system` (or `system_prompt`).
 
-A row is refused if it has content that would change the example and is not used: several turns, tools, images, thinking
-of a user, an answer without loss (`weight: 0`) or marked wrong (`correct`, `is_correct`), or the rest of a question in
-`input`, `context` or `history` next to the column of the question.
+Of several turns, the loss is on the last answer, or on each with `loss_on` `all`: then each is an example with the
+messages before it as its history. An answer that a field excludes from the loss (`weight: 0`, `train`, `training` or
+`loss` false) stays history.
+
+A row is refused if it has content that would change the example and is not used: tools, images, thinking of a user, an
+answer marked wrong (`correct`, `is_correct`), messages after the last answer, or the rest of a question in `input`,
+`context` or `history` next to the column of the question.
 """
 
 from __future__ import annotations
@@ -23,24 +26,17 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
+from s1jax.data import turns
 from s1jax.errors import UserError
 from s1jax.io import readers
+from s1jax.text.messages import Message
 
-_TAGS = (("<think>", "</think>"), ("<|begin_of_thought|>", "<|end_of_thought|>"))
-_SOLUTION = "<|begin_of_solution|>", "<|end_of_solution|>"  # around the answer, where the second tags are used
-_THINKING = ("reasoning_content", "reasoning", "thinking")
+LossOn = Literal["last", "all"]
 _SYSTEM = ("system", "system_prompt")
 _QUESTIONS = ("question", "problem", "prompt")
 _ANSWERS = ("completion", "response", "attempt", "answer", "solution", "output")
-_ROLES = {
-    "system": "system", "developer": "system", "user": "user", "human": "user", "assistant": "assistant",
-    "gpt": "assistant", "model": "assistant", "bot": "assistant", "chatgpt": "assistant",
-}  # fmt: skip
-_UNUSABLE = ("tools", "functions", "tool_calls", "function_call", "images", "image", "audio", "videos")
-# Fields that exclude an assistant's message from the loss: of OpenAI and Mistral, of Axolotl, of ms-swift.
-_LOSS = ("weight", "train", "training", "loss")
 _BESIDE = ("input", "context", "history")  # columns with the rest of a question, as in Alpaca
 _JUDGED = ("correct", "is_correct")
 _FORMS = (
@@ -59,6 +55,8 @@ class Parts:
       answer: the text after the thinking.
       system: system prompt; empty if there is none.
       used: the columns that these come from.
+      history: the messages between the system prompt and the question.
+      num_turns: answers in the row, each to a user's message.
     """
 
     question: str
@@ -66,6 +64,8 @@ class Parts:
     answer: str
     system: str
     used: tuple[str, ...]
+    history: tuple[Message, ...] = ()
+    num_turns: int = 1
 
 
 class Tally:
@@ -74,9 +74,14 @@ class Tally:
     def __init__(self) -> None:
         self._used: collections.Counter[tuple[str, ...]] = collections.Counter()
         self._unused: dict[str, None] = {}
+        self._several = self._turns = self._examples = 0  # rows of several turns, their turns, their examples
 
-    def add(self, found: Parts, record: Mapping[str, Any]) -> None:
-        """Counts a row."""
+    def add(self, found: Parts, record: Mapping[str, Any], num_examples: int = 1) -> None:
+        """Counts a row; `found` is the last of its `num_examples` examples."""
+        if found.num_turns > 1:
+            self._several += 1
+            self._turns += found.num_turns
+            self._examples += num_examples
         self._used[found.used] += 1
         self._unused |= dict.fromkeys(str(key) for key in record if key not in found.used)
 
@@ -85,9 +90,23 @@ class Tally:
         unused = sorted(set(self._unused) - {column for used in self._used for column in used})
         return "; ".join(many) + (f"; not used: {', '.join(unused)}" if unused else "")
 
+    def turns(self, source: str, loss_on: LossOn) -> list[str]:
+        """A sentence on the rows of several turns, if there are any."""
+        if not self._several:
+            return []
+        begun = f"{source}: {self._several:,} row{'s have' if self._several > 1 else ' has'} several turns;"
+        without = self._turns - self._examples
+        if loss_on == "last":
+            return [
+                f"{begun} the loss is on the last answer of each, and {without:,} earlier answers are history"
+                " (data.loss_on last)."
+            ]
+        rest = f"; {without:,} without thinking, or with weight 0, are history" if without else ""
+        return [f"{begun} {self._examples:,} of their {self._turns:,} answers carry loss (data.loss_on all){rest}."]
+
 
 def parts(record: Mapping[str, Any], traces: str, name: str) -> Parts:
-    """Takes an example out of a row of any shape.
+    """Takes an example out of a row of one turn, of any shape.
 
     Args:
       record: columns; None counts as missing, because parquet fills missing columns with it.
@@ -96,27 +115,57 @@ def parts(record: Mapping[str, Any], traces: str, name: str) -> Parts:
 
     Raises:
       UserError: if a column is missing, not text, empty or too long, if there is no thinking, or if the row has content
+        that cannot be used, such as earlier turns; the message starts with `name`.
+    """
+    (found,) = examples(record, traces, name)
+    if found.history:
+        roles = ", ".join([*(message.role for message in found.history), "user", "assistant"])
+        raise UserError(
+            f"{name}: {found.used[0]} holds {roles}; one turn is read here, a user's and then an assistant's, with or"
+            " without a system turn before them; divide or remove the row."
+        )
+    return found
+
+
+def examples(record: Mapping[str, Any], traces: str, name: str, loss_on: LossOn = "last") -> list[Parts]:
+    """Takes the examples out of a row of any shape and of any number of turns.
+
+    Args:
+      record: columns; None counts as missing, because parquet fills missing columns with it.
+      traces: `gemini` or `deepseek`; whose thinking is used if a row of s1K-1.1 has both.
+      name: what messages call the row.
+      loss_on: `last` makes one example, of the last turn. `all` makes one of each turn whose answer has thinking and
+        is not excluded by a weight of 0; of `prompt` and `completion`, those of the completion only.
+
+    Returns:
+      at least one, in the order of the turns. Each has the messages before its question as its history.
+
+    Raises:
+      UserError: if a column is missing, not text, empty or too long, if there is no thinking, or if the row has content
         that cannot be used; the message starts with `name`.
     """
-    for column in _UNUSABLE:
+    for column in turns.UNUSABLE:
         if record.get(column):
             raise UserError(f"{name}: column {column} is not empty and cannot be used; remove the column or the row.")
     own = f"{traces}_thinking_trajectory"
     others = any(record.get(column) is not None for column in ("messages", "conversations", "completion"))
     if own in record and not (others and record[own] is None):
-        found = _columns(record, "question", own, f"{traces}_attempt", name)
+        found = [_columns(record, "question", own, f"{traces}_attempt", name)]
     elif "thinking_trajectories" in record and not (others and record["thinking_trajectories"] is None):
-        found = _columns(record, "question", "thinking_trajectories", "attempt", name)
+        found = [_columns(record, "question", "thinking_trajectories", "attempt", name)]
     elif record.get("messages") is not None:
-        found = _conversation(record["messages"], "messages", name)
+        found = _conversation(record["messages"], "messages", name, loss_on)
     elif record.get("conversations") is not None:
-        found = _conversation(record["conversations"], "conversations", name)
+        found = _conversation(record["conversations"], "conversations", name, loss_on)
     elif record.get("prompt") is not None and record.get("completion") is not None:
-        found = _prompt(record, name)
+        found = _prompt(record, name, loss_on)
+    elif record.get("deepseek_reasoning") is not None:
+        found = [_columns(record, "problem", "deepseek_reasoning", "deepseek_solution", name)]
     else:
-        found = _loose(record, own, name)
-    _check_beside(record, found, name)
-    return _checked(_with_system(record, found, name), name)
+        found = [_loose(record, own, name)]
+    for each in found:
+        _check_beside(record, each, name)
+    return [_checked(_with_system(record, each, name), name) for each in found]
 
 
 def _check_beside(record: Mapping[str, Any], found: Parts, name: str) -> None:
@@ -158,77 +207,51 @@ def _text(record: Mapping[str, Any], column: str, name: str) -> str:
     return value
 
 
-def _conversation(messages: Any, column: str, name: str) -> Parts:
-    """One turn of `messages` or of ShareGPT's `conversations`."""
-    turns = [_message(message, f"{name}: {column}[{i}]") for i, message in enumerate(_list(messages, column, name))]
-    last = f"{name}: {column}[{len(turns) - 1}]"
-    for i, (said_by, _, fields) in enumerate(turns):
-        thought = next((key for key in _THINKING if fields.get(key)), None)
-        if said_by != "assistant" and thought:
-            where = f"{name}: {column}[{i}]"
-            raise UserError(f"{where} has {thought}, which cannot be used in a {said_by} turn; remove it or the row.")
+def _conversation(messages: Any, column: str, name: str, loss_on: LossOn, prompt: int = 0) -> list[Parts]:
+    """The examples of `messages` or of ShareGPT's `conversations`; the first `prompt` messages carry no loss."""
+    read = turns.read(messages, column, name)
     system = ""
-    if turns and turns[0][0] == "system":
-        system = turns.pop(0)[1]
-    roles = [role for role, _, _ in turns]
-    if roles != ["user", "assistant"]:
+    if read and read[0].role == "system":
+        system, prompt = read.pop(0).content, prompt - 1
+    roles = [turn.role for turn in read]
+    if roles[-2:] != ["user", "assistant"]:
         has = ", ".join(roles) or "nothing"
         raise UserError(
-            f"{name}: {column} holds {has}; one turn is read, a user's and then an assistant's, with or without a"
-            " system turn before them; divide or remove the row."
+            f"{name}: {column} holds {has}; the last two messages must be a user's and the assistant's answer to it;"
+            " repair or remove the row."
         )
-    trace, answer, used = _thinking(turns[1][1], turns[1][2], last)
-    return Parts(turns[0][1], trace, answer, system, (column, *(f"{column}.{key}" for key in used)))
+    asked = [i for i, role in enumerate(roles) if role == "assistant" and i and roles[i - 1] == "user"]
+    wanted = [i for i in asked if i >= prompt and not read[i].excluded and read[i].has_thinking]
+    if loss_on == "last" or not wanted:  # an answer without thinking is refused below
+        wanted = asked[-1:]
+    if read[wanted[-1]].excluded:
+        raise UserError(
+            f"{read[-1].name} has {read[-1].excluded:.60}; the assistant's last message is trained on with weight 1;"
+            " remove the field or the row."
+        )
+    history = [turn.message() for turn in read[:-1]]
+    found, used = [], dict.fromkeys((column,))
+    for i in wanted:
+        trace, answer, _ = turns.split(read[i].content, read[i].fields, read[i].name)
+        found.append(Parts(read[i - 1].content, trace, answer, system, (), tuple(history[: i - 1]), len(asked)))
+    for turn in read:
+        if turn.role == "assistant":
+            used |= dict.fromkeys(f"{column}.{key}" for key in turns.THINKING if turn.fields.get(key))
+    return [dataclasses.replace(each, used=tuple(used)) for each in found]
 
 
-def _list(value: Any, column: str, name: str) -> list[Any]:
-    if not isinstance(value, list):
-        raise UserError(f"{name}: column {column} is {type(value).__name__}, not a list of messages; repair it.")
-    return value
-
-
-def _message(message: Any, name: str) -> tuple[str, str, Mapping[str, Any]]:
-    """Returns role, text and the other fields of a message of either form."""
-    if not isinstance(message, dict):
-        raise UserError(f"{name} is {type(message).__name__}, not an object with role and content; repair it.")
-    fields = {key: value for key, value in message.items() if value is not None}
-    for key in _UNUSABLE:
-        if fields.get(key):
-            raise UserError(f"{name} has {key}, which cannot be used; remove the row.")
-    said = fields.get("role", fields.get("from"))
-    role = _ROLES.get(said) if isinstance(said, str) else None
-    if role is None:
-        raise UserError(f"{name} has the role {said!r}; system, user and assistant (or human and gpt) are known.")
-    for key in _LOSS:
-        if role == "assistant" and key in fields and fields[key] != 1:
-            raise UserError(
-                f"{name} has {key} {fields[key]!r:.40}; an assistant's message is trained on with weight 1; remove the"
-                " field or the row."
-            )
-    content = fields.get("content", fields.get("value", ""))
-    if isinstance(content, list):  # of typed parts, as OpenAI's and Anthropic's clients write it
-        kinds = [part.get("type") if isinstance(part, dict) else None for part in content]
-        other = [kind for kind in kinds if kind not in ("text", "thinking")]
-        if other:
-            raise UserError(f"{name} has content of type {other[0]!r}; text alone can be used; remove the row.")
-        thinking = [part.get("thinking") for part in content if part["type"] == "thinking"]
-        if thinking and "thinking" not in fields:
-            fields["thinking"] = "\n".join(map(str, thinking))
-        content = "".join(str(part.get("text", "")) for part in content if part["type"] == "text")
-    if not isinstance(content, str):
-        raise UserError(f"{name} has content of type {type(content).__name__}, not text; write it as a string.")
-    return role, content, fields
-
-
-def _prompt(record: Mapping[str, Any], name: str) -> Parts:
+def _prompt(record: Mapping[str, Any], name: str, loss_on: LossOn) -> list[Parts]:
     """TRL's prompt and completion: texts, or lists of messages."""
     prompt, completion = record["prompt"], record["completion"]
     if isinstance(prompt, list) or isinstance(completion, list):
-        one = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else _list(prompt, "prompt", name)
+        one = (
+            [{"role": "user", "content": prompt}] if isinstance(prompt, str) else turns.as_list(prompt, "prompt", name)
+        )
         two = [{"role": "assistant", "content": completion}] if isinstance(completion, str) else completion
-        found = _conversation([*one, *_list(two, "completion", name)], "prompt and completion", name)
-        return dataclasses.replace(found, used=("prompt", "completion"))
-    return _tagged(record, "prompt", "completion", name)
+        messages = [*one, *turns.as_list(two, "completion", name)]
+        found = _conversation(messages, "prompt and completion", name, loss_on, prompt=len(one))
+        return [dataclasses.replace(each, used=("prompt", "completion")) for each in found]
+    return [_tagged(record, "prompt", "completion", name)]
 
 
 def _loose(record: Mapping[str, Any], own: str, name: str) -> Parts:
@@ -240,14 +263,14 @@ def _loose(record: Mapping[str, Any], own: str, name: str) -> Parts:
         if not isinstance(generations, list) or not generations:
             raise UserError(f"{name}: column generations is {generations!r:.40}, not a list of texts; repair it.")
         chosen, judged = _chosen(record, len(generations), name)
-        trace, answer, _ = _thinking(generations[chosen], {}, f"{name}: generations[{chosen}]")
+        trace, answer, _ = turns.split(generations[chosen], {}, f"{name}: generations[{chosen}]")
         return Parts(_text(record, question, name), trace, answer, "", (question, "generations", *judged))
-    thinking = [column for column in _THINKING if column in there]
+    thinking = [column for column in turns.THINKING if column in there]
     answers = [column for column in _ANSWERS if column in there and column != question]
     tagged = [
         column
         for column in answers
-        if isinstance(record[column], str) and any(end in record[column] for _, end in _TAGS)
+        if isinstance(record[column], str) and any(end in record[column] for _, end in turns.TAGS)
     ]
     if question and (tagged or (thinking and answers)):
         return _tagged(record, question, (tagged or answers)[0], name)
@@ -277,38 +300,8 @@ def _chosen(record: Mapping[str, Any], count: int, name: str) -> tuple[int, tupl
 
 def _tagged(record: Mapping[str, Any], question: str, answer: str, name: str) -> Parts:
     fields = {key: value for key, value in record.items() if value is not None}
-    trace, text, used = _thinking(_text(record, answer, name), fields, f"{name}: column {answer}")
+    trace, text, used = turns.split(_text(record, answer, name), fields, f"{name}: column {answer}")
     return Parts(_text(record, question, name), trace, text, "", (question, answer, *used))
-
-
-def _thinking(text: Any, fields: Mapping[str, Any], name: str) -> tuple[str, str, tuple[str, ...]]:
-    """Splits an assistant's message into trace and answer; also returns the field that contains the trace."""
-    if not isinstance(text, str):
-        raise UserError(f"{name} is {type(text).__name__}, not text; write it as a string.")
-    beside = [key for key in _THINKING if key in fields and fields[key] != ""]
-    if len({str(fields[key]) for key in beside}) > 1:
-        raise UserError(f"{name}: {' and '.join(beside)} differ; keep one of them.")
-    start, end = next(((start, end) for start, end in _TAGS if end in text), ("", ""))
-    if beside and end and text.lstrip().startswith(start):
-        raise UserError(f"{name} has its thinking in {beside[0]} as well as in {start} tags; keep one of them.")
-    if beside:
-        trace = fields[beside[0]]
-        if not isinstance(trace, str):
-            raise UserError(f"{name}: {beside[0]} is {type(trace).__name__}, not text; write it as a string.")
-        return trace, text, (beside[0],)
-    if not end:
-        cut = next((tag for tag, _ in _TAGS if text.lstrip().startswith(tag)), "")
-        why = f"begins with {cut}, which is never closed" if cut else f"has no thinking: no {_TAGS[0][0]} tags"
-        raise UserError(f"{name} {why} and no field {', '.join(_THINKING)}; add it or remove the row.")
-    trace, answer = text.split(end, 1)
-    before, tag, inside = trace.partition(start)
-    if tag:
-        if before.strip():
-            raise UserError(f"{name} has text before {start}: {before.strip()[:40]!r}; remove it or the row.")
-        trace = inside
-    if end == _TAGS[1][1]:
-        answer = answer.strip().removeprefix(_SOLUTION[0]).removesuffix(_SOLUTION[1])
-    return trace, answer, ()
 
 
 def _with_system(record: Mapping[str, Any], found: Parts, name: str) -> Parts:
@@ -330,12 +323,25 @@ def _checked(found: Parts, name: str) -> Parts:
     for i, part in enumerate(("question", "trace", "answer", "system")):
         value = getattr(found, part)
         # In s1K's form each part has a column; otherwise the parts have names.
-        column = f"column {whence[i]}" if len(whence) > 2 and i < 3 and "thinking" in whence[1] else f"the {part}"
+        column = f"column {whence[i]}" if len(whence) > 2 and i < 3 and _is_trace(whence[1]) else f"the {part}"
         if not value.strip() and part != "system":
             raise UserError(f"{name}: {column} is empty; fill it or remove the row.")
-        readers.check_length(value, name, column)
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:  # half a surrogate pair
-            raise UserError(f"{name}: {column} is not valid Unicode ({error.reason}); repair it.") from None
+        _check_text(value, name, column)
+    for message in found.history:
+        _check_text(message.content, name, f"the {message.role}'s earlier message")
+        _check_text(message.thinking or "", name, "the thinking of an earlier message")
     return found
+
+
+def _check_text(value: str, name: str, column: str) -> None:
+    """Refuses a text that is too long or not Unicode."""
+    readers.check_length(value, name, column)
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:  # half a surrogate pair
+        raise UserError(f"{name}: {column} is not valid Unicode ({error.reason}); repair it.") from None
+
+
+def _is_trace(column: str) -> bool:
+    """Whether a column holds thinking and nothing else."""
+    return "thinking_traj" in column or column == "deepseek_reasoning"

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 from s1jax.config.experiment import DataConfig, Experiment, held_out
 from s1jax.data import batches as batches_lib
-from s1jax.data import conditional, packing, s1k, validation
+from s1jax.data import conditional, packing, s1k, turns, validation
 from s1jax.data.packing import Batch
 from s1jax.data.s1k import Row
 from s1jax.errors import UserError, install
@@ -98,9 +98,10 @@ def make(
     made: batches_lib.Batches | CorpusBatches
     if data.source == CORPUS:
         made = _corpus(experiment, tokenizer, multiple, share, shares)
-        held = validation.split([], data, notes)[1]
+        held = s1k.flat(validation.split([], data, notes)[1])
     else:
-        rows, held = validation.split(_load(data, notes), data, notes)
+        # After the split, so that the turns of a conversation are all trained on or all validated on.
+        rows, held = map(s1k.flat, validation.split(_load(data, notes), data, notes))
         rows, held = _with_instructions(data, tokenizer, fmt, rows, held)
         examples = _examples(data, tokenizer, fmt, rows, "trained on", notes)
         notes += _end_inside(tokenizer, fmt, rows)
@@ -146,7 +147,7 @@ def _load(data: DataConfig, notes: list[str]) -> list[Row]:
             Row(example.question, example.trace, example.answer, f"countdown row {i}")
             for i, example in enumerate(problems.sft_examples(data.num_rows or 1000, data.seed))
         ]
-    return s1k.load_rows(data.source, data.traces, data.num_rows, notes)
+    return s1k.load_rows(data.source, data.traces, data.num_rows, notes, loss_on=data.loss_on)
 
 
 def _with_instructions(
@@ -175,9 +176,16 @@ def _examples(
         for names, verb in ((fitted.dropped, "dropped"), (fitted.truncated, "truncated"))
         if names
     ]
-    texts = ((row.name, "\n".join((row.question, row.trace, row.answer, row.system))) for row in rows)
+    texts = ((row.name, "\n".join(_texts(row))) for row in rows)
     notes += written.notes(tokenizer, fmt, texts, use)
     return fitted.examples
+
+
+def _texts(row: Row) -> Iterator[str]:
+    """All texts of users in a row."""
+    yield from (row.question, row.trace, row.answer, row.system)
+    for message in turns.without_tags(row.history):  # those tags are read as such
+        yield from (message.content, message.thinking or "")
 
 
 def _batches(

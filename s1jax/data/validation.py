@@ -42,8 +42,8 @@ def split(rows: list[Row], data: DataConfig, notes: list[str]) -> tuple[list[Row
         held = [row for i, row in enumerate(rows) if i in chosen]
         kept = [row for i, row in enumerate(rows) if i not in chosen]
         notes.append(f"{count} of {len(rows)} rows are held out for validation (data.validation {data.validation}).")
-    questions = {(row.system, row.question) for row in kept}
-    both = [row.name for row in held if (row.system, row.question) in questions]
+    questions = {(row.system, row.history, row.question) for row in kept}
+    both = [row.name for row in held if (row.system, row.history, row.question) in questions]
     if both:
         more = ", ..." if len(both) > 3 else ""
         notes.append(
@@ -57,11 +57,11 @@ def _read(data: DataConfig, notes: list[str]) -> list[Row]:
     """The rows of a file, a folder, or another split of the folder that is trained on."""
     wanted = data.validation
     if pathlib.Path(wanted).exists():
-        rows = s1k.load_rows(wanted, data.traces, 0, notes, _SPLITS)
+        rows = s1k.load_rows(wanted, data.traces, 0, notes, _SPLITS, data.loss_on)
     elif wanted.isidentifier() and pathlib.Path(data.source).is_dir():
         # A folder's splits have the names of `datasets`: `val` and `dev` are validation.
         names = (wanted, *splits.assign([f"{wanted}/rows"]))
-        rows = s1k.load_rows(data.source, data.traces, 0, notes, names)
+        rows = s1k.load_rows(data.source, data.traces, 0, notes, names, data.loss_on)
     else:
         raise UserError(
             f"data.validation {wanted} is not a file or folder, and data.source {data.source} is not a folder with such"

@@ -24,7 +24,7 @@ import dataclasses
 import itertools
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -325,12 +325,19 @@ def encode_row(
     Raises:
       UserError: as `encode_prompt`.
     """
+    return with_response(tokenizer, fmt, [_prompt(fmt, question, system)], trace, answer)
+
+
+def with_response(
+    tokenizer: Tokenizer, fmt: ChatFormat, prompt: Sequence[list[Piece]], trace: str, answer: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Encodes one training example whose prompt is given in parts, up to the assistant header; see `encode_row`."""
     answer = answer.strip()
     if fmt.answer_prefix.strip() not in answer:
         answer = fmt.answer_prefix + answer
-    prompt, *response, rest = encode_parts(
+    parts = encode_parts(
         tokenizer,
-        _prompt(fmt, question, system),
+        *prompt,
         [own(fmt.think_start)],
         trace_pieces(fmt, trace),
         [own(fmt.think_end)],
@@ -338,9 +345,9 @@ def encode_row(
         [own(fmt.turn_end)],
         [own(fmt.after_turn)],
     )
-    ids = np.array([*prompt, *itertools.chain(*response), *rest], np.int32)
+    ids = np.array([*itertools.chain(*parts)], np.int32)
     supervised = np.zeros(len(ids), bool)
-    supervised[len(prompt) : len(ids) - len(rest)] = True
+    supervised[sum(map(len, parts[: len(prompt)])) : len(ids) - len(parts[-1])] = True
     return ids, supervised
 
 

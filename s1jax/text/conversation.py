@@ -22,6 +22,8 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from s1jax.errors import UserError
 from s1jax.text import chat
 from s1jax.text import tools as tools_lib
@@ -104,6 +106,30 @@ def encode(
         return chat.encode_prompt(tokenizer, fmt, rest[0].content, system)
     parts = _parts(fmt, system, rest, tools)
     return list(itertools.chain.from_iterable(chat.encode_parts(tokenizer, *parts)))
+
+
+def encode_row(
+    tokenizer: Tokenizer, fmt: ChatFormat, messages: Sequence[Message], trace: str, answer: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Encodes one training example: the ids of `encode` for `messages`, then those of the trace and the answer.
+
+    Args:
+      tokenizer: has the format's special tokens, see `chat.check`.
+      fmt: the strings around the messages.
+      messages: the last one is the user's; no calls of tools.
+      trace: as for `chat.encode_row`.
+      answer: as for `chat.encode_row`.
+
+    Returns:
+      token ids int32 [n], and bool [n]: the tokens that carry loss, those after the last assistant header.
+
+    Raises:
+      UserError: as `encode`.
+    """
+    system, rest = split_system(messages)
+    if len(rest) == 1:
+        return chat.encode_row(tokenizer, fmt, rest[0].content, trace, answer, system)
+    return chat.with_response(tokenizer, fmt, _parts(fmt, system, rest, ()), trace, answer)
 
 
 def has_tools(fmt: ChatFormat) -> bool:

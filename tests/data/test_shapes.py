@@ -57,6 +57,10 @@ SHAPES = {
     "open-r1 messages": (
         {**OPEN_R1, "messages": [USER, said()]}, "messages; not used: generations, problem, solution",
     ),
+    "openthoughts metadata": (
+        {"problem": Q, "deepseek_reasoning": T, "deepseek_solution": A, "ground_truth_solution": "42"},
+        "problem, deepseek_reasoning, deepseek_solution; not used: ground_truth_solution",
+    ),
     "solution": ({"problem": Q, "solution": TAGGED, "answer": "42"}, "problem, solution; not used: answer"),
     "columns": ({"question": Q, "reasoning": T, "answer": A}, "question, answer, reasoning"),
     "filled by parquet": (
@@ -113,8 +117,10 @@ def test_a_file_of_several_shapes_says_so(tmp_path):
 
 WRONG = [
     ({"messages": [USER, said(), USER, said()]}, r"messages holds user, assistant, user, assistant; one turn is read"),
-    ({"messages": [USER]}, "messages holds user; one turn is read"),
-    ({"messages": []}, "messages holds nothing; one turn"),
+    ({"messages": [USER]}, "messages holds user; the last two messages must be a user's and the assistant's answer"),
+    ({"messages": []}, "messages holds nothing; the last two messages"),
+    ({"messages": [USER, said(), USER]}, "messages holds user, assistant, user; the last two messages"),
+    ({"messages": [USER, said(), said()]}, "messages holds user, assistant, assistant; the last two messages"),
     ({"messages": [SYSTEM, SYSTEM, USER, said()]}, "messages holds system, user, assistant; one turn"),
     (
         {"messages": [USER, {"role": "tool", "content": "4"}, said()]},
@@ -147,7 +153,11 @@ WRONG = [
         {"problem": Q, "solution": A},
         r"neither column thinking_trajectories .*\(there are no <think> tags in solution\)",
     ),
-    ({"messages": [USER, said(weight=0)]}, r"messages\[1\] has weight 0; an assistant's message is trained on with"),
+    ({"messages": [USER, said(weight=0)]}, r"messages\[1\] has weight 0; the assistant's last message is trained on"),
+    (
+        {"messages": [USER, said(weight=0.5)]},
+        r"messages\[1\] has weight 0\.5; an assistant's message is trained on with",
+    ),
     ({"messages": [USER, said(train=False)]}, r"messages\[1\] has train False"),
     ({"messages": [{**USER, "reasoning_content": T}, said()]}, r"messages\[0\] has reasoning_content.* in a user turn"),
     ({"messages": [{**SYSTEM, "thinking": T}, USER, said()]}, r"messages\[0\] has thinking, .* in a system turn"),
