@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from s1jax.checkpoint.store import load_model as load_model
     from s1jax.config.sampling import SamplingParams as SamplingParams
+    from s1jax.curation.pipeline import curate as curate
     from s1jax.engine.engine import Engine as Engine
     from s1jax.engine.request import Output as Output
     from s1jax.engine.request import Request as Request
@@ -33,11 +34,23 @@ _HOME = {
     "Output": "s1jax.engine.request",
     "Request": "s1jax.engine.request",
     "SamplingParams": "s1jax.config.sampling",
+    "curate": "s1jax.curation.pipeline",
     "evaluate": "s1jax.evaluation.evaluate",
     "load_model": "s1jax.checkpoint.store",
     "train": "s1jax.training.run",
 }
-__all__ = ["Callbacks", "Engine", "Message", "Output", "Request", "SamplingParams", "evaluate", "load_model", "train"]
+__all__ = [
+    "Callbacks",
+    "Engine",
+    "Message",
+    "Output",
+    "Request",
+    "SamplingParams",
+    "curate",
+    "evaluate",
+    "load_model",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,0 +1,190 @@
+"""Reads the pool of a curation: rows of any shape that training reads, and questions without a trace."""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import math
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from s1jax.curation.row import Drop, Row
+from s1jax.data import identity, s1k, shapes
+from s1jax.errors import UserError
+from s1jax.io import readers
+
+_PUBLISHED = ("s1k", "s1k_1_1")
+_QUESTIONS = ("question", "problem", "prompt")
+# Columns that hold what a teacher wrote. A row with none of them is a question only.
+WRITTEN = (
+    "thinking_trajectories", "gemini_thinking_trajectory", "deepseek_thinking_trajectory", "generations", "completion",
+    "messages", "conversations", "reasoning_content", "reasoning", "thinking",
+)  # fmt: skip
+_ENDS = ("</think>", "<|end_of_thought|>")
+# Columns of other programs: s1's featurization.py, open-r1 and OpenThoughts.
+_ALIASES = {
+    "correct": ("is_correct", "isgeminicorrect"),
+    "trace_tokens": ("gemini_length",),
+    "source_type": ("source",),
+}
+_STUDENTS = ("isqwen7bcorrect", "isqwen32bcorrect")
+# Not a judgement for training to refuse, but a measurement for rules to read.
+_JUDGED = ("correct", "is_correct")
+
+RULE = "shape"
+
+
+def source(name: str) -> pathlib.Path | None:
+    """Returns the path of a source; None for one that is read through the hub.
+
+    Raises:
+      UserError: it is neither.
+    """
+    if name in _PUBLISHED:
+        return None
+    path = pathlib.Path(name)
+    if not path.exists():
+        raise UserError(
+            f"--rows={name} does not exist; give {readers.READABLE} files, folders of them, or {', '.join(_PUBLISHED)}."
+        )
+    return path
+
+
+def rows(
+    sources: Sequence[str], traces: str = "deepseek", notes: list[str] | None = None
+) -> Iterator[tuple[Row, Drop | None]]:
+    """Yields the rows of some sources, one source after the other.
+
+    Args:
+      sources: files and folders, or names of published sets.
+      traces: `gemini` or `deepseek`; whose thinking is used if a row of s1K-1.1 has both.
+      notes: gets sentences about files that are left out and columns that are used under another name.
+
+    Yields:
+      a row whose id is that of its question, and why it cannot be used (rule `shape`), or None.
+
+    Raises:
+      UserError: a source does not exist, a file does not parse, or a row has no question; names file and row.
+    """
+    aliases: collections.Counter[tuple[str, str]] = collections.Counter()
+    for name in sources:
+        path = source(name)
+        for place, record in s1k.records(name, notes) if path is None else readers.read(path, notes=notes):
+            yield row(record, traces, place, aliases)
+    if notes is not None:
+        notes += [f"column {theirs} is read as {ours} ({count:,} rows)." for (theirs, ours), count in aliases.items()]
+
+
+def row(
+    record: Mapping[str, Any], traces: str, place: str, aliases: collections.Counter[tuple[str, str]] | None = None
+) -> tuple[Row, Drop | None]:
+    """Returns the row of one record, and why it cannot be used, see `rows`."""
+    columns = _measured(record, collections.Counter() if aliases is None else aliases)
+    shaped = {name: value for name, value in record.items() if name not in _JUDGED}
+    question = _question(shaped)
+    if question is not None and not _is_answered(shaped):
+        drop = None
+        try:  # the same refusals as of a row with an answer: images, the rest of a question in another column
+            shapes.parts(
+                {**shaped, "thinking_trajectories": ["-"], "attempt": "-", "question": question}, traces, place
+            )
+        except UserError as error:
+            drop = Drop(RULE, "cannot be used", _without(place, error))
+        return Row(identity.question_id(question), question, "", "", place, columns), drop
+    try:
+        found = shapes.parts(shaped, traces, place)
+    except UserError as error:
+        if question is None:
+            raise
+        found_id = identity.question_id(question)
+        return Row(found_id, question, "", "", place, columns), Drop(RULE, "cannot be used", _without(place, error))
+    if found.system:
+        columns = {**columns, "system": found.system}
+    return Row(identity.question_id(found.question), found.question, found.trace, found.answer, place, columns), None
+
+
+def _without(place: str, error: UserError) -> str:
+    return str(error).removeprefix(place).lstrip(": ")
+
+
+def _question(record: Mapping[str, Any]) -> str | None:
+    for column in _QUESTIONS:
+        if isinstance(record.get(column), str) and record[column].strip():
+            return str(record[column])
+    for column in ("messages", "conversations", "prompt"):
+        for message in record[column] if isinstance(record.get(column), list) else ():
+            if isinstance(message, dict) and message.get("role", message.get("from")) in ("user", "human"):
+                said = message.get("content", message.get("value"))
+                if isinstance(said, str) and said.strip():
+                    return said
+    return None
+
+
+def _is_answered(record: Mapping[str, Any]) -> bool:
+    if any(record.get(column) not in (None, "", []) for column in WRITTEN):
+        return True
+    return any(isinstance(value, str) and any(end in value for end in _ENDS) for value in record.values())
+
+
+def _measured(record: Mapping[str, Any], aliases: collections.Counter[tuple[str, str]]) -> dict[str, Any]:
+    """All columns, with those of other programs under our names as well."""
+    columns = {str(name): value for name, value in record.items() if not _is_missing(value)}
+    for ours, theirs in _ALIASES.items():
+        for name in theirs:
+            if ours not in columns and name in columns:
+                columns[ours] = columns[name]
+                aliases[name, ours] += 1
+    students = [bool(columns[name]) for name in _STUDENTS if name in columns]
+    if "pass_rate" not in columns and len(students) == len(_STUDENTS):
+        columns["pass_rate"], columns["pass_tries"] = sum(students) / len(students), len(students)
+        aliases[" and ".join(_STUDENTS), "pass_rate"] += 1
+    return columns
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def content(one: Row) -> str:
+    """Returns 32 hex digits of question, trace and answer: equal rows have the same."""
+    text = "\x1f".join((one.id, one.trace, one.answer))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def numbered(found: Sequence[tuple[Row, str]]) -> tuple[list[str], dict[int, Drop]]:
+    """Gives every row an id of its own.
+
+    Args:
+      found: rows whose id is that of their question, with their `content`.
+
+    Returns:
+      the ids, in the order of the rows: the question's, or `ID#K` where a question has several answers. K is that of
+      the row's own column `id` where such ids are there and differ, else the place of the content among those of the
+      question. And index -> why, of rows that repeat another one word for word.
+    """
+    by_question: dict[str, dict[str, list[int]]] = {}
+    for i, (one, digest) in enumerate(found):
+        by_question.setdefault(one.id, {}).setdefault(digest, []).append(i)
+    ids = [one.id for one, _ in found]
+    drops: dict[int, Drop] = {}
+    for question, answers in by_question.items():
+        own = {digest: min(_own_id(question, found[i][0]) for i in same) for digest, same in answers.items()}
+        given = [own[digest] for digest in answers]
+        keeps = all(given) and len(set(given)) == len(given)
+        for k, digest in enumerate(sorted(answers)):
+            same = answers[digest]
+            kept = min(same, key=lambda i: (repr(sorted(map(str, found[i][0].columns.items()))), found[i][0].name))
+            for i in same:
+                if keeps:
+                    ids[i] = own[digest]
+                elif len(answers) > 1:
+                    ids[i] = f"{question}#{k}"
+                if i != kept:
+                    drops[i] = Drop("copies", "repeats another row", found[kept][0].name)
+    return ids, drops
+
+
+def _own_id(question: str, one: Row) -> str:
+    own = one.columns.get("id")
+    return own if isinstance(own, str) and own.startswith(f"{question}#") and own[33:].isdigit() else ""

@@ -1,0 +1,40 @@
+"""Settings of a curation."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from s1jax.errors import UserError
+
+PRESETS = ("ours", "questions", "s1_paper", "s1_code")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a curation is asked for.
+
+    Attributes:
+      preset: one of `PRESETS`, see `s1jax.curation.presets`.
+      size: rows to choose; 0 keeps all that pass the rules.
+      seed: of the draws.
+      skip: names of rules that are left out.
+      traces: `gemini` or `deepseek`; whose thinking is used if a row of s1K-1.1 has both.
+      block_size: of a training run, to report how many rows are longer; 0: not reported.
+    """
+
+    preset: str = "ours"
+    size: int = 1000
+    seed: int = 0
+    skip: tuple[str, ...] = ()
+    traces: str = "deepseek"
+    block_size: int = 0
+
+    def __post_init__(self) -> None:
+        if self.preset not in PRESETS:
+            raise UserError(f"--preset={self.preset} is not known; choose one of {', '.join(PRESETS)}.")
+        if self.traces not in ("gemini", "deepseek"):
+            raise UserError(f"--traces={self.traces} is not known; choose gemini or deepseek.")
+        for name in ("size", "block_size"):
+            value = getattr(self, name)
+            if value < 0:
+                raise UserError(f"--{name}={value} is not a number of 0 or more; give such a one.")

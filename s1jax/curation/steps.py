@@ -1,0 +1,48 @@
+"""Steps of a curation: a rule with what it reads, so that stages can be run, skipped and keyed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from s1jax.curation.row import Drop, Row
+
+RowRule = Callable[[Row], Drop | None]
+SetRule = Callable[[Sequence[Row]], tuple[Sequence[Row], Mapping[str, Drop]]]
+
+# The command that measures a column, for the sentence about a pool that lacks it.
+MEASURED_BY = {
+    "pass_rate": "s1jax pass_rates measures it",
+    "domain": "s1jax domains names it",
+    "trace_tokens": "--tokenizer=CHECKPOINT counts it",
+    "correct": "grade the answers against solution, or give a column correct of true and false",
+    "source_type": "give the name of the source a row was taken from",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One rule of a preset.
+
+    Attributes:
+      name: of the rule, the stage and the line of the report.
+      row: the rule, if it is a function of one row.
+      rows: the rule, if it is a function of the set of rows.
+      needs: columns without which the rule cannot run.
+      wants: columns that it reads where they are there.
+      reads_trace: whether it reads trace or answer; rules of sets get rows without both otherwise.
+      settings: all that its result depends on beside the rows; JSON values.
+    """
+
+    name: str
+    row: RowRule | None = None
+    rows: SetRule | None = None
+    needs: tuple[str, ...] = ()
+    wants: tuple[str, ...] = ()
+    reads_trace: bool = False
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if (self.row is None) == (self.rows is None):
+            raise ValueError(f"step {self.name} has either a rule of one row or one of the set")

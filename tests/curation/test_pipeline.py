@@ -1,0 +1,154 @@
+"""A curation from files to files: counts, stages, what is refused, what training reads."""
+
+import json
+import random
+
+import pyarrow.parquet as pq
+import pytest
+
+import s1jax
+from s1jax.data import identity, s1k
+from s1jax.errors import UserError
+
+
+def row(i, **more):
+    """A row of a pool, in s1K's form."""
+    rng = random.Random(i)
+    return {
+        "question": f"What is {i} plus {i * 7}?",
+        "thinking_trajectories": ["think " * rng.randrange(1, 30)],
+        "attempt": f"Answer: {8 * i}",
+        "solution": str(8 * i),
+        "domain": f"domain {rng.randrange(5)}",
+        "pass_rate": rng.choice([0.0, 0.25, 0.75, 1.0]),
+        "correct": rng.random() < 0.6,
+        "trace_tokens": rng.randrange(100, 9000),
+        "source_type": rng.choice(["simplescaling/openaimath/Algebra", "AI-MO/NuminaMath-CoT/aops", "Idavidrein/gpqa"]),
+    } | more
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    return str(path)
+
+
+def chosen(out):
+    return [json.loads(line)["id"] for line in (out / "rows.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return [row(i) for i in range(300)]
+
+
+@pytest.mark.parametrize("preset", ["ours", "questions", "s1_paper", "s1_code"])
+def test_kept_and_dropped_are_the_input_in_any_order(tmp_path, rows, preset):
+    one = s1jax.curate([write(tmp_path / "a.jsonl", rows)], tmp_path / "one", preset=preset, size=60)
+    shuffled = random.Random(1).sample(rows, len(rows))
+    files = [write(tmp_path / f"b{i}.jsonl", shuffled[i::3]) for i in range(3)]
+    s1jax.curate(files, tmp_path / "other", preset=preset, size=60)
+    ids = chosen(tmp_path / "one")
+    assert len(ids) == 60 and ids == chosen(tmp_path / "other")
+    dropped = pq.read_table(tmp_path / "one" / "dropped.parquet").to_pylist()
+    assert sorted([*ids, *(one["id"] for one in dropped)]) == sorted(identity.question_id(r["question"]) for r in rows)
+    assert all(one["rule"] and one["reason"] and one["evidence"] for one in dropped)
+    report = json.loads((tmp_path / "one" / "report.json").read_text())
+    assert [stage["rule"] for stage in report["funnel"]] == [stage.name for stage in one.stages]
+    assert all(stage["given"] == stage["dropped"] + stage["kept"] for stage in report["funnel"])
+    solved = sum(r["pass_rate"] > (0 if preset.startswith("s1") else 0.99) for r in rows)
+    assert next(stage.dropped for stage in one.stages if stage.name == "difficulty") == solved
+    s1jax.curate(files, tmp_path / "third", preset=preset, size=60, seed=1)
+    assert set(chosen(tmp_path / "third")) != set(ids)
+
+
+def test_training_reads_what_was_chosen(tmp_path, rows):
+    s1jax.curate([write(tmp_path / "a.jsonl", rows)], tmp_path / "out", size=50)
+    read = s1k.load_rows(str(tmp_path / "out" / "rows.jsonl"))
+    by_question = {one["question"]: one for one in rows}
+    assert len(read) == 50
+    for one in read:
+        assert one.trace == by_question[one.question]["thinking_trajectories"][0]
+        assert one.answer == by_question[one.question]["attempt"]
+    assert any(not json.loads(line)["answer_is_right"] for line in (tmp_path / "out" / "rows.jsonl").open())
+
+
+def test_a_changed_setting_does_only_what_follows_again(tmp_path, rows):
+    source, out = [write(tmp_path / "a.jsonl", rows)], tmp_path / "out"
+    times = lambda: {file.name: file.stat().st_mtime_ns for file in (out / "stages").glob("*.parquet")}  # noqa: E731
+    s1jax.curate(source, out, size=50)
+    first, ids = times(), chosen(out)
+    s1jax.curate(source, out, size=50)
+    assert times() == first and chosen(out) == ids
+    s1jax.curate(source, out, size=50, seed=3)
+    changed = {name for name, time in times().items() if time != first[name]}
+    assert {name[3:] for name in changed} == {"selection.parquet"} and chosen(out) != ids
+    write(tmp_path / "a.jsonl", [*rows, row(1000)])
+    s1jax.curate(source, out, size=50)
+    assert all(time != first[name] for name, time in times().items())
+
+
+def test_a_damaged_stage_is_made_again(tmp_path, rows):
+    source, out = [write(tmp_path / "a.jsonl", rows)], tmp_path / "out"
+    s1jax.curate(source, out, size=50)
+    ids = chosen(out)
+    for file in (out / "stages").glob("*.parquet"):
+        file.write_bytes(file.read_bytes()[:-20])
+    s1jax.curate(source, out, size=50)
+    assert chosen(out) == ids
+
+
+def test_answers_and_copies_have_ids_of_their_own(tmp_path):
+    """The shortest right answer is kept, whatever the order; a copy is dropped with the name of the other row."""
+    texts = [("long " * 9, True), ("short", False), ("middle " * 3, True), ("middle " * 3, True)]
+    answers = [row(1, thinking_trajectories=[t], correct=right, pass_rate=0.5) for t, right in texts]
+    for one in answers:
+        del one["trace_tokens"]
+    for order in (answers, answers[::-1]):
+        out = tmp_path / f"out{order is answers}"
+        report = s1jax.curate([write(tmp_path / "a.jsonl", order)], out, size=0)
+        (kept,) = map(json.loads, (out / "rows.jsonl").open())
+        assert kept["thinking_trajectories"] == ["middle " * 3]
+        assert kept["id"].startswith(identity.question_id(answers[0]["question"]) + "#")
+        assert {stage.name: stage.dropped for stage in report.stages if stage.dropped} == {"identity": 1, "answers": 2}
+    own = identity.question_id(answers[0]["question"])
+    given = [{**one, "id": f"{own}#{k}"} for k, one in zip((5, 2, 4), answers, strict=False)]
+    s1jax.curate([write(tmp_path / "b.jsonl", given)], tmp_path / "given", size=0)
+    assert chosen(tmp_path / "given") == [f"{own}#4"]
+
+
+@pytest.mark.parametrize(
+    ("change", "preset", "sentence"),
+    [
+        ({"pass_rate": None}, "ours", "no column pass_rate, which the rule difficulty"),
+        ({"source_type": None}, "s1_paper", "no column source_type, which the rule selection"),
+        ({"pass_rate": 1.0}, "questions", "difficulty dropped all 300 rows .* right each time"),
+        ({"thinking_trajectories": None, "attempt": None}, "ours", "no row .* has a trace.*--preset=questions"),
+        ({"question": None}, "ours", r"a.jsonl:1"),
+    ],
+)
+def test_what_a_user_can_correct_is_one_sentence(tmp_path, rows, change, preset, sentence):
+    changed = [{k: v for k, v in {**one, **change}.items() if v is not None} for one in rows]
+    with pytest.raises(UserError, match=sentence):
+        s1jax.curate([write(tmp_path / "a.jsonl", changed)], tmp_path / "out", preset=preset)
+    assert not (tmp_path / "out" / "rows.jsonl").exists()
+
+
+def test_rows_that_cannot_be_used_are_dropped_by_name(tmp_path):
+    good = row(1, pass_rate=0.5)
+    bad = [
+        {**row(2), "images": ["x.png"]},
+        {"question": "Explain what follows.", "context": "A long text.", "pass_rate": 0.5},
+        {**row(3), "attempt": " "},
+        {key: value for key, value in row(4).items() if key != "pass_rate"},
+        {"problem": "Has no trace?", "pass_rate": 0.5},
+    ]
+    notes = []
+    s1jax.curate([write(tmp_path / "a.jsonl", [good, *bad])], tmp_path / "out", size=5, on_note=notes.append)
+    assert chosen(tmp_path / "out") == [identity.question_id(good["question"])]
+    dropped = pq.read_table(tmp_path / "out" / "dropped.parquet").to_pylist()
+    assert sorted(one["name"].rpartition(":")[2] for one in dropped) == ["2", "3", "4", "5", "6"]
+    assert any("1 rows are left, fewer than --size=5" in note for note in notes)
+    questions = s1jax.curate([str(tmp_path / "a.jsonl")], tmp_path / "questions", preset="questions", size=5)
+    assert questions.stages[-1].kept == 2
+    lines = [json.loads(line) for line in (tmp_path / "questions" / "rows.jsonl").open()]
+    assert all("thinking_trajectories" not in line for line in lines)
