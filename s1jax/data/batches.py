@@ -71,6 +71,7 @@ class Batches:
     on the number of steps or epochs of the run.
 
     Attributes:
+      examples: of the run.
       num_steps: steps of the run.
       num_rows: rows of the global batch, the same at every step.
       filled_rows: how many of them the fullest step fills.
@@ -116,8 +117,8 @@ class Batches:
         """
         if not examples:
             raise UserError("there are no rows to train on; give a data.source that has some.")
-        self._examples = list(examples)
-        self._lengths = [example.length for example in self._examples]
+        self.examples = list(examples)
+        self._lengths = [example.length for example in self.examples]
         self._batch_size = batch_size
         self._packed = batching == "packed"
         self._bins_a_step = batch_tokens // block_size  # 0: by the number of sequences
@@ -149,7 +150,7 @@ class Batches:
     @property
     def sequences_per_step(self) -> float:
         """Mean over the first epoch."""
-        return len(self._examples) / self.steps_per_epoch
+        return len(self.examples) / self.steps_per_epoch
 
     @property
     def tokens_per_step(self) -> float:
@@ -165,7 +166,7 @@ class Batches:
     def digest(self) -> str:
         """SHA-256 of all examples in their order: ids, which of them are supervised, and targets of a teacher."""
         digest = hashlib.sha256()
-        for example in self._examples:
+        for example in self.examples:
             digest.update(len(example.ids).to_bytes(8, "little"))
             digest.update(example.ids.astype("<i4").tobytes() + example.supervised.tobytes())
             if self._teacher is not None:
@@ -174,12 +175,12 @@ class Batches:
 
     def names(self, step: int) -> list[str]:
         """Returns the names of the sequences of a step, over all processes."""
-        return [self._examples[i].name for i in self._members(step)]
+        return [self.examples[i].name for i in self._members(step)]
 
     def batch(self, step: int) -> Batch:
         """Returns this process's rows of the batch of a step, 0 <= step < num_steps; see `packing`."""
         bins = self._bins(step)[self._rows]
-        rows = [[self._examples[i] for i in row] for row in bins]
+        rows = [[self.examples[i] for i in row] for row in bins]
         count = self._rows.stop - self._rows.start
         batch = packing.arrays(rows, count, self.block_size, self._weighting)
         return batch if self._teacher is None else batch | self._teacher.arrays(rows, count, self.block_size)
@@ -230,7 +231,7 @@ class Batches:
     def _order(self, epoch: int) -> np.ndarray:
         known, permutation = self._latest  # read once: grain's threads may replace it in the meantime
         if known != epoch:
-            permutation = order(self._seed, epoch, len(self._examples))
+            permutation = order(self._seed, epoch, len(self.examples))
             self._latest = epoch, permutation
         return permutation
 
@@ -248,7 +249,7 @@ class Batches:
     def _end(self, epochs: int) -> int:
         """Returns the number of steps of `epochs` epochs."""
         if not self._bins_a_step:
-            return epochs * -(-len(self._examples) // self._batch_size)
+            return epochs * -(-len(self.examples) // self._batch_size)
         for epoch in range(len(self._ends) - 1, epochs):
             # By index, because a thread of grain may do the same at the same time.
             self._ends[epoch + 1 : epoch + 2] = [self._ends[epoch] + len(self._fill(epoch))]
@@ -256,7 +257,7 @@ class Batches:
 
     def _count_steps(self, epochs: int) -> int:
         if self._bins_a_step:
-            self._check_packed(epochs * len(self._examples), f"train.epochs={epochs:,}", "fewer, or give train.steps")
+            self._check_packed(epochs * len(self.examples), f"train.epochs={epochs:,}", "fewer, or give train.steps")
         return self._end(epochs)
 
     def _worst(self) -> int:

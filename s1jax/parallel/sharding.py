@@ -65,7 +65,7 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def token_sharding(mesh: Mesh) -> NamedSharding:
-    """For arrays [B, T]: rows over `data` and `fsdp`, tokens over `sequence`."""
+    """For arrays [B, T, ...]: rows over `data` and `fsdp`, tokens over `sequence`."""
     return NamedSharding(mesh, PartitionSpec(ROWS, TOKENS))
 
 
@@ -113,7 +113,7 @@ def row_share(mesh: Mesh) -> tuple[int, int]:
 
 
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-    """Makes global arrays [B, T] from this process's rows.
+    """Makes global arrays [B, T, ...] from this process's rows.
 
     Where `sequence` splits a row, its tokens change places (`places`). Only attention asks where they stand, and
     `s1jax.parallel.ops.attend` knows it.
@@ -127,7 +127,7 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     shards = mesh.shape[TOKENS]
     order = places(length, shards).reshape(-1) if shards > 1 else slice(None)  # which copies nothing
     return {
-        name: jax.make_array_from_process_local_data(token_sharding(mesh), array[:, order], shape)
+        name: jax.make_array_from_process_local_data(token_sharding(mesh), array[:, order], shape + array.shape[2:])
         for name, array in batch.items()
     }
 

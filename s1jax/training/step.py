@@ -180,9 +180,9 @@ def make_loss(
             f"train.mlp_parts={train.mlp_parts} wants mesh.tensor=1, which is {mesh.shape['tensor']}, and a divisor of "
             f"the model's mlp_dim {config.mlp_dim}; change it, or set it to 1."
         )
-    output = _output(config, train, train.attention, mesh)
+    output = output_of(config, train, train.attention, mesh)
     layers = {stack.name for stack in config.stacks()}  # whose gradients the decoder adds itself
-    of_teacher = None if teacher is None else _output(teacher.config, train, teacher.attention, mesh)
+    of_teacher = None if teacher is None else output_of(teacher.config, train, teacher.attention, mesh)
 
     def micro_loss(params: Any, batch: Batch, frozen: Any = None, sums: Any = None) -> Losses:
         if sums is not None:
@@ -195,7 +195,7 @@ def make_loss(
     return micro_loss
 
 
-def _output(config: ModelConfig, train: TrainConfig, attention: str, mesh: Mesh) -> Callable[..., Head]:
+def output_of(config: ModelConfig, train: TrainConfig, attention: str, mesh: Mesh) -> Callable[..., Head]:
     """Returns `(params, batch, sums=None) -> Head`, a decoder's output for a micro-batch."""
     attend, lookup = parallel_ops.attend(mesh, attention), parallel_ops.lookup(mesh)
 

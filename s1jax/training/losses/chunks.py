@@ -29,9 +29,10 @@ from s1jax.model import blocks
 from s1jax.parallel import mesh as mesh_lib
 from s1jax.parallel import sharding
 
-_GATHERED = mesh_lib.WIDTH  # the mesh axes over which hidden states are gathered
+GATHERED = mesh_lib.WIDTH  # the mesh axes over which hidden states are gathered
 _TENSOR = sharding.TABLE["vocab"]
-_VOCAB = (*_TENSOR, *_GATHERED)
+VOCAB = (*_TENSOR, *GATHERED)  # those that split the vocabulary, the first one into the largest parts
+PLACED = P(GATHERED, _TENSOR)  # how an output projection is placed
 
 
 class Head(NamedTuple):
@@ -55,13 +56,17 @@ class Columns:
     legal: jax.Array | None
     is_split: bool
 
+    def masked(self, logits: jax.Array) -> jax.Array:
+        """Logits [b, C, v], -inf for ids that the tokenizer does not have."""
+        return logits if self.legal is None else jnp.where(self.legal, logits, -jnp.inf)
+
     def sum(self, values: Any) -> Any:
         """Adds up a tree of arrays over the devices that have the other columns."""
-        return jax.lax.psum(values, _VOCAB) if self.is_split else values
+        return jax.lax.psum(values, VOCAB) if self.is_split else values
 
     def max(self, values: jax.Array) -> jax.Array:
         """The greatest of an array over the devices that have the other columns."""
-        return jax.lax.pmax(values, _VOCAB) if self.is_split else values
+        return jax.lax.pmax(values, VOCAB) if self.is_split else values
 
     def pick(self, values: jax.Array, ids: jax.Array) -> jax.Array:
         """[b, C, v], int [b, C, K] -> the values [b, C, K] of the ids; 0 where another device has the column."""
@@ -78,6 +83,32 @@ class Columns:
         """Which column an id is; v where another device has it."""
         size, place = self.ids.shape[0], ids - self.ids[0]
         return jnp.where((place >= 0) & (place < jnp.sum(self.ids >= 0)), place, size)
+
+
+def all_columns(kernel: jax.Array, legal: jax.Array | None) -> Columns:
+    """The columns of an output projection [D, V] that is on one device; `legal` bool [V]."""
+    return Columns(jnp.arange(kernel.shape[1], dtype=jnp.int32), legal, False)
+
+
+def own_columns(kernel: jax.Array, legal: jax.Array | None, mesh: Mesh) -> tuple[jax.Array, Columns]:
+    """A device's share of the vocabulary, from its part of an output projection as `PLACED`; called in a shard_map.
+
+    Args:
+      kernel: [D / devices along GATHERED, V / devices along `tensor`].
+      legal: bool [V], see `Columns`.
+      mesh: of the shard_map.
+
+    Returns:
+      the columns [D, v] of the projection, the last devices' filled up with zeros, and which these are.
+    """
+    size = kernel.shape[1]
+    kernel = jnp.pad(kernel, ((0, 0), (0, -size % mesh_lib.parts(mesh, GATHERED))))
+    # By hand: where the vocabulary is split already, the compiler makes the whole kernel on every device.
+    kernel = jax.lax.all_to_all(kernel, GATHERED, split_axis=1, concat_axis=0, tiled=True)
+    of_tensor, own = size * jax.lax.axis_index(_TENSOR), kernel.shape[1]
+    ids = of_tensor + own * jax.lax.axis_index(GATHERED) + jnp.arange(own, dtype=jnp.int32)
+    ids = jnp.where(ids < of_tensor + size, ids, -1)  # padding has the place of another slice's ids
+    return kernel, Columns(ids, None if legal is None else legal[ids] & (ids >= 0), True)
 
 
 class Rule(Protocol):
@@ -166,33 +197,24 @@ def _run(
     student = Head(hidden, kernel.astype(hidden.dtype))
     teacher = teacher and Head(teacher.hidden, teacher.kernel.astype(teacher.hidden.dtype))
     if mesh is None or mesh.size == 1:
-        columns = Columns(jnp.arange(kernel.shape[1], dtype=jnp.int32), legal, False)
+        columns = all_columns(kernel, legal)
         return _one_device(student, teacher, weights, tokens, rule, chunk, gradients, columns)
-    shares = mesh_lib.parts(mesh, _GATHERED)
-    by_token, placed = P(mesh_lib.ROWS, mesh_lib.TOKENS), P(_GATHERED, _TENSOR)
-    head = Head._make((by_token, placed))
-
-    def own_columns(k: jax.Array) -> jax.Array:
-        k = jnp.pad(k, ((0, 0), (0, -k.shape[1] % shares)))
-        # By hand: where the vocabulary is split already, the compiler makes the whole kernel on every device.
-        return jax.lax.all_to_all(k, _GATHERED, split_axis=1, concat_axis=0, tiled=True)
+    by_token = P(mesh_lib.ROWS, mesh_lib.TOKENS)
+    head = Head._make((by_token, PLACED))
 
     def device(
         student: Head, teacher: Head | None, weights: jax.Array, tokens: Any, legal: jax.Array | None
     ) -> tuple[Any, Any, Any]:
         size = student.kernel.shape[1]
-        student = student._replace(kernel=own_columns(student.kernel))
-        teacher = teacher and teacher._replace(kernel=own_columns(teacher.kernel))
-        of_tensor, own = size * jax.lax.axis_index(_TENSOR), student.kernel.shape[1]
-        ids = of_tensor + own * jax.lax.axis_index(_GATHERED) + jnp.arange(own, dtype=jnp.int32)
-        ids = jnp.where(ids < of_tensor + size, ids, -1)  # padding has the place of another slice's ids
-        columns = Columns(ids, None if legal is None else legal[ids] & (ids >= 0), True)
+        own, columns = own_columns(student.kernel, legal, mesh)
+        student = student._replace(kernel=own)
+        teacher = teacher and teacher._replace(kernel=own_columns(teacher.kernel, legal, mesh)[0])
         sums, d_hidden, d_kernel = _one_device(student, teacher, weights, tokens, rule, chunk, gradients, columns)
-        others = [axis for axis in mesh_lib.ROWS if axis not in _GATHERED]
+        others = [axis for axis in mesh_lib.ROWS if axis not in GATHERED]
         sums, d_kernel = jax.lax.psum((sums, d_kernel), others)
         if gradients:
             d_kernel = d_kernel.astype(student.kernel.dtype)
-            d_kernel = jax.lax.all_to_all(d_kernel, _GATHERED, split_axis=0, concat_axis=1, tiled=True)[:, :size]
+            d_kernel = jax.lax.all_to_all(d_kernel, GATHERED, split_axis=0, concat_axis=1, tiled=True)[:, :size]
         return sums, d_hidden, d_kernel
 
     # Replication is checked by the tests: the checker would want every zero in the loop marked by hand.
@@ -200,7 +222,7 @@ def _run(
         device,
         mesh=mesh,
         in_specs=(head, teacher and head, by_token, by_token, P()),
-        out_specs=(P(), by_token, placed) if gradients else (P(), None, None),
+        out_specs=(P(), by_token, PLACED) if gradients else (P(), None, None),
         check_vma=False,
     )(student, teacher, weights, tokens, legal)
 
@@ -225,8 +247,8 @@ def _one_device(
 
     def body(d_kernel: Any, xs: Any) -> tuple[Any, Any]:
         if columns.is_split:
-            xs = jax.lax.all_gather(xs, _GATHERED, axis=0, tiled=True)
-        h, of_teacher, w, own = xs  # [b', C, ...]; b' rows from all devices along _GATHERED
+            xs = jax.lax.all_gather(xs, GATHERED, axis=0, tiled=True)
+        h, of_teacher, w, own = xs  # [b', C, ...]; b' rows from all devices along GATHERED
         theirs = None if teacher is None else logits(of_teacher, teacher.kernel)
         loss, parts, d_logits = rule(logits(h, student.kernel), theirs, own, columns)
         sums = jax.tree.map(lambda x: jnp.sum(w * x), (loss, parts))
@@ -235,7 +257,7 @@ def _one_device(
         d_logits = (w[..., None] * d_logits).astype(h.dtype)
         d_hidden = jnp.einsum("bcv,dv->bcd", d_logits, student.kernel)
         if columns.is_split:
-            d_hidden = jax.lax.psum_scatter(d_hidden, _GATHERED, scatter_dimension=0, tiled=True)
+            d_hidden = jax.lax.psum_scatter(d_hidden, GATHERED, scatter_dimension=0, tiled=True)
             d_hidden = jax.lax.psum(d_hidden, _TENSOR)
         d_kernel += jnp.einsum("bcd,bcv->dv", h, d_logits, preferred_element_type=jnp.float32)
         return d_kernel, (sums, d_hidden)
