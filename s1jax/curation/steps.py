@@ -13,10 +13,10 @@ SetRule = Callable[[Sequence[Row]], tuple[Sequence[Row], Mapping[str, Drop]]]
 
 # The command that measures a column, for the sentence about a pool that lacks it.
 MEASURED_BY = {
-    "pass_rate": "s1jax pass_rates measures it",
-    "domain": "s1jax domains names it",
+    "pass_rate": "s1jax measure --student=CKPT measures it",
+    "domain": "s1jax measure --clusters=K finds it, and --labels=LIST asks a teacher",
     "trace_tokens": "--tokenizer=CHECKPOINT counts it",
-    "correct": "grade the answers against solution, or give a column correct of true and false",
+    "correct": "s1jax measure --grade compares the answers with `solution`",
     "source_type": "give the name of the source a row was taken from",
 }
 

@@ -22,6 +22,11 @@ WRONG = [
     (["--rows="], "--rows is missing"),
     (["--out="], "--out is missing"),
     (["--student="], "nothing is to be measured; give --student=CKPT"),
+    (["--student=", "--clusters=2"], "--clusters needs vectors"),
+    (["--student=", "--clusters=9", "--encoder=words"], "5 different questions cannot be divided into 9 clusters"),
+    (["--encoder=words"], "--encoder goes with --clusters"),
+    (["--student=", "--grade"], "none of the 5 answers can be graded; the first: .*pool.jsonl:1 has neither"),
+    (["--student=", "--grade", "--coordinator=x:1", "--num_processes=2", "--process_id=1"], "runs in one process"),
     (["--rows={folder}/none.jsonl"], "none.jsonl does not exist"),
     (["--rows={folder}/bare.jsonl"], "none of the 1 rows can be graded; .* `answer` or `solution`"),
     (["--task=sums"], "--task=sums is not a task"),
@@ -93,6 +98,36 @@ def test_rows_get_their_columns_and_tries_are_made_once(server, folder, tmp_path
         *(f"--rows={tmp_path}/pool.jsonl", f"--out={tmp_path}/out", f"--student={folder}/model"), *SAMPLING, "--seed=1"
     )
     assert other.returncode == 2 and "tries.jsonl belongs to another run" in other.stderr
+
+
+def test_clusters_and_verdicts_are_columns_too(server, folder, tmp_path):
+    """Questions of Countdown with one target are near each other, by words and by hidden states."""
+    teacher = {"thinking_trajectories": ["t"], "attempt": "Answer: \\boxed{4}"}
+    rows = [{**row, "solution": "4", "pass_rate": 0.5, **teacher} for row in problems.prompt_rows("dev", 6)]
+    rows[2]["solution"], rows[4]["solution"] = "5", "first\nthen"
+    rows[4]["correct"] = True  # of an earlier grading
+    write(tmp_path / "pool.jsonl", rows)
+    found = {}
+    for encoder in ("words", f"{folder}/model"):
+        for given in (rows, rows[::-1]):
+            write(tmp_path / "pool.jsonl", given)
+            flags = [f"--rows={tmp_path}/pool.jsonl", f"--out={tmp_path}/out", "--clusters=3", f"--encoder={encoder}"]
+            done = server.run(*flags, "--grade")
+            assert done.returncode == 0, done.stderr
+            made = read(tmp_path / "out/rows.jsonl")
+            found.setdefault(encoder, []).append({row["question"]: row["domain"] for row in made})
+            assert [row["question"] for row in made] == [row["question"] for row in given]
+            assert [row.get("correct") for row in made][:: 1 if given is rows else -1] == [True] * 2 + [
+                False,
+                True,
+                None,
+                True,
+            ]
+            assert all(row["pass_rate"] == 0.5 for row in made)
+        assert found[encoder][0] == found[encoder][1] and set(found[encoder][0].values()) == {"0", "1", "2"}
+        assert "6 of 6 rows in 3 domains: the largest is" in done.stdout
+        assert "4 answers are right, 1 are wrong" in done.stdout
+        assert "note: 1 of 6 answers get no verdict; the first:" in done.stdout
 
 
 @pytest.mark.parametrize(("flags", "words"), WRONG)
