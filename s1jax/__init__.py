@@ -17,10 +17,14 @@ if TYPE_CHECKING:
     from s1jax.checkpoint.store import load_model as load_model
     from s1jax.config.sampling import SamplingParams as SamplingParams
     from s1jax.curation.pipeline import curate as curate
+    from s1jax.distillation.distil import distil as distil
+    from s1jax.distillation.settings import DistilSettings as DistilSettings
+    from s1jax.distillation.settings import Price as Price
     from s1jax.engine.engine import Engine as Engine
     from s1jax.engine.request import Output as Output
     from s1jax.engine.request import Request as Request
     from s1jax.evaluation.evaluate import evaluate as evaluate
+    from s1jax.remote.client import Endpoint as Endpoint
     from s1jax.text.messages import Message as Message
     from s1jax.training.callbacks import Callbacks as Callbacks
     from s1jax.training.run import train as train
@@ -29,24 +33,32 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Callbacks": "s1jax.training.callbacks",
+    "DistilSettings": "s1jax.distillation.settings",
+    "Endpoint": "s1jax.remote.client",
     "Engine": "s1jax.engine.engine",
     "Message": "s1jax.text.messages",
     "Output": "s1jax.engine.request",
+    "Price": "s1jax.distillation.settings",
     "Request": "s1jax.engine.request",
     "SamplingParams": "s1jax.config.sampling",
     "curate": "s1jax.curation.pipeline",
+    "distil": "s1jax.distillation.distil",
     "evaluate": "s1jax.evaluation.evaluate",
     "load_model": "s1jax.checkpoint.store",
     "train": "s1jax.training.run",
 }
 __all__ = [
     "Callbacks",
+    "DistilSettings",
+    "Endpoint",
     "Engine",
     "Message",
     "Output",
+    "Price",
     "Request",
     "SamplingParams",
     "curate",
+    "distil",
     "evaluate",
     "load_model",
     "train",

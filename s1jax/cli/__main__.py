@@ -12,6 +12,7 @@ COMMANDS = {
     "check": "check a new machine: kernels, tokens, speed; the first command to run on an accelerator",
     "quickstart": "train and evaluate the small model that comes with s1jax, in minutes on a CPU",
     "curate": "choose rows to train on, or questions for a teacher, out of a pool",
+    "distil": "ask a teacher questions, and write its answers as training rows",
     "train": "fine-tune or pretrain a decoder; the same command again resumes the run",
     "sample": "answer prompts under a thinking budget",
     "serve": "serve a checkpoint over HTTP, with the APIs of OpenAI and Anthropic",

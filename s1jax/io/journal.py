@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any, BinaryIO
 
@@ -34,27 +34,35 @@ def read(path: pathlib.Path, run: str, start: int = 0) -> tuple[list[dict[str, A
     Raises:
       UserError: the file contains rows of another run, or something else.
     """
+    found = list(scan(path, run, start))
+    return [row for *_, row in found], (found[-1][1] if found else start) - start
+
+
+def scan(path: pathlib.Path, run: str, start: int = 0) -> Iterator[tuple[int, int, dict[str, Any]]]:
+    """Yields (first byte, byte after it, row) of the lines of a run, one by one; arguments and errors as of `read`."""
     foreign = UserError(f"{path} is not the output of a run; choose another file, or remove it.")
-    rows: list[dict[str, Any]] = []
+    begin = _line({}, run)[: -len(b"}\n")]
     with path.open("rb") as file:
         file.seek(start)
-        *lines, torn = file.read().split(b"\n")
-    for line in lines:
-        try:
-            row = json.loads(line)
-            same = row["fingerprint"] == run
-        except (ValueError, KeyError, TypeError):
-            raise foreign from None
-        if not same:
-            raise UserError(
-                f"{path} belongs to another run (other checkpoint, rows or settings); choose another file, or remove"
-                " it."
-            )
-        rows.append(row)
-    begin = _line({}, run)[: -len(b"}\n")]
-    if not (torn.startswith(begin) or begin.startswith(torn)):  # somebody's text without a newline at its end
-        raise foreign
-    return rows, sum(len(line) + 1 for line in lines)
+        for line in file:
+            if not line.endswith(b"\n"):
+                if not (
+                    line.startswith(begin) or begin.startswith(line)
+                ):  # somebody's text without a newline at its end
+                    raise foreign
+                return
+            try:
+                row = json.loads(line)
+                same = row["fingerprint"] == run
+            except (ValueError, KeyError, TypeError):
+                raise foreign from None
+            if not same:
+                raise UserError(
+                    f"{path} belongs to another run (other checkpoint, rows or settings); choose another file, or"
+                    " remove it."
+                )
+            yield start, start + len(line), row
+            start += len(line)
 
 
 def _line(row: Mapping[str, Any], run: str) -> bytes:
@@ -83,15 +91,19 @@ class Journal:
     """The rows of one run, one JSON line each, appended as they finish. One process at a time holds the file.
 
     Attributes:
-      rows: the rows that the file had when it was opened.
+      rows: the rows that the file had when it was opened, or what `keep` made of them.
     """
 
-    def __init__(self, path: str | os.PathLike[str], run: str):
+    def __init__(
+        self, path: str | os.PathLike[str], run: str, keep: Callable[[int, dict[str, Any]], Any] | None = None
+    ):
         """Locks the file and reads it; creates it if there is none.
 
         Args:
           path: the file.
           run: the fingerprint of the run (`fingerprint`); every row has it in its field of that name.
+          keep: what `rows` gets of a row, from the first byte of its line and the row; None: the row. A journal of long
+            texts need not fit into memory.
 
         Raises:
           UserError: another process writes it, or see `read`.
@@ -99,18 +111,24 @@ class Journal:
         self._path, self._run = pathlib.Path(path), run
         self._file: BinaryIO | None = _lock(self._path)
         try:
-            self.rows, size = read(self._path, run)
+            self.rows, self._size = [], 0
+            for begin, end, row in scan(self._path, run):
+                self._size = end
+                self.rows.append(row if keep is None else keep(begin, row))
         except BaseException:
             self._file.close()
             raise
-        self._file.truncate(size)
+        self._file.truncate(self._size)
 
-    def append(self, row: Mapping[str, Any]) -> None:
-        """Writes a row; afterwards it survives the end of the process."""
+    def append(self, row: Mapping[str, Any]) -> int:
+        """Writes a row, which then survives the end of the process; returns the first byte of its line."""
         assert self._file is not None, "the journal is closed"
+        line, begin = _line(row, self._run), self._size
         with files.named(self._path):
-            self._file.write(_line(row, self._run))
+            self._file.write(line)
             self._file.flush()
+        self._size += len(line)
+        return begin
 
     def close(self) -> None:
         """Syncs the file to disk, removes it if it is empty, and releases the lock."""

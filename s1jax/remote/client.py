@@ -119,8 +119,12 @@ def is_loopback(host: str) -> bool:
 class Client:
     """Sends chat requests to one endpoint, from one event loop; any number at a time."""
 
-    def __init__(self, endpoint: Endpoint):
+    def __init__(self, endpoint: Endpoint, *, pauses: bool = True):
         """Makes no connection yet.
+
+        Args:
+          endpoint: answers.
+          pauses: whether a 429 holds back all requests of this client; False where the caller does that.
 
         Raises:
           MissingPackageError: aiohttp is not installed.
@@ -130,7 +134,7 @@ class Client:
             import aiohttp
         except ModuleNotFoundError:
             raise MissingPackageError("A remote endpoint", "aiohttp", "remote") from None
-        self.endpoint = endpoint
+        self.endpoint, self._pauses = endpoint, pauses
         self._aiohttp = aiohttp
         try:
             _ = urllib.parse.urlsplit(endpoint.base_url).port  # raises where it is not a number
@@ -240,7 +244,7 @@ class Client:
             body = None
         if status != 200:
             error = self._refusal(status, headers, body)
-            if status == 429 and error.kind == "busy":
+            if status == 429 and error.kind == "busy" and self._pauses:
                 pause = _WAIT if error.retry_after is None else error.retry_after
                 self._resume_at = max(self._resume_at, time.monotonic() + pause)
             raise error

@@ -11,7 +11,13 @@ from typing import Any
 # Names under which servers send the text of thinking, beside `content`; the first that has some counts.
 REASONING_FIELDS = ("reasoning_content", "reasoning", "reasoning_details", "reasoning_text", "thinking", "thoughts")
 _TEXTS = ("text", "content", "thinking", "reasoning", "summary")  # of a part of a list
-_TAGGED = re.compile(r"\s*<(think|thinking|reasoning|thought)>(.*?)</\1>(.*)", re.DOTALL)
+# Tags around thinking in a content: those of R1 and the like, of OpenThoughts, of Kimi.
+_TAGS = (
+    *((f"<{name}>", f"</{name}>") for name in ("think", "thinking", "reasoning", "thought")),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("\u25c1think\u25b7", "\u25c1/think\u25b7"),
+)
+_SOLUTION = re.compile(r"\s*<\|begin_of_solution\|>(.*?)(?:<\|end_of_solution\|>\s*)?", re.DOTALL)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +86,8 @@ def parse(body: Any, headers: Mapping[str, str]) -> Completion:
     content, inside = _content(message.get("content"))
     given = (_text(message.get(name)) for name in REASONING_FIELDS)
     reasoning = next((text for text in given if text), inside)
-    if not reasoning and (tagged := _TAGGED.fullmatch(content)):
-        reasoning, content = tagged[2].strip(), tagged[3].lstrip()
+    if not reasoning:
+        reasoning, content = _untagged(content)
     return Completion(
         content=content,
         reasoning=reasoning,
@@ -116,6 +122,23 @@ def _content(content: Any) -> tuple[str, str]:
     thinks = [str(part.get("type")) in ("thinking", "reasoning") for part in parts]
     text = "".join(_text([part]) for part, is_thinking in zip(parts, thinks, strict=True) if not is_thinking)
     return text, "".join(_text([part]) for part, is_thinking in zip(parts, thinks, strict=True) if is_thinking)
+
+
+def _untagged(content: str) -> tuple[str, str]:
+    """Returns thinking and answer of a content that has both, with tags around the thinking at its start.
+
+    The first tag is missing where the chat template puts it into the prompt, as R1's does. The last one is missing
+    where the thinking was cut.
+    """
+    for first, last in _TAGS:
+        begins = content.lstrip().startswith(first)
+        inside, end, rest = (content.lstrip().removeprefix(first) if begins else content).partition(last)
+        if not begins and (not end or first in inside or not inside.strip()):
+            continue
+        if solution := _SOLUTION.fullmatch(rest):
+            rest = solution[1].rstrip()
+        return inside.strip(), rest.lstrip()
+    return "", content
 
 
 def _text(value: Any) -> str:

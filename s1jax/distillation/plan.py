@@ -1,0 +1,118 @@
+"""What the requests of a command will take: tokens and dollars, at most and as expected."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from s1jax.distillation.answers import Index
+from s1jax.distillation.settings import DistilSettings
+from s1jax.distillation.work import Work
+
+_BYTES_PER_TOKEN = 4  # of English text, where no answer says how many tokens its prompt had
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is asked, and what that takes.
+
+    Attributes:
+      questions: number of them.
+      answers: of every question.
+      kept: number of answers that the folder has and that are not asked for again.
+      requests: that are sent.
+      prompt_tokens: of them, as expected.
+      most_prompt_tokens: of them, at most.
+      output_tokens: of their answers, as expected; None: nothing is known yet.
+      error: standard error of that; None where the user gave the mean.
+      samples: answers that the expectation is made of; 0 where the user gave it.
+      most_output_tokens: of their answers, at most.
+      dollars: as expected; None: unknown.
+      most_dollars: without repetitions after lost answers; None: there is no price.
+      spent: USD that the folder has cost so far.
+      possible: USD of requests of earlier runs whose answer never arrived.
+    """
+
+    questions: int
+    answers: int
+    kept: int
+    requests: int
+    prompt_tokens: float
+    most_prompt_tokens: int
+    output_tokens: float | None
+    error: float | None
+    samples: int
+    most_output_tokens: int
+    dollars: float | None
+    most_dollars: float | None
+    spent: float
+    possible: float
+
+    def lines(self) -> list[str]:
+        """Returns the plan as lines for a person."""
+        found = [
+            f"{self.questions:,} questions x {self.answers} answers: {self.requests:,} requests"
+            + (f", {self.kept:,} are in the folder already" if self.kept else ""),
+            f"prompt tokens: about {self.prompt_tokens:,.0f}, at most {self.most_prompt_tokens:,}",
+        ]
+        if self.output_tokens is None:
+            expected = "not known before the first answers (expected_tokens says it)"
+        else:
+            error = "" if self.error is None else f" +- {self.error:,.0f}"
+            basis = f" by {self.samples:,} answers" if self.samples else ""
+            expected = f"about {self.output_tokens:,.0f}{error}{basis}"
+        found.append(f"output tokens: {expected}, at most {self.most_output_tokens:,}")
+        if self.most_dollars is not None or self.dollars is not None:
+            most = "" if self.most_dollars is None else f", at most {self.most_dollars:,.2f}"
+            about = "not known" if self.dollars is None else f"about {self.dollars:,.2f}"
+            found.append(f"dollars: {about}{most}")
+        if self.spent or self.possible:
+            more = f", and {self.possible:,.4f} for answers that never arrived" if self.possible else ""
+            found.append(f"dollars so far: {self.spent:,.4f}{more}")
+        return found
+
+
+def make(questions: int, work: Work, index: Index, settings: DistilSettings, spent: float, possible: float) -> Plan:
+    """Returns the plan of a command.
+
+    Args:
+      questions: number of them.
+      work: requests, see `s1jax.distillation.work`.
+      index: of the answers that the folder has.
+      settings: see `DistilSettings`.
+      spent: USD that the folder has cost so far.
+      possible: USD of requests of earlier runs whose answer never arrived.
+    """
+    known = [entry for entry in work.entries(index) if entry.completion_tokens and entry.state in ("done", "cut")]
+    outputs = [entry.completion_tokens for entry in known]
+    count, bound = len(work.jobs), sum(job.prompt for job in work.jobs)
+    text = sum(job.prompt - settings.prompt_overhead for job in work.jobs)
+    prompts = [entry.prompt_tokens for entry in known if entry.prompt_tokens]
+    prompt_tokens = count * sum(prompts) / len(prompts) if prompts else text / _BYTES_PER_TOKEN
+    mean, error = settings.expected_tokens or None, None
+    if mean is None and outputs:
+        mean = sum(outputs) / len(outputs)
+        if len(outputs) > 1:
+            variance = sum((each - mean) ** 2 for each in outputs) / (len(outputs) - 1)
+            error = count * math.sqrt(variance / len(outputs))
+    price, dollars = settings.price, None
+    if price is not None and mean is not None:
+        dollars = price.of(0, 1) * count * mean + price.of(1, 0) * prompt_tokens
+    elif price is None and any(entry.dollars for entry in known):
+        dollars = count * sum(entry.dollars for entry in known) / len(known)
+    return Plan(
+        questions=questions,
+        answers=settings.answers,
+        kept=work.kept.total(),
+        requests=count,
+        prompt_tokens=prompt_tokens,
+        most_prompt_tokens=bound,
+        output_tokens=None if mean is None else count * mean,
+        error=error,
+        samples=0 if settings.expected_tokens else len(outputs),
+        most_output_tokens=count * settings.max_tokens,
+        dollars=dollars,
+        most_dollars=sum(job.dollars for job in work.jobs) if price is not None else None,
+        spent=spent,
+        possible=possible,
+    )
