@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import os
 import pathlib
+import re
 import runpy
 import sys
 import types
@@ -88,14 +89,22 @@ def main(arguments: Sequence[str]) -> int:
         value = settings.get(name) or ""
         if not isinstance(value, str) or not value.strip() or value in names or value.startswith(_PACKAGE):
             continue
-        path = pathlib.Path(value)
-        stamp, size = _stamp(path)
-        if mode == "list":
-            print(name, value, stamp, size, sep="\t")
-        elif stamp == "-":
-            missing = 2
-            print(f"error: {name} {value} does not exist here; {_REMEDY[name]}.", file=sys.stderr)
+        for one in _sources(value) if name == "config.data.source" else [value]:
+            stamp, size = _stamp(pathlib.Path(one))
+            if mode == "list" and one not in names:
+                print(name, one, stamp, size, sep="\t")
+            elif stamp == "-" and one not in names:
+                missing = 2
+                print(f"error: {name} {one} does not exist here; {_REMEDY[name]}.", file=sys.stderr)
     return missing if mode == "check" else code
+
+
+def _sources(value: str) -> list[str]:
+    """The sources of a mix, as s1jax.data.mix reads them: `FILE:0.7,FILE:0.3`."""
+    if "," not in value or pathlib.Path(value).exists():
+        return [value]
+    parts = [part.strip() for part in value.split(",")]
+    return [part if pathlib.Path(part).exists() else re.sub(r":[0-9.eE+-]+$", "", part) for part in parts if part]
 
 
 def _flags(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:

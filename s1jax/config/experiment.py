@@ -19,8 +19,9 @@ class DataConfig:
 
     Attributes:
       source: `countdown`, `countdown_corpus`, `s1k`, `s1k_1_1`, or a file or folder of rows (see `s1jax.io.readers`).
+        `FILE:0.7,FILE:0.3` mixes sources by weights, and `FILE,FILE` joins them (see `s1jax.data.mix`).
       traces: whose thinking is used of the `s1k_1_1` rows.
-      num_rows: number of rows from the front of the source; 0 takes all (of `countdown` 1,000).
+      num_rows: number of rows from the front of each source; 0 takes all (of `countdown` 1,000).
       block_size: T, tokens in one row of a batch.
       batching: `padded` puts one sequence in a row (the paper), `packed` as many as fit, with segment ids. Loss and
         gradients of a step depend on its sequences alone, so both give the same.

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from s1jax.data import packing, turns
+from s1jax.data import mix, packing, turns
 from s1jax.data.packing import Batch, Example
 from s1jax.data.s1k import Row, named
 from s1jax.errors import UserError
@@ -35,7 +35,7 @@ def encode_rows(tokenizer: Tokenizer, fmt: chat.ChatFormat, rows: Sequence[Row])
         messages = row.messages if knows_tags else turns.without_tags(row.messages)
         with named(row):
             ids, supervised = conversation.encode_row(tokenizer, fmt, messages, row.trace, row.answer)
-        examples.append(Example(ids, supervised, row.name))
+        examples.append(Example(ids, supervised, row.name, row.source))
     return examples
 
 
@@ -94,6 +94,7 @@ class Batches:
         share: int = 0,
         shares: int = 1,
         teacher: Teacher | None = None,
+        taken: Sequence[int] = (),
     ):
         """Plans the steps of the run; copies nothing.
 
@@ -111,6 +112,8 @@ class Batches:
           share: which of the contiguous parts of the rows `batch` returns.
           shares: number of the parts (`parallel.row_share` gives both).
           teacher: whose targets the batches have as well; None: they have none.
+          taken: examples that an epoch takes of each source of a mix (`s1jax.data.mix.takes`); the examples are in the
+            order of their sources. Empty: all of them.
 
         Raises:
           UserError: if there are no examples, the rows do not divide among the processes, or the run is too long.
@@ -124,6 +127,9 @@ class Batches:
         self._bins_a_step = batch_tokens // block_size  # 0: by the number of sequences
         self._weighting = weighting
         self._seed = seed
+        self._taken = tuple(taken)
+        self._sizes = [sum(example.source == i for example in examples) for i in range(len(taken))]
+        self._per_epoch = sum(taken) or len(self.examples)
         self._teacher = teacher
         self.block_size = block_size
         self._latest = -1, np.array([], np.int64)  # an epoch and its order; saves sorting again at every step
@@ -150,12 +156,12 @@ class Batches:
     @property
     def sequences_per_step(self) -> float:
         """Mean over the first epoch."""
-        return len(self.examples) / self.steps_per_epoch
+        return self._per_epoch / self.steps_per_epoch
 
     @property
     def tokens_per_step(self) -> float:
         """Mean over the first epoch, padding left out."""
-        return sum(self._lengths) / self.steps_per_epoch
+        return sum(self._lengths[i] for i in self._order(0).tolist()) / self.steps_per_epoch
 
     @property
     def padding(self) -> float:
@@ -164,13 +170,15 @@ class Batches:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of all examples in their order: ids, which of them are supervised, and targets of a teacher."""
+        """SHA-256 of all examples in their order (ids, which are supervised, a teacher's targets) and of their mix."""
         digest = hashlib.sha256()
         for example in self.examples:
             digest.update(len(example.ids).to_bytes(8, "little"))
             digest.update(example.ids.astype("<i4").tobytes() + example.supervised.tobytes())
             if self._teacher is not None:
                 digest.update(self._teacher.digest(example))
+        if self._taken:
+            digest.update(repr((self._sizes, self._taken)).encode())
         return digest.hexdigest()
 
     def names(self, step: int) -> list[str]:
@@ -231,7 +239,10 @@ class Batches:
     def _order(self, epoch: int) -> np.ndarray:
         known, permutation = self._latest  # read once: grain's threads may replace it in the meantime
         if known != epoch:
-            permutation = order(self._seed, epoch, len(self.examples))
+            if self._taken:
+                permutation = mix.order(self._seed, epoch, self._sizes, self._taken)
+            else:
+                permutation = order(self._seed, epoch, len(self.examples))
             self._latest = epoch, permutation
         return permutation
 
@@ -249,7 +260,7 @@ class Batches:
     def _end(self, epochs: int) -> int:
         """Returns the number of steps of `epochs` epochs."""
         if not self._bins_a_step:
-            return epochs * -(-len(self.examples) // self._batch_size)
+            return epochs * -(-self._per_epoch // self._batch_size)
         for epoch in range(len(self._ends) - 1, epochs):
             # By index, because a thread of grain may do the same at the same time.
             self._ends[epoch + 1 : epoch + 2] = [self._ends[epoch] + len(self._fill(epoch))]
@@ -257,7 +268,7 @@ class Batches:
 
     def _count_steps(self, epochs: int) -> int:
         if self._bins_a_step:
-            self._check_packed(epochs * len(self.examples), f"train.epochs={epochs:,}", "fewer, or give train.steps")
+            self._check_packed(epochs * self._per_epoch, f"train.epochs={epochs:,}", "fewer, or give train.steps")
         return self._end(epochs)
 
     def _worst(self) -> int:

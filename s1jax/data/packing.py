@@ -32,11 +32,13 @@ class Example:
       ids: int32 [n], n >= 2.
       supervised: bool [n], the ids that carry loss.
       name: where the row came from, for messages.
+      source: index of its source in a mix (`s1jax.data.mix`).
     """
 
     ids: np.ndarray
     supervised: np.ndarray
     name: str
+    source: int = 0
 
     @property
     def length(self) -> int:

@@ -35,6 +35,7 @@ class Row:
       system: system prompt; empty if the row has none, and the chat format decides.
       history: the messages of earlier turns, between the system prompt and the question.
       earlier: the examples that earlier turns of the same conversation make, see `load_rows`.
+      source: index of its source in a mix (`s1jax.data.mix`).
     """
 
     question: str
@@ -44,6 +45,7 @@ class Row:
     system: str = ""
     history: tuple[Message, ...] = ()
     earlier: tuple[Row, ...] = ()
+    source: int = 0
 
     @property
     def messages(self) -> list[Message]:
@@ -106,7 +108,8 @@ def load_rows(
 
 def flat(rows: Sequence[Row]) -> list[Row]:
     """Returns the rows, each after those of the earlier turns of its conversation."""
-    return [each for row in rows for each in (*row.earlier, dataclasses.replace(row, earlier=()))]
+    together = ((row, each) for row in rows for each in (*row.earlier, row))
+    return [dataclasses.replace(each, earlier=(), source=row.source) for row, each in together]
 
 
 def row_of(record: Record, traces: str, name: str) -> Row:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from s1jax.config.experiment import DataConfig, Experiment, held_out
 from s1jax.data import batches as batches_lib
-from s1jax.data import conditional, packing, s1k, turns, validation
+from s1jax.data import conditional, mix, packing, s1k, turns, validation
 from s1jax.data.packing import Batch
 from s1jax.data.s1k import Row
 from s1jax.errors import UserError, install
@@ -105,7 +105,7 @@ def make(
         rows, held = _with_instructions(data, tokenizer, fmt, rows, held)
         examples = _examples(data, tokenizer, fmt, rows, "trained on", notes)
         notes += _end_inside(tokenizer, fmt, rows)
-        made = _batches(experiment, examples, multiple, share, shares)
+        made = _batches(experiment, examples, multiple, share, shares, _taken(data, examples, notes))
         notes += _empty_rows(made, multiple)
         if importlib.util.find_spec("grain") is None:
             notes.append(
@@ -142,6 +142,14 @@ def _corpus(experiment: Experiment, tokenizer: Tokenizer, multiple: int, share: 
 
 
 def _load(data: DataConfig, notes: list[str]) -> list[Row]:
+    sources = mix.parse(data.source).sources
+    if len(sources) > 1 and CORPUS in sources:
+        raise UserError(f"data.source {data.source} mixes {CORPUS}, which has no rows; leave it out.")
+    found = (_load_one(dataclasses.replace(data, source=source), notes) for source in sources)
+    return [dataclasses.replace(row, source=i) for i, rows in enumerate(found) for row in rows]
+
+
+def _load_one(data: DataConfig, notes: list[str]) -> list[Row]:
     if data.source == "countdown":
         return [
             Row(example.question, example.trace, example.answer, f"countdown row {i}")
@@ -189,7 +197,12 @@ def _texts(row: Row) -> Iterator[str]:
 
 
 def _batches(
-    experiment: Experiment, examples: list[packing.Example], multiple: int, share: int, shares: int
+    experiment: Experiment,
+    examples: list[packing.Example],
+    multiple: int,
+    share: int,
+    shares: int,
+    taken: Sequence[int] = (),
 ) -> batches_lib.Batches:
     data, train = experiment.data, experiment.train
     return batches_lib.Batches(
@@ -205,7 +218,24 @@ def _batches(
         row_multiple=multiple,
         share=share,
         shares=shares,
+        taken=taken,
     )
+
+
+def _taken(data: DataConfig, examples: list[packing.Example], notes: list[str]) -> list[int]:
+    """Examples that an epoch takes of each source of a mix with weights; empty for all of them."""
+    mixed = mix.parse(data.source)
+    sizes = [sum(example.source == i for example in examples) for i in range(len(mixed.sources))]
+    if 0 in sizes:
+        raise UserError(f"no row is left of {mixed.sources[sizes.index(0)]}; give more rows, or a larger block.")
+    taken = mix.takes(sizes, mixed.weights) if mixed.weights else sizes
+    if len(sizes) > 1:
+        each = ", ".join(
+            f"{count:,} of the {size:,} of {name} ({100 * count / sum(taken):.1f} %)"
+            for count, size, name in zip(taken, sizes, mixed.sources, strict=True)
+        )
+        notes.append(f"an epoch has {sum(taken):,} examples: {each}.")
+    return taken if mixed.weights else []
 
 
 def _one_pass(experiment: Experiment) -> Experiment:

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import sys
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from s1jax.serve.protocol import Defaults
 from s1jax.serve.reader import Reader
 from s1jax.text import chat
 from s1jax.text.tokenizer import Tokenizer
+from tests.data import saved_by_datasets
 from tests.text.test_conversation import QWEN25, R1, WITH_TURNS, _compiled
 
 MODEL = ModelConfig.dense(vocab_size=400, d_model=16, mlp_dim=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8)
@@ -240,3 +242,17 @@ def test_tags_in_earlier_answers_are_not_reported_as_text(tokenizer, tmp_path):
         assert written.count("t") and ("<think>t" in written.split("question 1")[0]) is False
     kept = make(tokenizer, "s1_plain", source=file).batches.batch(0)["tokens"][0].tolist()
     assert "<|im_start|>think\nt\n<|im_start|>answer\na<|im_end|>\n<|im_start|>user" in tokenizer.decode(kept)
+
+
+def test_a_folder_saved_by_datasets_is_trained_on_without_that_library(tokenizer, monkeypatch):
+    pytest.importorskip("pyarrow")
+    monkeypatch.setitem(sys.modules, "datasets", None)  # an import of it raises
+    folder = saved_by_datasets.FOLDER
+    made = make(tokenizer, source=str(folder), validation="test")
+    assert made.notes[1] == f"{folder}: 4 rows with messages, messages.reasoning_content; not used: source."
+    assert made.batches.steps_per_epoch == 1 and made.validation.steps_per_epoch == 1
+    rows = [*s1k.load_rows(str(folder)), *s1k.load_rows(str(folder / "test"))]
+    for row, record in zip(rows, saved_by_datasets.ROWS, strict=True):
+        said = [message["content"] for message in record["messages"]]
+        assert [*(message.content for message in row.history), row.question, row.answer] == said
+        assert row.trace == record["messages"][-1]["reasoning_content"]

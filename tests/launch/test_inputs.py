@@ -71,6 +71,10 @@ def test_what_is_not_there_is_one_sentence_each(tmp_path):
     )
     there = [f"--config.data.source={tmp_path}", "--config.init_from=package:countdown_base"]
     assert subprocess.run([*command, *there], cwd=ROOT).returncode == 0
+    mixed = [f"--config.data.source={tmp_path}:0.5,s1k:.2,none.jsonl:0.3", there[1]]
+    done = subprocess.run([*command, *mixed], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr == "error: config.data.source none.jsonl does not exist here; give a file or folder of rows.\n"
 
 
 def test_names_that_are_no_paths_are_those_that_the_readers_know():
