@@ -1,4 +1,6 @@
-"""Chooses rows to train on: `s1jax curate --rows=FILE,FILE --out=FOLDER --preset=ours --size=1000 --seed=0`.
+"""Chooses rows to train on, or questions for a teacher, out of a pool.
+
+    s1jax curate --rows=FILE,FILE --out=FOLDER --preset=ours --against=FILE,FILE --size=1000 --seed=0
 
 FILE is whatever training reads (JSONL, JSON, CSV, parquet, Arrow, a folder of them, s1k, s1k_1_1), and questions
 without a trace. The presets:
@@ -7,6 +9,9 @@ without a trace. The presets:
     questions   the same without the rules that read a trace: choose questions before a teacher is paid for answers
     s1_paper    Algorithm 1 of the s1 paper
     s1_code     the notebook that came with it
+
+No chosen row holds a question of the evaluation sets of --against, which are files, folders or tasks of `s1jax
+evaluate` (gsm8k, math500, aime24, gpqa, or NAME:FILE). --against=none leaves that out, and the report says so.
 
 FOLDER gets rows.jsonl, which training reads; dropped.parquet, every row that was dropped, with rule, reason and
 evidence; report.md, report.json and funnel.png; and stages/, from which the same command with one changed setting goes
@@ -25,11 +30,21 @@ from s1jax.errors import UserError
 _ROWS = flags.DEFINE_list("rows", [], "Files and folders of rows, s1k or s1k_1_1.")
 _OUT = flags.DEFINE_string("out", None, "Folder for rows.jsonl, dropped.parquet and the report.")
 _PRESET = flags.DEFINE_enum("preset", "ours", PRESETS, "Which rules, in which order, with which settings.")
+_AGAINST = flags.DEFINE_list(
+    "against", [], "Evaluation sets that no chosen row may hold: files, tasks such as gsm8k,math500, or none."
+)
 _SIZE = flags.DEFINE_integer("size", 1000, "Rows to choose; 0 keeps all that pass the rules.", 0)
 _SEED = flags.DEFINE_integer("seed", 0, "Of the draws.")
 _SKIP = flags.DEFINE_list("skip", [], "Rules of the preset that are left out.")
 _TRACES = flags.DEFINE_enum("traces", "deepseek", ["gemini", "deepseek"], "Whose thinking of rows in s1K-1.1's form.")
 _BLOCK = flags.DEFINE_integer("block_size", 0, "Of the training run; the report says how many rows are longer.", 0)
+_TOKENS = flags.DEFINE_float(
+    "tokens_per_answer",
+    0.0,
+    "What a teacher writes per question, for the plan; 0: as measured from rows with an answer.",
+    0.0,
+)
+_DOLLARS = flags.DEFINE_float("dollars_per_million", 0.0, "Price of a million tokens that a teacher writes.", 0.0)
 
 
 def main() -> int:
@@ -45,8 +60,10 @@ def main() -> int:
 
     try:
         result = pipeline.curate(
-            _ROWS.value, _OUT.value, preset=_PRESET.value, size=_SIZE.value, seed=_SEED.value, skip=_SKIP.value,
-            traces=_TRACES.value, block_size=_BLOCK.value, on_progress=report, on_note=lambda text: _say(bar, text),
+            _ROWS.value, _OUT.value, against=_AGAINST.value,
+            preset=_PRESET.value, size=_SIZE.value, seed=_SEED.value, skip=_SKIP.value,
+            traces=_TRACES.value, block_size=_BLOCK.value, tokens_per_answer=_TOKENS.value,
+            dollars_per_million=_DOLLARS.value, on_progress=report, on_note=lambda text: _say(bar, text),
         )  # fmt: skip
     finally:
         if bar:

@@ -1,4 +1,4 @@
-"""Keeps one answer a question: the shortest right one."""
+"""Keeps one row a question where a question has several answers."""
 
 from __future__ import annotations
 
@@ -10,9 +10,27 @@ from s1jax.curation.steps import Step
 NAME = "answers"
 
 
-def step() -> Step:
-    """Returns the rule. It reads `correct` and `trace_tokens` where they are there, else the length of the text."""
-    return Step(NAME, rows=best, wants=("correct", "trace_tokens", "trace_characters"))
+def shortest() -> Step:
+    """Returns `best` as a step. It reads `correct` and `trace_tokens` where they are there, else the text's length."""
+    return Step(NAME, rows=best, wants=("correct", "trace_tokens", "trace_characters"), settings={"keep": "shortest"})
+
+
+def first() -> Step:
+    """Returns a step that keeps the row with the smallest id of a question."""
+    return Step("duplicates", rows=smallest, settings={"keep": "smallest id"})
+
+
+def smallest(rows: Sequence[Row]) -> tuple[Sequence[Row], Mapping[str, Drop]]:
+    """Drops all rows of a question but the one with the smallest id."""
+    kept: dict[str, str] = {}
+    for row in rows:
+        kept[question_of(row)] = min(kept.get(question_of(row), row.id), row.id)
+    drops = {
+        row.id: Drop("duplicates", "the same question as another row", kept[question_of(row)])
+        for row in rows
+        if row.id != kept[question_of(row)]
+    }
+    return [row for row in rows if row.id not in drops], drops
 
 
 def question_of(row: Row) -> str:

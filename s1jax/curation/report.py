@@ -9,11 +9,15 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from s1jax.curation import choice, funnel
+from s1jax.curation import choice, clean, funnel
+from s1jax.curation import plan as plan_lib
+from s1jax.curation.plan import Plan
 from s1jax.curation.row import Drop, Row
 from s1jax.curation.settings import Settings
 from s1jax.curation.steps import Step
 from s1jax.io import files
+
+_EXAMPLES = 20  # rows with an evaluation question that the page shows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +63,8 @@ class Report:
       steps: name -> settings of its rules.
       stages: what each did.
       selection: domains and counts of the chosen rows.
+      leaks: evaluation sets with the number of their questions and of rows that hold one, and some of these rows.
+      plan: what a teacher costs, if it is known.
       block: rows that are longer than a block, if lengths are known.
       notes: what was ignored, guessed or left out.
     """
@@ -68,6 +74,8 @@ class Report:
     steps: dict[str, dict[str, Any]]
     stages: tuple[Stage, ...]
     selection: dict[str, Any]
+    leaks: dict[str, Any]
+    plan: Plan | None
     block: dict[str, Any]
     notes: tuple[str, ...]
 
@@ -87,6 +95,8 @@ class Report:
                 for s in self.stages
             ],
             "selection": self.selection,
+            "decontamination": self.leaks,
+            "plan": dataclasses.asdict(self.plan) if self.plan else None,
             "block": self.block,
             "notes": list(self.notes),
         }
@@ -116,6 +126,8 @@ class Report:
             ]
             lines += ["", "| domain | chosen |", "|---|---|"]
             lines += [f"| {_cell(domain)} | {count:,} |" for domain, count in self.selection["by_domain"].items()]
+        lines += _leaks(self.leaks)
+        lines += _plan(self.plan)
         if self.block:
             lines += ["", "## Block size", "", self.block["sentence"]]
         lines += ["", "## Settings", "", "```json", json.dumps(dataclasses.asdict(self.settings)), "```", ""]
@@ -123,6 +135,47 @@ class Report:
         if self.notes:
             lines += ["", "## Notes", "", *(f"- {note}" for note in self.notes)]
         return "\n".join(lines) + "\n"
+
+
+def _leaks(leaks: dict[str, Any]) -> list[str]:
+    if not leaks:
+        return ["", "## Decontamination", "", "**The rows were not compared with any evaluation set.**"]
+    lines = ["", "## Decontamination", "", "| evaluation set | questions | rows that hold one |", "|---|---|---|"]
+    lines += [f"| {_cell(one['set'])} | {one['questions']:,} | {one['rows']:,} |" for one in leaks["sets"]]
+    if leaks["examples"]:
+        lines += [
+            "",
+            "Some of these rows (all are in dropped.parquet):",
+            "",
+            "| row | why | evidence |",
+            "|---|---|---|",
+        ]
+        lines += [f"| {_cell(one['row'])} | {one['reason']} | {_cell(one['evidence'])} |" for one in leaks["examples"]]
+    return lines
+
+
+def _plan(plan: Plan | None) -> list[str]:
+    if plan is None:
+        return []
+    lines = [
+        "",
+        "## What the teacher costs",
+        "",
+        "| one answer to each of | questions | tokens | dollars |",
+        "|---|---|---|---|",
+    ]
+    for name, cost in plan.costs.items():
+        error = f" ± {cost.error / 1e6:,.2f}" if cost.error else ""
+        dollars = f"{cost.dollars:,.2f}" if plan.dollars_per_million else ""
+        lines.append(f"| {name} | {cost.rows:,} | {cost.tokens / 1e6:,.2f} M{error} | {dollars} |")
+    how = f"{plan.known:,} rows of the pool have an answer of a known length."
+    if plan.given:
+        how += f" The others count with {plan.given:,g} tokens, as given."
+    elif any(cost.error for cost in plan.costs.values()):
+        how += " The others count with the mean of those with about the same pass rate; ± is a standard error."
+    first, last = list(plan.costs.values())[:2]
+    saved = 1 - last.tokens / first.tokens if first.tokens else 0.0
+    return [*lines, "", f"{how} Applying the rules before the teacher is asked saves {saved:.0%} of its tokens."]
 
 
 def _cell(text: str) -> str:
@@ -135,7 +188,9 @@ def make(
     steps: Sequence[Step],
     done: Sequence[Stage],
     pool: Sequence[Row],
+    asked: Sequence[Row],
     rows: Sequence[Row],
+    drops: Sequence[tuple[Row, Drop]],
     notes: Sequence[str],
 ) -> Report:
     """Makes the report.
@@ -146,15 +201,38 @@ def make(
       steps: its rules.
       done: what each did.
       pool: all rows as read, without traces.
+      asked: rows that are left by the rules that read nothing that a teacher wrote.
       rows: those that are left.
+      drops: all others, with why.
       notes: what was said.
     """
     by_domain = collections.Counter(choice.domain_of(row) for row in rows)
     selection = {"chosen": len(rows), "domains": len(by_domain), "by_domain": dict(sorted(by_domain.items()))}
     return Report(
         tuple(sources), settings, {step.name: dict(step.settings) for step in steps}, tuple(done), selection,
-        _block(settings.block_size, rows), tuple(notes),
+        _leaked(steps, drops), _costs(settings, pool, asked, rows), _block(settings.block_size, rows), tuple(notes),
     )  # fmt: skip
+
+
+def _leaked(steps: Sequence[Step], drops: Sequence[tuple[Row, Drop]]) -> dict[str, Any]:
+    against = next((step.settings["against"] for step in steps if step.name == clean.NAME), None)
+    if against is None:
+        return {}
+    found = [(row, drop) for row, drop in drops if drop.rule == clean.NAME]
+    counts = collections.Counter(drop.evidence.partition(", ")[0] for _, drop in found)
+    examples = [
+        {"row": row.name, "reason": drop.reason, "evidence": drop.evidence}
+        for row, drop in sorted(found, key=lambda pair: pair[0].id)[:_EXAMPLES]
+    ]
+    return {
+        "sets": [{"set": name, "questions": number, "rows": counts[name]} for name, number in against.items()],
+        "examples": examples,
+    }
+
+
+def _costs(settings: Settings, pool: Sequence[Row], asked: Sequence[Row], rows: Sequence[Row]) -> Plan | None:
+    groups = {"all questions": pool, "those left before the teacher is asked": asked, "those chosen": rows}
+    return plan_lib.plan(pool, groups, settings.tokens_per_answer, settings.dollars_per_million)
 
 
 def _block(size: int, rows: Sequence[Row]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from s1jax.errors import UserError
 
@@ -20,6 +21,9 @@ class Settings:
       skip: names of rules that are left out.
       traces: `gemini` or `deepseek`; whose thinking is used if a row of s1K-1.1 has both.
       block_size: of a training run, to report how many rows are longer; 0: not reported.
+      tokens_per_answer: what a teacher writes per question on average, for the plan; 0: measured from the rows that
+        have an answer.
+      dollars_per_million: price of a million tokens that a teacher writes, for the plan; 0: no dollars.
     """
 
     preset: str = "ours"
@@ -28,13 +32,15 @@ class Settings:
     skip: tuple[str, ...] = ()
     traces: str = "deepseek"
     block_size: int = 0
+    tokens_per_answer: float = 0.0
+    dollars_per_million: float = 0.0
 
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
             raise UserError(f"--preset={self.preset} is not known; choose one of {', '.join(PRESETS)}.")
         if self.traces not in ("gemini", "deepseek"):
             raise UserError(f"--traces={self.traces} is not known; choose gemini or deepseek.")
-        for name in ("size", "block_size"):
+        for name in ("size", "block_size", "tokens_per_answer", "dollars_per_million"):
             value = getattr(self, name)
-            if value < 0:
+            if not 0 <= value < math.inf:
                 raise UserError(f"--{name}={value} is not a number of 0 or more; give such a one.")

@@ -11,6 +11,7 @@ from s1jax.curation.row import Drop, Row
 RowRule = Callable[[Row], Drop | None]
 SetRule = Callable[[Sequence[Row]], tuple[Sequence[Row], Mapping[str, Drop]]]
 
+_OF_A_TEACHER = ("correct", "trace_tokens", "trace_characters", "finish_reason", "completion_tokens")
 # The command that measures a column, for the sentence about a pool that lacks it.
 MEASURED_BY = {
     "pass_rate": "s1jax measure --student=CKPT measures it",
@@ -42,6 +43,11 @@ class Step:
     wants: tuple[str, ...] = ()
     reads_trace: bool = False
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def of_a_teacher(self) -> bool:
+        """Whether it reads what a teacher wrote, or a column about that."""
+        return self.reads_trace or any(name in _OF_A_TEACHER for name in (*self.needs, *self.wants))
 
     def __post_init__(self) -> None:
         if (self.row is None) == (self.rows is None):

@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import s1jax
+from s1jax.curation import choice, presets
 from s1jax.data import identity, s1k
 from s1jax.errors import UserError
 
@@ -27,6 +28,11 @@ def row(i, **more):
     } | more
 
 
+def curate(rows, out, against=("none",), **settings):
+    """The public function, by default without evaluation sets."""
+    return s1jax.curate(rows, out, against=against, **settings)
+
+
 def write(path, rows):
     path.write_text("".join(json.dumps(one) + "\n" for one in rows))
     return str(path)
@@ -43,10 +49,10 @@ def rows():
 
 @pytest.mark.parametrize("preset", ["ours", "questions", "s1_paper", "s1_code"])
 def test_kept_and_dropped_are_the_input_in_any_order(tmp_path, rows, preset):
-    one = s1jax.curate([write(tmp_path / "a.jsonl", rows)], tmp_path / "one", preset=preset, size=60)
+    one = curate([write(tmp_path / "a.jsonl", rows)], tmp_path / "one", preset=preset, size=60)
     shuffled = random.Random(1).sample(rows, len(rows))
     files = [write(tmp_path / f"b{i}.jsonl", shuffled[i::3]) for i in range(3)]
-    s1jax.curate(files, tmp_path / "other", preset=preset, size=60)
+    curate(files, tmp_path / "other", preset=preset, size=60)
     ids = chosen(tmp_path / "one")
     assert len(ids) == 60 and ids == chosen(tmp_path / "other")
     dropped = pq.read_table(tmp_path / "one" / "dropped.parquet").to_pylist()
@@ -57,12 +63,12 @@ def test_kept_and_dropped_are_the_input_in_any_order(tmp_path, rows, preset):
     assert all(stage["given"] == stage["dropped"] + stage["kept"] for stage in report["funnel"])
     solved = sum(r["pass_rate"] > (0 if preset.startswith("s1") else 0.99) for r in rows)
     assert next(stage.dropped for stage in one.stages if stage.name == "difficulty") == solved
-    s1jax.curate(files, tmp_path / "third", preset=preset, size=60, seed=1)
+    curate(files, tmp_path / "third", preset=preset, size=60, seed=1)
     assert set(chosen(tmp_path / "third")) != set(ids)
 
 
 def test_training_reads_what_was_chosen(tmp_path, rows):
-    s1jax.curate([write(tmp_path / "a.jsonl", rows)], tmp_path / "out", size=50)
+    curate([write(tmp_path / "a.jsonl", rows)], tmp_path / "out", size=50)
     read = s1k.load_rows(str(tmp_path / "out" / "rows.jsonl"))
     by_question = {one["question"]: one for one in rows}
     assert len(read) == 50
@@ -75,25 +81,25 @@ def test_training_reads_what_was_chosen(tmp_path, rows):
 def test_a_changed_setting_does_only_what_follows_again(tmp_path, rows):
     source, out = [write(tmp_path / "a.jsonl", rows)], tmp_path / "out"
     times = lambda: {file.name: file.stat().st_mtime_ns for file in (out / "stages").glob("*.parquet")}  # noqa: E731
-    s1jax.curate(source, out, size=50)
+    curate(source, out, size=50)
     first, ids = times(), chosen(out)
-    s1jax.curate(source, out, size=50)
+    curate(source, out, size=50)
     assert times() == first and chosen(out) == ids
-    s1jax.curate(source, out, size=50, seed=3)
+    curate(source, out, size=50, seed=3)
     changed = {name for name, time in times().items() if time != first[name]}
     assert {name[3:] for name in changed} == {"selection.parquet"} and chosen(out) != ids
     write(tmp_path / "a.jsonl", [*rows, row(1000)])
-    s1jax.curate(source, out, size=50)
+    curate(source, out, size=50)
     assert all(time != first[name] for name, time in times().items())
 
 
 def test_a_damaged_stage_is_made_again(tmp_path, rows):
     source, out = [write(tmp_path / "a.jsonl", rows)], tmp_path / "out"
-    s1jax.curate(source, out, size=50)
+    curate(source, out, size=50)
     ids = chosen(out)
     for file in (out / "stages").glob("*.parquet"):
         file.write_bytes(file.read_bytes()[:-20])
-    s1jax.curate(source, out, size=50)
+    curate(source, out, size=50)
     assert chosen(out) == ids
 
 
@@ -105,14 +111,14 @@ def test_answers_and_copies_have_ids_of_their_own(tmp_path):
         del one["trace_tokens"]
     for order in (answers, answers[::-1]):
         out = tmp_path / f"out{order is answers}"
-        report = s1jax.curate([write(tmp_path / "a.jsonl", order)], out, size=0)
+        report = curate([write(tmp_path / "a.jsonl", order)], out, size=0)
         (kept,) = map(json.loads, (out / "rows.jsonl").open())
         assert kept["thinking_trajectories"] == ["middle " * 3]
         assert kept["id"].startswith(identity.question_id(answers[0]["question"]) + "#")
         assert {stage.name: stage.dropped for stage in report.stages if stage.dropped} == {"identity": 1, "answers": 2}
     own = identity.question_id(answers[0]["question"])
     given = [{**one, "id": f"{own}#{k}"} for k, one in zip((5, 2, 4), answers, strict=False)]
-    s1jax.curate([write(tmp_path / "b.jsonl", given)], tmp_path / "given", size=0)
+    curate([write(tmp_path / "b.jsonl", given)], tmp_path / "given", size=0)
     assert chosen(tmp_path / "given") == [f"{own}#4"]
 
 
@@ -129,7 +135,7 @@ def test_answers_and_copies_have_ids_of_their_own(tmp_path):
 def test_what_a_user_can_correct_is_one_sentence(tmp_path, rows, change, preset, sentence):
     changed = [{k: v for k, v in {**one, **change}.items() if v is not None} for one in rows]
     with pytest.raises(UserError, match=sentence):
-        s1jax.curate([write(tmp_path / "a.jsonl", changed)], tmp_path / "out", preset=preset)
+        curate([write(tmp_path / "a.jsonl", changed)], tmp_path / "out", preset=preset)
     assert not (tmp_path / "out" / "rows.jsonl").exists()
 
 
@@ -143,12 +149,114 @@ def test_rows_that_cannot_be_used_are_dropped_by_name(tmp_path):
         {"problem": "Has no trace?", "pass_rate": 0.5},
     ]
     notes = []
-    s1jax.curate([write(tmp_path / "a.jsonl", [good, *bad])], tmp_path / "out", size=5, on_note=notes.append)
+    curate([write(tmp_path / "a.jsonl", [good, *bad])], tmp_path / "out", size=5, on_note=notes.append)
     assert chosen(tmp_path / "out") == [identity.question_id(good["question"])]
     dropped = pq.read_table(tmp_path / "out" / "dropped.parquet").to_pylist()
     assert sorted(one["name"].rpartition(":")[2] for one in dropped) == ["2", "3", "4", "5", "6"]
     assert any("1 rows are left, fewer than --size=5" in note for note in notes)
-    questions = s1jax.curate([str(tmp_path / "a.jsonl")], tmp_path / "questions", preset="questions", size=5)
+    questions = curate([str(tmp_path / "a.jsonl")], tmp_path / "questions", preset="questions", size=5)
     assert questions.stages[-1].kept == 2
     lines = [json.loads(line) for line in (tmp_path / "questions" / "rows.jsonl").open()]
     assert all("thinking_trajectories" not in line for line in lines)
+
+
+@pytest.fixture
+def leaky(tmp_path, rows):
+    """A pool with leaks that come in by every way, and an evaluation set."""
+    words = "A train leaves the station at noon and travels east at a speed of sixty miles per hour for how long?"
+    leaks = [
+        row(1000, question=words, pass_rate=0.5),
+        row(
+            1001, question=f"{words} Show your work.", pass_rate=0.0, source_type="qq8933/AIME_1983_2024", correct=True
+        ),
+    ]
+    write(
+        tmp_path / "eval.jsonl",
+        [{"problem": "How many primes are there below one hundred, not counting two?"}, {"problem": words}],
+    )
+    write(tmp_path / "pool.jsonl", [*rows, *leaks])
+    return (
+        [str(tmp_path / "pool.jsonl")],
+        [str(tmp_path / "eval.jsonl")],
+        {identity.question_id(one["question"]) for one in leaks},
+    )
+
+
+@pytest.mark.parametrize("preset", ["ours", "s1_paper"])
+def test_no_row_with_an_evaluation_question_is_written_however_it_came(tmp_path, leaky, preset):
+    """The second leak is one that Algorithm 1 chooses before any draw."""
+    pool, against, leaks = leaky
+    report = curate(pool, tmp_path / "out", against, preset=preset, size=60)
+    assert not leaks & set(chosen(tmp_path / "out")) and report.stages[-1].name == "last_gate"
+    dropped = {one["id"]: one for one in pq.read_table(tmp_path / "out" / "dropped.parquet").to_pylist()}
+    caught = [dropped[leak] for leak in leaks if dropped[leak]["rule"] == "decontamination"]
+    assert caught and all(
+        "eval.jsonl" in one["evidence"] and "train leaves the station" in one["evidence"] for one in caught
+    )
+    page = (tmp_path / "out" / "report.md").read_text()
+    assert f"| eval.jsonl | 2 | {len(caught)} |" in page and "train leaves the station" in page
+    skipped = curate(pool, tmp_path / "skipped", against, preset=preset, size=0, skip=["decontamination"])
+    assert leaks & set(chosen(tmp_path / "skipped")) and any("not compared" in note for note in skipped.notes)
+
+
+def test_the_last_gate_holds_where_the_preset_does_not_look(tmp_path, leaky, monkeypatch):
+    pool, against, leaks = leaky
+    monkeypatch.setitem(presets._MAKERS, "s1_paper", lambda settings, check: [choice.s1(settings, mixed=False)])
+    report = curate(pool, tmp_path / "out", against, preset="s1_paper", size=0)
+    assert report.stages[-1].dropped == len(leaks) and not leaks & set(chosen(tmp_path / "out"))
+
+
+def test_another_evaluation_set_is_another_key(tmp_path, leaky):
+    pool, against, leaks = leaky
+    write(tmp_path / "other.jsonl", [{"question": "Nothing of the pool is in this question about seven old ships."}])
+    curate(pool, tmp_path / "out", [str(tmp_path / "other.jsonl")], size=0)
+    assert leaks <= set(chosen(tmp_path / "out"))
+    curate(pool, tmp_path / "out", against, size=0)
+    assert not leaks & set(chosen(tmp_path / "out"))
+
+
+@pytest.mark.parametrize(
+    ("against", "sentence"),
+    [
+        ([], "--against is empty"),
+        (["none", "gsm8k"], "has none and more"),
+        (["no/such/file"], "neither a file nor a task"),
+        (["EMPTY"], "has no questions"),
+    ],
+)
+def test_evaluation_sets_that_are_not_there(tmp_path, rows, against, sentence):
+    (tmp_path / "EMPTY").write_text("")
+    against = [str(tmp_path / name) if name == "EMPTY" else name for name in against]
+    with pytest.raises(UserError, match=sentence):
+        curate([write(tmp_path / "a.jsonl", rows)], tmp_path / "out", against)
+
+
+def test_the_plan_of_teacher_tokens_is_within_a_tenth_of_the_truth(tmp_path):
+    """Difficulty first, planned from 1,000 answers to questions drawn at random; hard questions have longer answers."""
+    rng = random.Random(0)
+    rates = [0, 0, 0.25, 0.5, 0.75, 1, 1, 1]
+    truth, pool = [], []
+    for i in range(6000):
+        rate = rng.choice(rates)
+        truth.append((rate, rng.lognormvariate(7.6 - rate, 0.8)))
+        pool.append({"question": f"What is {i} times {i + 3}?", "pass_rate": rate, "pass_tries": 4})
+    for i in rng.sample(range(6000), 1000):
+        pool[i]["completion_tokens"] = round(truth[i][1])
+    report = curate(
+        [write(tmp_path / "a.jsonl", pool)], tmp_path / "out", preset="questions", size=100, dollars_per_million=2.19
+    )
+    everything, asked, picked = report.plan.costs.values()
+    real = sum(tokens for _, tokens in truth), sum(tokens for rate, tokens in truth if rate < 1)
+    assert everything.tokens == pytest.approx(real[0], rel=0.1) and asked.tokens == pytest.approx(real[1], rel=0.1)
+    assert abs(asked.tokens - real[1]) < 4 * asked.error
+    assert everything.dollars == pytest.approx(everything.tokens * 2.19e-6)
+    assert (everything.rows, asked.rows, picked.rows) == (6000, sum(rate < 1 for rate, _ in truth), 100)
+    given = curate(
+        [str(tmp_path / "a.jsonl")], tmp_path / "given", preset="questions", size=100, tokens_per_answer=3600
+    )
+    known = sum("completion_tokens" in one for one in pool)
+    assert given.plan.costs["all questions"].tokens == 3600 * (6000 - known) + sum(
+        one.get("completion_tokens", 0) for one in pool
+    )
+    bare = [write(tmp_path / "b.jsonl", [{"question": "What is 1 plus 1?", "pass_rate": 0.5}])]
+    assert curate(bare, tmp_path / "bare", preset="questions").plan is None
