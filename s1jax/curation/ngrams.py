@@ -17,32 +17,27 @@ def ngrams(words: Sequence[str], n: int) -> Iterator[Gram]:
 
 
 class Index:
-    """Which texts hold an n-gram.
-
-    Texts of fewer than n words have no n-gram; they can be found as a whole.
-    """
+    """Which texts hold an n-gram."""
 
     def __init__(self, texts: Iterable[Sequence[str]], n: int):
         """Reads the texts.
 
         Args:
-          texts: words of each text; a text's number is its place here, from 0.
+          texts: words of each text; a text's number is its place here, from 0. A text of fewer than n words has no
+            n-gram.
           n: words in an n-gram.
         """
         self.n = n
         self._holders: dict[Gram, tuple[int, ...]] = {}
-        self._short: dict[Gram, tuple[int, ...]] = {}
+        self._texts: list[tuple[Gram, ...]] = []
+        shared: dict[Gram, Gram] = {}  # one object for an n-gram of many texts
         for number, words in enumerate(texts):
             alone = (number,)  # one object for all n-grams of this text: most n-grams stand in one text
-            if len(words) < n:
-                self._add(self._short, tuple(words), alone)
-            for gram in set(ngrams(words, n)):
-                self._add(self._holders, gram, alone)
-
-    @staticmethod
-    def _add(holders: dict[Gram, tuple[int, ...]], gram: Gram, alone: tuple[int, ...]) -> None:
-        found = holders.get(gram)
-        holders[gram] = alone if found is None else found + alone
+            grams = tuple(shared.setdefault(gram, gram) for gram in dict.fromkeys(ngrams(words, n)))
+            self._texts.append(grams)
+            for gram in grams:
+                found = self._holders.get(gram)
+                self._holders[gram] = alone if found is None else found + alone
 
     def __len__(self) -> int:
         return len(self._holders)
@@ -51,11 +46,6 @@ class Index:
         """Numbers of the texts that hold an n-gram, ascending."""
         return self._holders.get(gram, ())
 
-    def find(self, words: Sequence[str]) -> list[Gram]:
-        """Returns the n-grams of a text that the index holds, in their order."""
-        holders = self._holders
-        return [gram for gram in ngrams(words, self.n) if gram in holders]
-
-    def find_short(self, words: Sequence[str]) -> tuple[int, ...]:
-        """Numbers of the texts of fewer than n words that consist of exactly these words, ascending."""
-        return self._short.get(tuple(words), ()) if len(words) < self.n else ()
+    def grams(self, number: int) -> tuple[Gram, ...]:
+        """Returns the different n-grams of a text, in the order of their first places."""
+        return self._texts[number]

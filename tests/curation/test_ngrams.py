@@ -26,9 +26,11 @@ def test_the_index_finds_what_a_search_through_all_texts_finds():
                 if any(tuple(text[i : i + 4]) == gram for i in range(len(text)))
             ]
             assert list(index.holders(gram)) == holders
-            assert (gram in index.find(words)) == bool(holders)
-        short = [number for number, text in enumerate(texts) if len(text) < 4 and text == words]
-        assert list(index.find_short(words)) == short
+
+
+def test_the_ngrams_of_a_text_are_different_and_in_order():
+    index = Index([["a", "b", "a", "b", "c"]], 2)
+    assert index.grams(0) == (("a", "b"), ("b", "a"), ("b", "c"))
 
 
 def test_clean_text_meets_a_large_index_nowhere():
@@ -37,4 +39,5 @@ def test_clean_text_meets_a_large_index_nowhere():
     vocabulary = [f"w{number}" for number in range(2000)]
     index = Index(([f"eval{draw.choice(vocabulary)}" for _ in range(200)] for _ in range(104)), 8)
     assert len(index) > 20_000
-    assert not any(index.find(draw.choices(vocabulary, k=300)) for _ in range(1000))
+    texts = (draw.choices(vocabulary, k=300) for _ in range(1000))
+    assert not any(index.holders(gram) for text in texts for gram in ngrams(text, 8))
