@@ -44,8 +44,8 @@ def peak_flops(device_kind: str) -> float | None:
     return next((peak for name, peak in PEAK_FLOPS if name.lower() in device_kind.lower()), None)
 
 
-def train_flops(config: ModelConfig, tokens: int, pairs: float) -> float:
-    """FLOPs of one training step of the model, without recomputation.
+def train_flops(config: ModelConfig, tokens: int, pairs: float, teacher: ModelConfig | None = None) -> float:
+    """FLOPs of one training step of the model, without recomputation; of a teacher the forward pass, a third of it.
 
     6 * weights * tokens + 12 * L * N * H * pairs. Weights are those that multiply tokens: all but the input embedding
     (the output projection counts, tied or not), with 2 FLOPs per weight forward and 4 backward. A pair costs 2 H for
@@ -56,7 +56,10 @@ def train_flops(config: ModelConfig, tokens: int, pairs: float) -> float:
       config: shape of the model.
       tokens: tokens without padding.
       pairs: causal (query, key) pairs within segments, without padding; n (n + 1) / 2 for length n.
+      teacher: shape of a model that reads the same tokens and is not trained.
     """
+    if teacher is not None:
+        return train_flops(config, tokens, pairs) + train_flops(teacher, tokens, pairs) / 3
     weights = config.num_params - (0 if config.tied_embeddings else config.vocab_size * config.d_model)
     attention = 12 * config.num_layers * config.num_heads * config.head_dim * pairs
     return 6.0 * weights * tokens + attention

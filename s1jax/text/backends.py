@@ -139,6 +139,14 @@ class HuggingFace:
         """The same tokenizer with other names for special tokens, made when it is first needed (seconds for Qwen's)."""
         return _Library(_renamed(json.loads(self._content), self.special.keys(), self._mark))
 
+    @functools.cached_property
+    def rules(self) -> list[tuple[Any, ...]]:
+        """What tokens a text becomes besides their ids: the merges in order, or the pieces with their scores."""
+        model = json.loads(self._content)["model"]
+        if "merges" in model:
+            return [tuple(merge.split(" ") if isinstance(merge, str) else merge) for merge in model["merges"]]
+        return [] if isinstance(model["vocab"], dict) else [tuple(piece) for piece in model["vocab"]]
+
     def decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=False)
 
@@ -301,6 +309,12 @@ class SentencePiece:
             return [text]
         cuts = [0, *(found.start() + 1 for found in self._user_defined.finditer(text)), len(text)]
         return [text[start:end] for start, end in itertools.pairwise(cuts)]
+
+    @property
+    def rules(self) -> list[tuple[Any, ...]]:
+        """The pieces with their scores."""
+        pieces = range(self._processor.vocab_size())
+        return [(self._processor.id_to_piece(id_), self._processor.get_score(id_)) for id_ in pieces]
 
     def decode(self, ids: Sequence[int]) -> str:
         return b"".join(map(self._text, ids)).decode("utf-8", errors="replace")

@@ -11,6 +11,7 @@ that consist of letters, digits and white space only: these are words.
 
 from __future__ import annotations
 
+import itertools
 import json
 import pathlib
 import re
@@ -37,6 +38,9 @@ class _Backend(Protocol):
     vocab: dict[str, int]  # every token, special ones included
     special: dict[str, int]  # text of users never becomes one of these
     pattern: re.Pattern[str]  # finds them
+
+    @property
+    def rules(self) -> list[tuple[Any, ...]]: ...
 
     def encode(self, text: str, after: str | None) -> list[int]: ...
 
@@ -217,6 +221,30 @@ class Tokenizer:
         legal = np.zeros(rows, bool)
         legal[list(self._backend.vocab.values())] = True
         return legal
+
+    def difference(self, other: Tokenizer) -> str:
+        """Says where `other` gives other ids, in a few words with one example; empty where it gives the same.
+
+        Compared are the ids of all tokens that this one has, and how texts become tokens (merges, scores of pieces)
+        where both are of the same kind. Tokens that only `other` has do not count, see `lacks`.
+        """
+        ours, theirs = self._backend.vocab, other._backend.vocab
+        names = {id_: token for token, id_ in theirs.items()}
+        for token, id_ in sorted(ours.items(), key=lambda item: item[1]):
+            if theirs.get(token) != id_:
+                its = repr(names[id_]) if id_ in names else "nothing"
+                return f"id {id_} is {token!r} in {self._where} and {its} in {other._where}"
+        if type(self._backend) is type(other._backend):
+            pairs = itertools.zip_longest(self._backend.rules, other._backend.rules)
+            for number, (rule, its_rule) in enumerate(pairs):
+                if rule != its_rule:
+                    return f"merge {number} is {rule} in {self._where} and {its_rule} in {other._where}"
+        return ""
+
+    def lacks(self, other: Tokenizer) -> list[tuple[int, str]]:
+        """Returns (id, token) of what only `other` has, in order."""
+        ours = set(self._backend.vocab.values())
+        return sorted((id_, token) for token, id_ in other._backend.vocab.items() if id_ not in ours)
 
     def ends_in_newline(self) -> list[int]:
         """Returns, in order, every id whose text ends in a newline."""

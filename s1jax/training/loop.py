@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 
 from s1jax.checkpoint import store
 from s1jax.errors import UserError
+from s1jax.model.decoder import Params
 from s1jax.parallel import processes, sharding
 from s1jax.training import metrics as metrics_lib
 from s1jax.training import optimizer as optimizer_lib
@@ -61,9 +62,10 @@ def run(
     if profile and profile[0] > num_steps:
         raise UserError(f"step {profile[0]} cannot be profiled: the run has {num_steps}; choose an earlier one.")
     experiment, metadata = prepared.experiment, prepared.metadata
+    teacher = None if prepared.teacher is None else prepared.teacher.spec.config
     with (
         store.Checkpointer(workdir, experiment.checkpoint.keep, metadata) as checkpointer,
-        metrics_lib.RunLog(workdir, experiment, metadata.config, prepared.mesh, start_time) as log,
+        metrics_lib.RunLog(workdir, experiment, metadata.config, prepared.mesh, start_time, teacher) as log,
         _Trace(workdir / "profile", profile) as trace,
     ):
         loop = _Loop(prepared, workdir, callbacks, checkpointer, log, trace)
@@ -139,7 +141,14 @@ class _Loop:
         self._tx = optimizer_lib.make(experiment.optimizer, config, self._num_steps)
         self._abstract = step_lib.abstract_state(config, self._tx, mesh, experiment.train.param_dtype)
         self._step = step_lib.make_step(
-            config, experiment.train, experiment.optimizer, self._num_steps, self._tx, mesh, self._abstract
+            config,
+            experiment.train,
+            experiment.optimizer,
+            self._num_steps,
+            self._tx,
+            mesh,
+            self._abstract,
+            *(() if prepared.teacher is None else (prepared.teacher.loss, prepared.teacher.spec)),
         )
         self._validation: Validation | None = None
         if prepared.validation is not None:
@@ -148,6 +157,7 @@ class _Loop:
         self._compiled: jax.stages.Compiled | None = None
         self._pending: _Pending | None = None
         self._state: step_lib.TrainState
+        self._frozen: tuple[Params, ...] = ()  # the teacher's weights, if there is one
 
     def begin(self) -> int:
         """Loads the newest checkpoint or places the first weights; returns the steps that were taken before."""
@@ -161,6 +171,9 @@ class _Loop:
             self._callbacks.on_phase("placing the weights")
             self._state = step_lib.init_state(self._prepared.make_params(), self._tx, self._abstract)
             note = ""
+        if self._prepared.teacher is not None and start < self._num_steps:
+            self._callbacks.on_phase("loading the teacher")
+            self._frozen = (self._prepared.teacher.make_params(),)
         missing = processes.together(lambda: self._log.begin(start, self._num_steps))
         for sentence in filter(None, (note, missing)):
             self._callbacks.on_note(sentence)
@@ -217,7 +230,7 @@ class _Loop:
                 self._trace.start()
                 self._log.start_clock()
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
-                self._state, metrics = compiled(self._state, arrays)
+                self._state, metrics = compiled(self._state, arrays, *self._frozen)
             self._log_step()  # waits for the step before this one, so the devices always have one step queued
             self._pending = _Pending(index, metrics, arrays["tokens"].size)
             stopped = self._callbacks.should_stop(step) and step < self._num_steps
@@ -228,7 +241,7 @@ class _Loop:
 
     def _compile(self, arrays: dict[str, jax.Array]) -> jax.stages.Compiled:
         if self._compiled is None:
-            lowered = self._step.lower(self._state, arrays)
+            lowered = self._step.lower(self._state, arrays, *self._frozen)
             self._compiled = step_lib.compile_for(jax.default_backend(), lowered)
             self._callbacks.on_phase("training")
             self._log.start_clock()

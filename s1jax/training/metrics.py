@@ -27,6 +27,7 @@ from s1jax.training.callbacks import Record
 _NUMBERS = (
     "loss", "tokens", "supervised_tokens", "padding", "seconds", "wall_seconds", "dollars", "dollars_to_go",
 )  # fmt: skip
+PARTS = ("cross_entropy", "distillation")  # of the loss, where it has any
 _MAYBE = ("mfu", "peak_memory_bytes")
 
 
@@ -83,6 +84,7 @@ class RunLog:
 
     A line has the metrics of `step.make_step`, tokens per second and MFU, and:
 
+      cross_entropy, distillation: the two parts of the loss; only with a teacher, whose FLOPs are in the MFU.
       padding: share of the batch's places that hold no token.
       peak_memory_bytes: of the fullest of this process's devices; None if the backend does not report it.
       seconds: of this step alone; validation, checkpoints and compilation count for no step.
@@ -95,10 +97,16 @@ class RunLog:
     """
 
     def __init__(
-        self, workdir: pathlib.Path, experiment: Experiment, config: ModelConfig, mesh: Mesh, start_time: float
+        self,
+        workdir: pathlib.Path,
+        experiment: Experiment,
+        config: ModelConfig,
+        mesh: Mesh,
+        start_time: float,
+        teacher: ModelConfig | None = None,
     ):
         """Opens nothing yet; `start_time` is the `time.monotonic()` of this process's start."""
-        self._workdir, self._experiment, self._config = workdir, experiment, config
+        self._workdir, self._experiment, self._config, self._teacher = workdir, experiment, config, teacher
         self._price = experiment.cost.per_device_hour
         self._devices = mesh.size
         self._kind = mesh.devices.flat[0].device_kind
@@ -205,10 +213,11 @@ class RunLog:
         seconds, self._clock = now - self._clock, now
         assert self._first_step_start is not None
         pace = (now - self._first_step_start) / (step - self._start)
-        flops = perf.train_flops(self._config, values["tokens"], values["pairs"])
+        flops = perf.train_flops(self._config, values["tokens"], values["pairs"], self._teacher)
         record: Record = {
             "step": step,
             "loss": values["loss"],
+            **{name: values[name] for name in PARTS if name in values},
             "learning_rate": values["learning_rate"],
             "grad_norm": values["grad_norm"],
             "supervised_tokens": values["supervised"],

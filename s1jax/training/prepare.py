@@ -29,6 +29,7 @@ from s1jax.text import chat as chat_lib
 from s1jax.text.chat import ChatFormat
 from s1jax.text.tokenizer import Tokenizer
 from s1jax.training import step as step_lib
+from s1jax.training import teacher as teacher_lib
 from s1jax.training import trackers
 
 
@@ -62,7 +63,9 @@ class Prepared:
       batches: the training data.
       make_params: returns the weights to start from, in the layout of `s1jax.model.decoder`. A resumed run does not
         call it.
-      validation: the batches of one pass over the validation rows; None: the run is not validated.
+      validation: the batches of one pass over the validation rows; None: the run is not validated. Their loss is plain
+        cross-entropy, with a teacher, too.
+      teacher: of a logit distillation; None: the loss is cross-entropy.
       notes: sentences for the user on the settings and the rows.
     """
 
@@ -72,12 +75,13 @@ class Prepared:
     batches: Source
     make_params: Callable[[], decoder.Params]
     validation: Source | None = None
+    teacher: teacher_lib.Online | None = None
     notes: tuple[str, ...] = ()
 
 
 @contextlib.contextmanager
 def prepare(experiment: Experiment) -> Iterator[Prepared]:
-    """Yields the run that an experiment describes. The checkpoint it starts from is not removed during the block.
+    """Yields the run that an experiment describes. The checkpoints that it reads are not removed during the block.
 
     Every wrong setting is found here, before the run has a folder: the corrected settings would be another run.
 
@@ -85,11 +89,12 @@ def prepare(experiment: Experiment) -> Iterator[Prepared]:
       UserError: for a setting, a source or a row that is wrong, in all processes.
     """
     with contextlib.ExitStack() as held:
-        start = _hold_start(experiment, held)
-        yield together(lambda: _prepare(experiment, start))
+        start = _hold(experiment.init_from, held)
+        teacher = _hold(experiment.distil.teacher if experiment.distil.weight else "", held)
+        yield together(lambda: _prepare(experiment, start, teacher))
 
 
-def _prepare(experiment: Experiment, start: pathlib.Path | None) -> Prepared:
+def _prepare(experiment: Experiment, start: pathlib.Path | None, of_teacher: pathlib.Path | None) -> Prepared:
     mesh = mesh_lib.make_mesh(experiment.mesh)
     metadata = make_metadata(experiment, start)
     metadata.tokenizer.legal_ids(metadata.config.vocab_size)  # raises where it has ids that the embedding lacks
@@ -104,6 +109,10 @@ def _prepare(experiment: Experiment, start: pathlib.Path | None) -> Prepared:
     share, shares = sharding.row_share(mesh)
     data = sources.make(experiment, metadata.tokenizer, metadata.chat, mesh_lib.row_shards(mesh), share, shares)
     notes = experiment_lib.unused(experiment) + data.notes + trackers.check(experiment.log)
+    teacher = None
+    if of_teacher is not None:
+        teacher = teacher_lib.make(experiment, of_teacher, metadata.config, metadata.tokenizer, mesh)
+        notes += teacher.notes
     experiment, fallback = parallel_ops.choose_attention(experiment, metadata.config, mesh, jax.default_backend())
     if fallback:
         notes.append(fallback)
@@ -115,14 +124,14 @@ def _prepare(experiment: Experiment, start: pathlib.Path | None) -> Prepared:
         init = jax.jit(decoder.init_params, static_argnums=(0, 2), out_shardings=shardings)
         return init(metadata.config, jax.random.key(experiment.seed), experiment.train.param_dtype)
 
-    return Prepared(experiment, mesh, metadata, data.batches, make_params, data.validation, tuple(notes))
+    return Prepared(experiment, mesh, metadata, data.batches, make_params, data.validation, teacher, tuple(notes))
 
 
-def _hold_start(experiment: Experiment, held: contextlib.ExitStack) -> pathlib.Path | None:
-    """The checkpoint to start from, which is not removed before `held` is closed: the same one in all processes."""
-    if not experiment.init_from:
+def _hold(checkpoint: str, held: contextlib.ExitStack) -> pathlib.Path | None:
+    """The folder of a checkpoint, which is not removed before `held` is closed: the same one in all processes."""
+    if not checkpoint:
         return None
-    mine = together(lambda: held.enter_context(store.hold(experiment.init_from)))
+    mine = together(lambda: held.enter_context(store.hold(checkpoint)))
     if jax.process_count() == 1:
         return mine
     step = store.step_of(mine)  # another process may find one that a run has saved meanwhile

@@ -55,9 +55,11 @@ def train(
     settings = experiment if isinstance(experiment, Experiment) else presets.experiment(experiment)
     path = paths.local(workdir, "--workdir")
     paths.local(settings.init_from, "config.init_from")
+    paths.local(settings.distil.teacher, "config.distil.teacher")
     with contextlib.ExitStack() as held:
         prepared = held.enter_context(prepare.prepare(settings))
-        held.enter_context(workdir_lib.claim(path, settings, prepared.batches.digest))
+        teacher = "" if prepared.teacher is None else prepared.teacher.digest
+        held.enter_context(workdir_lib.claim(path, settings, prepared.batches.digest, teacher))
         for note in prepared.notes:
             callbacks.on_note(note)
         return loop.run(prepared, path, callbacks, start_time=start_time, profile=profile)

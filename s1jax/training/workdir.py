@@ -34,7 +34,7 @@ _FREE = ("mesh", "checkpoint", "cost", "log", *(f"train.{name}" for name in _HOW
 
 
 @contextlib.contextmanager
-def claim(workdir: pathlib.Path, experiment: Experiment, rows: str = "") -> Iterator[None]:
+def claim(workdir: pathlib.Path, experiment: Experiment, rows: str = "", teacher: str = "") -> Iterator[None]:
     """Reserves the folder of a run for a block: makes it with its config.json, or checks that it holds this run.
 
     Process 0 keeps a lock on WORKDIR/.lock, which the system releases when the process ends in any way. On a file
@@ -44,15 +44,17 @@ def claim(workdir: pathlib.Path, experiment: Experiment, rows: str = "") -> Iter
       workdir: the folder.
       experiment: the settings.
       rows: digest of the rows that are trained on, kept in rows.sha256; empty: they follow from the settings.
+      teacher: digest of the checkpoint of a distillation's teacher, kept in teacher.sha256; empty: there is none.
 
     Raises:
       UserError: if another process trains in the folder; if it is a file, or holds a run of other settings (named) or
-        other rows; if a process other than the first does not see it, has it at another path or has other settings.
+        other rows or another teacher; if a process other than the first does not see it, has it at another path or has
+        other settings.
     """
     first = jax.process_index() == 0
     with contextlib.ExitStack() as held:
-        processes.together(lambda: _take(workdir, experiment, rows, held) if first else None)
-        processes.together(lambda: None if first else _take(workdir, experiment, rows, held))
+        processes.together(lambda: _take(workdir, experiment, rows, teacher, held) if first else None)
+        processes.together(lambda: None if first else _take(workdir, experiment, rows, teacher, held))
         own = np.frombuffer(hashlib.sha256(os.fsencode(workdir.absolute())).digest()[:8], np.uint32)
         same = bool((multihost_utils.broadcast_one_to_all(own) == own).all())
         processes.together(lambda: _check_place(workdir, same))
@@ -68,14 +70,19 @@ def _check_place(workdir: pathlib.Path, same: bool) -> None:
         )
 
 
-def _take(workdir: pathlib.Path, experiment: Experiment, rows: str, held: contextlib.ExitStack) -> None:
+def _take(workdir: pathlib.Path, experiment: Experiment, rows: str, teacher: str, held: contextlib.ExitStack) -> None:
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"{workdir} is a file; choose another --workdir.")
     if jax.process_index() == 0:
         _lock(workdir, held)
     _check_settings(workdir, experiment)
     if rows:
-        _check_rows(workdir, experiment.data.source, rows)
+        what = f"the rows of data.source {experiment.data.source} changed since the run in {workdir} began, or how they"
+        remedy = "to go on with rows you mended"
+        _check_digest(workdir, "rows.sha256", rows, f"{what} are encoded", remedy)
+    if teacher:
+        what = f"distil.teacher {experiment.distil.teacher} is another checkpoint than when the run in {workdir} began"
+        _check_digest(workdir, "teacher.sha256", teacher, what, "to go on with this one")
 
 
 def _lock(workdir: pathlib.Path, held: contextlib.ExitStack) -> None:
@@ -89,20 +96,17 @@ def _lock(workdir: pathlib.Path, held: contextlib.ExitStack) -> None:
         )
 
 
-def _check_rows(workdir: pathlib.Path, source: str, rows: str) -> None:
-    """Compares the digest of the rows with that of the run; one that has none yet gets it."""
-    file = workdir / "rows.sha256"
+def _check_digest(workdir: pathlib.Path, name: str, digest: str, what: str, remedy: str) -> None:
+    """Compares a digest with the one that the run keeps in the file `name`; a run that has none yet gets it."""
+    file = workdir / name
     there = file.read_text().strip() if file.exists() else ""
-    if there == rows:
+    if there == digest:
         return
     if there and _begun(workdir):
-        raise UserError(
-            f"the rows of data.source {source} changed since the run in {workdir} began, or how they are encoded; "
-            f"choose another --workdir, or remove {file} to go on with rows you mended."
-        )
+        raise UserError(f"{what}; choose another --workdir, or remove {file} {remedy}.")
     if jax.process_index() == 0:
         with store.disk_errors(file):
-            files.write_text(file, rows + "\n")
+            files.write_text(file, digest + "\n")
 
 
 def _begun(workdir: pathlib.Path) -> bool:

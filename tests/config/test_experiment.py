@@ -97,7 +97,9 @@ def test_every_setting_has_been_looked_at():
             "checkpoint.best": "data.validation", "train.batch_size": "train.batch_tokens",
         "train.batch_tokens": "train.batch_size", "train.epochs": "train.steps", "train.steps": "train.epochs",
         "train.attention": "data.batching", "train.mlp_parts": "mesh.tensor",
-        "optimizer.moment_dtype": "optimizer.b2",
+        "optimizer.moment_dtype": "optimizer.b2", "distil.teacher": "distil.weight", "distil.loss": "distil.teacher",
+        "distil.beta": "distil.loss", "distil.alpha": "distil.loss", "distil.weight": "distil.teacher",
+        "distil.temperature": "distil.teacher",
     }  # fmt: skip
     always = {
         "delimiters.think_start", "delimiters.think_end", "data.source", "data.block_size", "data.seed",

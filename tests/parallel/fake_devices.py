@@ -16,9 +16,10 @@ jax.config.update("jax_num_cpu_devices", 8)
 
 import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
+from jax.sharding import PartitionSpec as P  # noqa: E402
 
 from s1jax.checkpoint import store  # noqa: E402
-from s1jax.config.experiment import MeshConfig, OptimizerConfig, TrainConfig  # noqa: E402
+from s1jax.config.experiment import DistilConfig, MeshConfig, OptimizerConfig, TrainConfig  # noqa: E402
 from s1jax.config.model import ModelConfig  # noqa: E402
 from s1jax.model import decoder  # noqa: E402
 from s1jax.parallel import mesh as mesh_lib  # noqa: E402
@@ -28,6 +29,8 @@ from s1jax.text import chat  # noqa: E402
 from s1jax.text.tokenizer import Tokenizer  # noqa: E402
 from s1jax.training import optimizer as optimizer_lib  # noqa: E402
 from s1jax.training import step as step_lib  # noqa: E402
+from s1jax.training.losses import chunks  # noqa: E402
+from s1jax.training.losses import distillation as losses  # noqa: E402
 
 # 60 rows of the vocabulary divide by `tensor`, as weights must, and not by all axes they are split along in the loss.
 SHAPE = dict(vocab_size=60, d_model=16, mlp_dim=24, num_layers=2, num_heads=8, num_kv_heads=2, head_dim=4)
@@ -109,6 +112,47 @@ def compare() -> list[dict[str, object]]:
                 "size": max(float(np.abs(b).max()) for b in wanted),
             }
         )
+    return found
+
+
+def distillation() -> list[dict[str, object]]:
+    """Losses between student and teacher on meshes with every axis, against one device."""
+    rng = np.random.default_rng(3)
+    vocab, legal = 60, np.arange(60) < 57  # the last slice of 60 / 8 has padding, and columns without an id
+    shapes = {"hidden": (8, 16, 16), "kernel": (16, vocab), "theirs": (8, 16, 24), "their_kernel": (24, vocab)}
+    given = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    by_token = make_batch()
+    by_token = {name: by_token[name][:8] % 57 for name in ("targets", "weights")}
+    found = []
+    for config, shapes_of_mesh in (
+        (DistilConfig(loss="jsd", beta=0.3, temperature=1.5, weight=0.6), [(2, 4, 1, 1), (1, 2, 2, 2)]),
+        (DistilConfig(loss="skewed_reverse_kl", weight=1.0), [(2, 1, 2, 2)]),
+    ):
+        meshes = [mesh_lib.make_mesh(MeshConfig(*shape)) for shape in shapes_of_mesh]
+        results = []
+        for mesh in (mesh_lib.make_mesh(MeshConfig(), jax.devices()[:1]), *meshes):
+
+            def loss(
+                hidden: jax.Array,
+                kernel: jax.Array,
+                theirs: jax.Array,
+                their_kernel: jax.Array,
+                batch: dict[str, jax.Array],
+                config: DistilConfig = config,
+                mesh: jax.sharding.Mesh = mesh,
+            ) -> tuple[jax.Array, dict[str, jax.Array]]:
+                head = chunks.Head(theirs, their_kernel)
+                return losses.batch_loss(config, legal, hidden, kernel, batch, 3, mesh, head)
+
+            lies = jax.sharding.NamedSharding(mesh, P(("data", "fsdp"), "sequence"))
+            own = jax.sharding.NamedSharding(mesh, P(("fsdp", "sequence"), "tensor"))
+            args = [jax.device_put(x, own if "kernel" in name else lies) for name, x in given.items()]
+            batch = jax.device_put(by_token, lies)
+            results.append(jax.jit(jax.value_and_grad(loss, (0, 1), has_aux=True))(*args, batch))
+        leaves = [[np.asarray(x) for x in jax.tree.leaves(one)] for one in results]
+        for mesh, one in zip(meshes, leaves[1:], strict=True):
+            worst = max(float(np.abs(a - b).max() / np.abs(a).max()) for a, b in zip(leaves[0], one, strict=True))
+            found.append({"loss": config.loss, "mesh": dict(mesh.shape), "worst": worst})
     return found
 
 
@@ -202,6 +246,7 @@ def checkpoints(folder: pathlib.Path) -> list[bool]:
 if __name__ == "__main__":
     found = {
         "compare": compare(),
+        "distillation": distillation(),
         "operations": operations(),
         "attention": attention_with_three_key_heads(),
         "shards": shards(),

@@ -40,6 +40,12 @@ def test_meshes_give_the_single_device_loss_and_gradients(results):
         assert case["size"] > 0.01, case
 
 
+def test_meshes_give_the_single_device_loss_between_student_and_teacher(results):
+    assert len(results["distillation"]) == 3
+    for case in results["distillation"]:
+        assert case["worst"] < 5e-6, case
+
+
 def test_no_device_computes_what_another_one_computes(results):
     """Where rows and tokens are both split, B and T put together had every device compute whole rows."""
     by_rows, by_rows_in_parts, by_both, by_both_in_parts = results["operations"]

@@ -1,11 +1,14 @@
 """One run on 8, then 4, then 8 of 8 fake devices, each time on another mesh, and the same run on one device.
 
+It is a distillation: a step reads the weights of a teacher besides those that it trains.
+
 Run by tests/training/test_elastic.py in a process of its own. Usage: elastic.py FOLDER.
 """
 
 import dataclasses
 import pathlib
 import sys
+from collections.abc import Callable
 
 import jax
 
@@ -15,7 +18,15 @@ import numpy as np  # noqa: E402
 
 import s1jax  # noqa: E402
 from s1jax.checkpoint import store  # noqa: E402
-from s1jax.config.experiment import CheckpointConfig, DataConfig, Experiment, MeshConfig, OptimizerConfig, TrainConfig  # noqa: E402
+from s1jax.config.experiment import (  # noqa: E402
+    CheckpointConfig,
+    DataConfig,
+    DistilConfig,
+    Experiment,
+    MeshConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
 from s1jax.config.model import ModelConfig  # noqa: E402
 from s1jax.data.batches import Batches  # noqa: E402
 from s1jax.data.packing import Example  # noqa: E402
@@ -24,7 +35,7 @@ from s1jax.parallel import mesh as mesh_lib  # noqa: E402
 from s1jax.parallel import sharding  # noqa: E402
 from s1jax.text import chat  # noqa: E402
 from s1jax.text.tokenizer import Tokenizer  # noqa: E402
-from s1jax.training import loop  # noqa: E402
+from s1jax.training import loop, step, teacher  # noqa: E402
 from s1jax.training import workdir as workdir_lib  # noqa: E402
 from s1jax.training.callbacks import Callbacks  # noqa: E402
 from s1jax.training.prepare import Prepared  # noqa: E402
@@ -32,8 +43,10 @@ from s1jax.training.prepare import Prepared  # noqa: E402
 MODEL = ModelConfig.dense(
     vocab_size=128, d_model=16, mlp_dim=16, num_layers=1, num_heads=4, num_kv_heads=2, head_dim=8, tied_embeddings=True
 )
+TEACHER = dataclasses.replace(MODEL, d_model=24)
 EXPERIMENT = Experiment(
     model=MODEL,
+    distil=DistilConfig(teacher="made below", loss="jsd", weight=0.5),
     data=DataConfig(block_size=16, batching="packed"),
     train=TrainConfig(batch_size=6, epochs=3, compute_dtype="float32", remat="none", loss_chunk=16),
     optimizer=OptimizerConfig(learning_rate=1e-2),
@@ -68,11 +81,15 @@ def part(workdir: pathlib.Path, devices: int, shape: tuple[int, int, int], last:
     )
     tokenizer = Tokenizer.load(pathlib.Path(s1jax.__file__).parent / "assets" / "countdown_tokenizer")
     metadata = store.Metadata(MODEL, tokenizer, chat.FORMATS["s1_plain"], {})
-    init = jax.jit(
-        lambda: decoder.init_params(MODEL, jax.random.key(0)), out_shardings=sharding.param_shardings(MODEL, mesh)
-    )
-    with workdir_lib.claim(workdir, experiment, batches.digest):
-        prepared = Prepared(experiment, mesh, metadata, batches, init)
+
+    def init(model: ModelConfig, seed: int) -> Callable[[], decoder.Params]:
+        shardings = sharding.param_shardings(model, mesh)
+        return jax.jit(lambda: decoder.init_params(model, jax.random.key(seed)), out_shardings=shardings)
+
+    spec, loss = step.Teacher(TEACHER, train.attention), teacher.loss(experiment.distil)
+    online = teacher.Online(spec, loss, "digest of the teacher", init(TEACHER, 1))
+    with workdir_lib.claim(workdir, experiment, batches.digest, online.digest):
+        prepared = Prepared(experiment, mesh, metadata, batches, init(MODEL, 0), teacher=online)
         loop.run(prepared, workdir, Callbacks(should_stop=lambda step: step == last))
 
 

@@ -1,4 +1,4 @@
-"""A run that moves between meshes goes on at the exact step, with the same rows and the same state."""
+"""A distillation that moves between meshes goes on at the exact step, with the same rows, state and teacher."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def test_8_to_4_to_8_devices_is_the_run_on_one(folder):
     """Stopped after steps 2 and 5; packing makes rows for 1, 8, 2 and 8 shards of the batch."""
     moved, whole = records(folder / "moved"), records(folder / "whole")
     assert [line["step"] for line in moved] == [line["step"] for line in whole] == list(range(1, 10))
-    for name in ("loss", "grad_norm"):
+    for name in ("loss", "cross_entropy", "distillation", "grad_norm"):
         np.testing.assert_allclose([r[name] for r in moved], [r[name] for r in whole], rtol=0, atol=1e-5)
     for name in ("tokens", "supervised_tokens", "learning_rate"):
         assert [line[name] for line in moved] == [line[name] for line in whole]

@@ -41,6 +41,7 @@ from s1jax.training.prepare import Prepared
 MODEL = ModelConfig.dense(
     vocab_size=128, d_model=8, mlp_dim=8, num_layers=1, num_heads=1, num_kv_heads=1, head_dim=8, tied_embeddings=True
 )
+pytestmark = pytest.mark.usefixtures("compile_once")
 STEPS = 6
 EXPERIMENT = Experiment(
     model=MODEL,
@@ -83,22 +84,6 @@ class Rows:
 
     def iterate(self, start=0):
         return map(self.batch, range(start, self.num_steps))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_once(tmp_path_factory):
-    """All runs here compile the same step."""
-    names = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("cache")),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        "jax_persistent_cache_min_entry_size_bytes": 0,
-    }
-    before = {name: getattr(jax.config, name) for name in names}
-    for name, value in names.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
 
 
 @pytest.fixture(scope="module")

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
@@ -64,8 +65,8 @@ class Columns:
         """Adds up a tree of arrays over the devices that have the other columns."""
         return jax.lax.psum(values, VOCAB) if self.is_split else values
 
-    def max(self, values: jax.Array) -> jax.Array:
-        """The greatest of an array over the devices that have the other columns."""
+    def max(self, values: Any) -> Any:
+        """The greatest of a tree of arrays over the devices that have the other columns."""
         return jax.lax.pmax(values, VOCAB) if self.is_split else values
 
     def pick(self, values: jax.Array, ids: jax.Array) -> jax.Array:
@@ -139,7 +140,7 @@ def weighted_sum(
     weights: jax.Array,
     tokens: Mapping[str, jax.Array],
     teacher: Head | None,
-    legal: jax.Array | None,
+    legal: jax.Array | np.ndarray | None,
     rule: Rule,
     chunk: int,
     mesh: Mesh | None = None,
@@ -187,7 +188,7 @@ def _run(
     weights: jax.Array,
     tokens: Mapping[str, jax.Array],
     teacher: Head | None,
-    legal: jax.Array | None,
+    legal: jax.Array | np.ndarray | None,
     rule: Rule,
     chunk: int,
     mesh: Mesh | None,
@@ -196,8 +197,9 @@ def _run(
     """Returns (sums, d_hidden [B, T, D], d_kernel [D, V]), the latter two None without `gradients`."""
     student = Head(hidden, kernel.astype(hidden.dtype))
     teacher = teacher and Head(teacher.hidden, teacher.kernel.astype(teacher.hidden.dtype))
+    mask = None if legal is None else jnp.asarray(legal)
     if mesh is None or mesh.size == 1:
-        columns = all_columns(kernel, legal)
+        columns = all_columns(kernel, mask)
         return _one_device(student, teacher, weights, tokens, rule, chunk, gradients, columns)
     by_token = P(mesh_lib.ROWS, mesh_lib.TOKENS)
     head = Head._make((by_token, PLACED))
@@ -224,7 +226,7 @@ def _run(
         in_specs=(head, teacher and head, by_token, by_token, P()),
         out_specs=(P(), by_token, PLACED) if gradients else (P(), None, None),
         check_vma=False,
-    )(student, teacher, weights, tokens, legal)
+    )(student, teacher, weights, tokens, mask)
 
 
 def _one_device(
