@@ -99,7 +99,7 @@ def test_every_setting_has_been_looked_at():
         "train.attention": "data.batching", "train.mlp_parts": "mesh.tensor",
         "optimizer.moment_dtype": "optimizer.b2", "distil.teacher": "distil.weight", "distil.loss": "distil.teacher",
         "distil.beta": "distil.loss", "distil.alpha": "distil.loss", "distil.weight": "distil.teacher",
-        "distil.temperature": "distil.teacher",
+        "distil.temperature": "distil.teacher", "data.loss_on": "data.source",
     }  # fmt: skip
     always = {
         "delimiters.think_start", "delimiters.think_end", "data.source", "data.block_size", "data.seed",
