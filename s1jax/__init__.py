@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from s1jax.text.messages import Message as Message
     from s1jax.training.callbacks import Callbacks as Callbacks
     from s1jax.training.run import train as train
+    from s1jax.training.teacher_targets import teacher_logits as teacher_logits
 
 __version__ = "0.1.0"
 
@@ -45,6 +46,7 @@ _HOME = {
     "distil": "s1jax.distillation.distil",
     "evaluate": "s1jax.evaluation.evaluate",
     "load_model": "s1jax.checkpoint.store",
+    "teacher_logits": "s1jax.training.teacher_targets",
     "train": "s1jax.training.run",
 }
 __all__ = [
@@ -61,6 +63,7 @@ __all__ = [
     "distil",
     "evaluate",
     "load_model",
+    "teacher_logits",
     "train",
 ]
 

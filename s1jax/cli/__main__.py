@@ -13,6 +13,7 @@ COMMANDS = {
     "quickstart": "train and evaluate the small model that comes with s1jax, in minutes on a CPU",
     "curate": "choose rows to train on, or questions for a teacher, out of a pool",
     "distil": "ask a teacher questions, and write its answers as training rows",
+    "teacher_logits": "score training rows with a teacher, for distillation without it beside the student",
     "train": "fine-tune or pretrain a decoder; the same command again resumes the run",
     "sample": "answer prompts under a thinking budget",
     "serve": "serve a checkpoint over HTTP, with the APIs of OpenAI and Anthropic",
@@ -23,7 +24,7 @@ COMMANDS = {
     "plan": "estimate memory and time of a training run on hardware that you do not have",
     "lm_eval": "run EleutherAI's lm-evaluation-harness with the model s1jax",
 }
-_CONFIG_FLAG = {"train": "config", "plan": "config"}
+_CONFIG_FLAG = {"train": "config", "plan": "config", "teacher_logits": "config"}
 _POSITIONAL = ("plot",)  # commands with arguments that are not flags
 
 
@@ -45,7 +46,7 @@ def main() -> None:
     elif name in ("", "-h", "--help", "help"):
         print("usage: s1jax COMMAND [--flag=value ...]\n")
         for command_name, purpose in COMMANDS.items():
-            print(f"  {command_name:12}{purpose}")
+            print(f"  {command_name:16}{purpose}")
         print("\n`s1jax COMMAND --help` lists the flags of a command.")
     elif name == "--version":
         from s1jax import __version__

@@ -58,6 +58,9 @@ class Folder:
     def __len__(self) -> int:
         return len(self._places)
 
+    def __contains__(self, key_of_row: object) -> bool:
+        return key_of_row in self._places
+
     def check(self, examples: Sequence[Example], tokenizer: Tokenizer, fmt: ChatFormat) -> None:
         """Checks that the folder has targets for all examples.
 

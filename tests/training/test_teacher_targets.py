@@ -1,0 +1,144 @@
+"""Targets of a teacher against its whole logits; what a second call scores; teachers and rows that are refused."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import s1jax
+from s1jax.checkpoint import store
+from s1jax.config.experiment import DataConfig, Experiment, MeshConfig, TrainConfig
+from s1jax.config.model import ModelConfig
+from s1jax.data import sources, teacher_format
+from s1jax.data.teacher_logits import Folder
+from s1jax.errors import UserError
+from s1jax.model import decoder
+from s1jax.text import chat
+from s1jax.text.tokenizer import Tokenizer
+from s1jax.training import teacher_targets
+from s1jax.training.callbacks import Callbacks
+from tests import byte_tokenizer
+
+V, K = 258, 8
+SHAPE = dict(d_model=16, mlp_dim=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, tied_embeddings=True)
+STUDENT = ModelConfig.dense(vocab_size=V, context_length=256, **SHAPE)
+TEACHER = ModelConfig.dense(vocab_size=V + 6, context_length=256, **SHAPE)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tokenizer, a teacher with six more columns, and rows of three sizes."""
+    folder = tmp_path_factory.mktemp("teacher")
+    byte_tokenizer.save(folder)
+    params = jax.jit(decoder.init_params, static_argnums=0)(TEACHER, jax.random.key(0))
+    params = jax.tree.map(lambda a: 9 * a if a.ndim > 1 else a, params)
+    tokenizer = Tokenizer.load(folder)
+    store.save_model(folder / "ckpt", params, TEACHER, tokenizer, chat.FORMATS["s1_plain"], {})
+    rows = [
+        {"question": f"What is {i}?", "thinking_trajectories": ["hm " * (4 * i + 1)], "attempt": str(i)}
+        for i in range(7)
+    ]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def experiment(folder):
+    return Experiment(
+        model=STUDENT,
+        tokenizer=str(folder),
+        chat="s1_plain",
+        data=DataConfig(source=str(folder / "rows.jsonl"), block_size=200, validation="2"),
+        train=TrainConfig(batch_size=2, epochs=1, loss_chunk=64),
+        mesh=MeshConfig(),
+    )
+
+
+@pytest.fixture(scope="module")
+def examples(experiment):
+    tokenizer = Tokenizer.load(experiment.tokenizer)
+    data = sources.make(experiment, tokenizer, chat.FORMATS["s1_plain"], 1)
+    return [*data.batches.examples, *data.validation.examples]
+
+
+def log_probabilities(folder, example):
+    """float64 [P, V] of the teacher at the supervised targets of a row, over the ids of the tokenizer."""
+    model = store.load_model(folder / "ckpt")
+    ids = example.ids[None, :-1]
+    hidden = decoder.forward(model.params, TEACHER, ids, np.arange(ids.shape[1])[None], np.ones_like(ids))
+    logits = np.asarray(decoder.logits(model.params, TEACHER, hidden), np.float64)[0, :, :V]
+    logits -= logits.max(-1, keepdims=True)
+    return (logits - np.log(np.exp(logits).sum(-1, keepdims=True)))[example.supervised[1:]]
+
+
+def test_top_k_is_that_of_the_whole_logits(folder, experiment, examples, tmp_path):
+    steps = []
+    made = s1jax.teacher_logits(
+        experiment, folder / "ckpt", tmp_path / "t", size=K, rows=2, callbacks=Callbacks(on_step=steps.append)
+    )
+    positions = sum(example.num_targets for example in examples)
+    assert (made.rows, made.scored, made.positions) == (7, 7, positions) and steps[-1]["step"] == 7
+    size = sum(file.stat().st_size for file in (tmp_path / "t").glob("*.safetensors"))
+    assert made.bytes_per_position == pytest.approx(size / positions)
+    targets = Folder(tmp_path / "t")
+    for example in examples:
+        expected, found = log_probabilities(folder, example), targets.read(example)
+        own = np.take_along_axis(expected, found.ids, -1)
+        np.testing.assert_allclose(own, -np.sort(-expected, -1)[:, :K], atol=1e-4)  # the k greatest, up to rounding
+        np.testing.assert_allclose(found.probabilities, np.exp(own), rtol=1e-2, atol=1e-6)
+        np.testing.assert_allclose(found.rest, 1 - np.exp(own).sum(-1), rtol=1e-2, atol=2e-4)
+
+
+def test_a_second_call_scores_what_is_new(folder, experiment, tmp_path):
+    fewer = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, num_rows=4, validation=""))
+    first = s1jax.teacher_logits(fewer, folder / "ckpt", tmp_path / "t", size=K)
+    second = s1jax.teacher_logits(experiment, folder / "ckpt", tmp_path / "t", size=K)
+    third = s1jax.teacher_logits(experiment, folder / "ckpt", tmp_path / "t", size=K)
+    assert [(made.rows, made.scored) for made in (first, second, third)] == [(4, 4), (7, 3), (7, 0)]
+    with pytest.raises(UserError, match="has targets with size 8, not 9"):
+        s1jax.teacher_logits(experiment, folder / "ckpt", tmp_path / "t", size=9)
+
+
+def test_draws_are_a_function_of_seed_row_and_position(folder, experiment, examples, tmp_path):
+    """Other batches, and other rows beside a row, give the same draws."""
+    fewer = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, num_rows=4, validation=""))
+    for name, settings, seed, rows in (("a", experiment, 3, 1), ("b", fewer, 3, 3), ("c", fewer, 4, 3)):
+        s1jax.teacher_logits(
+            settings, folder / "ckpt", tmp_path / name, kind="counts", size=20, seed=seed, rows=rows
+        )  # fmt: skip
+    one, two, other = (Folder(tmp_path / name) for name in "abc")
+    same = [example for example in examples if teacher_format.key(example) in two]
+    assert len(same) == 4
+    for example in same:
+        assert one.digest(example) == two.digest(example) != other.digest(example)
+        found = one.read(example)
+        np.testing.assert_allclose(found.probabilities.sum(-1), 1, rtol=1e-6)
+        assert (found.ids < V).all()
+
+
+def test_uniforms_are_uniform(examples):
+    drawn = teacher_targets.uniforms(examples[0], 0, 2000)
+    assert drawn.shape == (examples[0].num_targets, 2000) and drawn.min() >= 0 and drawn.max() < 1
+    counts, _ = np.histogram(drawn, 20, (0, 1))
+    expected = drawn.size / 20
+    assert ((counts - expected) ** 2 / expected).sum() < 50  # chi-square of 19 degrees: p = 1e-4
+    assert abs(np.corrcoef(drawn[0], drawn[1])[0, 1]) < 0.1
+
+
+def test_what_cannot_be_scored_is_refused(folder, experiment, tmp_path):
+    other = tmp_path / "tokenizer"
+    other.mkdir()
+    text = (folder / "tokenizer.json").read_text().replace('"<|im_end|>"', '"<|im_stop|>"')
+    (other / "tokenizer.json").write_text(text)
+    renamed = dataclasses.replace(
+        chat.FORMATS["s1_plain"], turn_end="<|im_stop|>", special=("<|im_start|>", "<|im_stop|>")
+    )
+    params = store.load_model(folder / "ckpt").params
+    store.save_model(tmp_path / "ckpt", params, TEACHER, Tokenizer.load(other), renamed, {})
+    with pytest.raises(UserError, match=r"id 257 is .*im_"):
+        s1jax.teacher_logits(experiment, tmp_path / "ckpt", tmp_path / "t")
+    with pytest.raises(UserError, match=f"k is 300, but the tokenizer has {V} ids"):
+        s1jax.teacher_logits(experiment, folder / "ckpt", tmp_path / "t", size=300)
+    assert not (tmp_path / "t").exists()
