@@ -13,7 +13,7 @@ from typing import Any
 from s1jax.errors import UserError
 
 # A list for questions of mathematics and science. MSC codes, as in the paper, are a file of the user's.
-DOMAINS = (
+SUBJECTS = (
     "arithmetic", "number theory", "elementary algebra", "linear algebra", "abstract algebra", "inequalities",
     "sequences and series", "functional equations", "combinatorics", "graph theory", "game theory", "probability",
     "statistics", "logic and set theory", "plane geometry", "solid geometry", "analytic geometry", "trigonometry",

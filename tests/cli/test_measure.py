@@ -1,5 +1,6 @@
 """`python -m launch.measure` from the outside: what it writes, what it samples again, what it says to wrong input."""
 
+import dataclasses
 import json
 import re
 
@@ -8,11 +9,16 @@ import pytest
 
 from s1jax.checkpoint import store
 from s1jax.config.model import ModelConfig
+from s1jax.curation import labels
+from s1jax.distillation import distil
+from s1jax.distillation.settings import DistilSettings
 from s1jax.model import decoder
+from s1jax.remote.client import Endpoint
 from s1jax.tasks.countdown import problems
 from s1jax.text import chat
 from s1jax.text.tokenizer import Tokenizer
 from tests.cli import forks
+from tests.distillation.stand_in import StandIn, ok
 from tests.test_imports import ROOT
 
 ROWS = [row | {"source": "made"} for row in problems.prompt_rows("dev", 5)]
@@ -24,6 +30,11 @@ WRONG = [
     (["--student="], "nothing is to be measured; give --student=CKPT"),
     (["--student=", "--clusters=2"], "--clusters needs vectors"),
     (["--student=", "--clusters=9", "--encoder=words"], "5 different questions cannot be divided into 9 clusters"),
+    (["--tries_of={folder}"], "--student and --tries_of both give pass rates"),
+    (["--student=", "--tries_of={folder}", "--task=countdown"], "has no answers.jsonl; give the folder"),
+    (["--labels=subjects", "--clusters=2"], "--clusters and --labels both give domains"),
+    (["--labels_of={folder}"], "--labels_of goes with --labels"),
+    (["--student=", "--labels={folder}/none.txt"], "none.txt cannot be read"),
     (["--encoder=words"], "--encoder goes with --clusters"),
     (["--student=", "--grade"], "none of the 5 answers can be graded; the first: .*pool.jsonl:1 has neither"),
     (["--student=", "--grade", "--coordinator=x:1", "--num_processes=2", "--process_id=1"], "runs in one process"),
@@ -109,7 +120,7 @@ def test_clusters_and_verdicts_are_columns_too(server, folder, tmp_path):
     write(tmp_path / "pool.jsonl", rows)
     found = {}
     for encoder in ("words", f"{folder}/model"):
-        for given in (rows, rows[::-1]):
+        for given in (rows, rows[::-1]) if encoder == "words" else (rows,):
             write(tmp_path / "pool.jsonl", given)
             flags = [f"--rows={tmp_path}/pool.jsonl", f"--out={tmp_path}/out", "--clusters=3", f"--encoder={encoder}"]
             done = server.run(*flags, "--grade")
@@ -124,10 +135,38 @@ def test_clusters_and_verdicts_are_columns_too(server, folder, tmp_path):
                 True,
             ]
             assert all(row["pass_rate"] == 0.5 for row in made)
-        assert found[encoder][0] == found[encoder][1] and set(found[encoder][0].values()) == {"0", "1", "2"}
+        assert found[encoder][0] == found[encoder][-1] and set(found[encoder][0].values()) == {"0", "1", "2"}
         assert "6 of 6 rows in 3 domains: the largest is" in done.stdout
         assert "4 answers are right, 1 are wrong" in done.stdout
         assert "note: 1 of 6 answers get no verdict; the first:" in done.stdout
+
+
+def test_an_endpoint_tries_questions_and_names_labels(server, tmp_path):
+    """Through `distil`, as the command says; an unknown label is counted."""
+    rows = [{"question": f"What is {i} + {i}?", "solution": str(2 * i)} for i in range(3)]
+    write(tmp_path / "pool.jsonl", rows)
+    measure = [f"--rows={tmp_path}/pool.jsonl", f"--out={tmp_path}/out", "--labels=subjects"]
+    done = server.run(*measure)
+    assert (
+        done.returncode == 2 and "labels has no labels yet; ask a teacher with s1jax distil --questions=" in done.stderr
+    )
+    assert not (tmp_path / "out/rows.jsonl").exists()
+    template = (tmp_path / "out/template.txt").read_text()
+    settings = DistilSettings(max_tokens=64, allow_no_thinking=True)
+    with StandIn() as teacher:
+        endpoint = Endpoint(teacher.url, "small")
+        teacher.script = {row["question"]: [ok(content="Answer: 2")] for row in rows}
+        distil.distil(rows, tmp_path / "tries", endpoint, dataclasses.replace(settings, answers=2))
+        for row, label in zip(rows, ("**Arithmetic**", "number theory", "sums"), strict=True):
+            teacher.script[template.replace("{question}", row["question"])] = [ok(content=label)]
+        asked = dataclasses.replace(settings, template=template)
+        distil.distil(tmp_path / "out/questions.jsonl", tmp_path / "out/labels", endpoint, asked)
+    done = server.run(*measure, f"--tries_of={tmp_path}/tries")
+    assert done.returncode == 0, done.stderr
+    made = read(tmp_path / "out/rows.jsonl")
+    assert [row["pass_rate"] for row in made] == [0.0, 1.0, 0.0] and made[0]["pass_tries"] == 2
+    assert [row.get("domain") for row in made] == ["arithmetic", "number theory", None]
+    assert f"note: 1 answers name none of the {len(labels.SUBJECTS)} labels, or several: 'sums'." in done.stdout
 
 
 @pytest.mark.parametrize(("flags", "words"), WRONG)

@@ -35,9 +35,9 @@ def test_an_answer_names_one_label_or_none(answer, label):
 
 
 def test_the_own_list_names_itself():
-    assert 40 <= len(labels.DOMAINS) == len(set(labels.DOMAINS))
-    for label in labels.DOMAINS:
-        assert labels.label_of(f"The subject is {label}.", labels.DOMAINS) == label
+    assert 40 <= len(labels.SUBJECTS) == len(set(labels.SUBJECTS))
+    for label in labels.SUBJECTS:
+        assert labels.label_of(f"The subject is {label}.", labels.SUBJECTS) == label
 
 
 def test_unknown_answers_are_said_and_counted():

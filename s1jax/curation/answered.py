@@ -1,0 +1,71 @@
+"""Pass rates from the answers of an endpoint, as the journal of `s1jax distil` keeps them."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from s1jax.curation.difficulty import Graded
+from s1jax.curation.pass_rate import Problem, Rate
+from s1jax.data import identity
+from s1jax.errors import UserError
+
+# Answers that were cut or refused are tries that were not right; a request that failed is not a try.
+_WRONG = ("cut", "refused")
+
+
+def rates(graded: Graded, lines: Iterable[Mapping[str, Any]], where: str) -> tuple[list[Rate | None], list[str]]:
+    """Returns the rate of each row, and sentences on rows without one.
+
+    Args:
+      graded: rows as problems.
+      lines: of the journal, the best one of each request: `id`, `answer` (its number), `state`, `content`, `endpoint`,
+        `model`.
+      where: what messages call the journal.
+
+    Raises:
+      UserError: the answers are those of several students or settings, or no row has one.
+    """
+    wanted = {_id(problem) for problem in graded.problems if problem is not None}
+    found: dict[str, dict[int, Mapping[str, Any]]] = {}
+    students: set[tuple[str, str]] = set()
+    failed: collections.Counter[str] = collections.Counter()
+    for line in lines:
+        if line["id"] not in wanted:
+            continue
+        if line["state"] == "failed":
+            failed[line["id"]] += 1
+            continue
+        students.add((line["endpoint"], line["model"]))
+        if line["answer"] in found.setdefault(line["id"], {}) or len(students) > 1:
+            names = ", ".join(sorted({model for _, model in students}))
+            raise UserError(
+                f"{where} has answers of several students or settings ({names}); give a folder with those of one."
+            )
+        found[line["id"]][line["answer"]] = line
+    if not found:
+        raise UserError(f"{where} answers none of the {len(graded.problems):,} rows; give the folder of their answers.")
+    known = [
+        None if problem is None else _rate(graded, problem, found.get(_id(problem), {})) for problem in graded.problems
+    ]
+    missing = sum(rate is None and problem is not None for rate, problem in zip(known, graded.problems, strict=True))
+    notes = []
+    if missing:
+        notes.append(f"{missing:,} of {len(known):,} rows have no answer in {where}, and get no pass rate.")
+    if failed:
+        notes.append(f"{failed.total():,} requests of {where} have failed; they do not count as tries.")
+    return known, notes
+
+
+def _id(problem: Problem) -> str:
+    return identity.question_id(problem.row["question"])
+
+
+def _rate(graded: Graded, problem: Problem, tries: Mapping[int, Mapping[str, Any]]) -> Rate | None:
+    if not tries:
+        return None
+    verdicts = [
+        False if line["state"] in _WRONG else graded.task.grade(line["content"], problem.row) for line in tries.values()
+    ]
+    return Rate(verdicts.count(True), len(verdicts), verdicts.count(None))
