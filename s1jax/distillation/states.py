@@ -44,7 +44,7 @@ def judge(completion: Completion, max_tokens: int) -> Verdict:
     output = completion.usage.completion_tokens if completion.usage else 0
     if reason in _REFUSED:
         return Verdict("refused", f"finish_reason is {completion.finish_reason}")
-    if reason in _CUT or (not reason and output >= max_tokens):
+    if reason in _CUT or completion.thinking_end == "cut" or (not reason and output >= max_tokens):
         return Verdict("cut")
     if reason not in _ENDED:
         return Verdict("failed", f"finish_reason is {completion.finish_reason:.40}")

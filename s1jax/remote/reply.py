@@ -49,6 +49,8 @@ class Completion:
       model: that answered, in the endpoint's words.
       id: of the completion, in the endpoint's words; may be empty.
       finish_reason: such as `stop` or `length`; may be empty.
+      thinking_end: `natural` or `cut`, as a server of s1jax says it: one that cuts thinking still lets the model
+        answer, with finish_reason `stop`. Empty where the endpoint does not say.
       usage: what it is billed for; None where the endpoint does not say.
       attempts: requests that were sent for it.
       lost: those of them that may be billed although their answer never arrived.
@@ -64,6 +66,7 @@ class Completion:
     attempts: int = 1
     lost: int = 0
     seconds: float = 0.0
+    thinking_end: str = ""
 
 
 def parse(body: Any, headers: Mapping[str, str]) -> Completion:
@@ -86,6 +89,7 @@ def parse(body: Any, headers: Mapping[str, str]) -> Completion:
     content, inside = _content(message.get("content"))
     given = (_text(message.get(name)) for name in REASONING_FIELDS)
     reasoning = next((text for text in given if text), inside)
+    thinking = first.get("thinking")
     if not reasoning:
         reasoning, content = _untagged(content)
     return Completion(
@@ -95,6 +99,7 @@ def parse(body: Any, headers: Mapping[str, str]) -> Completion:
         id=_string(body.get("id")),
         finish_reason=_string(first.get("finish_reason")),
         usage=_usage(body.get("usage"), headers),
+        thinking_end=_string(thinking.get("end")) if isinstance(thinking, Mapping) else "",
     )
 
 

@@ -24,6 +24,8 @@ from tests.distillation.stand_in import (
     MODEL,
     QUOTA,
     TORN,
+    Step,
+    answer,
     busy,
     empty,
     error,
@@ -108,6 +110,18 @@ def test_one_failing_answer_does_not_cost_the_others(ask, teacher):
     assert any("2 requests have failed for good before; retry_failed" in note for note in ask.notes)
     teacher.script.clear()
     assert ask(rows(4), answers=4, retry_failed=True).states == {"done": 15, "cut": 1}
+
+
+def test_an_answer_after_thinking_that_was_cut_is_cut_whatever_the_finish_reason(ask, teacher):
+    def body(asked, end):
+        found = answer(asked)
+        found["choices"][0]["thinking"] = {"end": end, "tokens": 35}  # as `s1jax serve` sends it
+        return found
+
+    teacher.script["What is 1 + 1?"] = [Step(lambda asked: body(asked, "cut"), prompt=20, output=40)]
+    teacher.default = Step(lambda asked: body(asked, "natural"), prompt=20, output=40)
+    assert ask(rows(3)).states == {"done": 2, "cut": 1}
+    assert not any("1 + 1" in row["question"] for row in ask.lines("rows.jsonl"))
 
 
 def test_a_cut_answer_is_bought_again_for_a_larger_limit_only(ask, teacher):
