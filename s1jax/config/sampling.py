@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import typing
 
-from s1jax.config.schema import at_least, convert, require, shown
+from s1jax.config.schema import at_least, convert, require, shown, type_hints
 
 _STOPS, _SAMPLES = 64, 10_000  # of one row, at most
 # Dtypes that the engine accepts; an empty string selects its default.
@@ -66,7 +65,7 @@ class SamplingParams:
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
         require(isinstance(self.wait, str), f"wait is {shown(self.wait)}; it must be a string.")
-        for name, hint in typing.get_type_hints(SamplingParams).items():
+        for name, hint in type_hints(SamplingParams).items():
             object.__setattr__(self, name, convert(hint, getattr(self, name), name))
         at_least(
             0, "", self, "max_thinking_tokens", "min_thinking_tokens", "num_waits", "top_k", "max_completion_tokens"

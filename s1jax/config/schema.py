@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import typing
 from collections.abc import Mapping
@@ -37,7 +38,7 @@ def from_dict(kind: type[_T], values: Mapping[str, Any], where: str = "config") 
 
 def build(kind: type[_T], values: Mapping[str, Any], where: str) -> _T:
     """`from_dict` field by field, whatever other forms `kind` has."""
-    hints = typing.get_type_hints(kind)
+    hints = type_hints(typing.cast(type, kind))
     fields = {field.name: field for field in dataclasses.fields(kind)}  # type: ignore[arg-type]
     unknown = sorted(set(values) - set(fields))
     if unknown:
@@ -56,6 +57,12 @@ def build(kind: type[_T], values: Mapping[str, Any], where: str) -> _T:
         verb = "is missing; give it a value" if len(missing) == 1 else "are missing; give them values"
         raise UserError(f"{', '.join(missing)} {verb}.")
     return kind(**built)
+
+
+@functools.cache
+def type_hints(kind: type) -> dict[str, Any]:
+    """Returns the types of a dataclass's fields; cached, because the server converts settings for each request."""
+    return typing.get_type_hints(kind)
 
 
 def shown(value: Any, most: int = 80) -> str:
