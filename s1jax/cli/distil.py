@@ -7,6 +7,7 @@
 
 --questions is a file or folder of rows (JSONL, JSON, CSV, parquet, Arrow) or OWNER/NAME of the Hugging Face hub. A row
 has a column question, problem or prompt, or one turn in messages. --endpoint is any server with OpenAI's chat API.
+--checkpoint=CKPT in place of --endpoint samples in this process ([--slots=B] and the other flags of `s1jax serve`).
 
 FOLDER/answers.jsonl has a line for every request that was paid for or has failed, as they come in. FOLDER/rows.jsonl is
 written at the end: the answers that ended by themselves, in s1K's form, with the other columns of their questions.
@@ -39,12 +40,13 @@ from typing import Any, Literal
 
 from absl import flags
 
-from s1jax.cli import progress, terminal
+from s1jax.cli import own_teacher, progress, terminal
 from s1jax.distillation import distil as distil_lib
 from s1jax.distillation.distil import Summary
 from s1jax.distillation.plan import Plan
 from s1jax.distillation.run import Control, Progress
 from s1jax.distillation.settings import DistilSettings, Price
+from s1jax.distillation.teacher import Teacher
 from s1jax.errors import UserError
 from s1jax.io import paths
 from s1jax.remote.client import Endpoint
@@ -92,25 +94,32 @@ _PLAN = flags.DEFINE_bool("plan", False, "Print what it will take, and end.")
 
 
 def main() -> int:
-    for flag, what in ((_QUESTIONS, "file or dataset"), (_OUT, "folder"), (_ENDPOINT, "URL"), (_MODEL, "name")):
+    own = own_teacher.CHECKPOINT.value
+    needed = [(_QUESTIONS, "file or dataset"), (_OUT, "folder")]
+    needed += [] if own else [(_ENDPOINT, "URL, or --checkpoint"), (_MODEL, "name")]
+    for flag, what in needed:
         if not flag.value:
             raise UserError(f"--{flag.name} is missing; give the {what}.")
+    if own and _ENDPOINT.value:
+        raise UserError("--checkpoint and --endpoint are two teachers; give one of them.")
     out = paths.local(_OUT.value, "--out")
     if out.exists() and not out.is_dir():
         raise UserError(f"--out={out} is not a folder; give the path of one.")
-    settings, endpoint = _settings(), _endpoint()
+    settings = _settings()
+    teacher = own_teacher.make(_MODEL.value) if own else _endpoint()
     if _PLAN.value:
-        _show(distil_lib.plan(_QUESTIONS.value, out, endpoint, settings, on_note=terminal.note))
+        _show(distil_lib.plan(_QUESTIONS.value, out, teacher, settings, on_note=terminal.note))
         return 0
-    _raise_file_limit()
-    return _distil(out, endpoint, settings)
+    if not own:
+        _raise_file_limit()
+    return _distil(out, teacher, settings)
 
 
-def _distil(out: pathlib.Path, endpoint: Endpoint, settings: DistilSettings) -> int:
+def _distil(out: pathlib.Path, teacher: Endpoint | Teacher, settings: DistilSettings) -> int:
     control, signals = Control(), list[int]()
     with _Shown(settings) as shown, _signals(control, signals, shown):
         summary = distil_lib.distil(
-            _QUESTIONS.value, out, endpoint, settings,
+            _QUESTIONS.value, out, teacher, settings,
             on_note=shown.note, on_plan=shown.plan, on_progress=shown.progress, control=control,
         )  # fmt: skip
     _say(summary, out)

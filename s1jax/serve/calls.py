@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import collections
 import dataclasses
-import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
@@ -13,27 +12,23 @@ from typing import Any, Protocol, TypeVar
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from s1jax.config.sampling import SamplingParams
 from s1jax.engine import resume
 from s1jax.engine.pieces import Piece
 from s1jax.engine.request import Output
 from s1jax.engine.request import Request as EngineRequest
 from s1jax.engine.sequence import EncodedRequest, Sample
 from s1jax.errors import UserError
-from s1jax.serve import budgets, protocol, reader, scoring, sse
+from s1jax.serve import protocol, reader, scoring, sequences, sse
 from s1jax.serve.guards import BodyTooLarge
 from s1jax.serve.handoff_calls import HandoffCalls
-from s1jax.serve.protocol import ApiError, Call, Count, Defaults, Echo, Event, Result, Usage
+from s1jax.serve.protocol import ApiError, Call, Count, Defaults, Event, Result, Usage
 from s1jax.serve.ticket import Running, Ticket, Unavailable
 from s1jax.serve.worker import Worker
-from s1jax.text.messages import Message
 
 _BODY_SECONDS = 60  # for a client to send its body
 _LONG_TEXT = 20_000  # bytes of a body that is read beside the event loop, which would stand still meanwhile
 _KEPT = 256  # finished replies whose thinking can go on
 _KEPT_SECONDS = 3600
-_LONGEST_WAIT = 64  # tokens; a longer wait string would compile programs, while everybody waits
-_TOKEN = 32  # characters; no text has longer tokens throughout
 LEFT = 499  # status in the log for a client that left, as nginx has it
 
 _Found = TypeVar("_Found")
@@ -216,34 +211,11 @@ class Calls:
     def _encode(self, call: Call, before: _Finished | None) -> list[EncodedRequest]:
         """Returns the sequences of a call; `before`: the reply whose thinking it goes on with."""
         engine = self.worker.engine
-        assert engine is not None and engine.model is not None
-        self._check_sizes(call)
+        assert engine is not None
         if before is not None:
+            sequences.check_sizes(call, self.worker.length)
             return [self._reopened(call, before)]
-        found = []
-        for request in call.requests(engine.model.tokenizer.encode):
-            for each in engine.encoder.encode(request, self.defaults.params, request.name):
-                found.append(dataclasses.replace(each, params=self._fitted(each, call)))
-        return found
-
-    def _check_sizes(self, call: Call) -> None:
-        """Refuses texts that cannot fit before they are encoded: everybody waits meanwhile."""
-        wait, most = call.given.get("wait", ""), self.worker.length * _TOKEN
-        if len(wait) > _LONGEST_WAIT * _TOKEN:
-            raise ApiError(f"wait has {len(wait)} characters; give at most {_LONGEST_WAIT} tokens.", "wait")
-        for prompt in call.prompts:
-            texts = (
-                [prompt] if isinstance(prompt, str) else [json.dumps(tool, ensure_ascii=False) for tool in call.tools]
-            )
-            for each in prompt if isinstance(prompt, tuple) else ():
-                if isinstance(each, Message):
-                    texts += [each.content, *(made.arguments for made in each.tool_calls)]
-            if sum(map(len, texts)) > most:
-                raise ApiError(
-                    f"the prompt has {sum(map(len, texts))} characters, but the context holds {self.worker.length}"
-                    " tokens; shorten the prompt.",
-                    None, "context_length_exceeded",
-                )  # fmt: skip
+        return sequences.encode(engine, call, self.defaults.params, self.worker.length)
 
     def _reopened(self, call: Call, before: _Finished) -> EncodedRequest:
         """Returns the request that goes on with the thinking of the first choice of a finished reply."""
@@ -257,21 +229,9 @@ class Calls:
             raise ApiError(str(error)) from None
         asked = EngineRequest(prompt_ids=earlier.prompt, params=params, name="the reply")
         encoded = engine.encoder.encode_one(asked, params)
-        fitted = self._fitted(encoded, call)
+        fitted = sequences.fitted(engine, encoded, call, self.worker.length)
         encoded = dataclasses.replace(encoded, params=earlier.params)
         return resume.reopened(encoded, sample, fitted, engine.encoder.delimiters)
-
-    def _fitted(self, encoded: EncodedRequest, call: Call) -> SamplingParams:
-        """Returns the parameters of a sequence within what its prompt leaves of the context."""
-        engine = self.worker.engine
-        assert engine is not None
-        if len(encoded.wait) > _LONGEST_WAIT:
-            message = f"wait has {len(encoded.wait)} tokens; give at most {_LONGEST_WAIT}."
-            raise ApiError(message, "wait")
-        return budgets.fit(
-            encoded.params, call.max_completion_tokens, len(encoded.prompt), engine.encoder.delimiters,
-            self.worker.length,
-        )  # fmt: skip
 
     def _stream(self, api: Api, live: _Live, request: Request, start: float) -> sse.EventStream:
         writer = api.Stream(live.call, self._count)
@@ -348,17 +308,8 @@ class Calls:
 
     def _result(self, live: _Live, index: int, output: Output) -> Result:
         engine = self.worker.engine
-        assert engine is not None and engine.model is not None
-        call, running = live.call, live.ticket.sequences[index]
-        return Result(
-            output,
-            prompt_ids=len(running.request.prompt),
-            delimiters=engine.encoder.delimiters,
-            cached_tokens=running.sample.cached_tokens if running.sample else 0,
-            device_seconds=running.device_seconds,
-            echo=Echo(engine.encoder.decode(running.request.prompt)) if call.echo else None,
-            token_texts=tuple(engine.encoder.decode([i]) for i in output.token_ids) if call.logprobs else (),
-        )
+        assert engine is not None
+        return sequences.result(engine, live.call, live.ticket.sequences[index], output)
 
     def _note(
         self,
