@@ -59,6 +59,9 @@ _OUT = flags.DEFINE_string("out", "", "Folder for answers.jsonl and rows.jsonl."
 _ENDPOINT = flags.DEFINE_string("endpoint", "", "Base URL of the teacher, such as https://api.example.com/v1.")
 _MODEL = flags.DEFINE_string("model", "", "The teacher, in the endpoint's words.")
 _KEY = flags.DEFINE_string("key_env", "", "Environment variable that holds the endpoint's key; empty: no key.")
+_NAME = flags.DEFINE_string(
+    "endpoint_name", "", "Stands for --endpoint in answers.jsonl: a server may move; empty: URL."
+)
 _ANSWERS = flags.DEFINE_integer("answers", 1, "Answers to each question.", 1)
 _TOKENS = flags.DEFINE_integer("max_tokens", 32_768, "Most tokens of an answer, thinking included.", 1)
 _LIMIT = flags.DEFINE_enum(
@@ -170,7 +173,7 @@ def _endpoint() -> Endpoint:
             raise UserError(f"--key_env names {_KEY.value}, which is not set; export it, or drop the flag.")
     limit: Literal["max_completion_tokens", "max_tokens"] = _LIMIT.value  # type: ignore[assignment]
     try:
-        return Endpoint(_ENDPOINT.value, _MODEL.value, key, timeout=_TIMEOUT.value, limit_field=limit)
+        return Endpoint(_ENDPOINT.value, _MODEL.value, key, timeout=_TIMEOUT.value, name=_NAME.value, limit_field=limit)
     except UserError as error:
         raise UserError(f"--endpoint: {error}") from None
 

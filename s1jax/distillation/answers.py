@@ -121,14 +121,12 @@ class Totals:
       prompt_tokens: as billed.
       completion_tokens: as billed, thinking included.
       dollars: that are known.
-      unpriced: lines whose cost is unknown.
     """
 
     lines: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     dollars: float = 0.0
-    unpriced: int = 0
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Counts a line."""
@@ -137,7 +135,6 @@ class Totals:
         self.prompt_tokens += usage.get("prompt_tokens", 0)
         self.completion_tokens += usage.get("completion_tokens", 0)
         self.dollars += row["dollars"] or 0.0
-        self.unpriced += row["dollars"] is None
 
 
 class Index:
@@ -147,6 +144,7 @@ class Index:
       entries: by key.
       totals: of all lines.
       sends: ids of the requests that have a line.
+      unpriced: of those whose cost is unknown, prompt and completion tokens; None where these are unknown, too.
     """
 
     def __init__(self, folder: pathlib.Path):
@@ -155,6 +153,7 @@ class Index:
         self.entries: dict[str, Entry] = {}
         self.totals = Totals()
         self.sends: set[str] = set()
+        self.unpriced: dict[str, tuple[int, int] | None] = {}
 
     def read(self) -> Index:
         """Reads the file, if there is one, whoever may be writing it, and returns itself.
@@ -173,6 +172,9 @@ class Index:
         self.totals.add(row)
         if row["send"]:
             self.sends.add(row["send"])
+            if row["dollars"] is None:
+                known = (usage["prompt_tokens"], usage["completion_tokens"]) if usage else None
+                self.unpriced[row["send"]] = known
         entry = Entry(
             begin=begin,
             state=row["state"],

@@ -20,7 +20,7 @@ from s1jax.distillation.answers import Answers, Index
 from s1jax.distillation.plan import Plan
 from s1jax.distillation.run import Control, Progress, Reason, Run, Stop
 from s1jax.distillation.settings import DistilSettings
-from s1jax.distillation.spending import Spending, open_requests
+from s1jax.distillation.spending import Spending, look
 from s1jax.distillation.teacher import Teacher
 from s1jax.distillation.work import Work
 from s1jax.errors import UserError
@@ -115,7 +115,8 @@ def distil(
         run = Run(client, settings, work, answers, spending, on_progress, on_note)
         ended: list[str] = []
         try:
-            stop = _wait(_go(run, client, control))
+            control = control or Control()
+            stop = _wait(_go(run, client, control), control)
         finally:
             rows = rows_lib.write(
                 folder, source, asked, work.keys, answers, answers=settings.answers,
@@ -144,10 +145,10 @@ def plan(
         on_note(note)
     folder, client = pathlib.Path(out), _client(teacher)
     index = Index(folder).read()
-    open_ = open_requests(folder, index.sends)
+    spent, possible = look(folder, index, settings.price)
     work = work_lib.find(asked, client, settings, index)
     _say(work, settings, on_note)
-    return plan_lib.make(len(asked), work, index, settings, index.totals.dollars, sum(usd for _, usd in open_))
+    return plan_lib.make(len(asked), work, index, settings, spent, possible)
 
 
 def _client(teacher: Endpoint | Teacher) -> Teacher:
@@ -158,7 +159,7 @@ def _client(teacher: Endpoint | Teacher) -> Teacher:
 
 
 def _spending(folder: pathlib.Path, answers: Answers, settings: DistilSettings) -> Spending:
-    return Spending(folder, answers.totals.dollars, answers.sends, settings.max_dollars)
+    return Spending(folder, answers, settings.price, settings.max_dollars)
 
 
 async def _go(run: Run, teacher: Teacher, control: Control | None) -> Stop | None:
@@ -168,7 +169,7 @@ async def _go(run: Run, teacher: Teacher, control: Control | None) -> Stop | Non
         await teacher.close()
 
 
-def _wait(work: Coroutine[None, None, T]) -> T:
+def _wait(work: Coroutine[None, None, T], control: Control) -> T:
     """Runs a coroutine to its end; in a thread of its own where this one has an event loop already, as a notebook's."""
     try:
         asyncio.get_running_loop()
@@ -185,7 +186,12 @@ def _wait(work: Coroutine[None, None, T]) -> T:
 
     thread = threading.Thread(target=target, name="distil")
     thread.start()
-    thread.join()
+    try:
+        thread.join()
+    except BaseException:  # of a notebook that is interrupted
+        control.stop(0.0)
+        thread.join()
+        raise
     if errors:
         raise errors[0]
     return found[0]

@@ -50,9 +50,20 @@ class Plan:
 
     def lines(self) -> list[str]:
         """Returns the plan as lines for a person."""
+        each = f" x {self.answers} answers" if self.answers > 1 else ""
         found = [
-            f"{self.questions:,} questions x {self.answers} answers: {self.requests:,} requests"
-            + (f", {self.kept:,} are in the folder already" if self.kept else ""),
+            f"{self.questions:,} questions{each}: {self.requests:,} requests"
+            + (f", {self.kept:,} are in the folder already" if self.kept else "")
+        ]
+        if self.requests:
+            found += self._amounts()
+        if self.spent or self.possible:
+            more = f", and at most {_money(self.possible)} for answers that never arrived" if self.possible else ""
+            found.append(f"dollars so far: {_money(self.spent)}{more}")
+        return found
+
+    def _amounts(self) -> list[str]:
+        found = [
             f"prompt tokens: about {self.prompt_tokens:,.0f}, at most {self.most_prompt_tokens:,}",
         ]
         if self.output_tokens is None:
@@ -63,13 +74,14 @@ class Plan:
             expected = f"about {self.output_tokens:,.0f}{error}{basis}"
         found.append(f"output tokens: {expected}, at most {self.most_output_tokens:,}")
         if self.most_dollars is not None or self.dollars is not None:
-            most = "" if self.most_dollars is None else f", at most {self.most_dollars:,.2f}"
-            about = "not known" if self.dollars is None else f"about {self.dollars:,.2f}"
+            most = "" if self.most_dollars is None else f", at most {_money(self.most_dollars)}"
+            about = "not known" if self.dollars is None else f"about {_money(self.dollars)}"
             found.append(f"dollars: {about}{most}")
-        if self.spent or self.possible:
-            more = f", and {self.possible:,.4f} for answers that never arrived" if self.possible else ""
-            found.append(f"dollars so far: {self.spent:,.4f}{more}")
         return found
+
+
+def _money(dollars: float) -> str:
+    return f"{dollars:,.2f}" if dollars >= 1 else f"{dollars:.4f}"
 
 
 def make(questions: int, work: Work, index: Index, settings: DistilSettings, spent: float, possible: float) -> Plan:

@@ -223,8 +223,11 @@ class Run:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()) is not None and self._error is None:
             self._error = error
-        self._report()
         self._wake.set()
+        try:
+            self._report()
+        except BaseException as error:  # of the caller's own function: it ends the run instead of vanishing here
+            self._error = self._error or error
 
     async def _ask(self, job: Job, hold: Hold, send: str) -> None:
         """Sends one request and writes down what became of it."""

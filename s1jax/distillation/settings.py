@@ -109,6 +109,10 @@ class DistilSettings:
                 raise UserError(f"{name} is {value}; it must be at least {least}.")
         if "{question}" not in self.template:
             raise UserError(f"template is {self.template!r:.80}; put {{question}} where the question belongs.")
+        if self.answers > 1 and self.body.get("temperature", self.temperature) == 0:
+            raise UserError(
+                f"answers is {self.answers} at temperature 0, which gives equal ones; raise it, or ask for 1."
+            )
         self._check_body()
         self._check_money()
 

@@ -13,9 +13,10 @@ from __future__ import annotations
 import pathlib
 import secrets
 import unicodedata
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from s1jax.distillation.answers import Index
 from s1jax.distillation.settings import Price
 from s1jax.io.journal import Journal, fingerprint, scan
 
@@ -48,30 +49,28 @@ class Spending:
       spent: USD of the answers that arrived.
       possible: USD of requests that may be billed although their answer never arrived.
       reserved: USD of requests in flight.
-      lost: keys of the requests of earlier runs whose answer never arrived.
+      lost: keys of the requests of earlier runs whose answer never arrived, one for each.
       num_lost: requests of all runs whose answer never arrived.
     """
 
-    def __init__(self, folder: pathlib.Path, spent: float, settled: Collection[str], cap: float | None):
+    def __init__(self, folder: pathlib.Path, index: Index, price: Price | None, cap: float | None):
         """Opens `sent.jsonl` for this process alone.
 
         Args:
           folder: of the answers.
-          spent: USD of the answers there.
-          settled: ids of the requests whose answers are there.
+          index: of the answers there.
+          price: of earlier requests whose cost is unknown, because there was no price then; None: they count nothing.
           cap: USD that spent, possible and reserved together never pass; None: no cap.
 
         Raises:
           UserError: another process writes it, or it is something else.
         """
-        self.spent, self.possible, self.reserved, self._cap = spent, 0.0, 0.0, cap
+        self.reserved, self._cap = 0.0, cap
         self._open: dict[str, float] = {}
         found = _Found()
         self._journal = Journal(folder / SENT, _FORMAT, found.add)
-        open_ = found.open(settled)
-        self.lost = [key for key, _ in open_]
-        self.num_lost = len(open_)
-        self.possible = sum(dollars for _, dollars in open_)
+        self.spent, self.possible, self.lost = found.sums(index, price)
+        self.num_lost = len(self.lost)
 
     def fits(self, dollars: float) -> bool:
         """Whether a request with this worst case may be sent now."""
@@ -80,7 +79,8 @@ class Spending:
     def send(self, key: str, prompt_tokens: int, max_tokens: int, dollars: float) -> str:
         """Writes down that a request is about to be sent and reserves its worst case; returns an id for it."""
         send = secrets.token_hex(6)
-        row = {"send": send, "key": key, "prompt": prompt_tokens, "max_tokens": max_tokens, "dollars": dollars}
+        known = dollars or None  # without a price
+        row = {"send": send, "key": key, "prompt": prompt_tokens, "max_tokens": max_tokens, "dollars": known}
         self._journal.append(row)
         self._open[send] = dollars
         self.reserved += dollars
@@ -117,35 +117,40 @@ class _Found:
     """Collects the lines of `sent.jsonl`."""
 
     def __init__(self) -> None:
-        self._sent: dict[str, tuple[str, float]] = {}
+        self._sent: dict[str, Mapping[str, Any]] = {}
 
     def add(self, _: int, row: Mapping[str, Any]) -> None:
         """Takes a line: of a request that is sent, or of the end of one that costs nothing."""
         if "key" in row:
-            self._sent[row["send"]] = (row["key"], row["dollars"])
+            self._sent[row["send"]] = row
         else:
             self._sent.pop(row["send"], None)
 
-    def open(self, settled: Collection[str]) -> list[tuple[str, float]]:
-        """Returns key and worst case of the requests that neither ended nor have an answer."""
-        return [row for send, row in self._sent.items() if send not in settled]
+    def sums(self, index: Index, price: Price | None) -> tuple[float, float, list[str]]:
+        """Returns USD spent, USD possible, and the keys of the requests that neither ended nor have an answer."""
+        spent = index.totals.dollars
+        for send, tokens in index.unpriced.items():
+            if price is not None and tokens is not None:
+                spent += price.of(*tokens)
+            elif send in self._sent:
+                spent += _worst(self._sent[send], price)
+        open_ = [row for send, row in self._sent.items() if send not in index.sends]
+        return spent, sum(_worst(row, price) for row in open_), [row["key"] for row in open_]
 
 
-def open_requests(folder: pathlib.Path, settled: Collection[str]) -> list[tuple[str, float]]:
-    """Returns key and worst case in USD of the requests of a folder whose answer has not arrived.
+def _worst(row: Mapping[str, Any], price: Price | None) -> float:
+    if row["dollars"] is not None:
+        return float(row["dollars"])
+    return worst(price, row["prompt"], row["max_tokens"])
 
-    Args:
-      folder: of the answers; nothing is written to it.
-      settled: ids of the requests whose answers are there.
 
-    Raises:
-      UserError: its `sent.jsonl` is something else.
-    """
+def look(folder: pathlib.Path, index: Index, price: Price | None) -> tuple[float, float]:
+    """Returns what the requests of a folder have cost and may have cost, in USD; writes nothing, see `Spending`."""
     found = _Found()
     if (folder / SENT).exists():
         for begin, _, row in scan(folder / SENT, _FORMAT):
             found.add(begin, row)
-    return found.open(settled)
+    return found.sums(index, price)[:2]
 
 
 def worst(price: Price | None, prompt_tokens: int, max_tokens: int) -> float:

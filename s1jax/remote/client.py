@@ -38,6 +38,7 @@ Kind = Literal["key", "quota", "busy", "timeout", "connection", "request", "serv
 _AGAIN = ("busy", "timeout", "connection", "server")
 _MOST_BYTES = 16 << 20  # of a response
 _WAIT = 1.0  # seconds before a request is repeated, where the endpoint names none
+_GATEWAY = (408, 504, 524)  # somebody on the way lost patience: the model may have answered, and be billed
 _CONNECT = 30.0  # seconds that a connection may take, of those of an attempt
 
 
@@ -73,6 +74,7 @@ class Endpoint:
       retries: how often a request is repeated that found the endpoint busy, broken or gone.
       longest_wait: seconds; where the endpoint wants a longer pause, the request fails at once.
       body: more fields of every request, for example `{"provider": {"data_collection": "deny"}}`.
+      name: stands for the base URL where requests are remembered, so that a server may move; empty: the URL.
       limit_field: name of the field that limits the tokens of a completion. Servers that know only the old name
         `max_tokens` ignore the other one.
     """
@@ -84,6 +86,7 @@ class Endpoint:
     retries: int = 1
     longest_wait: float = 30.0
     body: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    name: str = ""
     limit_field: Literal["max_completion_tokens", "max_tokens"] = "max_completion_tokens"
 
     def __post_init__(self) -> None:
@@ -147,8 +150,8 @@ class Client:
 
     @property
     def address(self) -> str:
-        """The endpoint's base URL."""
-        return self.endpoint.base_url
+        """The endpoint's name, or its base URL."""
+        return self.endpoint.name or self.endpoint.base_url
 
     @property
     def model(self) -> str:
@@ -260,6 +263,7 @@ class Client:
         message, code = reply.error_of(body)
         error = self._refused(status, headers, message, code)
         error.code = code
+        error.lost = int(status in _GATEWAY)
         return error
 
     def _refused(self, status: int, headers: Mapping[str, str], message: str, code: str) -> RemoteError:

@@ -237,6 +237,29 @@ def test_an_answer_above_its_worst_case_ends_a_run_with_a_cap(ask, teacher):
     assert any("generated 1,000 tokens where 64 were allowed" in note for note in ask.notes)
 
 
+def test_what_was_asked_without_a_price_counts_once_there_is_one(ask, teacher):
+    teacher.script["What is 1 + 1?"] = [ok(usage=False)]
+    teacher.script["What is 2 + 2?"] = [CUT, ok()]
+    ask(rows(5))
+    found = ask(rows(5), price=PRICE)
+    worst = PRICE.of(len("What is 1 + 1?") + 16 + 256, 64)
+    assert found.dollars == pytest.approx(4 * PRICE.of(20, 40) + worst)
+    assert found.possible_dollars == pytest.approx(worst)
+    assert ask(rows(9), price=PRICE, max_dollars=found.dollars + found.possible_dollars).left == 4
+
+
+def test_a_server_that_moves_keeps_its_answers(ask, teacher):
+    ask(rows(3), endpoint=Endpoint(teacher.url, "big", name="ours"))
+    ask(rows(3), endpoint=Endpoint("http://127.0.0.1:1/v1", "big", name="ours"))
+    assert len(teacher.calls) == 3 and {line["endpoint"] for line in ask.lines()} == {"ours"}
+
+
+def test_a_gateway_that_loses_patience_is_possible_spend(ask, teacher):
+    teacher.script["What is 1 + 1?"] = [error(504), ok()]
+    found = ask(rows(3), price=PRICE)
+    assert found.lost == 1 and found.possible_dollars == pytest.approx(PRICE.of(14 + 16 + 256, 64))
+
+
 def test_an_answer_without_usage_counts_with_its_worst_case(ask, teacher):
     teacher.default = ok(usage=False)
     found = ask(rows(3), price=PRICE)
@@ -348,6 +371,7 @@ def test_a_folder_has_one_writer(ask, teacher, tmp_path):
         ({"max_dollars": 1.0, "price": Price(0.5, 0)}, "never be reached"),
         ({"max_dollars": 0.0, "price": PRICE}, "max_dollars is 0.0"),
         ({"answers": 0}, "answers is 0"),
+        ({"answers": 2, "temperature": 0.0}, "answers is 2 at temperature 0"),
         ({"template": "question"}, "put {question} where"),
         ({"body": {"n": 4}}, "body has n.*use answers"),
         ({"body": {"temperature": 1}, "temperature": 0.5}, "give one of them"),
@@ -378,6 +402,14 @@ def test_the_plan_is_exact_about_the_most_and_close_about_the_rest(ask, teacher)
     assert not (ask.folder.parent / "other").exists()
     fresh = distil_lib.plan(rows(300), ask.folder.parent / "other", Endpoint(teacher.url, "big"), settings)
     assert fresh.output_tokens is None and not (ask.folder.parent / "other").exists()
+
+
+def test_an_error_of_the_callers_own_function_ends_the_run(teacher, tmp_path):
+    def fail(progress):
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        distil(rows(5), tmp_path / "out", Endpoint(teacher.url, "big"), on_progress=fail)
 
 
 def test_it_runs_inside_an_event_loop(ask, teacher):

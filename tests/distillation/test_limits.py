@@ -65,7 +65,7 @@ def busy(retry_after=None):
 def go(monkeypatch, tmp_path):
     """Runs a teacher on a clock that jumps; returns the summary."""
 
-    def wait(work):
+    def wait(work, control):
         with asyncio.Runner(loop_factory=Jumping) as runner:
             return runner.run(work)
 
