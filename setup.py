@@ -25,6 +25,8 @@ FEATURES = {
 ALL = sorted({requirement for requirements in FEATURES.values() for requirement in requirements})
 WANDB = ["wandb"]
 HARNESS = ["lm_eval>=0.4.13"]
+# apache-beam 2.77 pins numpy < 2.5, pyarrow < 26 and protobuf < 7, and takes 484 MB: not in `all`.
+BEAM = ["apache-beam>=2.77"]
 DOCS = ["mkdocs-material", "mkdocstrings[python]"]
 
 
@@ -94,6 +96,8 @@ setup(
         "wandb": WANDB,
         # s1jax lm_eval: tasks of EleutherAI's harness. Not in `all`, because it brings dozens of packages (no torch).
         "harness": HARNESS,
+        # s1jax curate --beam.
+        "beam": BEAM,
         # Devices.
         "cuda": ["jax[cuda12]"],
         "tpu": ["jax[tpu]"],

@@ -45,6 +45,9 @@ _TOKENS = flags.DEFINE_float(
     0.0,
 )
 _DOLLARS = flags.DEFINE_float("dollars_per_million", 0.0, "Price of a million tokens that a teacher writes.", 0.0)
+_BEAM = flags.DEFINE_string(
+    "beam", None, 'Run on Apache Beam with these options, such as --beam="--runner=DataflowRunner --project=NAME".'
+)
 
 
 def main() -> int:
@@ -63,7 +66,8 @@ def main() -> int:
             _ROWS.value, _OUT.value, against=_AGAINST.value,
             preset=_PRESET.value, size=_SIZE.value, seed=_SEED.value, skip=_SKIP.value,
             traces=_TRACES.value, block_size=_BLOCK.value, tokens_per_answer=_TOKENS.value,
-            dollars_per_million=_DOLLARS.value, on_progress=report, on_note=lambda text: _say(bar, text),
+            dollars_per_million=_DOLLARS.value, beam=_BEAM.value,
+            on_progress=report, on_note=lambda text: _say(bar, text),
         )  # fmt: skip
     finally:
         if bar:

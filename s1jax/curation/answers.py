@@ -12,12 +12,15 @@ NAME = "answers"
 
 def shortest() -> Step:
     """Returns `best` as a step. It reads `correct` and `trace_tokens` where they are there, else the text's length."""
-    return Step(NAME, rows=best, wants=("correct", "trace_tokens", "trace_characters"), settings={"keep": "shortest"})
+    return Step(
+        NAME, rows=best, by=question_of, wants=("correct", "trace_tokens", "trace_characters"),
+        settings={"keep": "shortest"}
+    )  # fmt: skip
 
 
 def first() -> Step:
     """Returns a step that keeps the row with the smallest id of a question."""
-    return Step("duplicates", rows=smallest, settings={"keep": "smallest id"})
+    return Step("duplicates", rows=smallest, by=question_of, settings={"keep": "smallest id"})
 
 
 def smallest(rows: Sequence[Row]) -> tuple[Sequence[Row], Mapping[str, Drop]]:

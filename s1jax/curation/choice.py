@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
 
 from s1jax.curation import answers, selection
 from s1jax.curation.row import Drop, Row
@@ -42,18 +41,21 @@ class Chooser:
         found = self.select(rows)
         places = {pick.id: place for place, pick in enumerate(found.picks)}
         kept = sorted((row for row in rows if row.id in places), key=lambda row: places[row.id])
-        drops = {row.id: Drop(NAME, "not drawn", f"domain {domain_of(row)}") for row in rows if row.id not in places}
-        return kept, drops
+        return kept, {row.id: self.drop(row) for row in rows if row.id not in places}
 
     def select(self, rows: Sequence[Row]) -> Selection:
         """Returns what is drawn, in the order of the draws."""
-        candidates = map(self.candidate, rows)
-        if not self.paper:
-            return selection.select(candidates, self.size or len(rows), self.seed, by_rank=False)
-        return selection.select(
-            candidates, self.size or len(rows), self.seed,
-            mix_after=round(UNIFORM_SHARE * self.size) if self.mixed else None, mix=mix(rows) if self.mixed else None,
-        )  # fmt: skip
+        return self.draw(map(self.candidate, rows), collections.Counter(filter(None, map(mixed_domain, rows))))
+
+    def draw(self, candidates: Iterable[Candidate], counts: Mapping[tuple[str, str], int]) -> Selection:
+        """Returns what is drawn out of candidates; `counts` is for `mix`."""
+        found = list(candidates)
+        mixed = {"mix_after": round(UNIFORM_SHARE * self.size), "mix": mix(counts)} if self.mixed else {}
+        return selection.select(found, self.size or len(found), self.seed, by_rank=self.paper, **mixed)  # type: ignore[arg-type]
+
+    def drop(self, row: Row) -> Drop:
+        """Says of a row that it was not drawn."""
+        return Drop(NAME, "not drawn", f"domain {domain_of(row)}")
 
     def candidate(self, row: Row) -> Candidate:
         """Returns what the draws need to know of a row."""
@@ -114,30 +116,21 @@ def is_first(row: Row) -> bool:
     return kind != "math" or answers.length(row) > LONG
 
 
-def mix(rows: Sequence[Row]) -> dict[str, float]:
-    """Returns the weights of domains in the notebook's last draws: AIME's rows, and GPQA's scaled to half as many."""
-    counts: dict[str, collections.Counter[str]] = {"aime": collections.Counter(), "gpqa": collections.Counter()}
-    for row in rows:
-        kind = benchmark_of(row)
-        if kind in counts:
-            counts[kind][domain_of(row)] += 1
-    aime, gpqa = counts["aime"], counts["gpqa"]
-    scale = 0.5 * aime.total() / gpqa.total() if gpqa else 0.0
-    weights: dict[str, float] = collections.Counter(aime)  # type: ignore[assignment]
-    for domain, count in gpqa.items():
-        weights[domain] = weights.get(domain, 0) + int(count * scale)
+def mixed_domain(row: Row) -> tuple[str, str] | None:
+    """Returns benchmark and domain of a row that counts for the notebook's mix; None for others."""
+    kind = benchmark_of(row)
+    return (kind, domain_of(row)) if kind in ("aime", "gpqa") else None
+
+
+def mix(counts: Mapping[tuple[str, str], int]) -> dict[str, float]:
+    """Returns the weights of domains in the notebook's last draws: AIME's rows, and GPQA's scaled to half as many.
+
+    Args:
+      counts: (benchmark, domain) -> rows.
+    """
+    sums = {kind: sum(n for (k, _), n in counts.items() if k == kind) for kind in ("aime", "gpqa")}
+    scale = 0.5 * sums["aime"] / sums["gpqa"] if sums["gpqa"] else 0.0
+    weights: dict[str, float] = {}
+    for (kind, domain), count in counts.items():
+        weights[domain] = weights.get(domain, 0) + (count if kind == "aime" else int(count * scale))
     return {domain: weight for domain, weight in weights.items() if weight > 0}
-
-
-def facts(chooser: Any, rows: Sequence[Row]) -> dict[str, Any]:
-    """Returns what a report says of a selection."""
-    found = chooser.select(rows)
-    by_domain = collections.Counter(pick.domain for pick in found.picks)
-    return {
-        "chosen": len(found.picks),
-        "chosen_before_draws": sum(pick.rank == 0 for pick in found.picks),
-        "lost_draws": found.lost,
-        "domains": len({domain_of(row) for row in rows}),
-        "domains_that_ran_dry": len(found.dry),
-        "by_domain": dict(sorted(by_domain.items())),
-    }

@@ -23,6 +23,9 @@ class Clean:
         """`questions` are indexed when the first row is looked at."""
         self._settings, self._questions = tuple(settings), tuple(questions)
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return Clean, (self._settings, self._questions)  # the index is made where it is used
+
     @functools.cached_property
     def _rules(self) -> list[Decontaminate]:
         return [Decontaminate(one, self._questions) for one in self._settings]

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
 
 from s1jax.curation import against as against_lib
-from s1jax.curation import pool as pool_lib
-from s1jax.curation import presets, reading, report, stages
+from s1jax.curation import checks, output, presets, report, stages
 from s1jax.curation.choice import NAME as CHOICE
 from s1jax.curation.pool import Pool
 from s1jax.curation.report import Report, Stage
 from s1jax.curation.row import Drop, Row
 from s1jax.curation.settings import Settings
 from s1jax.curation.stages import Stages
-from s1jax.curation.steps import MEASURED_BY, Step
+from s1jax.curation.steps import Step
 from s1jax.errors import UserError
 from s1jax.io import files, paths
 
@@ -38,6 +35,7 @@ def curate(
     block_size: int = 0,
     tokens_per_answer: float = 0.0,
     dollars_per_million: float = 0.0,
+    beam: str | None = None,
     on_note: Note | None = None,
     on_progress: Progress | None = None,
 ) -> Report:
@@ -60,6 +58,8 @@ def curate(
       tokens_per_answer: what a teacher writes per question on average, for the plan in the report; 0: as measured from
         the rows that have an answer.
       dollars_per_million: price of a million tokens that a teacher writes, for that plan.
+      beam: run on Apache Beam (extra `beam`) with these options of it, such as `--runner=DataflowRunner ...`; empty
+        takes its DirectRunner. Stages are not kept then.
       on_note: gets sentences about what is ignored, guessed or left out.
       on_progress: is called before each stage with its name, its number from 0 and the number of stages.
 
@@ -76,6 +76,10 @@ def curate(
             notes.append("the rows are not compared with any evaluation set.")
         for sentence in notes:
             run.note(sentence)
+        if beam is not None:
+            from s1jax.curation import beam_run
+
+            return beam_run.run(rows, out, settings, steps, beam, run.note, run.notes)
         return run.all()
 
 
@@ -109,10 +113,6 @@ class _Run:
             self.notes.append(sentence)
             self._say(sentence)
 
-    @property
-    def _wants_traces(self) -> bool:
-        return self.settings.preset in presets.NEEDS_TRACE
-
     def all(self) -> Report:
         """Runs every stage and writes the results."""
         self._progress("rows", 0, len(self.steps) + 1)
@@ -120,7 +120,8 @@ class _Run:
         self.pool = Pool(self.sources, self.settings.traces, self.stages, wanted)
         for sentence in self.pool.notes:
             self.note(sentence)
-        self._check({name for row in self.pool.rows for name in row.columns})
+        have = {name for row in self.pool.rows for name in row.columns}
+        checks.columns(have, self.sources, self.settings, self.steps, self.note)
         key, rows = self._usable()
         rows = self._complete(rows)
         for number, step in enumerate(self.steps, start=2):
@@ -132,28 +133,9 @@ class _Run:
         self.stages.forget([self.pool.file, *(stage.file for stage in self.done)])
         return self._write(rows)
 
-    def _check(self, have: set[str]) -> None:
-        """Refuses a pool without a column that a rule needs, and says which ones a rule would read."""
-        preset = self.settings.preset
-        if self._wants_traces and "trace_characters" not in have:
-            raise UserError(
-                f"no row of --rows={','.join(self.sources)} has a trace, and --preset={preset} chooses rows to train"
-                " on; choose questions with --preset=questions and have s1jax distil write the traces."
-            )
-        for step in self.steps:
-            for name in step.needs:
-                if name not in have:
-                    raise UserError(
-                        f"the pool has no column {name}, which the rule {step.name} of --preset={preset} needs:"
-                        f" {MEASURED_BY.get(name, 'add it')}; or leave the rule out with --skip={step.name}."
-                    )
-            for name in step.wants:
-                if name not in have and name not in pool_lib.HIDDEN:
-                    self.note(f"the pool has no column {name}, which the rule {step.name} would read; it goes without.")
-
     def _usable(self) -> tuple[str, list[Row]]:
         """Drops copies and what cannot be used; returns the stage's key and the other rows."""
-        if self._wants_traces:
+        if self.settings.chooses_traces:
             self.pool.drop_without_traces(self.settings.preset)
         drops = [(self.pool.rows[i], drop) for i, drop in sorted(self.pool.drops.items())]
         kept = [row for i, row in enumerate(self.pool.rows) if i not in self.pool.drops]
@@ -163,7 +145,7 @@ class _Run:
                 f"none of the {len(drops):,} rows can be used; the first, {row.name}, {drop.reason}: {drop.evidence}"
             )
         file = self.stages.file(1, "identity")
-        key = stages.key(self.pool.key, "identity", {"traces": self._wants_traces})
+        key = stages.key(self.pool.key, "identity", {"traces": self.settings.chooses_traces})
         if self.stages.facts(file, key) is None:
             self.stages.write_drops(file, drops, {"key": key})
         self._record("identity", file, len(self.pool.rows), drops)
@@ -171,14 +153,14 @@ class _Run:
 
     def _complete(self, rows: list[Row]) -> list[Row]:
         """Drops rows that lack a column which other rows have and a rule needs."""
-        needs = list(dict.fromkeys(name for step in self.steps for name in step.needs))
         kept, drops = [], []
+        needs = checks.needs(self.steps)
         for row in rows:
-            lacks = next((name for name in needs if row.columns.get(name) is None), None)
-            if lacks is None:
+            drop = checks.incomplete(row, needs)
+            if drop is None:
                 kept.append(row)
             else:
-                drops.append((row, Drop("columns", f"has no {lacks}", f"other rows have {lacks}")))
+                drops.append((row, drop))
         if needs:
             self._record("columns", self.stages.file(1, "identity"), len(rows), drops)
         return kept
@@ -223,31 +205,15 @@ class _Run:
         everything = self.pool.rows
         if len(rows) + len(self.drops) != len(everything):
             raise AssertionError(f"{len(rows)} kept + {len(self.drops)} dropped is not {len(everything)}")
-        if self.settings.size and len(rows) < self.settings.size:
-            self.note(
-                f"{len(rows):,} rows are left, fewer than --size={self.settings.size:,}; give more rows, or leave a"
-                " rule out with --skip."
-            )
-        result = report.make(
-            self.sources, self.settings, self.steps, self.done, everything, self.asked, rows, self.drops, self.notes
-        )
+        checks.size(len(rows), self.settings, self.note)
+        counted = report.count(self.done, self.settings.block_size, everything, self.asked, rows, self.drops)
+        result = report.make(self.sources, self.settings, self.steps, counted, self.notes)
         self.stages.write_drops(self.out / "dropped.parquet", self.drops)
         result.write(self.out)
-        texts = {row.id: line(row, self._wants_traces) for row in self.pool.whole({row.id for row in rows})}
+        texts = {
+            row.id: output.line(row, self.settings.chooses_traces) for row in self.pool.whole({row.id for row in rows})
+        }
         with files.replace(self.out / "rows.jsonl") as file:
             for row in rows:
                 file.write(texts[row.id])
         return result
-
-
-def line(row: Row, traces: bool) -> bytes:
-    """Returns a row of rows.jsonl: s1K's columns first, then all others but those that would be read in their place."""
-    own: dict[str, Any] = {"id": row.id, "question": row.question}
-    if traces:
-        own |= {"thinking_trajectories": [row.trace], "attempt": row.answer}
-    hidden = {*own, *pool_lib.HIDDEN, *reading.WRITTEN, "attempt"}
-    more: dict[str, Any] = {name: value for name, value in row.columns.items() if name not in hidden}
-    for judged in ("correct", "is_correct"):  # training refuses rows that such a column calls wrong
-        if traces and judged in more:
-            more["answer_is_right"] = more.pop(judged)
-    return json.dumps({**own, **more}, ensure_ascii=False, default=str).encode("utf-8", "replace") + b"\n"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 from s1jax.curation.row import Row
 
@@ -54,9 +53,59 @@ def tokens_of(row: Row) -> float | None:
     return None
 
 
-def plan(
-    pool: Sequence[Row], groups: Mapping[str, Sequence[Row]], given: float = 0.0, dollars_per_million: float = 0.0
-) -> Plan | None:
+@dataclasses.dataclass(frozen=True)
+class Lengths:
+    """Counts of some rows of about the same pass rate; two of them can be added.
+
+    Attributes:
+      rows: all of them.
+      known: rows whose answer has a known number of tokens.
+      total: tokens of these.
+      squares: sum of the squares of these.
+    """
+
+    rows: int = 0
+    known: int = 0
+    total: float = 0.0
+    squares: float = 0.0
+
+    def __add__(self, other: Lengths) -> Lengths:
+        return Lengths(
+            self.rows + other.rows, self.known + other.known, self.total + other.total, self.squares + other.squares
+        )
+
+    @property
+    def mean(self) -> float:
+        """Mean tokens of an answer."""
+        return self.total / self.known
+
+    @property
+    def variance(self) -> float:
+        """Of the tokens of an answer; 0 of fewer than two."""
+        if self.known < 2:
+            return 0.0
+        return max(self.squares - self.total**2 / self.known, 0.0) / (self.known - 1)
+
+
+Tally = Mapping[int, Lengths]  # class of difficulty -> its lengths
+
+
+def lengths(row: Row) -> tuple[int, Lengths]:
+    """Returns the class of difficulty of one row, and what it adds to the tally of that class."""
+    rate, tokens = row.columns.get("pass_rate"), tokens_of(row)
+    kind = -1 if rate is None else math.ceil(10 * float(rate))
+    return kind, Lengths(1) if tokens is None else Lengths(1, 1, tokens, tokens**2)
+
+
+def tally(rows: Iterable[Row]) -> Tally:
+    """Adds up the lengths of some rows."""
+    found: dict[int, Lengths] = {}
+    for kind, more in map(lengths, rows):
+        found[kind] = found.get(kind, Lengths()) + more
+    return found
+
+
+def plan(pool: Tally, groups: Mapping[str, Tally], given: float = 0.0, dollars_per_million: float = 0.0) -> Plan | None:
     """Estimates costs.
 
     A row that has an answer counts with the tokens of that answer. The others count with the mean of the rows of the
@@ -64,7 +113,7 @@ def plan(
     So a few hundred answers to questions that were drawn at random make a plan for all of them.
 
     Args:
-      pool: all rows as read.
+      pool: of all rows as read.
       groups: name -> rows.
       given: mean tokens of an answer, for rows without one; 0: as measured.
       dollars_per_million: price of a million tokens that a teacher writes; 0: not known.
@@ -72,39 +121,20 @@ def plan(
     Returns:
       None if no row has an answer and no mean was given.
     """
-    lengths: dict[int, list[float]] = {}
-    for row in pool:
-        if (tokens := tokens_of(row)) is not None:
-            lengths.setdefault(_class(row), []).append(tokens)
-    everything = [tokens for some in lengths.values() for tokens in some]
-    if not everything and not given:
+    everything = sum(pool.values(), Lengths())
+    if not everything.known and not given:
         return None
     costs = {}
-    for name, rows in groups.items():
-        total, missing = 0.0, dict.fromkeys(map(_class, rows), 0)
-        for row in rows:
-            tokens = tokens_of(row)
-            if tokens is None:
-                missing[_class(row)] += 1
-            else:
-                total += tokens
-        variance = 0.0
-        for kind, count in missing.items():
-            own = lengths.get(kind, [])
-            sample = own if len(own) >= _FEW else everything
-            if given:
-                total += count * given
-            elif count:
-                total += count * statistics.fmean(sample)
-                variance += count**2 * _variance(sample) / len(sample) + count * _variance(sample)
-        costs[name] = Cost(len(rows), total, math.sqrt(variance), total * dollars_per_million / 1e6)
-    return Plan(len(everything), given, dollars_per_million, costs)
-
-
-def _variance(sample: Sequence[float]) -> float:
-    return statistics.variance(sample) if len(sample) > 1 else 0.0
-
-
-def _class(row: Row) -> int:
-    rate = row.columns.get("pass_rate")
-    return -1 if rate is None else math.ceil(10 * float(rate))
+    for name, group in groups.items():
+        total, variance = 0.0, 0.0
+        for kind, some in group.items():
+            missing = some.rows - some.known
+            total += some.total + missing * given
+            if missing and not given:
+                sample = pool[kind] if pool[kind].known >= _FEW else everything
+                total += missing * sample.mean
+                # That of the mean, and that of the answers themselves.
+                variance += missing**2 * sample.variance / sample.known + missing * sample.variance
+        rows = sum(some.rows for some in group.values())
+        costs[name] = Cost(rows, total, math.sqrt(variance), total * dollars_per_million / 1e6)
+    return Plan(everything.known, given, dollars_per_million, costs)

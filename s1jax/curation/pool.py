@@ -10,7 +10,6 @@ from s1jax.curation.row import Drop, Row
 from s1jax.curation.stages import Stages
 from s1jax.errors import UserError
 
-HIDDEN = ("_content", "_drop", "trace_characters")  # columns of the pool alone, which no output has
 _LONGEST = 200  # characters of a text column that is kept in memory for all rows
 
 
@@ -49,21 +48,18 @@ class Pool:
             facts = self._read(sources, traces)
         self.notes: list[str] = facts["notes"]
         self.rows = [_slim(row, wanted) for row in folder.read_rows(self.file, traces=False)]
-        ids, self.drops = reading.numbered([(row, row.columns["_content"]) for row in self.rows])
-        for i, row in enumerate(self.rows):
-            self.rows[i] = dataclasses.replace(row, id=ids[i])
-            bad = row.columns.get("_drop")
-            if bad and i not in self.drops:
-                self.drops[i] = Drop(**bad)
+        self.drops: dict[int, Drop] = {}
+        for i, (row, drop) in enumerate(reading.numbered(self.rows)):
+            self.rows[i] = row
+            if drop is not None:
+                self.drops[i] = drop
 
     def _read(self, sources: Sequence[str], traces: str) -> dict[str, list[str]]:
         notes: list[str] = []
 
         def found() -> Iterator[Row]:
             for row, drop in reading.rows(sources, traces, notes):
-                measured = {"trace_characters": len(row.trace)} if row.trace else {}
-                hidden = {"_content": reading.content(row), "_drop": dataclasses.asdict(drop) if drop else None}
-                yield dataclasses.replace(row, columns={**row.columns, **measured, **hidden})
+                yield reading.marked(row, drop)
 
         facts = {"key": self.key, "notes": notes}
         if not self._folder.write_rows(self.file, found(), facts):
@@ -73,8 +69,8 @@ class Pool:
     def drop_without_traces(self, preset: str) -> None:
         """Drops questions that nothing was written for."""
         for i, row in enumerate(self.rows):
-            if i not in self.drops and not row.columns.get("trace_characters"):
-                self.drops[i] = Drop(reading.RULE, "has no trace", f"--preset={preset} chooses rows to train on")
+            if i not in self.drops and (drop := reading.without_trace(row, preset)) is not None:
+                self.drops[i] = drop
 
     def whole(self, wanted: Collection[str]) -> Iterator[Row]:
         """Yields rows with traces and all columns, in the order of the file.
@@ -93,7 +89,7 @@ def _slim(row: Row, wanted: Collection[str]) -> Row:
         name: value
         for name, value in row.columns.items()
         if name in wanted
-        or name in HIDDEN
+        or name in reading.HIDDEN
         or isinstance(value, (bool, int, float))
         or (isinstance(value, str) and len(value) <= _LONGEST)
     }

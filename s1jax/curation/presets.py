@@ -60,4 +60,3 @@ def _s1_code(settings: Settings, check: Step) -> list[Step]:
 
 _MAKERS = {"ours": _ours, "questions": _questions, "s1_paper": _s1_paper, "s1_code": _s1_code}
 GATE = "last_gate"
-NEEDS_TRACE = ("ours", "s1_paper", "s1_code")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import hashlib
+import json
 import math
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +35,7 @@ _STUDENTS = ("isqwen7bcorrect", "isqwen32bcorrect")
 _JUDGED = ("correct", "is_correct")
 
 RULE = "shape"
+HIDDEN = ("_content", "_columns", "_drop", "trace_characters")  # columns of stages alone, which no output has
 
 
 def source(name: str) -> pathlib.Path | None:
@@ -146,43 +149,63 @@ def _is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def content(one: Row) -> str:
-    """Returns 32 hex digits of question, trace and answer: equal rows have the same."""
+def marked(one: Row, drop: Drop | None) -> Row:
+    """Adds the columns that stages need and no output has, see `HIDDEN`.
+
+    `_content` is equal of rows with the same question, trace and answer, `_columns` of those with the same columns;
+    `_drop` is why a row cannot be used; `trace_characters` is the length of the trace, if there is one.
+    """
     text = "\x1f".join((one.id, one.trace, one.answer))
+    columns = json.dumps(dict(one.columns), sort_keys=True, default=str)
+    more: dict[str, Any] = {"_content": _digest(text), "_columns": _digest(columns)}
+    if one.trace:
+        more["trace_characters"] = len(one.trace)
+    if drop is not None:
+        more["_drop"] = dataclasses.asdict(drop)
+    return dataclasses.replace(one, columns={**one.columns, **more})
+
+
+def _digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-def numbered(found: Sequence[tuple[Row, str]]) -> tuple[list[str], dict[int, Drop]]:
-    """Gives every row an id of its own.
+def numbered(found: Sequence[Row]) -> list[tuple[Row, Drop | None]]:
+    """Gives every row an id of its own, and says which rows repeat another one or cannot be used.
 
     Args:
-      found: rows whose id is that of their question, with their `content`.
+      found: rows of `marked`, whose id is that of their question. Rows of a question must be together in one call.
 
     Returns:
-      the ids, in the order of the rows: the question's, or `ID#K` where a question has several answers. K is that of
-      the row's own column `id` where such ids are there and differ, else the place of the content among those of the
-      question. And index -> why, of rows that repeat another one word for word.
+      the rows in their order. Their ids are the question's, or `ID#K` where a question has several answers. K is that
+      of the row's own column `id` where such ids are there and differ, else the place of the content among those of the
+      question.
     """
     by_question: dict[str, dict[str, list[int]]] = {}
-    for i, (one, digest) in enumerate(found):
-        by_question.setdefault(one.id, {}).setdefault(digest, []).append(i)
-    ids = [one.id for one, _ in found]
-    drops: dict[int, Drop] = {}
+    for i, one in enumerate(found):
+        by_question.setdefault(one.id, {}).setdefault(one.columns["_content"], []).append(i)
+    result: list[tuple[Row, Drop | None]] = [(one, None) for one in found]
     for question, answers in by_question.items():
-        own = {digest: min(_own_id(question, found[i][0]) for i in same) for digest, same in answers.items()}
-        given = [own[digest] for digest in answers]
+        own = {digest: min(_own_id(question, found[i]) for i in same) for digest, same in answers.items()}
+        given = list(own.values())
         keeps = all(given) and len(set(given)) == len(given)
         for k, digest in enumerate(sorted(answers)):
             same = answers[digest]
-            kept = min(same, key=lambda i: (repr(sorted(map(str, found[i][0].columns.items()))), found[i][0].name))
+            kept = found[min(same, key=lambda i: (found[i].columns["_columns"], found[i].name))]
+            row_id = own[digest] if keeps else f"{question}#{k}" if len(answers) > 1 else question
             for i in same:
-                if keeps:
-                    ids[i] = own[digest]
-                elif len(answers) > 1:
-                    ids[i] = f"{question}#{k}"
-                if i != kept:
-                    drops[i] = Drop("copies", "repeats another row", found[kept][0].name)
-    return ids, drops
+                bad = found[i].columns.get("_drop")
+                drop = Drop(**bad) if bad else None
+                if found[i] is not kept:
+                    drop = Drop("copies", "repeats another row", kept.name)
+                result[i] = dataclasses.replace(found[i], id=row_id), drop
+    return result
+
+
+def without_trace(one: Row, preset: str) -> Drop | None:
+    """Drops a question that nothing was written for, where rows to train on are chosen."""
+    if one.columns.get("trace_characters"):
+        return None
+    return Drop(RULE, "has no trace", f"--preset={preset} chooses rows to train on")
 
 
 def _own_id(question: str, one: Row) -> str:

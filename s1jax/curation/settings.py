@@ -35,6 +35,11 @@ class Settings:
     tokens_per_answer: float = 0.0
     dollars_per_million: float = 0.0
 
+    @property
+    def chooses_traces(self) -> bool:
+        """Whether rows to train on are chosen; otherwise questions for a teacher."""
+        return self.preset != "questions"
+
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
             raise UserError(f"--preset={self.preset} is not known; choose one of {', '.join(PRESETS)}.")

@@ -30,6 +30,7 @@ class Step:
       name: of the rule, the stage and the line of the report.
       row: the rule, if it is a function of one row.
       rows: the rule, if it is a function of the set of rows.
+      by: of a rule of the set that looks at the rows of one question, or of another key, alone: that key.
       needs: columns without which the rule cannot run.
       wants: columns that it reads where they are there.
       reads_trace: whether it reads trace or answer; rules of sets get rows without both otherwise.
@@ -39,6 +40,7 @@ class Step:
     name: str
     row: RowRule | None = None
     rows: SetRule | None = None
+    by: Callable[[Row], str] | None = None
     needs: tuple[str, ...] = ()
     wants: tuple[str, ...] = ()
     reads_trace: bool = False
