@@ -100,6 +100,10 @@ def main() -> int:
     from s1jax.plan import planner
 
     model = experiment.model or store.load_metadata(experiment.init_from).config
+    teacher = None
+    if experiment.distil.teacher and experiment.distil.weight:
+        name = _preset_of(experiment.distil.teacher)
+        teacher = presets.PRESETS[name] if name else store.load_metadata(experiment.distil.teacher).config
     results = []
     given = _ROWS_PER_STEP.value or (layout.rows if layout else 0)
     rows = given or planner.rows_of(experiment)
@@ -113,7 +117,7 @@ def main() -> int:
     for attempts in tries:
         for candidate in attempts:
             try:
-                results.append((planner.plan(candidate, model, target, given), candidate))
+                results.append((planner.plan(candidate, model, target, given, teacher), candidate))
             except UserError as error:
                 if not _SEARCH.value:
                     if not isinstance(error, planner.DoesNotFitError):
@@ -137,7 +141,7 @@ def main() -> int:
         print()
     best, chosen = fitting[0]
     steps = layout.steps if layout else planner.num_steps(chosen, _ROWS.value or chosen.data.num_rows or 1000)
-    record = _record(best, chosen, model, steps, layout)
+    record = _record(best, chosen, model, steps, layout, teacher)
     print("\n".join(_table(best, record)))
     if not best.fits:
         print("It does not fit. " + "; ".join(planner.remedies(chosen, best.mesh, best.rows)) + ".")
@@ -211,7 +215,12 @@ def _line(plan: Plan) -> str:
 
 
 def _record(
-    plan: Plan, experiment: Experiment, model: ModelConfig, steps: int, layout: layout_lib.Layout | None
+    plan: Plan,
+    experiment: Experiment,
+    model: ModelConfig,
+    steps: int,
+    layout: layout_lib.Layout | None,
+    teacher: ModelConfig | None,
 ) -> dict[str, Any]:
     """The plan as JSON, with what the whole recipe takes."""
     values = dataclasses.asdict(plan)
@@ -221,7 +230,8 @@ def _record(
         seconds = plan.mfu * seconds / _MFU.value
     recipe = {"steps": steps, "step_seconds": seconds, "minutes": steps * seconds / 60, "assumed_mfu": _MFU.value}
     if layout:
-        needed = perf.train_flops(model, layout.tokens, layout.pairs) / plan.devices  # type: ignore[arg-type]  # means
+        tokens: Any = layout.tokens  # a mean
+        needed = perf.train_flops(model, tokens, layout.pairs, teacher) / plan.devices
         recipe |= {"tokens": steps * layout.tokens, "sequences_per_step": layout.sequences}
         recipe["padding"] = 1 - layout.tokens / (plan.rows * plan.block_size)
         recipe["mfu_of_tokens"] = needed / targets.parse(plan.target).chip.flops / seconds

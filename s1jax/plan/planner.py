@@ -17,17 +17,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from s1jax import perf
 from s1jax.config.experiment import Experiment
 from s1jax.config.model import ModelConfig
 from s1jax.errors import UserError
+from s1jax.model import decoder
 from s1jax.parallel import mesh as mesh_lib
 from s1jax.parallel import ops as parallel_ops
 from s1jax.parallel import sharding
 from s1jax.plan import flops, hlo, targets
 from s1jax.training import optimizer as optimizer_lib
 from s1jax.training import step as step_lib
+from s1jax.training import teacher as teacher_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,14 +85,21 @@ class DoesNotFitError(UserError):
     """The compiler found no room for a step; the sentence says what to change."""
 
 
-def plan(experiment: Experiment, model: ModelConfig, target: targets.Target, rows: int = 0) -> Plan:
+def plan(
+    experiment: Experiment,
+    model: ModelConfig,
+    target: targets.Target,
+    rows: int = 0,
+    teacher: ModelConfig | None = None,
+) -> Plan:
     """Compiles the step of `experiment` on a `model` for `target`; padding counts as tokens.
 
     Args:
-      experiment: its `mesh`, `train`, `optimizer` and `data.block_size` are used.
+      experiment: its `mesh`, `train`, `optimizer` and `data.block_size` are used, with a teacher `distil`.
       model: its shape.
       target: of `targets.parse`.
       rows: of a batch; 0: `train.batch_size`, as many as padded batches have, or those that `train.batch_tokens` makes.
+      teacher: shape of the model that a distillation runs beside it; None: there is none.
 
     Raises:
       DoesNotFitError: if the compiler says so; only that of TPUs does.
@@ -112,13 +122,14 @@ def plan(experiment: Experiment, model: ModelConfig, target: targets.Target, row
     sharding.check_batch(rows, block, mesh, f"a step of train.{size}")
     tx = optimizer_lib.make(experiment.optimizer, model, 100)
     state = step_lib.abstract_state(model, tx, mesh, train.param_dtype)
-    step = step_lib.make_step(model, train, experiment.optimizer, 100, tx, mesh, state)
+    distilled, frozen = _teacher(experiment, model, teacher, mesh, target)
+    step = step_lib.make_step(model, train, experiment.optimizer, 100, tx, mesh, state, *distilled)
     kinds = dict.fromkeys(("tokens", "targets", "positions", "segment_ids"), jnp.int32) | {"weights": jnp.float32}
     shape, lies = (rows, block), sharding.token_sharding(mesh)
     batch = {name: jax.ShapeDtypeStruct(shape, kind, sharding=lies) for name, kind in kinds.items()}
     start = time.monotonic()
     with targets.answering_for(target):
-        traced = step.trace(state, batch)
+        traced = step.trace(state, batch, *frozen)
         lowered = traced.lower(lowering_platforms=(target.platform,))
     try:
         compiled = step_lib.compile_for(target.platform, lowered)
@@ -129,7 +140,7 @@ def plan(experiment: Experiment, model: ModelConfig, target: targets.Target, row
         raise DoesNotFitError(f"{target.name}: the step does not fit ({_first_line(error)}). {advice}.") from None
     seconds_compiling = time.monotonic() - start
     traffic = hlo.traffic(compiled.as_text() or "")
-    needed = perf.train_flops(model, math.prod(shape), rows * block * (block + 1) // 2)
+    needed = perf.train_flops(model, math.prod(shape), rows * block * (block + 1) // 2, teacher)
     # The partitioned program may repeat a product on several devices; kernels are only in the jaxpr.
     executed = max(flops.count(traced.jaxpr.jaxpr) / mesh.size, traffic.operations)
     seconds = {
@@ -143,7 +154,7 @@ def plan(experiment: Experiment, model: ModelConfig, target: targets.Target, row
         mesh=dict(mesh.shape),
         rows=rows,
         block_size=block,
-        memory=_memory(experiment, model, state, mesh, compiled.memory_analysis(), target, rows),
+        memory=_memory(experiment, model, state, frozen, mesh, compiled.memory_analysis(), target, rows),
         model_flops=needed / mesh.size,
         executed_flops=executed,
         collectives=traffic.collectives,
@@ -154,6 +165,26 @@ def plan(experiment: Experiment, model: ModelConfig, target: targets.Target, row
         compile_seconds=seconds_compiling,
         note=" ".join(notes),
     )
+
+
+def _teacher(
+    experiment: Experiment, model: ModelConfig, teacher: ModelConfig | None, mesh: Mesh, target: targets.Target
+) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """What `step_lib.make_step` and its step have to get for a teacher: loss and teacher, abstract weights."""
+    if teacher is None:
+        return (), ()
+    config = teacher_lib.shape(teacher, model.vocab_size)
+    chosen, _ = parallel_ops.choose_attention(experiment, config, mesh, target.platform)
+    shapes = decoder.abstract_params(config, jnp.dtype(experiment.train.compute_dtype))
+    frozen = jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        shapes,
+        sharding.param_shardings(config, mesh),
+    )
+    # Some tokens have no id in every published model; which ones does not change the program.
+    legal = np.arange(model.vocab_size) < model.vocab_size - 1
+    loss = teacher_lib.loss(experiment.distil, legal)
+    return (loss, step_lib.Teacher(config, chosen.train.attention)), (frozen,)
 
 
 def interconnect(traffic: hlo.Traffic, devices: np.ndarray, target: targets.Target) -> float:
@@ -217,9 +248,16 @@ def remedies(experiment: Experiment, mesh: dict[str, int], rows: int) -> list[st
 
 
 def _memory(
-    experiment: Experiment, model: ModelConfig, state: Any, mesh: Any, analysis: Any, target: targets.Target, rows: int
+    experiment: Experiment,
+    model: ModelConfig,
+    state: step_lib.TrainState,
+    frozen: Any,
+    mesh: Mesh,
+    analysis: Any,
+    target: targets.Target,
+    rows: int,
 ) -> dict[str, float]:
-    """Bytes per device: `parameters`, `moments`, `peak` are exact; others follow from shapes; `other` is the rest."""
+    """Bytes per device: `other` and what has no array of its own follow from shapes; `peak` is the compiler's."""
     train, tokens = experiment.train, rows * experiment.data.block_size
     width = jnp.dtype(train.compute_dtype).itemsize
     local = tokens / mesh_lib.parts(mesh, (*mesh_lib.ROWS, mesh_lib.TOKENS)) / train.accumulation
@@ -236,13 +274,15 @@ def _memory(
         layers = float(perf.held_bytes(stacks))
         gradients *= 1 - layers / params
     chunk = min(train.loss_chunk, local) * model.vocab_size / mesh_lib.parts(mesh, sharding.TABLE["vocab"])
+    of_teacher = {"teacher": float(perf.held_bytes(frozen))} if frozen else {}
     kinds = {
         "parameters": params,
         "moments": float(perf.held_bytes(state.opt_state)),
         "weights in compute type": copies,
         "gradients": gradients,
         "layer inputs": model.num_layers * local * model.d_model * width,
-        "logits of a chunk": chunk * 4,
+        "logits of a chunk": chunk * (8 if frozen else 4),
+        **of_teacher,
     }
     return kinds | {"other": max(0.0, peak - sum(kinds.values())), "peak": float(peak), "limit": target.chip.memory}
 
