@@ -189,3 +189,16 @@ def test_the_site_builds_strictly(tmp_path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "api" / "sampling" / "index.html").exists()
+
+
+def test_the_table_of_a_teachers_memory_is_its_record():
+    record = json.loads((RESULTS / "distil_memory.json").read_text())
+    page = (ROOT / "docs" / "logit_distillation.md").read_text()
+    rows = {
+        "cross-entropy, no teacher" if name == "cross_entropy" else f"`{name}`": n
+        for name, n in record["peak_bytes"].items()
+    }
+    for name, size in rows.items():
+        assert f"| {name} | {size / 1e9:.2f} GB |" in page, name
+    assert f"shard is {record['teacher_shard_bytes'] / 1e9:.2f} GB" in page
+    assert max(rows.values()) <= record["allowed_bytes"]

@@ -6,7 +6,8 @@ import jax
 import numpy as np
 import pytest
 
-from s1jax.config.experiment import DataConfig, Experiment, OptimizerConfig, TrainConfig
+from s1jax import perf
+from s1jax.config.experiment import DataConfig, DistilConfig, Experiment, OptimizerConfig, TrainConfig
 from s1jax.config.model import ModelConfig
 from s1jax.plan import hlo, planner, targets
 from s1jax.training import step as step_lib
@@ -140,3 +141,22 @@ def test_a_packed_batch_is_told_of():
         in planner.plan(packed, MODEL, targets.parse("cpu:1")).note
     )
     assert planner.plan(packed, MODEL, targets.parse("cpu:1"), rows=5).note == ""
+
+
+def test_a_teacher_is_counted():
+    """Its shard in the compute type; a forward pass of FLOPs, a third of a training step's; no second optimizer."""
+    teacher = dataclasses.replace(MODEL, vocab_size=72, d_model=32)  # 8 columns without an id are cut
+    plain = experiment(remat="none", compute_dtype="float32")
+    taught = dataclasses.replace(plain, distil=DistilConfig(teacher="named by its shape"))
+    target = targets.parse("cpu:1")
+    alone = planner.plan(plain, MODEL, target, rows=6)
+    both = planner.plan(taught, MODEL, target, rows=6, teacher=teacher)
+    cut = dataclasses.replace(teacher, vocab_size=64)
+    assert both.memory["teacher"] == 4 * cut.num_params and "teacher" not in alone.memory
+    assert both.memory["moments"] == alone.memory["moments"]
+    assert both.memory["logits of a chunk"] == 2 * alone.memory["logits of a chunk"]
+    forward = perf.train_flops(teacher, 6 * 32, 6 * 32 * 33 // 2) / 3
+    assert both.model_flops == pytest.approx(alone.model_flops + forward)
+    # Chunked attention computes the pairs after the query, too; the head is as wide as the student's.
+    more = 2 * 6 * 32 * (cut.num_params - 64 * 32) + 4 * 2 * 16 * 6 * 32 * 32
+    assert both.executed_flops - alone.executed_flops == pytest.approx(more, rel=0.02)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from s1jax.config.experiment import MeshConfig, OptimizerConfig, TrainConfig
+from s1jax.config.experiment import DistilConfig, MeshConfig, OptimizerConfig, TrainConfig
 from s1jax.config.model import ModelConfig
 from s1jax.data.batches import Batches
 from s1jax.data.packing import Example
@@ -17,6 +17,7 @@ from s1jax.model import decoder
 from s1jax.parallel import mesh as mesh_lib
 from s1jax.training import optimizer as optimizer_lib
 from s1jax.training import step as step_lib
+from s1jax.training import teacher as teacher_lib
 from s1jax.training.losses.cross_entropy import batch_loss
 
 MODEL = ModelConfig.dense(
@@ -279,3 +280,19 @@ def test_a_step_minimises_the_loss_that_it_is_given(mesh, params):
     np.testing.assert_allclose(parts["half"], value / 2, rtol=1e-6)
     for one, other in zip(jax.tree.leaves(grads), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(one, share * other, rtol=1e-4, atol=1e-7)
+
+
+def test_micro_batches_of_a_distillation_add_up(mesh, params):
+    """Loss, its parts and gradients with a teacher are those of the whole batch, and the teacher counts."""
+    config = dataclasses.replace(MODEL, d_model=32)
+    frozen = jax.jit(lambda: jax.tree.map(lambda p: 5 * p, decoder.init_params(config, jax.random.key(7))))()
+    loss = teacher_lib.loss(DistilConfig(loss="jsd", weight=0.5, temperature=2.0))
+    found = []
+    for count in (1, 4):
+        train = dataclasses.replace(TRAIN, accumulation=count)
+        compute = step_lib.make_gradients(MODEL, train, mesh, loss, step_lib.Teacher(config, "xla"))
+        found.append(jax.jit(compute)(params, make_batch(), frozen))
+    (values, grads), (in_parts, grads_in_parts) = found
+    assert_close(in_parts, values, rtol=1e-6)
+    assert_close(grads_in_parts, grads, rtol=1e-4, atol=1e-6)
+    assert values[1]["distillation"] > 0.1
