@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from s1jax.checkpoint.store import load_model as load_model
     from s1jax.config.sampling import SamplingParams as SamplingParams
+    from s1jax.curation.measure import measure as measure
     from s1jax.curation.pipeline import curate as curate
     from s1jax.distillation.distil import distil as distil
     from s1jax.distillation.settings import DistilSettings as DistilSettings
@@ -46,6 +47,7 @@ _HOME = {
     "distil": "s1jax.distillation.distil",
     "evaluate": "s1jax.evaluation.evaluate",
     "load_model": "s1jax.checkpoint.store",
+    "measure": "s1jax.curation.measure",
     "teacher_logits": "s1jax.training.teacher_targets",
     "train": "s1jax.training.run",
 }
@@ -63,6 +65,7 @@ __all__ = [
     "distil",
     "evaluate",
     "load_model",
+    "measure",
     "teacher_logits",
     "train",
 ]

@@ -28,16 +28,15 @@ find each other, and how they go on after one was lost (exit code 75), is as wit
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
-import os
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from s1jax.cli import engine_flags, handoff_flags, processes, progress, table, terminal
+from s1jax.cli.lazy_engine import LazyEngine
 from s1jax.config.sampling import SamplingParams
 from s1jax.errors import UserError
 from s1jax.evaluation import evaluate as evaluate_lib
@@ -51,10 +50,6 @@ from s1jax.tasks import benchmarks
 from s1jax.tasks.task import Task
 
 if TYPE_CHECKING:
-    from s1jax.checkpoint.store import Metadata
-    from s1jax.engine.description import Description
-    from s1jax.engine.engine import Engine
-    from s1jax.engine.request import EngineProgress, Output, Request
     from s1jax.io.journals import Share
 
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Checkpoint, training workdir or package:NAME.")
@@ -92,9 +87,6 @@ _SEED = flags.DEFINE_integer(
 _BATCH = flags.DEFINE_integer("batch_size", 64, "Samples that are drawn at one time.", 1)
 _DOLLARS = flags.DEFINE_float("dollars_per_hour", 0.0, "Price of the machine; 0: dollars are left out.", 0.0)
 
-# Up to this many tokens all runs share one compiled program: for short rows compiling takes longer than sampling.
-_SHARED_LENGTH = 1024
-
 
 def main() -> int:
     chosen = parse_strategies(_STRATEGIES.value, _BUDGETS.value, _WAITS.value, _WAIT.value)
@@ -129,7 +121,7 @@ def _evaluate(chosen: Sequence[Strategy], task: Task, params: SamplingParams, ha
 
     def assist(folder: pathlib.Path) -> None:
         evaluate_lib.assist(
-            LazyEngine(folder), task, chosen, _OUT.value or "", share, params=params, allow_untrained=_UNTRAINED.value,
+            _engine(folder), task, chosen, _OUT.value or "", share, params=params, allow_untrained=_UNTRAINED.value,
             handoff=handoff, asked=_asked(params),
         )  # fmt: skip
 
@@ -168,7 +160,7 @@ def evaluate(
                 bars[0].phase(f"run {now.run + 1} of {now.num_runs}: {now.name}")
 
         result = evaluate_lib.evaluate(
-            LazyEngine(folder), task, chosen, _OUT.value or "", params=params, dollars_per_hour=_DOLLARS.value,
+            _engine(folder), task, chosen, _OUT.value or "", params=params, dollars_per_hour=_DOLLARS.value,
             allow_untrained=_UNTRAINED.value, handoff=handoff, asked=_asked(params), on_note=note, on_progress=report,
             share=share,
         )  # fmt: skip
@@ -178,64 +170,8 @@ def evaluate(
     print(f"wrote {', '.join(result.files[:-1])} and {result.files[-1]} to {_OUT.value}")
 
 
-class LazyEngine:
-    """The engine that the flags ask for, as `s1jax.evaluation.runner.Engine`; it loads the weights when it samples.
-
-    Attributes:
-      model: the checkpoint without its weights.
-    """
-
-    def __init__(self, folder: pathlib.Path):
-        from s1jax.checkpoint import store
-
-        self.model: Metadata = store.load_metadata(folder)
-        self._folder, self._length = folder, 0
-
-    def describe(self) -> Description:
-        """See `Engine.describe`."""
-        # Imported here and not above: a mistyped flag is answered at once.
-        import jax
-
-        from s1jax.checkpoint import digests, store
-        from s1jax.engine.description import Description
-
-        return Description(
-            checkpoint=_CHECKPOINT.value or "",
-            weights=digests.fingerprint(self._folder),
-            step=store.step_of(self._folder),
-            dtype=engine_flags.dtype(),
-            cache_dtype=engine_flags.CACHE_DTYPE.value,
-            weight_dtype=engine_flags.WEIGHT_DTYPE.value,
-            batch_size=_BATCH.value,
-            devices=tuple(device.device_kind for device in jax.devices()),
-        )
-
-    def check(self, requests: Sequence[Request], params: SamplingParams, /) -> int:
-        """See `Engine.check`; the engine that will be loaded has room for these requests."""
-        from s1jax.engine import limits
-        from s1jax.engine.encoding import Encoder
-
-        longest = limits.longest(Encoder(self.model), requests, params, self.model.config.context_length)
-        length = -(-longest // 64) * 64
-        # 0: each run for itself.
-        self._length = length if length <= min(_SHARED_LENGTH, self.model.config.context_length) else 0
-        return longest
-
-    def stream(
-        self,
-        prompts: Iterable[Request],
-        params: SamplingParams | None = None,
-        /,
-        *,
-        system: str = "",
-        progress: EngineProgress | None = None,
-    ) -> Iterator[tuple[int, Output]]:
-        """See `Engine.stream`."""
-        return self._engine.stream(prompts, params, system=system, progress=progress)
-
-    @functools.cached_property
-    def _engine(self) -> Engine:
-        return engine_flags.engine(os.fspath(self._folder), _BATCH.value, self._length)
+def _engine(folder: pathlib.Path) -> LazyEngine:
+    return LazyEngine(folder, _CHECKPOINT.value or "", _BATCH.value)
 
 
 def _detail(now: Progress) -> str:

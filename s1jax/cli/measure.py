@@ -37,47 +37,74 @@ place without a domain.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from s1jax.cli import engine_flags, processes, progress, student, terminal
+from s1jax.cli import engine_flags, processes, progress, terminal
+from s1jax.cli.lazy_engine import LazyEngine
+from s1jax.config.sampling import SamplingParams
 from s1jax.errors import UserError
 from s1jax.io import files, paths
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from s1jax.curation.difficulty import Named
-    from s1jax.curation.pass_rate import Rate
+    from s1jax.curation.difficulty import PassRates
+    from s1jax.curation.domains import Clusters
+    from s1jax.curation.labels import Labels
+    from s1jax.curation.measurement import Measurement
+    from s1jax.io.journals import Share
 
-Result = TypeVar("Result")
 _ROWS = flags.DEFINE_list("rows", [], "Files or folders of rows (JSONL, JSON, CSV, parquet, Arrow).")
 _OUT = flags.DEFINE_string("out", "", "Folder for rows.jsonl and tries.jsonl.")
 _TASK = flags.DEFINE_string("task", "", "Task whose grading the rows get; empty: mathematics.")
+_STUDENT = flags.DEFINE_string("student", "", "Checkpoint, training workdir or package:NAME that is tried.")
+_TRIES = flags.DEFINE_integer("tries", 8, "Answers of the student to each question, at most.", 1)
+_STOP_ABOVE = flags.DEFINE_float(
+    "stop_above", None, "Stop trying a question once its pass rate is certain to be above this.", 0.0
+)
+_THINKING = flags.DEFINE_integer("max_thinking_tokens", None, "Thinking is cut here; by default that of the task.", 0)
+_ANSWER = flags.DEFINE_integer("max_answer_tokens", None, "Limit of an answer; by default that of the task.", 1)
+_TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "Above 0 where there is more than one try.", 0.0)
+_TOP_P = flags.DEFINE_float("top_p", 1.0, "Smallest set of tokens with at least this probability.")
+_TOP_K = flags.DEFINE_integer("top_k", 0, "The k most probable tokens; 0: all.", 0)
+_SYSTEM = flags.DEFINE_string("system", "", "System prompt; empty: that of the chat format.")
+_TRIES_OF = flags.DEFINE_string("tries_of", "", "Folder of s1jax distil with a student's answers to the questions.")
 _GRADE = flags.DEFINE_bool("grade", False, "Compare the answer of each row with its solution.")
 _CLUSTERS = flags.DEFINE_integer("clusters", 0, "Domains that the questions are divided into; 0: none.", 0)
 _ENCODER = flags.DEFINE_string("encoder", "", "Checkpoint whose hidden states are clustered, or the word words.")
-_TRIES_OF = flags.DEFINE_string("tries_of", "", "Folder of s1jax distil with a student's answers to the questions.")
 _LABELS = flags.DEFINE_string("labels", "", "Text file with one label a line, or subjects: the list that is shipped.")
 _LABELS_OF = flags.DEFINE_string("labels_of", "", "Folder of s1jax distil with labels by a teacher; empty: OUT/labels.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of tries, together with the question and the number of a try; of clusters.", 0)
+_BATCH = flags.DEFINE_integer("batch_size", 16, "Tries, or questions of the encoder, that are run at one time.", 1)
+
 _LABEL_TOKENS = 2048  # of an answer with a label: room for a short thought of models that always think
 _SUBJECTS = "subjects"  # --labels without a file
 _WORDS = "words"  # --encoder without a model
-flags.adopt_module_key_flags(student)
 
 
 def main() -> int:
+    _check()
+    if not _STUDENT.value:
+        processes.refuse("s1jax measure without --student")
+        return _measure()
+    return processes.run(_measure)
+
+
+def _check() -> None:
+    """Refuses flags that make no sense."""
     if not _ROWS.value:
         raise UserError("--rows is missing; give a file of rows, or several with commas between them.")
     if not _OUT.value:
         raise UserError("--out is missing; name the folder for rows.jsonl.")
-    if not (student.STUDENT.value or _TRIES_OF.value or _GRADE.value or _CLUSTERS.value or _LABELS.value):
+    if not (_STUDENT.value or _TRIES_OF.value or _GRADE.value or _CLUSTERS.value or _LABELS.value):
         raise UserError("nothing is to be measured; give --student=CKPT, --grade, --clusters=K or --labels=LIST.")
-    if student.STUDENT.value and _TRIES_OF.value:
+    if _STUDENT.value and _TRIES_OF.value:
         raise UserError("--student and --tries_of both give pass rates; give one of them.")
     if _CLUSTERS.value and _LABELS.value:
         raise UserError("--clusters and --labels both give domains; give one of them.")
@@ -85,131 +112,89 @@ def main() -> int:
         raise UserError("--labels_of goes with --labels=LIST; give the list that the teacher chose from as well.")
     if _ENCODER.value and not _CLUSTERS.value:
         raise UserError("--encoder goes with --clusters=K; give the number of domains as well.")
-    if _CLUSTERS.value and not (_ENCODER.value or student.STUDENT.value):
+    if _CLUSTERS.value and not (_ENCODER.value or _STUDENT.value):
         raise UserError("--clusters needs vectors of the questions; give --encoder=CKPT, or --encoder=words.")
-    for flag in (_OUT, student.STUDENT, _ENCODER, _TRIES_OF, _LABELS_OF):
+    if _STOP_ABOVE.value is not None and _STOP_ABOVE.value >= 1:
+        raise UserError(f"--stop_above is {_STOP_ABOVE.value:g}, which no rate exceeds; give less than 1.")
+    if _STUDENT.value and _TRIES.value > 1 and not _TEMPERATURE.value:
+        raise UserError(f"--temperature=0 gives {_TRIES.value} equal tries; raise it, or give --tries=1.")
+    for flag in (_OUT, _STUDENT, _ENCODER, _TRIES_OF, _LABELS_OF):
         paths.local(flag.value, f"--{flag.name}")
-    student.check()
-    engine_flags.parse_mesh(engine_flags.MESH.value)
-    if not student.STUDENT.value:
-        processes.refuse("s1jax measure without --student")
-        return _measure()
-    return processes.run(_measure)
-
-
-def _measure() -> int:
-    notes: list[str] = []
-    rows = _together(lambda: _read(notes))
-    out = _together(_out)
-    columns: list[dict[str, Any]] = [dict(row) for _, row in rows]
-    said = _add_rates(rows, columns, out, notes)
-    if said is None:  # process 0 goes on for all
-        return 0
-    said += _add_verdicts(rows, columns) + _add_domains(rows, columns, out)
-    with files.replace(out / "rows.jsonl") as file:
-        for row in columns:
-            file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
-    print("\n".join([*said, f"wrote {len(columns):,} rows to {out / 'rows.jsonl'}"]))
-    return 0
-
-
-def _together(action: Callable[[], Result]) -> Result:
-    """Runs `action` in all processes of the run, if there can be several, see `s1jax.parallel.processes`."""
-    if not student.STUDENT.value:
-        return action()
-    from s1jax.parallel.processes import together
-
-    return together(action)
-
-
-def _say(notes: Sequence[str]) -> None:
-    for note in notes:
-        terminal.note(note)
-
-
-def _out() -> pathlib.Path:
-    """Returns the folder of --out, which exists afterwards."""
     out = pathlib.Path(_OUT.value)
     if out.exists() and not out.is_dir():
         raise UserError(f"--out={out} is not a folder; give the path of one.")
-    out.mkdir(parents=True, exist_ok=True)
-    return out
+    engine_flags.parse_mesh(engine_flags.MESH.value)
 
 
-def _read(notes: list[str]) -> list[Named]:
-    """Returns the rows of --rows, which JSON can hold."""
-    from s1jax.io import readers
-
-    found: list[Named] = []
-    for path in _ROWS.value:
-        for name, row in readers.read(path, readers.TRAINING, notes):
-            try:
-                json.dumps(row, ensure_ascii=False).encode()
-            except (TypeError, UnicodeEncodeError) as error:
-                raise UserError(f"{name} has a value that JSON does not have ({error}); write it as a text.") from None
-            found.append((name, row))
-    if not found:
-        raise UserError(f"{','.join(_ROWS.value)} holds no rows; give at least one question.")
-    return found
-
-
-def _set(row: dict[str, Any], **measured: Any) -> None:
-    """Sets columns, or removes those of an earlier measurement where the new one has no value."""
-    for name, value in measured.items():
-        row.pop(name, None)
-        if value is not None:
-            row[name] = value
-
-
-def _add_rates(
-    rows: Sequence[Named], columns: Sequence[dict[str, Any]], out: pathlib.Path, notes: list[str]
-) -> list[str] | None:
-    """Adds pass rates, if they are asked for, and returns what to say of them; None in all processes but the first."""
-    from s1jax.curation import answered, difficulty
-
-    if not student.STUDENT.value:
-        _say(notes)
-        if not _TRIES_OF.value:
-            return []
-        graded = difficulty.graded(rows, _TASK.value)
-        found, more = answered.rates(graded, _lines(pathlib.Path(_TRIES_OF.value)), _TRIES_OF.value)
-        _say([*graded.notes(), *more])
-        return _set_rates(columns, found)
+def _measure() -> int:
     from s1jax.checkpoint import store
-    from s1jax.parallel import shares
 
-    graded = _together(lambda: difficulty.graded(rows, _TASK.value))
-    share = shares.share()
+    if _STUDENT.value:
+        from s1jax.parallel import shares
+
+        share = shares.share()
+        store.using(_STUDENT.value, lambda folder: _measure_with(folder, share))
+    else:
+        _measure_with(None, None)
+    return 0
+
+
+def _measure_with(student: pathlib.Path | None, share: Share | None) -> None:
+    """Measures with the student's checkpoint in `student`, if there is one; the first process writes and prints."""
+    from s1jax.curation import measure as measure_lib
+
+    with contextlib.ExitStack() as stack:
+        asked: list[Measurement] = []
+        if student is not None and share is not None:
+            asked.append(_pass_rates(student, share, stack))
+        if _TRIES_OF.value:
+            from s1jax.curation.answered import TriesOf
+
+            asked.append(TriesOf(_lines(pathlib.Path(_TRIES_OF.value)), _TRIES_OF.value, _TASK.value))
+        if _GRADE.value:
+            from s1jax.curation.verdicts import Correct
+
+            asked.append(Correct(_TASK.value))
+        if _CLUSTERS.value:
+            asked.append(_clusters())
+        if _LABELS.value:
+            asked.append(_labels())
+
+        def note(sentence: str) -> None:
+            stack.close()  # the bar would be drawn over it
+            if share is None or share.is_first:
+                terminal.note(sentence)
+
+        found = measure_lib.measure(_ROWS.value, _OUT.value, asked, on_note=note)
+    if found is not None:
+        where = pathlib.Path(_OUT.value) / measure_lib.ROWS
+        print("\n".join([*(columns.summary for columns in found), f"wrote {len(found[0].values):,} rows to {where}"]))
+
+
+def _pass_rates(folder: pathlib.Path, share: Share, stack: contextlib.ExitStack) -> PassRates:
+    """Returns the measurement of pass rates; a bar that it shows ends with `stack`."""
+    from s1jax.curation import graded
+    from s1jax.curation.difficulty import PassRates
+
     if share.is_first:
-        _say([*notes, *graded.notes()])
-    rates = store.using(
-        student.STUDENT.value,
-        lambda folder: student.rates(folder, graded, out, share),
-    )
-    return None if rates is None else _set_rates(columns, rates)
+        engine_flags.say_step(_STUDENT.value, folder)
+    bars: list[progress.Bar] = []
 
+    def report(done: int, total: int, speed: float) -> None:
+        if not bars:
+            bars.append(stack.enter_context(progress.Bar("trying", total, shown=share.is_first)))
+        bars[0].update(done, f"{speed:,.0f} tokens/s")
 
-def _set_rates(columns: Sequence[dict[str, Any]], rates: Sequence[Rate | None]) -> list[str]:
-    """Sets the columns of pass rates, and returns what to say of them."""
-    from s1jax.curation import difficulty
-
-    for row, rate in zip(columns, rates, strict=True):
-        _set(row, **(rate.columns if rate else {"pass_rate": None, "pass_tries": None}))
-    _say(difficulty.notes(rates))
-    return [difficulty.summary(rates)]
-
-
-def _add_verdicts(rows: Sequence[Named], columns: Sequence[dict[str, Any]]) -> list[str]:
-    """Adds whether the answers of rows are right, if that is asked for, and returns what to say of them."""
-    if not _GRADE.value:
-        return []
-    from s1jax.curation import verdicts
-
-    found, notes = verdicts.grade(rows, _TASK.value)
-    _say(notes)
-    for row, verdict in zip(columns, found, strict=True):
-        _set(row, correct=verdict)
-    return [f"{found.count(True):,} answers are right, {found.count(False):,} are wrong"]
+    limits = graded.limits(_TASK.value)
+    params = SamplingParams(
+        max_thinking_tokens=limits[0] if _THINKING.value is None else _THINKING.value,
+        max_answer_tokens=limits[1] if _ANSWER.value is None else _ANSWER.value,
+        temperature=_TEMPERATURE.value, top_p=_TOP_P.value, top_k=_TOP_K.value, seed=_SEED.value,
+    )  # fmt: skip
+    return PassRates(
+        LazyEngine(folder, _STUDENT.value, _BATCH.value), _TRIES.value, _STOP_ABOVE.value, _TASK.value, params,
+        _SYSTEM.value, share, report,
+    )  # fmt: skip
 
 
 def _lines(folder: pathlib.Path) -> Iterator[dict[str, Any]]:
@@ -222,74 +207,52 @@ def _lines(folder: pathlib.Path) -> Iterator[dict[str, Any]]:
     return index.texts(iter(index.entries))
 
 
-def _add_domains(rows: Sequence[Named], columns: Sequence[dict[str, Any]], out: pathlib.Path) -> list[str]:
-    """Adds domains, if they are asked for, and returns what to say of them."""
-    if not (_CLUSTERS.value or _LABELS.value):
-        return []
-    from s1jax.curation import domains
-
-    texts = domains.questions(rows)
-    found = _clusters(texts) if _CLUSTERS.value else _labels(texts, out)
-    for row, domain in zip(columns, found, strict=True):
-        _set(row, domain=domain)
-    return [domains.summary(found)]
-
-
-def _labels(texts: Sequence[str], out: pathlib.Path) -> list[str | None]:
-    """Returns the label that a teacher gave each question; says how to ask where it has not."""
-    from s1jax.curation import labels
-    from s1jax.data import identity
-    from s1jax.distillation.answers import ANSWERS
-
-    chosen = dict.fromkeys(labels.SUBJECTS, "") if _LABELS.value == _SUBJECTS else labels.read(_LABELS.value)
-    folder = pathlib.Path(_LABELS_OF.value) if _LABELS_OF.value else out / "labels"
-    if not (folder / ANSWERS).exists():
-        files.write_text(out / "template.txt", labels.template(chosen))
-        asked = [json.dumps({"question": text}, ensure_ascii=False) + "\n" for text in dict.fromkeys(texts)]
-        files.write_text(out / "questions.jsonl", "".join(asked))
-        raise UserError(
-            f"{folder} has no labels yet; ask a teacher with s1jax distil --questions={out / 'questions.jsonl'}"
-            f' --out={folder} --template="$(cat {out / "template.txt"})" --max_tokens={_LABEL_TOKENS}'
-            " --allow_no_thinking --endpoint=URL --model=NAME, then give this command again."
-        )
-    ids = [identity.question_id(text) for text in texts]
-    found, notes = labels.assign(ids, _lines(folder), chosen)
-    _say(notes)
-    return found
-
-
-def _clusters(texts: Sequence[str]) -> list[str]:
-    """Returns the number of each question's cluster."""
+def _clusters() -> Clusters:
+    """Returns the measurement of clusters."""
     from s1jax.checkpoint import store
-    from s1jax.curation import domains, word_vectors
+    from s1jax.curation.domains import Clusters
 
     if _ENCODER.value == _WORDS:
-        vectors = word_vectors.embed(texts)
-    else:
-        vectors = store.using(_ENCODER.value or student.STUDENT.value, lambda folder: _vectors(folder, texts))
-    return domains.cluster(texts, vectors, _CLUSTERS.value, student.SEED.value)
+        return Clusters(_CLUSTERS.value, seed=_SEED.value)
+    checkpoint = _ENCODER.value or _STUDENT.value
+    return Clusters(
+        _CLUSTERS.value, lambda texts: store.using(checkpoint, lambda folder: _vectors(folder, texts)), _SEED.value
+    )
 
 
 def _vectors(folder: pathlib.Path, texts: Sequence[str]) -> np.ndarray:
-    """Returns the vectors of questions by the checkpoint in `folder`; each different question is run once."""
-    import numpy as np
-
+    """Returns the vectors of questions by the checkpoint in `folder`."""
     from s1jax.checkpoint import store
     from s1jax.engine import embed
 
-    engine_flags.say_step(_ENCODER.value or student.STUDENT.value, folder)
+    engine_flags.say_step(_ENCODER.value or _STUDENT.value, folder)
     model = store.load_model(folder, dtype=engine_flags.dtype())
-    places = {text: place for place, text in enumerate(dict.fromkeys(texts))}
-    ids = [model.tokenizer.encode_text(text) for text in places]
+    ids = [model.tokenizer.encode_text(text) for text in texts]
     if longer := sum(len(row) > model.config.context_length for row in ids):
         terminal.note(f"{longer:,} questions exceed {model.config.context_length} tokens; their first ones are read.")
     with progress.Bar("reading questions", len(ids)) as bar:
-        found = embed.embed(
-            model.params,
-            model.config,
-            ids,
-            dtype=engine_flags.dtype(),
-            batch_size=student.BATCH.value,
-            progress=bar.update,
+        return embed.embed(
+            model.params, model.config, ids, dtype=engine_flags.dtype(), batch_size=_BATCH.value, progress=bar.update
         )
-    return found[np.array([places[text] for text in texts])]
+
+
+def _labels() -> Labels:
+    """Returns the measurement of labels; says how to ask a teacher that has not answered."""
+    from s1jax.curation import domains, labels, measure
+    from s1jax.distillation.answers import ANSWERS
+
+    chosen = dict.fromkeys(labels.SUBJECTS, "") if _LABELS.value == _SUBJECTS else labels.read(_LABELS.value)
+    out = pathlib.Path(_OUT.value)
+    folder = pathlib.Path(_LABELS_OF.value) if _LABELS_OF.value else out / "labels"
+    if (folder / ANSWERS).exists():
+        return labels.Labels(_lines(folder), list(chosen))
+    texts = dict.fromkeys(domains.questions(measure.read(_ROWS.value, terminal.note)))
+    out.mkdir(parents=True, exist_ok=True)
+    files.write_text(out / "template.txt", labels.template(chosen))
+    asked = [json.dumps({"question": text}, ensure_ascii=False) + "\n" for text in texts]
+    files.write_text(out / "questions.jsonl", "".join(asked))
+    raise UserError(
+        f"{folder} has no labels yet; ask a teacher with s1jax distil --questions={out / 'questions.jsonl'}"
+        f' --out={folder} --template="$(cat {out / "template.txt"})" --max_tokens={_LABEL_TOKENS}'
+        " --allow_no_thinking --endpoint=URL --model=NAME, then give this command again."
+    )

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterable, Mapping
+import dataclasses
+import pathlib
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from s1jax.curation.difficulty import Graded
+from s1jax.curation import difficulty
+from s1jax.curation.graded import Graded, graded
+from s1jax.curation.measurement import Columns, Named, Note
 from s1jax.curation.pass_rate import Problem, Rate
 from s1jax.data import identity
 from s1jax.errors import UserError
@@ -15,11 +19,34 @@ from s1jax.errors import UserError
 _WRONG = ("cut", "refused")
 
 
-def rates(graded: Graded, lines: Iterable[Mapping[str, Any]], where: str) -> tuple[list[Rate | None], list[str]]:
+@dataclasses.dataclass(frozen=True)
+class TriesOf:
+    """Measures `pass_rate` and `pass_tries` of a student at an endpoint.
+
+    Attributes:
+      lines: of the journal of its distil run, see `rates`.
+      where: what messages call the journal.
+      task: name of the task whose grading the rows get; empty: as mathematics.
+    """
+
+    lines: Iterable[Mapping[str, Any]]
+    where: str
+    task: str = ""
+
+    def __call__(self, rows: Sequence[Named], out: pathlib.Path, note: Note) -> Columns:
+        """See `s1jax.curation.measurement.Measurement`."""
+        problems = graded(rows, self.task)
+        found, notes = rates(problems, self.lines, self.where)
+        for sentence in (*problems.notes(), *notes, *difficulty.notes(found)):
+            note(sentence)
+        return difficulty.columns(found)
+
+
+def rates(pool: Graded, lines: Iterable[Mapping[str, Any]], where: str) -> tuple[list[Rate | None], list[str]]:
     """Returns the rate of each row, and sentences on rows without one.
 
     Args:
-      graded: rows as problems.
+      pool: rows as problems.
       lines: of the journal, the best one of each request: `id`, `answer` (its number), `state`, `content`, `endpoint`,
         `model`.
       where: what messages call the journal.
@@ -27,7 +54,7 @@ def rates(graded: Graded, lines: Iterable[Mapping[str, Any]], where: str) -> tup
     Raises:
       UserError: the answers are those of several students or settings, or no row has one.
     """
-    wanted = {_id(problem) for problem in graded.problems if problem is not None}
+    wanted = {_id(problem) for problem in pool.problems if problem is not None}
     found: dict[str, dict[int, Mapping[str, Any]]] = {}
     students: set[tuple[str, str]] = set()
     failed: collections.Counter[str] = collections.Counter()
@@ -45,11 +72,11 @@ def rates(graded: Graded, lines: Iterable[Mapping[str, Any]], where: str) -> tup
             )
         found[line["id"]][line["answer"]] = line
     if not found:
-        raise UserError(f"{where} answers none of the {len(graded.problems):,} rows; give the folder of their answers.")
+        raise UserError(f"{where} answers none of the {len(pool.problems):,} rows; give the folder of their answers.")
     known = [
-        None if problem is None else _rate(graded, problem, found.get(_id(problem), {})) for problem in graded.problems
+        None if problem is None else _rate(pool, problem, found.get(_id(problem), {})) for problem in pool.problems
     ]
-    missing = sum(rate is None and problem is not None for rate, problem in zip(known, graded.problems, strict=True))
+    missing = sum(rate is None and problem is not None for rate, problem in zip(known, pool.problems, strict=True))
     notes = []
     if missing:
         notes.append(f"{missing:,} of {len(known):,} rows have no answer in {where}, and get no pass rate.")
@@ -62,10 +89,10 @@ def _id(problem: Problem) -> str:
     return identity.question_id(problem.row["question"])
 
 
-def _rate(graded: Graded, problem: Problem, tries: Mapping[int, Mapping[str, Any]]) -> Rate | None:
+def _rate(pool: Graded, problem: Problem, tries: Mapping[int, Mapping[str, Any]]) -> Rate | None:
     if not tries:
         return None
     verdicts = [
-        False if line["state"] in _WRONG else graded.task.grade(line["content"], problem.row) for line in tries.values()
+        False if line["state"] in _WRONG else pool.task.grade(line["content"], problem.row) for line in tries.values()
     ]
     return Rate(verdicts.count(True), len(verdicts), verdicts.count(None))

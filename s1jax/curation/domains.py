@@ -2,15 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import dataclasses
+import pathlib
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from s1jax.curation import clusters, reading
+from s1jax.curation import clusters, reading, word_vectors
+from s1jax.curation.measurement import Columns, Named, Note
 from s1jax.data import identity
 
-Named = tuple[str, Mapping[str, Any]]  # what messages call a row (`file:line`), and its columns
+
+@dataclasses.dataclass(frozen=True)
+class Clusters:
+    """Measures `domain` as the cluster that a question is in.
+
+    Attributes:
+      count: clusters.
+      encode: texts -> vectors [texts, D]; by default the weights of their words, which needs no model. It gets each
+        different question once.
+      seed: of the starting points.
+    """
+
+    count: int
+    encode: Callable[[Sequence[str]], np.ndarray] = word_vectors.embed
+    seed: int = 0
+
+    def __call__(self, rows: Sequence[Named], out: pathlib.Path, note: Note) -> Columns:
+        """See `s1jax.curation.measurement.Measurement`."""
+        texts = questions(rows)
+        different = list(dict.fromkeys(texts))
+        places = {text: place for place, text in enumerate(different)}
+        vectors = self.encode(different)[[places[text] for text in texts]]
+        return columns(cluster(texts, vectors, self.count, self.seed))
+
+
+def columns(domains: Sequence[str | None]) -> Columns:
+    """Returns the column `domain` of rows."""
+    return Columns([{"domain": domain} for domain in domains], summary(domains))
 
 
 def questions(rows: Sequence[Named]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import dataclasses
 import os
 import pathlib
 import re
@@ -10,6 +11,9 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from s1jax.curation import domains as domains_lib
+from s1jax.curation.measurement import Columns, Named, Note
+from s1jax.data import identity
 from s1jax.errors import UserError
 
 # A list for questions of mathematics and science. MSC codes, as in the paper, are a file of the user's.
@@ -24,6 +28,27 @@ SUBJECTS = (
     "medicine", "other",
 )  # fmt: skip
 _SHOWN = 3  # unknown answers in a note
+
+
+@dataclasses.dataclass(frozen=True)
+class Labels:
+    """Measures `domain` as the label that a teacher's answer names.
+
+    Attributes:
+      lines: of the journal of a distil run with `template`, see `assign`.
+      labels: that the teacher chose from, in the order of the list.
+    """
+
+    lines: Iterable[Mapping[str, Any]]
+    labels: Sequence[str] = SUBJECTS
+
+    def __call__(self, rows: Sequence[Named], out: pathlib.Path, note: Note) -> Columns:
+        """See `s1jax.curation.measurement.Measurement`."""
+        ids = [identity.question_id(text) for text in domains_lib.questions(rows)]
+        found, notes = assign(ids, self.lines, self.labels)
+        for sentence in notes:
+            note(sentence)
+        return domains_lib.columns(found)
 
 
 def read(path: str | os.PathLike[str]) -> dict[str, str]:

@@ -2,15 +2,38 @@
 
 from __future__ import annotations
 
+import dataclasses
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from s1jax.curation.measurement import Columns, Named, Note
 from s1jax.data import shapes
 from s1jax.errors import UserError
 from s1jax.tasks import benchmarks
 
-Named = tuple[str, Mapping[str, Any]]  # what messages call a row (`file:line`), and its columns
 _JUDGED = ("correct", "is_correct")  # columns of an earlier verdict, which shapes would refuse a row for
+
+
+@dataclasses.dataclass(frozen=True)
+class Correct:
+    """Measures `correct`: whether the teacher's answer in a row is right.
+
+    Attributes:
+      task: name of the task whose grading the rows get; empty: as mathematics.
+      traces: see `grade`.
+    """
+
+    task: str = ""
+    traces: str = "deepseek"
+
+    def __call__(self, rows: Sequence[Named], out: pathlib.Path, note: Note) -> Columns:
+        """See `s1jax.curation.measurement.Measurement`."""
+        found, notes = grade(rows, self.task, self.traces)
+        for sentence in notes:
+            note(sentence)
+        summary = f"{found.count(True):,} answers are right, {found.count(False):,} are wrong"
+        return Columns([{"correct": verdict} for verdict in found], summary)
 
 
 def grade(rows: Sequence[Named], kind: str, traces: str = "deepseek") -> tuple[list[bool | None], list[str]]:

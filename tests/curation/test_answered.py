@@ -2,7 +2,8 @@
 
 import pytest
 
-from s1jax.curation import answered, difficulty
+from s1jax.curation import answered
+from s1jax.curation import graded as graded_lib
 from s1jax.data import identity
 from s1jax.errors import UserError
 
@@ -23,7 +24,7 @@ LINES = [
 
 
 def test_cut_and_refused_answers_are_tries_and_failed_requests_are_none():
-    found, notes = answered.rates(difficulty.graded([*ROWS, BARE], ""), LINES, "runs/tries")
+    found, notes = answered.rates(graded_lib.graded([*ROWS, BARE], ""), LINES, "runs/tries")
     assert [rate and rate.columns for rate in found] == [
         {"pass_rate": 0.25, "pass_tries": 4},
         {"pass_rate": 1.0, "pass_tries": 1},
@@ -34,7 +35,7 @@ def test_cut_and_refused_answers_are_tries_and_failed_requests_are_none():
         "1 of 4 rows have no answer in runs/tries, and get no pass rate.",
         "1 requests of runs/tries have failed; they do not count as tries.",
     ]
-    assert answered.rates(difficulty.graded(ROWS[::-1], ""), LINES[::-1], "x")[0] == found[2::-1]
+    assert answered.rates(graded_lib.graded(ROWS[::-1], ""), LINES[::-1], "x")[0] == found[2::-1]
 
 
 @pytest.mark.parametrize(
@@ -48,4 +49,4 @@ def test_cut_and_refused_answers_are_tries_and_failed_requests_are_none():
 )
 def test_other_folders_are_refused(lines, words):
     with pytest.raises(UserError, match=words):
-        answered.rates(difficulty.graded(ROWS, ""), lines, "runs/tries")
+        answered.rates(graded_lib.graded(ROWS, ""), lines, "runs/tries")

@@ -12,6 +12,7 @@ from s1jax.checkpoint import store
 from s1jax.config.model import ModelConfig
 from s1jax.config.sampling import SamplingParams
 from s1jax.curation import difficulty, pass_rate
+from s1jax.curation import graded as graded_lib
 from s1jax.data import identity
 from s1jax.engine.engine import Engine
 from s1jax.errors import UserError
@@ -78,7 +79,7 @@ class Answer:
 
 def measure(student, rows, plan, kept=(), params=PARAMS, kind="countdown"):
     """Returns the rate of each row, and the tries that were made for it."""
-    graded = difficulty.graded(rows, kind)
+    graded = graded_lib.graded(rows, kind)
     tries, new = pass_rate.Tries(graded.task, kept), []
     pass_rate.sample(student, [p for p in graded.problems if p], tries, plan, params, new.append)
     return [None if p is None else tries.rate(p, plan) for p in graded.problems], new
@@ -182,7 +183,7 @@ def test_rows_that_cannot_be_graded_are_counted_and_keep_their_place():
     rows = [*numbers("a"), ("bad:2", {"question": "b", "solution": "first\nthen"}), ("bad:3", {"question": "c"})]
     rates, _ = measure(Student({"a": {0}}), rows, pass_rate.Plan(1), params=SamplingParams(), kind="")
     assert rates[0].right == 1 and rates[1:] == [None, None]
-    (note,) = difficulty.graded(rows, "").notes()
+    (note,) = graded_lib.graded(rows, "").notes()
     assert note.startswith("2 of 3 rows cannot be graded") and "bad:2: `solution` has several lines" in note
 
 
@@ -202,7 +203,7 @@ def test_rows_that_cannot_be_graded_are_counted_and_keep_their_place():
 )
 def test_a_pool_without_anything_to_grade_is_refused(rows, kind, words):
     with pytest.raises(UserError, match=words):
-        difficulty.graded(rows, kind)
+        graded_lib.graded(rows, kind)
 
 
 def test_a_student_that_solves_everything_is_named():
@@ -227,6 +228,6 @@ def test_the_choices_of_a_question_have_one_order_in_any_order_of_rows():
         )
         for i in range(8)
     ]
-    one = {p.name: p.row["reference"] for p in difficulty.graded(rows, "gpqa").problems}
-    other = {p.name: p.row["reference"] for p in difficulty.graded(rows[::-1], "gpqa").problems}
+    one = {p.name: p.row["reference"] for p in graded_lib.graded(rows, "gpqa").problems}
+    other = {p.name: p.row["reference"] for p in graded_lib.graded(rows[::-1], "gpqa").problems}
     assert one == other and len(set(one.values())) > 1
