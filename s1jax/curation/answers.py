@@ -14,7 +14,7 @@ def shortest() -> Step:
     """Returns `best` as a step. It reads `correct` and `trace_tokens` where they are there, else the text's length."""
     return Step(
         NAME, rows=best, by=question_of, wants=("correct", "trace_tokens", "trace_characters"),
-        settings={"keep": "shortest"}
+        of_a_teacher=True, settings={"keep": "shortest"}
     )  # fmt: skip
 
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from s1jax.curation import beam_elements as elements
-from s1jax.curation import checks, report, selection
+from s1jax.curation import report, selection
 from s1jax.curation.choice import Chooser
 from s1jax.curation.settings import Settings
 from s1jax.curation.steps import Step
@@ -107,7 +107,6 @@ class Graph:
         rows = self._split(
             self._by_key("identity", pool, elements.question, elements.identified, *self._identity()), "identity"
         )
-        rows = self._split(self._map("columns", rows, elements.complete, checks.needs(self.steps)), "columns")
         asked = None
         for step in self.steps:
             if asked is None and (step.of_a_teacher or isinstance(step.rows, Chooser)):

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from s1jax.curation import checks, choice, clean, output, plan, reading, report
+from s1jax.curation import choice, clean, output, plan, reading, report
 from s1jax.curation.choice import Chooser
 from s1jax.curation.row import Drop, Row
 from s1jax.curation.selection import Candidate
@@ -54,11 +54,6 @@ def identified(group: tuple[str, Iterable[Row]], preset: str, traces: bool) -> I
     """Gives the rows of one question ids of their own, see `reading.numbered`."""
     for row, drop in reading.numbered(list(group[1])):
         yield row, drop or (reading.without_trace(row, preset) if traces else None)
-
-
-def complete(row: Row, needed: Sequence[str]) -> Judged:
-    """Looks for missing columns, see `checks.incomplete`."""
-    return row, checks.incomplete(row, needed)
 
 
 def judged(row: Row, rule: Callable[[Row], Drop | None]) -> Judged:

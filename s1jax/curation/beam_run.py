@@ -132,10 +132,9 @@ def _ordered(shards: pathlib.Path) -> list[bytes]:
 def _counted(shards: pathlib.Path, steps: Sequence[Step], settings: Settings) -> tuple[Counted, set[str]]:
     """Returns what the pipeline counted, and the columns that rows have."""
     facts = [(tuple(json.loads(name)), value) for name, value in map(json.loads, _lines(shards, "facts"))]
-    names = ["identity", *(["columns"] if checks.needs(steps) else []), *(step.name for step in steps)]
-    numbers = [0, *([1] if checks.needs(steps) else []), *range(2, len(steps) + 2)]
+    names = ["identity", *(step.name for step in steps)]
     given, done = next((value for name, value in facts if name == ("rows",)), 0), []
-    for name, number in zip(names, numbers, strict=True):
+    for number, name in enumerate(names):
         reasons = {key[2]: value for key, value in facts if key[:2] == ("drop", number)}
         ordered = dict(sorted(reasons.items(), key=lambda pair: (-pair[1], pair[0])))
         done.append(Stage(name, shards, given, ordered))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 
 from s1jax.curation import reading
-from s1jax.curation.row import Drop, Row
 from s1jax.curation.settings import Settings
 from s1jax.curation.steps import MEASURED_BY, Step
 from s1jax.errors import UserError
@@ -42,17 +41,6 @@ def columns(
         for name in step.wants:
             if name not in have and name not in reading.HIDDEN:
                 note(f"the pool has no column {name}, which the rule {step.name} would read; it goes without.")
-
-
-def needs(steps: Sequence[Step]) -> tuple[str, ...]:
-    """Returns the columns that a row must have."""
-    return tuple(dict.fromkeys(name for step in steps for name in step.needs))
-
-
-def incomplete(row: Row, needed: Sequence[str]) -> Drop | None:
-    """Drops a row that lacks a column which other rows have and a rule needs."""
-    lacks = next((name for name in needed if row.columns.get(name) is None), None)
-    return None if lacks is None else Drop("columns", f"has no {lacks}", f"other rows have {lacks}")
 
 
 def size(chosen: int, settings: Settings, note: Callable[[str], None]) -> None:

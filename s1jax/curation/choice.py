@@ -50,8 +50,10 @@ class Chooser:
     def draw(self, candidates: Iterable[Candidate], counts: Mapping[tuple[str, str], int]) -> Selection:
         """Returns what is drawn out of candidates; `counts` is for `mix`."""
         found = list(candidates)
-        mixed = {"mix_after": round(UNIFORM_SHARE * self.size), "mix": mix(counts)} if self.mixed else {}
-        return selection.select(found, self.size or len(found), self.seed, by_rank=self.paper, **mixed)  # type: ignore[arg-type]
+        return selection.select(
+            found, self.size or len(found), self.seed, by_rank=self.paper,
+            mix_after=round(UNIFORM_SHARE * self.size) if self.mixed else None, mix=mix(counts) if self.mixed else None,
+        )  # fmt: skip
 
     def drop(self, row: Row) -> Drop:
         """Says of a row that it was not drawn."""
@@ -69,6 +71,7 @@ def s1(settings: Settings, *, mixed: bool) -> Step:
     chooser = Chooser(settings.size, settings.seed, paper=True, mixed=mixed)
     return Step(
         NAME, rows=chooser, needs=("domain", "trace_tokens", "correct", "source_type"),
+        of_a_teacher=True,
         settings={"size": settings.size, "seed": settings.seed, "draws": "s1_code" if mixed else "s1_paper"},
     )  # fmt: skip
 

@@ -123,7 +123,6 @@ class _Run:
         have = {name for row in self.pool.rows for name in row.columns}
         checks.columns(have, self.sources, self.settings, self.steps, self.note)
         key, rows = self._usable()
-        rows = self._complete(rows)
         for number, step in enumerate(self.steps, start=2):
             self._progress(step.name, number - 1, len(self.steps) + 1)
             if (not self.asked and step.of_a_teacher) or step.name == CHOICE:
@@ -151,20 +150,6 @@ class _Run:
         self._record("identity", file, len(self.pool.rows), drops)
         return key, kept
 
-    def _complete(self, rows: list[Row]) -> list[Row]:
-        """Drops rows that lack a column which other rows have and a rule needs."""
-        kept, drops = [], []
-        needs = checks.needs(self.steps)
-        for row in rows:
-            drop = checks.incomplete(row, needs)
-            if drop is None:
-                kept.append(row)
-            else:
-                drops.append((row, drop))
-        if needs:
-            self._record("columns", self.stages.file(1, "identity"), len(rows), drops)
-        return kept
-
     def _apply(self, step: Step, file: pathlib.Path, key: str, rows: list[Row]) -> list[Row]:
         """Runs one rule, or reads what it did; returns the rows that are left, in its order."""
         by_id = {row.id: row for row in rows}
@@ -175,11 +160,11 @@ class _Run:
         else:
             facts, kept = {"key": key}, None
             if step.row is not None:
-                source: Iterable[Row] = self.pool.whole(by_id) if step.reads_trace else rows
+                source: Iterable[Row] = self.pool.whole(by_id) if step.whole else rows
                 found = {row.id: drop for row in source if (drop := step.row(row)) is not None}
             else:
                 assert step.rows is not None
-                left, dropped = step.rows(list(self.pool.whole(by_id)) if step.reads_trace else rows)
+                left, dropped = step.rows(list(self.pool.whole(by_id)) if step.whole else rows)
                 found, kept = dict(dropped), [by_id[row.id] for row in left]
                 if [row.id for row in kept] != [row.id for row in rows if row.id not in found]:
                     facts["order"] = [row.id for row in kept]

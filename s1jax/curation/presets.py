@@ -12,8 +12,13 @@ from collections.abc import Sequence
 
 from s1jax.curation import answers, choice, clean, solved
 from s1jax.curation.decontamination import Evaluated
+from s1jax.curation.features import Features
+from s1jax.curation.given_answer import GivenAnswer
+from s1jax.curation.quality import Quality
+from s1jax.curation.repetition import Repetition
 from s1jax.curation.settings import Settings
 from s1jax.curation.steps import Step
+from s1jax.curation.strings import Strings
 from s1jax.errors import UserError
 
 
@@ -36,27 +41,58 @@ def steps(settings: Settings, questions: Sequence[Evaluated]) -> list[Step]:
     for name in settings.skip:
         if name not in names:
             raise UserError(f"--skip={name} is not a rule of {settings.preset}, which has {', '.join(names)}.")
-    found = [step for step in found if step.name not in settings.skip]
+    found = [step for step in found if step.name not in settings.skip and (questions or step is not check)]
+    needs = tuple(dict.fromkeys(column for step in found for column in step.needs))
+    if needs:
+        found.insert(0, Step(FEATURES, row=Features(needs), settings={"columns": list(needs)}))
     if not questions or check.name in settings.skip:
-        return [step for step in found if step is not check]
-    return [*found, dataclasses.replace(check, name=GATE, reads_trace=True)]
+        return found
+    return [*found, dataclasses.replace(check, name=GATE, whole=True)]
 
 
 def _ours(settings: Settings, check: Step) -> list[Step]:
-    return [solved.always(), check, answers.shortest(), choice.ours(settings)]
+    return [*_of_questions(check), *_of_traces(), answers.shortest(), choice.ours(settings)]
 
 
 def _questions(settings: Settings, check: Step) -> list[Step]:
-    return [solved.always(), answers.first(), check, choice.ours(settings)]
+    return [*_of_questions(check), answers.first(), choice.ours(settings)]
+
+
+def _of_questions(check: Step) -> list[Step]:
+    """Our rules that need no teacher."""
+    return [_rule(Strings(), wants=("source_type",)), solved.always(), _rule(GivenAnswer(), whole=True), check]
+
+
+def _of_traces() -> list[Step]:
+    """Our rules that read what a teacher wrote."""
+    quality = _rule(Quality(), wants=("finish_reason",), whole=True, of_a_teacher=True)
+    return [quality, _rule(Repetition(), whole=True, of_a_teacher=True)]
 
 
 def _s1_paper(settings: Settings, check: Step) -> list[Step]:
-    return [solved.ever(), answers.first(), check, choice.s1(settings, mixed=False)]
+    return [*_of_s1(Strings(), check), choice.s1(settings, mixed=False)]
 
 
 def _s1_code(settings: Settings, check: Step) -> list[Step]:
-    return [solved.ever(), answers.first(), check, choice.s1(settings, mixed=True)]
+    return [*_of_s1(Strings(as_released=True), check), choice.s1(settings, mixed=True)]
+
+
+def _of_s1(strings: Strings, check: Step) -> list[Step]:
+    return [_rule(strings, wants=("source_type",)), solved.ever(), answers.first(), check]
+
+
+def _rule(
+    rule: Strings | GivenAnswer | Quality | Repetition,
+    *,
+    wants: tuple[str, ...] = (),
+    whole: bool = False,
+    of_a_teacher: bool = False,
+) -> Step:
+    """Returns a rule of one row as a step; its settings are the rule's fields."""
+    return Step(
+        rule.name, row=rule, wants=wants, whole=whole, of_a_teacher=of_a_teacher, settings=dataclasses.asdict(rule)
+    )
 
 
 _MAKERS = {"ours": _ours, "questions": _questions, "s1_paper": _s1_paper, "s1_code": _s1_code}
-GATE = "last_gate"
+FEATURES, GATE = "features", "last_gate"

@@ -11,7 +11,6 @@ from s1jax.curation.row import Drop, Row
 RowRule = Callable[[Row], Drop | None]
 SetRule = Callable[[Sequence[Row]], tuple[Sequence[Row], Mapping[str, Drop]]]
 
-_OF_A_TEACHER = ("correct", "trace_tokens", "trace_characters", "finish_reason", "completion_tokens")
 # The command that measures a column, for the sentence about a pool that lacks it.
 MEASURED_BY = {
     "pass_rate": "s1jax measure --student=CKPT measures it",
@@ -33,7 +32,8 @@ class Step:
       by: of a rule of the set that looks at the rows of one question, or of another key, alone: that key.
       needs: columns without which the rule cannot run.
       wants: columns that it reads where they are there.
-      reads_trace: whether it reads trace or answer; rules of sets get rows without both otherwise.
+      whole: whether it reads trace, answer or long columns, which are not kept in memory.
+      of_a_teacher: whether it depends on what a teacher wrote.
       settings: all that its result depends on beside the rows; JSON values.
     """
 
@@ -43,13 +43,9 @@ class Step:
     by: Callable[[Row], str] | None = None
     needs: tuple[str, ...] = ()
     wants: tuple[str, ...] = ()
-    reads_trace: bool = False
+    whole: bool = False
+    of_a_teacher: bool = False
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-    @property
-    def of_a_teacher(self) -> bool:
-        """Whether it reads what a teacher wrote, or a column about that."""
-        return self.reads_trace or any(name in _OF_A_TEACHER for name in (*self.needs, *self.wants))
 
     def __post_init__(self) -> None:
         if (self.row is None) == (self.rows is None):
