@@ -4,7 +4,7 @@
         [--keep=top_k|counts] [--size=N] [--seed=N] [--dtype=bfloat16] [--batch_rows=N]
     python -m launch.train --config=configs/NAME.py --workdir=DIR --config.distil.targets=FOLDER
 
-The rows are those of the config, its validation rows included, encoded as for training. FOLDER gets, for every
+The rows are the training rows of the config, encoded as for training. FOLDER gets, for every
 supervised token, the teacher's --size most probable ids with the mass of the rest, or the counts of --size draws from
 it. Targets are found by the token ids of a row: another order, seed or packing of the rows uses the same FOLDER, and
 rows with other ids are refused. The same command goes on after a killed one, and adds rows that are new.

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal
 
+from s1jax.config import distil as distil_lib
+from s1jax.config.distil import DistilConfig as DistilConfig
+from s1jax.config.distil import RolloutConfig as RolloutConfig
 from s1jax.config.model import FLAT_DEFAULTS, ModelConfig
 from s1jax.config.schema import at_least, from_zero, require, to_dict
 
@@ -170,40 +173,6 @@ class TrainConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class DistilConfig:
-    """Logit distillation: the student learns a teacher's distribution over the next token, not only the rows' tokens.
-
-    Attributes:
-      teacher: checkpoint of a model with the same tokenizer, or `package:NAME`. It runs in every step beside the
-        student, sharded over the same mesh, in train.compute_dtype. Empty: no distillation.
-      loss: `forward_kl`, `reverse_kl`, `jsd` (between the two, see `beta`), `skewed_kl` or `skewed_reverse_kl` (see
-        `alpha`); formulas and sources are in `s1jax.training.losses.distillation`.
-      beta: of `jsd`: the teacher's share of the mixture, from 0 (forward KL) to 1 (reverse KL).
-      alpha: of `skewed_kl`: the teacher's share of the mixture; of `skewed_reverse_kl`: the student's.
-      weight: share of the distillation loss; cross-entropy has the rest. 0: plain training, without the teacher.
-      temperature: divides the logits of both; the distillation loss is multiplied by its square.
-    """
-
-    teacher: str = ""
-    loss: Literal["forward_kl", "reverse_kl", "jsd", "skewed_kl", "skewed_reverse_kl"] = "forward_kl"
-    beta: float = 0.5
-    alpha: float = 0.1
-    weight: float = 0.5
-    temperature: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name in ("beta", "weight"):
-            value = getattr(self, name)
-            require(0 <= value <= 1, f"distil.{name} is {value}; give a share from 0 to 1.")
-        require(
-            0 < self.alpha < 1,
-            f"distil.alpha is {self.alpha}; give a share between 0 and 1, such as 0.1 (without the skew distil.loss is"
-            " forward_kl or reverse_kl).",
-        )
-        require(0 < self.temperature < math.inf, f"distil.temperature is {self.temperature}; give a positive number.")
-
-
-@dataclasses.dataclass(frozen=True)
 class MeshConfig:
     """Number of devices along each mesh axis (`s1jax.parallel`); one may be -1: all remaining devices."""
 
@@ -292,7 +261,7 @@ class Experiment:
     seed: int = 0
     data: DataConfig = DataConfig()
     train: TrainConfig = TrainConfig()
-    distil: DistilConfig = DistilConfig()
+    distil: DistilConfig = distil_lib.DEFAULT
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -344,7 +313,7 @@ def unused(experiment: Experiment) -> list[str]:
     if not data.validation:
         say(train, "validate_every", "train.", "config.data.validation names no rows")
         say(experiment.checkpoint, "best", "checkpoint.", "config.data.validation names no rows")
-    _say_unused_of_distil(experiment.distil, say)
+    distil_lib.say_unused(experiment.distil, say)
     if data.source in ("countdown", "countdown_corpus", "s1k"):
         say(data, "traces", "data.", f"the rows of {data.source} have one trace each")
         say(data, "loss_on", "data.", f"the rows of {data.source} have one turn each")
@@ -354,22 +323,6 @@ def unused(experiment: Experiment) -> list[str]:
         if data.weighting != "token":
             found.append(f"config.data.weighting={data.weighting} is not used: {_CORPUS}.")
     return found
-
-
-def _say_unused_of_distil(distil: DistilConfig, say: Callable[[Any, str, str, str], None]) -> None:
-    """Calls `say` for the settings of a distillation that have no effect."""
-    if not distil.teacher:
-        for name in ("loss", "beta", "alpha", "weight", "temperature"):
-            say(distil, name, "distil.", "config.distil.teacher is empty")
-        return
-    if not distil.weight:
-        for name in ("teacher", "loss", "beta", "alpha", "temperature"):
-            say(distil, name, "distil.", "config.distil.weight=0 is plain training")
-        return
-    if distil.loss != "jsd":
-        say(distil, "beta", "distil.", f"config.distil.loss={distil.loss} has none")
-    if not distil.loss.startswith("skewed"):
-        say(distil, "alpha", "distil.", f"config.distil.loss={distil.loss} has none")
 
 
 def defaults(model: str | Mapping[str, Any] = "") -> dict[str, Any]:

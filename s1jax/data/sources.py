@@ -12,7 +12,9 @@ from s1jax.data import batches as batches_lib
 from s1jax.data import conditional, mix, packing, s1k, turns, validation
 from s1jax.data.packing import Batch
 from s1jax.data.s1k import Row
+from s1jax.data.teacher_logits import Folder
 from s1jax.errors import UserError, install
+from s1jax.io import paths
 from s1jax.tasks.countdown import corpus, problems
 from s1jax.text import written
 from s1jax.text.chat import ChatFormat
@@ -97,6 +99,8 @@ def make(
     notes: list[str] = []
     made: batches_lib.Batches | CorpusBatches
     if data.source == CORPUS:
+        if experiment.distil.targets and experiment.distil.weight:
+            raise UserError(f"data.source {CORPUS} has no end, so distil.targets cannot have its rows; leave it out.")
         made = _corpus(experiment, tokenizer, multiple, share, shares)
         held = s1k.flat(validation.split([], data, notes)[1])
     else:
@@ -105,7 +109,8 @@ def make(
         rows, held = _with_instructions(data, tokenizer, fmt, rows, held)
         examples = _examples(data, tokenizer, fmt, rows, "trained on", notes)
         notes += _end_inside(tokenizer, fmt, rows)
-        made = _batches(experiment, examples, multiple, share, shares, _taken(data, examples, notes))
+        teacher = _targets(experiment, tokenizer, fmt, examples, notes)
+        made = _batches(experiment, examples, multiple, share, shares, _taken(data, examples, notes), teacher)
         notes += _empty_rows(made, multiple)
         if importlib.util.find_spec("grain") is None:
             notes.append(
@@ -203,6 +208,7 @@ def _batches(
     share: int,
     shares: int,
     taken: Sequence[int] = (),
+    teacher: Folder | None = None,
 ) -> batches_lib.Batches:
     data, train = experiment.data, experiment.train
     return batches_lib.Batches(
@@ -219,7 +225,24 @@ def _batches(
         share=share,
         shares=shares,
         taken=taken,
+        teacher=teacher,
     )
+
+
+def _targets(
+    experiment: Experiment, tokenizer: Tokenizer, fmt: ChatFormat, examples: list[packing.Example], notes: list[str]
+) -> Folder | None:
+    """The targets of all examples, if the run distils from stored ones."""
+    distil = experiment.distil
+    if not distil.targets or not distil.weight:
+        return None
+    folder = Folder(paths.local(distil.targets, "config.distil.targets"))
+    folder.check(examples, tokenizer, fmt)
+    kept = f"the {folder.settings.size} most probable ids"
+    if folder.settings.kind == "counts":
+        kept = f"{folder.settings.size} draws (at most {folder.width} ids)"
+    notes.append(f"targets of {folder.settings.source}: {kept} of each supervised token.")
+    return folder
 
 
 def _taken(data: DataConfig, examples: list[packing.Example], notes: list[str]) -> list[int]:

@@ -15,6 +15,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from s1jax.checkpoint import store
+from s1jax.data.packing import Batch
 from s1jax.errors import UserError
 from s1jax.model.decoder import Params
 from s1jax.parallel import processes, sharding
@@ -77,11 +78,15 @@ def run(
 
 @dataclasses.dataclass(frozen=True)
 class _Pending:
-    """A step that the devices may still be at work on: its index from 0, its metrics and the places of its batch."""
+    """A step that the devices may still be at work on: its index from 0, its metrics and the places of its batch.
+
+    `extra`: metrics that are known already.
+    """
 
     step: int
     metrics: dict[str, jax.Array]
     places: int
+    extra: dict[str, float]
 
 
 class _Best(NamedTuple):
@@ -140,21 +145,21 @@ class _Loop:
         experiment, config, mesh = prepared.experiment, prepared.metadata.config, prepared.mesh
         self._tx = optimizer_lib.make(experiment.optimizer, config, self._num_steps)
         self._abstract = step_lib.abstract_state(config, self._tx, mesh, experiment.train.param_dtype)
-        self._step = step_lib.make_step(
-            config,
-            experiment.train,
-            experiment.optimizer,
-            self._num_steps,
-            self._tx,
-            mesh,
-            self._abstract,
-            *(() if prepared.teacher is None else (prepared.teacher.loss, prepared.teacher.spec)),
-        )
+        teacher = prepared.teacher
+        # By whether the student sampled the rows of the step.
+        losses = {False: prepared.loss} if teacher is None else {False: teacher.loss, True: teacher.on_policy_loss}
+        self._programs = {
+            sampled: step_lib.make_step(
+                config, experiment.train, experiment.optimizer, self._num_steps, self._tx, mesh, self._abstract, loss,
+                None if teacher is None else teacher.spec,
+            )
+            for sampled, loss in losses.items()
+        }  # fmt: skip
         self._validation: Validation | None = None
         if prepared.validation is not None:
             self._validation = Validation(config, experiment.train, mesh, prepared.validation, self._abstract.params)
         self._best: _Best | None = None
-        self._compiled: jax.stages.Compiled | None = None
+        self._compiled: dict[bool, jax.stages.Compiled] = {}
         self._pending: _Pending | None = None
         self._state: step_lib.TrainState
         self._frozen: tuple[Params, ...] = ()  # the teacher's weights, if there is one
@@ -223,8 +228,9 @@ class _Loop:
             self._callbacks.on_phase("reading the first batch and compiling the step")
         for index, batch in zip(range(start, self._num_steps), self._batches.iterate(start), strict=False):
             step = index + 1
+            batch, extra = self._completed(index, batch)
             arrays = sharding.put_batch(batch, self._prepared.mesh)
-            compiled = self._compile(arrays)
+            compiled = self._compile(arrays, bool(extra))
             if self._trace.begins_at(step):
                 self._log_step()
                 self._trace.start()
@@ -232,20 +238,29 @@ class _Loop:
             with jax.profiler.StepTraceAnnotation("train", step_num=step):
                 self._state, metrics = compiled(self._state, arrays, *self._frozen)
             self._log_step()  # waits for the step before this one, so the devices always have one step queued
-            self._pending = _Pending(index, metrics, arrays["tokens"].size)
+            self._pending = _Pending(index, metrics, arrays["tokens"].size, extra)
             stopped = self._callbacks.should_stop(step) and step < self._num_steps
             self._between(step, stopped)
             if stopped:
                 return True
         return False
 
-    def _compile(self, arrays: dict[str, jax.Array]) -> jax.stages.Compiled:
-        if self._compiled is None:
-            lowered = self._step.lower(self._state, arrays, *self._frozen)
-            self._compiled = step_lib.compile_for(jax.default_backend(), lowered)
+    def _completed(self, index: int, batch: Batch) -> tuple[Batch, dict[str, float]]:
+        """The batch of a step, with its metrics where the student samples its rows."""
+        sampler = self._prepared.on_policy
+        if sampler is None or not sampler.is_due(index):
+            return batch, {}
+        self._log_step()  # so that the time of sampling is that of this step
+        return sampler.complete(index, self._state.params, batch)
+
+    def _compile(self, arrays: dict[str, jax.Array], sampled: bool) -> jax.stages.Compiled:
+        if sampled not in self._compiled:
+            self._log_step()  # whose time does not include compilation
+            lowered = self._programs[sampled].lower(self._state, arrays, *self._frozen)
+            self._compiled[sampled] = step_lib.compile_for(jax.default_backend(), lowered)
             self._callbacks.on_phase("training")
             self._log.start_clock()
-        return self._compiled
+        return self._compiled[sampled]
 
     def _between(self, step: int, stopped: bool) -> None:
         """Does what is due between two steps: ends a trace, measures the validation loss, saves a checkpoint."""
@@ -281,7 +296,7 @@ class _Loop:
         pending, self._pending = self._pending, None
         if pending is None:
             return
-        values = {name: array.item() for name, array in jax.device_get(pending.metrics).items()}
+        values = {name: array.item() for name, array in jax.device_get(pending.metrics).items()} | pending.extra
         if not values["finite"]:
             self._raise_not_finite(pending.step, values)
         measure = (lambda: self._validate(pending.step + 1)) if validate else None

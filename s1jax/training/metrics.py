@@ -28,6 +28,7 @@ _NUMBERS = (
     "loss", "tokens", "supervised_tokens", "padding", "seconds", "wall_seconds", "dollars", "dollars_to_go",
 )  # fmt: skip
 PARTS = ("cross_entropy", "distillation")  # of the loss, where it has any
+SAMPLED = ("sampled_ended", "sampled_tokens")  # of on-policy steps
 _MAYBE = ("mfu", "peak_memory_bytes")
 
 
@@ -85,6 +86,8 @@ class RunLog:
     A line has the metrics of `step.make_step`, tokens per second and MFU, and:
 
       cross_entropy, distillation: the two parts of the loss; only with a teacher, whose FLOPs are in the MFU.
+      sampled_ended, sampled_tokens: see `s1jax.training.on_policy.OnPolicy.complete`; only of steps whose rows the
+        student sampled. The sampling is in the time of the step, and not in its FLOPs.
       padding: share of the batch's places that hold no token.
       peak_memory_bytes: of the fullest of this process's devices; None if the backend does not report it.
       seconds: of this step alone; validation, checkpoints and compilation count for no step.
@@ -217,7 +220,7 @@ class RunLog:
         record: Record = {
             "step": step,
             "loss": values["loss"],
-            **{name: values[name] for name in PARTS if name in values},
+            **{name: values[name] for name in (*PARTS, *SAMPLED) if name in values},
             "learning_rate": values["learning_rate"],
             "grad_norm": values["grad_norm"],
             "supervised_tokens": values["supervised"],

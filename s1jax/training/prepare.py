@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -28,9 +29,13 @@ from s1jax.parallel.processes import together
 from s1jax.text import chat as chat_lib
 from s1jax.text.chat import ChatFormat
 from s1jax.text.tokenizer import Tokenizer
+from s1jax.training import on_policy as on_policy_lib
 from s1jax.training import step as step_lib
 from s1jax.training import teacher as teacher_lib
 from s1jax.training import trackers
+from s1jax.training.losses import sparse_distillation
+from s1jax.training.losses.cross_entropy import batch_loss
+from s1jax.training.on_policy import OnPolicy
 
 
 class Source(Protocol):
@@ -65,7 +70,9 @@ class Prepared:
         call it.
       validation: the batches of one pass over the validation rows; None: the run is not validated. Their loss is plain
         cross-entropy, with a teacher, too.
-      teacher: of a logit distillation; None: the loss is cross-entropy.
+      teacher: of a logit distillation, if it runs beside the student; it has a loss of its own.
+      loss: of a step without a teacher: cross-entropy, or that of stored targets.
+      on_policy: samples the rows of some steps, which the teacher scores; None: all steps have the rows of the data.
       notes: sentences for the user on the settings and the rows.
     """
 
@@ -76,6 +83,8 @@ class Prepared:
     make_params: Callable[[], decoder.Params]
     validation: Source | None = None
     teacher: teacher_lib.Online | None = None
+    loss: step_lib.Loss = batch_loss
+    on_policy: OnPolicy | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -113,6 +122,10 @@ def _prepare(experiment: Experiment, start: pathlib.Path | None, of_teacher: pat
     if of_teacher is not None:
         teacher = teacher_lib.make(experiment, of_teacher, metadata.config, metadata.tokenizer, mesh)
         notes += teacher.notes
+    loss: step_lib.Loss = batch_loss
+    if experiment.distil.targets and experiment.distil.weight:
+        legal = metadata.tokenizer.legal_ids(metadata.config.vocab_size)
+        loss = functools.partial(sparse_distillation.batch_loss, experiment.distil.weight, legal)
     experiment, fallback = parallel_ops.choose_attention(experiment, metadata.config, mesh, jax.default_backend())
     if fallback:
         notes.append(fallback)
@@ -124,7 +137,10 @@ def _prepare(experiment: Experiment, start: pathlib.Path | None, of_teacher: pat
         init = jax.jit(decoder.init_params, static_argnums=(0, 2), out_shardings=shardings)
         return init(metadata.config, jax.random.key(experiment.seed), experiment.train.param_dtype)
 
-    return Prepared(experiment, mesh, metadata, data.batches, make_params, data.validation, teacher, tuple(notes))
+    return Prepared(
+        experiment, mesh, metadata, data.batches, make_params, data.validation, teacher, loss,
+        on_policy_lib.make(experiment, metadata, data.batches, mesh), tuple(notes),
+    )  # fmt: skip
 
 
 def _hold(checkpoint: str, held: contextlib.ExitStack) -> pathlib.Path | None:

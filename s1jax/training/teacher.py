@@ -31,6 +31,7 @@ class Online:
     Attributes:
       spec: what the step has to know of it.
       loss: of the student's output against the teacher's.
+      on_policy_loss: the same for what the student sampled.
       digest: stands for the checkpoint's content; it belongs to the run's identity.
       make_params: loads the weights onto the mesh, in the compute type.
       notes: sentences for the user.
@@ -38,6 +39,7 @@ class Online:
 
     spec: step_lib.Teacher
     loss: step_lib.Loss
+    on_policy_loss: step_lib.Loss
     digest: str
     make_params: Callable[[], Params]
     notes: tuple[str, ...] = ()
@@ -84,6 +86,7 @@ def make(
     return Online(
         step_lib.Teacher(config, chosen.train.attention),
         loss(experiment.distil, legal),
+        loss(dataclasses.replace(experiment.distil, loss=experiment.distil.on_policy_loss, weight=1.0), legal),
         digests.fingerprint(folder),
         make_params,
         tuple(notes),

@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 
 from s1jax.checkpoint import store
 from s1jax.config import presets
-from s1jax.config.experiment import Experiment
+from s1jax.config.experiment import DistilConfig, Experiment
 from s1jax.data import packing, sources, teacher_format
 from s1jax.data.packing import Example
 from s1jax.data.teacher_format import Settings
@@ -31,6 +31,7 @@ from s1jax.parallel import sharding
 from s1jax.parallel.processes import together
 from s1jax.training import prepare, teacher_outputs
 from s1jax.training import step as step_lib
+from s1jax.training import teacher as teacher_lib
 from s1jax.training.callbacks import Callbacks
 
 _MULTIPLE = 64  # of ids, to which the longest row is rounded up
@@ -70,7 +71,7 @@ def teacher_logits(
     rows: int = 8,
     callbacks: Callbacks | None = None,
 ) -> Made:
-    """Scores the training and validation rows of an experiment with a teacher; prints nothing.
+    """Scores the training rows of an experiment with a teacher; prints nothing.
 
         made = s1jax.teacher_logits(experiment, "runs/teacher", "targets")
         s1jax.train({**experiment, "distil": {"targets": "targets"}}, "runs/student")
@@ -135,8 +136,13 @@ class _Scorer:
         kind, size = asked.kind, asked.size
         self._mesh = mesh_lib.make_mesh(experiment.mesh)
         student, about = prepare.make_metadata(experiment), store.load_metadata(start)
-        check_tokenizers(student, about)
         self._config = about.config
+        try:
+            teacher_lib.common_ids(
+                student.tokenizer, about.tokenizer, student.config.vocab_size, about.config.vocab_size
+            )
+        except UserError as error:
+            raise UserError(f"--teacher={asked.teacher}: {error}") from error
         sharding.param_shardings(self._config, self._mesh)
         self._legal = student.tokenizer.legal_ids(self._config.vocab_size)
         if kind == "top_k" and size > np.count_nonzero(self._legal):
@@ -164,12 +170,13 @@ class _Scorer:
     def _read(self, experiment: Experiment, student: store.Metadata) -> list[Example]:
         """The rows of the experiment, each once, the longest first."""
         shards = mesh_lib.row_shards(self._mesh)
-        data = sources.make(experiment, student.tokenizer, student.chat, shards)
+        plain = dataclasses.replace(experiment, distil=DistilConfig())  # the targets that are made here may be its own
+        data = sources.make(plain, student.tokenizer, student.chat, shards)
         for note in data.notes:
             self._callbacks.on_note(note)
         if isinstance(data.batches, sources.CorpusBatches):
             raise UserError(f"data.source {sources.CORPUS} has no end, so its targets cannot be kept; give rows.")
-        examples = [*data.batches.examples, *(data.validation.examples if data.validation else [])]
+        examples = data.batches.examples
         limit = self._config.context_length
         long = [example.name for example in examples if example.length > limit]
         if long:
@@ -282,21 +289,3 @@ def uniforms(example: Example, seed: int, count: int) -> np.ndarray:
     # Raw Philox draws: NumPy keeps the stream of a bit generator over its versions.
     raw = np.random.Philox(key=np.frombuffer(digest[:16], np.uint64)).random_raw(example.num_targets * count)
     return ((raw >> np.uint64(40)).astype(np.float32) * np.float32(2**-24)).reshape(-1, count)
-
-
-def check_tokenizers(student: store.Metadata, teacher: store.Metadata) -> None:
-    """Checks that the ids of a student are those of its teacher; the rows of their embeddings may differ in number.
-
-    Raises:
-      UserError: they are not; names an id.
-    """
-    mine, theirs = (about.tokenizer for about in (student, teacher))
-    if teacher_format.vocabulary(mine) == teacher_format.vocabulary(theirs):
-        return
-    for index in range(max(mine.num_ids, theirs.num_ids)):
-        own, other = mine.tokens([index]), theirs.tokens([index])
-        if own != other:
-            raise UserError(
-                f"the teacher has another tokenizer: id {index} is {(other or ['nothing'])[0]!r} there and"
-                f" {(own or ['nothing'])[0]!r} in the student's; distillation by logits needs one vocabulary."
-            )

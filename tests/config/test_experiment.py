@@ -98,6 +98,8 @@ def test_every_setting_has_been_looked_at():
         "train.batch_tokens": "train.batch_size", "train.epochs": "train.steps", "train.steps": "train.epochs",
         "train.attention": "data.batching", "train.mlp_parts": "mesh.tensor",
         "optimizer.moment_dtype": "optimizer.b2", "distil.teacher": "distil.weight", "distil.loss": "distil.teacher",
+        "distil.targets": "distil.teacher", "distil.on_policy": "distil.teacher", "distil.rollout": "distil.on_policy",
+        "distil.on_policy_loss": "distil.on_policy",
         "distil.beta": "distil.loss", "distil.alpha": "distil.loss", "distil.weight": "distil.teacher",
         "distil.temperature": "distil.teacher", "data.loss_on": "data.source",
     }  # fmt: skip

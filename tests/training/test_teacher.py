@@ -207,7 +207,7 @@ def test_a_teacher_with_too_short_a_context(tmp_path):
 def test_settings_without_effect_are_named():
     plain = Experiment(model=ModelConfig.dense(**SHAPE), distil=DistilConfig(temperature=2.0))
     assert experiment_lib.unused(plain) == [
-        "config.distil.temperature=2.0 is not used: config.distil.teacher is empty."
+        "config.distil.temperature=2.0 is not used: config.distil.teacher and config.distil.targets are empty."
     ]
     forward = dataclasses.replace(plain, distil=DistilConfig(teacher="x", beta=0.1, alpha=0.2))
     said = experiment_lib.unused(forward)

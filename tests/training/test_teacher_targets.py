@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 import s1jax
 from s1jax.checkpoint import store
-from s1jax.config.experiment import DataConfig, Experiment, MeshConfig, TrainConfig
+from s1jax.config.experiment import DataConfig, DistilConfig, Experiment, MeshConfig, OptimizerConfig, TrainConfig
 from s1jax.config.model import ModelConfig
 from s1jax.data import sources, teacher_format
 from s1jax.data.teacher_logits import Folder
@@ -21,7 +22,7 @@ from s1jax.training import teacher_targets
 from s1jax.training.callbacks import Callbacks
 from tests import byte_tokenizer
 
-V, K = 258, 8
+V, K, BLOCK = 258, 8, 200
 SHAPE = dict(d_model=16, mlp_dim=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, tied_embeddings=True)
 STUDENT = ModelConfig.dense(vocab_size=V, context_length=256, **SHAPE)
 TEACHER = ModelConfig.dense(vocab_size=V + 6, context_length=256, **SHAPE)
@@ -50,8 +51,9 @@ def experiment(folder):
         model=STUDENT,
         tokenizer=str(folder),
         chat="s1_plain",
-        data=DataConfig(source=str(folder / "rows.jsonl"), block_size=200, validation="2"),
-        train=TrainConfig(batch_size=2, epochs=1, loss_chunk=64),
+        data=DataConfig(source=str(folder / "rows.jsonl"), block_size=BLOCK),
+        train=TrainConfig(batch_size=2, steps=6, loss_chunk=64, compute_dtype="float32", remat="none"),
+        optimizer=OptimizerConfig(learning_rate=1e-2),
         mesh=MeshConfig(),
     )
 
@@ -60,17 +62,20 @@ def experiment(folder):
 def examples(experiment):
     tokenizer = Tokenizer.load(experiment.tokenizer)
     data = sources.make(experiment, tokenizer, chat.FORMATS["s1_plain"], 1)
-    return [*data.batches.examples, *data.validation.examples]
+    return data.batches.examples
 
 
-def log_probabilities(folder, example):
-    """float64 [P, V] of the teacher at the supervised targets of a row, over the ids of the tokenizer."""
-    model = store.load_model(folder / "ckpt")
-    ids = example.ids[None, :-1]
-    hidden = decoder.forward(model.params, TEACHER, ids, np.arange(ids.shape[1])[None], np.ones_like(ids))
-    logits = np.asarray(decoder.logits(model.params, TEACHER, hidden), np.float64)[0, :, :V]
+def log_probabilities(folder, examples):
+    """float64 [P, V] of the teacher at the supervised targets of each row, over the ids of the tokenizer."""
+    params = store.load_model(folder / "ckpt").params
+    tokens = np.stack([np.pad(example.ids[:-1], (0, BLOCK - example.length)) for example in examples])
+    places = np.broadcast_to(np.arange(BLOCK), tokens.shape)
+    there = (places < np.array([[example.length] for example in examples])).astype(np.int32)
+    hidden = jax.jit(decoder.forward, static_argnums=1)(params, TEACHER, tokens, places, there)
+    logits = np.asarray(decoder.logits(params, TEACHER, hidden), np.float64)[..., :V]
     logits -= logits.max(-1, keepdims=True)
-    return (logits - np.log(np.exp(logits).sum(-1, keepdims=True)))[example.supervised[1:]]
+    logits -= np.log(np.exp(logits).sum(-1, keepdims=True))
+    return [row[np.flatnonzero(example.supervised[1:])] for row, example in zip(logits, examples, strict=True)]
 
 
 def test_top_k_is_that_of_the_whole_logits(folder, experiment, examples, tmp_path):
@@ -83,8 +88,8 @@ def test_top_k_is_that_of_the_whole_logits(folder, experiment, examples, tmp_pat
     size = sum(file.stat().st_size for file in (tmp_path / "t").glob("*.safetensors"))
     assert made.bytes_per_position == pytest.approx(size / positions)
     targets = Folder(tmp_path / "t")
-    for example in examples:
-        expected, found = log_probabilities(folder, example), targets.read(example)
+    for example, expected in zip(examples, log_probabilities(folder, examples), strict=True):
+        found = targets.read(example)
         own = np.take_along_axis(expected, found.ids, -1)
         np.testing.assert_allclose(own, -np.sort(-expected, -1)[:, :K], atol=1e-4)  # the k greatest, up to rounding
         np.testing.assert_allclose(found.probabilities, np.exp(own), rtol=1e-2, atol=1e-6)
@@ -92,7 +97,7 @@ def test_top_k_is_that_of_the_whole_logits(folder, experiment, examples, tmp_pat
 
 
 def test_a_second_call_scores_what_is_new(folder, experiment, tmp_path):
-    fewer = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, num_rows=4, validation=""))
+    fewer = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, num_rows=4))
     first = s1jax.teacher_logits(fewer, folder / "ckpt", tmp_path / "t", size=K)
     second = s1jax.teacher_logits(experiment, folder / "ckpt", tmp_path / "t", size=K)
     third = s1jax.teacher_logits(experiment, folder / "ckpt", tmp_path / "t", size=K)
@@ -103,7 +108,7 @@ def test_a_second_call_scores_what_is_new(folder, experiment, tmp_path):
 
 def test_draws_are_a_function_of_seed_row_and_position(folder, experiment, examples, tmp_path):
     """Other batches, and other rows beside a row, give the same draws."""
-    fewer = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, num_rows=4, validation=""))
+    fewer = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, num_rows=4))
     for name, settings, seed, rows in (("a", experiment, 3, 1), ("b", fewer, 3, 3), ("c", fewer, 4, 3)):
         s1jax.teacher_logits(
             settings, folder / "ckpt", tmp_path / name, kind="counts", size=20, seed=seed, rows=rows
@@ -116,6 +121,63 @@ def test_draws_are_a_function_of_seed_row_and_position(folder, experiment, examp
         found = one.read(example)
         np.testing.assert_allclose(found.probabilities.sum(-1), 1, rtol=1e-6)
         assert (found.ids < V).all()
+
+
+def distilled(experiment, workdir, stop=0, **changes):
+    """Trains six steps, or up to `stop`; returns the summary, the losses of all steps and the last weights."""
+    settings = dataclasses.replace(experiment, distil=DistilConfig(**changes))
+    callbacks = Callbacks(should_stop=lambda step: step == stop)
+    summary = s1jax.train(settings, workdir, callbacks)
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return summary, [line["loss"] for line in lines], jax.device_get(store.load_model(workdir).params)
+
+
+@pytest.fixture(scope="module")
+def all_ids(folder, experiment, tmp_path_factory):
+    """The targets with k = V."""
+    out = tmp_path_factory.mktemp("all") / "t"
+    s1jax.teacher_logits(experiment, folder / "ckpt", out, size=V)
+    return str(out)
+
+
+@pytest.fixture(scope="module")
+def run(experiment, all_ids, tmp_path_factory):
+    """Six steps on them: losses and weights."""
+    return distilled(experiment, tmp_path_factory.mktemp("run") / "w", targets=all_ids)[1:]
+
+
+def test_all_ids_train_as_the_teacher_beside_the_student(folder, experiment, run, tmp_path):
+    """With k = V the loss is the forward KL; the stored log-probabilities have two bytes each."""
+    _, online, _ = distilled(experiment, tmp_path / "w", teacher=str(folder / "ckpt"))
+    np.testing.assert_allclose(run[0], online, rtol=1e-4)
+    assert len(online) == 6 and len(set(online)) == 6
+
+
+def test_packed_and_resumed_runs_are_the_same(experiment, all_ids, run, tmp_path):
+    packed = dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, batching="packed"))
+    np.testing.assert_allclose(distilled(packed, tmp_path / "a", targets=all_ids)[1], run[0], rtol=1e-5)
+    assert distilled(experiment, tmp_path / "b", stop=3, targets=all_ids)[0]["steps"] == 3
+    _, resumed, weights = distilled(experiment, tmp_path / "b", targets=all_ids)
+    assert resumed == run[0]
+    for one, other in zip(jax.tree.leaves(weights), jax.tree.leaves(run[1]), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_targets_of_other_ids_do_not_train(folder, experiment, all_ids, tmp_path):
+    changed = dataclasses.replace(
+        experiment, data=dataclasses.replace(experiment.data, too_long="truncate", block_size=70)
+    )
+    with pytest.raises(UserError, match=r"no targets for \d of 7 rows .*their token ids differ"):
+        distilled(changed, tmp_path / "w", targets=all_ids)
+    assert not (tmp_path / "w").exists()
+    distilled(experiment, tmp_path / "w", stop=1, targets=all_ids)
+    s1jax.teacher_logits(experiment, folder / "ckpt", tmp_path / "t", kind="counts")
+    with pytest.raises(UserError, match=r"holds another run: distil\.targets"):
+        distilled(experiment, tmp_path / "w", targets=str(tmp_path / "t"))
+    shutil.move(all_ids, all_ids + "-old")
+    shutil.copytree(tmp_path / "t", all_ids)
+    with pytest.raises(UserError, match="changed since the run"):
+        distilled(experiment, tmp_path / "w", targets=all_ids)
 
 
 def test_uniforms_are_uniform(examples):
@@ -137,7 +199,7 @@ def test_what_cannot_be_scored_is_refused(folder, experiment, tmp_path):
     )
     params = store.load_model(folder / "ckpt").params
     store.save_model(tmp_path / "ckpt", params, TEACHER, Tokenizer.load(other), renamed, {})
-    with pytest.raises(UserError, match=r"id 257 is .*im_"):
+    with pytest.raises(UserError, match=r"id 257 is .*im_end"):
         s1jax.teacher_logits(experiment, tmp_path / "ckpt", tmp_path / "t")
     with pytest.raises(UserError, match=f"k is 300, but the tokenizer has {V} ids"):
         s1jax.teacher_logits(experiment, folder / "ckpt", tmp_path / "t", size=300)

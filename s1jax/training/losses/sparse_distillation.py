@@ -17,6 +17,7 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from s1jax.training.losses import chunks, cross_entropy
@@ -26,7 +27,7 @@ _NAMES = ("targets", "teacher_ids", "teacher_probabilities", "teacher_rest")
 
 def batch_loss(
     weight: float,
-    legal: jax.Array | None,
+    legal: jax.Array | np.ndarray | None,
     hidden: jax.Array,
     kernel: jax.Array,
     batch: Mapping[str, jax.Array],
@@ -52,6 +53,7 @@ def batch_loss(
       weights * (loss of a token).
     """
     tokens = {name: batch[name] for name in _NAMES if name in batch}
+    legal = None if legal is None else jnp.asarray(legal)
     return chunks.weighted_sum(hidden, kernel, batch["weights"], tokens, None, legal, Mixed(weight), chunk, mesh)
 
 
