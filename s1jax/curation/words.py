@@ -76,14 +76,23 @@ def unmarked(text: str) -> list[str]:
 
 def skeleton(text: str) -> list[str]:
     """Returns `unmarked` with each run of numbers, in digits or in English words, as the one sign `NUMBER`."""
+    return without_numbers(unmarked(text))
+
+
+def without_numbers(words: Sequence[str]) -> list[str]:
+    """Returns the `skeleton` of a text whose `unmarked` words these are."""
     found: list[str] = []
-    for word in unmarked(text):
-        if word.isdigit() or word in _NUMBER_WORDS:
-            if not found or found[-1] != NUMBER:
-                found.append(NUMBER)
-        else:
+    for word in words:
+        if not is_number(word):
             found.append(word)
+        elif not found or found[-1] != NUMBER:
+            found.append(NUMBER)
     return found
+
+
+def is_number(word: str) -> bool:
+    """Whether a word of `unmarked` is a number, in digits or in English words."""
+    return word.isdigit() or word in _NUMBER_WORDS
 
 
 def size(words: Sequence[str]) -> int:
