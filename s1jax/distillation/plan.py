@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
+from collections.abc import Iterator
 
-from s1jax.distillation.answers import Index
+from s1jax.distillation.answers import Entry, Index
 from s1jax.distillation.settings import DistilSettings
 from s1jax.distillation.work import Work
 
@@ -80,6 +82,20 @@ class Plan:
         return found
 
 
+def _by_question(work: Work, index: Index, answers: int) -> Iterator[list[int]]:
+    """Yields the lengths of the known answers to each question that has some."""
+    for begin in range(0, len(work.keys), answers):
+        entries = (index.entries.get(key) for key in work.keys[begin : begin + answers])
+        known = [each.completion_tokens for each in entries if each is not None and _counts(each)]
+        if known:
+            yield known
+
+
+def _counts(entry: Entry) -> bool:
+    """Whether an answer says something about the length of others."""
+    return bool(entry.completion_tokens) and entry.state in ("done", "cut")
+
+
 def _money(dollars: float) -> str:
     return f"{dollars:,.2f}" if dollars >= 1 else f"{dollars:.4f}"
 
@@ -95,7 +111,7 @@ def make(questions: int, work: Work, index: Index, settings: DistilSettings, spe
       spent: USD that the folder has cost so far.
       possible: USD of requests of earlier runs whose answer never arrived.
     """
-    known = [entry for entry in work.entries(index) if entry.completion_tokens and entry.state in ("done", "cut")]
+    known = [entry for entry in work.entries(index) if _counts(entry)]
     outputs = [entry.completion_tokens for entry in known]
     count, bound = len(work.jobs), sum(job.prompt for job in work.jobs)
     text = sum(job.prompt - settings.prompt_overhead for job in work.jobs)
@@ -104,9 +120,10 @@ def make(questions: int, work: Work, index: Index, settings: DistilSettings, spe
     mean, error = settings.expected_tokens or None, None
     if mean is None and outputs:
         mean = sum(outputs) / len(outputs)
-        if len(outputs) > 1:
-            variance = sum((each - mean) ** 2 for each in outputs) / (len(outputs) - 1)
-            error = count * math.sqrt(variance / len(outputs))
+        # Answers to one question are alike, so the error is that of a mean over questions.
+        means = [sum(each) / len(each) for each in _by_question(work, index, settings.answers)]
+        if len(means) > 1:
+            error = count * statistics.stdev(means) / math.sqrt(len(means))
     price, dollars = settings.price, None
     if price is not None and mean is not None:
         dollars = price.of(0, 1) * count * mean + price.of(1, 0) * prompt_tokens
