@@ -20,9 +20,13 @@ Stop it anywhere: the same command goes on and pays for nothing twice but what w
 is sent, and answers on their way are waited for; after a second one, and --grace seconds after SIGTERM, they count as
 possible spend.
 
+--batch=submit asks by OpenAI's Batch API, and --batch=collect fetches what is answered; --batch=write writes the files
+for you to upload, and --batch=read --batch_results=FILE,... reads their results; --batch=cancel gives requests back.
+The requests have the same keys, so a folder may be filled in both ways ([--batch_discount=0.5] [--batch_requests=N]).
+
 Exit codes: 0: every request is done, cut, refused or failed. 2: bad input, or the endpoint does not take requests (key,
-money, model, hidden thinking). 3: --max_dollars is reached. 130, 143: stopped by Ctrl-C, by SIGTERM. After 2, 3, 130
-and 143 the same command goes on.
+money, model, hidden thinking). 3: --max_dollars is reached. 4: batches have not ended; collect later. 130, 143: stopped
+by Ctrl-C, by SIGTERM. After 2, 3, 4, 130 and 143 the same command goes on.
 """
 
 from __future__ import annotations
@@ -40,7 +44,7 @@ from typing import Any, Literal
 
 from absl import flags
 
-from s1jax.cli import own_teacher, progress, terminal
+from s1jax.cli import batch_mode, own_teacher, progress, terminal
 from s1jax.distillation import distil as distil_lib
 from s1jax.distillation.distil import Summary
 from s1jax.distillation.plan import Plan
@@ -108,11 +112,15 @@ def main() -> int:
     out = paths.local(_OUT.value, "--out")
     if out.exists() and not out.is_dir():
         raise UserError(f"--out={out} is not a folder; give the path of one.")
-    settings = _settings()
+    batch_mode.check(own)
+    settings = batch_mode.priced(_settings())
     teacher = own_teacher.make(_MODEL.value) if own else _endpoint()
     if _PLAN.value:
         _show(distil_lib.plan(_QUESTIONS.value, out, teacher, settings, on_note=terminal.note))
         return 0
+    if batch_mode.MODE.value:
+        assert isinstance(teacher, Endpoint)
+        return batch_mode.run(_QUESTIONS.value, out, teacher, settings, _show, _say, BUDGET)
     if not own:
         _raise_file_limit()
     return _distil(out, teacher, settings)

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import TypeVar
 
+from s1jax.distillation import batch_journal
 from s1jax.distillation import plan as plan_lib
 from s1jax.distillation import questions as questions_lib
 from s1jax.distillation import rows as rows_lib
@@ -110,7 +111,7 @@ def distil(
     folder.mkdir(parents=True, exist_ok=True)
     with Answers(folder) as answers, contextlib.closing(_spending(folder, answers, settings)) as spending:
         work = work_lib.find(asked, client, settings, answers, spending.lost)
-        _say(work, settings, on_note)
+        _say(work, settings, on_note, folder)
         on_plan(plan_lib.make(len(asked), work, answers, settings, spending.spent, spending.possible))
         run = Run(client, settings, work, answers, spending, on_progress, on_note)
         ended: list[str] = []
@@ -126,7 +127,7 @@ def distil(
             on_note(note)
         if stop is not None and stop.reason == "endpoint":
             raise UserError(f"{stop.sentence}; what was answered is kept, and the same command goes on from here.")
-        return _summary(rows, work, answers, spending, stop)
+        return summarise(rows, work, answers, spending, stop)
 
 
 def plan(
@@ -147,7 +148,7 @@ def plan(
     index = Index(folder).read()
     spent, possible = look(folder, index, settings.price)
     work = work_lib.find(asked, client, settings, index)
-    _say(work, settings, on_note)
+    _say(work, settings, on_note, folder)
     return plan_lib.make(len(asked), work, index, settings, spent, possible)
 
 
@@ -197,8 +198,10 @@ def _wait(work: Coroutine[None, None, T], control: Control) -> T:
     return found[0]
 
 
-def _say(work: Work, settings: DistilSettings, on_note: Callable[[str], object]) -> None:
-    """Says what is not asked for again although it has no good answer."""
+def _say(work: Work, settings: DistilSettings, on_note: Callable[[str], object], folder: pathlib.Path) -> None:
+    """Leaves out what is in batches; says what is not asked for although it has no good answer."""
+    if sentence := batch_journal.leave(work, folder):
+        on_note(sentence)
     if work.kept["cut"]:
         more = f"; retry_cut asks for {work.larger:,} of them again" if work.larger else ""
         on_note(f"{work.kept['cut']:,} answers were cut at their limit of tokens, and are not asked for again{more}.")
@@ -218,7 +221,8 @@ def _remarks(run: Run, settings: DistilSettings) -> list[str]:
     return found
 
 
-def _summary(rows: int, work: Work, answers: Answers, spending: Spending, stop: Stop | None) -> Summary:
+def summarise(rows: int, work: Work, answers: Answers, spending: Spending, stop: Stop | None) -> Summary:
+    """Returns what a folder holds after a run that wrote `rows` rows and ended early because of `stop`."""
     states: collections.Counter[str] = collections.Counter()
     for entry in work.entries(answers):
         states[entry.state] += 1

@@ -71,6 +71,7 @@ class Spending:
         self._journal = Journal(folder / SENT, _FORMAT, found.add)
         self.spent, self.possible, self.lost = found.sums(index, price)
         self.num_lost = len(self.lost)
+        self._earlier = found.open(index, price)
 
     def fits(self, dollars: float) -> bool:
         """Whether a request with this worst case may be sent now."""
@@ -84,6 +85,25 @@ class Spending:
         self._journal.append(row)
         self._open[send] = dollars
         self.reserved += dollars
+        return send
+
+    def is_open(self, key: str) -> bool:
+        """Whether a request of an earlier run is still open, see `reopen`."""
+        return bool(self._earlier.get(key))
+
+    def reopen(self, key: str) -> str | None:
+        """Returns the id of the newest request of an earlier run that is still open, and reserves its worst case again.
+
+        None: there is none with this key, or its answer is there.
+        """
+        sends = self._earlier.get(key)
+        if not sends:
+            return None
+        send, dollars = sends.pop()
+        self._open[send] = dollars
+        self.possible = max(self.possible - dollars, 0.0)
+        self.reserved += dollars
+        self.num_lost -= 1
         return send
 
     def settle(self, send: str, dollars: float) -> None:
@@ -136,6 +156,14 @@ class _Found:
                 spent += _worst(self._sent[send], price)
         open_ = [row for send, row in self._sent.items() if send not in index.sends]
         return spent, sum(_worst(row, price) for row in open_), [row["key"] for row in open_]
+
+    def open(self, index: Index, price: Price | None) -> dict[str, list[tuple[str, float]]]:
+        """Returns id and worst case of the requests that neither ended nor have an answer, by key, oldest first."""
+        found: dict[str, list[tuple[str, float]]] = {}
+        for send, row in self._sent.items():
+            if send not in index.sends:
+                found.setdefault(row["key"], []).append((send, _worst(row, price)))
+        return found
 
 
 def _worst(row: Mapping[str, Any], price: Price | None) -> float:

@@ -21,8 +21,8 @@ import ssl
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
 from s1jax.errors import MissingPackageError, UserError
 from s1jax.remote import reply
@@ -105,6 +105,14 @@ class Endpoint:
             if not least <= getattr(self, name) < math.inf:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
 
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], max_tokens: int = 0, more: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """Returns the body of a chat request; arguments are those of `Client.chat`."""
+        limit: dict[str, Any] = {self.limit_field: max_tokens} if max_tokens else {}
+        own = {"model": self.model, "messages": list(messages)}
+        return {**self.body, **limit, **(more or {}), **own}
+
     @property
     def host(self) -> str:
         """Name of the machine that requests go to, with its port where the URL has one."""
@@ -171,9 +179,7 @@ class Client:
         Raises:
           RemoteError: the request failed. Its `lost` is the number of attempts that may be billed nevertheless.
         """
-        limit = {self.endpoint.limit_field: max_tokens} if max_tokens else {}
-        own = {"model": self.endpoint.model, "messages": list(messages)}
-        body = json.dumps({**self.endpoint.body, **limit, **(more or {}), **own}).encode()
+        body = json.dumps(self.endpoint.chat(messages, max_tokens, more)).encode()
         begun, lost = time.monotonic(), 0
         for attempt in range(1, self.endpoint.retries + 2):
             sent = attempt - 1
@@ -191,6 +197,58 @@ class Client:
                 seconds = time.monotonic() - begun
                 return dataclasses.replace(found, attempts=attempt, lost=lost, seconds=seconds)
         raise AssertionError("the last attempt returns or raises")
+
+    async def request(self, method: str, path: str, *, data: Any = None, file: BinaryIO | None = None) -> Any:
+        """Sends one request to another route of the endpoint, once.
+
+        Args:
+          method: of HTTP.
+          path: after the base URL, such as `/batches`.
+          data: body: a mapping, which is sent as JSON, or a form of aiohttp.
+          file: gets the body of the response as it comes; None: it is JSON.
+
+        Returns:
+          the decoded JSON; None with `file`.
+
+        Raises:
+          RemoteError: there was no such response. With `lost`, the request may have been acted on nevertheless.
+          OSError: the file could not be written.
+        """
+        headers = self._headers()
+        if isinstance(data, Mapping):
+            data, headers["content-type"] = json.dumps(data).encode(), "application/json"
+        url = _yarl(self.endpoint.base_url.rstrip("/") + path)
+        full: OSError | None = None  # which the block would take for an error of the connection
+        async with self._sending():
+            request = self._session().request(
+                method, url, data=data, headers=headers, proxy=self._proxy, allow_redirects=False
+            )
+            async with request as response:
+                status, answer = response.status, response.headers
+                if file is not None and status == 200:
+                    try:
+                        async for part in response.content.iter_any():
+                            file.write(part)
+                    except OSError as error:
+                        if isinstance(error, self._aiohttp.ClientError):
+                            raise
+                        full = error
+                    content: bytes | None = None
+                else:
+                    content = await _read(response)
+        if full is not None:
+            raise full
+        if file is not None and status == 200:
+            return None
+        try:
+            body = json.loads(content or b"")
+        except (ValueError, RecursionError):
+            body = None
+        if status != 200:
+            raise self.refusal(status, answer, body)
+        if body is None:
+            raise _lost("answer", f"{self.endpoint.host} sent no JSON for {path}", status)
+        return body
 
     async def close(self) -> None:
         """Closes the connections; the next request opens new ones."""
@@ -218,26 +276,34 @@ class Client:
 
     async def _send(self, body: bytes) -> Completion:
         """Sends one request. `lost` of an error is 1 where the request may have been answered and billed."""
+        headers = self._headers() | {"content-type": "application/json"}
+        async with self._sending():
+            request = self._session().post(
+                self._url, data=body, headers=headers, proxy=self._proxy, allow_redirects=False
+            )
+            async with request as response:
+                content = await _read(response)
+        if content is None:
+            raise _lost("answer", f"{self.endpoint.host} sent more than {_MOST_BYTES >> 20} MB")
+        return self._completion(response.status, response.headers, content)
+
+    def _headers(self) -> dict[str, str]:
+        key = {"authorization": f"Bearer {self.endpoint.key}"} if self.endpoint.key else {}
+        return {"accept": "application/json", **key}
+
+    @contextlib.asynccontextmanager
+    async def _sending(self) -> AsyncIterator[None]:
+        """Limits the time of a request, and turns what goes wrong into a `RemoteError`."""
         host, aiohttp = self.endpoint.host, self._aiohttp
-        headers = {"content-type": "application/json", "accept": "application/json"}
-        if self.endpoint.key:
-            headers["authorization"] = f"Bearer {self.endpoint.key}"
         try:
             async with asyncio.timeout(self.endpoint.timeout):
-                request = self._session().post(
-                    self._url, data=body, headers=headers, proxy=self._proxy, allow_redirects=False
-                )
-                async with request as response:
-                    content = await _read(response)
+                yield
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError) as error:
             raise RemoteError("connection", f"{host} cannot be reached ({self._safe(str(error))})") from None
         except TimeoutError:
             raise _lost("timeout", f"{host} did not answer within {self.endpoint.timeout:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
             raise _lost("connection", f"{host} ended the connection ({self._safe(str(error))})") from None
-        if content is None:
-            raise _lost("answer", f"{host} sent more than {_MOST_BYTES >> 20} MB")
-        return self._completion(response.status, response.headers, content)
 
     def _completion(self, status: int, headers: Mapping[str, str], content: bytes) -> Completion:
         host = self.endpoint.host
@@ -246,7 +312,7 @@ class Client:
         except (ValueError, RecursionError):
             body = None
         if status != 200:
-            error = self._refusal(status, headers, body)
+            error = self.refusal(status, headers, body)
             if status == 429 and error.kind == "busy" and self._pauses:
                 pause = _WAIT if error.retry_after is None else error.retry_after
                 self._resume_at = max(self._resume_at, time.monotonic() + pause)
@@ -258,7 +324,7 @@ class Client:
         except ValueError as error:
             raise _lost("answer", f"{host} sent no chat completion: {error}", status) from None
 
-    def _refusal(self, status: int, headers: Mapping[str, str], body: Any) -> RemoteError:
+    def refusal(self, status: int, headers: Mapping[str, str], body: Any) -> RemoteError:
         """Returns the error that a response with another status than 200 stands for."""
         message, code = reply.error_of(body)
         error = self._refused(status, headers, message, code)

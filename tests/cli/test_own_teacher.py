@@ -33,7 +33,7 @@ def questions(tmp_path):
 def test_answers_of_a_checkpoint(server, checkpoint, questions, tmp_path):
     flags = (questions, f"--out={tmp_path}/out", checkpoint, "--max_tokens=60", "--slots=2", "--cache_length=256", BODY)
     plan = server.run(*flags, "--plan")
-    assert plan.returncode == 0 and "2 questions x 1 answers: 2 requests" in plan.stdout and not plan.stderr
+    assert plan.returncode == 0 and "2 questions: 2 requests" in plan.stdout and not plan.stderr
     assert not (tmp_path / "out").exists()
     done = server.run(*flags)
     assert done.returncode == 0, done.stderr
