@@ -11,7 +11,7 @@ from s1jax.config.experiment import DistilConfig
 from s1jax.training.losses import chunks, distillation
 from s1jax.training.losses.cross_entropy import cross_entropy
 
-B, T, D, D_TEACHER, V = 3, 11, 16, 12, 37
+B, T, D, D_TEACHER, V = 3, 11, 16, 20, 37
 LEGAL = np.ones(V, bool)
 LEGAL[[5, 33, 34, 35, 36]] = False  # a hole, and columns after the last id
 LOSSES = [
@@ -43,19 +43,33 @@ def inputs():
     }
 
 
-def loss(config, inputs, chunk=4, mesh=None, legal=LEGAL):
-    """Returns the loss as a function of the student's hidden states, kernel, the teacher's and its kernel."""
-    batch = {name: inputs[name] for name in ("targets", "weights")}
+def loss(config, chunk=4, legal=LEGAL):
+    """Returns the loss as a function of `arrays`."""
 
-    def compute(hidden, kernel, teacher_hidden, teacher_kernel):
+    def compute(hidden, kernel, teacher_hidden, teacher_kernel, targets, weights):
+        batch = {"targets": targets, "weights": weights}
         teacher = chunks.Head(teacher_hidden, teacher_kernel)
-        return distillation.batch_loss(config, legal, hidden, kernel, batch, chunk, mesh, teacher)
+        return distillation.batch_loss(config, legal, hidden, kernel, batch, chunk, None, teacher)
 
     return compute
 
 
+@functools.cache
+def gradients(config, chunk=4):
+    """`((loss, parts), gradients of student and teacher)` of `arrays`, compiled once."""
+    return jax.jit(jax.value_and_grad(loss(config, chunk), (0, 1, 2, 3), has_aux=True))
+
+
 def arrays(inputs):
-    return [inputs[name] for name in ("hidden", "kernel", "teacher_hidden", "teacher_kernel")]
+    names = ("hidden", "kernel", "teacher_hidden", "teacher_kernel", "targets", "weights")
+    return [inputs[name] for name in names]
+
+
+def taught_by(inputs, hidden, kernel):
+    """The inputs with these as the teacher's, filled up with zeros to its width."""
+    more = D_TEACHER - D
+    hidden, kernel = np.pad(hidden, ((0, 0), (0, 0), (0, more))), np.pad(kernel, ((0, more), (0, 0)))
+    return inputs | {"teacher_hidden": hidden, "teacher_kernel": kernel}
 
 
 def of_tokens(config, z, z_teacher, targets, legal):
@@ -89,7 +103,7 @@ def of_tokens(config, z, z_teacher, targets, legal):
 
 def reference(config, inputs, legal=LEGAL):
     """Loss, divergence and the gradients of hidden states and kernel, by differences of the float64 formulas."""
-    h, k, *teacher = (x.astype(np.float64) for x in arrays(inputs))
+    h, k, *teacher = (x.astype(np.float64) for x in arrays(inputs)[:4])
     z, z_teacher, weights = h @ k, teacher[0] @ teacher[1], inputs["weights"].astype(np.float64)
     value, part = of_tokens(config, z, z_teacher, inputs["targets"], legal)
     d_logits = np.zeros_like(z)
@@ -104,8 +118,7 @@ def reference(config, inputs, legal=LEGAL):
 @pytest.mark.parametrize("config", LOSSES, ids=NAMES)
 def test_values_and_gradients_equal_float64(inputs, config):
     expected, part, *expected_grads = reference(config, inputs)
-    compute = jax.jit(jax.value_and_grad(loss(config, inputs), (0, 1, 2, 3), has_aux=True))
-    (value, parts), grads = compute(*arrays(inputs))
+    (value, parts), grads = gradients(config)(*arrays(inputs))
     np.testing.assert_allclose(value, expected, rtol=1e-6)
     np.testing.assert_allclose(parts["distillation"], part, rtol=1e-6)
     mixed = (1 - config.weight) * parts["cross_entropy"] + config.weight * parts["distillation"]
@@ -115,14 +128,13 @@ def test_values_and_gradients_equal_float64(inputs, config):
     assert not grads[2].any() and not grads[3].any(), "the teacher has a gradient"
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 11, 64])
+@pytest.mark.parametrize("chunk", [1, 3, 64])
 def test_any_chunk(inputs, chunk):
     config = LOSSES[3]
-    compute = jax.jit(jax.value_and_grad(loss(config, inputs, chunk), (0, 1), has_aux=True))
-    (value, _), grads = compute(*arrays(inputs))
+    (value, _), grads = gradients(config, chunk)(*arrays(inputs))
     expected, _, *expected_grads = reference(config, inputs)
     np.testing.assert_allclose(value, expected, rtol=1e-6)
-    for ours, theirs in zip(grads, expected_grads, strict=True):
+    for ours, theirs in zip(grads[:2], expected_grads, strict=True):
         np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-5 * np.abs(theirs).max())
 
 
@@ -132,9 +144,8 @@ def test_columns_without_an_id_never_get_mass(inputs):
     wild["kernel"][:, ~LEGAL] += 50
     wild["teacher_kernel"][:, ~LEGAL] -= 50
     config = LOSSES[2]
-    compute = functools.cache(lambda: jax.jit(jax.value_and_grad(loss(config, inputs), (0, 1), has_aux=True)))
-    (one, _), grads = compute()(*arrays(inputs))
-    (other, _), wild_grads = compute()(*arrays(wild))
+    (one, _), grads = gradients(config)(*arrays(inputs))
+    (other, _), wild_grads = gradients(config)(*arrays(wild))
     assert one == other and one > 0.1
     assert not grads[1][:, ~LEGAL].any() and grads[1][:, LEGAL].all()
     np.testing.assert_array_equal(grads[1], wild_grads[1])
@@ -142,21 +153,21 @@ def test_columns_without_an_id_never_get_mass(inputs):
 
 def test_weight_0_is_plain_training_to_the_bit(inputs):
     config = DistilConfig(loss="jsd", weight=0)
-    (value, parts), grads = jax.jit(jax.value_and_grad(loss(config, inputs), (0, 1), has_aux=True))(*arrays(inputs))
+    (value, parts), grads = gradients(config)(*arrays(inputs))
 
     def plain(hidden, kernel):
         return cross_entropy(hidden, kernel, inputs["targets"], inputs["weights"], 4)
 
     expected, expected_grads = jax.jit(jax.value_and_grad(plain, (0, 1)))(*arrays(inputs)[:2])
     assert value == expected == parts["cross_entropy"] and parts["distillation"] > 0
-    for ours, theirs in zip(grads, expected_grads, strict=True):
+    for ours, theirs in zip(grads[:2], expected_grads, strict=True):
         np.testing.assert_array_equal(ours, theirs)
 
 
 @pytest.mark.parametrize("config", LOSSES, ids=NAMES)
 def test_a_student_that_is_the_teacher_has_loss_0(inputs, config):
-    own = arrays(inputs)[:2]
-    (_, parts), grads = jax.jit(jax.value_and_grad(loss(config, inputs), (0, 1), has_aux=True))(*own, *own)
+    own = taught_by(inputs, inputs["hidden"], inputs["kernel"])
+    (_, parts), grads = gradients(config)(*arrays(own))
     assert abs(float(parts["distillation"])) < 1e-4
     if config.weight == 1:
         assert max(float(jnp.abs(g).max()) for g in grads) < 1e-4
@@ -166,12 +177,10 @@ def test_a_student_that_is_the_teacher_has_loss_0(inputs, config):
 def test_extreme_logits_stay_finite(inputs, config):
     """Logits of 1e4 on both sides, the teacher's against the student's."""
     hidden, kernel, *_ = arrays(inputs)
-    scale = 1e4 / np.abs(hidden @ kernel).max()
-    args = scale * hidden, kernel, -scale * hidden, kernel
-    (value, parts), grads = jax.jit(jax.value_and_grad(loss(config, inputs), (0, 1), has_aux=True))(*args)
+    hidden = hidden * (1e4 / np.abs(hidden @ kernel).max())
+    (value, parts), grads = gradients(config)(*arrays(taught_by(inputs | {"hidden": hidden}, -hidden, kernel)))
     assert np.isfinite([value, *parts.values()]).all() and all(np.isfinite(g).all() for g in grads)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        z = args[0].astype(np.float64) @ kernel
+    z = hidden.astype(np.float64) @ kernel
     if config.loss == "skewed_kl":  # bounded by log(1 / alpha) a token
         total = inputs["weights"].sum()
         assert 0 < parts["distillation"] <= config.temperature**2 * total * -np.log(config.alpha) * (1 + 1e-6)
@@ -184,9 +193,9 @@ def test_extreme_logits_stay_finite(inputs, config):
         )
 
 
-@pytest.mark.parametrize("beta", [1e-6, 1e-3, 0.999, 1 - 1e-6])
+@pytest.mark.parametrize("beta", [1e-6, 1e-3, 1 - 1e-6])
 def test_the_generalised_divergence_has_no_jump_at_its_ends(inputs, beta):
-    compute = lambda b: loss(DistilConfig(loss="jsd", beta=b, weight=1), inputs)(*arrays(inputs))[0]  # noqa: E731
+    compute = lambda b: loss(DistilConfig(loss="jsd", beta=b, weight=1))(*arrays(inputs))[0]  # noqa: E731
     near, end = compute(beta), compute(float(round(beta)))
     expected = reference(DistilConfig(loss="jsd", beta=beta, weight=1), inputs)[0]
     np.testing.assert_allclose(near, expected, rtol=2e-6)
@@ -196,9 +205,9 @@ def test_the_generalised_divergence_has_no_jump_at_its_ends(inputs, beta):
 def test_packed_is_padded_and_padding_does_not_matter(inputs):
     """Rows one after the other, cut into rows of other lengths, and with wild padding between them."""
     config = LOSSES[3]
-    expected, _ = loss(config, inputs)(*arrays(inputs))
+    (expected, _), _ = gradients(config)(*arrays(inputs))
     packed = {k: v.reshape(1, B * T, *v.shape[2:]) if v.shape[:2] == (B, T) else v for k, v in inputs.items()}
-    np.testing.assert_allclose(loss(config, packed, 7)(*arrays(packed))[0], expected, rtol=1e-6)
+    np.testing.assert_allclose(loss(config, 7)(*arrays(packed))[0], expected, rtol=1e-6)
     padded = {}
     for name, x in inputs.items():
         if x.shape[:2] == (B, T):
@@ -208,16 +217,16 @@ def test_packed_is_padded_and_padding_does_not_matter(inputs):
                 constant_values=0 if name in ("weights", "targets") else 9,
             )
         padded[name] = x
-    np.testing.assert_allclose(loss(config, padded, 7)(*arrays(padded))[0], expected, rtol=1e-6)
+    np.testing.assert_allclose(loss(config, 7)(*arrays(padded))[0], expected, rtol=1e-6)
 
 
 def test_bfloat16_keeps_a_float32_softmax(inputs):
     half = {k: np.asarray(jnp.bfloat16(v)) if v.ndim > 2 or "kernel" in k else v for k, v in inputs.items()}
     config = LOSSES[8]
-    (value, _), grads = jax.jit(jax.value_and_grad(loss(config, half), (0, 1), has_aux=True))(*arrays(half))
+    (value, _), grads = gradients(config)(*arrays(half))
     expected, _, *expected_grads = reference(config, half)
     np.testing.assert_allclose(value, expected, rtol=1e-5)
-    for ours, theirs in zip(grads, expected_grads, strict=True):
+    for ours, theirs in zip(grads[:2], expected_grads, strict=True):
         assert ours.dtype == jnp.bfloat16
         np.testing.assert_allclose(np.float32(ours), theirs, atol=0.03 * max(1, np.abs(theirs).max()))
 
@@ -227,8 +236,8 @@ def test_logits_of_all_tokens_never_exist():
     rows, length, width, vocab, chunk = 2, 256, 8, 512, 16
     shapes = [(rows, length, width), (width, vocab), (rows, length, 12), (12, vocab)]
     args = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes]
-    batch = {"targets": jnp.zeros((rows, length), jnp.int32), "weights": jnp.ones((rows, length))}
-    compute = loss(LOSSES[3], batch, chunk, legal=None)
+    args += [jax.ShapeDtypeStruct((rows, length), kind) for kind in (jnp.int32, jnp.float32)]
+    compute = loss(LOSSES[3], chunk, legal=None)
     lowered = jax.jit(jax.grad(lambda *x: compute(*x)[0], (0, 1))).lower(*args)
     text = lowered.as_text()
     for shape in (f"{rows}x{length}x{vocab}", f"{rows * length}x{vocab}", f"{length // chunk}x{rows}x{chunk}x{vocab}"):

@@ -19,6 +19,7 @@ from s1jax.model import decoder
 from s1jax.parallel import mesh as mesh_lib
 from s1jax.text import chat
 from s1jax.text.tokenizer import Tokenizer
+from s1jax.training import step as step_lib
 from s1jax.training import teacher as teacher_lib
 
 TOKENIZER = pathlib.Path(s1jax.__file__).parent / "assets" / "countdown_tokenizer"
@@ -28,7 +29,7 @@ SETTINGS = {
     "model": SHAPE,
     "tokenizer": str(TOKENIZER),
     "chat": "countdown",
-    "data": {"source": "countdown", "num_rows": 8, "block_size": 192, "validation": "2"},
+    "data": {"source": "countdown", "num_rows": 8, "block_size": 192},
     "train": {"batch_size": 2, "steps": 4, "compute_dtype": "float32", "remat": "none"},
     "optimizer": {"learning_rate": 1e-2},
     "checkpoint": {"every": 0},
@@ -61,7 +62,7 @@ def lines(workdir):
 def whole(teacher, tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     told = []
-    s1jax.train(settings(teacher), folder, s1jax.Callbacks(on_note=told.append, on_phase=told.append))
+    s1jax.train(settings(teacher), folder, s1jax.Callbacks(on_phase=told.append))
     return folder, told
 
 
@@ -72,7 +73,6 @@ def test_a_run_reports_both_parts_and_keeps_the_teacher_out_of_its_checkpoints(w
     for record in records:
         mixed = 0.5 * record["cross_entropy"] + 0.5 * record["distillation"]
         np.testing.assert_allclose(record["loss"], mixed, rtol=1e-6)
-    assert records[-1]["validation_loss"] > 0
     model = store.load_model(folder)
     assert model.config.d_model == 8 and model.params["embed"]["embedding"].shape == (130, 8)
 
@@ -101,6 +101,22 @@ def test_another_teacher_in_the_same_workdir_is_refused(whole, teacher, tmp_path
         UserError, match=r"distil\.teacher .*/t is another checkpoint than when the run in .*teacher\.sha256"
     ):
         s1jax.train(settings(other), mine)
+
+
+def test_the_validation_loss_is_plain_cross_entropy(teacher, tmp_path):
+    """Of the row that is trained on, at a rate of 0: what the step has as its part."""
+    row = {"question": "1 2 3", "thinking_trajectories": ["1 + 2 = 3"], "attempt": "1 + 2"}
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps(row))
+    changes = {
+        "data": {"source": str(file), "block_size": 192, "validation": str(file)},
+        "train": SETTINGS["train"] | {"batch_size": 1, "steps": 1},
+        "optimizer": {"learning_rate": 0.0},
+    }
+    s1jax.train(settings(teacher, weight=1.0) | changes, tmp_path / "w")
+    (record,) = lines(tmp_path / "w")
+    assert record["validation_loss"] == pytest.approx(record["cross_entropy"], rel=1e-6)
+    assert record["loss"] == record["distillation"] != record["cross_entropy"]
 
 
 def test_weight_0_is_a_run_without_a_teacher(tmp_path, teacher):
@@ -139,6 +155,30 @@ def test_a_teacher_of_another_number_of_columns_is_cut_or_filled_up(tmp_path, ro
             np.take(np.float32(ours), range(least), axis),
             np.take(np.float32(theirs.astype("bfloat16")), range(least), axis),
         )
+
+
+def test_qwens_columns_train(tmp_path):
+    """151,936 of the student against 152,064 of the teacher, and fewer ids: no column without an id gets a gradient."""
+    folder = pathlib.Path(save_teacher(tmp_path / "t", vocab_size=152_064, num_layers=1))
+    experiment = Experiment(
+        model=ModelConfig.dense(**SHAPE | {"vocab_size": 151_936}),
+        tokenizer=str(TOKENIZER),
+        data=experiment_lib.DataConfig(block_size=8),
+        distil=DistilConfig(teacher=str(folder), weight=1.0),
+        train=experiment_lib.TrainConfig(compute_dtype="float32", remat="none"),
+    )
+    mesh, tokenizer = mesh_lib.make_mesh(MeshConfig(), jax.devices()[:1]), Tokenizer.load(TOKENIZER)
+    online = teacher_lib.make(experiment, folder, experiment.model, tokenizer, mesh)
+    params = jax.jit(lambda: decoder.init_params(experiment.model, jax.random.key(0)))()
+    ids = np.random.default_rng(0).integers(tokenizer.num_ids, size=(2, 1, 8)).astype(np.int32)
+    ones = np.ones((1, 8), np.int32)
+    batch = {"tokens": ids[0], "targets": ids[1], "segment_ids": ones, "weights": ones.astype(np.float32)}
+    batch["positions"] = np.arange(8, dtype=np.int32)[None]
+    compute = step_lib.make_gradients(experiment.model, experiment.train, mesh, online.loss, online.spec)
+    (loss, _), grads = jax.jit(compute)(params, batch, online.make_params())
+    kernel = np.asarray(grads["head"]["kernel"])
+    assert 0 < loss < 10 and kernel.shape == (8, 151_936)
+    assert not kernel[:, tokenizer.num_ids :].any() and kernel[:, : tokenizer.num_ids].all()
 
 
 def changed(tmp_path, change):
