@@ -202,3 +202,13 @@ def test_the_table_of_a_teachers_memory_is_its_record():
         assert f"| {name} | {size / 1e9:.2f} GB |" in page, name
     assert f"shard is {record['teacher_shard_bytes'] / 1e9:.2f} GB" in page
     assert max(rows.values()) <= record["allowed_bytes"]
+
+
+def test_the_table_of_stored_targets_is_its_record():
+    record = json.loads((RESULTS / "teacher_targets.json").read_text())
+    page = (ROOT / "docs" / "logit_distillation.md").read_text()
+    for case in record["cases"]:
+        ids = f"{case['ids']:.1f}".removesuffix(".0")
+        rest = f"{case['rest']:.4f}" if case["kind"] == "top_k" else "0"
+        assert f"| `{case['kind']}`, {case['size']} | {case['bytes']:.1f} | {ids} | {rest} |" in page
+        assert f"{record['rows']} rows of Countdown,\n{case['positions']:,} positions" in page

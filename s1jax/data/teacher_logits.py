@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import safetensors
@@ -102,18 +102,25 @@ class Folder:
         Raises:
           UserError: the file is damaged there.
         """
-        number, row = self._places[key(example)]
+        return self._read(*self._places[key(example)], example.name)
+
+    def all(self) -> Iterator[Targets]:
+        """Yields the targets of all rows, in the order of the files; raises as `read`."""
+        for row_key, place in self._places.items():
+            yield self._read(*place, f"row {row_key.hex()[:16]}")
+
+    def _read(self, number: int, row: int, name: str) -> Targets:
         file, (positions, entries) = self._files[number], self._bounds[number]
         at, of = slice(*positions[row : row + 2].tolist()), slice(*entries[row : row + 2].tolist())
-        names = (
-            {"ids": of, "lengths": at} if self.settings.kind == "counts" else {"ids": of, "logprobs": of, "rest": at}
-        )
+        parts = {"ids": of, "lengths": at}
+        if self.settings.kind == "top_k":
+            parts = {"ids": of, "logprobs": of, "rest": at}
         try:
-            arrays = {name: file.get_slice(name)[part] for name, part in names.items()}
+            arrays = {array: file.get_slice(array)[part] for array, part in parts.items()}
         except safetensors.SafetensorError as error:
             raise damaged(self._paths[number], str(error)) from None
         if content_digest(arrays) != self._digests[number][row].tobytes():
-            raise damaged(self._paths[number], f"the targets of {example.name} are not those that were written")
+            raise damaged(self._paths[number], f"the targets of {name} are not those that were written")
         return counts_of(arrays, self.settings) if self.settings.kind == "counts" else top_k(arrays, self.settings)
 
     def arrays(self, rows: Sequence[Sequence[Example]], num_rows: int, block_size: int) -> Batch:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import math
+import pathlib
 import time
 from typing import Any
 
@@ -22,6 +24,7 @@ from jax.sharding import Mesh
 from s1jax import perf
 from s1jax.config.experiment import Experiment
 from s1jax.config.model import ModelConfig
+from s1jax.data import teacher_logits
 from s1jax.errors import UserError
 from s1jax.model import decoder
 from s1jax.parallel import mesh as mesh_lib
@@ -31,6 +34,7 @@ from s1jax.plan import flops, hlo, targets
 from s1jax.training import optimizer as optimizer_lib
 from s1jax.training import step as step_lib
 from s1jax.training import teacher as teacher_lib
+from s1jax.training.losses import sparse_distillation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,10 +127,17 @@ def plan(
     tx = optimizer_lib.make(experiment.optimizer, model, 100)
     state = step_lib.abstract_state(model, tx, mesh, train.param_dtype)
     distilled, frozen = _teacher(experiment, model, teacher, mesh, target)
+    stored: dict[str, jax.ShapeDtypeStruct] = {}
+    if experiment.distil.targets and experiment.distil.weight:
+        distilled, stored = _stored(experiment, model, (rows, block), mesh, notes)
+    if experiment.distil.on_policy:
+        notes.append("the engine of config.distil.on_policy, a copy of the weights and a KV cache, is not in the plan.")
     step = step_lib.make_step(model, train, experiment.optimizer, 100, tx, mesh, state, *distilled)
     kinds = dict.fromkeys(("tokens", "targets", "positions", "segment_ids"), jnp.int32) | {"weights": jnp.float32}
     shape, lies = (rows, block), sharding.token_sharding(mesh)
-    batch = {name: jax.ShapeDtypeStruct(shape, kind, sharding=lies) for name, kind in kinds.items()}
+    batch = {name: jax.ShapeDtypeStruct(shape, kind, sharding=lies) for name, kind in kinds.items()} | stored
+    held = {"teacher": frozen, "stored targets": stored}
+    beside = {name: float(perf.held_bytes(arrays)) for name, arrays in held.items() if arrays}
     start = time.monotonic()
     with targets.answering_for(target):
         traced = step.trace(state, batch, *frozen)
@@ -154,7 +165,7 @@ def plan(
         mesh=dict(mesh.shape),
         rows=rows,
         block_size=block,
-        memory=_memory(experiment, model, state, frozen, mesh, compiled.memory_analysis(), target, rows),
+        memory=_memory(experiment, model, state, beside, mesh, compiled.memory_analysis(), target, rows),
         model_flops=needed / mesh.size,
         executed_flops=executed,
         collectives=traffic.collectives,
@@ -185,6 +196,28 @@ def _teacher(
     legal = np.arange(model.vocab_size) < model.vocab_size - 1
     loss = teacher_lib.loss(experiment.distil, legal)
     return (loss, step_lib.Teacher(config, chosen.train.attention)), (frozen,)
+
+
+def _stored(
+    experiment: Experiment, model: ModelConfig, shape: tuple[int, int], mesh: Mesh, notes: list[str]
+) -> tuple[tuple[Any, ...], dict[str, jax.ShapeDtypeStruct]]:
+    """What `step_lib.make_step` has to get for stored targets, the loss, and their arrays [rows, block, ...]."""
+    folder = pathlib.Path(experiment.distil.targets)
+    kind, width = "top_k", 64
+    if folder.exists():
+        found = teacher_logits.Folder(folder)
+        kind, width = found.settings.kind, found.width
+    else:
+        notes.append(f"config.distil.targets={folder} is not there; it is planned with the {width} most probable ids.")
+    sizes = {"teacher_ids": (*shape, width), "teacher_probabilities": (*shape, width), "teacher_rest": shape}
+    place = sharding.token_sharding(mesh)
+    arrays = {
+        name: jax.ShapeDtypeStruct(size, jnp.int32 if name == "teacher_ids" else jnp.float32, sharding=place)
+        for name, size in sizes.items()
+        if kind == "top_k" or name != "teacher_rest"
+    }
+    legal = np.arange(model.vocab_size) < model.vocab_size - 1  # as in `_teacher`
+    return (functools.partial(sparse_distillation.batch_loss, experiment.distil.weight, legal),), arrays
 
 
 def interconnect(traffic: hlo.Traffic, devices: np.ndarray, target: targets.Target) -> float:
@@ -251,13 +284,16 @@ def _memory(
     experiment: Experiment,
     model: ModelConfig,
     state: step_lib.TrainState,
-    frozen: Any,
+    beside: dict[str, float],
     mesh: Mesh,
     analysis: Any,
     target: targets.Target,
     rows: int,
 ) -> dict[str, float]:
-    """Bytes per device: `other` and what has no array of its own follow from shapes; `peak` is the compiler's."""
+    """Bytes per device: `other` and what has no array of its own follow from shapes; `peak` is the compiler's.
+
+    `beside`: those of arrays that only a distillation has.
+    """
     train, tokens = experiment.train, rows * experiment.data.block_size
     width = jnp.dtype(train.compute_dtype).itemsize
     local = tokens / mesh_lib.parts(mesh, (*mesh_lib.ROWS, mesh_lib.TOKENS)) / train.accumulation
@@ -274,15 +310,14 @@ def _memory(
         layers = float(perf.held_bytes(stacks))
         gradients *= 1 - layers / params
     chunk = min(train.loss_chunk, local) * model.vocab_size / mesh_lib.parts(mesh, sharding.TABLE["vocab"])
-    of_teacher = {"teacher": float(perf.held_bytes(frozen))} if frozen else {}
     kinds = {
         "parameters": params,
         "moments": float(perf.held_bytes(state.opt_state)),
         "weights in compute type": copies,
         "gradients": gradients,
         "layer inputs": model.num_layers * local * model.d_model * width,
-        "logits of a chunk": chunk * (8 if frozen else 4),
-        **of_teacher,
+        "logits of a chunk": chunk * (8 if "teacher" in beside else 4),
+        **beside,
     }
     return kinds | {"other": max(0.0, peak - sum(kinds.values())), "peak": float(peak), "limit": target.chip.memory}
 

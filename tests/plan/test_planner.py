@@ -160,3 +160,15 @@ def test_a_teacher_is_counted():
     # Chunked attention computes the pairs after the query, too; the head is as wide as the student's.
     more = 2 * 6 * 32 * (cut.num_params - 64 * 32) + 4 * 2 * 16 * 6 * 32 * 32
     assert both.executed_flops - alone.executed_flops == pytest.approx(more, rel=0.02)
+
+
+def test_stored_targets_are_counted(tmp_path):
+    """Their arrays are arguments of the step, and no decoder beside the student's computes anything."""
+    plain = experiment(remat="none", compute_dtype="float32")
+    stored = dataclasses.replace(plain, distil=DistilConfig(targets=str(tmp_path / "later")))
+    target = targets.parse("cpu:1")
+    alone, planned = (planner.plan(each, MODEL, target, rows=6) for each in (plain, stored))
+    assert planned.note.endswith("it is planned with the 64 most probable ids.")
+    assert planned.memory["stored targets"] == 6 * 32 * (2 * 64 + 1) * 4
+    assert planned.memory["peak"] > alone.memory["peak"] + planned.memory["stored targets"]
+    assert planned.model_flops == alone.model_flops and "teacher" not in planned.memory
