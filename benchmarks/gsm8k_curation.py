@@ -117,7 +117,7 @@ def main() -> None:
     parser.add_argument("--domains", type=int, default=50)
     parser.add_argument("--tried", type=int, default=100, help="questions that the student is tried on")
     parser.add_argument("--tries", type=int, default=4, help="of each of them")
-    parser.add_argument("--thinking", type=int, default=128, help="most thinking tokens of a try")
+    parser.add_argument("--answer", type=int, default=160, help="most tokens of a try; SmolLM2 does not think first")
     parser.add_argument("--temperature", type=float, default=0.7)
     parser.add_argument("--rows", type=int, default=0, help="rows from the front; 0: all")
     parser.add_argument("--record", type=pathlib.Path, help="write the record there instead")
@@ -154,7 +154,7 @@ def main() -> None:
     params = s1jax.SamplingParams(max_thinking_tokens=args.thinking, max_answer_tokens=24, temperature=args.temperature)
     results["student"] = {
         "questions": sample(args.work / "left" / "rows.jsonl", args.tried, tried), "tries": args.tries,
-        "max_thinking_tokens": args.thinking, "max_answer_tokens": 24, "temperature": args.temperature,
+        "max_thinking_tokens": 0, "max_answer_tokens": args.answer, "temperature": args.temperature,
     }  # fmt: skip
     begun, last = time.monotonic(), [0.0]
 
