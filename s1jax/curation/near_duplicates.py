@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from s1jax.curation.answers import question_of
@@ -91,7 +91,12 @@ class NearDuplicates:
 
     def __call__(self, rows: Sequence[Row]) -> tuple[list[Row], dict[str, Drop]]:
         """Returns the rows that are kept, in their order, and id -> why the others are dropped."""
-        texts = list({question_of(row): self.text(row) for row in rows}.values())
+        drops = self.of({question_of(row): self.text(row) for row in rows}.values())
+        by_row = {row.id: drops[question_of(row)] for row in rows if question_of(row) in drops}
+        return [row for row in rows if row.id not in by_row], by_row
+
+    def of(self, texts: Collection[Text]) -> dict[str, Drop]:
+        """Returns id of a question -> why it is dropped."""
         found: list[Pair] = []
         known = _Sets(), _Sets()
         for number in range(self.bands * (1 + (self.template == "one"))):  # one by one, to hold few groups at a time
@@ -102,9 +107,7 @@ class NearDuplicates:
             for group in groups.values():
                 if len(group) > 1:
                     found += self.pairs(group, known)
-        drops = self.drops(found)
-        by_row = {row.id: drops[question_of(row)] for row in rows if question_of(row) in drops}
-        return [row for row in rows if row.id not in by_row], by_row
+        return self.drops(found)
 
     def text(self, row: Row) -> Text:
         """Returns what is compared of a row."""

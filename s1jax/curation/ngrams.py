@@ -28,7 +28,7 @@ class Index:
           n: words in an n-gram.
         """
         self.n = n
-        self._holders: dict[Gram, tuple[int, ...]] = {}
+        self._holders: dict[Gram, tuple[int, ...] | list[int]] = {}
         self._texts: list[tuple[Gram, ...]] = []
         shared: dict[Gram, Gram] = {}  # one object for an n-gram of many texts
         for number, words in enumerate(texts):
@@ -36,13 +36,16 @@ class Index:
             grams = tuple(shared.setdefault(gram, gram) for gram in dict.fromkeys(ngrams(words, n)))
             self._texts.append(grams)
             for gram in grams:
-                found = self._holders.get(gram)
-                self._holders[gram] = alone if found is None else found + alone
+                found = self._holders.setdefault(gram, alone)
+                if isinstance(found, list):
+                    found.append(number)
+                elif found is not alone:
+                    self._holders[gram] = [*found, number]
 
     def __len__(self) -> int:
         return len(self._holders)
 
-    def holders(self, gram: Gram) -> tuple[int, ...]:
+    def holders(self, gram: Gram) -> Sequence[int]:
         """Numbers of the texts that hold an n-gram, ascending."""
         return self._holders.get(gram, ())
 

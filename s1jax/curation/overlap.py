@@ -56,12 +56,17 @@ class Overlap:
         self._share, self._short, self._long = share, short, max(long, short + 1)
         self._least = max(1, short - n + 1)
         self._most = math.log(len(questions) + 1)
+        # By the number of questions that hold an n-gram; one that none holds weighs as much as one that one holds.
+        self._by_count = [self._most - math.log(max(1, count)) for count in range(len(questions) + 1)]
         self._needed = [self._least_share(words) for words in questions]
         self._weights = [sum(map(self._weight, self._index.grams(i))) for i in range(len(questions))]
+        self._holds = [
+            part * all_of_it - _ROUNDING for part, all_of_it in zip(self._needed, self._weights, strict=True)
+        ]
         self._leads = self._leading()
 
     def _weight(self, gram: Gram) -> float:
-        return self._most - math.log(max(1, len(self._index.holders(gram))))
+        return self._by_count[len(self._index.holders(gram))]
 
     def _least_share(self, words: Sequence[str]) -> float:
         missing = (self._long - size(words)) / (self._long - self._short)
@@ -88,34 +93,34 @@ class Overlap:
         """Returns the question that has the largest share in common with a text; the first one of several."""
         grams = list(ngrams(words, self._index.n))
         different = set(grams)
+        whole = other = 0.0  # weight of all n-grams; of those that do not lead to all questions that hold them
         weights: dict[int, float] = {}  # of the n-grams that lead to a question, by question
-        other = 0.0  # weight of the n-grams that do not lead to all questions that hold them
-        for gram in different & self._leads.keys():
-            weight = self._weight(gram)
-            for number in self._leads[gram]:
-                weights[number] = weights.get(number, 0.0) + weight
-        if not weights:
-            return None
         for gram in different:
-            if len(self._index.holders(gram)) > _MOST_HOLDERS:
-                other += self._weight(gram)
-        whole = sum(map(self._weight, different))
+            count = len(self._index.holders(gram))
+            weight = self._by_count[count]
+            whole += weight
+            if count:
+                if count > _MOST_HOLDERS:
+                    other += weight
+                for number in self._leads.get(gram, ()):
+                    weights[number] = weights.get(number, 0.0) + weight
         held = max(self._least_share(words) * whole, self._least * self._most) - _ROUNDING
-        best: tuple[float, int] | None = None
-        for number in sorted(weights):
-            holds = self._needed[number] * self._weights[number] - _ROUNDING
-            if weights[number] + other < min(held, holds):
+        best = 0.0, 0
+        for number, weight in weights.items():
+            holds = self._holds[number]
+            if weight + other < held and weight + other < holds:
                 continue
             common = different.intersection(self._index.grams(number))
+            if len(common) < self._least:
+                continue
             both = sum(map(self._weight, common))
-            shares = [
-                share for share, least in ((both / self._weights[number], holds), (both / whole, held)) if both >= least
-            ]
-            if len(common) >= self._least and shares and (best is None or max(shares) > best[0]):
-                best = max(shares), number
-        if best is None:
+            if both >= holds:
+                best = max(best, (both / self._weights[number], -number))
+            if both >= held:
+                best = max(best, (both / whole, -number))
+        if not best[0]:
             return None
-        return Found(best[1], min(best[0], 1.0), self._longest(grams, best[1]))
+        return Found(-best[1], min(best[0], 1.0), self._longest(grams, -best[1]))
 
     def _longest(self, grams: Sequence[Gram], number: int) -> tuple[str, ...]:
         """Returns the words of the longest run of n-grams that a question has, in the order of the text."""
