@@ -98,8 +98,8 @@ def prepare(experiment: Experiment) -> Iterator[Prepared]:
       UserError: for a setting, a source or a row that is wrong, in all processes.
     """
     with contextlib.ExitStack() as held:
-        start = _hold(experiment.init_from, held)
-        teacher = _hold(experiment.distil.teacher if experiment.distil.weight else "", held)
+        start = _hold("init_from", experiment.init_from, held)
+        teacher = _hold("distil.teacher", experiment.distil.teacher if experiment.distil.weight else "", held)
         yield together(lambda: _prepare(experiment, start, teacher))
 
 
@@ -143,17 +143,28 @@ def _prepare(experiment: Experiment, start: pathlib.Path | None, of_teacher: pat
     )  # fmt: skip
 
 
-def _hold(checkpoint: str, held: contextlib.ExitStack) -> pathlib.Path | None:
-    """The folder of a checkpoint, which is not removed before `held` is closed: the same one in all processes."""
+def _hold(setting: str, checkpoint: str, held: contextlib.ExitStack) -> pathlib.Path | None:
+    """The folder of a checkpoint, which is not removed before `held` is closed: the same one in all processes.
+
+    Raises:
+      UserError: in all processes if it is none; begins with the setting.
+    """
+
+    def hold(path: str | pathlib.Path) -> pathlib.Path:
+        try:
+            return held.enter_context(store.hold(path))
+        except UserError as error:
+            raise UserError(f"config.{setting}: {error}") from error
+
     if not checkpoint:
         return None
-    mine = together(lambda: held.enter_context(store.hold(checkpoint)))
+    mine = together(lambda: hold(checkpoint))
     if jax.process_count() == 1:
         return mine
     step = store.step_of(mine)  # another process may find one that a run has saved meanwhile
     common = int(multihost_utils.broadcast_one_to_all(np.int64(-1 if step is None else step)))
     name = mine.name if common < 0 else str(common)
-    return together(lambda: held.enter_context(store.hold(mine.with_name(name))))
+    return together(lambda: hold(mine.with_name(name)))
 
 
 def make_metadata(experiment: Experiment, start: pathlib.Path | None = None) -> store.Metadata:

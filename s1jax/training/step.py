@@ -210,13 +210,18 @@ def output_of(config: ModelConfig, train: TrainConfig, attention: str, mesh: Mes
             remat=train.remat,
             attend=attend,
             lookup=lookup,
-            mlp_chunks=math.gcd(train.mlp_parts, config.mlp_dim),
+            mlp_chunks=mlp_chunks(train, config),
             merge_batch_and_seq=_rows_per_device(batch, mesh) == 1 or mesh.shape["sequence"] == 1,
             grad_accumulators=sums,
         )
         return Head(hidden, decoder.output_kernel(params, config))
 
     return output
+
+
+def mlp_chunks(train: TrainConfig, config: ModelConfig) -> int:
+    """`train.mlp_parts`, or the largest divisor of it that divides the MLP of a decoder: a teacher's may be another."""
+    return math.gcd(train.mlp_parts, config.mlp_dim)
 
 
 def _rows_per_device(batch: Batch, mesh: Mesh) -> int:

@@ -76,8 +76,14 @@ def make(
             f" {config.context_length}; choose a smaller one, or another teacher."
         )
     chosen, fallback = parallel_ops.choose_attention(experiment, config, mesh, jax.default_backend())
-    if fallback:
+    if fallback and fallback != parallel_ops.choose_attention(experiment, student, mesh, jax.default_backend())[1]:
         notes.append(f"{name}: {fallback}")
+    parts = step_lib.mlp_chunks(experiment.train, config)
+    if parts != experiment.train.mlp_parts:
+        notes.append(
+            f"{name}: its mlp_dim {config.mlp_dim} is computed in {parts} parts, because train.mlp_parts"
+            f" {experiment.train.mlp_parts} does not divide it."
+        )
 
     def make_params() -> Params:
         params = store.load_model(folder, mesh=mesh, dtype=experiment.train.compute_dtype).params
@@ -140,16 +146,17 @@ def common_ids(ours: Tokenizer, theirs: Tokenizer, rows: int, their_rows: int) -
 
 def _cut(params: Params, config: ModelConfig, wanted: ModelConfig, mesh: Mesh) -> Params:
     """Weights whose embedding and head are cut, or filled up with zeros, to another number of ids."""
-    if config.vocab_size == wanted.vocab_size:
-        return params
     rows, more = wanted.vocab_size, max(0, wanted.vocab_size - config.vocab_size)
+    if config.vocab_size == rows:
+        return params
+    # The rest is left out of the program, which would make a second copy of it.
+    changed = {name: params[name] for name in ("embed", "head") if name in params}
+    shardings = sharding.param_shardings(wanted, mesh)
 
     def change(params: Params) -> Params:
-        embedding = jnp.pad(params["embed"]["embedding"][:rows], ((0, more), (0, 0)))
-        changed = {**params, "embed": {**params["embed"], "embedding": embedding}}
-        if not config.tied_embeddings:
-            kernel = jnp.pad(params["head"]["kernel"][:, :rows], ((0, 0), (0, more)))
-            changed["head"] = {**params["head"], "kernel": kernel}
-        return changed
+        embed = {"embedding": jnp.pad(params["embed"]["embedding"][:rows], ((0, more), (0, 0)))}
+        if "head" not in params:
+            return {"embed": embed}
+        return {"embed": embed, "head": {"kernel": jnp.pad(params["head"]["kernel"][:, :rows], ((0, 0), (0, more)))}}
 
-    return jax.jit(change, out_shardings=sharding.param_shardings(wanted, mesh))(params)
+    return {**params, **jax.jit(change, out_shardings={name: shardings[name] for name in changed})(changed)}

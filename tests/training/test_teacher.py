@@ -228,7 +228,7 @@ def test_ids_that_only_the_teacher_has_are_left_out(tmp_path):
         (dict(alpha=0.0), r"distil\.alpha is 0\.0; give a share between 0 and 1"),
         (dict(temperature=0.0), r"distil\.temperature is 0\.0; give a positive number"),
         (dict(loss="kl"), r"distil\.loss is 'kl'; choose one of 'forward_kl'"),
-        (dict(teacher="nowhere"), r"nowhere"),
+        (dict(teacher="nowhere"), r"config\.distil\.teacher: nowhere is not a folder; give a checkpoint"),
         (dict(teacher="gs://bucket/x"), r"config\.distil\.teacher=gs://bucket.* URL"),
     ],
 )
