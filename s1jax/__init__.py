@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from s1jax.engine.request import Request as Request
     from s1jax.evaluation.evaluate import evaluate as evaluate
     from s1jax.remote.client import Endpoint as Endpoint
+    from s1jax.serve.in_process import EngineTeacher as EngineTeacher
     from s1jax.text.messages import Message as Message
     from s1jax.training.callbacks import Callbacks as Callbacks
     from s1jax.training.run import train as train
@@ -38,6 +39,7 @@ _HOME = {
     "DistilSettings": "s1jax.distillation.settings",
     "Endpoint": "s1jax.remote.client",
     "Engine": "s1jax.engine.engine",
+    "EngineTeacher": "s1jax.serve.in_process",
     "Message": "s1jax.text.messages",
     "Output": "s1jax.engine.request",
     "Price": "s1jax.distillation.settings",
@@ -56,6 +58,7 @@ __all__ = [
     "DistilSettings",
     "Endpoint",
     "Engine",
+    "EngineTeacher",
     "Message",
     "Output",
     "Price",

@@ -33,17 +33,13 @@ def make(name: str = "") -> EngineTeacher:
     Raises:
       UserError: there is no such checkpoint, or a flag of the engine is invalid.
     """
-    from s1jax.checkpoint import digests, store
     from s1jax.serve.in_process import EngineTeacher
 
-    checkpoint = CHECKPOINT.value
     engine_flags.parse_mesh(engine_flags.MESH.value)
-    # Quantised weights are another teacher; the dtype of activations changes the rounding alone.
-    dtypes = {"weight_dtype": engine_flags.WEIGHT_DTYPE.value, "cache_dtype": engine_flags.CACHE_DTYPE.value}
-    quantised = "".join(f",{flag}=int8" for flag, dtype in dtypes.items() if dtype == "int8")
-    address = f"engine:{store.using(checkpoint, digests.fingerprint)}{quantised}"
-    name = name or checkpoint.rstrip("/").rpartition("/")[2].removeprefix("package:")
-    return EngineTeacher(lambda: store.using(checkpoint, _load), name, address, cache_tokens=CACHE_TOKENS.value)
+    return EngineTeacher.of(
+        CHECKPOINT.value, model=name, cache_tokens=CACHE_TOKENS.value, make=_load,
+        weight_dtype=engine_flags.WEIGHT_DTYPE.value, cache_dtype=engine_flags.CACHE_DTYPE.value,
+    )  # fmt: skip
 
 
 def _load(folder: pathlib.Path) -> Engine:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from s1jax.checkpoint import digests, store
 from s1jax.config.sampling import SamplingParams
 from s1jax.engine.engine import Engine
 from s1jax.errors import UserError
@@ -26,11 +28,12 @@ _ENDING_SECONDS = 60  # for the step that runs when the teacher is closed
 class EngineTeacher:
     """A teacher (`s1jax.distillation.teacher.Teacher`) that samples with an engine.
 
-        teacher = EngineTeacher(lambda: Engine("runs/s1", slots=16), "s1", "engine:" + fingerprint)
+        teacher = s1jax.EngineTeacher.of("runs/s1", slots=16)
         s1jax.distil("questions.jsonl", "traces", teacher)
 
     A request has the fields of the server, so that the same request gives the same tokens here and there: budgets under
-    all their names, waits, seeds. The engine runs in a thread of its own, which loads it at the first request.
+    all their names, waits, seeds. The engine runs in a thread of its own, which loads it at the first request. A
+    teacher is for one call of `s1jax.distil`, which closes it.
     """
 
     def __init__(
@@ -56,6 +59,38 @@ class EngineTeacher:
         # The caller says how many requests there are at one time; none is turned away here.
         self._worker = Worker(make, Limits(cache_tokens, waiting=2**31, waiting_tokens=2**62))
         self._started = False
+
+    @classmethod
+    def of(
+        cls,
+        checkpoint: str,
+        *,
+        model: str = "",
+        params: SamplingParams | None = None,
+        cache_tokens: int = 0,
+        make: Callable[[pathlib.Path], Engine] | None = None,
+        **options: Any,
+    ) -> EngineTeacher:
+        """Returns the teacher that a checkpoint is.
+
+        Args:
+          checkpoint: path of a checkpoint or training workdir, or `package:NAME`.
+          model: name of the model in the answers; empty: the last part of the path.
+          params: as for the class.
+          cache_tokens: as for the class.
+          make: loads the engine from the checkpoint's folder; by default `Engine` with `options`.
+          options: of `s1jax.Engine`, such as `slots` and `cache_length`.
+
+        Raises:
+          UserError: there is no such checkpoint.
+        """
+        # Quantised weights are another teacher; the dtype of activations changes the rounding alone.
+        dtypes = {name: options.get(name, "") for name in ("weight_dtype", "cache_dtype")}
+        quantised = "".join(f",{name}=int8" for name, dtype in dtypes.items() if dtype == "int8")
+        address = f"engine:{store.using(checkpoint, digests.fingerprint)}{quantised}"
+        name = model or checkpoint.rstrip("/").rpartition("/")[2].removeprefix("package:")
+        load = make or (lambda folder: Engine(folder, **options))
+        return cls(lambda: store.using(checkpoint, load), name, address, params=params, cache_tokens=cache_tokens)
 
     @property
     def address(self) -> str:

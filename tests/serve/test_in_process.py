@@ -61,6 +61,17 @@ def test_nothing_is_sampled_twice(engine, own, tmp_path):
     assert len(answers(tmp_path)) == 4
 
 
+def test_a_checkpoint_is_a_teacher_by_its_path(engine, tmp_path):
+    settings = DistilSettings(max_tokens=30)
+    folder = engine.model.source
+    distil(QUESTIONS, tmp_path, EngineTeacher.of(folder, slots=2, cache_length=512), settings)
+    for line in answers(tmp_path):
+        assert line["endpoint"] == f"engine:{engine.model.fingerprint}" and line["model"] == "model"
+    assert EngineTeacher.of(folder, weight_dtype="int8").address.endswith(",weight_dtype=int8")
+    with pytest.raises(UserError):
+        EngineTeacher.of(str(tmp_path / "none"))
+
+
 def test_refusals_are_those_of_the_server(own):
     async def ask(messages, **fields):
         with pytest.raises(RemoteError) as caught:
