@@ -177,7 +177,7 @@ def shard(file: pathlib.Path) -> tuple[list[tuple[str, list[str]]], list[Text], 
       (planted defect, names of the rules that drop it) of each row; what near-duplicates are looked for with; seconds
       of the processor by rule.
     """
-    seconds: collections.Counter[str] = collections.Counter()
+    seconds: dict[str, float] = collections.defaultdict(float)
     near = NearDuplicates()
     found, texts = [], []
     for row in read(file):
@@ -212,7 +212,7 @@ def all_rules(folder: pathlib.Path, shards: int, workers: int) -> dict[str, obje
     found = [one for part in parts for one in part[0]]
     drops = NearDuplicates().of([text for part in parts for text in part[1]])
     wall = time.perf_counter() - start
-    seconds = sum((collections.Counter(part[2]) for part in parts), collections.Counter())
+    seconds = {name: sum(part[2][name] for part in parts) for name in parts[0][2]}
     caught: dict[str, float] = {}
     for kind in PLANTED:
         names = [names for planted, names in found if planted == kind]

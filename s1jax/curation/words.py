@@ -25,7 +25,7 @@ _COMMANDS = re.compile(
     r"|no?limits|text(?:bf|it|rm|sf|tt|normal)?|math(?:bf|it|rm|sf|tt|bb|cal|scr|frak|normal)?|boldsymbol|bm|operatorname\*?"
     r"|mbox|hbox|emph|underline|boxed|[dtc]?frac|[dt]?binom|sqrt|times|cdots?|[lv]?dots|div|pm|mp|ast|star|bullet|circ|degree"
     r"|l(?:eq?|t)|g(?:eq?|t)|neq?|leqslant|geqslant|equiv|approx|sim|cong|to|(?:long)?(?:right|left)arrow"
-    r"|cap|cup|in|notin|subset(?:eq)?|infty|sum|prod|int|partial|nabla|perp|parallel|mid|[lr](?:floor|ceil|angle|brace|vert))(?![a-z])"
+    r"|item|hline|n|cap|cup|in|notin|subset(?:eq)?|infty|sum|prod|int|partial|nabla|perp|parallel|mid|[lr](?:floor|ceil|angle|brace|vert))(?![a-z])"
 )  # fmt: skip
 _THOUSANDS = re.compile(r"(?<=\d)(?:\{?,\}?|\\[,!])+(?=\d{3}(?!\d))")
 _EAST_ASIAN = re.compile("([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff])")
