@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -20,7 +21,7 @@ from s1jax.config.experiment import (
     TrainConfig,
 )
 from s1jax.config.model import ModelConfig
-from s1jax.engine import seeds
+from s1jax.engine import programs, seeds
 from s1jax.engine.engine import Engine
 from s1jax.errors import UserError
 from s1jax.model import decoder
@@ -87,14 +88,20 @@ def test_rows_are_what_the_engine_samples(experiment, sampled):
     """Another engine with the same weights, prompts and seeds gives the same ids; forced ones carry no loss."""
     prepared, params, batch, made, metrics = sampled
     model = store.Model(params, MODEL, prepared.metadata.tokenizer, prepared.metadata.chat, {})
-    engine = Engine(jax.tree.map(jax.numpy.asarray, model.params), config=MODEL, slots=2)
+    engine = Engine(params, config=MODEL, slots=3, cache_length=BLOCK)  # sizes whose programs are compiled
     engine.model = model
+    prompts = [ids_of(batch, row)[: 1 + int(np.flatnonzero(batch["weights"][row])[0])] for row in range(3)]
+    requests = [
+        s1jax.Request(
+            prompt_ids=prompt,
+            params=s1jax.SamplingParams(**dataclasses.asdict(ROLLOUT), seed=seeds.derive(5, 2, row)),
+        )
+        for row, prompt in enumerate(prompts)
+    ]
+    outputs = engine.generate(requests[::-1])[::-1]
     lengths, ended, ends = [], [], []
     for row in range(3):
-        ids, own = ids_of(batch, row), ids_of(made, row)
-        prompt = ids[: 1 + int(np.flatnonzero(batch["weights"][row])[0])]
-        params_of_row = s1jax.SamplingParams(**dataclasses.asdict(ROLLOUT), seed=seeds.derive(5, 2, row))
-        (output,) = engine.generate([s1jax.Request(prompt_ids=prompt, params=params_of_row)])
+        prompt, output, own = prompts[row], outputs[row], ids_of(made, row)
         assert own == [*prompt, *output.token_ids]
         weights = made["weights"][row]
         carries = [False] * len(prompt) + [not forced for forced in output.forced]
@@ -107,6 +114,17 @@ def test_rows_are_what_the_engine_samples(experiment, sampled):
         ended.append(output.answer_end == "stop" and output.thinking_end == "natural")
     assert metrics == {"sampled_ended": np.mean(ended), "sampled_tokens": np.mean(lengths)}
     assert "cut" in ends  # so that closing delimiters were forced
+
+
+def test_new_weights_compile_nothing(sampled):
+    """Steps after the first one hand over their weights only."""
+    prepared, params, batch, made, _ = sampled
+    before = programs.decode._cache_size(), programs.prefill._cache_size(), programs.admit._cache_size()
+    other, _ = prepared.on_policy.complete(1, jax.tree.map(lambda x: -x, params), batch)
+    assert not np.array_equal(other["tokens"], made["tokens"])
+    again, _ = prepared.on_policy.complete(1, params, batch)
+    np.testing.assert_array_equal(again["tokens"], made["tokens"])
+    assert before == (programs.decode._cache_size(), programs.prefill._cache_size(), programs.admit._cache_size())
 
 
 def test_the_loss_is_the_reverse_kl_on_the_sampled_ids(experiment, run, sampled):
@@ -126,13 +144,17 @@ def test_the_loss_is_the_reverse_kl_on_the_sampled_ids(experiment, run, sampled)
 
 
 def test_a_resumed_run_has_the_same_weights(experiment, run, tmp_path):
-    """Six steps, and three and three: bit for bit, with the same metrics."""
-    assert s1jax.train(experiment, tmp_path, Callbacks(should_stop=lambda step: step == 3))["steps"] == 3
-    s1jax.train(experiment, tmp_path)
-    one, two = (jax.tree.leaves(store.load_model(folder).params) for folder in (run[0], tmp_path))
+    """From the checkpoint of step 3 on: bit for bit, with the same metrics."""
+    shutil.copytree(run[0], tmp_path / "w")
+    for step in (4, 5, 6):
+        shutil.rmtree(tmp_path / "w" / "checkpoints" / str(step))
+    steps = []
+    s1jax.train(experiment, tmp_path / "w", Callbacks(on_step=steps.append))
+    assert [line["step"] for line in steps] == [4, 5, 6]
+    one, two = (jax.tree.leaves(store.load_model(folder).params) for folder in (run[0], tmp_path / "w"))
     for left, right in zip(one, two, strict=True):
         np.testing.assert_array_equal(left, right)
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "w" / "metrics.jsonl").read_text().splitlines()]
     for name in ("loss", "grad_norm", "sampled_tokens", "sampled_ended", "cross_entropy", "distillation"):
         assert [line.get(name) for line in lines] == [line.get(name) for line in run[1]]
     assert ["sampled_tokens" in line for line in lines] == [False, True] * 3

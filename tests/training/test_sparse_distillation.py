@@ -74,7 +74,7 @@ def reference(hidden, kernel, batch, weight):
 
 @pytest.mark.parametrize(
     ("kind", "weight", "chunk"),
-    [("top_k", 1.0, 4), ("top_k", 0.5, 1), ("top_k", 0.3, 64), ("counts", 1.0, 64), ("counts", 0.5, 4)],
+    [("top_k", 1.0, 4), ("top_k", 0.3, 64), ("counts", 0.5, 1)],
 )
 def test_value_and_gradients_equal_float64(kind, weight, chunk):
     hidden, kernel, batch = make_inputs(K, kind)

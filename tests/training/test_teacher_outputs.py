@@ -69,3 +69,19 @@ def test_draws_are_those_of_the_cumulative_sum(head):
         near = np.abs(sums[at][:, None] - uniforms[at]).min(0) < 1e-6  # float32 may take the neighbour
         np.testing.assert_array_equal(found[at][~near], expected[~near])
     assert LEGAL[found].all()
+
+
+@pytest.mark.parametrize("kind", ["top_k", "draws"])
+def test_logits_of_all_tokens_never_exist(kind):
+    rows, length, width, vocab, chunk = 2, 256, 8, 512, 16
+    shapes = (rows, length, width), (width, vocab), (rows, length, 4)
+    hidden, kernel, uniforms = (jax.ShapeDtypeStruct(shape, np.float32) for shape in shapes)
+
+    def run(hidden, kernel, uniforms):
+        head, legal = Head(hidden, kernel), np.ones(vocab, bool)
+        if kind == "top_k":
+            return teacher_outputs.top_k(head, legal, 4, chunk, None)
+        return teacher_outputs.draws(head, legal, uniforms, chunk, None)
+
+    used = jax.jit(run).lower(hidden, kernel, uniforms).compile().memory_analysis().temp_size_in_bytes
+    assert used < rows * length * vocab * 4 / 2
