@@ -95,6 +95,7 @@ _PAUSE = flags.DEFINE_float("longest_pause", 3600.0, "Seconds; a longer pause th
 _PATIENCE = flags.DEFINE_float(
     "patience", 600.0, "Seconds without any answer from a busy endpoint that end the run.", 0
 )
+_STREAM = flags.DEFINE_bool("stream", False, "Get answers in pieces, where a proxy ends connections that are quiet.")
 _TIMEOUT = flags.DEFINE_float("timeout", 1800.0, "Seconds that an answer may take.", 0.001)
 _GRACE = flags.DEFINE_float("grace", 25.0, "Seconds that answers on their way have after SIGTERM.", 0.0)
 _PLAN = flags.DEFINE_bool("plan", False, "Print what it will take, and end.")
@@ -181,7 +182,15 @@ def _endpoint() -> Endpoint:
             raise UserError(f"--key_env names {_KEY.value}, which is not set; export it, or drop the flag.")
     limit: Literal["max_completion_tokens", "max_tokens"] = _LIMIT.value  # type: ignore[assignment]
     try:
-        return Endpoint(_ENDPOINT.value, _MODEL.value, key, timeout=_TIMEOUT.value, name=_NAME.value, limit_field=limit)
+        return Endpoint(
+            _ENDPOINT.value,
+            _MODEL.value,
+            key,
+            timeout=_TIMEOUT.value,
+            name=_NAME.value,
+            limit_field=limit,
+            stream=_STREAM.value,
+        )
     except UserError as error:
         raise UserError(f"--endpoint: {error}") from None
 

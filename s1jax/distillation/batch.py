@@ -90,7 +90,7 @@ def run(
     Raises:
       UserError: a file cannot be read, or the endpoint does not take or know a batch. What was done is kept.
     """
-    settings = settings or DistilSettings()
+    settings = distil_lib.with_body(settings or DistilSettings(), endpoint)
     source = questions if isinstance(questions, str | os.PathLike) else list(questions)
     notes: list[str] = []
     asked = questions_lib.read(source, settings.num_questions, notes)

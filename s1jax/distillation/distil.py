@@ -100,7 +100,7 @@ def distil(
         (no money left, a wrong key, an unknown model, no thinking, nothing but failures). Answers up to then are kept.
       OSError: something could not be written.
     """
-    settings = settings or DistilSettings()
+    settings = with_body(settings or DistilSettings(), teacher)
     source = questions if isinstance(questions, str | os.PathLike) else list(questions)
     notes: list[str] = []
     asked = questions_lib.read(source, settings.num_questions, notes)
@@ -139,7 +139,7 @@ def plan(
     on_note: Callable[[str], object] = lambda sentence: None,
 ) -> Plan:
     """Returns what `distil` with the same arguments would take; sends and writes nothing."""
-    settings = settings or DistilSettings()
+    settings = with_body(settings or DistilSettings(), teacher)
     notes: list[str] = []
     asked = questions_lib.read(questions, settings.num_questions, notes)
     for note in notes:
@@ -150,6 +150,13 @@ def plan(
     work = work_lib.find(asked, client, settings, index)
     _say(work, settings, on_note, folder)
     return plan_lib.make(len(asked), work, index, settings, spent, possible)
+
+
+def with_body(settings: DistilSettings, teacher: Endpoint | Teacher) -> DistilSettings:
+    """Returns settings that have the fields of an endpoint's own `body`, because these are part of what is asked."""
+    if not isinstance(teacher, Endpoint) or not teacher.body:
+        return settings
+    return dataclasses.replace(settings, body={**teacher.body, **settings.body})
 
 
 def _client(teacher: Endpoint | Teacher) -> Teacher:

@@ -144,8 +144,6 @@ class Run:
         self._limits = Limits(
             limits.max_in_flight, limits.requests_per_minute, limits.tokens_per_minute, self._loop.time
         )
-        if not (self._thinks and self._has_answer):
-            self._limits.most = min(_PROBES, limits.max_in_flight)
         self._check_thinking()
         if control is not None:
             control.listen(lambda *asked: self._loop.call_soon_threadsafe(self._asked_to_stop, *asked))
@@ -339,9 +337,11 @@ class Run:
 
     def _check_thinking(self, usage: Usage | None = None) -> None:
         """Ends the run where the first replies hold no thinking; lets all requests go once one has some."""
-        if self._thinks and self._has_answer:
-            self._limits.most = self._settings.max_in_flight
-        elif not self._thinks and self._without >= _PROBES:
+        probes = _PROBES if self._thinks else _PROBES - self._without
+        self._limits.most = self._settings.max_in_flight
+        if not (self._thinks and self._has_answer):  # no more of them than are needed to know
+            self._limits.most = min(max(probes, 1), self._settings.max_in_flight)
+        if not self._thinks and self._without >= _PROBES:
             hidden = (
                 f" although it bills {usage.reasoning_tokens:,} tokens of it"
                 if usage and usage.reasoning_tokens

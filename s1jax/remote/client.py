@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 from s1jax.errors import MissingPackageError, UserError
 from s1jax.remote import reply
 from s1jax.remote.reply import Completion
+from s1jax.remote.stream import Assembly
 
 if TYPE_CHECKING:
     import aiohttp
@@ -38,6 +39,7 @@ Kind = Literal["key", "quota", "busy", "timeout", "connection", "request", "serv
 _AGAIN = ("busy", "timeout", "connection", "server")
 _MOST_BYTES = 16 << 20  # of a response
 _WAIT = 1.0  # seconds before a request is repeated, where the endpoint names none
+_MOST_STREAMED = 256 << 20  # a token takes some hundred bytes
 _GATEWAY = (408, 504, 524)  # somebody on the way lost patience: the model may have answered, and be billed
 _CONNECT = 30.0  # seconds that a connection may take, of those of an attempt
 
@@ -77,6 +79,7 @@ class Endpoint:
       name: stands for the base URL where requests are remembered, so that a server may move; empty: the URL.
       limit_field: name of the field that limits the tokens of a completion. Servers that know only the old name
         `max_tokens` ignore the other one.
+      stream: ask for the answer in pieces. Proxies end a connection on which nothing comes for a minute or some.
     """
 
     base_url: str
@@ -88,6 +91,7 @@ class Endpoint:
     body: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     name: str = ""
     limit_field: Literal["max_completion_tokens", "max_tokens"] = "max_completion_tokens"
+    stream: bool = False
 
     def __post_init__(self) -> None:
         url = urllib.parse.urlsplit(self.base_url if isinstance(self.base_url, str) else "")
@@ -179,7 +183,10 @@ class Client:
         Raises:
           RemoteError: the request failed. Its `lost` is the number of attempts that may be billed nevertheless.
         """
-        body = json.dumps(self.endpoint.chat(messages, max_tokens, more)).encode()
+        asked = self.endpoint.chat(messages, max_tokens, more)
+        if self.endpoint.stream:
+            asked |= {"stream": True, "stream_options": {"include_usage": True}}
+        body = json.dumps(asked).encode()
         begun, lost = time.monotonic(), 0
         for attempt in range(1, self.endpoint.retries + 2):
             sent = attempt - 1
@@ -282,10 +289,32 @@ class Client:
                 self._url, data=body, headers=headers, proxy=self._proxy, allow_redirects=False
             )
             async with request as response:
+                if response.status == 200 and response.content_type == "text/event-stream":
+                    return self._completion(200, response.headers, await self._assembled(response))
                 content = await _read(response)
         if content is None:
             raise _lost("answer", f"{self.endpoint.host} sent more than {_MOST_BYTES >> 20} MB")
-        return self._completion(response.status, response.headers, content)
+        try:
+            decoded = json.loads(content)
+        except (ValueError, RecursionError):
+            decoded = None
+        return self._completion(response.status, response.headers, decoded)
+
+    async def _assembled(self, response: aiohttp.ClientResponse) -> dict[str, Any]:
+        """Returns the body of a completion that comes in pieces; whatever ends it early may be billed."""
+        assembly, size = Assembly(), 0
+        try:
+            async for part in response.content.iter_any():
+                assembly.feed(part)
+                size += len(part)
+                if size > _MOST_STREAMED:
+                    raise ValueError(f"it has more than {_MOST_STREAMED >> 20} MB")
+            body = assembly.body()
+        except (ValueError, RecursionError) as error:
+            raise _lost("answer", f"{self.endpoint.host} sent no whole completion: {error}", 200) from None
+        if "error" in body:
+            raise _lost("server", f"{self.endpoint.host}: {self._safe(reply.error_of(body)[0])}", 200)
+        return body
 
     def _headers(self) -> dict[str, str]:
         key = {"authorization": f"Bearer {self.endpoint.key}"} if self.endpoint.key else {}
@@ -305,12 +334,8 @@ class Client:
         except (aiohttp.ClientError, OSError) as error:
             raise _lost("connection", f"{host} ended the connection ({self._safe(str(error))})") from None
 
-    def _completion(self, status: int, headers: Mapping[str, str], content: bytes) -> Completion:
+    def _completion(self, status: int, headers: Mapping[str, str], body: Any) -> Completion:
         host = self.endpoint.host
-        try:
-            body = json.loads(content)
-        except (ValueError, RecursionError):
-            body = None
         if status != 200:
             error = self.refusal(status, headers, body)
             if status == 429 and error.kind == "busy" and self._pauses:
@@ -340,6 +365,8 @@ class Client:
             return RemoteError("key", f"{said}; it does not accept the key", status)
         if status in (408, 409, 429, 503):
             return RemoteError("busy", said, status, retry_after(headers))
+        if status in _GATEWAY and not self.endpoint.stream:
+            said += "; if that is a proxy which found the connection quiet, stream keeps it busy"
         if status >= 500:
             return RemoteError("server", said, status, retry_after(headers))
         return RemoteError("request", said, status)

@@ -196,16 +196,36 @@ class _Connection(asyncio.Protocol):
         if step.status == 200:  # billed whether or not somebody is still there
             self._teacher.bill(step)
         found = step.body(body) if callable(step.body) else step.body
+        if body.get("stream") and step.status == 200 and isinstance(found, dict):
+            return self._stream(step, found)
         content = found if isinstance(found, bytes) else json.dumps(found).encode()
         lines = [f"HTTP/1.1 {step.status} X", f"content-length: {len(content)}", "content-type: application/json"]
         lines += [f"{name}: {value}" for name, value in step.headers]
         whole = "\r\n".join(lines).encode() + b"\r\n\r\n" + content
+        self._write(whole, step, len(content))
+
+    def _stream(self, step, found):
+        """Sends a completion in pieces of a few characters, with the usage in the last one."""
+        choice = found["choices"][0]
+        deltas = [
+            ({name: text[i : i + 5]}, None)
+            for name, text in sorted(choice["message"].items(), reverse=True)
+            for i in range(0, len(text), 5)
+        ]
+        events = [
+            {"id": found["id"], "model": found["model"], "choices": [{"delta": delta, "finish_reason": reason}]}
+            for delta, reason in (*deltas, ({}, choice["finish_reason"]))
+        ]
+        events.append({"id": found["id"], "choices": [], "usage": found.get("usage")})
+        content = "".join(f"data: {json.dumps(event)}\n\n" for event in events).encode() + b"data: [DONE]\n\n"
+        head = f"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ncontent-length: {len(content)}\r\n\r\n"
+        self._write(head.encode() + content, step, len(content))
+
+    def _write(self, whole, step, size):
         if self._transport.is_closing():
             return
-        if step.cut is None:
-            self._transport.write(whole)
-        else:
-            self._transport.write(whole[: -len(content) + step.cut])
+        self._transport.write(whole if step.cut is None else whole[: -size + step.cut])
+        if step.cut is not None:
             self._transport.close()
 
 

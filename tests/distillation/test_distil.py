@@ -270,6 +270,24 @@ def test_an_answer_without_usage_counts_with_its_worst_case(ask, teacher):
     assert ask.lines()[-1]["dollars"] is None
 
 
+@pytest.mark.parametrize("place", ["reasoning", "tags"])
+def test_a_streamed_answer_is_the_same_answer(ask, teacher, place):
+    teacher.script["What is 1 + 1?"] = [CUT, ok(place=place)]
+    teacher.default = ok(place=place)
+    streamed = ask(rows(4), price=PRICE, endpoint=Endpoint(teacher.url, "big", stream=True))
+    assert streamed.lost == 1 and teacher.bodies[0]["stream_options"] == {"include_usage": True}
+    written = ask.lines("rows.jsonl")
+    (ask.folder / "answers.jsonl").unlink()
+    whole = ask(rows(4), price=PRICE)  # the key of a request does not depend on how the answer comes
+    assert ask.lines("rows.jsonl") == written and whole.rows == 4 and whole.completion_tokens == 160
+
+
+def test_the_endpoints_own_fields_are_part_of_what_is_asked(ask, teacher):
+    for body in ({}, {"top_k": 5}, {"top_k": 5}):
+        ask(rows(2), endpoint=Endpoint(teacher.url, "big", body=body))
+    assert [body.get("top_k") for body in teacher.bodies] == [None, None, 5, 5]
+
+
 @pytest.mark.parametrize("step", [CUT, TORN, HANG])
 def test_an_answer_that_never_arrives_is_possible_spend(ask, teacher, step):
     teacher.script["What is 1 + 1?"] = [step, ok()]
