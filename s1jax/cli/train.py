@@ -103,7 +103,7 @@ class _Display:
         self._shown, self._held = shown, contextlib.ExitStack()
         self._bar: progress.Bar
         self._asked: Callable[[int], bool]
-        self._validation = ""
+        self._validation = self._sampled = ""
 
     def __enter__(self) -> _Display:
         return self
@@ -129,7 +129,10 @@ class _Display:
     def step(self, record: Record) -> None:
         if "validation_loss" in record:
             self._validation = f"  validation loss {record['validation_loss']:.4f}"
-        detail = f"loss {record['loss']:.4f}{self._validation}  {record['tokens_per_second']:,.0f} tokens/s"
+        if "sampled_ended" in record:
+            self._sampled = f"  sampled {record['sampled_tokens']:,.0f} tokens, {record['sampled_ended']:.0%} ended"
+        detail = f"loss {record['loss']:.4f}{self._validation}{self._sampled}"
+        detail += f"  {record['tokens_per_second']:,.0f} tokens/s"
         if record["dollars"]:
             detail += f"  {record['dollars']:,.2f} USD so far, {record['dollars_to_go']:,.2f} to go"
         self._bar.update(record["step"], detail)

@@ -98,8 +98,8 @@ def prepare(experiment: Experiment) -> Iterator[Prepared]:
       UserError: for a setting, a source or a row that is wrong, in all processes.
     """
     with contextlib.ExitStack() as held:
-        start = _hold("init_from", experiment.init_from, held)
-        teacher = _hold("distil.teacher", experiment.distil.teacher if experiment.distil.weight else "", held)
+        start = hold("config.init_from", experiment.init_from, held)
+        teacher = hold("config.distil.teacher", experiment.distil.teacher if experiment.distil.weight else "", held)
         yield together(lambda: _prepare(experiment, start, teacher))
 
 
@@ -143,7 +143,7 @@ def _prepare(experiment: Experiment, start: pathlib.Path | None, of_teacher: pat
     )  # fmt: skip
 
 
-def _hold(setting: str, checkpoint: str, held: contextlib.ExitStack) -> pathlib.Path | None:
+def hold(setting: str, checkpoint: str, held: contextlib.ExitStack) -> pathlib.Path | None:
     """The folder of a checkpoint, which is not removed before `held` is closed: the same one in all processes.
 
     Raises:
@@ -154,7 +154,7 @@ def _hold(setting: str, checkpoint: str, held: contextlib.ExitStack) -> pathlib.
         try:
             return held.enter_context(store.hold(path))
         except UserError as error:
-            raise UserError(f"config.{setting}: {error}") from error
+            raise UserError(f"{setting}: {error}") from error
 
     if not checkpoint:
         return None

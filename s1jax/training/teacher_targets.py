@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
-from s1jax.checkpoint import store
+from s1jax.checkpoint import digests, store
 from s1jax.config import presets
 from s1jax.config.experiment import DistilConfig, Experiment
 from s1jax.data import packing, sources, teacher_format
@@ -104,7 +104,9 @@ def teacher_logits(
     folder = paths.local(out, "--out")
     paths.local(teacher, "--teacher")
     with contextlib.ExitStack() as held:
-        start = together(lambda: held.enter_context(store.hold(os.fspath(teacher))))
+        start = prepare.hold("--teacher", os.fspath(teacher), held)
+        if start is None:
+            raise UserError("--teacher is empty; name a checkpoint.")
         asked = _Asked(os.fspath(teacher), kind, size, seed, dtype, rows)
         scorer = together(lambda: _Scorer(settings, start, asked, callbacks))
         writer = together(lambda: _open(scorer, folder, held))
@@ -147,8 +149,6 @@ class _Scorer:
         self._legal = student.tokenizer.legal_ids(self._config.vocab_size)
         if kind == "top_k" and size > np.count_nonzero(self._legal):
             raise UserError(f"k is {size}, but the tokenizer has {np.count_nonzero(self._legal)} ids; give less.")
-        from s1jax.checkpoint import digests
-
         self.settings = Settings(
             kind=kind,
             size=size,
