@@ -18,6 +18,7 @@ _ENDS = (". ", "? ", "! ", "。", "！", "？")  # of sentences, beside the ends
 _LEAST = 16  # characters of a sentence that counts: "Wait." and "So:" may be frequent
 _TIMES = 3  # so often a sentence may stand; further copies are repetition
 _WINDOW = 2048  # bytes
+_NEEDLE = 24  # bytes
 _LEVEL = 1  # of zlib; higher ones find no more in a loop and take longer
 
 
@@ -52,7 +53,10 @@ def repeated_sentences(text: str) -> tuple[float, str]:
     lines = text
     for end in _ENDS if not text.isascii() else _ENDS[:3]:
         lines = lines.replace(end, f"{end[0]}\n")  # five times as fast as a regular expression
-    seen = collections.Counter(sentence for sentence in lines.split("\n") if len(sentence) >= _LEAST)
+    sentences = [sentence for sentence in lines.split("\n") if len(sentence) >= _LEAST]
+    if len(sentences) - len(set(sentences)) < _TIMES:
+        return 0.0, ""
+    seen = collections.Counter(sentences)
     copies = {sentence: (count - _TIMES) * len(sentence) for sentence, count in seen.items() if count > _TIMES}
     if not copies:
         return 0.0, ""
@@ -69,7 +73,16 @@ def loops(text: str, ratio: float) -> tuple[float, str]:
     rest = len(data) % _WINDOW
     windows = [data[:rest]] if rest >= _WINDOW // 2 else []
     windows += [data[i : i + _WINDOW] for i in range(rest, len(data), _WINDOW)]
-    found = [window for window in windows if len(zlib.compress(window, _LEVEL)) < ratio * len(window)]
+    found = [window for window in windows if _may_loop(window) and _compressed(window) < ratio * len(window)]
     if not found:
         return 0.0, ""
     return sum(map(len, found)) / len(data), found[0][:80].decode("utf-8", "ignore")
+
+
+def _may_loop(window: bytes) -> bool:
+    """Whether the beginning or the end of a window is there once more, as in a loop."""
+    return window.find(window[:_NEEDLE], 1) > 0 or window.rfind(window[-_NEEDLE:], 0, -1) >= 0
+
+
+def _compressed(window: bytes) -> int:
+    return len(zlib.compress(window, _LEVEL))
