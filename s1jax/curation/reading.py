@@ -21,7 +21,7 @@ _QUESTIONS = ("question", "problem", "prompt")
 # Columns that hold what a teacher wrote. A row with none of them is a question only.
 WRITTEN = (
     "thinking_trajectories", "gemini_thinking_trajectory", "deepseek_thinking_trajectory", "generations", "completion",
-    "messages", "conversations", "reasoning_content", "reasoning", "thinking",
+    "messages", "conversations", "deepseek_reasoning", "reasoning_content", "reasoning", "thinking",
 )  # fmt: skip
 _ENDS = ("</think>", "<|end_of_thought|>")
 # Columns of other programs: s1's featurization.py, open-r1 and OpenThoughts.

@@ -351,7 +351,7 @@ class _Step:
             self._spending.free(send)
             code = str(error.get("code") or "") if isinstance(error, Mapping) else ""
             return f"to be asked again ({code:.40})" if code else "to be asked again"
-        problem_ = self._client.refusal(status, {}, body)
+        problem_ = self._client.refusal(status, {}, error if body is None else body)  # vLLM has it beside the response
         means = meaning(problem_)
         if means in ("stop", "pause"):
             self._spending.free(send)

@@ -248,6 +248,40 @@ def test_files_that_the_user_carries(ask, teacher, tmp_path):
         ask("read", rows(4), results=[first])
 
 
+def test_results_of_vllm_run_batch(ask, tmp_path):
+    """A refusal is in `error`, as an object or a text, beside a response without a body."""
+    ask("write", rows(3))
+    keys = [row["key"] for row in ask.lines("batches/" + ask_name(ask) + ".index.jsonl")]
+    message = {"role": "assistant", "content": "4", "reasoning_content": "2 and 2", "tool_calls": []}
+    choices = [{"message": message, "finish_reason": "stop"}]
+    body = {
+        "id": "c", "object": "chat.completion", "model": "big", "choices": choices,
+        "usage": {"prompt_tokens": 9, "completion_tokens": 5, "total_tokens": 14, "prompt_tokens_details": None},
+    }  # fmt: skip
+    response = {"status_code": 400, "request_id": "vllm-batch-1", "body": None}
+    lines = [
+        {
+            "id": "vllm-1",
+            "custom_id": keys[0],
+            "response": {**response, "status_code": 200, "body": body},
+            "error": None,
+        },
+        {"id": "vllm-2", "custom_id": keys[1], "response": response, "error": "maximum context length is 9"},
+        {
+            "id": "vllm-3",
+            "custom_id": keys[2],
+            "response": response,
+            "error": {"error": {"message": "too long", "code": 400}},
+        },
+    ]
+    results = tmp_path / "results.jsonl"
+    results.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = ask("read", rows(3), results=[results])
+    assert found.summary.states == {"done": 1, "failed": 2} and found.summary.rows == 1 and not found.waiting
+    errors = [line["error"] for line in ask.lines() if line["error"]]
+    assert "maximum context length is 9" in errors[0] and "too long" in errors[1]
+
+
 def test_cancelling(ask, teacher):
     ask("submit", rows(3))
     teacher.script = {"What is 0 + 0?": "expire"}
