@@ -37,6 +37,9 @@ _SIZE = flags.DEFINE_integer("size", 1000, "Rows to choose; 0 keeps all that pas
 _SEED = flags.DEFINE_integer("seed", 0, "Of the draws.")
 _SKIP = flags.DEFINE_list("skip", [], "Rules of the preset that are left out.")
 _TRACES = flags.DEFINE_enum("traces", "deepseek", ["gemini", "deepseek"], "Whose thinking of rows in s1K-1.1's form.")
+_TOKENIZER = flags.DEFINE_string(
+    "tokenizer", "", "Folder, file or checkpoint; counts the tokens of traces without a column trace_tokens."
+)
 _BLOCK = flags.DEFINE_integer("block_size", 0, "Of the training run; the report says how many rows are longer.", 0)
 _TOKENS = flags.DEFINE_float(
     "tokens_per_answer",
@@ -65,7 +68,7 @@ def main() -> int:
         result = pipeline.curate(
             _ROWS.value, _OUT.value, against=_AGAINST.value,
             preset=_PRESET.value, size=_SIZE.value, seed=_SEED.value, skip=_SKIP.value,
-            traces=_TRACES.value, block_size=_BLOCK.value, tokens_per_answer=_TOKENS.value,
+            traces=_TRACES.value, tokenizer=_TOKENIZER.value, block_size=_BLOCK.value, tokens_per_answer=_TOKENS.value,
             dollars_per_million=_DOLLARS.value, beam=_BEAM.value,
             on_progress=report, on_note=lambda text: _say(bar, text),
         )  # fmt: skip
@@ -75,6 +78,10 @@ def main() -> int:
     for stage in result.stages:
         why = "; ".join(f"{reason} ({count:,})" for reason, count in stage.reasons.items())
         print(terminal.safe(f"{stage.name:<16}{stage.given:>9,} -> {stage.kept:>9,}  {why}".rstrip()))
+    if result.plan:
+        for name, cost in result.plan.costs.items():
+            dollars = f", ${cost.dollars:,.2f}" if result.plan.dollars_per_million else ""
+            print(f"a teacher's answers to {name}: {cost.rows:,}, {cost.tokens / 1e6:,.2f} M tokens{dollars}")
     if result.block:
         print(result.block["sentence"])
     print(f"wrote rows.jsonl, dropped.parquet, report.md and report.json to {_OUT.value}")

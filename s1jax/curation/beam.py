@@ -16,6 +16,7 @@ from typing import Any
 from s1jax.curation import beam_elements as elements
 from s1jax.curation import report, selection
 from s1jax.curation.choice import Chooser
+from s1jax.curation.near_duplicates import NearDuplicates
 from s1jax.curation.settings import Settings
 from s1jax.curation.steps import Step
 from s1jax.errors import MissingPackageError, UserError
@@ -136,7 +137,7 @@ class Graph:
         beam = self.beam
         sources = self.root | "sources" >> beam.Create(list(self.sources)) | "spread" >> beam.Reshuffle()
         remote = package(".io.filesystems").FileSystems.open
-        return self._flat("read", sources, elements.read, self.settings.traces, remote)
+        return self._flat("read", sources, elements.read, self.settings.traces, self.settings.tokenizer, remote)
 
     def _identity(self) -> tuple[str, bool]:
         return self.settings.preset, self.settings.chooses_traces
@@ -152,6 +153,9 @@ class Graph:
             self.places, self.chooser = self._draw(rows, step.rows), step.rows
             order = self.beam.pvalue.AsSingleton(self.places)
             return self._split(self._map(step.name, rows, elements.drawn, order, step.rows), step.name)
+        if isinstance(step.rows, NearDuplicates):
+            dropped = self.beam.pvalue.AsSingleton(self._near(rows, step.rows))
+            return self._split(self._map(step.name, rows, elements.near, dropped), step.name)
         if step.by is None:
             raise UserError(
                 f"the rule {step.name} looks at all rows at once, which --beam does not do; leave it out with"
@@ -159,6 +163,16 @@ class Graph:
             )
         by = functools.partial(elements.keyed, by=step.by)
         return self._split(self._by_key(step.name, rows, by, elements.grouped, step.rows), step.name)
+
+    def _near(self, rows: Any, rule: NearDuplicates) -> Any:
+        """Returns one dict, id of a question -> why it is dropped; pairs of questions are found group by group."""
+        beam = self.beam
+        texts = self._by_key("texts", rows, functools.partial(elements.text, rule=rule), elements.first)
+        groups = self._by_key(
+            "pairs", self._flat("bands", texts, elements.bands, rule), elements.same, elements.pairs, rule
+        )
+        once = self.root | "once for near-duplicates" >> beam.Create([None])
+        return self._map("connected", once, elements.connected, beam.pvalue.AsIter(groups), rule)
 
     def _draw(self, rows: Any, chooser: Chooser) -> Any:
         """Returns one dict, id -> place, of the rows that are drawn."""

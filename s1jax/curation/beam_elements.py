@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from s1jax.curation import choice, clean, output, plan, reading, report
+from s1jax.curation.answers import question_of
 from s1jax.curation.choice import Chooser
+from s1jax.curation.near_duplicates import NearDuplicates, Pair, Text
 from s1jax.curation.row import Drop, Row
 from s1jax.curation.selection import Candidate
 from s1jax.curation.stages import encoded
@@ -25,11 +27,11 @@ Judged = tuple[Row, Drop | None]
 Fact = tuple[str, Any]  # a name in JSON, and something that is added up over all rows
 
 
-def read(source: str, traces: str, open_remote: Callable[[str], Any]) -> Iterator[Row]:
+def read(source: str, traces: str, tokenizer: str, open_remote: Callable[[str], Any]) -> Iterator[Row]:
     """Yields the rows of a source, which may be a file of a bucket."""
     aliases: collections.Counter[tuple[str, str]] = collections.Counter()
     for place, record in _records(source, open_remote):
-        yield reading.marked(*reading.row(record, traces, place, aliases))
+        yield reading.marked(*reading.row(record, traces, place, aliases), tokenizer)
 
 
 def _records(source: str, open_remote: Callable[[str], Any]) -> Iterator[readers.Named]:
@@ -71,6 +73,43 @@ def grouped(group: tuple[str, Iterable[Row]], rule: SetRule) -> Iterator[Judged]
     rows = sorted(group[1], key=lambda row: row.id)
     _, drops = rule(rows)
     return ((row, drops.get(row.id)) for row in rows)
+
+
+def text(row: Row, rule: NearDuplicates) -> tuple[str, Text]:
+    """Returns what is compared of a row, keyed by its question."""
+    found = rule.text(row)
+    return found.id, found
+
+
+def first(group: tuple[str, Iterable[Text]]) -> list[Text]:
+    """Returns one of the equal texts of a question with several answers."""
+    return [next(iter(group[1]))]
+
+
+def bands(one: Text, rule: NearDuplicates) -> list[tuple[str, Text]]:
+    """Keys a text by all bands that near-duplicates share."""
+    return [(key.hex(), one) for key in rule.keys(one)]
+
+
+def same(pair: tuple[str, Text]) -> tuple[str, Text]:
+    """Returns a pair as it is."""
+    return pair
+
+
+def pairs(group: tuple[str, Iterable[Text]], rule: NearDuplicates) -> list[Pair]:
+    """Returns near-duplicates of a group."""
+    found = list(group[1])
+    return rule.pairs(found) if len(found) > 1 else []
+
+
+def connected(_: object, found: Iterable[Pair], rule: NearDuplicates) -> dict[str, Drop]:
+    """Returns why questions are dropped, by all pairs; there are few."""
+    return rule.drops(found)
+
+
+def near(row: Row, dropped_questions: Mapping[str, Drop]) -> Judged:
+    """Drops all answers of a question that is nearly the same as another."""
+    return row, dropped_questions.get(question_of(row))
 
 
 def candidate(row: Row, chooser: Chooser) -> tuple[str, Candidate]:

@@ -76,9 +76,7 @@ def _plan(plan: Plan | None) -> list[str]:
         how += f" The others count with {plan.given:,g} tokens, as given."
     elif any(cost.error for cost in plan.costs.values()):
         how += " The others count with the mean of those with about the same pass rate; ± is a standard error."
-    first, last = list(plan.costs.values())[:2]
-    saved = 1 - last.tokens / first.tokens if first.tokens else 0.0
-    return [*lines, "", f"{how} Applying the rules before the teacher is asked saves {saved:.0%} of its tokens."]
+    return [*lines, "", f"{how} Applying the rules before the teacher is asked saves {plan.saved:.0%} of its tokens."]
 
 
 def _cell(text: str) -> str:

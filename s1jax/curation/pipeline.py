@@ -32,6 +32,7 @@ def curate(
     seed: int = 0,
     skip: Sequence[str] = (),
     traces: str = "deepseek",
+    tokenizer: str = "",
     block_size: int = 0,
     tokens_per_answer: float = 0.0,
     dollars_per_million: float = 0.0,
@@ -54,6 +55,7 @@ def curate(
       seed: of the draws; the same rows in any order and the same seed give the same choice.
       skip: names of rules that are left out.
       traces: `gemini` or `deepseek`; whose thinking is used if a row of s1K-1.1 has both.
+      tokenizer: folder, file or checkpoint; counts the tokens of traces without a column `trace_tokens`.
       block_size: of a training run; the report says how many rows are longer. 0: it does not.
       tokens_per_answer: what a teacher writes per question on average, for the plan in the report; 0: as measured from
         the rows that have an answer.
@@ -66,7 +68,9 @@ def curate(
     Raises:
       UserError: there are no rows, a column is missing that a rule needs, or no row is left.
     """
-    settings = Settings(preset, size, seed, tuple(skip), traces, block_size, tokens_per_answer, dollars_per_million)
+    settings = Settings(
+        preset, size, seed, tuple(skip), traces, tokenizer, block_size, tokens_per_answer, dollars_per_million
+    )
     out = paths.local(out, "--out")
     notes: list[str] = []
     steps = presets.steps(settings, against_lib.read(against, notes))
@@ -117,7 +121,7 @@ class _Run:
         """Runs every stage and writes the results."""
         self._progress("rows", 0, len(self.steps) + 1)
         wanted = {name for step in self.steps for name in (*step.needs, *step.wants)}
-        self.pool = Pool(self.sources, self.settings.traces, self.stages, wanted)
+        self.pool = Pool(self.sources, self.settings.traces, self.settings.tokenizer, self.stages, wanted)
         for sentence in self.pool.notes:
             self.note(sentence)
         have = {name for row in self.pool.rows for name in row.columns}

@@ -44,6 +44,12 @@ class Plan:
     dollars_per_million: float
     costs: Mapping[str, Cost]
 
+    @property
+    def saved(self) -> float:
+        """Part of the tokens for the first group that the second does not take, 0 to 1."""
+        first, second = list(self.costs.values())[:2]
+        return 1 - second.tokens / first.tokens if first.tokens else 0.0
+
 
 def tokens_of(row: Row) -> float | None:
     """Returns the tokens of a teacher's answer; None if they are not known."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Collection, Iterator, Sequence
 
-from s1jax.curation import reading, stages
+from s1jax.curation import reading, stages, tokens
 from s1jax.curation.row import Drop, Row
 from s1jax.curation.stages import Stages
 from s1jax.errors import UserError
@@ -24,12 +24,13 @@ class Pool:
       notes: what the reader said.
     """
 
-    def __init__(self, sources: Sequence[str], traces: str, folder: Stages, wanted: Collection[str]):
+    def __init__(self, sources: Sequence[str], traces: str, tokenizer: str, folder: Stages, wanted: Collection[str]):
         """Reads the sources, unless the stage has them.
 
         Args:
           sources: see `s1jax.curation.reading.rows`.
           traces: `gemini` or `deepseek`.
+          tokenizer: that counts `trace_tokens` of rows without that column; empty: none.
           folder: of the stages.
           wanted: columns that rules read.
 
@@ -42,10 +43,12 @@ class Pool:
         local = [path for name in sources if (path := reading.source(name)) is not None]
         published = [name for name in sources if reading.source(name) is None]
         settings = {"files": stages.content_key(local), "published": published, "traces": traces}
+        if tokenizer:
+            settings["tokenizer"] = tokens.key(tokenizer)
         self.key = stages.key("", "rows", settings)
         facts = folder.facts(self.file, self.key)
         if facts is None:
-            facts = self._read(sources, traces)
+            facts = self._read(sources, traces, tokenizer)
         self.notes: list[str] = facts["notes"]
         self.rows = [_slim(row, wanted) for row in folder.read_rows(self.file, traces=False)]
         self.drops: dict[int, Drop] = {}
@@ -54,12 +57,12 @@ class Pool:
             if drop is not None:
                 self.drops[i] = drop
 
-    def _read(self, sources: Sequence[str], traces: str) -> dict[str, list[str]]:
+    def _read(self, sources: Sequence[str], traces: str, tokenizer: str) -> dict[str, list[str]]:
         notes: list[str] = []
 
         def found() -> Iterator[Row]:
             for row, drop in reading.rows(sources, traces, notes):
-                yield reading.marked(row, drop)
+                yield reading.marked(row, drop, tokenizer)
 
         facts = {"key": self.key, "notes": notes}
         if not self._folder.write_rows(self.file, found(), facts):

@@ -14,6 +14,7 @@ from s1jax.curation import answers, choice, clean, solved
 from s1jax.curation.decontamination import Evaluated
 from s1jax.curation.features import Features
 from s1jax.curation.given_answer import GivenAnswer
+from s1jax.curation.near_duplicates import NearDuplicates
 from s1jax.curation.quality import Quality
 from s1jax.curation.repetition import Repetition
 from s1jax.curation.settings import Settings
@@ -60,7 +61,11 @@ def _questions(settings: Settings, check: Step) -> list[Step]:
 
 def _of_questions(check: Step) -> list[Step]:
     """Our rules that need no teacher."""
-    return [_rule(Strings(), wants=("source_type",)), solved.always(), _rule(GivenAnswer(), whole=True), check]
+    near = NearDuplicates()
+    return [
+        _rule(Strings(), wants=("source_type",)), solved.always(), _rule(GivenAnswer(), whole=True),
+        Step(near.name, rows=near, settings=dataclasses.asdict(near)), check,
+    ]  # fmt: skip
 
 
 def _of_traces() -> list[Step]:

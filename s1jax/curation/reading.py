@@ -11,6 +11,7 @@ import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from s1jax.curation import tokens
 from s1jax.curation.row import Drop, Row
 from s1jax.data import identity, s1k, shapes
 from s1jax.errors import UserError
@@ -27,7 +28,7 @@ _ENDS = ("</think>", "<|end_of_thought|>")
 # Columns of other programs: s1's featurization.py, open-r1 and OpenThoughts.
 _ALIASES = {
     "correct": ("is_correct", "isgeminicorrect"),
-    "trace_tokens": ("gemini_length",),
+    "trace_tokens": ("gemini_length", "reasoning_tokens"),
     "source_type": ("source",),
 }
 _STUDENTS = ("isqwen7bcorrect", "isqwen32bcorrect")
@@ -135,7 +136,8 @@ def _measured(record: Mapping[str, Any], aliases: collections.Counter[tuple[str,
     columns = {str(name): value for name, value in record.items() if not _is_missing(value)}
     for ours, theirs in _ALIASES.items():
         for name in theirs:
-            if ours not in columns and name in columns:
+            # Endpoints that do not count the tokens of thinking say 0.
+            if ours not in columns and name in columns and (ours != "trace_tokens" or columns[name]):
                 columns[ours] = columns[name]
                 aliases[name, ours] += 1
     students = [bool(columns[name]) for name in _STUDENTS if name in columns]
@@ -149,8 +151,8 @@ def _is_missing(value: Any) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
 
-def marked(one: Row, drop: Drop | None) -> Row:
-    """Adds the columns that stages need and no output has, see `HIDDEN`.
+def marked(one: Row, drop: Drop | None, tokenizer: str = "") -> Row:
+    """Adds the columns that stages need and no output has, see `HIDDEN`; with a tokenizer `trace_tokens` as well.
 
     `_content` is equal of rows with the same question, trace and answer, `_columns` of those with the same columns;
     `_drop` is why a row cannot be used; `trace_characters` is the length of the trace, if there is one.
@@ -160,6 +162,8 @@ def marked(one: Row, drop: Drop | None) -> Row:
     more: dict[str, Any] = {"_content": _digest(text), "_columns": _digest(columns)}
     if one.trace:
         more["trace_characters"] = len(one.trace)
+    if one.trace and tokenizer and "trace_tokens" not in one.columns:
+        more["trace_tokens"] = tokens.count(tokenizer, one.trace)
     if drop is not None:
         more["_drop"] = dataclasses.asdict(drop)
     return dataclasses.replace(one, columns={**one.columns, **more})

@@ -20,6 +20,7 @@ class Settings:
       seed: of the draws.
       skip: names of rules that are left out.
       traces: `gemini` or `deepseek`; whose thinking is used if a row of s1K-1.1 has both.
+      tokenizer: counts the tokens of traces that come without a count; empty: none does.
       block_size: of a training run, to report how many rows are longer; 0: not reported.
       tokens_per_answer: what a teacher writes per question on average, for the plan; 0: measured from the rows that
         have an answer.
@@ -31,6 +32,7 @@ class Settings:
     seed: int = 0
     skip: tuple[str, ...] = ()
     traces: str = "deepseek"
+    tokenizer: str = ""
     block_size: int = 0
     tokens_per_answer: float = 0.0
     dollars_per_million: float = 0.0

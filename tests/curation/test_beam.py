@@ -40,6 +40,12 @@ def pool(tmp_path_factory):
     text = "A train leaves the station at noon and travels east at a speed of sixty miles per hour for how long?"
     rows += [row(i, rng, question=f"{text} Show step {i}.", pass_rate=0.0) for i in (1, 2)]
     rows += [{"question": f"Without a trace {i}?", "pass_rate": 0.0} for i in range(3)]
+    for i in range(12):  # near-duplicates in groups of 2 and 3, and a variant with other numbers
+        tail = "runs from the old mill to the river bend and back again before the evening bell rings in the village"
+        rows += [
+            row(i, rng, question=f"{who} {tail} {i} times.", pass_rate=0.25)
+            for who in ("Ann", "Ben", "Cy")[: 2 + i % 2]
+        ]
     rng.shuffle(rows)
     for shard in range(8):
         (folder / f"pool-{shard}.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows[shard::8]))
@@ -63,6 +69,9 @@ def test_beam_chooses_what_a_plain_run_chooses(pool, tmp_path, monkeypatch, pres
     (rows, drops, report), (beam_rows, beam_drops, beam_report) = parts(tmp_path / "plain"), parts(tmp_path / "beam")
     assert len(rows) == 60 and beam_rows == rows
     assert beam_drops == drops and beam.counts == plain.counts
+    if preset == "ours":
+        near = next(stage for stage in plain.stages if stage.name == "near_duplicates")
+        assert near.dropped >= 12
     for name in ("funnel", "selection", "decontamination", "plan", "block", "notes"):
         assert beam_report[name] == report[name], name
 
