@@ -92,7 +92,7 @@ def bands(one: Text, rule: NearDuplicates) -> list[tuple[str, Text]]:
 
 
 def same(pair: tuple[str, Text]) -> tuple[str, Text]:
-    """Returns a pair as it is."""
+    """Returns a pair that is keyed already."""
     return pair
 
 
