@@ -105,13 +105,14 @@ DEFAULT = DistilConfig()
 
 def say_unused(distil: DistilConfig, say: Callable[[Any, str, str, str], None]) -> None:
     """Calls `say` for the settings of a distillation that have no effect."""
+    if not distil.on_policy:
+        say(distil, "on_policy_loss", "distil.", "config.distil.on_policy is 0")
+        for field in dataclasses.fields(RolloutConfig):
+            say(distil.rollout, field.name, "distil.rollout.", "config.distil.on_policy is 0")
     if not distil.teacher and not distil.targets:
-        for name in ("loss", "beta", "alpha", "weight", "temperature", "on_policy_loss", "rollout"):
+        for name in ("loss", "beta", "alpha", "weight", "temperature"):
             say(distil, name, "distil.", "config.distil.teacher and config.distil.targets are empty")
         return
-    if not distil.on_policy:
-        for name in ("on_policy_loss", "rollout"):
-            say(distil, name, "distil.", "config.distil.on_policy is 0")
     if distil.targets:
         for name in ("loss", "beta", "alpha", "temperature"):
             say(distil, name, "distil.", "the loss of config.distil.targets is the forward KL at temperature 1")

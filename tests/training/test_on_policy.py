@@ -184,6 +184,9 @@ def test_settings_that_do_not_go_together(experiment):
         DistilConfig(on_policy=0.5)
     with pytest.raises(UserError, match=r"distil\.rollout\.temperature is -1"):
         RolloutConfig(temperature=-1)
-    changed = dataclasses.replace(experiment, distil=DistilConfig(teacher="x", on_policy_loss="jsd", beta=0.1))
+    changed = dataclasses.replace(
+        experiment, distil=DistilConfig(teacher="x", on_policy_loss="jsd", beta=0.1, rollout=ROLLOUT)
+    )
     said = " ".join(experiment_lib.unused(changed))
     assert "config.distil.on_policy_loss=jsd is not used" in said and "config.distil.beta=0.1 is not used" in said
+    assert "config.distil.rollout.num_waits=1 is not used: config.distil.on_policy is 0" in said
