@@ -201,6 +201,7 @@ def test_the_table_of_a_teachers_memory_is_its_record():
     for name, size in rows.items():
         assert f"| {name} | {size / 1e9:.2f} GB |" in page, name
     assert f"shard is {record['teacher_shard_bytes'] / 1e9:.2f} GB" in page
+    assert f"stored targets (64 ids), the peak is {record['stored_targets_peak_bytes'] / 1e9:.2f} GB" in page
     assert max(rows.values()) <= record["allowed_bytes"]
 
 

@@ -21,13 +21,15 @@ from s1jax.config.experiment import (
     TrainConfig,
 )
 from s1jax.config.model import ModelConfig
+from s1jax.data import packing
 from s1jax.engine import programs, seeds
 from s1jax.engine.engine import Engine
+from s1jax.engine.sequence import EncodedRequest, Sample
 from s1jax.errors import UserError
 from s1jax.model import decoder
 from s1jax.text import chat
 from s1jax.text.tokenizer import Tokenizer
-from s1jax.training import prepare
+from s1jax.training import on_policy, prepare
 from s1jax.training.callbacks import Callbacks
 from tests import byte_tokenizer
 
@@ -114,6 +116,20 @@ def test_rows_are_what_the_engine_samples(experiment, sampled):
         ended.append(output.answer_end == "stop" and output.thinking_end == "natural")
     assert metrics == {"sampled_ended": np.mean(ended), "sampled_tokens": np.mean(lengths)}
     assert "cut" in ends  # so that closing delimiters were forced
+
+
+def test_the_id_that_ended_the_answer_carries_loss_and_forced_ones_do_not():
+    """think_start, a wait and the rest of think_end are forced; its first id and the stop id are sampled."""
+    ids = np.array([50, 1, 2, 60, 3, 70, 71, 4, 80], np.int32)
+    forced = np.array([True, False, False, True, False, False, True, False, False])
+    sample = Sample(ids, forced, 4, 2, 1, "natural", "stop", 0.0, np.zeros(9, np.float32))
+    request = EncodedRequest((10, 11), s1jax.SamplingParams(), name="row 3")
+    made = on_policy.answered(request, sample)
+    batch = packing.arrays([[made]], 2, 16, "token")
+    assert [int(i) for i in batch["targets"][batch["weights"] > 0]] == [1, 2, 3, 70, 4, 80]
+    assert on_policy.prompts(packing.arrays([[made]], 2, 16, "token")) == [(10, 11, *ids[:7].tolist())]
+    plain = dataclasses.replace(made, supervised=np.arange(11) >= 2)
+    assert on_policy.prompts(packing.arrays([[plain]], 2, 16, "token")) == [(10, 11)] == [on_policy.prompt(plain)]
 
 
 def test_new_weights_compile_nothing(sampled):
