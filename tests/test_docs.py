@@ -213,3 +213,21 @@ def test_the_table_of_stored_targets_is_its_record():
         rest = f"{case['rest']:.4f}" if case["kind"] == "top_k" else "0"
         assert f"| `{case['kind']}`, {case['size']} | {case['bytes']:.1f} | {ids} | {rest} |" in page
         assert f"{record['rows']} rows of Countdown,\n{case['positions']:,} positions" in page
+
+
+def test_the_table_of_leaks_is_its_record():
+    record = json.loads((RESULTS / "curation_leaks.json").read_text())
+    page = (ROOT / "docs" / "curation_rules.md").read_text()
+    names = {
+        "s1": "`S1`",
+        "letters, 8": "letters and digits, 8 words",
+        "letters, 13": "letters and digits, 13 words",
+        "number_blind, 13": "the same, number-blind, 13 words",
+        "Light-R1": "`LIGHT_R1`",
+        "ours": "`OURS`",
+    }
+    for name, found in record["rules"].items():
+        shares = [f"{part['dropped']:.1%}".replace("%", " %") for part in found["leaks"].values()]
+        assert f"| {' | '.join([names[name], *shares, str(found['train_rows_dropped'])])} |" in page
+    assert record["false_positives"] == 0
+    assert all(one["read"] == "variant" for one in record["hits"])
