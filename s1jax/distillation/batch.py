@@ -11,11 +11,10 @@ import asyncio
 import collections
 import contextlib
 import dataclasses
-import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import Literal
 
 from s1jax.distillation import batch_journal
 from s1jax.distillation import distil as distil_lib
@@ -23,17 +22,16 @@ from s1jax.distillation import plan as plan_lib
 from s1jax.distillation import questions as questions_lib
 from s1jax.distillation import rows as rows_lib
 from s1jax.distillation import work as work_lib
-from s1jax.distillation.answers import Answer, Answers
-from s1jax.distillation.batch_journal import MOST_REQUESTS, Asked, BatchJournal, Known
+from s1jax.distillation.answers import Answers
+from s1jax.distillation.batch_journal import MOST_REQUESTS, BatchJournal, Known
+from s1jax.distillation.batch_results import Results
 from s1jax.distillation.distil import Summary
 from s1jax.distillation.plan import Plan
 from s1jax.distillation.run import Stop
 from s1jax.distillation.settings import DistilSettings
 from s1jax.distillation.spending import Spending
-from s1jax.distillation.states import judge, meaning
 from s1jax.distillation.work import Work
 from s1jax.errors import UserError
-from s1jax.remote import reply
 from s1jax.remote.batches import ENDED, Batch, Batches
 from s1jax.remote.client import Client, Endpoint, RemoteError
 
@@ -148,6 +146,7 @@ class _Step:
         self._client, self._batches, self._settings = client, Batches(client), settings
         self._folder, self._answers, self._spending, self._journal = folder, answers, spending, journal
         self._most, self._notes = most, notes
+        self._results = Results(client, settings.price, answers, spending)
 
     async def go(self, mode: Mode, work: Work, results: Sequence[str | os.PathLike[str]]) -> Stop | None:
         """Does the step; returns why it ended early.
@@ -177,8 +176,8 @@ class _Step:
                 f"no reply of {self._client.model} with thinking is known, and a batch would show too late that there"
                 " is none; ask a few questions without batch mode first (num_questions=3), or set allow_no_thinking."
             )
-        for known in list(self._journal.known.values()):
-            if known.step not in ("created", "manual", "ended"):
+        for known in self._own():
+            if known.step not in ("created", "manual"):
                 if not self._covers(known):
                     return Stop("budget", _BUDGET)
                 await self._create(known)
@@ -190,14 +189,15 @@ class _Step:
             jobs.append(job)
             dollars += job.dollars
         for part in batch_journal.chunks(jobs, self._client.endpoint, settings, self._most):
-            name = self._journal.write(part, self._client.endpoint, settings)
+            name = self._journal.write(part, self._client.endpoint, self._client.address, settings)
+            about = {"requests": len(part), "endpoint": self._client.address}
             if by_hand:  # reserved before the user can upload it
                 self._reserve(name)
-                self._journal.step(name, "manual", requests=len(part))
+                self._journal.step(name, "manual", **about)
                 path = batch_journal.path(self._folder, name)
                 self._notes.append(f"{len(part):,} requests are in {path}; upload it, and read its results.")
             else:
-                await self._create(self._journal.step(name, "written", requests=len(part)))
+                await self._create(self._journal.step(name, "written", **about))
         return stop
 
     def _covers(self, known: Known) -> bool:
@@ -234,13 +234,21 @@ class _Step:
         self._journal.step(known.name, "created", id=found.id)
         self._notes.append(f"batch {found.id}: {known.requests:,} requests are submitted.")
 
+    def _own(self) -> list[Known]:
+        """Returns the batches at this endpoint that have not ended; says which are at another."""
+        open_ = [known for known in self._journal.known.values() if known.step != "ended"]
+        for known in open_:
+            if known.endpoint != self._client.address:
+                self._notes.append(f"the batch {known.name} is of {known.endpoint}; give that endpoint for it.")
+        return [known for known in open_ if known.endpoint == self._client.address]
+
     async def _collect(self) -> None:
-        for known in list(self._journal.known.values()):
+        for known in self._own():
             if known.step == "creating" and (found := await self._batches.find(known.file)) is not None:
                 self._journal.step(known.name, "created", id=found.id)
             if known.step == "created":
                 await self._collect_one(known, await self._batches.get(known.id))
-            elif known.step != "ended":
+            else:
                 manual = known.step == "manual"
                 what = "has no results yet; batch mode `read` takes them" if manual else "is not submitted"
                 self._notes.append(f"the batch {known.name} of {known.requests:,} requests {what}.")
@@ -255,7 +263,7 @@ class _Step:
             if file:
                 paths.append(batch_journal.path(self._folder, known.name, kind))
                 await self._batches.download(file, paths[-1])
-        counts = self._take(paths, batch_journal.asked(self._folder, known.name))
+        counts = self._results.take(paths, batch_journal.asked(self._folder, known.name))
         left = self._free(known)
         self._journal.step(known.name, "ended", status=found.status)
         why = f" ({found.errors})" if found.errors else ""
@@ -266,7 +274,7 @@ class _Step:
         """Takes files of results that the user has fetched."""
         open_ = [known for known in self._journal.known.values() if known.step != "ended"]
         asked = {known.name: batch_journal.asked(self._folder, known.name) for known in open_}
-        counts = self._take(paths, {key: each for some in asked.values() for key, each in some.items()})
+        counts = self._results.take(paths, {key: each for some in asked.values() for key, each in some.items()})
         self._notes.append(f"{', '.join(map(str, paths))}: {_said(counts)}.")
         for known in open_:
             left = [key for key in asked[known.name] if self._spending.is_open(key)]
@@ -279,7 +287,7 @@ class _Step:
                 )
 
     async def _cancel(self) -> None:
-        for known in list(self._journal.known.values()):
+        for known in self._own():
             if known.step == "creating" and (found := await self._batches.find(known.file)) is not None:
                 self._journal.step(known.name, "created", id=found.id)
             if known.step == "created":
@@ -287,7 +295,7 @@ class _Step:
                 if status not in (*ENDED, "cancelling"):
                     status = (await self._batches.cancel(known.id)).status
                 self._notes.append(f"batch {known.id} is {status}; collect what was answered.")
-            elif known.step != "ended":
+            else:
                 left = self._free(known)
                 self._journal.step(known.name, "ended", status="cancelled")
                 self._notes.append(f"the batch {known.name} is forgotten; its {left:,} requests are asked again.")
@@ -301,96 +309,6 @@ class _Step:
                 self._spending.free(send)
                 count += 1
         return count
-
-    def _take(self, paths: Sequence[pathlib.Path], asked: Mapping[str, Asked]) -> collections.Counter[str]:
-        """Writes down the results of requests; counts them by state, and what is of no use."""
-        counts: collections.Counter[str] = collections.Counter()
-        for path in paths:
-            for row in _lines(path):
-                key = row.get("custom_id")
-                one = asked.get(key) if isinstance(key, str) else None
-                if one is None:
-                    counts["of no request here"] += 1
-                    continue
-                if (send := self._spending.reopen(one.key)) is None:
-                    counts["known already"] += 1
-                    continue
-                try:
-                    counts[self._result(one, send, row)] += 1
-                except BaseException:
-                    self._spending.lose(send)
-                    raise
-        return counts
-
-    def _result(self, asked: Asked, send: str, row: Mapping[str, Any]) -> str:
-        """Writes down one result; returns its state, or `to be asked again`."""
-        response, error = row.get("response"), row.get("error")
-        status = response.get("status_code") if isinstance(response, Mapping) else None
-        body = response.get("body") if isinstance(response, Mapping) else None
-        entry = self._answers.entries.get(asked.key)
-        made = Answer(
-            key=asked.key, id=asked.id, answer=asked.answer, state="failed", send=send,
-            attempts=(entry.attempts if entry else 0) + 1, lost=asked.lost, max_tokens=asked.max_tokens,
-            endpoint=self._client.address, model=self._client.model,
-        )  # fmt: skip
-        if status == 200:
-            try:
-                found = reply.parse(body, {})
-            except ValueError as problem:
-                lost = dataclasses.replace(made, send="", error=f"no chat completion: {problem}", lost=asked.lost + 1)
-                self._answers.append(lost)
-                self._spending.lose(send)
-                return "failed"
-            verdict = judge(found, asked.max_tokens)
-            dollars = self._cost(asked, found.usage)
-            made = dataclasses.replace(made, state=verdict.state, error=verdict.error, dollars=dollars)
-            self._answers.append(dataclasses.replace(made.with_completion(found), final=verdict.state == "failed"))
-            self._spending.settle(send, dollars or 0.0)
-            return verdict.state
-        if not isinstance(status, int):  # it was never sent to the model: the batch expired or was cancelled
-            self._spending.free(send)
-            code = str(error.get("code") or "") if isinstance(error, Mapping) else ""
-            return f"to be asked again ({code:.40})" if code else "to be asked again"
-        problem_ = self._client.refusal(status, {}, error if body is None else body)  # vLLM has it beside the response
-        means = meaning(problem_)
-        if means in ("stop", "pause"):
-            self._spending.free(send)
-            return f"to be asked again ({problem_.code or status!s:.40})"
-        state: Literal["refused", "failed"] = "refused" if means == "refused" else "failed"
-        self._answers.append(dataclasses.replace(made, state=state, error=str(problem_), final=means != "again"))
-        self._spending.settle(send, 0.0)
-        return state
-
-    def _cost(self, asked: Asked, usage: reply.Usage | None) -> float | None:
-        price = self._settings.price
-        if usage is not None and usage.cost is not None:
-            return usage.cost
-        if price is None:
-            return None
-        return asked.dollars if usage is None else price.of(usage.prompt_tokens, usage.completion_tokens)
-
-
-def _lines(path: pathlib.Path) -> Iterator[Mapping[str, Any]]:
-    """Yields the objects of a file of results.
-
-    Raises:
-      UserError: it cannot be read, or a line is not an object.
-    """
-    try:
-        file = path.open("rb")
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror or error}); give a file of results.") from None
-    with file:
-        for number, text in enumerate(file, start=1):
-            if not text.strip():
-                continue
-            try:
-                row = json.loads(text)
-            except (ValueError, RecursionError):
-                row = None
-            if not isinstance(row, dict):
-                raise UserError(f"{path}:{number} is not a JSON object; fetch the results again.")
-            yield row
 
 
 def _said(counts: collections.Counter[str]) -> str:

@@ -41,6 +41,7 @@ class Known:
       requests: number of them.
       file: id of the uploaded file; empty before that.
       id: of the batch, in the endpoint's words; empty before that.
+      endpoint: address of the teacher.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Known:
     requests: int = 0
     file: str = ""
     id: str = ""
+    endpoint: str = ""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -62,6 +64,8 @@ class Asked:
       max_tokens: that the request allows.
       dollars: worst case.
       lost: earlier tries that may be billed although their answer never arrived.
+      endpoint: address of the teacher.
+      model: of the teacher, in the endpoint's words.
     """
 
     key: str
@@ -71,6 +75,8 @@ class Asked:
     max_tokens: int
     dollars: float
     lost: int
+    endpoint: str
+    model: str
 
 
 class BatchJournal:
@@ -96,7 +102,7 @@ class BatchJournal:
         _add(self.known, row)
         return self.known[name]
 
-    def write(self, jobs: Sequence[Job], endpoint: Endpoint, settings: DistilSettings) -> str:
+    def write(self, jobs: Sequence[Job], endpoint: Endpoint, address: str, settings: DistilSettings) -> str:
         """Writes the two files of a new batch, each whole; returns its name. Nothing is in the journal yet."""
         digest = hashlib.sha256("".join(job.key for job in jobs).encode()).hexdigest()[:8]
         name = f"{len(self.known):05d}-{digest}"
@@ -104,8 +110,9 @@ class BatchJournal:
         with files.replace(path(self._folder, name, "index")) as file:
             for job in jobs:
                 asked = Asked(
-                    job.key, job.question.id, job.answer, job.prompt, settings.max_tokens, job.dollars, job.lost
-                )
+                    job.key, job.question.id, job.answer, job.prompt, settings.max_tokens, job.dollars, job.lost,
+                    address, endpoint.model,
+                )  # fmt: skip
                 file.write(json.dumps(dataclasses.asdict(asked)).encode() + b"\n")
         with files.replace(path(self._folder, name)) as file:
             for job in jobs:
@@ -169,6 +176,7 @@ def _add(known: dict[str, Known], row: Mapping[str, Any]) -> None:
     batch.step = row["step"]
     batch.requests = row.get("requests", batch.requests)
     batch.file, batch.id = row.get("file", batch.file), row.get("id", batch.id)
+    batch.endpoint = row.get("endpoint", batch.endpoint)
 
 
 def chunks(jobs: Sequence[Job], endpoint: Endpoint, settings: DistilSettings, most: int) -> Iterator[list[Job]]:

@@ -6,6 +6,7 @@ import pytest
 
 from s1jax.distillation import batch, batch_journal
 from s1jax.distillation import distil as distil_lib
+from s1jax.distillation.answers import Answers
 from s1jax.distillation.settings import DistilSettings, Price
 from s1jax.errors import UserError
 from s1jax.remote.client import Endpoint
@@ -246,6 +247,43 @@ def test_files_that_the_user_carries(ask, teacher, tmp_path):
     first.write_bytes(whole[0] + b"[1]\n")
     with pytest.raises(UserError, match=r"first\.jsonl:2 is not a JSON object; fetch the results again"):
         ask("read", rows(4), results=[first])
+
+
+def test_a_batch_of_another_teacher(ask, teacher, tmp_path):
+    """The same folder with another model and another address: a batch stays the one that it was."""
+    ask("submit", rows(2))
+    teacher.finish()
+    settings = DistilSettings(max_tokens=64, price=PRICE, allow_no_thinking=True)
+
+    def collect(endpoint):
+        return batch.run("collect", rows(2), ask.folder, endpoint, settings, on_note=ask.notes.append)
+
+    elsewhere = collect(Endpoint("http://127.0.0.1:9/v1", "big"))
+    assert len(elsewhere.waiting) == 1 and any(f"is of {teacher.url}; give that endpoint" in note for note in ask.notes)
+    found = collect(Endpoint(teacher.url, "other"))
+    assert not found.waiting and found.summary.rows == 0 and found.summary.left == 2  # the other model has no answers
+    assert {line["model"] for line in ask.lines()} == {"big"}
+    assert ask("collect", rows(2)).summary.rows == 2
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_a_collection_that_is_killed_goes_on(ask, teacher, monkeypatch, number):
+    ask("submit", rows(3))
+    teacher.finish()
+    append, count = Answers.append, []
+
+    def killed(answers, answer):
+        append(answers, answer)
+        count.append(1)
+        if len(count) > number:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(Answers, "append", killed)
+        ask("collect", rows(3))
+    found = ask("collect", rows(3))
+    assert found.summary.rows == 3 and len(ask.lines()) == 3
+    assert found.summary.dollars == pytest.approx(billed(teacher)) and found.summary.possible_dollars == 0
 
 
 def test_results_of_vllm_run_batch(ask, tmp_path):
