@@ -1,6 +1,7 @@
 """A made-up pool of the size of s1's with known defects, and what each rule of `--preset=s1_paper` must drop of it.
 
     python -m benchmarks.curation_pool --out=runs/pool [--rows=59029] [--seed=0] [--trace_characters=200]
+        [--shards=1]
 
 Writes pool.jsonl, eval.jsonl (evaluation questions) and truth.json (rule -> ids of the rows it must drop; `first`: ids
 that Algorithm 1 chooses before any draw). Every row has at most one defect, in the proportions of the paper's counts:
@@ -11,6 +12,7 @@ words, so no two have eight in common by chance.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -173,15 +175,18 @@ _VOWELS = ("a", "e", "i", "o", "u", "ai", "ea", "ou")
 _ENDS = ("b", "ck", "d", "ft", "g", "lt", "m", "n", "nd", "p", "r", "rt", "s", "st", "t", "x")
 
 
-def write(folder: pathlib.Path, rows: int, seed: int, trace_characters: int = 200) -> Truth:
-    """Writes pool.jsonl and eval.jsonl, and returns the truth."""
+def write(folder: pathlib.Path, rows: int, seed: int, trace_characters: int = 200, shards: int = 1) -> Truth:
+    """Writes pool.jsonl, or pool-0.jsonl and so on, and eval.jsonl; returns the truth."""
     folder.mkdir(parents=True, exist_ok=True)
     truth = Truth({}, [], 0, {"all": 0, "clean": 0})
-    with (folder / "pool.jsonl").open("w") as file:
-        for row in make(rows, seed, truth, trace_characters):
-            file.write(json.dumps(row) + "\n")
+    names = ["pool.jsonl"] if shards == 1 else [f"pool-{shard}.jsonl" for shard in range(shards)]
+    with contextlib.ExitStack() as stack:
+        files = [stack.enter_context((folder / name).open("w")) for name in names]
+        for number, row in enumerate(make(rows, seed, truth, trace_characters)):
+            files[number % shards].write(json.dumps(row) + "\n")
     lines = (json.dumps({"question": question}) + "\n" for question in evaluation(seed))
     (folder / "eval.jsonl").write_text("".join(lines))
+    (folder / "truth.json").write_text(json.dumps(dataclasses.asdict(truth)) + "\n")
     return truth
 
 
@@ -191,9 +196,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=WHOLE)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--trace_characters", type=int, default=200)
+    parser.add_argument("--shards", type=int, default=1)
     args = parser.parse_args()
-    truth = write(args.out, args.rows, args.seed, args.trace_characters)
-    (args.out / "truth.json").write_text(json.dumps(dataclasses.asdict(truth)) + "\n")
+    write(args.out, args.rows, args.seed, args.trace_characters, args.shards)
     print(f"wrote {args.rows:,} rows to {args.out}")
 
 

@@ -165,14 +165,24 @@ class Graph:
         return self._split(self._by_key(step.name, rows, by, elements.grouped, step.rows), step.name)
 
     def _near(self, rows: Any, rule: NearDuplicates) -> Any:
-        """Returns one dict, id of a question -> why it is dropped; pairs of questions are found group by group."""
+        """Returns one dict, id of a question -> why it is dropped.
+
+        Bands are grouped with ids alone, and only questions that share a band with others are sent with their words: a
+        question has dozens of bands, and few questions share one.
+        """
         beam = self.beam
         texts = self._by_key("texts", rows, functools.partial(elements.text, rule=rule), elements.first)
-        groups = self._by_key(
-            "pairs", self._flat("bands", texts, elements.bands, rule), elements.same, elements.pairs, rule
+        bands = (
+            self._flat("bands", texts, elements.bands, rule, kind=tuple[str, str]) | "same band" >> beam.GroupByKey()
+        )
+        shared = self._flat("shared bands", bands, elements.shared, kind=tuple[str, Any])
+        keyed = self._map("texts by id", texts, elements.by_id, kind=tuple[str, Any])
+        groups = (keyed, shared) | "texts and bands" >> beam.CoGroupByKey()
+        found = self._by_key(
+            "pairs", self._flat("texts by band", groups, elements.by_band), elements.same, elements.pairs, rule
         )
         once = self.root | "once for near-duplicates" >> beam.Create([None])
-        return self._map("connected", once, elements.connected, beam.pvalue.AsIter(groups), rule)
+        return self._map("connected", once, elements.connected, beam.pvalue.AsIter(found), rule)
 
     def _draw(self, rows: Any, chooser: Chooser) -> Any:
         """Returns one dict, id -> place, of the rows that are drawn."""

@@ -86,9 +86,27 @@ def first(group: tuple[str, Iterable[Text]]) -> list[Text]:
     return [next(iter(group[1]))]
 
 
-def bands(one: Text, rule: NearDuplicates) -> list[tuple[str, Text]]:
-    """Keys a text by all bands that near-duplicates share."""
-    return [(key.hex(), one) for key in rule.keys(one)]
+def bands(one: Text, rule: NearDuplicates) -> list[tuple[str, str]]:
+    """Returns the bands of a text with its id; near-duplicates share a band."""
+    return [(key.hex(), one.id) for key in rule.keys(one)]
+
+
+def shared(group: tuple[str, Iterable[str]]) -> list[tuple[str, str]]:
+    """Returns the band of each id of a group, if there are several."""
+    ids = list(group[1])
+    return [(one, group[0]) for one in ids] if len(ids) > 1 else []
+
+
+def by_id(one: Text) -> tuple[str, Text]:
+    """Keys a text by its id."""
+    return one.id, one
+
+
+def by_band(group: tuple[str, tuple[Iterable[Text], Iterable[str]]]) -> Iterator[tuple[str, Text]]:
+    """Keys a text by each of the bands that it shares."""
+    for one in group[1][0]:
+        for band in group[1][1]:
+            yield band, one
 
 
 def same(pair: tuple[str, Text]) -> tuple[str, Text]:
