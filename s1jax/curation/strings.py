@@ -9,8 +9,8 @@ from s1jax.curation.row import Drop, Row
 
 _PART_ANYWHERE = re.compile(r"p[1-9]\d{0,2}\.")
 _PART = re.compile(r"(?<!\w)p[1-9]\d{0,2}\.(?!\d)")
-# In s1, the digit may stand anywhere in the rest of the line, also after the bold text.
-_BOLD_BEFORE_DIGIT = re.compile(r"\*\*(?=.*\d)[^\s\]]*\*\*")
+_DIGIT = re.compile(r"\d")
+_RUN = re.compile(r"[^\s\]]+")
 _BOLD_DIGIT = re.compile(r"\*\*(?=[^*\n]*\d)[^*\s\]]+\*\*")
 
 
@@ -41,11 +41,28 @@ class Strings:
                 return None
         if "![Image]" in question:
             return self._drop("an image", question, question.index("![Image]"))
-        part, bold = (_PART_ANYWHERE, _BOLD_BEFORE_DIGIT) if self.as_released else (_PART, _BOLD_DIGIT)
-        for reason, pattern in (("numbers of parts (p1.)", part), ("bold text with a digit", bold)):
-            if found := pattern.search(question):
-                return self._drop(reason, question, found.start())
-        return None
+        if part := (_PART_ANYWHERE if self.as_released else _PART).search(question):
+            return self._drop("numbers of parts (p1.)", question, part.start())
+        bold = _bold_before_digit(question) if self.as_released else _bold_digit(question)
+        return None if bold is None else self._drop("bold text with a digit", question, bold)
 
     def _drop(self, reason: str, question: str, place: int) -> Drop:
         return Drop(self.name, reason, " ".join(question[max(0, place - 20) : place + 40].split()))
+
+
+def _bold_digit(text: str) -> int | None:
+    found = _BOLD_DIGIT.search(text)
+    return found and found.start()
+
+
+def _bold_before_digit(text: str) -> int | None:
+    r"""Returns where `\*\*(?=.*\d)[^\s\]]*\*\*` matches first, in time linear in the length of the text."""
+    start = 0
+    for line in text.split("\n"):
+        last_digit = max((digit.start() for digit in _DIGIT.finditer(line)), default=-1)
+        for run in _RUN.finditer(line):
+            opened, closed = run[0].find("**"), run[0].rfind("**")
+            if closed >= opened + 2 and last_digit >= run.start() + opened + 2:
+                return start + run.start() + opened
+        start += len(line) + 1
+    return None

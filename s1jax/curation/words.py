@@ -20,7 +20,7 @@ _NUMBER_WORDS = frozenset(
     ]
 )  # fmt: skip
 _COMMANDS = re.compile(
-    r"\\(?:begin|end)\s*\{\w+\*?\}|\\[hv]space\*?\s*\{[^}]*\}|\\[,;:!>\s\\]|~"
+    r"\\(?:begin|end)\s{0,4}\{\w{1,20}\*?\}|\\[hv]space\*?\s{0,4}\{[^}]{0,40}\}|\\[,;:!>\s\\]|~"
     r"|\\(?:q?quad|(?:thin|med|thick|en)space|hfill|newline|left|right|middle|[bB]igg?[lrm]?|(?:display|text|script)style"
     r"|no?limits|text(?:bf|it|rm|sf|tt|normal)?|math(?:bf|it|rm|sf|tt|bb|cal|scr|frak|normal)?|boldsymbol|bm|operatorname\*?"
     r"|mbox|hbox|emph|underline|boxed|[dtc]?frac|[dt]?binom|sqrt|times|cdots?|[lv]?dots|div|pm|mp|ast|star|bullet|circ|degree"

@@ -1,6 +1,7 @@
 """Rules of one row: strings, missing columns, quality, repetition, given answers."""
 
 import random
+import re
 
 import pytest
 
@@ -9,7 +10,7 @@ from s1jax.curation.given_answer import GivenAnswer
 from s1jax.curation.quality import Quality
 from s1jax.curation.repetition import Repetition, loops, repeated_sentences
 from s1jax.curation.row import Row
-from s1jax.curation.strings import Strings
+from s1jax.curation.strings import Strings, _bold_before_digit
 
 
 def row(question="What is 2 + 3?", trace="I add.", answer="5", **columns) -> Row:
@@ -47,6 +48,22 @@ def test_figures_of_aime_are_allowed():
     assert found is not None
     assert found.reason == "numbers of parts (p1.)"
     assert Strings()(row("See [asy] here.", source_type="AIME")) is None
+
+
+def test_bold_text_is_found_as_by_the_expression_of_s1():
+    expression = re.compile(r"\*\*(?=.*\d)[^\s\]]*\*\*")
+    draw = random.Random(0)
+    found = 0
+    for _ in range(3000):
+        text = "".join(draw.choices("****a1 ]\n", k=draw.randint(0, 20)))
+        expected = expression.search(text)
+        drop = Strings(as_released=True)(row(text))
+        assert (drop is not None) == (expected is not None), text
+        found += drop is not None
+        if expected is not None:
+            assert _bold_before_digit(text) == expected.start(), text
+    assert 200 < found < 2800
+    Strings(as_released=True)(row("*" * 300_000))  # takes minutes by the expression
 
 
 def test_missing_features_are_named():
