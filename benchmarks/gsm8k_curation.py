@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import s1jax
 from benchmarks import record
+from benchmarks.domains import agreement
 from s1jax.curation import against
 from s1jax.curation.decontamination import Decontaminate, Decontamination
 from s1jax.curation.difficulty import PassRates
@@ -59,24 +60,14 @@ def shared_ngrams(train: str, test: str) -> dict[str, dict[str, int]]:
 
 def vectors(model: Model, texts: Sequence[str]) -> np.ndarray:
     """Vectors of questions by the student's hidden states, with a line every 10 seconds."""
-    ids = [model.tokenizer.encode_text(text) for text in texts]
     last = [time.monotonic()]
 
     def report(done: int) -> None:
         if time.monotonic() - last[0] > 10:
-            print(f"read {done} of {len(ids)} questions", flush=True)
+            print(f"read {done} of {len(texts)} questions", flush=True)
             last[0] = time.monotonic()
 
-    return embed.embed(model.params, model.config, ids, batch_size=32, progress=report)
-
-
-def agreement(one: Sequence[str], other: Sequence[str]) -> float:
-    """Normalised mutual information of two divisions of the same rows, 0 to 1 (mean of the entropies below)."""
-    n = len(one)
-    both, first, second = (collections.Counter(found) for found in (zip(one, other, strict=True), one, other))
-    shared = sum(c / n * math.log(c * n / (first[a] * second[b])) for (a, b), c in both.items())
-    entropies = [-sum(c / n * math.log(c / n) for c in found.values()) for found in (first, second)]
-    return shared / max(sum(entropies) / 2, 1e-12)
+    return embed.embed_texts(model, texts, batch_size=32, progress=report)
 
 
 def sizes(domains: Sequence[str]) -> dict[str, Any]:
@@ -151,7 +142,7 @@ def main() -> None:
     results["without_difficulty"] = funnel(left)
 
     tried = args.work / "tried.jsonl"
-    params = s1jax.SamplingParams(max_thinking_tokens=args.thinking, max_answer_tokens=24, temperature=args.temperature)
+    params = s1jax.SamplingParams(max_thinking_tokens=0, max_answer_tokens=args.answer, temperature=args.temperature)
     results["student"] = {
         "questions": sample(args.work / "left" / "rows.jsonl", args.tried, tried), "tries": args.tries,
         "max_thinking_tokens": 0, "max_answer_tokens": args.answer, "temperature": args.temperature,

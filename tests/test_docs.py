@@ -168,6 +168,19 @@ def test_the_table_of_hand_offs_is_its_record():
         assert f"| {local} | {' | '.join(cells)} | {found['oracle_apgr']['mean']:.3f} |" in page
 
 
+def test_the_table_of_domains_is_its_record():
+    record = json.loads((RESULTS / "domains.json").read_text())
+    page = (ROOT / "docs/measuring.md").read_text()
+    assert f"({record['questions']} questions" in page and f"\n{record['subjects']} subjects:" in page
+    for name, row in (
+        ("words", "words: `--encoder=words`"),
+        ("hidden_states", "hidden states"),
+        ("standardised", "hidden states, standardised: `--encoder=CKPT`"),
+    ):
+        assert f"| {row} | {record[name]['nearest']} | {record[name]['clusters_57']['agreement']:.3f} |" in page
+    assert f"at random have {record['chance']['clusters_57']['agreement']:.3f}." in page
+
+
 def test_the_readmes_python_runs(capsys):
     """Ten lines on the model that ships in the package."""
     (code,) = re.findall(r"(?ms)^```python\n(.*?)^```", (ROOT / "README.md").read_text())

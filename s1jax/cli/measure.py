@@ -227,13 +227,8 @@ def _vectors(folder: pathlib.Path, texts: Sequence[str]) -> np.ndarray:
 
     engine_flags.say_step(_ENCODER.value or _STUDENT.value, folder)
     model = store.load_model(folder, dtype=engine_flags.dtype())
-    ids = [model.tokenizer.encode_text(text) for text in texts]
-    if longer := sum(len(row) > model.config.context_length for row in ids):
-        terminal.note(f"{longer:,} questions exceed {model.config.context_length} tokens; their first ones are read.")
-    with progress.Bar("reading questions", len(ids)) as bar:
-        return embed.embed(
-            model.params, model.config, ids, dtype=engine_flags.dtype(), batch_size=_BATCH.value, progress=bar.update
-        )
+    with progress.Bar("reading questions", len(texts)) as bar:
+        return embed.embed_texts(model, texts, dtype=engine_flags.dtype(), batch_size=_BATCH.value, progress=bar.update)
 
 
 def _labels() -> Labels:

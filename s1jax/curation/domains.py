@@ -19,8 +19,8 @@ class Clusters:
 
     Attributes:
       count: clusters.
-      encode: texts -> vectors [texts, D]; by default the weights of their words, which needs no model. It gets each
-        different question once.
+      encode: texts -> vectors [texts, D]; by default the weights of their words, which needs no model. It gets
+        each different question once, sorted by id, so that the order of rows changes nothing.
       seed: of the starting points.
     """
 
@@ -31,10 +31,11 @@ class Clusters:
     def __call__(self, rows: Sequence[Named], out: pathlib.Path, note: Note) -> Columns:
         """See `s1jax.curation.measurement.Measurement`."""
         texts = questions(rows)
-        different = list(dict.fromkeys(texts))
-        places = {text: place for place, text in enumerate(different)}
-        vectors = self.encode(different)[[places[text] for text in texts]]
-        return columns(cluster(texts, vectors, self.count, self.seed))
+        ids = [identity.question_id(text) for text in texts]
+        different = dict(sorted(zip(ids, texts, strict=True)))
+        found = clusters.assign(list(different), self.encode(list(different.values())), self.count, self.seed)
+        width = len(str(self.count - 1))  # zeros in front, so that numbers sort
+        return columns([f"{found[row_id]:0{width}}" for row_id in ids])
 
 
 def columns(domains: Sequence[str | None]) -> Columns:
@@ -49,20 +50,6 @@ def questions(rows: Sequence[Named]) -> list[str]:
       UserError: a row has none.
     """
     return [reading.row(columns, "deepseek", name)[0].question for name, columns in rows]
-
-
-def cluster(texts: Sequence[str], vectors: np.ndarray, count: int, seed: int = 0) -> list[str]:
-    """Returns the domain of each row: the number of its cluster, with zeros in front so that they sort.
-
-    Args:
-      texts: question of each row.
-      vectors: [rows, D], see `clusters.assign`.
-      count: clusters.
-      seed: of their starting points.
-    """
-    ids = [identity.question_id(text) for text in texts]
-    found = clusters.assign(ids, vectors, count, seed)
-    return [f"{found[row_id]:0{len(str(count - 1))}}" for row_id in ids]
 
 
 def summary(domains: Sequence[str | None]) -> str:

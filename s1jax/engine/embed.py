@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +16,9 @@ import numpy as np
 from s1jax.config.model import ModelConfig
 from s1jax.engine import buckets, score
 from s1jax.errors import UserError
+
+if TYPE_CHECKING:
+    from s1jax.checkpoint.store import Model
 
 _LEAST = 1e-12  # length below which a vector is not scaled to 1
 
@@ -72,6 +75,46 @@ def embed(
         if progress is not None:
             progress(start + len(batch))
     return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), _LEAST)
+
+
+def embed_texts(
+    model: Model,
+    texts: Sequence[str],
+    *,
+    dtype: str = "float32",
+    batch_size: int = 16,
+    progress: Callable[[int], None] | None = None,
+    note: Callable[[str], None] | None = None,
+) -> np.ndarray:
+    """Returns one vector of length 1 for each text, standardised over all texts; see `embed` and `standardised`.
+
+    Args:
+      model: loaded with this dtype, on one device.
+      texts: at least one; without a chat format. Of each the first `config.context_length` tokens count.
+      dtype: as for `embed`, and so are the others.
+      batch_size: rows per batch.
+      progress: called after every batch.
+      note: gets a sentence where texts exceed the context length.
+
+    Returns:
+      float32 [texts, D].
+    """
+    ids = [model.tokenizer.encode_text(text) for text in texts]
+    most = model.config.context_length
+    if note is not None and (longer := sum(len(row) > most for row in ids)):
+        note(f"{longer:,} of {len(ids):,} questions exceed the model's {most:,} tokens; their first {most:,} are read.")
+    return standardised(embed(model.params, model.config, ids, dtype=dtype, batch_size=batch_size, progress=progress))
+
+
+def standardised(vectors: np.ndarray) -> np.ndarray:
+    """Returns vectors [rows, D] whose numbers have mean 0 and deviation 1 over the rows, scaled to length 1.
+
+    A few numbers of a decoder's hidden states are much larger than the others and nearly the same for all texts.
+    Without this step they decide which texts are near each other: `benchmarks/results/domains.json` has the difference.
+    """
+    x = np.asarray(vectors, np.float64)
+    x = (x - x.mean(0)) / np.maximum(x.std(0), _LEAST)
+    return np.asarray(x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), _LEAST), np.float32)
 
 
 @functools.partial(jax.jit, static_argnames=("config", "dtype", "implementation"))

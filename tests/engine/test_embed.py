@@ -58,6 +58,18 @@ def test_of_a_long_row_the_first_tokens_count(params, rows):
     np.testing.assert_allclose(found[0], reference(params, rows[4][:20]), atol=1e-5)
 
 
+def test_standardised_vectors_have_mean_0_and_deviation_1_before_they_are_scaled():
+    """So a number that is large for all rows does not decide which rows are near each other."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((50, 6)) * [1, 1, 1, 1, 1, 100] + [0, 0, 0, 0, 0, 1000]
+    x[:, 4] = 3  # the same in all rows
+    found = embed.standardised(x)
+    wanted = np.stack([(x[:, i] - x[:, i].mean()) / (x[:, i].std() or 1) for i in range(6)], 1)
+    np.testing.assert_allclose(found, wanted / np.linalg.norm(wanted, axis=1, keepdims=True), atol=1e-6)
+    np.testing.assert_allclose(embed.standardised(x * 7 - 5), found, atol=1e-6)
+    assert not found[:, 4].any() and found.dtype == np.float32
+
+
 def test_bad_rows_are_named(params):
     with pytest.raises(UserError, match="row 1 has no tokens"):
         embed.embed(params, CONFIG, [[1], []])
