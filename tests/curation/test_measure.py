@@ -100,7 +100,7 @@ def test_questions_that_are_settled_early_are_counted(pool, tmp_path):
     s1jax.measure([pool], tmp_path / "out", [rates(student, stop_above=0.5)], on_note=notes.append)
     tries = [row["pass_tries"] for row in read(tmp_path / "out/rows.jsonl")[:12]]
     assert tries == [8, 8, 8, 8, 8, 5, 5, 5, 5, 5, 5, 5] and len(student.asked) == sum(tries)
-    assert "7 rows were settled before try 8: their rates are above the limit, but not exact." in notes
+    assert "7 rows were settled in fewer than 8 tries; their rates are above the limit, not exact." in notes
 
 
 def test_processes_share_the_questions(pool, tmp_path, monkeypatch):
