@@ -87,7 +87,7 @@ def part(workdir: pathlib.Path, devices: int, shape: tuple[int, int, int], last:
         return jax.jit(lambda: decoder.init_params(model, jax.random.key(seed)), out_shardings=shardings)
 
     spec, loss = step.Teacher(TEACHER, train.attention), teacher.loss(experiment.distil)
-    online = teacher.Online(spec, loss, "digest of the teacher", init(TEACHER, 1))
+    online = teacher.Online(spec, loss, loss, "digest of the teacher", init(TEACHER, 1))
     with workdir_lib.claim(workdir, experiment, batches.digest, online.digest):
         prepared = Prepared(experiment, mesh, metadata, batches, init(MODEL, 0), teacher=online)
         loop.run(prepared, workdir, Callbacks(should_stop=lambda step: step == last))
