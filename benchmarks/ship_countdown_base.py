@@ -1,11 +1,15 @@
-"""Trains the base checkpoint that ships in the package again: `python -m benchmarks.ship_countdown_base`.
+"""Trains a base checkpoint that ships in the package again: `python -m benchmarks.ship_countdown_base`.
 
-Trains as configs/countdown_base.py says, and resumes a run that was stopped. Then replaces s1jax/assets/countdown_base
-by its weights, with command, commit, seed, loss, time and versions in their provenance.
+    python -m benchmarks.ship_countdown_base --config=countdown_base_quarter --seed=1
+
+Trains as configs/countdown_base.py or the config of --config says, and resumes a run that was stopped. Then replaces
+the folder of s1jax/assets with the config's name, for another seed than 0 followed by it, by the weights, with command,
+commit, seed, loss, time and versions in their provenance.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import pathlib
 import shutil
@@ -14,23 +18,29 @@ from absl import app, flags
 
 import s1jax
 from benchmarks import record
-from configs import countdown_base
 from s1jax.checkpoint import digests, store
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string("workdir", "runs/countdown_base", "Folder of the training run.")
+flags.DEFINE_enum("config", "countdown_base", ["countdown_base", "countdown_base_quarter"], "Of the training run.")
+flags.DEFINE_integer("seed", 0, "Of the random weights and of the text.")
+flags.DEFINE_string("workdir", "", "Folder of the training run; by default runs/NAME.")
 
-ASSET = pathlib.Path("s1jax/assets/countdown_base")
+ASSETS = pathlib.Path("s1jax/assets")
 LAST_STEPS = 50  # the loss of one batch says little
 
 
 def main(_: list[str]) -> None:
+    name = FLAGS.config + (f"_{FLAGS.seed}" if FLAGS.seed else "")
+    asset, workdir = ASSETS / name, FLAGS.workdir or f"runs/{name}"
+    seeds = [f"--config.seed={FLAGS.seed}", f"--config.data.seed={FLAGS.seed}"] if FLAGS.seed else []
     # The same training on the command line.
-    command = ["-m", "launch.train", "--config=configs/countdown_base.py", f"--workdir={FLAGS.workdir}"]
+    command = ["-m", "launch.train", f"--config=configs/{FLAGS.config}.py", f"--workdir={workdir}", *seeds]
     environment = record.environment()
-    s1jax.train(countdown_base.get_config().to_dict(), FLAGS.workdir, record.progress("training"))
-    metrics = [json.loads(line) for line in (pathlib.Path(FLAGS.workdir) / "metrics.jsonl").read_text().splitlines()]
-    model = store.load_model(FLAGS.workdir)
+    config = importlib.import_module(f"configs.{FLAGS.config}").get_config()
+    config.seed = config.data.seed = FLAGS.seed
+    s1jax.train(config.to_dict(), workdir, record.progress("training"))
+    metrics = [json.loads(line) for line in (pathlib.Path(workdir) / "metrics.jsonl").read_text().splitlines()]
+    model = store.load_model(workdir)
     training = model.provenance["experiment"]
     provenance = {
         "command": " ".join(["python", *command]),
@@ -42,12 +52,12 @@ def main(_: list[str]) -> None:
         "environment": environment,
         **model.provenance,
     }
-    if ASSET.exists():
-        shutil.rmtree(ASSET)
-    store.save_model(ASSET, model.params, model.config, model.tokenizer, model.chat, provenance)
+    if asset.exists():
+        shutil.rmtree(asset)
+    store.save_model(asset, model.params, model.config, model.tokenizer, model.chat, provenance)
     # Orbax asks only whether this file is there, but writes into it where on this machine the folder is.
-    (ASSET / "params/commit_success.txt").write_text("committed\n")
-    digests.write(ASSET)
+    (asset / "params/commit_success.txt").write_text("committed\n")
+    digests.write(asset)
     print(json.dumps({name: value for name, value in provenance.items() if name != "experiment"}, indent=1))
 
 
