@@ -48,6 +48,7 @@ _TOKENS = flags.DEFINE_float(
     0.0,
 )
 _DOLLARS = flags.DEFINE_float("dollars_per_million", 0.0, "Price of a million tokens that a teacher writes.", 0.0)
+_RIGHT = flags.DEFINE_bool("only_right", False, "Also drop rows whose column `correct` says that the answer is wrong.")
 _BEAM = flags.DEFINE_string(
     "beam", None, 'Run on Apache Beam with these options, such as --beam="--runner=DataflowRunner --project=NAME".'
 )
@@ -69,7 +70,7 @@ def main() -> int:
             _ROWS.value, _OUT.value, against=_AGAINST.value,
             preset=_PRESET.value, size=_SIZE.value, seed=_SEED.value, skip=_SKIP.value,
             traces=_TRACES.value, tokenizer=_TOKENIZER.value, block_size=_BLOCK.value, tokens_per_answer=_TOKENS.value,
-            dollars_per_million=_DOLLARS.value, beam=_BEAM.value,
+            dollars_per_million=_DOLLARS.value, only_right=_RIGHT.value, beam=_BEAM.value,
             on_progress=report, on_note=lambda text: _say(bar, text),
         )  # fmt: skip
     finally:

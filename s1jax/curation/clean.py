@@ -12,7 +12,8 @@ from s1jax.curation.row import Drop, Row
 from s1jax.curation.steps import Step
 
 NAME = "decontamination"
-OURS = (Decontamination(),)
+# The second finds a question with a list of numbers in another order, which n-grams cannot find.
+OURS = (Decontamination(), Decontamination(words="sorted_numbers", match="equal", short=0))
 PAPER = (S1,)
 
 

@@ -36,6 +36,7 @@ def curate(
     block_size: int = 0,
     tokens_per_answer: float = 0.0,
     dollars_per_million: float = 0.0,
+    only_right: bool = False,
     beam: str | None = None,
     on_note: Note | None = None,
     on_progress: Progress | None = None,
@@ -60,6 +61,7 @@ def curate(
       tokens_per_answer: what a teacher writes per question on average, for the plan in the report; 0: as measured from
         the rows that have an answer.
       dollars_per_million: price of a million tokens that a teacher writes, for that plan.
+      only_right: also drop rows whose column `correct` says that the answer is wrong.
       beam: run on Apache Beam (extra `beam`) with these options of it, such as `--runner=DataflowRunner ...`; empty
         takes its DirectRunner. Stages are not kept then.
       on_note: gets sentences about what is ignored, guessed or left out.
@@ -69,7 +71,16 @@ def curate(
       UserError: there are no rows, a column is missing that a rule needs, or no row is left.
     """
     settings = Settings(
-        preset, size, seed, tuple(skip), traces, tokenizer, block_size, tokens_per_answer, dollars_per_million
+        preset,
+        size,
+        seed,
+        tuple(skip),
+        traces,
+        tokenizer,
+        block_size,
+        tokens_per_answer,
+        dollars_per_million,
+        only_right,
     )
     out = paths.local(out, "--out")
     notes: list[str] = []

@@ -17,6 +17,7 @@ from s1jax.curation.given_answer import GivenAnswer
 from s1jax.curation.near_duplicates import NearDuplicates
 from s1jax.curation.quality import Quality
 from s1jax.curation.repetition import Repetition
+from s1jax.curation.right import Right
 from s1jax.curation.settings import Settings
 from s1jax.curation.steps import Step
 from s1jax.curation.strings import Strings
@@ -42,6 +43,9 @@ def steps(settings: Settings, questions: Sequence[Evaluated]) -> list[Step]:
     for name in settings.skip:
         if name not in names:
             raise UserError(f"--skip={name} is not a rule of {settings.preset}, which has {', '.join(names)}.")
+    if settings.only_right:
+        place = next(i for i, step in enumerate(found) if step.name in (answers.NAME, choice.NAME))
+        found.insert(place, _rule(Right(), needs=("correct",), whole=True, of_a_teacher=True))
     found = [step for step in found if step.name not in settings.skip and (questions or step is not check)]
     needs = tuple(dict.fromkeys(column for step in found for column in step.needs))
     if needs:
@@ -87,15 +91,22 @@ def _of_s1(strings: Strings, check: Step) -> list[Step]:
 
 
 def _rule(
-    rule: Strings | GivenAnswer | Quality | Repetition,
+    rule: Strings | GivenAnswer | Quality | Repetition | Right,
     *,
+    needs: tuple[str, ...] = (),
     wants: tuple[str, ...] = (),
     whole: bool = False,
     of_a_teacher: bool = False,
 ) -> Step:
     """Returns a rule of one row as a step; its settings are the rule's fields."""
     return Step(
-        rule.name, row=rule, wants=wants, whole=whole, of_a_teacher=of_a_teacher, settings=dataclasses.asdict(rule)
+        rule.name,
+        row=rule,
+        needs=needs,
+        wants=wants,
+        whole=whole,
+        of_a_teacher=of_a_teacher,
+        settings=dataclasses.asdict(rule),
     )
 
 

@@ -25,6 +25,7 @@ class Settings:
       tokens_per_answer: what a teacher writes per question on average, for the plan; 0: measured from the rows that
         have an answer.
       dollars_per_million: price of a million tokens that a teacher writes, for the plan; 0: no dollars.
+      only_right: also drop rows whose answer is wrong, by the column `correct`.
     """
 
     preset: str = "ours"
@@ -36,6 +37,7 @@ class Settings:
     block_size: int = 0
     tokens_per_answer: float = 0.0
     dollars_per_million: float = 0.0
+    only_right: bool = False
 
     @property
     def chooses_traces(self) -> bool:
@@ -45,6 +47,8 @@ class Settings:
     def __post_init__(self) -> None:
         if self.preset not in PRESETS:
             raise UserError(f"--preset={self.preset} is not known; choose one of {', '.join(PRESETS)}.")
+        if self.only_right and not self.chooses_traces:
+            raise UserError("--only_right looks at answers, and --preset=questions chooses questions; leave one out.")
         if self.traces not in ("gemini", "deepseek"):
             raise UserError(f"--traces={self.traces} is not known; choose gemini or deepseek.")
         for name in ("size", "block_size", "tokens_per_answer", "dollars_per_million"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
@@ -46,6 +47,15 @@ def white_space(text: str) -> list[str]:
 def letters(text: str) -> list[str]:
     """Returns runs of letters and digits in Unicode's form NFKC, in lower case; punctuation separates words."""
     return _LETTERS.findall(_folded(text))
+
+
+def sorted_numbers(text: str) -> list[str]:
+    """Returns `letters` with neighbouring numbers in ascending order: `from 3 7 1` and `from 7, 1, 3` are the same."""
+    found: list[str] = []
+    for is_number, run in itertools.groupby(letters(text), str.isdecimal):
+        words = list(run)
+        found += sorted(words, key=int) if is_number else words
+    return found
 
 
 def number_blind(text: str) -> list[str]:
@@ -107,6 +117,7 @@ def _folded(text: str) -> str:
 FORMS: Mapping[str, Words] = {
     "white_space": white_space,
     "letters": letters,
+    "sorted_numbers": sorted_numbers,
     "number_blind": number_blind,
     "without_digits": without_digits,
     "unmarked": unmarked,

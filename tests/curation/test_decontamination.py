@@ -10,6 +10,7 @@ import random
 import pytest
 
 from benchmarks import curation_leaks
+from s1jax.curation import clean
 from s1jax.curation.decontamination import LIGHT_R1, OURS, S1, Decontaminate, Decontamination, Evaluated
 from s1jax.curation.ngrams import Index, ngrams
 from s1jax.curation.overlap import Overlap
@@ -221,3 +222,12 @@ def test_settings_that_cannot_be():
             Decontamination(**wrong)
     with pytest.raises(UserError, match="no evaluation questions"):
         Decontaminate(S1, [])
+
+
+def test_a_question_with_its_numbers_in_another_order_is_found():
+    rule = clean.Clean(clean.OURS, [Evaluated("countdown", "1", "Make 21 from 3 7 1")])
+    found = [
+        rule(row(text))
+        for text in ("Make 21 from 7 1 3", "make 21 from 1, 3, 7.", "Make 21 from 3 7", "Make 3 from 21 7 1")
+    ]
+    assert [drop and drop.reason for drop in found] == ["equals an evaluation question"] * 2 + [None] * 2

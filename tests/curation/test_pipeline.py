@@ -278,3 +278,17 @@ def test_a_tokenizer_counts_traces_that_have_no_count(tmp_path, rows):
         [write(tmp_path / "c.jsonl", [{**without[1], "pass_rate": 0.5, "reasoning_tokens": 9}])], tmp_path / "c"
     ).notes
     assert "column reasoning_tokens is read as trace_tokens (1 rows)." in notes
+
+
+def test_wrong_answers_are_dropped_where_that_is_asked_for(tmp_path, rows):
+    file = write(tmp_path / "a.jsonl", rows)
+    curate([file], tmp_path / "all", size=0)
+    curate([file], tmp_path / "right", size=0, only_right=True)
+    right = {identity.question_id(one["question"]) for one in rows if one["correct"]}
+    assert set(chosen(tmp_path / "right")) == set(chosen(tmp_path / "all")) & right
+    dropped = [
+        one for one in pq.read_table(tmp_path / "right" / "dropped.parquet").to_pylist() if one["rule"] == "right"
+    ]
+    assert dropped and all(one["evidence"].startswith("Answer: ") and one["id"] not in right for one in dropped)
+    with pytest.raises(UserError, match=r"--only_right looks at answers, and --preset=questions chooses questions"):
+        curate([file], tmp_path / "questions", preset="questions", only_right=True)
