@@ -11,6 +11,7 @@ from s1jax.cli import command
 COMMANDS = {
     "check": "check a new machine: kernels, tokens, speed; the first command to run on an accelerator",
     "quickstart": "train and evaluate the small model that comes with s1jax, in minutes on a CPU",
+    "curation_story": "distil, curate and train on the small model that comes with s1jax, in minutes on a CPU",
     "curate": "choose rows to train on, or questions for a teacher, out of a pool",
     "distil": "ask a teacher questions, and write its answers as training rows",
     "teacher_logits": "score training rows with a teacher, for distillation without it beside the student",

@@ -10,21 +10,15 @@ from __future__ import annotations
 
 import os
 import pathlib
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Sequence
 
 from absl import flags
 
+from s1jax.cli import subcommand
 from s1jax.io import paths
 
 _OUT = flags.DEFINE_string("out", "runs/quickstart", "Folder of the run and of its results.")
-
-# Large pages for large arrays: with small ones a train step of benchmarks/train_step.py spends 2 of 7 s in page faults.
-# glibc reads it when a process starts.
-_ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "TF_CPP_MIN_LOG_LEVEL": "2"}
+_run = subcommand.run
 
 
 def main() -> int:
@@ -57,17 +51,3 @@ def stages(out: str) -> list[tuple[str, list[str]]]:
             evaluate,
         ),
     ]
-
-
-def _run(arguments: Sequence[str]) -> int:
-    """Runs a command of s1jax in a process of its own and returns its exit code; SIGTERM is passed on to it."""
-    command = [sys.executable, "-m", "s1jax.cli", *arguments]
-    with subprocess.Popen(command, env=_ENVIRONMENT | dict(os.environ)) as process:
-        before = signal.signal(signal.SIGTERM, lambda *_: process.terminate())
-        try:
-            code = process.wait()
-        except KeyboardInterrupt:  # the terminal has sent it to the process as well
-            code = process.wait()
-        finally:
-            signal.signal(signal.SIGTERM, before)
-    return code if code >= 0 else 128 - code
