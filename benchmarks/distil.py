@@ -30,7 +30,7 @@ from typing import Any
 
 from benchmarks import record
 from s1jax.distillation import distil as distil_lib
-from s1jax.distillation.run import Progress
+from s1jax.distillation.control import Progress
 from s1jax.distillation.settings import DistilSettings, Price
 from s1jax.remote.client import Endpoint
 

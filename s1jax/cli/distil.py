@@ -46,9 +46,9 @@ from absl import flags
 
 from s1jax.cli import batch_mode, own_teacher, progress, terminal
 from s1jax.distillation import distil as distil_lib
+from s1jax.distillation.control import Control, Progress
 from s1jax.distillation.distil import Summary
 from s1jax.distillation.plan import Plan
-from s1jax.distillation.run import Control, Progress
 from s1jax.distillation.settings import DistilSettings, Price
 from s1jax.distillation.teacher import Teacher
 from s1jax.errors import UserError

@@ -25,9 +25,9 @@ from s1jax.distillation import work as work_lib
 from s1jax.distillation.answers import Answers
 from s1jax.distillation.batch_journal import MOST_REQUESTS, BatchJournal, Known
 from s1jax.distillation.batch_results import Results
+from s1jax.distillation.control import Stop
 from s1jax.distillation.distil import Summary
 from s1jax.distillation.plan import Plan
-from s1jax.distillation.run import Stop
 from s1jax.distillation.settings import DistilSettings
 from s1jax.distillation.spending import Spending
 from s1jax.distillation.work import Work

@@ -6,6 +6,7 @@ import asyncio
 import collections
 import contextlib
 import dataclasses
+import json
 import os
 import pathlib
 import threading
@@ -18,15 +19,18 @@ from s1jax.distillation import questions as questions_lib
 from s1jax.distillation import rows as rows_lib
 from s1jax.distillation import work as work_lib
 from s1jax.distillation.answers import Answers, Index
+from s1jax.distillation.control import Control, Progress, Reason, Stop
 from s1jax.distillation.plan import Plan
-from s1jax.distillation.run import Control, Progress, Reason, Run, Stop
+from s1jax.distillation.run import Run
 from s1jax.distillation.settings import DistilSettings
 from s1jax.distillation.spending import Spending, look
 from s1jax.distillation.teacher import Teacher
 from s1jax.distillation.work import Work
 from s1jax.errors import UserError
+from s1jax.io import files
 from s1jax.remote.client import Client, Endpoint
 
+SUMMARY = "summary.json"
 T = TypeVar("T")
 _WORDS = {"failed": "have failed for good", "refused": "were refused by the teacher's filter"}
 
@@ -80,7 +84,8 @@ def distil(
     The folder gets `answers.jsonl`, a line for every request that was paid for or has failed, as they come in; and at
     the end `rows.jsonl`, in the form of s1K. The same call goes on where an earlier one ended, however it did: a
     request is known by endpoint, model, messages, sampling and answer number, so questions may be added, removed and
-    reordered. `sent.jsonl` remembers what may have been paid for although its answer never arrived.
+    reordered. `sent.jsonl` remembers what may have been paid for although its answer never arrived, `summary.json` how
+    the rows were made.
 
     Args:
       questions: see `s1jax.distillation.questions.records`.
@@ -125,9 +130,11 @@ def distil(
             )  # fmt: skip
         for note in (*ended, *_remarks(run, settings)):
             on_note(note)
+        summary = summarise(rows, work, answers, spending, stop)
+        _record(folder, source, client, settings, summary)
         if stop is not None and stop.reason == "endpoint":
             raise UserError(f"{stop.sentence}; what was answered is kept, and the same command goes on from here.")
-        return summarise(rows, work, answers, spending, stop)
+        return summary
 
 
 def plan(
@@ -226,6 +233,20 @@ def _remarks(run: Run, settings: DistilSettings) -> list[str]:
     if run.longer:
         found.append(f"{run.longer:,} answers have more tokens than max_tokens allows.")
     return found
+
+
+def _record(
+    folder: pathlib.Path, source: questions_lib.Source, teacher: Teacher, settings: DistilSettings, summary: Summary
+) -> None:
+    """Writes down how the rows of a folder were made: `summary.json`."""
+    made = {
+        "questions": os.fspath(source) if isinstance(source, str | os.PathLike) else "rows of a call",
+        "endpoint": teacher.address,
+        "model": teacher.model,
+        "settings": {**dataclasses.asdict(settings), "body": dict(settings.body)},
+        **{field.name: getattr(summary, field.name) for field in dataclasses.fields(summary)},
+    }
+    files.write_text(folder / SUMMARY, json.dumps(made, indent=1) + "\n")
 
 
 def summarise(rows: int, work: Work, answers: Answers, spending: Spending, stop: Stop | None) -> Summary:

@@ -9,11 +9,10 @@ import heapq
 import itertools
 import math
 import random
-import threading
 from collections.abc import Callable
-from typing import Literal
 
 from s1jax.distillation.answers import Answer, Answers
+from s1jax.distillation.control import Control, Progress, Reason, Stop
 from s1jax.distillation.limits import Hold, Limits
 from s1jax.distillation.settings import DistilSettings
 from s1jax.distillation.spending import Spending
@@ -23,71 +22,10 @@ from s1jax.distillation.work import Job, Work
 from s1jax.remote.client import RemoteError
 from s1jax.remote.reply import Completion, Usage
 
-# endpoint: it answers nobody, or not as it should. budget: max_dollars. user: asked to stop.
-Reason = Literal["endpoint", "budget", "user"]
-
 _PROBES = 3  # replies without thinking that end a run; until one has thinking, no more requests are in flight
 _FIRST_FAILURES, _FAILURES = 20, 100  # requests that fail for good in a row and end a run: before any answer, after one
 _FIRST_WAIT, _LONGEST_WAIT = 1.0, 60.0  # seconds before a failed request is sent again; doubled each time
 _REPORT = 0.1  # seconds between two reports of progress
-
-
-@dataclasses.dataclass(frozen=True)
-class Stop:
-    """Why a run ended before all requests were answered.
-
-    Attributes:
-      reason: see `Reason`.
-      sentence: for a person, without the remedy that all have: to run the same command again.
-    """
-
-    reason: Reason
-    sentence: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Progress:
-    """How far a run is.
-
-    Attributes:
-      done: requests that have a state, earlier runs included.
-      total: requests of the command.
-      in_flight: requests that wait for an answer.
-      tokens: of the answers of this run, thinking included.
-      seconds: of this run.
-      dollars: that the folder has cost, all runs and what was lost included.
-    """
-
-    done: int
-    total: int
-    in_flight: int
-    tokens: int
-    seconds: float
-    dollars: float
-
-
-class Control:
-    """Stops a run from another thread or a signal handler."""
-
-    def __init__(self) -> None:
-        self._lock = threading.RLock()  # a signal handler may interrupt its own thread
-        self._stop: tuple[float, str] | None = None
-        self._listener: Callable[[float, str], object] | None = None
-
-    def stop(self, grace: float = math.inf, sentence: str = "the run was asked to stop") -> None:
-        """Sends nothing more; what is in flight may take `grace` seconds, then it counts as possible spend."""
-        with self._lock:
-            self._stop = (grace, sentence)
-            listener = self._listener
-        if listener is not None:
-            listener(grace, sentence)
-
-    def listen(self, listener: Callable[[float, str], object] | None) -> None:
-        """Sets who is asked to stop; at once, if that was asked before."""
-        with self._lock:
-            self._listener, asked = listener, self._stop
-        if listener is not None and asked is not None:
-            listener(*asked)
 
 
 class Run:
@@ -295,7 +233,7 @@ class Run:
                 self._spending.free(send)
             heapq.heappush(self._later, (0.0, next(self._order), job))
             if means == "stop":
-                self._end("endpoint", str(error))
+                self._end("endpoint", str(error).rstrip("."))
             else:
                 self._pause(hold, error)
             return

@@ -21,6 +21,7 @@ class Assembly:
         self._head: dict[str, Any] = {}
         self._parts: dict[str, list[Any]] = {}
         self._finish_reason = ""
+        self._thinking: Any = None  # how it ended, of a server of s1jax
         self._usage: Any = None
         self._error: Any = None
         self._ended = False
@@ -53,6 +54,8 @@ class Assembly:
             raise ValueError("the stream broke off")
         message = {name: _joined(parts) for name, parts in self._parts.items()}
         choice = {"message": {"content": "", **message}, "finish_reason": self._finish_reason}
+        if self._thinking is not None:
+            choice["thinking"] = self._thinking
         return {**self._head, "choices": [choice], "usage": self._usage}
 
     def _event(self, event: Any) -> None:
@@ -70,6 +73,8 @@ class Assembly:
         if not isinstance(choice, Mapping):
             return
         self._finish_reason = choice.get("finish_reason") or self._finish_reason
+        if isinstance(choice.get("thinking"), Mapping):
+            self._thinking = choice["thinking"]
         delta = choice.get("delta")
         if not isinstance(delta, Mapping):
             return

@@ -10,8 +10,8 @@ import pytest
 from s1jax.data import s1k
 from s1jax.data.identity import question_id
 from s1jax.distillation import distil as distil_lib
+from s1jax.distillation.control import Control
 from s1jax.distillation.distil import distil
-from s1jax.distillation.run import Control
 from s1jax.distillation.settings import DistilSettings, Price
 from s1jax.errors import UserError
 from s1jax.remote.client import Endpoint
@@ -55,6 +55,9 @@ def test_answers_become_rows_that_training_takes(ask, teacher):
     }  # fmt: skip
     loaded = s1k.load_rows(str(ask.folder / "rows.jsonl"))
     assert [row.trace for row in loaded][3] == "I think about What is 1 + 1? Use \\boxed{}. (1)" and len(loaded) == 10
+    made = json.loads((ask.folder / "summary.json").read_text())
+    assert made["model"] == "big" and made["settings"]["template"] == "{question} Use \\boxed{}." and made["rows"] == 10
+    assert made["settings"]["price"] == {"prompt": 0.55, "output": 2.19} and made["states"] == {"done": 10}
     body = next(body for body in teacher.bodies if body["seed"] == 1)
     assert {key: value for key, value in body.items() if key != "messages"} == {
         "model": "big", "max_completion_tokens": 64, "temperature": 0.6, "top_p": 0.9, "seed": 1,

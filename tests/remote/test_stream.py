@@ -39,6 +39,12 @@ def test_the_pieces_give_the_whole_completion(name):
         assert found.finish_reason == "stop" and found.usage == reply.Usage(9, 5, 0, 3)
 
 
+def test_how_thinking_ended_is_kept():
+    event = {"choices": [{"delta": {}, "finish_reason": "stop", "thinking": {"end": "cut", "tokens": 5}}]}
+    data = events({"reasoning_content": "r"}, {"content": "42"}, finish="", end=False)
+    assert parsed(data + f"data: {json.dumps(event)}\n\n".encode()).thinking_end == "cut"
+
+
 def test_typed_parts_and_tags_are_thinking_as_well():
     part = {"type": "thinking", "thinking": [{"type": "text", "text": "r"}]}
     assert parsed(events({"content": [part]}, {"content": [part]}, {"content": "42"})).reasoning == "rr"

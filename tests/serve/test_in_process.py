@@ -5,8 +5,8 @@ import json
 
 import pytest
 
+from s1jax.distillation.control import Control
 from s1jax.distillation.distil import distil
-from s1jax.distillation.run import Control
 from s1jax.distillation.settings import DistilSettings, Price
 from s1jax.errors import UserError
 from s1jax.remote.client import Endpoint, RemoteError
