@@ -244,3 +244,10 @@ def test_the_table_of_leaks_is_its_record():
         assert f"| {' | '.join([names[name], *shares, str(found['train_rows_dropped'])])} |" in page
     assert record["false_positives"] == 0
     assert all(one["read"] == "variant" for one in record["hits"])
+
+
+def test_hashes_of_ngrams_are_as_recorded():
+    record = json.loads((RESULTS / "curation_ngrams.json").read_text())
+    assert (record["ngrams"], record["indexed"], record["clean_rows_dropped"]) == (10_000_000, 1_000_000, 0)
+    page = " ".join((ROOT / "docs" / "decisions" / "21-data.md").read_text().split())
+    assert f"32 bits dropped {record['with_32_bits']:,} of {record['rows']:,} clean rows in a million runs" in page
