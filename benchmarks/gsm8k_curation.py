@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--student", required=True)
     parser.add_argument("--work", type=pathlib.Path, required=True)
     parser.add_argument("--domains", type=int, default=50)
-    parser.add_argument("--tried", type=int, default=100, help="questions that the student is tried on")
+    parser.add_argument("--tried", type=int, default=200, help="questions that the student is tried on")
     parser.add_argument("--tries", type=int, default=4, help="of each of them")
     parser.add_argument("--answer", type=int, default=160, help="most tokens of a try; SmolLM2 does not think first")
     parser.add_argument("--temperature", type=float, default=0.7)
