@@ -101,10 +101,6 @@ def test_rows_get_their_columns_and_tries_are_made_once(server, folder, tmp_path
     (tmp_path / "out/tries.jsonl").write_bytes(whole + whole[:40])
     _, rows, more = measure([ROWS[3], *ROWS[:3]])
     assert more[:6] == tries and len(more) == 8 and [row["pass_tries"] for row in rows] == [2] * 4
-    there = (tmp_path / "out/tries.jsonl").read_bytes()
-    measure([*ROWS[:3], {"question": "Make it", "source": "no numbers"}])
-    assert (tmp_path / "out/tries.jsonl").read_bytes() == there
-    assert read(tmp_path / "out/rows.jsonl")[3] == {"question": "Make it", "source": "no numbers"}
     other = server.run(
         *(f"--rows={tmp_path}/pool.jsonl", f"--out={tmp_path}/out", f"--student={folder}/model"), *SAMPLING, "--seed=1"
     )
@@ -112,30 +108,21 @@ def test_rows_get_their_columns_and_tries_are_made_once(server, folder, tmp_path
 
 
 def test_clusters_and_verdicts_are_columns_too(server, folder, tmp_path):
-    """Questions of Countdown with one target are near each other, by words and by hidden states."""
+    """By words and by hidden states; a verdict of an earlier grading goes where there is none now."""
     teacher = {"thinking_trajectories": ["t"], "attempt": "Answer: \\boxed{4}"}
     rows = [{**row, "solution": "4", "pass_rate": 0.5, **teacher} for row in problems.prompt_rows("dev", 6)]
     rows[2]["solution"], rows[4]["solution"] = "5", "first\nthen"
-    rows[4]["correct"] = True  # of an earlier grading
+    rows[4]["correct"] = True
     write(tmp_path / "pool.jsonl", rows)
-    found = {}
     for encoder in ("words", f"{folder}/model"):
-        for given in (rows, rows[::-1]) if encoder == "words" else (rows,):
-            write(tmp_path / "pool.jsonl", given)
-            flags = [f"--rows={tmp_path}/pool.jsonl", f"--out={tmp_path}/out", "--clusters=3", f"--encoder={encoder}"]
-            done = server.run(*flags, "--grade")
-            assert done.returncode == 0, done.stderr
-            made = read(tmp_path / "out/rows.jsonl")
-            found.setdefault(encoder, []).append({row["question"]: row["domain"] for row in made})
-            assert [row["question"] for row in made] == [row["question"] for row in given]
-            assert [row.get("correct") for row in made][:: 1 if given is rows else -1] == [True] * 2 + [
-                False,
-                True,
-                None,
-                True,
-            ]
-            assert all(row["pass_rate"] == 0.5 for row in made)
-        assert found[encoder][0] == found[encoder][-1] and set(found[encoder][0].values()) == {"0", "1", "2"}
+        flags = [f"--rows={tmp_path}/pool.jsonl", f"--out={tmp_path}/out", "--clusters=3", f"--encoder={encoder}"]
+        done = server.run(*flags, "--grade")
+        assert done.returncode == 0, done.stderr
+        made = read(tmp_path / "out/rows.jsonl")
+        assert [row["question"] for row in made] == [row["question"] for row in rows]
+        assert [row.get("correct") for row in made] == [True, True, False, True, None, True]
+        assert all(row["pass_rate"] == 0.5 for row in made)
+        assert {row["domain"] for row in made} == {"0", "1", "2"}
         assert "6 of 6 rows in 3 domains: the largest is" in done.stdout
         assert "4 answers are right, 1 are wrong" in done.stdout
         assert "note: 1 of 6 answers get no verdict; the first:" in done.stdout

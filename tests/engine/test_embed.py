@@ -13,7 +13,7 @@ from s1jax.model import decoder
 from tests.model import parity_cases
 
 CONFIG = parity_cases.CASES["llama"]
-LENGTHS = (1, 2, 7, 31, 32, 33, 48, 5)
+LENGTHS = (1, 32, 7, 33, 48)
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +41,14 @@ def test_padded_rows_have_the_vectors_of_unpadded_ones(params, rows):
     found = embed.embed(params, CONFIG, rows, batch_size=3, progress=calls.append)
     np.testing.assert_allclose(found, wanted, atol=1e-5)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, rtol=1e-5)
-    assert found.dtype == np.float32 and calls == [3, 6, 8]
+    assert found.dtype == np.float32 and calls == [3, 5]
     # Vectors of different rows are further from each other than that.
     assert np.abs(wanted[:, None] - wanted[None]).max(-1)[~np.eye(len(rows), dtype=bool)].min() > 1e-3
 
 
 def test_batches_and_order_do_not_matter(params, rows):
-    found = embed.embed(params, CONFIG, rows, batch_size=8)
-    np.testing.assert_allclose(embed.embed(params, CONFIG, rows[::-1], batch_size=3), found[::-1], atol=1e-5)
+    found = embed.embed(params, CONFIG, rows, batch_size=3)
+    np.testing.assert_allclose(embed.embed(params, CONFIG, rows[::-1], batch_size=2), found[::-1], atol=1e-5)
 
 
 def test_of_a_long_row_the_first_tokens_count(params, rows):
