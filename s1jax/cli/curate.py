@@ -37,6 +37,9 @@ _SIZE = flags.DEFINE_integer("size", 1000, "Rows to choose; 0 keeps all that pas
 _SEED = flags.DEFINE_integer("seed", 0, "Of the draws.")
 _SKIP = flags.DEFINE_list("skip", [], "Rules of the preset that are left out.")
 _TRACES = flags.DEFINE_enum("traces", "deepseek", ["gemini", "deepseek"], "Whose thinking of rows in s1K-1.1's form.")
+_TEMPLATES = flags.DEFINE_enum(
+    "templates", "keep", ["keep", "one"], "Keep questions that differ in their numbers alone, or one of each template."
+)
 _TOKENIZER = flags.DEFINE_string(
     "tokenizer", "", "Folder, file or checkpoint; counts the tokens of traces without a column trace_tokens."
 )
@@ -69,7 +72,8 @@ def main() -> int:
         result = pipeline.curate(
             _ROWS.value, _OUT.value, against=_AGAINST.value,
             preset=_PRESET.value, size=_SIZE.value, seed=_SEED.value, skip=_SKIP.value,
-            traces=_TRACES.value, tokenizer=_TOKENIZER.value, block_size=_BLOCK.value, tokens_per_answer=_TOKENS.value,
+            traces=_TRACES.value, templates=_TEMPLATES.value,
+            tokenizer=_TOKENIZER.value, block_size=_BLOCK.value, tokens_per_answer=_TOKENS.value,
             dollars_per_million=_DOLLARS.value, only_right=_RIGHT.value, beam=_BEAM.value,
             on_progress=report, on_note=lambda text: _say(bar, text),
         )  # fmt: skip

@@ -32,6 +32,7 @@ def curate(
     seed: int = 0,
     skip: Sequence[str] = (),
     traces: str = "deepseek",
+    templates: str = "keep",
     tokenizer: str = "",
     block_size: int = 0,
     tokens_per_answer: float = 0.0,
@@ -56,6 +57,8 @@ def curate(
       seed: of the draws; the same rows in any order and the same seed give the same choice.
       skip: names of rules that are left out.
       traces: `gemini` or `deepseek`; whose thinking is used if a row of s1K-1.1 has both.
+      templates: `keep` keeps questions that differ in their numbers alone, `one` keeps one of each template (`ours` and
+        `questions`).
       tokenizer: folder, file or checkpoint; counts the tokens of traces without a column `trace_tokens`.
       block_size: of a training run; the report says how many rows are longer. 0: it does not.
       tokens_per_answer: what a teacher writes per question on average, for the plan in the report; 0: as measured from
@@ -76,6 +79,7 @@ def curate(
         seed,
         tuple(skip),
         traces,
+        templates,
         tokenizer,
         block_size,
         tokens_per_answer,

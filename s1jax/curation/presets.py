@@ -56,16 +56,16 @@ def steps(settings: Settings, questions: Sequence[Evaluated]) -> list[Step]:
 
 
 def _ours(settings: Settings, check: Step) -> list[Step]:
-    return [*_of_questions(check), *_of_traces(), answers.shortest(), choice.ours(settings)]
+    return [*_of_questions(settings, check), *_of_traces(), answers.shortest(), choice.ours(settings)]
 
 
 def _questions(settings: Settings, check: Step) -> list[Step]:
-    return [*_of_questions(check), answers.first(), choice.ours(settings)]
+    return [*_of_questions(settings, check), answers.first(), choice.ours(settings)]
 
 
-def _of_questions(check: Step) -> list[Step]:
+def _of_questions(settings: Settings, check: Step) -> list[Step]:
     """Our rules that need no teacher."""
-    near = NearDuplicates()
+    near = NearDuplicates(template=settings.templates)
     return [
         _rule(Strings(), wants=("source_type",)), solved.always(), _rule(GivenAnswer(), whole=True),
         Step(near.name, rows=near, settings=dataclasses.asdict(near)), check,

@@ -20,6 +20,7 @@ class Settings:
       seed: of the draws.
       skip: names of rules that are left out.
       traces: `gemini` or `deepseek`; whose thinking is used if a row of s1K-1.1 has both.
+      templates: `keep` keeps questions that differ in their numbers alone, `one` keeps one of each template.
       tokenizer: counts the tokens of traces that come without a count; empty: none does.
       block_size: of a training run, to report how many rows are longer; 0: not reported.
       tokens_per_answer: what a teacher writes per question on average, for the plan; 0: measured from the rows that
@@ -33,6 +34,7 @@ class Settings:
     seed: int = 0
     skip: tuple[str, ...] = ()
     traces: str = "deepseek"
+    templates: str = "keep"
     tokenizer: str = ""
     block_size: int = 0
     tokens_per_answer: float = 0.0
@@ -49,6 +51,8 @@ class Settings:
             raise UserError(f"--preset={self.preset} is not known; choose one of {', '.join(PRESETS)}.")
         if self.only_right and not self.chooses_traces:
             raise UserError("--only_right looks at answers, and --preset=questions chooses questions; leave one out.")
+        if self.templates not in ("keep", "one"):
+            raise UserError(f"--templates={self.templates} is not known; choose keep or one.")
         if self.traces not in ("gemini", "deepseek"):
             raise UserError(f"--traces={self.traces} is not known; choose gemini or deepseek.")
         for name in ("size", "block_size", "tokens_per_answer", "dollars_per_million"):

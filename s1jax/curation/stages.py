@@ -15,6 +15,7 @@ import pathlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from s1jax import __version__
 from s1jax.curation.row import Drop, Row
 from s1jax.errors import MissingPackageError, UserError
 from s1jax.io import files
@@ -22,14 +23,15 @@ from s1jax.io import files
 if TYPE_CHECKING:
     import pyarrow as pa
 
-VERSION = 1  # of what the files hold and of how rules decide; part of every key
+# Of what the files hold and of how rules decide, within a release; part of every key.
+VERSION = 1
 _ROWS_AT_A_TIME = 1024
 _BYTES_AT_A_TIME = 32 << 20  # of text in one row group; a trace may have a megabyte
 
 
 def key(before: str, name: str, settings: Mapping[str, Any]) -> str:
     """Returns the key of a stage: 64 hex digits that depend on the stage before it, the rule and its settings."""
-    text = json.dumps([VERSION, before, name, settings], sort_keys=True, ensure_ascii=False)
+    text = json.dumps([__version__, VERSION, before, name, settings], sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 

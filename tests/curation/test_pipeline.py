@@ -1,5 +1,6 @@
 """A curation from files to files: counts, stages, what is refused, what training reads."""
 
+import fcntl
 import json
 import random
 
@@ -292,3 +293,20 @@ def test_wrong_answers_are_dropped_where_that_is_asked_for(tmp_path, rows):
     assert dropped and all(one["evidence"].startswith("Answer: ") and one["id"] not in right for one in dropped)
     with pytest.raises(UserError, match=r"--only_right looks at answers, and --preset=questions chooses questions"):
         curate([file], tmp_path / "questions", preset="questions", only_right=True)
+
+
+def test_variants_of_a_template_are_kept_or_one_of_them(tmp_path):
+    text = "A baker sells {} loaves on Monday and twice as many on Tuesday. How many loaves does he sell in all?"
+    source = [write(tmp_path / "a.jsonl", [row(i, question=text.format(i), pass_rate=0.5) for i in range(5)])]
+    assert curate(source, tmp_path / "keep", size=0).stages[-1].kept == 5
+    report = curate(source, tmp_path / "one", size=0, templates="one")
+    (near,) = (stage for stage in report.stages if stage.name == "near_duplicates")
+    assert near.kept == 1 and "but for numbers" in str(near.reasons)
+
+
+def test_a_folder_belongs_to_one_process_at_a_time(tmp_path, rows):
+    (tmp_path / "out").mkdir()
+    with (tmp_path / "out" / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another process curates"):
+            curate([write(tmp_path / "a.jsonl", rows)], tmp_path / "out")
