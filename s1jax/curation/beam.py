@@ -15,8 +15,10 @@ from typing import Any
 
 from s1jax.curation import beam_elements as elements
 from s1jax.curation import report, selection
+from s1jax.curation.choice import NAME as CHOICE
 from s1jax.curation.choice import Chooser
 from s1jax.curation.near_duplicates import NearDuplicates
+from s1jax.curation.presets import GATE
 from s1jax.curation.settings import Settings
 from s1jax.curation.steps import Step
 from s1jax.errors import MissingPackageError, UserError
@@ -99,7 +101,6 @@ class Graph:
         self.root, self.sources, self.settings, self.steps = root, sources, settings, steps
         self.dropped: list[Any] = []  # of each stage
         self.places: Any = None  # id -> place of the chosen rows
-        self.chooser: Chooser | None = None
 
     def outputs(self) -> Outputs:
         """Returns the ends of the pipeline."""
@@ -110,7 +111,7 @@ class Graph:
         )
         asked = None
         for step in self.steps:
-            if asked is None and (step.of_a_teacher or isinstance(step.rows, Chooser)):
+            if asked is None and (step.of_a_teacher or step.name in (CHOICE, GATE)):
                 asked = rows
             rows = self._step(step, rows)
         order = {} if self.places is None else beam.pvalue.AsSingleton(self.places)
@@ -147,10 +148,7 @@ class Graph:
         if step.row is not None:
             return self._split(self._map(step.name, rows, elements.judged, step.row), step.name)
         if isinstance(step.rows, Chooser):
-            if not self.settings.size:
-                self.dropped.append(self.root | f"{step.name} none" >> self.beam.Create([]))
-                return rows
-            self.places, self.chooser = self._draw(rows, step.rows), step.rows
+            self.places = self._draw(rows, step.rows)
             order = self.beam.pvalue.AsSingleton(self.places)
             return self._split(self._map(step.name, rows, elements.drawn, order, step.rows), step.name)
         if isinstance(step.rows, NearDuplicates):

@@ -53,7 +53,8 @@ def curate(
       out: the folder.
       against: evaluation sets that no chosen row may hold, see `s1jax.curation.against`; `["none"]` for none.
       preset: `ours`, `questions`, `s1_paper` or `s1_code`, see `s1jax.curation.presets`.
-      size: rows to choose; 0 keeps all that pass the rules. Fewer are chosen if fewer are left, with a note.
+      size: rows to choose; 0 keeps all that pass the rules, in the order of the pool. Fewer are chosen if
+        fewer are left, with a note.
       seed: of the draws; the same rows in any order and the same seed give the same choice.
       skip: names of rules that are left out.
       traces: `gemini` or `deepseek`; whose thinking is used if a row of s1K-1.1 has both.
@@ -144,10 +145,11 @@ class _Run:
         key, rows = self._usable()
         for number, step in enumerate(self.steps, start=2):
             self._progress(step.name, number - 1, len(self.steps) + 1)
-            if (not self.asked and step.of_a_teacher) or step.name == CHOICE:
-                self.asked = self.asked or rows
+            if not self.asked and (step.of_a_teacher or step.name in (CHOICE, presets.GATE)):
+                self.asked = rows
             key = stages.key(key, step.name, {**step.settings, "columns": sorted((*step.needs, *step.wants))})
             rows = self._apply(step, self.stages.file(number, step.name), key, rows)
+        self.asked = self.asked or rows
         self.stages.forget([self.pool.file, *(stage.file for stage in self.done)])
         return self._write(rows)
 
@@ -214,10 +216,12 @@ class _Run:
         result = report.make(self.sources, self.settings, self.steps, counted, self.notes)
         self.stages.write_drops(self.out / "dropped.parquet", self.drops)
         result.write(self.out)
-        texts = {
-            row.id: output.line(row, self.settings.chooses_traces) for row in self.pool.whole({row.id for row in rows})
-        }
+        whole = self.pool.whole({row.id for row in rows})
+        lines = ((row.id, output.line(row, self.settings.chooses_traces)) for row in whole)
+        if self.settings.size:  # few, and in the order of the draws
+            texts = dict(lines)
+            lines = ((row.id, texts[row.id]) for row in rows)
         with files.replace(self.out / "rows.jsonl") as file:
-            for row in rows:
-                file.write(texts[row.id])
+            for _, text in lines:
+                file.write(text)
         return result

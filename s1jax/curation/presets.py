@@ -46,6 +46,8 @@ def steps(settings: Settings, questions: Sequence[Evaluated]) -> list[Step]:
     if settings.only_right:
         place = next(i for i, step in enumerate(found) if step.name in (answers.NAME, choice.NAME))
         found.insert(place, _rule(Right(), needs=("correct",), whole=True, of_a_teacher=True))
+    if not settings.size:
+        found = [step for step in found if step.name != choice.NAME]
     found = [step for step in found if step.name not in settings.skip and (questions or step is not check)]
     needs = tuple(dict.fromkeys(column for step in found for column in step.needs))
     if needs:
