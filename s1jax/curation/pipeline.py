@@ -141,7 +141,8 @@ class _Run:
         for sentence in self.pool.notes:
             self.note(sentence)
         have = {name for row in self.pool.rows for name in row.columns}
-        checks.columns(have, self.sources, self.settings, self.steps, self.note)
+        if len(self.pool.drops) < len(self.pool.rows):  # otherwise that is what to say, see `_usable`
+            checks.columns(have, self.sources, self.settings, self.steps, self.note)
         key, rows = self._usable()
         for number, step in enumerate(self.steps, start=2):
             self._progress(step.name, number - 1, len(self.steps) + 1)

@@ -6,12 +6,11 @@ import collections
 import dataclasses
 import hashlib
 import json
-import math
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from s1jax.curation import tokens
+from s1jax.curation import measured, tokens
 from s1jax.curation.row import Drop, Row
 from s1jax.data import identity, s1k, shapes
 from s1jax.errors import UserError
@@ -25,18 +24,11 @@ WRITTEN = (
     "messages", "conversations", "deepseek_reasoning", "reasoning_content", "reasoning", "thinking",
 )  # fmt: skip
 _ENDS = ("</think>", "<|end_of_thought|>")
-# Columns of other programs: s1's featurization.py, open-r1 and OpenThoughts.
-_ALIASES = {
-    "correct": ("is_correct", "isgeminicorrect"),
-    "trace_tokens": ("gemini_length", "reasoning_tokens"),
-    "source_type": ("source",),
-}
-_STUDENTS = ("isqwen7bcorrect", "isqwen32bcorrect")
 # Not a judgement for training to refuse, but a measurement for rules to read.
 _JUDGED = ("correct", "is_correct")
 
 RULE = "shape"
-HIDDEN = ("_content", "_columns", "_drop", "trace_characters")  # columns of stages alone, which no output has
+HIDDEN = measured.HIDDEN
 
 
 def source(name: str) -> pathlib.Path | None:
@@ -69,7 +61,8 @@ def rows(
       a row whose id is that of its question, and why it cannot be used (rule `shape`), or None.
 
     Raises:
-      UserError: a source does not exist, a file does not parse, or a row has no question; names file and row.
+      UserError: a source does not exist, a file does not parse, a row has no question, or a measured column has a
+        value that cannot be one; names file and row.
     """
     aliases: collections.Counter[tuple[str, str]] = collections.Counter()
     for name in sources:
@@ -84,7 +77,7 @@ def row(
     record: Mapping[str, Any], traces: str, place: str, aliases: collections.Counter[tuple[str, str]] | None = None
 ) -> tuple[Row, Drop | None]:
     """Returns the row of one record, and why it cannot be used, see `rows`."""
-    columns = _measured(record, collections.Counter() if aliases is None else aliases)
+    columns = measured.columns(record, place, aliases)
     shaped = {name: value for name, value in record.items() if name not in _JUDGED}
     question = _question(shaped)
     if question is not None and not _is_answered(shaped):
@@ -129,26 +122,6 @@ def _is_answered(record: Mapping[str, Any]) -> bool:
     if any(record.get(column) not in (None, "", []) for column in WRITTEN):
         return True
     return any(isinstance(value, str) and any(end in value for end in _ENDS) for value in record.values())
-
-
-def _measured(record: Mapping[str, Any], aliases: collections.Counter[tuple[str, str]]) -> dict[str, Any]:
-    """All columns, with those of other programs under our names as well."""
-    columns = {str(name): value for name, value in record.items() if not _is_missing(value)}
-    for ours, theirs in _ALIASES.items():
-        for name in theirs:
-            # Endpoints that do not count the tokens of thinking say 0.
-            if ours not in columns and name in columns and (ours != "trace_tokens" or columns[name]):
-                columns[ours] = columns[name]
-                aliases[name, ours] += 1
-    students = [bool(columns[name]) for name in _STUDENTS if name in columns]
-    if "pass_rate" not in columns and len(students) == len(_STUDENTS):
-        columns["pass_rate"], columns["pass_tries"] = sum(students) / len(students), len(students)
-        aliases[" and ".join(_STUDENTS), "pass_rate"] += 1
-    return columns
-
-
-def _is_missing(value: Any) -> bool:
-    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def marked(one: Row, drop: Drop | None, tokenizer: str = "") -> Row:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 # Of what the files hold and of how rules decide, within a release; part of every key.
-VERSION = 1
+VERSION = 2
 _ROWS_AT_A_TIME = 1024
 _BYTES_AT_A_TIME = 32 << 20  # of text in one row group; a trace may have a megabyte
 

@@ -1,5 +1,6 @@
 """A curation from files to files: counts, stages, what is refused, what training reads."""
 
+import csv
 import fcntl
 import json
 import random
@@ -132,6 +133,17 @@ def test_answers_and_copies_have_ids_of_their_own(tmp_path):
         ({"pass_rate": 1.0}, "questions", "difficulty dropped all 300 rows .* right each time"),
         ({"thinking_trajectories": None, "attempt": None}, "ours", "no row .* has a trace.*--preset=questions"),
         ({"question": None}, "ours", r"a.jsonl:1"),
+        ({"pass_rate": 1.5}, "ours", r"a.jsonl:1: pass_rate is 1.5; it must be a number from 0 to 1"),
+        ({"pass_rate": "high"}, "questions", r"a.jsonl:1: pass_rate is 'high'"),
+        ({"pass_rate": True}, "ours", r"a.jsonl:1: pass_rate is True"),
+        ({"pass_tries": 0}, "ours", r"a.jsonl:1: pass_tries is 0; it must be a whole number from 1 on"),
+        ({"correct": "perhaps"}, "s1_paper", r"a.jsonl:1: correct is 'perhaps'; it must be true or false"),
+        ({"correct": None, "is_correct": [True]}, "s1_paper", r"a.jsonl:1: is_correct is \[True\]"),
+        ({"trace_tokens": -3}, "ours", r"a.jsonl:1: trace_tokens is -3"),
+        ({"trace_tokens": [1]}, "s1_code", r"a.jsonl:1: trace_tokens is \[1\]"),
+        ({"domain": {"a": 1}}, "ours", r"a.jsonl:1: domain is .*; it must be a text"),
+        ({"_drop": "x"}, "ours", r"a.jsonl:1 has a column _drop, a name that curation keeps for itself"),
+        ({"attempt": "\ud800"}, "ours", r"none of the 300 rows can be used; the first.*not valid Unicode"),
     ],
 )
 def test_what_a_user_can_correct_is_one_sentence(tmp_path, rows, change, preset, sentence):
@@ -139,6 +151,21 @@ def test_what_a_user_can_correct_is_one_sentence(tmp_path, rows, change, preset,
     with pytest.raises(UserError, match=sentence):
         curate([write(tmp_path / "a.jsonl", changed)], tmp_path / "out", preset=preset)
     assert not (tmp_path / "out" / "rows.jsonl").exists()
+
+
+def test_numbers_and_verdicts_of_a_csv_choose_the_same_rows(tmp_path, rows):
+    rows = [{**one, "domain": one["domain"] if i % 7 else ""} for i, one in enumerate(rows)]  # "": missing, as in CSV
+    rows = [{**one, "thinking_trajectories": one["thinking_trajectories"][0]} for one in rows]
+    with (tmp_path / "a.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    for preset in ("ours", "s1_paper", "s1_code"):
+        found = []
+        for name in (write(tmp_path / "a.jsonl", rows), str(tmp_path / "a.csv")):
+            curate([name], tmp_path / "out", preset=preset, size=50)
+            found.append([json.loads(line) for line in (tmp_path / "out" / "rows.jsonl").open()])
+        assert len(found[0]) == 50 and found[0] == found[1]
 
 
 def test_rows_that_cannot_be_used_are_dropped_by_name(tmp_path):
