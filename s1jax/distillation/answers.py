@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from s1jax.distillation.states import State
-from s1jax.io.journal import Journal, fingerprint, scan
+from s1jax.io.journal import Journal, damaged, fingerprint, scan
 from s1jax.remote.reply import Completion
 
 ANSWERS = "answers.jsonl"
@@ -163,12 +163,17 @@ class Index:
         """
         if self.path.exists():
             for begin, _, row in scan(self.path, FORMAT):
-                self.add(begin, row)
+                try:
+                    self.add(begin, row)
+                except (KeyError, TypeError, ValueError, AttributeError):
+                    raise damaged(self.path, begin) from None
         return self
 
     def add(self, begin: int, row: Mapping[str, Any]) -> None:
         """Notes a line that begins at a byte. The best answer to a request counts, the newest of equally good ones."""
         usage, before = row["usage"], self.entries.get(row["key"])
+        if row["state"] not in _RANK:
+            raise ValueError(f"the state of a line is {row['state']}")
         self.totals.add(row)
         if row["send"]:
             self.sends.add(row["send"])

@@ -134,6 +134,8 @@ def parse(record: Mapping[str, Any], name: str) -> tuple[Question, bool]:
         known = ", ".join((*_COLUMNS, *_LISTS))
         raise UserError(f"{name} has none of the columns {known}, but {has}; rename the one with the question.")
     value, system, answered = record[column], "", False
+    if column in _LISTS and not isinstance(value, list):
+        raise UserError(f"{name}: {column} is {value!r:.40}; it must be a list of messages, which CSV cannot hold.")
     if isinstance(value, list):
         value, system, answered = _turn(value, f"{name}: {column}")
     if not isinstance(value, str) or not value.strip():

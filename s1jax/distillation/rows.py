@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import datetime
 import decimal
-import json
 import math
 import pathlib
 import uuid
@@ -16,7 +15,7 @@ from s1jax.distillation import questions as questions_lib
 from s1jax.distillation.answers import Index
 from s1jax.distillation.questions import Question
 from s1jax.errors import UserError
-from s1jax.io import files
+from s1jax.io import files, lines
 
 ROWS = "rows.jsonl"
 # Columns of the question's own row that would be taken for the teacher's, or that judge another answer.
@@ -72,7 +71,7 @@ def write(
                     counts["thinking"] += 1
                     continue
                 row = _row(questions[place], line, record, name, answers, counts)
-                file.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
+                file.write(lines.encoded(row))
                 written += 1
     if counts["thinking"]:
         notes.append(f"{counts.pop('thinking'):,} answers hold no thinking and are not in {ROWS}.")

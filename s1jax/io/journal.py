@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, BinaryIO
 
 from s1jax.errors import UserError
-from s1jax.io import files
+from s1jax.io import files, lines
 
 
 def fingerprint(asked: Mapping[str, Any]) -> str:
@@ -55,6 +55,8 @@ def scan(path: pathlib.Path, run: str, start: int = 0) -> Iterator[tuple[int, in
                 row = json.loads(line)
                 same = row["fingerprint"] == run
             except (ValueError, KeyError, TypeError):
+                if start:
+                    raise damaged(path, start) from None
                 raise foreign from None
             if not same:
                 raise UserError(
@@ -65,8 +67,20 @@ def scan(path: pathlib.Path, run: str, start: int = 0) -> Iterator[tuple[int, in
             start += len(line)
 
 
+def damaged(path: pathlib.Path, begin: int) -> UserError:
+    """Returns the error for a line of a run that cannot be read; `begin` is its first byte."""
+    with path.open("rb") as file:
+        number = sum(file.read(1 << 20).count(b"\n") for _ in range(begin >> 20)) + file.read(begin & 0xFFFFF).count(
+            b"\n"
+        )
+    return UserError(
+        f"{path}: line {number + 1} is damaged; repair it, or remove this one line and run the same command again: the"
+        " other lines stay, and what it held is done once more."
+    )
+
+
 def _line(row: Mapping[str, Any], run: str) -> bytes:
-    return json.dumps({"fingerprint": run, **row}, ensure_ascii=False).encode() + b"\n"
+    return lines.encoded({"fingerprint": run, **row})
 
 
 def _stands_at(path: pathlib.Path, file: BinaryIO) -> bool:
@@ -114,7 +128,10 @@ class Journal:
             self.rows, self._size = [], 0
             for begin, end, row in scan(self._path, run):
                 self._size = end
-                self.rows.append(row if keep is None else keep(begin, row))
+                try:
+                    self.rows.append(row if keep is None else keep(begin, row))
+                except (KeyError, TypeError, ValueError, AttributeError):
+                    raise damaged(self._path, begin) from None
         except BaseException:
             self._file.close()
             raise

@@ -94,7 +94,11 @@ class Endpoint:
     stream: bool = False
 
     def __post_init__(self) -> None:
-        url = urllib.parse.urlsplit(self.base_url if isinstance(self.base_url, str) else "")
+        try:
+            url = urllib.parse.urlsplit(self.base_url if isinstance(self.base_url, str) else "")
+            _ = url.port
+        except ValueError:  # a bracket without its pair, a port that is not one
+            url = urllib.parse.urlsplit("")
         if url.scheme not in ("http", "https") or not url.hostname or url.query or url.fragment:
             raise UserError(f"base_url is {self.base_url!r:.200}; give one such as https://api.example.com/v1.")
         if url.username or url.password:

@@ -73,7 +73,7 @@ def parse(body: Any, headers: Mapping[str, str]) -> Completion:
     """Returns the completion in the body of a response.
 
     Args:
-      body: decoded JSON.
+      body: decoded JSON. Half of a surrogate pair in its texts becomes U+FFFD, as other undecodable text does.
       headers: of the response, by names in small letters.
 
     Raises:
@@ -93,8 +93,8 @@ def parse(body: Any, headers: Mapping[str, str]) -> Completion:
     if not reasoning:
         reasoning, content = _untagged(content)
     return Completion(
-        content=content,
-        reasoning=reasoning,
+        content=_unicode(content),
+        reasoning=_unicode(reasoning),
         model=_string(body.get("model")),
         id=_string(body.get("id")),
         finish_reason=_string(first.get("finish_reason")),
@@ -195,4 +195,9 @@ def _dollars(value: Any) -> float | None:
 
 
 def _string(value: Any) -> str:
-    return value if isinstance(value, str) else ""
+    return _unicode(value) if isinstance(value, str) else ""
+
+
+def _unicode(text: str) -> str:
+    """Returns a text that has a UTF-8 form: half of a surrogate pair, which JSON can hold, becomes U+FFFD."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

@@ -342,6 +342,21 @@ def test_a_torn_line_is_paid_again_and_nothing_else(ask, teacher):
     path.write_bytes(whole[:-9])
     assert ask(rows(6), price=PRICE).rows == 6 and len(teacher.calls) == 7
     assert ask(rows(6)).lost == 1
+    lines = path.read_bytes().split(b"\n")
+    for damage in (
+        b'{"fin',
+        b'{"x": 1}',
+        lines[2].replace(b'"done"', b'"won"'),
+        lines[2].replace(b'"usage": {', b'"usage": 1, "u": {'),
+    ):
+        path.write_bytes(b"\n".join([*lines[:2], damage, *lines[3:]]))
+        with pytest.raises(UserError, match=r"answers.jsonl: line 3 is damaged; repair it, or remove this one line"):
+            ask(rows(6))
+        with pytest.raises(UserError, match=r"answers.jsonl: line 3 is damaged"):
+            distil_lib.plan(rows(6), ask.folder, Endpoint(teacher.url, "big"))
+    path.write_bytes(b"\n".join([*lines[:2], *lines[3:]]))
+    calls = len(teacher.calls)
+    assert ask(rows(6)).rows == 6 and len(teacher.calls) == calls + 1
     path.write_bytes(b"my notes\n")
     with pytest.raises(UserError, match=r"answers.jsonl is not the output of a run"):
         ask(rows(6))
@@ -453,6 +468,16 @@ def test_columns_of_the_questions_do_not_take_the_teachers_place(ask, teacher):
     assert loaded.trace == "I think about What is 7 + 7? (0)" and loaded.answer == "It is 14."
     assert (row["input_attempt"], row["input_input_id"], row["input_id"]) == ("13", 7, "own")
     assert row["input_correct"] is False and row["solution"] == "14" and row["nan"] is None
+
+
+def test_halves_of_surrogate_pairs_cost_no_answer(ask, teacher):
+    text = b'{"choices": [{"message": {"content": "x\\ud800y", "reasoning_content": "\\ude00\\ud83d\\ude00"}}]}'
+    teacher.default = Step(text, prompt=20, output=40)
+    assert ask([{"question": "What is 7 + 7?", "note \ud800": "\udc00"}]).rows == 1
+    (row,) = [json.loads(line) for line in (ask.folder / "rows.jsonl").read_text("utf-8").splitlines()]
+    assert (row["attempt"], row["thinking_trajectories"]) == ("x\ufffdy", ["\ufffd\U0001f600"])
+    assert row["note \ud800"] == "\udc00"
+    assert s1k.load_rows(str(ask.folder / "rows.jsonl"))[0].answer == "x\ufffdy"
 
 
 def test_distil_is_a_public_call():

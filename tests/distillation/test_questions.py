@@ -46,6 +46,7 @@ def test_a_question_is_found_in_every_shape(row, system):
             "q:1: messages holds user, assistant, user",
         ),
         ({"messages": []}, "q:1: messages holds nothing"),
+        ({"messages": "[{}]"}, "q:1: messages is '[{}]'; it must be a list of messages"),
         ({"question": TEXT, "images": [b"x"]}, "q:1: column images is not empty"),
         ({"question": "Sum?", "input": "1 1"}, "q:1: column input is not empty and not used"),
         ({"question": "\ud800"}, "q:1: question is not valid Unicode"),

@@ -171,6 +171,8 @@ def test_the_key_is_in_no_message(server):
     [
         ({"base_url": "api.example.com/v1"}, "base_url is"),
         ({"base_url": "file:///etc"}, "base_url is"),
+        ({"base_url": "http://[::1/v1"}, "base_url is"),
+        ({"base_url": "http://localhost:80800/v1"}, "base_url is"),
         ({"base_url": "https://me:pw@example.com"}, "environment variable"),
         ({"base_url": "http://api.example.com/v1", "key": "k"}, "use https"),
         ({"model": ""}, "name the model"),
