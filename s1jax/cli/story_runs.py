@@ -12,7 +12,10 @@ import multiprocessing
 import os
 import pathlib
 import runpy
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import process
 from typing import Any
 
 from s1jax.errors import UserError
@@ -95,6 +98,11 @@ def make(
                 found = future.result()
             except UserError as error:
                 raise UserError(f"{waiting[future].name}: {error}") from None
+            except process.BrokenProcessPool:
+                raise UserError(
+                    "the process of a student has ended; give the same command again, with --workers=1 if memory is"
+                    " short."
+                ) from None
             on_done(waiting[future], found)
 
 
@@ -108,9 +116,18 @@ def figures(run: Run, out: pathlib.Path) -> dict[str, Any] | None:
 
 
 def _settle(places: Any) -> None:
-    """Gives this process one core: two students on a core each are faster than two on both."""
-    core = places.get()
-    os.sched_setaffinity(0, [core])
+    """Gives this process one core, as two students on a core each are faster than two on both."""
+    os.sched_setaffinity(0, [places.get()])
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Ends this process when the story's has ended, however that was."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(143)
 
 
 def _run(run: Run, out: pathlib.Path, problems: int) -> dict[str, Any]:
