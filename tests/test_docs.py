@@ -1,6 +1,7 @@
 """The written pages: links and paths exist, tables are those of the records, the site builds strictly."""
 
 import ast
+import dataclasses
 import importlib.util
 import json
 import os
@@ -12,6 +13,9 @@ import urllib.parse
 
 import pytest
 
+from s1jax import config
+from s1jax.cli.__main__ import COMMANDS
+from s1jax.config.sampling import SamplingParams
 from tests import test_imports
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -179,6 +183,47 @@ def test_the_table_of_domains_is_its_record():
     ):
         assert f"| {row} | {record[name]['nearest']} | {record[name]['clusters_57']['agreement']:.3f} |" in page
     assert f"at random have {record['chance']['clusters_57']['agreement']:.3f}." in page
+
+
+def _flags():
+    """The names of all flags that commands define; `s1jax sample` has those of the sampling parameters."""
+    found = {"config", *(field.name for field in dataclasses.fields(SamplingParams))}
+    for path in (ROOT / "s1jax" / "cli").glob("*.py"):
+        calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        named = [call for call in calls if getattr(call.func, "attr", "").startswith("DEFINE_") and call.args]
+        found |= {call.args[0].value for call in named if isinstance(call.args[0], ast.Constant)}
+    return found
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name == "README.md" or re.fullmatch(r"docs/\w+\.md", name)])
+def test_commands_on_the_pages_have_flags_and_settings_that_exist(name):
+    """So that what a reader copies is not refused; `$FLAGS` stands for flags of a line before."""
+    flags, settings = _flags(), config.defaults()
+    for block in re.findall(r"(?ms)^```bash\n(.*?)^```", (ROOT / name).read_text()):
+        for line in block.replace("\\\n", " ").splitlines():
+            found = re.match(r"(?:\w+=\S+ )*(?:s1jax|python -m launch\.)\s?(\w+)", line)
+            if found is None or found[1] == "lm_eval":
+                continue
+            assert found[1] in COMMANDS, line
+            plain = re.sub(r"\"[^\"]*\"|'[^']*'", "", line).partition(" #")[0]
+            for flag in re.findall(r"\s--([\w.]+)", plain):
+                if flag.startswith("config."):
+                    at = settings
+                    for part in flag.split(".")[1:]:
+                        assert part in at, f"{name}: --{flag} is not a setting"
+                        at = at[part]
+                else:
+                    # A boolean's name may have `no` in front.
+                    assert {flag, flag.removeprefix("no")} & flags, f"{name}: --{flag}: {line}"
+
+
+def test_the_readme_names_each_extra():
+    nodes = [*ast.walk(ast.parse((ROOT / "setup.py").read_text()))]
+    dicts = [node.value for node in nodes if isinstance(node, ast.Assign) and node.targets[0].id == "FEATURES"]
+    dicts += [node.value for node in nodes if isinstance(node, ast.keyword) and node.arg == "extras_require"]
+    extras = {key.value for found in dicts for key in found.keys if key} - {"docs", "test", "parity"}
+    assert len(dicts) == 2 and "beam" in extras
+    assert not [extra for extra in extras if f"`{extra}`" not in (ROOT / "README.md").read_text()]
 
 
 def test_the_readmes_python_runs(capsys):

@@ -7,21 +7,21 @@ import sys
 
 from s1jax.cli import command
 
-# What each command does, as `s1jax --help` lists it.
+# What each command does, as `s1jax --help` lists it: in the order in which they are used.
 COMMANDS = {
     "check": "check a new machine: kernels, tokens, speed; the first command to run on an accelerator",
     "quickstart": "train and evaluate the small model that comes with s1jax, in minutes on a CPU",
     "curation_story": "distil, curate and train on the small model that comes with s1jax, in minutes on a CPU",
+    "convert": "import and export Hugging Face and GGUF checkpoints",
+    "measure": "measure how hard each row of a pool is for a student, before a teacher is paid",
     "curate": "choose rows to train on, or questions for a teacher, out of a pool",
     "distil": "ask a teacher questions, and write its answers as training rows",
     "teacher_logits": "score training rows with a teacher, for distillation without it beside the student",
     "train": "fine-tune or pretrain a decoder; the same command again resumes the run",
     "sample": "answer prompts under a thinking budget",
     "serve": "serve a checkpoint over HTTP, with the APIs of OpenAI and Anthropic",
-    "measure": "measure how hard each row of a pool is for a student, before a teacher is paid",
     "evaluate": "measure accuracy against thinking tokens, and draw the curve",
     "plot": "draw the curves of several evaluations on one picture",
-    "convert": "import and export Hugging Face and GGUF checkpoints",
     "plan": "estimate memory and time of a training run on hardware that you do not have",
     "lm_eval": "run EleutherAI's lm-evaluation-harness with the model s1jax",
 }

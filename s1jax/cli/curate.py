@@ -86,7 +86,7 @@ def main() -> int:
     if result.plan:
         for name, cost in result.plan.costs.items():
             dollars = f", ${cost.dollars:,.2f}" if result.plan.dollars_per_million else ""
-            print(f"a teacher's answers to {name}: {cost.rows:,}, {cost.tokens / 1e6:,.2f} M tokens{dollars}")
+            print(f"a teacher's answers to {name}: {cost.rows:,}, {cost.tokens:,.0f} tokens{dollars}")
     if result.block:
         print(result.block["sentence"])
     print(f"wrote rows.jsonl, dropped.parquet, report.md and report.json to {_OUT.value}")

@@ -68,9 +68,9 @@ def _plan(plan: Plan | None) -> list[str]:
         "|---|---|---|---|",
     ]
     for name, cost in plan.costs.items():
-        error = f" ± {cost.error / 1e6:,.2f}" if cost.error else ""
+        error = f" ± {cost.error:,.0f}" if cost.error else ""
         dollars = f"{cost.dollars:,.2f}" if plan.dollars_per_million else ""
-        lines.append(f"| {name} | {cost.rows:,} | {cost.tokens / 1e6:,.2f} M{error} | {dollars} |")
+        lines.append(f"| {name} | {cost.rows:,} | {cost.tokens:,.0f}{error} | {dollars} |")
     how = f"{plan.known:,} rows of the pool have an answer of a known length."
     if plan.given:
         how += f" The others count with {plan.given:,g} tokens, as given."

@@ -108,6 +108,8 @@ def _row(
     }
     for column, value in record.items():
         target = str(column)
+        if target == "id" and value == question.id:  # as `s1jax curate` wrote it
+            continue
         if target in _TAKEN and not (target == "question" and value == question.text):
             counts[target] += line["answer"] == 0 or answers == 1
             while target in row or target in _TAKEN or (target != column and target in record):

@@ -159,3 +159,10 @@ def test_a_second_ctrl_c_counts_what_is_in_flight_as_possible_spend(distil, teac
     lost = len(teacher.calls) - 1
     assert f"for {lost} that never arrived" in (tmp_path / "o").read_text()
     assert "Ctrl-C again leaves them" in (tmp_path / "e").read_text()
+
+
+def test_the_help_lists_the_flags_of_all_the_commands_files(distil):
+    """Batches and the teacher in the process have files of their own, and flags that the help has to name."""
+    done = distil.run("--help")
+    for flag in ("questions", "batch", "batch_results", "checkpoint", "slots", "weight_dtype"):
+        assert f"\n  --{flag}: " in done.stdout, flag

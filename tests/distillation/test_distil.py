@@ -480,6 +480,15 @@ def test_halves_of_surrogate_pairs_cost_no_answer(ask, teacher):
     assert s1k.load_rows(str(ask.folder / "rows.jsonl"))[0].answer == "x\ufffdy"
 
 
+@pytest.mark.parametrize("answers", [1, 2])
+def test_the_id_of_a_curated_question_is_its_rows_own(ask, answers):
+    """`s1jax curate` writes the hash of the question; only another id is kept as input_id."""
+    curated = {"id": question_id("What is 7 + 7?"), "question": "What is 7 + 7?"}
+    ask([curated, {"id": 7, "question": "What is 8 + 8?"}], answers=answers)
+    found = [(row["id"].partition("#")[0] == curated["id"], row.get("input_id")) for row in ask.lines("rows.jsonl")]
+    assert found == [(True, None)] * answers + [(False, 7)] * answers
+
+
 def test_distil_is_a_public_call():
     import s1jax
 
