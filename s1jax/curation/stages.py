@@ -55,6 +55,17 @@ def _open(file: pathlib.Path) -> Any:
 
 
 @contextlib.contextmanager
+def _readable(file: pathlib.Path) -> Iterator[None]:
+    """Names a stage whose end, which says what it is, is whole, but whose rows are damaged."""
+    pa = pyarrow()
+    try:
+        yield
+    except (OSError, ValueError, pa.ArrowException) as error:
+        why = str(error)[:100]
+        raise UserError(f"{file} is damaged ({why}); remove it and run the same command again.") from error
+
+
+@contextlib.contextmanager
 def _writer(file: pathlib.Path, schema: pa.Schema) -> Iterator[Any]:
     """Yields a parquet writer; the file appears when the block ends."""
     parquet = importlib.import_module("pyarrow.parquet")
@@ -116,7 +127,7 @@ class Stages:
           columns: those that rows get; None: all.
         """
         names = ["id", "question", "name", "columns", *(("trace", "answer") if traces else ())]
-        with _open(file) as parquet:
+        with _readable(file), _open(file) as parquet:
             for batch in parquet.iter_batches(batch_size=_ROWS_AT_A_TIME, columns=names, use_threads=False):
                 for record in batch.to_pylist():
                     found = json.loads(record["columns"])
@@ -147,7 +158,7 @@ class Stages:
 
     def read_drops(self, file: pathlib.Path) -> list[tuple[str, Drop]]:
         """Returns (id, drop) of a stage, in the order of the ids."""
-        with _open(file) as parquet:
+        with _readable(file), _open(file) as parquet:
             table = parquet.read(columns=["id", "rule", "reason", "evidence"]).to_pydict()
         names = ("id", "rule", "reason", "evidence")
         return [(one, Drop(*rest)) for one, *rest in zip(*(table[name] for name in names), strict=True)]

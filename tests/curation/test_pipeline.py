@@ -104,6 +104,14 @@ def test_a_damaged_stage_is_made_again(tmp_path, rows):
         file.write_bytes(file.read_bytes()[:-20])
     curate(source, out, size=50)
     assert chosen(out) == ids
+    pool = out / "stages" / "00-rows.parquet"
+    whole = pool.read_bytes()
+    pool.write_bytes(whole[:20] + bytes(len(whole) // 3) + whole[20 + len(whole) // 3 :])
+    with pytest.raises(UserError, match=r"00-rows.parquet is damaged .*; remove it and run the same command again"):
+        curate(source, out, size=60)
+    pool.unlink()
+    curate(source, out, size=50)
+    assert chosen(out) == ids
 
 
 def test_answers_and_copies_have_ids_of_their_own(tmp_path):
