@@ -99,7 +99,7 @@ def load_rows(
     if len(rows) < max(num_rows, 1):
         raise UserError(
             f"{source} has {len(rows) or 'no'} rows, data.num_rows asks for {num_rows or 'all'}; give a source with"
-            f" more{', or a smaller data.num_rows' if rows else ''}."
+            f" more{', or a smaller data.num_rows (0: all)' if rows else ''}."
         )
     if notes is not None:
         notes += [f"{source}: {tally}.", *tally.turns(source, loss_on)]
