@@ -88,6 +88,7 @@ def curate(
         only_right,
     )
     out = paths.local(out, "--out")
+    files.check_not_read(rows, out / "rows.jsonl", "--out")
     notes: list[str] = []
     steps = presets.steps(settings, against_lib.read(against, notes))
     with _held(out):
@@ -110,6 +111,8 @@ def _held(out: pathlib.Path) -> Iterator[None]:
     with files.append(out / ".lock") as lock:
         if not files.take(lock):
             raise UserError(f"another process curates into {out}; wait until it has ended, or choose another folder.")
+        for folder in (out, out / "stages"):
+            files.remove_parts(folder)
         yield
 
 

@@ -32,6 +32,7 @@ from s1jax.distillation.settings import DistilSettings
 from s1jax.distillation.spending import Spending
 from s1jax.distillation.work import Work
 from s1jax.errors import UserError
+from s1jax.io import files
 from s1jax.remote.batches import ENDED, Batch, Batches
 from s1jax.remote.client import Client, Endpoint, RemoteError
 
@@ -91,6 +92,8 @@ def run(
     settings = distil_lib.with_body(settings or DistilSettings(), endpoint)
     source = questions if isinstance(questions, str | os.PathLike) else list(questions)
     notes: list[str] = []
+    if isinstance(source, str | os.PathLike):
+        files.check_not_read([source], pathlib.Path(out) / rows_lib.ROWS, "out")
     asked = questions_lib.read(source, settings.num_questions, notes)
     folder = pathlib.Path(out)
     folder.mkdir(parents=True, exist_ok=True)

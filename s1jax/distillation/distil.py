@@ -108,6 +108,8 @@ def distil(
     settings = with_body(settings or DistilSettings(), teacher)
     source = questions if isinstance(questions, str | os.PathLike) else list(questions)
     notes: list[str] = []
+    if isinstance(source, str | os.PathLike):
+        files.check_not_read([source], pathlib.Path(out) / rows_lib.ROWS, "out")
     asked = questions_lib.read(source, settings.num_questions, notes)
     for note in notes:
         on_note(note)

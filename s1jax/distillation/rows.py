@@ -57,6 +57,7 @@ def write(
     places = {question.id: place for place, question in enumerate(questions)}
     counts: collections.Counter[str] = collections.Counter()
     written = 0
+    files.remove_parts(folder)
     with files.replace(folder / ROWS) as file:
         for name, record in questions_lib.records(source):
             if not places:

@@ -14,15 +14,17 @@ import glob
 import hashlib
 import os
 import pathlib
+import re
 import secrets
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import IO, Any, BinaryIO
 
 from s1jax.config.schema import shown
 from s1jax.errors import UserError
 
+_PART = re.compile(r"\..{1,32}\.[0-9a-f]{16}\.part")  # temporary names of `replace`
 # Error numbers: why a file could not be written, and what to do.
 FULL = {
     errno.ENOSPC: ("no space left on the device", "free some space"),
@@ -139,6 +141,33 @@ def replace(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
                 raise OSError(error.errno, error.strerror, os.fspath(path)) from None
             raise
         sync_folder(final.parent)
+
+
+def remove_parts(folder: str | os.PathLike[str]) -> None:
+    """Removes what killed processes have left of `replace` in a folder that this process alone writes."""
+    for path in pathlib.Path(folder).glob(".*.part"):
+        if _PART.fullmatch(path.name):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def check_not_read(sources: Iterable[str | os.PathLike[str]], target: str | os.PathLike[str], flag: str) -> None:
+    """Refuses to write a file over rows that are read from it.
+
+    Args:
+      sources: files, or folders whose files are read; what does not exist is none of them.
+      target: the file that will be written.
+      flag: names in messages what chose the target.
+
+    Raises:
+      UserError: a source is the target, or a folder with it.
+    """
+    own = os.path.realpath(target)
+    for source in sources:
+        if os.path.realpath(source) in (own, os.path.dirname(own)) and os.path.exists(own):
+            raise UserError(
+                f"{source} would be read and {target} written over it, which loses rows; choose another {flag}."
+            )
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

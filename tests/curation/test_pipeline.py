@@ -110,8 +110,11 @@ def test_a_damaged_stage_is_made_again(tmp_path, rows):
     with pytest.raises(UserError, match=r"00-rows.parquet is damaged .*; remove it and run the same command again"):
         curate(source, out, size=60)
     pool.unlink()
+    killed = [out / f".rows.jsonl.{'0' * 16}.part", out / "stages" / f".00-rows.parquet.{'1' * 16}.part"]
+    for part in killed:
+        part.write_bytes(b"half")
     curate(source, out, size=50)
-    assert chosen(out) == ids
+    assert chosen(out) == ids and not any(part.exists() for part in killed)
 
 
 def test_answers_and_copies_have_ids_of_their_own(tmp_path):
@@ -174,6 +177,14 @@ def test_numbers_and_verdicts_of_a_csv_choose_the_same_rows(tmp_path, rows):
             curate([name], tmp_path / "out", preset=preset, size=50)
             found.append([json.loads(line) for line in (tmp_path / "out" / "rows.jsonl").open()])
         assert len(found[0]) == 50 and found[0] == found[1]
+
+
+def test_a_pool_is_not_written_over(tmp_path, rows):
+    pool = write(tmp_path / "rows.jsonl", rows)
+    for source in (pool, str(tmp_path)):
+        with pytest.raises(UserError, match=r"would be read and .*rows.jsonl written over it, which loses rows"):
+            curate([source], tmp_path, size=5)
+    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 300
 
 
 def test_rows_that_cannot_be_used_are_dropped_by_name(tmp_path):

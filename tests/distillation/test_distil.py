@@ -470,16 +470,6 @@ def test_columns_of_the_questions_do_not_take_the_teachers_place(ask, teacher):
     assert row["input_correct"] is False and row["solution"] == "14" and row["nan"] is None
 
 
-def test_halves_of_surrogate_pairs_cost_no_answer(ask, teacher):
-    text = b'{"choices": [{"message": {"content": "x\\ud800y", "reasoning_content": "\\ude00\\ud83d\\ude00"}}]}'
-    teacher.default = Step(text, prompt=20, output=40)
-    assert ask([{"question": "What is 7 + 7?", "note \ud800": "\udc00"}]).rows == 1
-    (row,) = [json.loads(line) for line in (ask.folder / "rows.jsonl").read_text("utf-8").splitlines()]
-    assert (row["attempt"], row["thinking_trajectories"]) == ("x\ufffdy", ["\ufffd\U0001f600"])
-    assert row["note \ud800"] == "\udc00"
-    assert s1k.load_rows(str(ask.folder / "rows.jsonl"))[0].answer == "x\ufffdy"
-
-
 @pytest.mark.parametrize("answers", [1, 2])
 def test_the_id_of_a_curated_question_is_its_rows_own(ask, answers):
     """`s1jax curate` writes the hash of the question; only another id is kept as input_id."""

@@ -15,6 +15,22 @@ from s1jax.errors import UserError
 from s1jax.io import files
 
 
+def test_what_killed_processes_leave_is_removed_and_nothing_else(tmp_path):
+    for name in ("rows.jsonl", "a" * 40):
+        with pytest.raises(KeyError), files.replace(tmp_path / name):
+            (left,) = tmp_path.glob(f".{name[:9]}*")
+            other = tmp_path / f"{left.name[:-21]}{'0' * 16}.part"  # another process's, which is killed
+            other.write_bytes(b"half")
+            raise KeyError
+        assert other.exists() and not left.exists()
+    kept = [".hidden", ".rows.part", "rows.0123456789abcdef.part", "rows.jsonl"]
+    for name in kept:
+        (tmp_path / name).write_text("mine")
+    files.remove_parts(tmp_path)
+    files.remove_parts(tmp_path / "none")
+    assert sorted(os.listdir(tmp_path)) == kept
+
+
 def test_replace_shows_the_new_file_only_when_it_is_complete(tmp_path):
     path = tmp_path / "rows.json"
     path.write_text("old")
