@@ -10,8 +10,8 @@ A list without weights joins the sources: every epoch has every example once.
 
 from __future__ import annotations
 
-import collections
 import dataclasses
+import os
 import pathlib
 import re
 from collections.abc import Sequence
@@ -48,7 +48,9 @@ def parse(source: str) -> Mix:
         return Mix((source,))
     found = [_part(part.strip(), source) for part in source.split(",")]
     names = [name for name, _ in found]
-    twice = [name for name, count in collections.Counter(names).items() if count > 1]
+    # A file has several spellings: a.jsonl, ./a.jsonl, a link.
+    files = [os.path.realpath(name) if os.path.exists(name) else name for name in names]
+    twice = [name for i, name in enumerate(names) if files[i] in files[:i]]
     if twice:
         raise UserError(f"data.source {source} names {twice[0]} more than once; give it one weight.")
     weights = [weight for _, weight in found if weight is not None]

@@ -58,6 +58,14 @@ def test_lists_that_say_nothing_sure(source, message):
         mix.parse(source)
 
 
+def test_a_file_by_another_name_is_the_same_file(tmp_path):
+    (tmp_path / "a.jsonl").write_text("")
+    (tmp_path / "link.jsonl").symlink_to("a.jsonl")
+    for other in (tmp_path / "link.jsonl", f"{tmp_path}/./a.jsonl"):
+        with pytest.raises(UserError, match="more than once; give it one weight"):
+            mix.parse(f"{tmp_path / 'a.jsonl'}:0.5,{other}:0.5")
+
+
 def test_an_epoch_uses_up_a_source_in_the_shares_of_the_weights():
     rng = np.random.default_rng(0)
     for _ in range(300):
