@@ -23,7 +23,7 @@ def extras():
     """Extra -> names of its packages, as setup.py has them."""
     found = {}
     for node in ast.parse((ROOT / "setup.py").read_text()).body:
-        if isinstance(node, ast.Assign) and node.targets[0].id in ("FEATURES", "HARNESS", "WANDB"):
+        if isinstance(node, ast.Assign) and node.targets[0].id in ("BEAM", "FEATURES", "HARNESS", "WANDB"):
             value = ast.literal_eval(node.value)
             found |= value if isinstance(value, dict) else {node.targets[0].id.lower(): value}
     return {extra: {re.split("[>=<]", requirement)[0] for requirement in some} for extra, some in found.items()}
@@ -38,7 +38,7 @@ def test_every_sentence_names_an_extra_that_brings_the_package():
     ]
     known = extras()
     named = {(call.args[1].value, call.args[2].value) for call in calls if isinstance(call.args[1], ast.Constant)}
-    assert {extra for _, extra in named} >= {"data", "plot", "gguf", "eval"}
+    assert {extra for _, extra in named} >= {"data", "plot", "gguf", "eval", "remote"}
     assert all(package in known[extra] for package, extra in named), (named, known)
 
 

@@ -54,7 +54,8 @@ def sorted_numbers(text: str) -> list[str]:
     found: list[str] = []
     for is_number, run in itertools.groupby(letters(text), str.isdecimal):
         words = list(run)
-        found += sorted(words, key=int) if is_number else words
+        # Not by `int`, which refuses more than 4,300 digits.
+        found += sorted(words, key=lambda word: (len(word.lstrip("0")), word.lstrip("0"))) if is_number else words
     return found
 
 

@@ -13,11 +13,14 @@ def test_each_form_of_one_text():
     assert found == {
         "white_space": "the ｃafé sold 1,200.5 cups (20m²) in may-2024!",
         "letters": "the café sold 1 200 5 cups 20m2 in may 2024",
+        "sorted_numbers": "the café sold 1 5 200 cups 20m2 in may 2024",
         "number_blind": "the café sold 0 cups 0 m 0 in may 0",
         "without_digits": "the café sold cups m in may",
         "unmarked": "the café sold 1200 5 cups 20 m 2 in may 2024",
         "skeleton": "the café sold 0 cups 0 m 0 in may 0",
     }
+    long = "9" * 5000
+    assert FORMS["sorted_numbers"](f"from {long} 08 7") == ["from", "7", "08", long]
     assert set(EXACT) | set(EXACT.values()) <= set(FORMS)
 
 

@@ -19,5 +19,7 @@ def test_a_name_stands_for_a_folder_of_the_package():
 
 @pytest.mark.parametrize("name", ["nothing", "", "..", "countdown_base/tokenizer", "../assets/countdown_base"])
 def test_other_names_are_one_sentence(name):
-    with pytest.raises(UserError, match="is not in the package; it has package:countdown_base, package:countdown_tok"):
+    with pytest.raises(
+        UserError, match=r"is not in the package; it has package:countdown_base, .*, package:countdown_t"
+    ):
         assets.path(f"package:{name}")

@@ -22,14 +22,14 @@ from tests.training.test_loop import (
     STEPS,
     Rows,
     _events,
-    compile_once,
     metadata,
     never,
     records,
     run,
 )
 
-__all__ = ["compile_once", "metadata", "run"]  # fixtures
+__all__ = ["metadata", "run"]  # fixtures
+pytestmark = pytest.mark.usefixtures("compile_once")
 
 
 class HeldOut(Rows):
