@@ -296,3 +296,17 @@ def test_hashes_of_ngrams_are_as_recorded():
     assert (record["ngrams"], record["indexed"], record["clean_rows_dropped"]) == (10_000_000, 1_000_000, 0)
     page = " ".join((ROOT / "docs" / "decisions" / "21-data.md").read_text().split())
     assert f"32 bits dropped {record['with_32_bits']:,} of {record['rows']:,} clean rows in a million runs" in page
+
+
+def test_the_curation_story_is_its_record():
+    record = json.loads((RESULTS / "curation_story.json").read_text())
+    page = (ROOT / "docs" / "curation_story.md").read_text()
+    for name, arm in record["arms"].items():
+        accuracy = f"{arm['accuracy']:.1f} ± {arm['error']:.1f} | {arm['leaked_accuracy']:.1f}"
+        cells = f"{arm['students']} | {arm['steps']} | {accuracy} | {arm['thinking_tokens']:.0f} | {arm['cut']:.0f}"
+        assert f"| {name} | {cells} |" in page
+    for each in record["differences"]:
+        assert f"| {each['arm']} against {each['against']} | {each['pairs']} | {each['points']:+.1f} ±" in page
+    for name, found in record["defects"].items():
+        assert f"| {name} | {found['rows']} | {found['left_before_the_teacher']} | {found['left']} |" in page
+    assert f"{record['seconds']:.0f} s" in page
