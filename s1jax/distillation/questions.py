@@ -12,6 +12,7 @@ from typing import Any
 from s1jax.data.identity import question_id
 from s1jax.distillation.request import Request
 from s1jax.distillation.settings import DistilSettings
+from s1jax.engine import fields
 from s1jax.errors import UserError
 from s1jax.io import hub, paths, readers
 
@@ -63,12 +64,14 @@ def read(source: Source, num: int = 0, notes: list[str] | None = None) -> list[Q
     notes = [] if notes is None else notes
     found: dict[str, Question] = {}
     twice = answered = others = 0
+    columns: dict[str, None] = {}
     for count, (name, record) in enumerate(records(source, notes), start=1):
         question, has_answer = parse(record, name)
         first = found.setdefault(question.id, question)
         twice += first is not question
         others += first.system != question.system
         answered += has_answer
+        columns |= dict.fromkeys(str(column) for column, value in record.items() if value is not None)
         if count == num:
             break
     if not found:
@@ -80,6 +83,11 @@ def read(source: Source, num: int = 0, notes: list[str] | None = None) -> list[Q
         notes.append(f"{twice:,} of {count:,} rows repeat the question of an earlier row, and are asked once{more}.")
     if answered:
         notes.append(f"{answered:,} rows have an assistant's turn already, which the teacher does not see.")
+    if unread := [column for column in fields.settings_in(columns) if column not in _SYSTEM]:
+        notes.append(
+            f"{', '.join(unread)} of the rows: sampling settings of a row are not sent, only copied; the flags say how"
+            " the teacher samples."
+        )
     return list(found.values())
 
 

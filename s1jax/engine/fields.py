@@ -126,6 +126,11 @@ def unused(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     return [key for key in dict.fromkeys(str(key) for row in rows for key in row) if key not in read]
 
 
+def settings_in(names: Iterable[str]) -> list[str]:
+    """Returns those names of columns that are settings of sampling, here or in other programs."""
+    return [name for name in names if name in CONTROLS or name in ALIASES or _folded(name) in _REFUSED_FOLDED]
+
+
 def _folded(name: str) -> str:
     """A name without what its spellings differ in: `max_tokens`, `max-tokens` and `maxTokens` are one."""
     return re.sub(r"[\W_]", "", name).lower()

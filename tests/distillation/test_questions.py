@@ -144,3 +144,11 @@ def test_no_prompt_has_more_tokens_than_its_bound():
         bound = prompt_bound(messages, 0)  # 16 of them are for delimiters
         assert max(len(level.encode(text).ids), len(fallback.encode(text).ids)) <= bound - 16
         assert prompt_bound([*messages, *messages], 256) == 2 * bound + 256
+
+
+def test_settings_of_a_row_are_named_and_not_sent():
+    row = {"question": "q", "system": "s", "max_tokens": 4, "n": 4, "thinkingBudget": 5, "stop": None, "level": 3}
+    notes = []
+    (question,) = questions.read([row], notes=notes)
+    assert question.system == "s" and len(notes) == 1
+    assert notes[0].startswith("max_tokens, n of the rows: sampling settings of a row are not sent")
