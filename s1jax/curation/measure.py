@@ -43,8 +43,9 @@ def measure(
     note = on_note or logging.getLogger(__name__).warning
     if not measurements:
         raise UserError("nothing is to be measured; give at least one measurement.")
-    named = read(rows, note)
     folder = paths.local(out, "out")
+    files.check_not_read(rows, folder / ROWS, "out")
+    named = read(rows, note)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is not a folder; give the path of one.")
     folder.mkdir(parents=True, exist_ok=True)

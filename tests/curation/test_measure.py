@@ -150,3 +150,11 @@ def test_domains_of_rows_in_any_shape():
     rows = [("f:1", {"question": "a?"}), ("f:2", message), ("f:3", {"problem": "c?", "answer": "3"})]
     assert domains.questions(rows) == ["a?", "b?", "c?"]
     assert domains.summary([None]) == "1 rows: none has a domain"
+
+
+def test_rows_are_not_measured_in_place(tmp_path):
+    text = json.dumps({"question": "q", "solution": "1"}) + "\n"
+    (tmp_path / "rows.jsonl").write_text(text)
+    with pytest.raises(UserError, match=r"would be read and .* written over it"):
+        s1jax.measure([tmp_path / "rows.jsonl"], tmp_path, [Clusters(2)])
+    assert (tmp_path / "rows.jsonl").read_text() == text
