@@ -15,6 +15,7 @@ from s1jax.curation.measurement import Columns, Named, Note
 from s1jax.curation.pass_rate import Plan, Problem, Rate, Tries
 from s1jax.engine.description import Description
 from s1jax.engine.request import Request
+from s1jax.engine.rows import Engine
 from s1jax.errors import UserError
 from s1jax.io.journals import ALONE, Journals, Share
 
@@ -22,7 +23,7 @@ TRIES = "tries.jsonl"
 Progress = Callable[[int, int, float], None]  # tries that are there, tries that may be needed, new tokens a second
 
 
-class Student(pass_rate.Engine, Protocol):
+class Student(Engine, Protocol):
     """What is tried: `s1jax.Engine`."""
 
     def describe(self) -> Description:

@@ -9,30 +9,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from typing import Any
 
 from s1jax.config.sampling import SamplingParams
 from s1jax.data import identity
-from s1jax.engine.request import EngineProgress, Output, Request
+from s1jax.engine.request import Output, Request
+from s1jax.engine.rows import Engine
 from s1jax.tasks.task import Task
 
 Try = dict[str, Any]  # JSON values of one try, as the journal keeps them
-
-
-class Engine(Protocol):
-    """What samples requests: `s1jax.Engine`."""
-
-    def stream(
-        self,
-        prompts: Iterable[Request],
-        params: SamplingParams | None = None,
-        /,
-        *,
-        system: str = "",
-        progress: EngineProgress | None = None,
-    ) -> Iterator[tuple[int, Output]]:
-        """Yields (place in `prompts`, output) as sequences finish."""
 
 
 @dataclasses.dataclass(frozen=True)
