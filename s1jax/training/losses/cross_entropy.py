@@ -58,3 +58,28 @@ def of_tokens(
         picked = jnp.take_along_axis(logits, targets[..., None], -1)
     norm, picked = columns.sum((exponentials.sum(-1, keepdims=True), picked))
     return (jnp.log(norm) + top - picked)[..., 0], {}, exponentials / norm - hit
+
+
+def mixed(
+    share: float,
+    value: jax.Array,
+    gradient: jax.Array,
+    logits: jax.Array,
+    tokens: Mapping[str, jax.Array],
+    columns: chunks.Columns,
+) -> tuple[jax.Array, dict[str, jax.Array], jax.Array]:
+    """Mixes a distillation loss with cross-entropy, as a `chunks.Rule` returns it.
+
+    Args:
+      share: of the distillation; cross-entropy, over all columns as in training, has the rest.
+      value: [b, C], the distillation loss of each token.
+      gradient: [b, C, v], of `value` with respect to `logits`.
+      logits: see `of_tokens`, and so are the others.
+    """
+    plain, _, d_plain = of_tokens(logits, None, tokens, columns)
+    parts = {"cross_entropy": plain, "distillation": value}
+    if share == 0:  # to the bit
+        return plain, parts, d_plain
+    if share == 1:
+        return value, parts, gradient
+    return (1 - share) * plain + share * value, parts, (1 - share) * d_plain + share * gradient

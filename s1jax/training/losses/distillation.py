@@ -77,15 +77,8 @@ class Mixed:
         columns: chunks.Columns,
     ) -> tuple[jax.Array, dict[str, jax.Array], jax.Array]:
         assert teacher is not None
-        share = self.config.weight
-        plain, _, d_plain = cross_entropy.of_tokens(logits, None, tokens, columns)
-        value, d_value = divergence(self.config, logits, teacher, columns)
-        parts = {"cross_entropy": plain, "distillation": value}
-        if share == 0:  # to the bit
-            return plain, parts, d_plain
-        if share == 1:
-            return value, parts, d_value
-        return (1 - share) * plain + share * value, parts, (1 - share) * d_plain + share * d_value
+        value, gradient = divergence(self.config, logits, teacher, columns)
+        return cross_entropy.mixed(self.config.weight, value, gradient, logits, tokens, columns)
 
 
 def divergence(

@@ -70,11 +70,8 @@ class Mixed:
         tokens: Mapping[str, jax.Array],
         columns: chunks.Columns,
     ) -> tuple[jax.Array, dict[str, jax.Array], jax.Array]:
-        share = self.weight
-        plain, _, d_plain = cross_entropy.of_tokens(logits, None, tokens, columns)
-        value, d_value = of_tokens(columns.masked(logits), tokens, columns)
-        parts = {"cross_entropy": plain, "distillation": value}
-        return (1 - share) * plain + share * value, parts, (1 - share) * d_plain + share * d_value
+        value, gradient = of_tokens(columns.masked(logits), tokens, columns)
+        return cross_entropy.mixed(self.weight, value, gradient, logits, tokens, columns)
 
 
 def of_tokens(
