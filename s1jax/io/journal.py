@@ -46,9 +46,8 @@ def scan(path: pathlib.Path, run: str, start: int = 0) -> Iterator[tuple[int, in
         file.seek(start)
         for line in file:
             if not line.endswith(b"\n"):
-                if not (
-                    line.startswith(begin) or begin.startswith(line)
-                ):  # somebody's text without a newline at its end
+                # Somebody's text without a newline at its end.
+                if not (line.startswith(begin) or begin.startswith(line)):
                     raise foreign
                 return
             try:
@@ -69,10 +68,10 @@ def scan(path: pathlib.Path, run: str, start: int = 0) -> Iterator[tuple[int, in
 
 def damaged(path: pathlib.Path, begin: int) -> UserError:
     """Returns the error for a line of a run that cannot be read; `begin` is its first byte."""
+    number, end = 0, 0
     with path.open("rb") as file:
-        number = sum(file.read(1 << 20).count(b"\n") for _ in range(begin >> 20)) + file.read(begin & 0xFFFFF).count(
-            b"\n"
-        )
+        while end < begin and (line := file.readline()):
+            number, end = number + 1, end + len(line)
     return UserError(
         f"{path}: line {number + 1} is damaged; repair it, or remove this one line and run the same command again: the"
         " other lines stay, and what it held is done once more."

@@ -156,7 +156,6 @@ class Client:
         self.endpoint, self._pauses = endpoint, pauses
         self._aiohttp = aiohttp
         try:
-            _ = urllib.parse.urlsplit(endpoint.base_url).port  # raises where it is not a number
             self._url = _yarl(endpoint.base_url.rstrip("/") + "/chat/completions")
         except ValueError as error:
             raise UserError(f"base_url {endpoint.base_url!r:.200} cannot be read ({error}); correct it.") from None
