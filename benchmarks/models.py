@@ -70,7 +70,7 @@ def transformers_model() -> Any:
     config = transformers.Qwen2Config(
         vocab_size=CONFIG.vocab_size,
         hidden_size=CONFIG.d_model,
-        intermediate_size=CONFIG.mlp_dim,
+        intermediate_size=max(CONFIG.mlp_dims),
         num_hidden_layers=CONFIG.num_layers,
         num_attention_heads=CONFIG.num_heads,
         num_key_value_heads=CONFIG.num_kv_heads,
@@ -89,7 +89,7 @@ def tunix_model() -> Any:
         num_layers=CONFIG.num_layers,
         vocab_size=CONFIG.vocab_size,
         embed_dim=CONFIG.d_model,
-        hidden_dim=CONFIG.mlp_dim,
+        hidden_dim=max(CONFIG.mlp_dims),
         num_heads=CONFIG.num_heads,
         head_dim=CONFIG.head_dim,
         num_kv_heads=CONFIG.num_kv_heads,

@@ -79,7 +79,7 @@ def _write_gguf(path: pathlib.Path, params: object, tokenizer: Tokenizer) -> Non
     writer.add_block_count(config.num_layers)
     writer.add_context_length(config.context_length)
     writer.add_embedding_length(config.d_model)
-    writer.add_feed_forward_length(config.mlp_dim)
+    writer.add_feed_forward_length(max(config.mlp_dims))
     writer.add_head_count(config.num_heads)
     writer.add_head_count_kv(config.num_kv_heads)
     writer.add_key_length(config.head_dim)

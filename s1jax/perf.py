@@ -60,7 +60,7 @@ def train_flops(config: ModelConfig, tokens: int, pairs: float, teacher: ModelCo
     """
     if teacher is not None:
         return train_flops(config, tokens, pairs) + train_flops(teacher, tokens, pairs) / 3
-    weights = config.num_params - (0 if config.tied_embeddings else config.vocab_size * config.d_model)
+    weights = config.active_params - (0 if config.tied_embeddings else config.vocab_size * config.d_model)
     attention = 12 * config.num_layers * config.num_heads * config.head_dim * pairs
     return 6.0 * weights * tokens + attention
 

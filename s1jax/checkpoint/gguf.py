@@ -19,7 +19,8 @@ import numpy.typing as npt
 from s1jax.checkpoint import huggingface_config
 from s1jax.checkpoint import names as names_lib
 from s1jax.checkpoint.families.table import FAMILIES
-from s1jax.config.model import ModelConfig, RopeScaling
+from s1jax.config.model import ModelConfig
+from s1jax.config.rope import RopeScaling
 from s1jax.config.schema import from_dict, plain, shown
 from s1jax.errors import UserError
 

@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 
 from s1jax.checkpoint.families.table import FAMILIES, exported
-from s1jax.config.model import ModelConfig, RopeScaling
+from s1jax.config.model import ModelConfig
+from s1jax.config.rope import RopeScaling
 from s1jax.config.schema import from_dict, plain, shown
 from s1jax.errors import UserError
 from s1jax.io import files
@@ -318,7 +319,7 @@ def config_to_json(config: ModelConfig, eos: Sequence[int] = (), dtype: npt.DTyp
         "model_type": family.model_type,
         "vocab_size": config.vocab_size,
         "hidden_size": config.d_model,
-        "intermediate_size": config.mlp_dim,
+        "intermediate_size": max(config.mlp_dims),
         "num_hidden_layers": config.num_layers,
         "num_attention_heads": config.num_heads,
         "num_key_value_heads": config.num_kv_heads,

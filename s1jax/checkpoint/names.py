@@ -17,7 +17,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from s1jax.config.model import Layer, ModelConfig, Stack
+from s1jax.config.layers import GQA, Layer
+from s1jax.config.model import ModelConfig, Stack
 from s1jax.config.schema import plain
 from s1jax.errors import UserError
 
@@ -73,6 +74,7 @@ def _rows(config: ModelConfig) -> list[Row]:
 def _has(layer: Layer, row: Row) -> bool:
     """Whether a layer has the tensor of a row."""
     parts = row.path.split("/")
+    assert isinstance(layer.attention, GQA)
     if "bias" in parts:
         return layer.attention.qkv_bias
     return layer.attention.qk_norm or not {"query_norm", "key_norm"} & set(parts)
@@ -88,6 +90,7 @@ def _sizes(config: ModelConfig, layer: Layer | None = None) -> dict[str, int]:
     sizes = {"V": config.vocab_size, "D": config.d_model}
     if layer is not None:
         attention = layer.attention
+        assert isinstance(attention, GQA)
         sizes |= {"F": layer.mlp.hidden, "N": attention.num_heads, "K": attention.num_kv_heads, "H": attention.head_dim}
     return sizes
 

@@ -1,124 +1,18 @@
-"""The shape of a decoder as specs: an attention and an MLP for every layer, and layers in groups.
-
-Axis letters used all over s1jax: B batch, T query length, S key length, D model, F mlp, N query heads, K key/value
-heads, H head dimension, L layers, V vocabulary rows.
-"""
+"""The shape of a decoder: its layers (`s1jax.config.layers`) in groups, and what is around them."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from s1jax.config import schema
-from s1jax.config.schema import at_least, from_zero, require
+from s1jax.config.layers import GQA, MLA, Dense, Experts, Layer
+from s1jax.config.rope import RopeScaling
+from s1jax.config.schema import from_zero, require
 from s1jax.errors import UserError
 
-
-@dataclasses.dataclass(frozen=True)
-class RopeScaling:
-    """How rotary frequencies change for sequences longer than those of pretraining (`s1jax.model.rope`).
-
-    Names and formulas are those of Hugging Face's `rope_scaling`.
-
-    Attributes:
-      kind: `linear` divides all frequencies by the factor; `llama3` (Llama 3.1 and later) and `yarn` (Peng et al. 2023)
-        the low ones, and change those between gradually.
-      factor: by which low frequencies are divided, at least 1.
-      original_context_length: longest sequence of pretraining, in tokens; `llama3` and `yarn` need it.
-      low_freq_factor: `llama3`: wavelengths above original_context_length / low_freq_factor are low frequencies.
-      high_freq_factor: `llama3`: those below original_context_length / high_freq_factor are kept.
-      beta_fast: `yarn`: dimensions with more rotations than this in the original context are kept.
-      beta_slow: `yarn`: those with fewer than this are divided.
-      truncate: `yarn`: the two borders are rounded outwards to whole dimensions.
-      attention_factor: `yarn`: cosines and sines are multiplied by it; None: 0.1 ln(factor) + 1.
-    """
-
-    kind: Literal["linear", "llama3", "yarn"]
-    factor: float
-    original_context_length: int = 0
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    truncate: bool = True
-    attention_factor: float | None = None
-
-    def __post_init__(self) -> None:
-        where = "model.rope_scaling."
-        require(1 <= self.factor <= 2**20, f"{where}factor is {self.factor}; give a number from 1 to 2**20.")
-        original = self.original_context_length
-        require(original < 2**31, f"{where}original_context_length is {original}; give less than 2**31.")
-        at_least(0 if self.kind == "linear" else 1, where, self, "original_context_length")
-        from_zero(where, self, "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow")
-        for low, high in (("low_freq_factor", "high_freq_factor"), ("beta_slow", "beta_fast")):
-            require(
-                2**-20 <= getattr(self, low) < getattr(self, high) <= 2**20,
-                f"{where}{low} is {getattr(self, low)} and {high} {getattr(self, high)}; the first must be positive "
-                "and the smaller, both at most 2**20.",
-            )
-        of_cosines = self.attention_factor
-        require(
-            of_cosines is None or 0 < of_cosines <= 2**20,
-            f"{where}attention_factor is {of_cosines}; give a positive number of at most 2**20.",
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class GQA:
-    """Grouped-query attention (Ainslie et al. 2023) with rotary positions.
-
-    Attributes:
-      num_heads: N, query heads.
-      num_kv_heads: K, key/value heads; divides N.
-      head_dim: H, even.
-      qkv_bias: query, key and value projections have a bias (Qwen2).
-      qk_norm: RMSNorm over H of queries and keys before RoPE (Qwen3).
-    """
-
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    qkv_bias: bool = False
-    qk_norm: bool = False
-
-    def __post_init__(self) -> None:
-        at_least(1, "model.", self, "num_heads", "num_kv_heads", "head_dim")
-        whole = self.num_heads % self.num_kv_heads == 0
-        require(whole, f"model.num_heads {self.num_heads} is not a multiple of model.num_kv_heads {self.num_kv_heads}.")
-        require(self.head_dim % 2 == 0, f"model.head_dim {self.head_dim} must be even for rotary embeddings.")
-
-    def num_params(self, d_model: int) -> int:
-        """Number of weights of one layer's attention, its norms of queries and keys included."""
-        n, k, h = self.num_heads, self.num_kv_heads, self.head_dim
-        kernels = 2 * d_model * n * h + 2 * d_model * k * h
-        return kernels + (n + 2 * k) * h * self.qkv_bias + 2 * h * self.qk_norm
-
-
-@dataclasses.dataclass(frozen=True)
-class Dense:
-    """Gated MLP with SiLU (SwiGLU, Shazeer 2020).
-
-    Attributes:
-      hidden: F, its hidden width.
-    """
-
-    hidden: int
-
-    def __post_init__(self) -> None:
-        require(self.hidden > 0, f"model.mlp_dim is {self.hidden}; it must be positive.")
-
-    def num_params(self, d_model: int) -> int:
-        """Number of weights of one layer's MLP."""
-        return 3 * d_model * self.hidden
-
-
-@dataclasses.dataclass(frozen=True)
-class Layer:
-    """One pre-norm decoder layer."""
-
-    attention: GQA
-    mlp: Dense
+_T = TypeVar("_T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,6 +58,11 @@ class ModelConfig:
       norm_eps: added to the mean square in RMSNorm.
       tied_embeddings: the output projection is the embedding.
       context_length: longest sequence, in tokens, that the decoder accepts.
+      local_rope_theta: base of the rotary frequencies of layers with `local` rope, which are never scaled; 0: no layer
+        has them.
+      norm_offset: norms multiply by 1 + scale instead of scale (Gemma); their scales are 0 at the start.
+      scale_embeddings: embeddings are multiplied by sqrt(D), rounded to their dtype (Gemma).
+      final_softcap: logits z become final_softcap * tanh(z / final_softcap) (Gemma 2: 30); 0: they do not.
     """
 
     vocab_size: int
@@ -175,17 +74,40 @@ class ModelConfig:
     norm_eps: float = 1e-6
     tied_embeddings: bool = False
     context_length: int = 32768
+    local_rope_theta: float = 0.0
+    norm_offset: bool = False
+    scale_embeddings: bool = False
+    final_softcap: float = 0.0
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                require(value > 0, f"model.{field.name} is {value}; it must be positive.")
+        for name in ("vocab_size", "d_model", "rope_theta", "norm_eps", "context_length"):
+            value = getattr(self, name)
+            require(value > 0, f"model.{name} is {value}; it must be positive.")
+        from_zero("model.", self, "local_rope_theta", "final_softcap")
         require(bool(self.groups), "model.groups is empty; give at least one group of layers.")
         theta = self.rope_theta  # frequencies are float32
         require(1 <= theta <= 1e30, f"model.rope_theta is {theta}; it must lie in [1, 1e30].")
         if self.rope_scaling is not None and self.rope_scaling.kind == "yarn":
             require(theta > 1, f"model.rope_theta is {theta}; yarn needs more than 1.")
+        self._check_rope()
+
+    def _check_rope(self) -> None:
+        """Checks what layers ask of the rotary settings."""
+        for attention in {layer.attention for group in self.groups for layer in group.pattern}:
+            local = isinstance(attention, GQA) and attention.rope == "local"
+            require(
+                bool(self.local_rope_theta) or not local,
+                "model.local_rope_theta is 0, but some layers have local rope; give its base.",
+            )
+            scaling = None if local else self.rope_scaling
+            if scaling is None or scaling.kind != "longrope":
+                continue
+            lengths = {len(scaling.short_factor), len(scaling.long_factor)}
+            require(
+                lengths == {attention.rotated // 2},
+                f"model.rope_scaling has {len(scaling.short_factor)} short and {len(scaling.long_factor)} long ones; "
+                f"give {attention.rotated // 2} of each, one for each rotary frequency.",
+            )
 
     @classmethod
     def dense(cls, **fields: Any) -> ModelConfig:
@@ -217,14 +139,16 @@ class ModelConfig:
         """The inverse of `dense`.
 
         Raises:
-          UserError: the layers are not all alike.
+          UserError: the layers are not all alike, or have settings that the flat form does not have.
         """
-        if not self.is_uniform:
-            raise UserError("model.groups has layers that differ; such a model has no flat form.")
+        if not self.has_flat_form:
+            raise UserError(
+                "model.groups has layers that differ, or other layers than Qwen2, Qwen3 and Llama; such a model has no "
+                "flat form."
+            )
         layer = self.groups[0].pattern[0]
-        rest = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.name != "groups"}
-        attention = {field.name: getattr(layer.attention, field.name) for field in dataclasses.fields(layer.attention)}
-        return {**rest, "num_layers": self.num_layers, "mlp_dim": layer.mlp.hidden, **attention}
+        values = {**vars(self), **vars(layer.attention), "num_layers": self.num_layers, "mlp_dim": layer.mlp.hidden}
+        return {field.name: values[field.name] for field in dataclasses.fields(_Flat)}
 
     def stacks(self) -> list[Stack]:
         """All stacks, group by group."""
@@ -251,8 +175,18 @@ class ModelConfig:
 
     @property
     def is_uniform(self) -> bool:
-        """Whether all layers are alike, so that the model has a flat form."""
-        return len({layer for group in self.groups for layer in group.pattern}) == 1
+        """Whether all layers are alike."""
+        return len(self._layers()) == 1
+
+    @property
+    def has_flat_form(self) -> bool:
+        """Whether `flat` describes the model."""
+        layer = self.groups[0].pattern[0]
+        if not self.is_uniform or not isinstance(layer.attention, GQA) or not isinstance(layer.mlp, Dense):
+            return False
+        values = {**vars(self), **vars(layer.attention), "num_layers": self.num_layers, "mlp_dim": layer.mlp.hidden}
+        plain = _Flat(**{field.name: values[field.name] for field in dataclasses.fields(_Flat)}).expand()
+        return plain == dataclasses.replace(self, groups=plain.groups) and layer == plain.groups[0].pattern[0]
 
     @property
     def num_layers(self) -> int:
@@ -262,43 +196,63 @@ class ModelConfig:
     @property
     def num_heads(self) -> int:
         """N of every layer."""
-        return self._attention().num_heads
+        return self._same({layer.attention.num_heads for layer in self._layers()}, "numbers of query heads")
 
     @property
     def num_kv_heads(self) -> int:
-        """K of every layer."""
-        return self._attention().num_kv_heads
+        """K of every layer's KV cache; with MLA, 1."""
+        heads = {1 if isinstance(one, MLA) else one.num_kv_heads for one in self._attentions()}
+        return self._same(heads, "numbers of key heads")
 
     @property
     def head_dim(self) -> int:
-        """H of every layer."""
-        return self._attention().head_dim
+        """H of queries and keys of every layer; with MLA, before keys are taken from the cache's latent vectors."""
+        return self._same({attention.head_dim for attention in self._attentions()}, "head dimensions")
 
     @property
-    def mlp_dim(self) -> int:
-        """F of every layer."""
-        specs = {layer.mlp for group in self.groups for layer in group.pattern}
-        if len(specs) > 1:
-            raise UserError("model.groups has MLPs that differ; this computation needs one kind of MLP.")
-        return specs.pop().hidden
+    def cached_dims(self) -> tuple[int, int]:
+        """Dimensions of a key and of a value of the KV cache; with MLA no values, they are a part of the keys."""
+        dims = {
+            (one.kv_rank + one.rope_dim, 0) if isinstance(one, MLA) else (one.head_dim, one.head_dim)
+            for one in self._attentions()
+        }
+        return self._same(dims, "shapes of the KV cache")
 
-    def _attention(self) -> GQA:
-        """The attention that all layers have."""
-        specs = {layer.attention for group in self.groups for layer in group.pattern}
-        if len(specs) > 1:
-            raise UserError("model.groups has attentions that differ; the KV cache needs one kind of attention.")
-        return specs.pop()
+    @property
+    def mlp_dims(self) -> tuple[int, ...]:
+        """The hidden widths F of dense MLPs, ascending; empty if all layers have experts."""
+        return tuple(sorted({layer.mlp.hidden for layer in self._layers() if isinstance(layer.mlp, Dense)}))
+
+    @property
+    def experts(self) -> Experts | None:
+        """The spec of the layers with experts, which is one; None: no layer has them."""
+        specs = {layer.mlp for layer in self._layers() if isinstance(layer.mlp, Experts)}
+        return self._same(specs, "kinds of experts") if specs else None
+
+    def _layers(self) -> set[Layer]:
+        """The different layers that there are."""
+        return {layer for group in self.groups for layer in group.pattern}
+
+    def _attentions(self) -> set[GQA | MLA]:
+        return {layer.attention for layer in self._layers()}
+
+    def _same(self, values: set[_T], what: str) -> _T:
+        """The one value that all layers share."""
+        if len(values) > 1:
+            raise UserError(f"model.groups has layers with different {what}; s1jax needs them to be the same.")
+        return next(iter(values))
 
     @property
     def num_params(self) -> int:
         """Number of weights, a tied embedding counted once."""
+        layers = sum(layer.num_params(self.d_model) for layer in self.layers())
+        return layers + self.d_model + self.vocab_size * self.d_model * (1 if self.tied_embeddings else 2)
+
+    @property
+    def active_params(self) -> int:
+        """As `num_params`, with only those weights of experts that one token is multiplied with."""
         d = self.d_model
-        layers = sum(
-            group.repeat * (layer.attention.num_params(d) + layer.mlp.num_params(d) + 2 * d)
-            for group in self.groups
-            for layer in group.pattern
-        )
-        return layers + d + self.vocab_size * d * (1 if self.tied_embeddings else 2)
+        return self.num_params - sum(layer.mlp.num_params(d) - layer.mlp.active_params(d) for layer in self.layers())
 
 
 @dataclasses.dataclass(frozen=True)

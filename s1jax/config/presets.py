@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from s1jax.config.experiment import Experiment
-from s1jax.config.model import ModelConfig, RopeScaling
+from s1jax.config.model import ModelConfig
+from s1jax.config.rope import RopeScaling
 from s1jax.config.schema import from_dict
 from s1jax.errors import UserError
 

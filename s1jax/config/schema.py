@@ -86,6 +86,8 @@ def convert(hint: Any, value: Any, where: str) -> Any:
         return value
     if type(None) in args:
         return None if value is None else convert(args[0], value, where)
+    if args and all(dataclasses.is_dataclass(one) for one in args):
+        return convert(_kind(args, value), value, where)
     if dataclasses.is_dataclass(hint):
         if isinstance(value, typing.cast(type, hint)):
             return value
@@ -102,6 +104,14 @@ def convert(hint: Any, value: Any, where: str) -> Any:
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
         raise UserError(f"{where} is {shown(value)}; it must be of type {hint.__name__}.")
     return value
+
+
+def _kind(kinds: tuple[Any, ...], value: Any) -> Any:
+    """Which of several dataclasses `value` is, or is written as: the one that knows most of its keys."""
+    if type(value) in kinds:
+        return type(value)
+    keys = set(value) if isinstance(value, Mapping) else set()
+    return max(kinds, key=lambda kind: len(keys & {field.name for field in dataclasses.fields(kind)}))
 
 
 def require(condition: bool, message: str) -> None:

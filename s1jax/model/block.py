@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from s1jax.config.model import Layer
+from s1jax.config.layers import Layer
 from s1jax.model import cache as cache_lib
 from s1jax.model import rope
 from s1jax.model.attention.build import build as build_attention

@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from s1jax.config.model import Layer, ModelConfig, Stack
+from s1jax.config.layers import Layer
+from s1jax.config.model import ModelConfig, Stack
 from s1jax.errors import UserError
 from s1jax.model import block, linear, norms, rope
 from s1jax.model import cache as cache_lib

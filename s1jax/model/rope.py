@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from s1jax.config.model import ModelConfig, RopeScaling
+from s1jax.config.model import ModelConfig
+from s1jax.config.rope import RopeScaling
 
 Angles = tuple[jax.Array, jax.Array]  # cosines and sines, float32 [B, T, 1, H / 2] each
 

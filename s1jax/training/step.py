@@ -175,10 +175,11 @@ def make_loss(
     Raises:
       UserError: where `train.mlp_parts` does not divide the model's MLP, or the mesh splits it already.
     """
-    if train.mlp_parts > 1 and (config.mlp_dim % train.mlp_parts or mesh.shape["tensor"] > 1):
+    widths = config.mlp_dims
+    if train.mlp_parts > 1 and (any(f % train.mlp_parts for f in widths) or mesh.shape["tensor"] > 1):
         raise UserError(
             f"train.mlp_parts={train.mlp_parts} wants mesh.tensor=1, which is {mesh.shape['tensor']}, and a divisor of "
-            f"the model's mlp_dim {config.mlp_dim}; change it, or set it to 1."
+            f"the model's mlp_dim {', '.join(map(str, widths))}; change it, or set it to 1."
         )
     output = output_of(config, train, train.attention, mesh)
     layers = {stack.name for stack in config.stacks()}  # whose gradients the decoder adds itself
@@ -221,7 +222,7 @@ def output_of(config: ModelConfig, train: TrainConfig, attention: str, mesh: Mes
 
 def mlp_chunks(train: TrainConfig, config: ModelConfig) -> int:
     """`train.mlp_parts`, or the largest divisor of it that divides the MLP of a decoder: a teacher's may be another."""
-    return math.gcd(train.mlp_parts, config.mlp_dim)
+    return math.gcd(train.mlp_parts, *config.mlp_dims)
 
 
 def _rows_per_device(batch: Batch, mesh: Mesh) -> int:

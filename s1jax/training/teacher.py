@@ -81,7 +81,7 @@ def make(
     parts = step_lib.mlp_chunks(experiment.train, config)
     if parts != experiment.train.mlp_parts:
         notes.append(
-            f"{name}: its mlp_dim {config.mlp_dim} is computed in {parts} parts, because train.mlp_parts"
+            f"{name}: its mlp_dim {max(config.mlp_dims)} is computed in {parts} parts, because train.mlp_parts"
             f" {experiment.train.mlp_parts} does not divide it."
         )
 

@@ -161,7 +161,7 @@ def _flat_model(settings: Any, where: str) -> Any:
     if not isinstance(model, Mapping):
         return settings
     config = schema.from_dict(ModelConfig, model, where)
-    if not config.is_uniform:
+    if not config.has_flat_form:
         return settings
     flat = config.flat()
     scaling = flat["rope_scaling"]

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from s1jax.checkpoint import digests, huggingface_config, store
-from s1jax.config.model import ModelConfig, RopeScaling
+from s1jax.config.model import ModelConfig
+from s1jax.config.rope import RopeScaling
 from s1jax.errors import UserError
 from tests.model.parity_cases import weights
 
@@ -40,7 +41,7 @@ def test_the_checkpoint_of_the_package_has_format_1():
     folder = store.resolve("package:countdown_base")
     assert json.loads((folder / "s1jax.json").read_text())["format"] == 1
     config = store.load_metadata(folder).config
-    assert config.family == "qwen2" and config.num_layers == 4 and config.mlp_dim == 384
+    assert config.family == "qwen2" and config.num_layers == 4 and config.mlp_dims == (384,)
 
 
 def test_format_2_stores_the_groups_and_the_family(converted, tmp_path):
@@ -49,7 +50,7 @@ def test_format_2_stores_the_groups_and_the_family(converted, tmp_path):
     about = json.loads((folder / "s1jax.json").read_text())
     assert about["format"] == 2 and about["model"]["family"] == "llama"
     (group,) = about["model"]["groups"]
-    assert group["repeat"] == 2 and group["pattern"][0]["mlp"] == {"hidden": 12}
+    assert group["repeat"] == 2 and group["pattern"][0]["mlp"] == {"hidden": 12, "activation": "silu"}
     loaded = store.load_model(folder, host=True)
     assert loaded.config == CONFIG
     jax.tree.map(np.testing.assert_array_equal, loaded.params, converted.params)

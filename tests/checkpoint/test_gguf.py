@@ -70,7 +70,7 @@ def _write(path, config, params, family, *, kinds=None, metadata=None, tensors=N
         "block_count": config.num_layers,
         "context_length": config.context_length,
         "embedding_length": config.d_model,
-        "feed_forward_length": config.mlp_dim,
+        "feed_forward_length": max(config.mlp_dims),
         "attention.head_count": config.num_heads,
         "attention.head_count_kv": config.num_kv_heads,
         "attention.key_length": config.head_dim,

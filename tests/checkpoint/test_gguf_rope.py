@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from s1jax.checkpoint import gguf
-from s1jax.config.model import ModelConfig, RopeScaling
+from s1jax.config.model import ModelConfig
 from s1jax.config.presets import PRESETS
+from s1jax.config.rope import RopeScaling
 from tests.checkpoint.test_gguf import _write
 from tests.model.parity_cases import CASES, weights
 

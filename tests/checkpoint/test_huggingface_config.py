@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from s1jax.checkpoint import huggingface_config
-from s1jax.config.model import ModelConfig, RopeScaling
+from s1jax.config.model import ModelConfig
 from s1jax.config.presets import PRESETS
+from s1jax.config.rope import RopeScaling
 from s1jax.errors import UserError
 from s1jax.model import rope
 from tests.model.parity_cases import CASES

@@ -87,7 +87,7 @@ def test_a_setting_out_of_range_is_named(group, name, values, message):
         ("low_freq_factor", (0.0, 4.0), r"high_freq_factor 4.0; the first must be positive and the smaller, both"),
         ("beta_slow", (0.0, 32.0), r"beta_fast 32.0; the first must be positive and the smaller, both"),
         ("attention_factor", (0.0, float("nan")), "give a positive number"),
-        ("kind", ("longrope",), "choose one of 'linear', 'llama3', 'yarn'"),
+        ("kind", ("dynamic",), "choose one of 'linear', 'llama3', 'yarn', 'longrope'"),
     ],
 )
 def test_rotary_scaling_out_of_range_is_named(name, values, message):

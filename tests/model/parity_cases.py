@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 
 from s1jax.checkpoint import names
-from s1jax.config.model import ModelConfig, RopeScaling
+from s1jax.config.model import ModelConfig
+from s1jax.config.rope import RopeScaling
 from s1jax.model.quant import QTensor
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from s1jax.checkpoint import names
-from s1jax.config.model import Dense, Group, Layer, ModelConfig
+from s1jax.config.layers import Dense, Layer
+from s1jax.config.model import Group, ModelConfig
 from s1jax.model import cache as cache_lib
 from s1jax.model import decoder, layouts, quant
 from tests.model import parity_cases

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from s1jax.checkpoint import huggingface_config, names
-from s1jax.config.model import ModelConfig, RopeScaling
+from s1jax.config.model import ModelConfig
+from s1jax.config.rope import RopeScaling
 from s1jax.errors import UserError
 from s1jax.model import cache as cache_lib
 from s1jax.model import decoder, layouts

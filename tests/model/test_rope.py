@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from s1jax.checkpoint import huggingface_config
-from s1jax.config.model import RopeScaling
 from s1jax.config.presets import PRESETS
+from s1jax.config.rope import RopeScaling
 from s1jax.model import rope
 
 LLAMA = PRESETS["llama3p1_8b"]

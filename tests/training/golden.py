@@ -68,7 +68,7 @@ def torch_losses() -> list[float]:
     config = transformers.Qwen2Config(
         vocab_size=MODEL.vocab_size,
         hidden_size=MODEL.d_model,
-        intermediate_size=MODEL.mlp_dim,
+        intermediate_size=max(MODEL.mlp_dims),
         num_hidden_layers=MODEL.num_layers,
         num_attention_heads=MODEL.num_heads,
         num_key_value_heads=MODEL.num_kv_heads,

@@ -120,7 +120,7 @@ def test_muon_orthogonalises_each_layer_of_each_kernel():
     rng = np.random.default_rng(1)
     grads = jax.tree.map(lambda p: jnp.asarray(rng.normal(size=p.shape), jnp.float32), params)
     updates, _ = jax.jit(tx.update)(grads, tx.init(params), params)
-    d, f, n, h = MODEL.d_model, MODEL.mlp_dim, MODEL.num_heads, MODEL.head_dim
+    d, f, n, h = MODEL.d_model, max(MODEL.mlp_dims), MODEL.num_heads, MODEL.head_dim
     layers = updates["layers"]
     for kernel, inputs, outputs in (
         (layers["mlp"]["gate"]["kernel"], d, f),

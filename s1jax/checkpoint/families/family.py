@@ -6,7 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from s1jax.config.model import GQA, ModelConfig
+from s1jax.config.layers import GQA
+from s1jax.config.model import ModelConfig
 from s1jax.errors import UserError
 
 

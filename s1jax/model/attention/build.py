@@ -5,12 +5,14 @@ from __future__ import annotations
 from flax import nnx
 from jax.typing import DTypeLike
 
-from s1jax.config.model import GQA
+from s1jax.config.layers import GQA, MLA
 from s1jax.model.attention.gqa import GroupedQueryAttention
 
 
-def build(spec: GQA, d_model: int, norm_eps: float, dtype: DTypeLike, rngs: nnx.Rngs) -> GroupedQueryAttention:
+def build(spec: GQA | MLA, d_model: int, norm_eps: float, dtype: DTypeLike, rngs: nnx.Rngs) -> GroupedQueryAttention:
     """Makes the attention of one layer, with random weights."""
     match spec:
         case GQA():
             return GroupedQueryAttention(spec, d_model, norm_eps, dtype, rngs)
+        case MLA():
+            raise NotImplementedError

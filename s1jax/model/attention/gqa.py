@@ -9,7 +9,7 @@ import jax
 from flax import nnx
 from jax.typing import DTypeLike
 
-from s1jax.config.model import GQA
+from s1jax.config.layers import GQA
 from s1jax.model import cache as cache_lib
 from s1jax.model import rope
 from s1jax.model.attention.cached import AttendCached

@@ -5,12 +5,14 @@ from __future__ import annotations
 from flax import nnx
 from jax.typing import DTypeLike
 
-from s1jax.config.model import Dense
+from s1jax.config.layers import Dense, Experts
 from s1jax.model.mlp.dense import SwiGLU
 
 
-def build(spec: Dense, d_model: int, dtype: DTypeLike, rngs: nnx.Rngs) -> SwiGLU:
+def build(spec: Dense | Experts, d_model: int, dtype: DTypeLike, rngs: nnx.Rngs) -> SwiGLU:
     """Makes the MLP of one layer, with random weights."""
     match spec:
         case Dense():
             return SwiGLU(d_model, spec.hidden, dtype, rngs)
+        case Experts():
+            raise NotImplementedError
