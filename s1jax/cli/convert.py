@@ -239,19 +239,20 @@ def _local_folder(name: str) -> tuple[pathlib.Path, str]:
 def _read_gguf(path: str, dtype: Any) -> tuple[Any, ModelConfig, Tokenizer, dict[str, Any], tuple[int, ...]]:
     """As above; the tokenizer of a GGUF file knows the one id that ends a text."""
     try:
-        from s1jax.checkpoint import gguf
+        from s1jax.checkpoint.gguf import metadata, read
+        from s1jax.checkpoint.gguf import tokenizer as rebuilt
     except ModuleNotFoundError as error:
         if error.name != "gguf":
             raise
         raise MissingPackageError(f"--from_gguf={path}", "gguf", "gguf") from None
-    reader = gguf.open_file(path)
-    config = gguf.read_config(reader, path)
+    reader = read.open_file(path)
+    config = metadata.read_config(reader, path)
     if FLAGS.tokenizer:
         tokenizer = Tokenizer.load(FLAGS.tokenizer)
     else:
-        rebuilt = zip(("tokenizer.json", "tokenizer_config.json"), gguf.read_tokenizer(reader, path), strict=True)
-        tokenizer = Tokenizer({name: json.dumps(part, ensure_ascii=False).encode() for name, part in rebuilt}, path)
-    params = gguf.read_params(reader, config, path, dtype or np.float32)
+        parts = zip(("tokenizer.json", "tokenizer_config.json"), rebuilt.read_tokenizer(reader, path), strict=True)
+        tokenizer = Tokenizer({name: json.dumps(part, ensure_ascii=False).encode() for name, part in parts}, path)
+    params = read.read_params(reader, config, path, dtype or np.float32)
     return params, config, tokenizer, {"source": path, "format": "gguf"}, ()
 
 

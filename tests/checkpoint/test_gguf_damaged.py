@@ -4,7 +4,8 @@ import random
 
 import pytest
 
-from s1jax.checkpoint import gguf, names
+from s1jax.checkpoint import names
+from s1jax.checkpoint.gguf import metadata, read, tokenizer
 from s1jax.errors import UserError
 from tests.checkpoint import test_gguf
 from tests.model.parity_cases import CASES, weights
@@ -22,14 +23,14 @@ def content(tmp_path_factory):
 
 def _read(path):
     """All that launch.convert reads."""
-    reader = gguf.open_file(path)
-    config = gguf.read_config(reader, str(path))
-    gguf.read_tokenizer(reader, str(path))
-    return gguf.read_params(reader, config, str(path))
+    reader = read.open_file(path)
+    config = metadata.read_config(reader, str(path))
+    tokenizer.read_tokenizer(reader, str(path))
+    return read.read_params(reader, config, str(path))
 
 
 @pytest.mark.parametrize(
-    ("metadata", "sentence"),
+    ("changes", "sentence"),
     [
         ({"attention.head_count_kv": 3}, "m.gguf: model.num_heads 4 is not a multiple of model.num_kv_heads 3"),
         ({"block_count": 4 * 10**9}, "m.gguf has 21 tensors, too few for the 4000000000 layers"),
@@ -39,9 +40,9 @@ def _read(path):
         ({"tokenizer.ggml.tokens": [1], "tokenizer.ggml.token_type": [1]}, "m.gguf has tokens or merges that are no"),
     ],
 )
-def test_metadata_that_no_model_has(tmp_path, monkeypatch, metadata, sentence):
+def test_metadata_that_no_model_has(tmp_path, monkeypatch, changes, sentence):
     path = tmp_path / "m.gguf"
-    test_gguf._write(path, CONFIG, weights(CONFIG), "llama", metadata={**test_gguf._small("smollm"), **metadata})
+    test_gguf._write(path, CONFIG, weights(CONFIG), "llama", metadata={**test_gguf._small("smollm"), **changes})
     monkeypatch.setattr(names, "allocate", lambda *_: pytest.fail("took memory"))
     with pytest.raises(UserError, match=sentence):
         _read(path)

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from s1jax.checkpoint import gguf
+from s1jax.checkpoint.gguf import metadata, read
 from s1jax.config.model import ModelConfig
 from s1jax.config.presets import PRESETS
 from s1jax.config.rope import RopeScaling
@@ -32,12 +32,12 @@ SCALED = [
 ]
 
 
-@pytest.mark.parametrize(("metadata", "scaling", "length"), SCALED)
-def test_rotary_scaling_in_the_metadata(tmp_path, metadata, scaling, length):
+@pytest.mark.parametrize(("values", "scaling", "length"), SCALED)
+def test_rotary_scaling_in_the_metadata(tmp_path, values, scaling, length):
     config = CASES["llama"]
-    _write(tmp_path / "m.gguf", config, weights(config), "llama", metadata=metadata)
-    read = gguf.read_config(gguf.open_file(tmp_path / "m.gguf"), "m.gguf")
-    assert read == dataclasses.replace(config, rope_scaling=scaling, context_length=length)
+    _write(tmp_path / "m.gguf", config, weights(config), "llama", metadata=values)
+    found = metadata.read_config(read.open_file(tmp_path / "m.gguf"), "m.gguf")
+    assert found == dataclasses.replace(config, rope_scaling=scaling, context_length=length)
 
 
 @pytest.mark.parametrize("preset", ["llama3p1_8b", "llama3p2_1b", ""])
@@ -61,14 +61,14 @@ def test_divisors_of_the_frequencies_are_those_of_llama3(tmp_path, preset):
     tensor = (np.array(divisors, np.float32), None)
     params = weights(config)
     _write(tmp_path / "m.gguf", config, params, "llama", tensors={"rope_freqs.weight": tensor})
-    reader = gguf.open_file(tmp_path / "m.gguf")
-    assert gguf.read_config(reader, "m.gguf") == config
-    read = gguf.read_params(reader, config, "m.gguf")
-    np.testing.assert_array_equal(read["embed"]["embedding"], params["embed"]["embedding"])
+    reader = read.open_file(tmp_path / "m.gguf")
+    assert metadata.read_config(reader, "m.gguf") == config
+    found = read.read_params(reader, config, "m.gguf")
+    np.testing.assert_array_equal(found["embed"]["embedding"], params["embed"]["embedding"])
 
 
 def test_divisors_of_one_change_nothing(tmp_path):
     config = CASES["llama"]
     ones = {"rope_freqs.weight": (np.ones(6, np.float32), None)}
     _write(tmp_path / "m.gguf", config, weights(config), "llama", tensors=ones)
-    assert gguf.read_config(gguf.open_file(tmp_path / "m.gguf"), "m.gguf") == config
+    assert metadata.read_config(read.open_file(tmp_path / "m.gguf"), "m.gguf") == config
