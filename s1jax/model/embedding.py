@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -11,6 +12,7 @@ from jax.typing import DTypeLike
 from s1jax.model.layouts import TransposedKernel
 from s1jax.model.linear import Weight
 from s1jax.model.quant import QTensor
+from s1jax.model.quant_groups import GroupQTensor
 
 # (embedding [V, D], int32 tokens [B, T]) -> [B, T, D]: `lookup` on one device, `s1jax.parallel.ops.lookup` on a mesh.
 Lookup = Callable[[jax.Array, jax.Array], jax.Array]
@@ -54,6 +56,11 @@ def embed(embedding: Weight, tokens: jax.Array, dtype: DTypeLike, lookup: Lookup
     match embedding:
         case QTensor():
             return lookup(embedding.values, tokens).astype(dtype) * embedding.scale[tokens][..., None].astype(dtype)
+        case GroupQTensor():
+            rows = dataclasses.replace(
+                embedding, codes=lookup(embedding.codes, tokens), scales=lookup(embedding.scales, tokens)
+            )
+            return rows.dequantize(dtype)
         case TransposedKernel():
             return lookup(embedding.matrix, tokens).astype(dtype)
         case _:

@@ -71,17 +71,22 @@ def unstack(params: Params, config: ModelConfig, transpose_kernels: bool) -> dic
     return {**rest, "layers": Unstacked(tuple(layers))}
 
 
-def map_kernels(tree: Params, change: Callable[[str, jax.Array], Any], name: str = "") -> dict[str, Any]:
-    """The tree with `change(projection, kernel)` in place of every kernel; `name` is that of the tree."""
+def map_kernels(
+    tree: Params, change: Callable[[tuple[str, ...], jax.Array], Any], path: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """The tree with `change(path, kernel)` in place of every kernel.
+
+    A path is the keys from the root down to "kernel"; the one before is the projection's name. `path` is the tree's.
+    """
     found: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            found[key] = map_kernels(value, change, key)
+            found[key] = map_kernels(value, change, (*path, key))
         else:
-            found[key] = change(name, value) if key == "kernel" else value
+            found[key] = change((*path, key), value) if key == "kernel" else value
     return found
 
 
-def _transpose(projection: str, kernel: jax.Array) -> TransposedKernel:
-    inputs = math.prod(kernel.shape[: num_input_axes(projection)])
+def _transpose(path: tuple[str, ...], kernel: jax.Array) -> TransposedKernel:
+    inputs = math.prod(kernel.shape[: num_input_axes(path[-2])])
     return TransposedKernel(kernel.reshape(inputs, -1).T)

@@ -1,4 +1,4 @@
-"""Linear maps over weights of every type: plain arrays, transposed kernels and int8.
+"""Linear maps over weights of every type: plain arrays, transposed kernels and quantised ones.
 
 A projection holds its weight in the dtype it was created with and computes in the dtype of its input. Axis letters:
 B batch, T length, R rows (B and T in one), D inputs, F outputs.
@@ -14,11 +14,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
+from s1jax.model import quant, quant_groups
 from s1jax.model.layouts import TransposedKernel
 from s1jax.model.quant import QTensor
+from s1jax.model.quant_groups import GroupQTensor
 
 INIT_STD = 0.02  # initializer_range of the Qwen and Llama configurations
-Weight = jax.Array | TransposedKernel | QTensor
+Weight = jax.Array | TransposedKernel | QTensor | GroupQTensor
 
 
 def transpose_in(x: jax.Array) -> jax.Array:
@@ -61,9 +63,9 @@ def matmul(x: jax.Array, weight: Weight) -> jax.Array:
     """
     match weight:
         case QTensor():
-            kernel = weight.values.astype(x.dtype).reshape(x.shape[-1], -1)
-            y = jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
-            return (y * weight.scale.reshape(-1)).astype(x.dtype)
+            return quant.matmul(x, weight)
+        case GroupQTensor():
+            return quant_groups.matmul(x, weight)
         case TransposedKernel():
             return transpose_out(matmul_weight_left(weight.matrix.astype(x.dtype), transpose_in(x)))
         case _:
@@ -87,6 +89,8 @@ def output_logits(hidden: jax.Array, weight: Weight, tied: bool) -> jax.Array:
         x_t = transpose_in(hidden.reshape(-1, hidden.shape[-1]))
         logits = transpose_out(jnp.matmul(kernel, x_t, preferred_element_type=jnp.float32))
         return logits.reshape(*hidden.shape[:-1], -1)
+    if isinstance(weight, GroupQTensor):
+        return output_logits(hidden, weight.dequantize(hidden.dtype), tied)
     kernel = (weight.values if isinstance(weight, QTensor) else weight).astype(hidden.dtype)
     contract = (((hidden.ndim - 1,), (1 if tied else 0,)), ((), ()))
     logits = jax.lax.dot_general(hidden, kernel, contract, preferred_element_type=jnp.float32)

@@ -1,15 +1,16 @@
-"""Weights and KV pages in int8."""
+"""Weights and KV pages in int8 with a scale for every output or vector, and whole trees of quantised weights."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from s1jax.model.layouts import Params, map_kernels, num_input_axes
+from s1jax.model.quant_groups import GroupQTensor, Kind, quantize_groups
 
 _INT8_MAX = 127
 
@@ -38,26 +39,75 @@ def quantize(x: jax.Array, axis: tuple[int, ...] = (-1,)) -> QTensor:
     return QTensor(values, jnp.squeeze(scale, axis), axis)
 
 
-def quantize_params(params: Params) -> dict[str, Any]:
-    """The same weights with every matrix that activations are multiplied with as a `QTensor`, for sampling.
+@jax.custom_vjp
+def matmul(x: jax.Array, weight: QTensor) -> jax.Array:
+    """[..., D] @ a kernel with one scale per output -> [..., F] in the dtype of `x`.
 
-    Those are the kernels and, if it is the output projection as well, the embedding; there is one scale for every
-    output. Activations keep their type. A product with few rows takes as long as reading the weights, and these are
-    half of bfloat16. Call it under jit.
+    The kernel has no gradient. The backward pass converts it a second time, so that no float copy of it is kept.
+    """
+    kernel = weight.values.astype(x.dtype).reshape(x.shape[-1], -1)
+    y = jnp.matmul(x, kernel, preferred_element_type=jnp.float32)
+    return (y * weight.scale.reshape(-1)).astype(x.dtype)
+
+
+def _matmul_forward(x: jax.Array, weight: QTensor) -> tuple[jax.Array, tuple[QTensor, jax.Array]]:
+    return matmul(x, weight), (weight, jnp.zeros((x.shape[-1], 0)))
+
+
+def _matmul_backward(kept: tuple[QTensor, jax.Array], gradient: jax.Array) -> tuple[jax.Array, None]:
+    weight, width = kept
+    gradient, weight = jax.lax.optimization_barrier((gradient, weight))
+    scaled = (gradient * weight.scale.reshape(-1)).astype(gradient.dtype)
+    kernel = weight.values.astype(gradient.dtype).reshape(width.shape[0], -1)
+    return jnp.einsum("...f,df->...d", scaled, kernel), None
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+def quantize_params(
+    params: Params, kind: Kind = "int8", group: int = 0, *, embedding: bool = True, scale_dtype: DTypeLike = jnp.float32
+) -> dict[str, Any]:
+    """The same weights with every matrix that activations are multiplied with in a quantised type.
+
+    Those are the kernels and, if it is the output projection as well, the embedding. Routers of experts, the gate of a
+    shared expert and the two projections that MLA absorbs (`key_up`, `value_up`) stay as they are. Activations keep
+    their type. A product with few rows takes as long as reading the weights, so smaller ones are faster. Call it under
+    jit.
 
     Args:
       params: tree of `s1jax.model.params`, in a floating type.
+      kind: of the weights.
+      group: inputs that share a scale, see `s1jax.model.quant_groups`; 0: one scale for every output (int8 only).
+      embedding: quantise a tied embedding.
+      scale_dtype: of the scales of groups.
+
+    Raises:
+      UserError: the groups don't divide the inputs of a kernel.
     """
-    whole = {}
-    for name, tree in params.items():
-        change = functools.partial(_quantize_kernel, first=1 if name.startswith("layers") else 0)
-        whole[name] = map_kernels(tree, change, name)
-    if "head" not in params:
-        whole["embed"] = {"embedding": quantize(params["embed"]["embedding"])}
+
+    def change(path: tuple[str, ...], kernel: jax.Array) -> jax.Array | QTensor | GroupQTensor:
+        projection = path[-2]
+        if projection in _KEPT:
+            return kernel
+        lead = path[0].startswith("layers") + ("experts" in path)
+        inputs = num_input_axes(projection)
+        if group or kind != "int8":
+            name = "/".join(path)
+            return quantize_groups(kernel, inputs, kind, group, num_lead_axes=lead, name=name, scale_dtype=scale_dtype)
+        return quantize(kernel, tuple(axis - kernel.ndim for axis in range(lead, lead + inputs)))
+
+    whole = map_kernels(params, change)
+    if "head" not in params and embedding:
+        table = params["embed"]["embedding"]
+        if group or kind != "int8":
+            small = quantize_groups(
+                table, 1, kind, group, num_lead_axes=1, name="embed/embedding", scale_dtype=scale_dtype
+            )
+            whole["embed"] = {"embedding": small}
+        else:
+            whole["embed"] = {"embedding": quantize(table)}
     return whole
 
 
-def _quantize_kernel(projection: str, kernel: jax.Array, first: int) -> QTensor:
-    """A kernel whose inputs begin at axis `first`: 1 after the axis of stacked layers, else 0."""
-    axes = range(first, first + num_input_axes(projection))
-    return quantize(kernel, tuple(axis - kernel.ndim for axis in axes))
+_KEPT = ("router", "shared_gate", "key_up", "value_up")

@@ -1,0 +1,180 @@
+"""Frozen weights in int8, int4 or nf4 with one scale for every group of inputs.
+
+Axis letters: L layers, E experts, D inputs of a kernel in one axis, G groups of them, F outputs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from s1jax.errors import UserError
+
+Kind = Literal["int8", "int4", "nf4"]
+GROUPS = (32, 64, 128)
+# Quantiles of a normal distribution, scaled to -1..1 (Dettmers et al. 2023, QLoRA; the numbers are bitsandbytes').
+NF4_LEVELS = (
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+)  # fmt: skip
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class GroupQTensor:
+    """A kernel as small codes, and scales that each belong to `group` neighbouring inputs of one output.
+
+    A weight is code * scale with int8 codes of -127..127 or int4 codes of -8..7, or NF4_LEVELS[code] * scale. int4 (as
+    code + 8) and nf4 codes are packed: byte j of a group holds input j in its low and input j + group / 2 in its high
+    four bits, as GGUF's Q4_0 does. Slices along leading axes (layers, experts) of both arrays are such a kernel again.
+
+    Attributes:
+      codes: int8 [..., D, outputs...], or uint8 [..., D / 2, outputs...].
+      scales: float32 or bfloat16 [..., G, outputs...].
+      kind: of the codes.
+      group: inputs that share a scale.
+      axis: of D in `codes`, counted from the last one: -1 for an embedding, whose outputs come first.
+      inputs: the axes of the kernel that D stands for, e.g. [heads, head_dim].
+    """
+
+    codes: jax.Array
+    scales: jax.Array
+    kind: Kind = dataclasses.field(metadata={"static": True})
+    group: int = dataclasses.field(metadata={"static": True})
+    axis: int = dataclasses.field(metadata={"static": True})
+    inputs: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the kernel."""
+        at = self.codes.ndim + self.axis
+        return (*self.codes.shape[:at], *self.inputs, *self.codes.shape[at + 1 :])
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes of the kernel."""
+        return len(self.shape)
+
+    def dequantize(self, dtype: DTypeLike) -> jax.Array:
+        """The kernel in `dtype`; codes times scales are computed in float32."""
+        at = self.scales.ndim + self.axis
+        lead, rest = self.scales.shape[: at + 1], self.scales.shape[at + 1 :]
+        codes = self.codes.reshape(*lead, -1, *rest)
+        if self.kind != "int8":
+            codes = jnp.concatenate([codes & 15, codes >> 4], at + 1)
+        wide = values(codes, self.kind) * jnp.expand_dims(self.scales.astype(jnp.float32), at + 1)
+        return wide.astype(dtype).reshape(self.shape)
+
+
+def values(codes: jax.Array, kind: Kind) -> jax.Array:
+    """What unpacked codes stand for before they are scaled, in float32."""
+    match kind:
+        case "int8":
+            return codes.astype(jnp.float32)
+        case "int4":
+            return codes.astype(jnp.float32) - 8
+        case "nf4":
+            return _choose([jnp.float32(level) for level in NF4_LEVELS], codes)
+
+
+def _choose(options: list[jax.Array], codes: jax.Array) -> jax.Array:
+    """options[codes] by selects: processors have no fast lookup in a table, and compilers put selects in a product."""
+    bits = [(codes & (1 << bit)) != 0 for bit in range(4)]
+    for bit in bits:
+        options = [jnp.where(bit, odd, even) for even, odd in zip(options[::2], options[1::2], strict=True)]
+    return options[0]
+
+
+def quantize_groups(
+    kernel: jax.Array,
+    num_input_axes: int,
+    kind: Kind,
+    group: int,
+    *,
+    num_lead_axes: int = 0,
+    name: str = "a kernel",
+    scale_dtype: DTypeLike = jnp.float32,
+) -> GroupQTensor:
+    """Quantises a kernel; call it under jit.
+
+    The scale of a group makes its weight of largest magnitude the code 127 or -127 of int8, -8 of int4 (as GGUF's
+    Q4_0), or the level 1 or -1 of nf4. Scales are not quantised.
+
+    Args:
+      kernel: [lead..., inputs..., outputs...] in a floating type; an embedding [V, D] is given with V as a lead axis.
+      num_input_axes: number of axes that activations are contracted over.
+      kind: of the codes.
+      group: number of inputs that share a scale, one of `GROUPS`; `num_input_axes` axes count as one.
+      num_lead_axes: number of axes before the inputs (layers, experts).
+      name: of the tensor, for the error.
+      scale_dtype: of the scales; codes are rounded for the scales as they are stored.
+
+    Raises:
+      UserError: the groups don't divide the inputs.
+    """
+    shape = kernel.shape
+    lead, inputs = shape[:num_lead_axes], shape[num_lead_axes : num_lead_axes + num_input_axes]
+    outputs, width = shape[num_lead_axes + num_input_axes :], math.prod(inputs)
+    check_group(name, width, kind, group)
+    grouped = kernel.astype(jnp.float32).reshape(*lead, width // group, group, *outputs)
+    at = num_lead_axes + 1
+    largest = jnp.max(jnp.abs(grouped), at, keepdims=True)
+    if kind == "int4":
+        largest = jnp.where(jnp.max(grouped, at, keepdims=True) == largest, largest, -largest)
+    scales = (largest / {"int8": 127, "int4": -8, "nf4": 1}[kind]).astype(scale_dtype)
+    wide = scales.astype(jnp.float32)
+    scaled = grouped / jnp.where(wide == 0, 1, wide)
+    match kind:
+        case "int8":
+            codes = jnp.clip(jnp.round(scaled), -127, 127).astype(jnp.int8)
+        case "int4":
+            codes = (jnp.clip(jnp.round(scaled), -8, 7) + 8).astype(jnp.uint8)
+        case "nf4":
+            between = (np.array(NF4_LEVELS[1:], np.float32) + np.array(NF4_LEVELS[:-1], np.float32)) / 2
+            codes = sum(((scaled > edge).astype(jnp.uint8) for edge in between), jnp.zeros(grouped.shape, jnp.uint8))
+    if kind != "int8":
+        low, high = jnp.split(codes, 2, at)
+        codes = low | (high << 4)
+    codes = codes.reshape(*lead, -1, *outputs)
+    return GroupQTensor(codes, jnp.squeeze(scales, at), kind, group, -1 - len(outputs), inputs)
+
+
+def check_group(name: str, width: int, kind: Kind, group: int) -> None:
+    """Refuses a group that is unknown or does not divide the width."""
+    if group not in GROUPS:
+        raise UserError(f"groups of {group} weights are not supported; choose one of {', '.join(map(str, GROUPS))}.")
+    if width % group:
+        fitting = [str(size) for size in GROUPS if width % size == 0]
+        remedy = f"choose groups of {' or '.join(fitting)}" if fitting else "keep it in int8 with a scale per output"
+        raise UserError(f"{name} has {width} inputs, which {kind} groups of {group} do not divide; {remedy}.")
+
+
+@jax.custom_vjp
+def matmul(x: jax.Array, weight: GroupQTensor) -> jax.Array:
+    """[..., D] @ [D, outputs...] -> [..., F] in the dtype of `x`.
+
+    The backward pass dequantises the kernel a second time, so that no float copy of it is kept in between. The kernel
+    has no gradient: it is frozen.
+    """
+    return x @ weight.dequantize(x.dtype).reshape(x.shape[-1], -1)
+
+
+def _matmul_forward(x: jax.Array, weight: GroupQTensor) -> tuple[jax.Array, GroupQTensor]:
+    return matmul(x, weight), weight
+
+
+def _matmul_backward(weight: GroupQTensor, gradient: jax.Array) -> tuple[jax.Array, None]:
+    # The barrier keeps the compiler from using the copy of the forward pass here.
+    gradient, weight = jax.lax.optimization_barrier((gradient, weight))
+    kernel = weight.dequantize(gradient.dtype).reshape(math.prod(weight.inputs), -1)
+    return jnp.einsum("...f,df->...d", gradient, kernel), None
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
