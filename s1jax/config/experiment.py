@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from s1jax.config import distil as distil_lib
+from s1jax.config import lora as lora_lib
 from s1jax.config.distil import DistilConfig as DistilConfig
 from s1jax.config.distil import RolloutConfig as RolloutConfig
+from s1jax.config.lora import LoraConfig as LoraConfig
 from s1jax.config.model import FLAT_DEFAULTS, ModelConfig
 from s1jax.config.schema import at_least, from_zero, require, to_dict
 
@@ -250,7 +252,8 @@ class Experiment:
       tokenizer: tokenizer folder or file for random weights; empty if `init_from` is given.
       chat: name of the chat format (`s1jax.text.chat.FORMATS`); empty keeps the checkpoint's.
       delimiters: replace those of the format.
-      seed: seed of the random weights.
+      seed: seed of the random weights, or of the adapters.
+      lora: adapters that are trained in place of the weights.
     """
 
     init_from: str = ""
@@ -263,6 +266,7 @@ class Experiment:
     train: TrainConfig = TrainConfig()
     distil: DistilConfig = distil_lib.DEFAULT
     optimizer: OptimizerConfig = OptimizerConfig()
+    lora: LoraConfig = lora_lib.OFF
     mesh: MeshConfig = MeshConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     cost: CostConfig = CostConfig()
@@ -280,6 +284,8 @@ class Experiment:
             "leave it empty.",
         )
         tokens, block = self.train.batch_tokens, self.data.block_size
+        if self.lora.rank:
+            self._check_lora()
         require(
             not tokens or self.data.batching == "packed",
             f"train.batch_tokens {tokens} needs data.batching=packed; set that, or give train.batch_size instead.",
@@ -287,6 +293,24 @@ class Experiment:
         require(
             not tokens or tokens >= block,
             f"train.batch_tokens {tokens} is less than one row of data.block_size {block}; give at least {block}.",
+        )
+
+    def _check_lora(self) -> None:
+        """Checks what adapters need of the other settings."""
+        require(
+            bool(self.init_from),
+            f"lora.rank is {self.lora.rank}, and adapters belong to a checkpoint; give config.init_from instead of"
+            " config.model.",
+        )
+        require(
+            self.optimizer.name == "adamw",
+            f"optimizer.name is {self.optimizer.name!r}, and adapters are trained with 'adamw'; set that, or lora.rank"
+            " to 0.",
+        )
+        require(
+            not self.distil.on_policy,
+            f"distil.on_policy is {self.distil.on_policy}, and a student with adapters does not sample during training;"
+            " set it to 0, or lora.rank to 0.",
         )
 
 
@@ -303,7 +327,7 @@ def unused(experiment: Experiment) -> list[str]:
         if value != getattr(type(group)(), name):
             found.append(f"config.{setting}{name}={value} is not used: {why}.")
 
-    if experiment.init_from and experiment.seed:
+    if experiment.init_from and experiment.seed and not experiment.lora.rank:
         found.append(
             f"config.seed={experiment.seed} is not used: it is of random weights, and config.init_from has weights;"
             " config.data.seed is of the rows' order."

@@ -17,6 +17,7 @@ from s1jax.errors import UserError
 from s1jax.model import block, linear, norms, rope
 from s1jax.model import cache as cache_lib
 from s1jax.model import remat as remat_lib
+from s1jax.model.adapters import Adapters, attach
 from s1jax.model.attention import cached as cached_lib
 from s1jax.model.attention import dispatch
 from s1jax.model.embedding import Lookup, embed, lookup
@@ -46,6 +47,7 @@ def forward(
     mlp_chunks: int = 1,
     merge_batch_and_seq: bool = True,
     grad_accumulators: Params | None = None,
+    adapters: Adapters | None = None,
 ) -> jax.Array:
     """Runs whole rows, as in training.
 
@@ -62,7 +64,8 @@ def forward(
       mlp_chunks: chunks of F that the MLP computes one after the other, so that it never holds more hidden values.
       merge_batch_and_seq: see `s1jax.model.linear.Projection`; False if B and T are both split among devices.
       grad_accumulators: the layers' trees of `params` with arrays that the layers' gradients are added to, see
-        `s1jax.model.remat.add_gradients`.
+        `s1jax.model.remat.add_gradients`. With `adapters`, trees of theirs.
+      adapters: of some of the projections. The gradients are then those of the adapters; `params` are frozen.
 
     Returns:
       Hidden states after the final norm, [B, T, D].
@@ -76,6 +79,7 @@ def forward(
             "shorten the rows or raise model.context_length."
         )
     shared = rope.angles(positions, config), segment_ids
+    scale = 0.0 if adapters is None else adapters.scale
     x = embed(params["embed"]["embedding"], tokens, dtype, lookup)
     for stacks in config.stacks_of_groups():
 
@@ -83,18 +87,23 @@ def forward(
             x: jax.Array,
             weights: tuple[Params, ...],
             shared: tuple[rope.Angles, jax.Array],
+            frozen: tuple[Params, ...] | None,
             stacks: list[Stack] = stacks,
         ) -> jax.Array:
             angles, segment_ids = shared
+            if frozen is not None:
+                weights = tuple(attach(base, its, scale) for base, its in zip(frozen, weights, strict=True))
             for stack, one in zip(stacks, weights, strict=True):
                 layer = _bind(stack.layer, config, one)
                 x = layer(x, angles, segment_ids, attend, mlp_chunks, merge_batch_and_seq)
             return x
 
         names = [stack.name for stack in stacks]
-        weights = tuple(params[name] for name in names)
-        sums = None if grad_accumulators is None else tuple(grad_accumulators[name] for name in names)
-        x = remat_lib.scan(run, x, weights, shared, remat, sums)
+        weights, frozen = tuple(params[name] for name in names), None
+        if adapters is not None:
+            weights, frozen = tuple(adapters.tree.get(name, {}) for name in names), weights
+        sums = None if grad_accumulators is None else tuple(grad_accumulators.get(name, {}) for name in names)
+        x = remat_lib.scan(run, x, weights, shared, remat, sums, frozen)
     return _final_norm(params, config, x)
 
 

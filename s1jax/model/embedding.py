@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from s1jax.model.layouts import TransposedKernel
-from s1jax.model.linear import Weight
+from s1jax.model.linear import Adapted, Weight
 from s1jax.model.quant import QTensor
 from s1jax.model.quant_groups import GroupQTensor
 
@@ -64,4 +64,5 @@ def embed(embedding: Weight, tokens: jax.Array, dtype: DTypeLike, lookup: Lookup
         case TransposedKernel():
             return lookup(embedding.matrix, tokens).astype(dtype)
         case _:
+            assert not isinstance(embedding, Adapted)
             return lookup(embedding, tokens).astype(dtype)

@@ -1,4 +1,4 @@
-"""Linear maps over weights of every type: plain arrays, transposed kernels and quantised ones.
+"""Linear maps over weights of every type: plain arrays, transposed kernels, quantised ones, any with an adapter.
 
 A projection holds its weight in the dtype it was created with and computes in the dtype of its input. Axis letters:
 B batch, T length, R rows (B and T in one), D inputs, F outputs.
@@ -6,6 +6,7 @@ B batch, T length, R rows (B and T in one), D inputs, F outputs.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -20,7 +21,27 @@ from s1jax.model.quant import QTensor
 from s1jax.model.quant_groups import GroupQTensor
 
 INIT_STD = 0.02  # initializer_range of the Qwen and Llama configurations
-Weight = jax.Array | TransposedKernel | QTensor | GroupQTensor
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Adapted:
+    """A kernel with an adapter of low rank beside it: x W + scale * (x A) B.
+
+    Attributes:
+      weight: [inputs, outputs], of any other type.
+      a: [inputs, R].
+      b: [R, outputs].
+      scale: of the adapter's product.
+    """
+
+    weight: Weight
+    a: jax.Array
+    b: jax.Array
+    scale: float = dataclasses.field(metadata={"static": True})
+
+
+Weight = jax.Array | TransposedKernel | QTensor | GroupQTensor | Adapted
 
 
 def transpose_in(x: jax.Array) -> jax.Array:
@@ -62,6 +83,10 @@ def matmul(x: jax.Array, weight: Weight) -> jax.Array:
       [..., F] in the dtype of `x`.
     """
     match weight:
+        case Adapted():
+            rank = weight.a.shape[-1]
+            inner = x @ weight.a.astype(x.dtype).reshape(x.shape[-1], rank)
+            return matmul(x, weight.weight) + weight.scale * (inner @ weight.b.astype(x.dtype).reshape(rank, -1))
         case QTensor():
             return quant.matmul(x, weight)
         case GroupQTensor():
@@ -91,6 +116,7 @@ def output_logits(hidden: jax.Array, weight: Weight, tied: bool) -> jax.Array:
         return logits.reshape(*hidden.shape[:-1], -1)
     if isinstance(weight, GroupQTensor):
         return output_logits(hidden, weight.dequantize(hidden.dtype), tied)
+    assert not isinstance(weight, Adapted)  # neither embedding nor head has an adapter
     kernel = (weight.values if isinstance(weight, QTensor) else weight).astype(hidden.dtype)
     contract = (((hidden.ndim - 1,), (1 if tied else 0,)), ((), ()))
     logits = jax.lax.dot_general(hidden, kernel, contract, preferred_element_type=jnp.float32)

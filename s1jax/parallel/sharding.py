@@ -22,11 +22,26 @@ TABLE: dict[str, tuple[str, ...]] = {
     "kv_heads": ("tensor",),  # every device has all of them where they do not divide
     "head_dim": (),
     "layers": (),
+    "rank": (),
 }
 
 
 def param_shardings(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
     """The tree of `decoder.init_params` with a NamedSharding for every array.
+
+    Raises:
+      UserError: as `shardings`.
+    """
+    return shardings(decoder.abstract_params(config), decoder.logical_axes(config), mesh)
+
+
+def shardings(arrays: Any, axes: Any, mesh: Mesh) -> Any:
+    """A NamedSharding for every array of a tree.
+
+    Args:
+      arrays: tree of arrays or `jax.ShapeDtypeStruct`s.
+      axes: the same tree with a tuple of logical axes for every array.
+      mesh: of `mesh_lib.make_mesh`.
 
     Raises:
       UserError: if an axis of the model does not divide by its mesh axes, or the same mesh axis splits two axes of a
@@ -55,8 +70,7 @@ def param_shardings(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
         return NamedSharding(mesh, PartitionSpec(*spec))
 
     is_leaf = lambda value: isinstance(value, tuple)  # noqa: E731
-    axes = decoder.logical_axes(config)
-    return jax.tree_util.tree_map_with_path(place, decoder.abstract_params(config), axes, is_leaf=is_leaf)
+    return jax.tree_util.tree_map_with_path(place, arrays, axes, is_leaf=is_leaf)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -31,6 +31,7 @@ from s1jax.parallel import mesh as mesh_lib
 from s1jax.parallel import ops as parallel_ops
 from s1jax.parallel import sharding
 from s1jax.plan import flops, hlo, targets
+from s1jax.training import lora as lora_lib
 from s1jax.training import optimizer as optimizer_lib
 from s1jax.training import step as step_lib
 from s1jax.training import teacher as teacher_lib
@@ -124,19 +125,22 @@ def plan(
         rows = -(-rows // multiple) * multiple
     size = f"batch_size={train.batch_size}" if train.batch_size else f"batch_tokens={train.batch_tokens}"
     sharding.check_batch(rows, block, mesh, f"a step of train.{size}")
-    tx = optimizer_lib.make(experiment.optimizer, model, 100)
-    state = step_lib.abstract_state(model, tx, mesh, train.param_dtype)
-    distilled, frozen = _teacher(experiment, model, teacher, mesh, target)
+    lora = experiment.lora
+    tx = optimizer_lib.make(experiment.optimizer, model, 100, lora)
+    state = step_lib.abstract_state(model, tx, mesh, train.param_dtype, lora)
+    distilled, of_teacher = _teacher(experiment, model, teacher, mesh, target)
+    base = lora_lib.abstract_base(model, lora, train, mesh) if lora.rank else None
+    frozen = [] if of_teacher is None and base is None else [step_lib.Frozen(of_teacher, base)]
     stored: dict[str, jax.ShapeDtypeStruct] = {}
     if experiment.distil.targets and experiment.distil.weight:
         distilled, stored = _stored(experiment, model, (rows, block), mesh, notes)
     if experiment.distil.on_policy:
         notes.append("the engine of config.distil.on_policy, a copy of the weights and a KV cache, is not in the plan.")
-    step = step_lib.make_step(model, train, experiment.optimizer, 100, tx, mesh, state, *distilled)
+    step = step_lib.make_step(model, train, experiment.optimizer, 100, tx, mesh, state, **distilled, lora=lora)
     kinds = dict.fromkeys(("tokens", "targets", "positions", "segment_ids"), jnp.int32) | {"weights": jnp.float32}
     shape, lies = (rows, block), sharding.token_sharding(mesh)
     batch = {name: jax.ShapeDtypeStruct(shape, kind, sharding=lies) for name, kind in kinds.items()} | stored
-    held = {"teacher": frozen, "stored targets": stored}
+    held = {"teacher": of_teacher, "frozen weights": base, "stored targets": stored}
     beside = {name: float(perf.held_bytes(arrays)) for name, arrays in held.items() if arrays}
     start = time.monotonic()
     with targets.answering_for(target):
@@ -180,10 +184,10 @@ def plan(
 
 def _teacher(
     experiment: Experiment, model: ModelConfig, teacher: ModelConfig | None, mesh: Mesh, target: targets.Target
-) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+) -> tuple[dict[str, Any], Any]:
     """What `step_lib.make_step` and its step have to get for a teacher: loss and teacher, abstract weights."""
     if teacher is None:
-        return (), ()
+        return {}, None
     config = teacher_lib.shape(teacher, model.vocab_size)
     chosen, _ = parallel_ops.choose_attention(experiment, config, mesh, target.platform)
     shapes = decoder.abstract_params(config, jnp.dtype(experiment.train.compute_dtype))
@@ -195,12 +199,12 @@ def _teacher(
     # Some tokens have no id in every published model; which ones does not change the program.
     legal = np.arange(model.vocab_size) < model.vocab_size - 1
     loss = teacher_lib.loss(experiment.distil, legal)
-    return (loss, step_lib.Teacher(config, chosen.train.attention)), (frozen,)
+    return {"loss": loss, "teacher": step_lib.Teacher(config, chosen.train.attention)}, frozen
 
 
 def _stored(
     experiment: Experiment, model: ModelConfig, shape: tuple[int, int], mesh: Mesh, notes: list[str]
-) -> tuple[tuple[Any, ...], dict[str, jax.ShapeDtypeStruct]]:
+) -> tuple[dict[str, Any], dict[str, jax.ShapeDtypeStruct]]:
     """What `step_lib.make_step` has to get for stored targets, the loss, and their arrays [rows, block, ...]."""
     folder = pathlib.Path(experiment.distil.targets)
     kind, width = "top_k", 64
@@ -217,7 +221,7 @@ def _stored(
         if kind == "top_k" or name != "teacher_rest"
     }
     legal = np.arange(model.vocab_size) < model.vocab_size - 1  # as in `_teacher`
-    return (functools.partial(sparse_distillation.batch_loss, experiment.distil.weight, legal),), arrays
+    return {"loss": functools.partial(sparse_distillation.batch_loss, experiment.distil.weight, legal)}, arrays
 
 
 def interconnect(traffic: hlo.Traffic, devices: np.ndarray, target: targets.Target) -> float:

@@ -143,26 +143,30 @@ class _Loop:
         self._checkpointer, self._log, self._trace = checkpointer, log, trace
         self._batches, self._num_steps = prepared.batches, prepared.batches.num_steps
         experiment, config, mesh = prepared.experiment, prepared.metadata.config, prepared.mesh
-        self._tx = optimizer_lib.make(experiment.optimizer, config, self._num_steps)
-        self._abstract = step_lib.abstract_state(config, self._tx, mesh, experiment.train.param_dtype)
+        lora = experiment.lora
+        self._tx = optimizer_lib.make(experiment.optimizer, config, self._num_steps, lora)
+        self._abstract = step_lib.abstract_state(config, self._tx, mesh, experiment.train.param_dtype, lora)
         teacher = prepared.teacher
         # By whether the student sampled the rows of the step.
         losses = {False: prepared.loss} if teacher is None else {False: teacher.loss, True: teacher.on_policy_loss}
         self._programs = {
             sampled: step_lib.make_step(
                 config, experiment.train, experiment.optimizer, self._num_steps, self._tx, mesh, self._abstract, loss,
-                None if teacher is None else teacher.spec,
+                None if teacher is None else teacher.spec, lora,
             )
             for sampled, loss in losses.items()
         }  # fmt: skip
         self._validation: Validation | None = None
         if prepared.validation is not None:
-            self._validation = Validation(config, experiment.train, mesh, prepared.validation, self._abstract.params)
+            self._validation = Validation(
+                config, experiment.train, mesh, prepared.validation, self._abstract.params, lora=lora
+            )
         self._best: _Best | None = None
         self._compiled: dict[bool, jax.stages.Compiled] = {}
         self._pending: _Pending | None = None
         self._state: step_lib.TrainState
-        self._frozen: tuple[Params, ...] = ()  # the teacher's weights, if there is one
+        self._frozen: tuple[step_lib.Frozen, ...] = ()  # weights of the teacher and of the base, if there is one
+        self._base: Params | None = None
 
     def begin(self) -> int:
         """Loads the newest checkpoint or places the first weights; returns the steps that were taken before."""
@@ -176,9 +180,8 @@ class _Loop:
             self._callbacks.on_phase("placing the weights")
             self._state = step_lib.init_state(self._prepared.make_params(), self._tx, self._abstract)
             note = ""
-        if self._prepared.teacher is not None and start < self._num_steps:
-            self._callbacks.on_phase("loading the teacher")
-            self._frozen = (self._prepared.teacher.make_params(),)
+        if start < self._num_steps:
+            self._load_frozen()
         missing = processes.together(lambda: self._log.begin(start, self._num_steps))
         for sentence in filter(None, (note, missing)):
             self._callbacks.on_note(sentence)
@@ -188,6 +191,18 @@ class _Loop:
             workdir_lib.write_length(self._workdir, self._prepared.experiment)
         self._trace.limit(start + 1, self._num_steps)
         return start
+
+    def _load_frozen(self) -> None:
+        """Loads the weights that are never changed: of the teacher, and those that adapters belong to."""
+        teacher = None
+        if self._prepared.teacher is not None:
+            self._callbacks.on_phase("loading the teacher")
+            teacher = self._prepared.teacher.make_params()
+        if self._prepared.make_base is not None:
+            self._callbacks.on_phase("loading the frozen weights")
+            self._base = self._prepared.make_base()
+        if teacher is not None or self._base is not None:
+            self._frozen = (step_lib.Frozen(teacher, self._base),)
 
     def _restore(self, start: int) -> str:
         """Loads the state of a step; returns a sentence where the run takes more steps than it had."""
@@ -305,7 +320,7 @@ class _Loop:
     def _validate(self, step: int) -> float:
         assert self._validation is not None
         self._callbacks.on_phase("validating")
-        loss = self._validation(self._state.params)
+        loss = self._validation(self._state.params, self._base)
         if not math.isfinite(loss):
             raise processes.SharedError(
                 f"step {step}: the validation loss is {loss}; look at the rows of data.validation, or lower"

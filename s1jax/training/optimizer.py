@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import optax
 
 from s1jax.config.experiment import OptimizerConfig
+from s1jax.config.lora import OFF, LoraConfig
 from s1jax.config.model import ModelConfig
-from s1jax.model import decoder
+from s1jax.model import adapters, decoder
 
 
 def schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
@@ -35,8 +36,12 @@ def schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
     return rate
 
 
-def make(config: OptimizerConfig, model: ModelConfig, num_steps: int) -> optax.GradientTransformation:
+def make(
+    config: OptimizerConfig, model: ModelConfig, num_steps: int, lora: LoraConfig = OFF
+) -> optax.GradientTransformation:
     """The optimizer of a run of `num_steps` steps; gradients are clipped before it, see `clip`.
+
+    With adapters (`lora`) it is of their tree, and all of them are matrices.
 
     AdamW: u = m_hat / (sqrt(v_hat) + eps); p <- p - rate * (u + decay * p), decay on matrices only. Muon replaces u by
     the orthogonalised momentum for the layers' kernels (optax's coefficients, 5 iterations, scaled by
@@ -60,7 +65,7 @@ def make(config: OptimizerConfig, model: ModelConfig, num_steps: int) -> optax.G
         )
     return optax.chain(
         _stored(direction, jnp.dtype(config.moment_dtype)),
-        optax.add_decayed_weights(config.weight_decay, is_matrix(model)),
+        optax.add_decayed_weights(config.weight_decay, is_matrix(model, lora)),
         optax.scale_by_learning_rate(schedule(config, num_steps)),
     )
 
@@ -112,8 +117,13 @@ def _stored(inner: optax.GradientTransformation, dtype: Any) -> optax.GradientTr
     return optax.GradientTransformation(lambda params: cast(inner.init(params), dtype), update)
 
 
-def is_matrix(model: ModelConfig) -> dict[str, Any]:
-    """True for embeddings, projections, MLP and head, False for biases and norms, in the parameters' tree."""
+def is_matrix(model: ModelConfig, lora: LoraConfig = OFF) -> dict[str, Any]:
+    """True for embeddings, projections, MLP, head and adapters, False for biases and norms, in the trained tree.
+
+    It is that of the parameters, or that of the adapters if there are any.
+    """
+    if lora.rank:
+        return jax.tree.map(lambda _: True, adapters.abstract(model, lora, jnp.float32))
 
     def last(path: tuple[Any, ...], _: Any) -> bool:
         return path[-1].key in ("kernel", "embedding")

@@ -14,7 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from s1jax.checkpoint import store
+from s1jax.checkpoint import digests, store
 from s1jax.config import experiment as experiment_lib
 from s1jax.config import schema
 from s1jax.config.experiment import Experiment
@@ -29,6 +29,7 @@ from s1jax.parallel.processes import together
 from s1jax.text import chat as chat_lib
 from s1jax.text.chat import ChatFormat
 from s1jax.text.tokenizer import Tokenizer
+from s1jax.training import lora as lora_lib
 from s1jax.training import on_policy as on_policy_lib
 from s1jax.training import step as step_lib
 from s1jax.training import teacher as teacher_lib
@@ -66,13 +67,15 @@ class Prepared:
       mesh: all devices of the run.
       metadata: what every checkpoint of the run says of itself besides its weights.
       batches: the training data.
-      make_params: returns the weights to start from, in the layout of `s1jax.model.decoder`. A resumed run does not
-        call it.
+      make_params: returns the weights to start from, in the layout of `s1jax.model.decoder`, or the adapters. A
+        resumed run does not call it.
       validation: the batches of one pass over the validation rows; None: the run is not validated. Their loss is plain
         cross-entropy, with a teacher, too.
       teacher: of a logit distillation, if it runs beside the student; it has a loss of its own.
       loss: of a step without a teacher: cross-entropy, or that of stored targets.
       on_policy: samples the rows of some steps, which the teacher scores; None: all steps have the rows of the data.
+      make_base: returns the frozen weights that adapters are trained for; None: there are no adapters.
+      base: stands for the content of their checkpoint; empty without adapters.
       notes: sentences for the user on the settings and the rows.
     """
 
@@ -85,6 +88,8 @@ class Prepared:
     teacher: teacher_lib.Online | None = None
     loss: step_lib.Loss = batch_loss
     on_policy: OnPolicy | None = None
+    make_base: Callable[[], decoder.Params] | None = None
+    base: str = ""
     notes: tuple[str, ...] = ()
 
 
@@ -114,7 +119,10 @@ def _prepare(experiment: Experiment, start: pathlib.Path | None, of_teacher: pat
         )
     sharding.check_batch(mesh_lib.row_shards(mesh), experiment.data.block_size, mesh, "the batch")
     sharding.param_shardings(metadata.config, mesh)
-    step_lib.make_gradients(metadata.config, experiment.train, mesh)
+    lora = experiment.lora
+    lora_lib.check(metadata.config, lora)
+    lora_lib.trained_shardings(metadata.config, lora, mesh)
+    step_lib.make_gradients(metadata.config, experiment.train, mesh, lora=lora)
     share, shares = sharding.row_share(mesh)
     data = sources.make(experiment, metadata.tokenizer, metadata.chat, mesh_lib.row_shards(mesh), share, shares)
     notes = experiment_lib.unused(experiment) + data.notes + trackers.check(experiment.log)
@@ -131,15 +139,21 @@ def _prepare(experiment: Experiment, start: pathlib.Path | None, of_teacher: pat
         notes.append(fallback)
 
     def make_params() -> decoder.Params:
+        if lora.rank:
+            return lora_lib.init(metadata.config, lora, experiment.seed, experiment.train.param_dtype, mesh)
         if start is not None:
             return store.load_model(start, mesh=mesh).params
         shardings = sharding.param_shardings(metadata.config, mesh)
         init = jax.jit(decoder.init_params, static_argnums=(0, 2), out_shardings=shardings)
         return init(metadata.config, jax.random.key(experiment.seed), experiment.train.param_dtype)
 
+    make_base, base = None, ""
+    if lora.rank:
+        assert start is not None  # Experiment demands it
+        make_base, base = functools.partial(lora_lib.load_base, start, experiment, mesh), digests.fingerprint(start)
     return Prepared(
         experiment, mesh, metadata, data.batches, make_params, data.validation, teacher, loss,
-        on_policy_lib.make(experiment, metadata, data.batches, mesh), tuple(notes),
+        on_policy_lib.make(experiment, metadata, data.batches, mesh), make_base, base, tuple(notes),
     )  # fmt: skip
 
 

@@ -59,7 +59,7 @@ def train(
     with contextlib.ExitStack() as held:
         prepared = held.enter_context(prepare.prepare(settings))
         teacher = "" if prepared.teacher is None else prepared.teacher.digest
-        held.enter_context(workdir_lib.claim(path, settings, prepared.batches.digest, teacher))
+        held.enter_context(workdir_lib.claim(path, settings, prepared.batches.digest, teacher, prepared.base))
         for note in prepared.notes:
             callbacks.on_note(note)
         return loop.run(prepared, path, callbacks, start_time=start_time, profile=profile)

@@ -15,12 +15,16 @@ import optax
 from jax.sharding import Mesh
 
 from s1jax.config.experiment import OptimizerConfig, TrainConfig
+from s1jax.config.lora import OFF, LoraConfig
 from s1jax.config.model import ModelConfig
+from s1jax.config.schema import require
 from s1jax.errors import UserError
 from s1jax.model import decoder, remat
+from s1jax.model.adapters import Adapters
 from s1jax.parallel import mesh as mesh_lib
 from s1jax.parallel import ops as parallel_ops
 from s1jax.parallel import sharding
+from s1jax.training import lora as lora_lib
 from s1jax.training import optimizer as optimizer_lib
 from s1jax.training.losses.chunks import Head
 from s1jax.training.losses.cross_entropy import batch_loss
@@ -98,12 +102,29 @@ class Teacher:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
+class Frozen:
+    """Weights that a step reads and never changes.
+
+    Attributes:
+      teacher: of the teacher, if there is one.
+      base: those that adapters are trained for, see `s1jax.training.lora`.
+    """
+
+    teacher: Any = None
+    base: Any = None
+
+
+_NOTHING = Frozen()
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
 class TrainState:
     """All that changes from step to step.
 
     Attributes:
       step: int32 scalar, optimizer steps taken.
-      params: master weights, the tree of `decoder.init_params`.
+      params: master weights, the tree of `decoder.init_params`; with LoRA the adapters (`s1jax.model.adapters`).
       opt_state: of the optimizer.
     """
 
@@ -112,10 +133,12 @@ class TrainState:
     opt_state: Any
 
 
-def abstract_state(config: ModelConfig, tx: optax.GradientTransformation, mesh: Mesh, dtype: Any) -> TrainState:
+def abstract_state(
+    config: ModelConfig, tx: optax.GradientTransformation, mesh: Mesh, dtype: Any, lora: LoraConfig = OFF
+) -> TrainState:
     """The state's shapes, types and shardings; the optimizer's moments are placed like their weights."""
-    shapes = decoder.abstract_params(config, jnp.dtype(dtype))
-    shardings = sharding.param_shardings(config, mesh)
+    shapes = lora_lib.abstract_trained(config, lora, dtype)
+    shardings = lora_lib.trained_shardings(config, lora, mesh)
     one = sharding.replicated(mesh)
 
     by_name = {_dict_keys(path): sharding for path, sharding in jax.tree_util.tree_leaves_with_path(shardings)}
@@ -165,16 +188,27 @@ def init_state(params: Any, tx: optax.GradientTransformation, abstract: TrainSta
 
 
 def make_loss(
-    config: ModelConfig, train: TrainConfig, mesh: Mesh, loss: Loss = batch_loss, teacher: Teacher | None = None
+    config: ModelConfig,
+    train: TrainConfig,
+    mesh: Mesh,
+    loss: Loss = batch_loss,
+    teacher: Teacher | None = None,
+    lora: LoraConfig = OFF,
 ) -> Callable[..., Losses]:
-    """Returns `(params, batch, frozen=None, sums=None) -> (loss, parts)`, to be used under jit.
+    """Returns `(params, batch, frozen=Frozen(), sums=None) -> (loss, parts)`, to be used under jit.
 
-    It is the forward pass and `loss` of its output. Parameters are those of `compute_params`, `frozen` those of the
-    teacher. `sums` are gradients of earlier micro-batches, see `remat.add_gradients`.
+    It is the forward pass and `loss` of its output. Parameters are those of `compute_params`. `sums` are gradients of
+    earlier micro-batches, see `remat.add_gradients`.
 
     Raises:
-      UserError: where `train.mlp_parts` does not divide the model's MLP, or the mesh splits it already.
+      UserError: where `train.mlp_parts` does not divide the model's MLP, the mesh splits it already, or there are
+        adapters.
     """
+    require(
+        train.mlp_parts == 1 or not lora.rank,
+        f"train.mlp_parts is {train.mlp_parts}, and an MLP with adapters is computed whole; set it to 1, or lora.rank"
+        " to 0.",
+    )
     widths = config.mlp_dims
     if train.mlp_parts > 1 and (any(f % train.mlp_parts for f in widths) or mesh.shape["tensor"] > 1):
         raise UserError(
@@ -185,22 +219,25 @@ def make_loss(
     layers = {stack.name for stack in config.stacks()}  # whose gradients the decoder adds itself
     of_teacher = None if teacher is None else output_of(teacher.config, train, teacher.attention, mesh)
 
-    def micro_loss(params: Any, batch: Batch, frozen: Any = None, sums: Any = None) -> Losses:
-        if sums is not None:
+    def micro_loss(params: Any, batch: Batch, frozen: Frozen = _NOTHING, sums: Any = None) -> Losses:
+        if sums is not None and not lora.rank:
             rest, of_rest = ({name: tree[name] for name in tree if name not in layers} for tree in (params, sums))
             params = {**params, **remat.add_gradients(rest, of_rest)}
-        theirs = None if of_teacher is None else jax.lax.stop_gradient(of_teacher(frozen, batch))
-        hidden, kernel = output(params, batch, sums)
+        theirs = None if of_teacher is None else jax.lax.stop_gradient(of_teacher(frozen.teacher, batch))
+        if lora.rank:
+            hidden, kernel = output(frozen.base, batch, sums, Adapters(params, lora.scale))
+        else:
+            hidden, kernel = output(params, batch, sums)
         return loss(hidden, kernel, batch, max(1, train.loss_chunk // _rows_per_device(batch, mesh)), mesh, theirs)
 
     return micro_loss
 
 
 def output_of(config: ModelConfig, train: TrainConfig, attention: str, mesh: Mesh) -> Callable[..., Head]:
-    """Returns `(params, batch, sums=None) -> Head`, a decoder's output for a micro-batch."""
+    """Returns `(params, batch, sums=None, adapters=None) -> Head`, a decoder's output for a micro-batch."""
     attend, lookup = parallel_ops.attend(mesh, attention), parallel_ops.lookup(mesh)
 
-    def output(params: Any, batch: Batch, sums: Any = None) -> Head:
+    def output(params: Any, batch: Batch, sums: Any = None, adapters: Adapters | None = None) -> Head:
         hidden = decoder.forward(
             params,
             config,
@@ -214,6 +251,7 @@ def output_of(config: ModelConfig, train: TrainConfig, attention: str, mesh: Mes
             mlp_chunks=mlp_chunks(train, config),
             merge_batch_and_seq=_rows_per_device(batch, mesh) == 1 or mesh.shape["sequence"] == 1,
             grad_accumulators=sums,
+            adapters=adapters,
         )
         return Head(hidden, decoder.output_kernel(params, config))
 
@@ -229,33 +267,39 @@ def _rows_per_device(batch: Batch, mesh: Mesh) -> int:
     return max(1, batch["tokens"].shape[0] // mesh_lib.row_shards(mesh))
 
 
-def compute_params(params: Any, config: ModelConfig, train: TrainConfig) -> Any:
+def compute_params(params: Any, config: ModelConfig, train: TrainConfig, lora: LoraConfig = OFF) -> Any:
     """Master weights with the matrices in `train.compute_dtype`, as a forward pass uses them.
 
     Matrices are cast once, before any device gathers them; the gradients of the casts add up in float32.
     """
     dtype = jnp.dtype(train.compute_dtype)
-    return jax.tree.map(lambda p, matrix: p.astype(dtype) if matrix else p, params, optimizer_lib.is_matrix(config))
+    matrices = optimizer_lib.is_matrix(config, lora)
+    return jax.tree.map(lambda p, matrix: p.astype(dtype) if matrix else p, params, matrices)
 
 
 def make_gradients(
-    config: ModelConfig, train: TrainConfig, mesh: Mesh, loss: Loss = batch_loss, teacher: Teacher | None = None
+    config: ModelConfig,
+    train: TrainConfig,
+    mesh: Mesh,
+    loss: Loss = batch_loss,
+    teacher: Teacher | None = None,
+    lora: LoraConfig = OFF,
 ) -> Callable[..., tuple[Losses, Any]]:
-    """Returns `(params, batch, frozen=None) -> ((loss, parts), gradients)`, to be used under jit.
+    """Returns `(params, batch, frozen=Frozen()) -> ((loss, parts), gradients)`, to be used under jit.
 
     The batch's arrays are [B, T] as `sharding.put_batch` places them; `train.accumulation` micro-batches
     of B / accumulation rows run one after the other. With the default loss, loss and gradients are those of
-    sum(weights * nll) / sum(weights) over the whole batch, float32 both. `frozen` are the teacher's weights.
+    sum(weights * nll) / sum(weights) over the whole batch, float32 both.
 
     Raises:
       UserError: as `make_loss`.
     """
-    micro_loss = make_loss(config, train, mesh, loss, teacher)
+    micro_loss = make_loss(config, train, mesh, loss, teacher, lora)
 
-    def gradients(params: Any, batch: Batch, frozen: Any = None) -> tuple[Losses, Any]:
+    def gradients(params: Any, batch: Batch, frozen: Frozen = _NOTHING) -> tuple[Losses, Any]:
         total = jnp.maximum(batch["weights"].sum(), jnp.finfo(jnp.float32).tiny)  # no weight at all: loss 0, not NaN
         batch = batch | {"weights": batch["weights"] / total}
-        return _accumulate(micro_loss, compute_params(params, config, train), batch, frozen, train.accumulation)
+        return _accumulate(micro_loss, compute_params(params, config, train, lora), batch, frozen, train.accumulation)
 
     return gradients
 
@@ -270,19 +314,20 @@ def make_step(
     abstract: TrainState,
     loss: Loss = batch_loss,
     teacher: Teacher | None = None,
+    lora: LoraConfig = OFF,
 ) -> jax.stages.Wrapped:
     """Compiles nothing yet; returns the jitted `(state, batch) -> (state, metrics)`, which donates the state.
 
-    The gradients are those of `make_gradients` with `loss`. With a teacher its weights are a third argument. Where loss
-    or gradients are not finite, the state comes back as it was and `finite` is False.
+    The gradients are those of `make_gradients` with `loss`. With a teacher or LoRA `Frozen` is a third argument. Where
+    loss or gradients are not finite, the state comes back as it was and `finite` is False.
 
     Metrics, all scalars: loss and its parts, learning_rate, grad_norm (before clipping), supervised (ids with weight >
     0), tokens (without padding), pairs ((query, key) pairs within causal segments, float32), finite.
     """
     rate = optimizer_lib.schedule(optimizer, num_steps)
-    gradients = make_gradients(config, train, mesh, loss, teacher)
+    gradients = make_gradients(config, train, mesh, loss, teacher, lora)
 
-    def step(state: TrainState, batch: Batch, *frozen: Any) -> tuple[TrainState, dict[str, jax.Array]]:
+    def step(state: TrainState, batch: Batch, *frozen: Frozen) -> tuple[TrainState, dict[str, jax.Array]]:
         (value, parts), grads = gradients(state.params, batch, *frozen)
         norm = optax.global_norm(grads)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
@@ -303,16 +348,20 @@ def make_step(
         return new, metrics
 
     state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    of_teacher = [] if teacher is None else [sharding.param_shardings(teacher.config, mesh)]
+    of_teacher = None if teacher is None else sharding.param_shardings(teacher.config, mesh)
+    of_base = lora_lib.base_shardings(config, lora, train, mesh) if lora.rank else None
+    frozen = [] if of_teacher is None and of_base is None else [Frozen(of_teacher, of_base)]
     return jax.jit(
         step,
-        in_shardings=(state_shardings, sharding.token_sharding(mesh), *of_teacher),
+        in_shardings=(state_shardings, sharding.token_sharding(mesh), *frozen),
         out_shardings=(state_shardings, sharding.replicated(mesh)),
         donate_argnums=0,
     )
 
 
-def _accumulate(loss: Callable[..., Losses], params: Any, batch: Batch, frozen: Any, count: int) -> tuple[Losses, Any]:
+def _accumulate(
+    loss: Callable[..., Losses], params: Any, batch: Batch, frozen: Frozen, count: int
+) -> tuple[Losses, Any]:
     """Sums of the losses and of their parts, and float32 sum of the gradients of `count` micro-batches.
 
     `loss` takes parameters, a micro-batch, frozen weights and, as `remat.add_gradients` does, sums of gradients.

@@ -34,7 +34,9 @@ _FREE = ("mesh", "checkpoint", "cost", "log", *(f"train.{name}" for name in _HOW
 
 
 @contextlib.contextmanager
-def claim(workdir: pathlib.Path, experiment: Experiment, rows: str = "", teacher: str = "") -> Iterator[None]:
+def claim(
+    workdir: pathlib.Path, experiment: Experiment, rows: str = "", teacher: str = "", base: str = ""
+) -> Iterator[None]:
     """Reserves the folder of a run for a block: makes it with its config.json, or checks that it holds this run.
 
     Process 0 keeps a lock on WORKDIR/.lock, which the system releases when the process ends in any way. On a file
@@ -45,16 +47,18 @@ def claim(workdir: pathlib.Path, experiment: Experiment, rows: str = "", teacher
       experiment: the settings.
       rows: digest of the rows that are trained on, kept in rows.sha256; empty: they follow from the settings.
       teacher: digest of the checkpoint of a distillation's teacher, kept in teacher.sha256; empty: there is none.
+      base: digest of the checkpoint that adapters are trained for, kept in base.sha256; empty: there are no adapters.
 
     Raises:
       UserError: if another process trains in the folder; if it is a file, or holds a run of other settings (named) or
-        other rows or another teacher; if a process other than the first does not see it, has it at another path or has
-        other settings.
+        other rows or another teacher or base; if a process other than the first does not see it, has it at another path
+        or has other settings.
     """
     first = jax.process_index() == 0
     with contextlib.ExitStack() as held:
-        processes.together(lambda: _take(workdir, experiment, rows, teacher, held) if first else None)
-        processes.together(lambda: None if first else _take(workdir, experiment, rows, teacher, held))
+        kept = {"rows.sha256": rows, "teacher.sha256": teacher, "base.sha256": base}
+        processes.together(lambda: _take(workdir, experiment, kept, held) if first else None)
+        processes.together(lambda: None if first else _take(workdir, experiment, kept, held))
         own = np.frombuffer(hashlib.sha256(os.fsencode(workdir.absolute())).digest()[:8], np.uint32)
         same = bool((multihost_utils.broadcast_one_to_all(own) == own).all())
         processes.together(lambda: _check_place(workdir, same))
@@ -70,19 +74,26 @@ def _check_place(workdir: pathlib.Path, same: bool) -> None:
         )
 
 
-def _take(workdir: pathlib.Path, experiment: Experiment, rows: str, teacher: str, held: contextlib.ExitStack) -> None:
+def _take(workdir: pathlib.Path, experiment: Experiment, kept: dict[str, str], held: contextlib.ExitStack) -> None:
+    """Reserves the folder for this process, and compares its settings and digests: `kept`, by file."""
     if workdir.exists() and not workdir.is_dir():
         raise UserError(f"{workdir} is a file; choose another --workdir.")
     if jax.process_index() == 0:
         _lock(workdir, held)
     _check_settings(workdir, experiment)
-    if rows:
-        what = f"the rows of data.source {experiment.data.source} changed since the run in {workdir} began, or how they"
-        remedy = "to go on with rows you mended"
-        _check_digest(workdir, "rows.sha256", rows, f"{what} are encoded", remedy)
-    if teacher:
-        what = f"distil.teacher {experiment.distil.teacher} is another checkpoint than when the run in {workdir} began"
-        _check_digest(workdir, "teacher.sha256", teacher, what, "to go on with this one")
+    begun = f"another checkpoint than when the run in {workdir} began"
+    changed = {
+        "rows.sha256": (
+            f"the rows of data.source {experiment.data.source} changed since the run in {workdir} began, or how they"
+            " are encoded",
+            "to go on with rows you mended",
+        ),
+        "teacher.sha256": (f"distil.teacher {experiment.distil.teacher} is {begun}", "to go on with this one"),
+        "base.sha256": (f"init_from {experiment.init_from} is {begun}, which its adapters belong to", ""),
+    }
+    for name, digest in kept.items():
+        if digest:
+            _check_digest(workdir, name, digest, *changed[name])
 
 
 def _lock(workdir: pathlib.Path, held: contextlib.ExitStack) -> None:
@@ -103,7 +114,7 @@ def _check_digest(workdir: pathlib.Path, name: str, digest: str, what: str, reme
     if there == digest:
         return
     if there and _begun(workdir):
-        raise UserError(f"{what}; choose another --workdir, or remove {file} {remedy}.")
+        raise UserError(f"{what}; choose another --workdir{f', or remove {file} {remedy}' if remedy else ''}.")
     if jax.process_index() == 0:
         with store.disk_errors(file):
             files.write_text(file, digest + "\n")

@@ -102,11 +102,13 @@ def test_every_setting_has_been_looked_at():
         "distil.on_policy_loss": "distil.on_policy",
         "distil.beta": "distil.loss", "distil.alpha": "distil.loss", "distil.weight": "distil.teacher",
         "distil.temperature": "distil.teacher", "data.loss_on": "data.source",
+        "optimizer.name": "lora.rank", "lora.rank": "init_from", "lora.alpha": "lora.rank",
+        "lora.targets": "lora.rank", "lora.rslora": "lora.rank", "lora.base": "lora.rank",
     }  # fmt: skip
     always = {
         "delimiters.think_start", "delimiters.think_end", "data.source", "data.block_size", "data.seed",
          "train.accumulation", "train.param_dtype", "train.compute_dtype", "train.remat",
-        "train.loss_chunk", "optimizer.name", "optimizer.learning_rate", "optimizer.b1", "optimizer.b2",
+        "train.loss_chunk", "optimizer.learning_rate", "optimizer.b1", "optimizer.b2",
         "optimizer.eps", "optimizer.weight_decay", "optimizer.warmup_fraction", "optimizer.schedule",
         "optimizer.clip_norm", "mesh.data", "mesh.fsdp", "mesh.sequence", "mesh.tensor", "checkpoint.every",
         "checkpoint.keep", "cost.per_device_hour", "data.validation", "log.wandb", "log.tensorboard",

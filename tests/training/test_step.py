@@ -291,7 +291,7 @@ def test_micro_batches_of_a_distillation_add_up(mesh, params):
     for count in (1, 4):
         train = dataclasses.replace(TRAIN, accumulation=count)
         compute = step_lib.make_gradients(MODEL, train, mesh, loss, step_lib.Teacher(config, "xla"))
-        found.append(jax.jit(compute)(params, make_batch(), frozen))
+        found.append(jax.jit(compute)(params, make_batch(), step_lib.Frozen(frozen)))
     (values, grads), (in_parts, grads_in_parts) = found
     assert_close(in_parts, values, rtol=1e-6)
     assert_close(grads_in_parts, grads, rtol=1e-4, atol=1e-6)

@@ -1,0 +1,162 @@
+"""Adapters: gradients by the chain rule, what is frozen, and settings that are refused."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from s1jax.config.experiment import Experiment, MeshConfig, OptimizerConfig, TrainConfig
+from s1jax.config.lora import LoraConfig
+from s1jax.config.model import ModelConfig
+from s1jax.errors import UserError
+from s1jax.model import adapters as adapters_lib
+from s1jax.model import decoder
+from s1jax.parallel import mesh as mesh_lib
+from s1jax.training import step as step_lib
+
+MODEL = ModelConfig.dense(
+    vocab_size=29, d_model=16, mlp_dim=24, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8, qkv_bias=True
+)
+TRAIN = TrainConfig(batch_size=4, compute_dtype="float32", remat="none", loss_chunk=16)
+LORA = LoraConfig(rank=3, alpha=8.0, base="float32")
+
+
+def make_batch() -> dict[str, np.ndarray]:
+    """4 rows of 12, the last of which ends in padding."""
+    rng = np.random.default_rng(0)
+    real = np.arange(12) < np.array([[12], [12], [12], [7]])
+    return {
+        "tokens": rng.integers(29, size=(4, 12)).astype(np.int32) * real,
+        "targets": rng.integers(29, size=(4, 12)).astype(np.int32) * real,
+        "segment_ids": real.astype(np.int32),
+        "positions": (np.arange(12, dtype=np.int32) * real).astype(np.int32),
+        "weights": (rng.random((4, 12)) * real).astype(np.float32),
+    }
+
+
+def random_adapters(lora: LoraConfig = LORA, model: ModelConfig = MODEL) -> dict:
+    """Adapters with both matrices away from 0."""
+    shapes = adapters_lib.abstract(model, lora, jnp.float32)
+    rng = np.random.default_rng(1)
+    return jax.tree.map(lambda leaf: (0.2 * rng.normal(size=leaf.shape)).astype(np.float32), shapes)
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return mesh_lib.make_mesh(MeshConfig(), jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def base():
+    return jax.jit(functools.partial(decoder.init_params, MODEL))(jax.random.key(0))
+
+
+def flat(projection: str, pair: dict, kernel: jax.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A [L, inputs, R], B [L, R, outputs] and the kernel [L, inputs, outputs] as matrices."""
+    a, b = np.asarray(pair["a"]), np.asarray(pair["b"])
+    layers, rank = a.shape[0], a.shape[-1]
+    return (
+        a.reshape(layers, -1, rank),
+        b.reshape(layers, rank, -1),
+        np.asarray(kernel).reshape(layers, -1, b[0, 0].size),
+    )
+
+
+def projections(tree: dict, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
+    if set(tree) == {"a", "b"}:
+        return [path]
+    return [found for name, child in tree.items() for found in projections(child, (*path, name))]
+
+
+def at(tree: dict, path: tuple[str, ...]) -> dict:
+    return functools.reduce(lambda node, name: node[name], path, tree)
+
+
+@pytest.fixture(scope="module")
+def expected(mesh, base):
+    """Loss and adapter gradients from those of all weights: dA = scale dW B', dB = scale A' dW at W + scale A B."""
+    adapters = random_adapters()
+    merged = jax.tree.map(np.asarray, base)
+    for path in projections(adapters):
+        kernel = at(merged, path)["kernel"]
+        a, b, _ = flat(path[-1], at(adapters, path), kernel)
+        at(merged, path)["kernel"] = kernel + LORA.scale * (a @ b).reshape(kernel.shape)
+    (loss, _), grads = jax.jit(step_lib.make_gradients(MODEL, TRAIN, mesh))(merged, make_batch())
+    found = {}
+    for path in projections(adapters):
+        a, b, of_kernel = flat(path[-1], at(adapters, path), at(grads, path)["kernel"])
+        of_a, of_b = LORA.scale * of_kernel @ b.swapaxes(1, 2), LORA.scale * a.swapaxes(1, 2) @ of_kernel
+        found[path] = of_a, of_b
+    return loss, found
+
+
+@pytest.mark.parametrize("changes", [{}, {"remat": "full"}, {"remat": "full", "accumulation": 2}, {"accumulation": 4}])
+def test_gradients_follow_from_those_of_all_weights(mesh, base, expected, changes):
+    compute = step_lib.make_gradients(MODEL, dataclasses.replace(TRAIN, **changes), mesh, lora=LORA)
+    (loss, _), grads = jax.jit(compute)(random_adapters(), make_batch(), step_lib.Frozen(base=base))
+    np.testing.assert_allclose(loss, expected[0], rtol=1e-5)
+    assert sorted(projections(grads)) == sorted(expected[1]) and len(expected[1]) == 7
+    for path, (of_a, of_b) in expected[1].items():
+        a, b, _ = flat(path[-1], at(grads, path), np.zeros_like(at(base, path)["kernel"]))
+        np.testing.assert_allclose(a, of_a, rtol=0, atol=2e-5 * np.abs(of_a).max())
+        np.testing.assert_allclose(b, of_b, rtol=0, atol=2e-5 * np.abs(of_b).max())
+        assert np.abs(of_a).max() > 1e-3 and np.abs(of_b).max() > 1e-3
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_no_gradient_of_the_frozen_weights_is_computed(mesh, base, remat):
+    """No float array of a stacked kernel's shape is made by anything but the step's input."""
+    train = dataclasses.replace(TRAIN, remat=remat)
+    compute = step_lib.make_gradients(MODEL, train, mesh, lora=LORA)
+    text = jax.jit(compute).lower(random_adapters(), make_batch(), step_lib.Frozen(base=base)).compile().as_text()
+    made = [line for line in text.splitlines() if " = f32[2,16,24]" in line and " parameter(" not in line]
+    assert not [line for line in made if "get-tuple-element" not in line and "copy" not in line], made
+    shapes = [leaf.shape for leaf in jax.tree.leaves(jax.eval_shape(compute, random_adapters(), make_batch(),
+              step_lib.Frozen(base=base))[1])]  # fmt: skip
+    assert (2, 16, 24) not in shapes
+
+
+def test_start_is_that_of_the_base(mesh, base):
+    adapters = jax.jit(functools.partial(adapters_lib.init, MODEL, LORA, dtype="float32"))(jax.random.key(3))
+    compute = jax.jit(step_lib.make_gradients(MODEL, TRAIN, mesh, lora=LORA))
+    (loss, _), _ = compute(adapters, make_batch(), step_lib.Frozen(base=base))
+    (plain, _), _ = jax.jit(step_lib.make_gradients(MODEL, TRAIN, mesh))(base, make_batch())
+    np.testing.assert_allclose(loss, plain, rtol=1e-6)
+    down = np.asarray(adapters["layers"]["mlp"]["down"]["a"])
+    assert 0.9 / np.sqrt(24) < np.abs(down).max() <= 1 / np.sqrt(24)
+    np.testing.assert_allclose(down.std(), 1 / np.sqrt(3 * 24), rtol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"rank": -1}, "lora.rank is -1"),
+        ({"rank": 0, "targets": "q_proj"}, "lora.targets is 'q_proj', and lora.rank is 0"),
+        ({"rank": 0, "base": "nf4"}, "lora.base is 'nf4', and lora.rank is 0"),
+        ({"rank": 4, "targets": "q_proj,router"}, "lora.targets has 'router'; choose from q_proj,"),
+        ({"rank": 4, "alpha": 0.0}, "lora.alpha is 0.0"),
+    ],
+)
+def test_wrong_settings_are_refused(changes, words):
+    with pytest.raises(UserError, match=words):
+        LoraConfig(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"init_from": "", "model": MODEL}, "adapters belong to a checkpoint"),
+        ({"optimizer": OptimizerConfig(name="muon")}, "optimizer.name is 'muon'"),
+    ],
+)
+def test_settings_that_adapters_cannot_have(changes, words):
+    with pytest.raises(UserError, match=words):
+        Experiment(**{"init_from": "x", "lora": LORA, **changes})
+
+
+def test_parts_of_the_mlp_are_refused(mesh):
+    with pytest.raises(UserError, match="mlp_parts is 2"):
+        step_lib.make_loss(MODEL, dataclasses.replace(TRAIN, mlp_parts=2), mesh, lora=LORA)
