@@ -1,11 +1,7 @@
-"""The one table between other formats' tensor names and our parameter tree; it is read in both directions.
+"""Other formats' tensors as views of our parameter tree, read in both directions.
 
-A row says what one tensor of ours is called and how it is laid out elsewhere. Hugging Face and GGUF store matrices as
-[outputs, inputs] and merge heads with head dimension, so a row is two strings of axis letters: ours without the layer
-axis ("DNH") and the stored order with spaces between the stored axes ("NH D": N and H merged, then D). Reading and
-writing both go through `views`: numpy views of our arrays in the stored layout, to be filled or to be copied out.
-
-Axis letters: D model, F mlp, N query heads, K key/value heads, H head dimension, L layers, V vocabulary.
+What a tensor is called and how it is laid out is in the rows of its family (`s1jax.checkpoint.families`). Reading and
+writing both go through `views`: views of our arrays in the stored layout, to be filled or to be copied out.
 """
 
 from __future__ import annotations
@@ -17,172 +13,190 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from s1jax.config.layers import GQA, Layer
+from s1jax.checkpoint import tensors
+from s1jax.checkpoint.families import table
+from s1jax.checkpoint.families.rows import Row
+from s1jax.checkpoint.stored import Piece, Stored
+from s1jax.checkpoint.stored import copy as copy
+from s1jax.config.layers import MLA
 from s1jax.config.model import ModelConfig, Stack
 from s1jax.config.schema import plain
 from s1jax.errors import UserError
 
 Params = dict[str, Any]
-
-_BLOCK = 256
-
-
-class Row(NamedTuple):
-    """One line of the table; `{}` stands for the layer number, which makes `path` one below each stack of layers."""
-
-    huggingface: str
-    gguf: str
-    path: str
-    axes: str
-    stored: str
-
-
-_QKV = "model.layers.{}.self_attn."
-_MLP = "model.layers.{}.mlp."
-
-TABLE = (
-    Row("model.embed_tokens.weight", "token_embd.weight", "embed/embedding", "VD", "V D"),
-    Row("model.layers.{}.input_layernorm.weight", "blk.{}.attn_norm.weight", "attention_norm/scale", "D", "D"),
-    Row(_QKV + "q_proj.weight", "blk.{}.attn_q.weight", "attention/query/kernel", "DNH", "NH D"),
-    Row(_QKV + "q_proj.bias", "blk.{}.attn_q.bias", "attention/query/bias", "NH", "NH"),
-    Row(_QKV + "k_proj.weight", "blk.{}.attn_k.weight", "attention/key/kernel", "DKH", "KH D"),
-    Row(_QKV + "k_proj.bias", "blk.{}.attn_k.bias", "attention/key/bias", "KH", "KH"),
-    Row(_QKV + "v_proj.weight", "blk.{}.attn_v.weight", "attention/value/kernel", "DKH", "KH D"),
-    Row(_QKV + "v_proj.bias", "blk.{}.attn_v.bias", "attention/value/bias", "KH", "KH"),
-    Row(_QKV + "q_norm.weight", "blk.{}.attn_q_norm.weight", "attention/query_norm/scale", "H", "H"),
-    Row(_QKV + "k_norm.weight", "blk.{}.attn_k_norm.weight", "attention/key_norm/scale", "H", "H"),
-    Row(_QKV + "o_proj.weight", "blk.{}.attn_output.weight", "attention/out/kernel", "NHD", "D NH"),
-    Row("model.layers.{}.post_attention_layernorm.weight", "blk.{}.ffn_norm.weight", "mlp_norm/scale", "D", "D"),
-    Row(_MLP + "gate_proj.weight", "blk.{}.ffn_gate.weight", "mlp/gate/kernel", "DF", "F D"),
-    Row(_MLP + "up_proj.weight", "blk.{}.ffn_up.weight", "mlp/up/kernel", "DF", "F D"),
-    Row(_MLP + "down_proj.weight", "blk.{}.ffn_down.weight", "mlp/down/kernel", "FD", "D F"),
-    Row("model.norm.weight", "output_norm.weight", "final_norm/scale", "D", "D"),
-    Row("lm_head.weight", "output.weight", "head/kernel", "DV", "V D"),
-)
-
-
-def _rows(config: ModelConfig) -> list[Row]:
-    """Rows of the table whose tensors a model of `config` has, in any of its layers or outside of them."""
-    layers = [stack.layer for stack in config.stacks()]
-
-    def is_there(row: Row) -> bool:
-        return any(_has(layer, row) for layer in layers) if "{}" in row.gguf else _kept(config, row)
-
-    return [row for row in TABLE if is_there(row)]
-
-
-def _has(layer: Layer, row: Row) -> bool:
-    """Whether a layer has the tensor of a row."""
-    parts = row.path.split("/")
-    assert isinstance(layer.attention, GQA)
-    if "bias" in parts:
-        return layer.attention.qkv_bias
-    return layer.attention.qk_norm or not {"query_norm", "key_norm"} & set(parts)
-
-
-def _kept(config: ModelConfig, row: Row) -> bool:
-    """Whether a model has the tensor of a row that is not of a layer."""
-    return not (config.tied_embeddings and row.path.startswith("head/"))
-
-
-def _sizes(config: ModelConfig, layer: Layer | None = None) -> dict[str, int]:
-    """Axis letter -> size, in the model or in one of its layers."""
-    sizes = {"V": config.vocab_size, "D": config.d_model}
-    if layer is not None:
-        attention = layer.attention
-        assert isinstance(attention, GQA)
-        sizes |= {"F": layer.mlp.hidden, "N": attention.num_heads, "K": attention.num_kv_heads, "H": attention.head_dim}
-    return sizes
-
-
-def _arrays(config: ModelConfig) -> Iterator[tuple[Row, Stack | None, str, dict[str, int]]]:
-    """Every array of the tree in the table's order: its row, its stack, if it has one, its path and its axes' sizes."""
-    stacks = config.stacks()
-    for row in _rows(config):
-        if "{}" not in row.gguf:
-            yield row, None, row.path, _sizes(config)
-            continue
-        for stack in stacks:
-            if _has(stack.layer, row):
-                yield row, stack, f"{stack.name}/{row.path}", _sizes(config, stack.layer)
+Column = Literal["huggingface", "gguf"]
 
 
 def allocate(config: ModelConfig, dtype: npt.DTypeLike) -> Params:
     """Returns the parameter tree of `config` with uninitialised numpy arrays of `dtype`, layers stacked."""
     params: Params = {}
-    for row, stack, path, sizes in _arrays(config):
-        lead = [] if stack is None else [len(stack.numbers)]
+
+    def add(path: str, shape: list[int], dtype: npt.DTypeLike) -> None:
         *folders, leaf = path.split("/")
         node = params
         for folder in folders:
             node = node.setdefault(folder, {})
-        node[leaf] = np.empty([*lead, *(sizes[axis] for axis in row.axes)], dtype)
+        node[leaf] = np.empty(shape, dtype)
+
+    sizes = tensors.sizes(config)
+    for path, axes in tensors.of_model(config).items():
+        add(path, [sizes[axis] for axis in axes], dtype)
+    for stack in config.stacks():
+        sizes = tensors.sizes(config, stack.layer)
+        for path, axes in tensors.of_layer(stack.layer).items():
+            shape = [len(stack.numbers), *(sizes[axis] for axis in axes)]
+            add(f"{stack.name}/{path}", shape, np.float32 if path in tensors.FLOAT32 else dtype)
     return params
 
 
-def views(
-    config: ModelConfig, params: Mapping[str, Any], names: Literal["huggingface", "gguf"]
-) -> dict[str, np.ndarray]:
+class _Place(NamedTuple):
+    """An array of ours and where it is stored.
+
+    Attributes:
+      row: of the table.
+      name: of the stored tensor.
+      stack: of the array; None: it belongs to no layer.
+      axes: of the array, without layers.
+      sizes: of all axes.
+      start: where it starts along the joined axis.
+      total: size of the joined axis of the stored tensor.
+    """
+
+    row: Row
+    name: str
+    stack: Stack | None
+    axes: str
+    sizes: Mapping[str, int]
+    start: int = 0
+    total: int = 0
+
+    @property
+    def order(self) -> str:
+        """Letters of the stored axes."""
+        return self.stored.replace(" ", "")
+
+    @property
+    def stored(self) -> str:
+        """Stored axes, without that of experts where each has a tensor."""
+        return self.row.stored.replace("E", "").lstrip() if "{e}" in self.name else self.row.stored
+
+    @property
+    def expanded(self) -> dict[str, int]:
+        """Letter -> size of the stored tensor, before axes are merged."""
+        return {letter: self.total if letter == self.row.join else self.sizes[letter] for letter in self.order}
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the stored tensor."""
+        return tuple(math.prod(self.expanded[letter] for letter in group) for group in self.stored.split(" "))
+
+    def experts(self) -> list[int]:
+        """Numbers of the experts that have a tensor each; of one array for all of them, or none, just 0."""
+        return list(range(self.sizes["E"])) if "{e}" in self.name else [0]
+
+
+def _places(config: ModelConfig, names: Column) -> Iterator[_Place]:
+    """Every array of the tree, in the order of the family's rows."""
+    rows = [row for row in table.rows(config) if getattr(row, names)]
+    if names == "huggingface":
+        rows = [row._replace(plus=0.0) for row in rows]
+    units: list[tuple[Stack | None, dict[str, str], dict[str, int]]] = [
+        (None, tensors.of_model(config), tensors.sizes(config)),
+        *((stack, tensors.of_layer(stack.layer), tensors.sizes(config, stack.layer)) for stack in config.stacks()),
+    ]
+    for _, held, _ in units:
+        if missing := sorted(path for path in held if not any(_is_of(row, path, held) for row in rows)):
+            raise UserError(
+                f"model.family is {config.family!r}, whose files have no tensor for {missing[0]}; set model.family to "
+                "an architecture that has it."
+            )
+    for row in rows:
+        name = getattr(row, names)
+        together = [other for other in rows if row.join and getattr(other, names) == name]
+        for stack, held, sizes in units:
+            if not _is_of(row, row.path, held) or (stack is None) == ("{}" in name):
+                continue
+            widths = [sizes[other.join] for other in together]
+            before = together.index(row) if together else 0
+            start = before if row.alternating else sum(widths[:before])
+            yield _Place(row, name, stack, held[row.path], sizes, start, sum(widths))
+
+
+def _is_of(row: Row, path: str, held: Mapping[str, str]) -> bool:
+    """Whether a row is that of the array at `path`, with the axes that it has here."""
+    return row.path == path and sorted(held.get(path, "")) == sorted(row.stored.replace(" ", ""))
+
+
+def views(config: ModelConfig, params: Mapping[str, Any], names: Column) -> dict[str, Any]:
     """Stored name -> view of our array (one layer of it) in the stored layout; no memory is copied.
 
     Args:
       config: of the model.
       params: the parameter tree; numpy arrays, or anything that `np.asarray` turns into one.
-      names: which of the table's two columns names the result.
+      names: which column of the family's rows names the result.
 
     Returns:
-      every tensor of the model in the table's order, layer by layer; writing to a view writes to `params`.
+      every tensor of the model in the order of the family's rows, layer by layer; writing to a view writes to `params`.
+      A view is a numpy array, or a `Stored` where no strides describe it.
+
+    Raises:
+      UserError: the family has no tensor for an array of the model.
     """
-    found: dict[str, np.ndarray] = {}
-    for row, stack, path, _ in _arrays(config):
-        array: Any = params
-        for part in path.split("/"):
+    found: dict[str, Any] = {}
+    for place in _places(config, names):
+        array: Any = params if place.stack is None else params[place.stack.name]
+        for part in place.row.path.split("/"):
             array = array[part]
         array = np.asarray(array)
-        name = getattr(row, names)
-        if stack is None:
-            found[name] = _stored(array, row)
-        else:
-            found.update((name.format(layer), _stored(array[i], row)) for i, layer in enumerate(stack.numbers))
+        if place.stack is None:
+            _add(found, place.name, array, place)
+            continue
+        for i, layer in enumerate(place.stack.numbers):
+            for e in place.experts():
+                one = array[i, e] if "{e}" in place.name else array[i]
+                _add(found, place.name.format(layer, e=e), one, place)
     return found
 
 
-def shapes(config: ModelConfig, names: Literal["huggingface", "gguf"]) -> dict[str, tuple[int, ...]]:
+def _add(found: dict[str, Any], name: str, array: np.ndarray, place: _Place) -> None:
+    """Adds an array, or a piece of one, to the stored tensors."""
+    row, order = place.row, place.order
+    axes = place.axes.replace("E", "") if "{e}" in place.name else place.axes
+    ours = array.transpose([axes.index(letter) for letter in order])
+    if not (row.join or row.neighbours or row.plus):
+        found[name] = np.reshape(ours, place.shape, copy=False)
+        return
+    if name not in found:
+        found[name] = Stored(place.shape, [], row.plus)
+    expanded, index = tuple(place.expanded.values()), [slice(None)] * len(order)
+    if row.join:
+        at, size = order.index(row.join), place.sizes[row.join]
+        step = place.total // size if row.alternating else 1
+        index[at] = slice(place.start, place.start + (size - 1) * step + 1, step)
+    if not row.neighbours:
+        found[name].pieces.append(Piece(ours, expanded, tuple(index)))
+        return
+    assert place.stack is not None and isinstance(place.stack.layer.attention, MLA)
+    at = order.index(row.neighbours)
+    still = place.sizes[row.neighbours] - place.stack.layer.attention.rope_dim
+    for part, turned in ((slice(0, still), None), (slice(still, None), at)):
+        index[at] = part
+        ours_too = tuple(part if number == at else slice(None) for number in range(len(order)))
+        found[name].pieces.append(Piece(ours[ours_too], expanded, tuple(index), turned))
+
+
+def shapes(config: ModelConfig, names: Column) -> dict[str, tuple[int, ...]]:
     """Stored name -> stored shape of every tensor of `config`, as `views` has them, without any array."""
     found: dict[str, tuple[int, ...]] = {}
-    for row, stack, _, sizes in _arrays(config):
-        shape = tuple(math.prod(sizes[axis] for axis in group) for group in row.stored.split(" "))
-        name = getattr(row, names)
-        found.update((name.format(layer), shape) for layer in ([0] if stack is None else stack.numbers))
+    for place in _places(config, names):
+        for layer in [0] if place.stack is None else place.stack.numbers:
+            found.update((place.name.format(layer, e=e), place.shape) for e in place.experts())
     return found
-
-
-def _stored(array: np.ndarray, row: Row) -> np.ndarray:
-    """View of `array`, whose axes are row.axes, transposed and merged to row.stored."""
-    order = row.stored.replace(" ", "")
-    turned = array.transpose([row.axes.index(axis) for axis in order])
-    sizes = dict(zip(order, turned.shape, strict=True))
-    merged = [int(np.prod([sizes[axis] for axis in group])) for group in row.stored.split(" ")]
-    return np.reshape(turned, merged, copy=False)
-
-
-def copy(target: np.ndarray, source: np.ndarray) -> None:
-    """Copies `source` into `target` of the same shape, converting the type; either may be a transposed view.
-
-    Goes block by block, because a row-by-row copy between opposite memory orders is bound by cache misses (4x slower).
-    """
-    if target.ndim != 2:
-        target[...] = source
-        return
-    for i in range(0, target.shape[0], _BLOCK):
-        for j in range(0, target.shape[1], _BLOCK):
-            block = (slice(i, i + _BLOCK), slice(j, j + _BLOCK))
-            target[block] = source[block].astype(target.dtype, copy=False)
 
 
 def check(
     config: ModelConfig,
-    names: Literal["huggingface", "gguf"],
+    names: Column,
     found: Mapping[str, tuple[tuple[int, ...], str]],
     where: str,
 ) -> None:
@@ -190,7 +204,7 @@ def check(
 
     Args:
       config: of the model; its sizes may be wrong by any factor.
-      names: which of the table's columns names the tensors.
+      names: which column of the family's rows names the tensors.
       found: stored name -> stored shape and the file that holds it.
       where: what holds all of them, in messages.
 

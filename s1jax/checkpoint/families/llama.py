@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from s1jax.checkpoint.families import rows
 from s1jax.checkpoint.families.family import Family
 
 LLAMA = Family(
     "llama",
     "LlamaForCausalLM",
+    rows.PLAIN,
     {"max_position_embeddings": 2048},
     interleaved_in_gguf=True,
     whole_heads=True,

@@ -2,7 +2,24 @@
 
 from __future__ import annotations
 
+from s1jax.checkpoint.families import rows
 from s1jax.checkpoint.families.family import Family
 
-QWEN2 = Family("qwen2", "Qwen2ForCausalLM", {"max_position_embeddings": 32768}, qkv_bias=True)
-QWEN3 = Family("qwen3", "Qwen3ForCausalLM", {"max_position_embeddings": 32768, "head_dim": 128}, qk_norm=True)
+_WINDOWS = frozenset({"sliding_window", "max_window_layers"})  # of use_sliding_window, which must be off
+
+QWEN2 = Family(
+    "qwen2",
+    "Qwen2ForCausalLM",
+    rows.PLAIN,
+    {"max_position_embeddings": 32768},
+    harmless=_WINDOWS,
+    qkv_bias=True,
+)
+QWEN3 = Family(
+    "qwen3",
+    "Qwen3ForCausalLM",
+    rows.PLAIN,
+    {"max_position_embeddings": 32768, "head_dim": 128},
+    harmless=_WINDOWS,
+    qk_norm=True,
+)
