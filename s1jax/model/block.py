@@ -32,27 +32,27 @@ class Block(nnx.Module):
     def __call__(
         self,
         x: jax.Array,
-        angles: rope.Angles,
+        positions: rope.Positions,
         segment_ids: jax.Array,
         attend: Attend,
         mlp_chunks: int,
         merge_batch_and_seq: bool,
     ) -> jax.Array:
         """[B, T, D] -> [B, T, D]; every token sees its own segment up to itself."""
-        x = x + self.attention(self.attention_norm(x), angles, segment_ids, attend, merge_batch_and_seq)
+        x = x + self.attention(self.attention_norm(x), positions, segment_ids, attend, merge_batch_and_seq)
         return x + self.mlp(self.mlp_norm(x), mlp_chunks, merge_batch_and_seq)
 
     def cached(
         self,
         x: jax.Array,
-        angles: rope.Angles,
+        positions: rope.Positions,
         attend: AttendCached,
         pages: cache_lib.Pages,
         layer: jax.Array | int | None,
         new: cache_lib.NewTokens,
     ) -> tuple[jax.Array, cache_lib.Pages]:
         """Appends the tokens of `x` [B, T, D] to layer `layer` of stacked pages, or to the layer's own, and attends."""
-        attended, pages = self.attention.cached(self.attention_norm(x), angles, attend, pages, layer, new)
+        attended, pages = self.attention.cached(self.attention_norm(x), positions, attend, pages, layer, new)
         x = x + attended
         return x + self.mlp(self.mlp_norm(x)), pages
 

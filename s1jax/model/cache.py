@@ -32,14 +32,14 @@ class Pages:
     Attributes:
       keys: [L, N, K, H, P], rotated. The tokens come last because products of a few queries with keys [H, P] are 2.5
         times faster on a CPU than with [P, H], which is transposed first (benchmarks/decode.py).
-      values: [L, N, K, P, H].
+      values: [L, N, K, P, H]; None: a part of the keys (`MLA`).
       key_scales: float32 [L, N, K, P] if keys are int8: the largest magnitude of a token's H numbers over 127. Else
         None.
-      value_scales: as `key_scales`.
+      value_scales: as `key_scales`, if there are values.
     """
 
     keys: jax.Array
-    values: jax.Array
+    values: jax.Array | None
     key_scales: jax.Array | None = None
     value_scales: jax.Array | None = None
 
@@ -85,19 +85,18 @@ def init_pages(config: ModelConfig, count: int, page_size: int, dtype: DTypeLike
     """`count` empty pages for every layer; their memory is `bytes_per_token` * count * page_size."""
     lead = (config.num_layers, count, config.num_kv_heads)
     scales = jnp.zeros((*lead, page_size), jnp.float32) if jnp.dtype(dtype) == jnp.int8 else None
-    return Pages(
-        jnp.zeros((*lead, config.head_dim, page_size), dtype),
-        jnp.zeros((*lead, page_size, config.head_dim), dtype),
-        scales,
-        scales,
-    )
+    key_dim, value_dim = config.cached_dims
+    keys = jnp.zeros((*lead, key_dim, page_size), dtype)
+    if not value_dim:
+        return Pages(keys, None, scales)
+    return Pages(keys, jnp.zeros((*lead, page_size, value_dim), dtype), scales, scales)
 
 
 def bytes_per_token(config: ModelConfig, dtype: DTypeLike) -> int:
     """Bytes that one token takes in the pages of all layers."""
     kind = jnp.dtype(dtype)
-    per_head = config.head_dim * kind.itemsize + (4 if kind == jnp.int8 else 0)
-    return 2 * config.num_layers * config.num_kv_heads * per_head
+    per_head = sum(dim * kind.itemsize + (4 if kind == jnp.int8 else 0) for dim in config.cached_dims if dim)
+    return config.num_layers * config.num_kv_heads * per_head
 
 
 def init_cache(config: ModelConfig, batch: int, length: int, dtype: DTypeLike = jnp.float32, page: int = 64) -> Cache:
@@ -116,20 +115,23 @@ def unstack(pages: Pages) -> Unstacked[Pages]:
     return Unstacked(tuple(jax.tree.map(lambda a, i=i: a[i], pages) for i in range(pages.keys.shape[0])))
 
 
-def append(pages: Pages, layer: jax.Array | int | None, k: jax.Array, v: jax.Array, new: NewTokens) -> Pages:
+def append(pages: Pages, layer: jax.Array | int | None, k: jax.Array, v: jax.Array | None, new: NewTokens) -> Pages:
     """Writes one layer's new keys and values after those that each sequence holds.
 
     Args:
       pages: of all layers, or of one if `layer` is None.
       layer: int32 scalar, or None.
       k: [B, T, K, H].
-      v: [B, T, K, H].
+      v: [B, T, K, H]; None where the pages have no values.
       new: where they go.
     """
     tokens = Pages(k, v)
     if pages.key_scales is not None:
-        keys, values = quant.quantize(k), quant.quantize(v)
-        tokens = Pages(keys.values, values.values, keys.scale, values.scale)
+        keys = quant.quantize(k)
+        tokens = Pages(keys.values, None, keys.scale)
+        if v is not None:
+            values = quant.quantize(v)
+            tokens = Pages(keys.values, values.values, keys.scale, values.scale)
     return _write_tokens(pages, tokens, new) if layer is None else _write_pages(pages, layer, tokens, new)
 
 
@@ -174,20 +176,20 @@ def _write_pages(pages: Pages, layer: jax.Array | int, tokens: Pages, new: NewTo
 def _places(pages: Pages, new: NewTokens, index: jax.Array, written: jax.Array) -> jax.Array:
     """Places in the pool of the sequences' pages `index`, int32 [B, ...]; past its end (dropped) if not written."""
     page = jnp.take_along_axis(new.table, jnp.minimum(index, new.table.shape[1] - 1), axis=1)
-    return jnp.where(written, page, pages.values.shape[-4])
+    return jnp.where(written, page, pages.keys.shape[-4])
 
 
 def _each(write: Callable[[jax.Array, jax.Array, int], jax.Array], pages: Pages, tokens: Pages) -> Pages:
     """Calls `write(array, tokens, axis)` for every array; `axis` is that of P, counted from the one after N."""
 
-    def scales(into: jax.Array | None, these: jax.Array | None) -> jax.Array | None:
+    def optional(into: jax.Array | None, these: jax.Array | None) -> jax.Array | None:
         return None if into is None or these is None else write(into, these, 1)
 
     return Pages(
         write(pages.keys, tokens.keys, 2),
-        write(pages.values, tokens.values, 1),
-        scales(pages.key_scales, tokens.key_scales),
-        scales(pages.value_scales, tokens.value_scales),
+        optional(pages.values, tokens.values),
+        optional(pages.key_scales, tokens.key_scales),
+        optional(pages.value_scales, tokens.value_scales),
     )
 
 

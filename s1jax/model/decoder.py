@@ -78,7 +78,7 @@ def forward(
             f"a row of {tokens.shape[1]} tokens exceeds the model's context_length {config.context_length}; "
             "shorten the rows or raise model.context_length."
         )
-    shared = rope.angles(positions, config), segment_ids
+    shared = rope.positions_of(positions, config), segment_ids
     scale = 0.0 if adapters is None else adapters.scale
     x = embed(params["embed"]["embedding"], tokens, dtype, lookup)
     for stacks in config.stacks_of_groups():
@@ -86,16 +86,16 @@ def forward(
         def run(
             x: jax.Array,
             weights: tuple[Params, ...],
-            shared: tuple[rope.Angles, jax.Array],
+            shared: tuple[rope.Positions, jax.Array],
             frozen: tuple[Params, ...] | None,
             stacks: list[Stack] = stacks,
         ) -> jax.Array:
-            angles, segment_ids = shared
+            positions, segment_ids = shared
             if frozen is not None:
                 weights = tuple(attach(base, its, scale) for base, its in zip(frozen, weights, strict=True))
             for stack, one in zip(stacks, weights, strict=True):
                 layer = _bind(stack.layer, config, one)
-                x = layer(x, angles, segment_ids, attend, mlp_chunks, merge_batch_and_seq)
+                x = layer(x, positions, segment_ids, attend, mlp_chunks, merge_batch_and_seq)
             return x
 
         names = [stack.name for stack in stacks]
@@ -136,14 +136,13 @@ def forward_cached(
     Returns:
       Hidden states after the final norm [B, T, D], and the cache with the tokens appended.
     """
-    positions = cache.lengths[:, None] + jnp.arange(tokens.shape[1])
-    angles = rope.angles(positions, config)
+    positions = rope.positions_of(cache.lengths[:, None] + jnp.arange(tokens.shape[1]), config)
     new = cache_lib.NewTokens(cache.table, cache.lengths, num_tokens)
 
     def layer(
         spec: Layer, weights: Params, x: jax.Array, pages: cache_lib.Pages, index: jax.Array | int | None
     ) -> tuple[jax.Array, cache_lib.Pages]:
-        return _bind(spec, config, weights).cached(x, angles, attend, pages, index, new)
+        return _bind(spec, config, weights).cached(x, positions, attend, pages, index, new)
 
     x = embed(params["embed"]["embedding"], tokens, dtype)
     pages: cache_lib.Pages | Unstacked[cache_lib.Pages]

@@ -6,7 +6,8 @@ Outside of `s1jax.model`, weights are a plain nested dict of arrays:
     layers/attention_norm/scale [L, D]       layers/mlp_norm/scale [L, D]
     layers/attention/query/kernel [L, D, N, H]  query/bias [L, N, H]     (bias: `qkv_bias`)
     layers/attention/{key,value}/kernel [L, D, K, H]  bias [L, K, H]
-    layers/attention/out/kernel [L, N, H, D]
+    layers/attention/out/kernel [L, N, H, D]    bias [L, D]              (bias: `out_bias`)
+    layers/attention/sinks/logits [L, N]                                 (`sinks`)
     layers/attention/{query_norm,key_norm}/scale [L, H]                  (`qk_norm`)
     layers/mlp/{gate,up}/kernel [L, D, F]    layers/mlp/down/kernel [L, F, D]
     final_norm/scale [D]                     head/kernel [D, V]          (untied)
@@ -84,6 +85,8 @@ _AXES: dict[str, tuple[str, ...]] = {
     "gate/kernel": ("embed", "mlp"),
     "up/kernel": ("embed", "mlp"),
     "down/kernel": ("mlp", "embed"),
+    "out/bias": ("embed",),
+    "sinks/logits": ("heads",),
     "query_norm/scale": ("head_dim",),
     "key_norm/scale": ("head_dim",),
     "attention_norm/scale": ("embed",),

@@ -16,6 +16,7 @@ from s1jax.config.model import ModelConfig
 from s1jax.model import cache as cache_lib
 from s1jax.model import embedding
 from s1jax.model.attention import cached, dispatch
+from s1jax.model.attention.rule import AttentionRule
 from s1jax.model.blocks import Part
 from s1jax.parallel.mesh import ROWS, TOKENS, WIDTH
 from s1jax.parallel.sharding import TABLE, key_head_shards, page_axes, page_sharding, places
@@ -45,18 +46,29 @@ def attend(mesh: Mesh, implementation: str) -> dispatch.Attend:
         return functools.partial(dispatch.attend, implementation=implementation)
     shards, tensor = mesh.shape[TOKENS], mesh.shape["tensor"]
 
-    def on_mesh(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
+    def on_mesh(
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        segment_ids: jax.Array,
+        *,
+        rule: AttentionRule | None = None,
+        sinks: jax.Array | None = None,
+    ) -> jax.Array:
         split_keys = key_head_shards(mesh, k.shape[2]) == tensor
         table = places(q.shape[1], shards)
 
-        def device(q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array) -> jax.Array:
+        def device(
+            q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array, sinks: jax.Array | None
+        ) -> jax.Array:
+            attend = functools.partial(dispatch.attend, implementation=implementation, rule=rule, sinks=sinks)
             if not split_keys:
                 k, v = (_own_heads(x, q.shape[2], tensor) for x in (k, v))
             if shards == 1:
-                return dispatch.attend(q, k, v, segment_ids, implementation)
+                return attend(q, k, v, segment_ids)
             k, v, whole_segment_ids = (_whole_rows(x, shards) for x in (k, v, segment_ids))
             part = Part(table, jax.lax.axis_index(TOKENS), whole_segment_ids)
-            return dispatch.attend(q, k, v, segment_ids, implementation, part=part)
+            return attend(q, k, v, segment_ids, part=part)
 
         heads = PartitionSpec(ROWS, TOKENS, "tensor")
         keys = heads if split_keys else PartitionSpec(ROWS, TOKENS)
@@ -64,10 +76,10 @@ def attend(mesh: Mesh, implementation: str) -> dispatch.Attend:
         return jax.shard_map(
             device,
             mesh=mesh,
-            in_specs=(heads, keys, keys, PartitionSpec(ROWS, TOKENS)),
+            in_specs=(heads, keys, keys, PartitionSpec(ROWS, TOKENS), PartitionSpec("tensor")),
             out_specs=heads,
             check_vma=False,
-        )(q, k, v, segment_ids)
+        )(q, k, v, segment_ids, sinks)
 
     return on_mesh
 
@@ -116,13 +128,23 @@ def attend_cached(
         return device
     rows, heads = page_axes(mesh, kv_heads, split_rows)
     tokens, pages = PartitionSpec(rows, None, heads), page_sharding(mesh, kv_heads, split_rows).spec
-    return jax.shard_map(
-        device,
-        mesh=mesh,
-        in_specs=(tokens, tokens, tokens, pages, PartitionSpec(), PartitionSpec(rows)),
-        out_specs=(tokens, pages),
-        check_vma=False,
-    )
+
+    def on_mesh(
+        *args: Any, rule: AttentionRule | None = None, sinks: jax.Array | None = None
+    ) -> tuple[jax.Array, cache_lib.Pages]:
+        def with_rule(*args: Any) -> tuple[jax.Array, cache_lib.Pages]:
+            *others, sinks = args
+            return device(*others, rule=rule, sinks=sinks)
+
+        return jax.shard_map(
+            with_rule,
+            mesh=mesh,
+            in_specs=(tokens, tokens, tokens, pages, PartitionSpec(), PartitionSpec(rows), PartitionSpec(heads)),
+            out_specs=(tokens, pages),
+            check_vma=False,
+        )(*args, sinks)
+
+    return on_mesh
 
 
 def copy_page(mesh: Mesh | None, kv_heads: int) -> Callable[..., Any]:

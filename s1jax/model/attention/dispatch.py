@@ -1,6 +1,7 @@
 """Attention over whole rows, as in training: picks one of the kernels of this folder, then calls it.
 
-Axis letters: B batch, T query length, S key length, N query heads, K key/value heads, G = N / K, H head dimension.
+Axis letters: B batch, T query length, S key length, N query heads, K key/value heads, G = N / K, H head dimension of
+queries and keys, Hv that of values.
 """
 
 from __future__ import annotations
@@ -10,15 +11,19 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from s1jax.model.attention import chunked, fused, xla
+from s1jax.model.attention import rule as rule_lib
+from s1jax.model.attention.rule import AttentionRule
 from s1jax.model.blocks import Part
 
 _BLOCK = 512
+_SMALLEST_BLOCK = 128  # of layers with a window: two blocks in a window leave out most keys that no query sees
 
-# (q [B, T, N, H], k [B, T, K, H], v [B, T, K, H], segment_ids [B, T]) -> [B, T, N, H], as the decoder calls it:
-# `attend` on one device, and what `s1jax.parallel.ops.attend` makes of it on a mesh.
-Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+# (q [B, T, N, H], k [B, T, K, H], v [B, T, K, Hv], segment_ids [B, T], *, rule, sinks) -> [B, T, N, Hv], as the decoder
+# calls it: `attend` on one device, and what `s1jax.parallel.ops.attend` makes of it on a mesh.
+Attend = Callable[..., jax.Array]
 
 
 def attend(
@@ -29,26 +34,35 @@ def attend(
     implementation: str = "xla",
     *,
     part: Part | None = None,
+    rule: AttentionRule | None = None,
+    sinks: jax.Array | None = None,
 ) -> jax.Array:
     """Causal attention within segments.
 
     Args:
       q: [B, T, N, H].
       k: [B, S, K, H]; query head n uses key head n // G.
-      v: [B, S, K, H].
+      v: [B, S, K, Hv].
       segment_ids: int32 [B, T]; a token sees earlier tokens of its own segment and itself.
       implementation: `xla`, einsums that materialise scores of [B, N, T / 4, S] (`xla.py`); `chunked`, memory linear
         in S on any backend (`chunked.py`); `splash` and `cudnn` (`fused.py`) and `flash` (`flash.py`) if `choose`
         allows them.
       part: which queries of a row these are; None: they are the row, S = T. Otherwise they are two runs of T / 2
         neighbours, which together see half of all keys (`s1jax.parallel.sharding.places`).
+      rule: scale, window and softcap of scores; None: scores are multiplied by H**-0.5.
+      sinks: [N], a logit of each query head that takes part in the softmax and is dropped; None: there are none.
 
     Returns:
-      [B, T, N, H] in the dtype of `q`; softmax in float32.
+      [B, T, N, Hv] in the dtype of `q`; softmax in float32.
 
     Raises:
       ValueError: for an unknown implementation.
     """
+    rule = rule_lib.or_plain(rule, q.shape[-1])
+    if implementation in ("cudnn", "splash", "flash") and (not rule.is_plain or sinks is not None):
+        raise ValueError(
+            f"attention implementation {implementation!r} has no windows, softcaps or sinks; use 'chunked'"
+        )
     if implementation == "cudnn":
         if part is not None:
             raise ValueError("attention implementation 'cudnn' has no part of a row; use 'flash'")
@@ -60,18 +74,43 @@ def attend(
 
         return flash.attend(q, k, v, segment_ids, part)
     if implementation == "chunked":
-        batch, length, _, head_dim = q.shape
-        # A block may not cross the border between two runs.
-        block = min(_BLOCK, length) if part is None else math.gcd(_BLOCK, length // 2)
-        places = jnp.arange(length) if part is None else part.own
-        key_segment_ids = segment_ids if part is None else part.segment_ids
-        grouped = (q * head_dim**-0.5).reshape(batch, length, k.shape[2], -1, head_dim)
-        segments = (segment_ids, key_segment_ids)
-        return chunked.attend(grouped, k, v, *segments, places[::block] // block, block).reshape(q.shape)
+        return _chunked(q, k, v, segment_ids, part, rule, sinks)
     if implementation == "xla":
-        return xla.attend(q, k, v, segment_ids, part)
+        return xla.attend(q, k, v, segment_ids, part, rule=rule, sinks=sinks)
     known = "xla, chunked, splash, cudnn or flash"
     raise ValueError(f"attention implementation {implementation!r} is unknown; use {known}")
+
+
+def _chunked(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segment_ids: jax.Array,
+    part: Part | None,
+    rule: AttentionRule,
+    sinks: jax.Array | None,
+) -> jax.Array:
+    """`attend` by `chunked.attend`."""
+    batch, length, heads, head_dim = q.shape
+    most = _BLOCK if not rule.window else min(_BLOCK, max(_SMALLEST_BLOCK, rule.window // 2))
+    # A block may not cross the border between two runs.
+    block = min(most, length) if part is None else math.gcd(most, length // 2)
+    places = jnp.arange(length) if part is None else part.own
+    key_segment_ids = segment_ids if part is None else part.segment_ids
+    tables = np.arange(length)[None] if part is None else part.places
+    pairs = chunked.count_pairs(tables[:, ::block] // block, block, rule.window)
+    grouped = (q * rule.scale).reshape(batch, length, k.shape[2], -1, head_dim)
+    out = chunked.attend(
+        grouped,
+        k,
+        v,
+        segment_ids,
+        key_segment_ids,
+        places[::block] // block,
+        None if sinks is None else sinks.astype(jnp.float32).reshape(k.shape[2], -1),
+        chunked.Shape(block, pairs, rule.window, rule.softcap),
+    )
+    return out.reshape(batch, length, heads, v.shape[-1])
 
 
 def choose(asked: str, platform: str, dtype: str, packed: bool, sequence: int, head_dim: int) -> tuple[str, str | None]:

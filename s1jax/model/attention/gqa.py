@@ -6,60 +6,76 @@ Axis letters: B batch, T length, D model, N query heads, K key/value heads, H he
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
 from s1jax.config.layers import GQA
 from s1jax.model import cache as cache_lib
 from s1jax.model import rope
+from s1jax.model.attention import rule as rule_lib
 from s1jax.model.attention.cached import AttendCached
 from s1jax.model.attention.dispatch import Attend
 from s1jax.model.linear import Projection
 from s1jax.model.norms import RMSNorm
 
 
+class Sinks(nnx.Module):
+    """A logit of each query head that takes part in the softmax and is dropped, [N]."""
+
+    def __init__(self, num_heads: int, dtype: DTypeLike):
+        self.logits = nnx.Param(jnp.zeros((num_heads,), dtype))
+
+
 class GroupedQueryAttention(nnx.Module):
     """The attention of one layer: projections, norms, rotation; the kernel that attends is handed in."""
 
     def __init__(self, spec: GQA, d_model: int, norm_eps: float, dtype: DTypeLike, rngs: nnx.Rngs):
+        self.rule, self.rope = rule_lib.of(spec), spec.rope
         d, n, k, h = d_model, spec.num_heads, spec.num_kv_heads, spec.head_dim
         self.query = Projection((d,), (n, h), dtype, rngs, spec.qkv_bias)
         self.key = Projection((d,), (k, h), dtype, rngs, spec.qkv_bias)
         self.value = Projection((d,), (k, h), dtype, rngs, spec.qkv_bias)
-        self.out = Projection((n, h), (d,), dtype, rngs)
+        self.out = Projection((n, h), (d,), dtype, rngs, spec.out_bias)
+        self.sinks = Sinks(n, dtype) if spec.sinks else None
         self.query_norm = RMSNorm(h, norm_eps, dtype) if spec.qk_norm else None
         self.key_norm = RMSNorm(h, norm_eps, dtype) if spec.qk_norm else None
 
     def __call__(
         self,
         x: jax.Array,
-        angles: rope.Angles,
+        positions: rope.Positions,
         segment_ids: jax.Array,
         attend: Attend,
         merge_batch_and_seq: bool,
     ) -> jax.Array:
         """[B, T, D] -> [B, T, D]; every token sees its own segment up to itself."""
-        attended = attend(*self._qkv(x, angles, merge_batch_and_seq), segment_ids)
+        q, k, v = self._qkv(x, positions, merge_batch_and_seq)
+        attended = attend(q, k, v, segment_ids, rule=self.rule, sinks=self._sinks())
         return self.out(attended, merge_batch_and_seq)
 
     def cached(
         self,
         x: jax.Array,
-        angles: rope.Angles,
+        positions: rope.Positions,
         attend: AttendCached,
         pages: cache_lib.Pages,
         layer: jax.Array | int | None,
         new: cache_lib.NewTokens,
     ) -> tuple[jax.Array, cache_lib.Pages]:
         """Appends the tokens of `x` [B, T, D] to layer `layer` of stacked pages, or to the layer's own, and attends."""
-        attended, pages = attend(*self._qkv(x, angles), pages, layer, new)
+        attended, pages = attend(*self._qkv(x, positions), pages, layer, new, rule=self.rule, sinks=self._sinks())
         return self.out(attended), pages
 
     def _qkv(
-        self, x: jax.Array, angles: rope.Angles, merge_batch_and_seq: bool = True
+        self, x: jax.Array, positions: rope.Positions, merge_batch_and_seq: bool = True
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """[B, T, D] -> rotated queries [B, T, N, H], rotated keys and values [B, T, K, H]."""
         q, k, v = (projection(x, merge_batch_and_seq) for projection in (self.query, self.key, self.value))
         if self.query_norm is not None and self.key_norm is not None:
             q, k = self.query_norm(q), self.key_norm(k)
-        return rope.rotate(q, angles), rope.rotate(k, angles), v
+        return positions.rotate(q, self.rope), positions.rotate(k, self.rope), v
+
+    def _sinks(self) -> jax.Array | None:
+        """[N]."""
+        return None if self.sinks is None else self.sinks.logits[...]

@@ -28,6 +28,8 @@ _PROGRAMS = 512  # of one call: about four for each of an H100's 132 processors
 
 def can_read(pages: cache_lib.Pages) -> bool:
     """Whether blocks of these pages can be operands of a product: H and P are powers of two of at least 16."""
+    if pages.values is None:
+        return False
     sizes = (pages.values.shape[-1], pages.page_size)
     return all(size >= flash.SMALLEST and size & (size - 1) == 0 for size in sizes)
 
