@@ -3,7 +3,7 @@
     python examples/your_own_chat_format.py
 
 A chat format says which strings surround question, thinking and answer. Training writes them, sampling forces them. To
-add one for good, put it into FORMATS of s1jax/text/chat.py. Then `--config.chat=NAME` trains with it, and the
+add one for good, put it into FORMATS of s1jax/text/formats.py. Then `--config.chat=NAME` trains with it, and the
 checkpoint keeps it. The delimiters may be special tokens or plain text, but every string must be writable in the
 tokenizer's vocabulary: that of the embedded task has few words.
 """

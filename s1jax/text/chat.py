@@ -1,4 +1,4 @@
-"""Encodes question, trace and answer in a chat format; the only file with template strings.
+"""Encodes question, trace and answer in a chat format (`s1jax.text.formats`).
 
 In every format the text is
 
@@ -25,188 +25,18 @@ import itertools
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
 
 import numpy as np
 
 from s1jax.errors import UserError
 from s1jax.text.backends import Piece
 from s1jax.text.delimiters import Delimiters
+from s1jax.text.formats import FORMATS as FORMATS
+from s1jax.text.formats import ChatFormat as ChatFormat
+from s1jax.text.formats import system_turn as system_turn
+from s1jax.text.formats import with_effort as with_effort
+from s1jax.text.formats import with_system as with_system
 from s1jax.text.tokenizer import Tokenizer
-
-
-@dataclasses.dataclass(frozen=True)
-class ChatFormat:
-    """The strings around a question, a trace and an answer.
-
-    Attributes:
-      before_question: from the start of the text to the question.
-      after_question: from the question to the end of the assistant header.
-      think_start: delimiter before the trace; forced when sampling. May be several tokens.
-      think_end: delimiter between trace and answer. When its first token is sampled, thinking ends.
-      turn_end: the single token that ends the answer.
-      special: strings that the tokenizer must have as single tokens; otherwise the format is refused.
-      after_think_start: between think_start and the trace.
-      before_think_end: between the trace and think_end.
-      after_think_end: between think_end and the answer.
-      after_turn: after turn_end, unsupervised.
-      answer_prefix: put before an answer that does not contain it.
-      final_answer: forced after think_end when thinking is cut.
-      stop: more tokens that end an answer, if the tokenizer has them.
-      system_start: from the start of the text to a system prompt. If it and `system_end` are empty, a format with
-        ChatML's user turn uses ChatML's system turn; other formats refuse a system prompt.
-      system_end: from a system prompt to the question. The two replace before_question, which contains the format's
-        default system turn.
-      earlier_thinking: what becomes of the thinking of earlier assistant messages of a conversation. `keep`: all of it
-        stays. `last_turn`: only what follows the last user message. `drop`: nothing. Empty, as in checkpoints of
-        earlier releases: decided by `earlier_thinking`.
-      token_instruction: appended to a question to limit the thinking tokens; `{tokens}` is replaced by the limit,
-        `{log2}` by its base-2 logarithm.
-      step_instruction: appended to a question to limit the steps; `{steps}` is replaced by the limit.
-      step_header: before each step of a trace; counts down to 1 with `{steps}`.
-      short_instruction: appended to a question to ask for short thinking.
-      long_instruction: appended to a question to ask for long thinking.
-
-    The instructions are those of the paper (arXiv 2501.19393, appendix E.1 and figure 10) as its released evaluation
-    has them (github.com/simplescaling/s1, eval/lm-evaluation-harness/lm_eval/tasks/aime). There a step begins with
-    `<|im_start|>` as well. Here that token ends thinking, so the header is plain text.
-    """
-
-    before_question: str
-    after_question: str
-    think_start: str
-    think_end: str
-    turn_end: str
-    special: tuple[str, ...]
-    after_think_start: str = "\n"
-    before_think_end: str = "\n"
-    after_think_end: str = "\n"
-    after_turn: str = "\n"
-    answer_prefix: str = ""
-    final_answer: str = "\nFinal Answer:"
-    stop: tuple[str, ...] = ("<|endoftext|>",)
-    system_start: str = ""
-    system_end: str = ""
-    earlier_thinking: Literal["", "keep", "last_turn", "drop"] = ""
-    token_instruction: str = "\n\nThink for up to {tokens} tokens."
-    step_instruction: str = "\n\nThink for up to {steps} steps."
-    step_header: str = "{steps} steps left\n"
-    short_instruction: str = (
-        "\n\nAnswer after a short amount of thinking. Do not spend excessive time double-checking your work."
-    )
-    long_instruction: str = (
-        "\n\nAnswer after a long amount of thinking. If you feel like you are finished early, spend the extra time"
-        " trying to double-check your work until you are absolutely sure that you have the correct answer."
-    )
-
-
-_CHATML_USER = "<|im_start|>user\n"
-_CHATML_SYSTEM = ("<|im_start|>system\n", f"<|im_end|>\n{_CHATML_USER}")
-_CHATML = ChatFormat(
-    before_question=_CHATML_USER,
-    after_question="<|im_end|>\n<|im_start|>assistant\n",
-    think_start="<|im_start|>think",
-    think_end="<|im_start|>answer",
-    turn_end="<|im_end|>",
-    special=("<|im_start|>", "<|im_end|>"),
-    answer_prefix="Answer: ",
-    system_start=_CHATML_SYSTEM[0],
-    system_end=_CHATML_SYSTEM[1],
-    earlier_thinking="keep",
-)
-
-
-def system_turn(fmt: ChatFormat) -> tuple[str, str]:
-    """Returns the strings around a system prompt: from the start of the text to it, and from it to the question.
-
-    Formats of checkpoints from earlier releases lack these fields; ChatML is recognised by its user turn.
-
-    Raises:
-      UserError: if the format has no system turn.
-    """
-    if fmt.system_start or fmt.system_end:
-        return fmt.system_start, fmt.system_end
-    if fmt.before_question.endswith(_CHATML_USER):
-        return _CHATML_SYSTEM
-    raise UserError(
-        f"the chat format, whose prompts begin {fmt.before_question + '...'!r}, has no system turn; leave out `system`,"
-        " or write it into the question."
-    )
-
-
-def with_system(fmt: ChatFormat, system: str) -> ChatFormat:
-    """Returns the format with another default system prompt.
-
-    Raises:
-      UserError: if the format has no system turn.
-    """
-    start, end = system_turn(fmt)
-    return dataclasses.replace(fmt, before_question=start + system + end)
-
-
-_QWEN_SYSTEM = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."
-
-FORMATS: dict[str, ChatFormat] = {
-    # The paper's: ChatML with the system turn that Qwen2.5's template adds by default.
-    "s1": with_system(_CHATML, _QWEN_SYSTEM),
-    # The same without a system turn: Countdown, SmolLM2.
-    "s1_plain": _CHATML,
-    # Countdown with instructions in its own few symbols, which have no number above 99.
-    "countdown": dataclasses.replace(
-        _CHATML,
-        token_instruction="\nthink {log2}",
-        step_instruction="\ntry {steps}",
-        step_header="{steps}:\n",
-        short_instruction="\nthink no Wait",
-        long_instruction="\nthink Wait",
-    ),
-    # Qwen3: ChatML with <think>...</think>.
-    "think": dataclasses.replace(
-        _CHATML,
-        think_start="<think>",
-        think_end="</think>",
-        special=("<|im_start|>", "<|im_end|>", "<think>", "</think>"),
-        after_think_end="\n\n",
-        answer_prefix="",
-        earlier_thinking="last_turn",
-    ),
-    # DeepSeek-R1 and its distillations.
-    "think_r1": ChatFormat(
-        before_question="<｜begin▁of▁sentence｜><｜User｜>",
-        after_question="<｜Assistant｜>",
-        think_start="<think>",
-        think_end="</think>",
-        turn_end="<｜end▁of▁sentence｜>",
-        special=(
-            "<｜begin▁of▁sentence｜>",
-            "<｜User｜>",
-            "<｜Assistant｜>",
-            "<｜end▁of▁sentence｜>",
-            "<think>",
-            "</think>",
-        ),
-        after_think_end="\n\n",
-        after_turn="",
-        # DeepSeek's template puts a system prompt between the first token and the user's.
-        system_start="<｜begin▁of▁sentence｜>",
-        system_end="<｜User｜>",
-        earlier_thinking="drop",
-    ),
-    # The plain text that the Countdown base model was trained on: it has never seen a chat symbol.
-    "countdown_base": ChatFormat(
-        before_question="",
-        after_question="",
-        think_start="\n",
-        think_end="Final",
-        turn_end="<|endoftext|>",
-        special=("<|endoftext|>",),
-        after_think_start="",
-        after_think_end=" ",
-        after_turn="",
-        answer_prefix="Answer: ",
-        final_answer=" Answer:",
-    ),
-}
 
 
 def check(tokenizer: Tokenizer, fmt: ChatFormat) -> None:

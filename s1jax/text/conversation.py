@@ -1,16 +1,16 @@
 """Encodes conversations of several messages in a chat format.
 
-A conversation is written as the published chat templates write it: Qwen2.5's for `s1` and `s1_plain`, Qwen3's for
-`think`, DeepSeek-R1's for `think_r1`. Thinking of earlier assistant messages:
+A conversation is written as the published chat template of the format's models writes it. Thinking of earlier assistant
+messages (`ChatFormat.earlier_thinking`):
 
-- `think`: kept only after the last user message, where a model has called tools. The rest of it is dropped.
-- `think_r1`: dropped.
-- `s1`, `s1_plain`, `countdown`: kept, where a message has it. No published template says what to do. Kept thinking is
-  what these models were trained to write before an answer, and the prompt of a turn then begins with all tokens of the
-  turn before it, prompt and sample, so that a prefix cache holds them.
+- `last_turn`: kept only after the last user message, where a model has called tools. The rest of it is dropped.
+- `drop`: dropped.
+- `keep`: kept, where a message has it. Most of these models have no template that says what to do. Kept thinking is
+  what they were trained to write before an answer, and the prompt of a turn then begins with all tokens of the turn
+  before it, prompt and sample, so that a prefix cache holds them.
 
-Assistant messages without thinking have their content alone. Where an assistant message of the first two formats has
-its thinking inside the content, up to `</think>`, it is taken from there, as the templates do.
+Assistant messages without thinking have their content alone. Where an assistant message of the first two has its
+thinking inside the content, up to `think_end`, it is taken from there, as the templates do.
 
 All text of messages is encoded as text: special tokens written in it stay text.
 """
@@ -42,6 +42,7 @@ class Turns:
       user: before a user's text. Empty if the format has one turn only.
       user_end: after a user's text.
       assistant: before the text of the assistant, thinking included.
+      answer: between `assistant` and a text without thinking.
       end: after the text of the assistant.
     """
 
@@ -49,21 +50,24 @@ class Turns:
     user: str
     user_end: str
     assistant: str
+    answer: str
     end: str
 
 
 def turns(fmt: ChatFormat) -> Turns:
     """Returns the strings around messages, as the prompt for one question has them."""
-    end = fmt.turn_end + fmt.after_turn
-    try:
-        user = chat.system_turn(fmt)[1].removeprefix(end)
-    except UserError:
-        user = fmt.before_question
+    end = fmt.earlier_end or fmt.turn_end + fmt.after_turn
+    user = fmt.user_start
+    if not user:
+        try:
+            user = chat.system_turn(fmt)[1].removeprefix(end)
+        except UserError:
+            user = fmt.before_question
     user_end = end if fmt.after_question.startswith(end) else ""
     assistant = fmt.after_question.removeprefix(user_end)
     if not assistant or not fmt.before_question.endswith(user):
         user = ""
-    return Turns(fmt.before_question.removesuffix(user), user, user_end, assistant, end)
+    return Turns(fmt.before_question.removesuffix(user), user, user_end, assistant, fmt.earlier_start, end)
 
 
 def earlier_thinking(fmt: ChatFormat) -> str:
@@ -169,9 +173,16 @@ def _parts(
             " or a checkpoint with another chat format."
         )
     parts = [_start(fmt, system, tools)]
+    opened = bool(system or tools) and system_opens_turn(fmt)
+    if opened and messages[0].role != "user":
+        raise UserError(
+            "the chat format writes a system prompt into the first question; begin the conversation with a message of"
+            " the user, or leave out the system prompt."
+        )
     for i, message in enumerate(messages):
         if message.role == "user":
-            parts[-1] += [own(strings.user), Piece(message.content), own(strings.user_end)]
+            begin = "" if opened and i == 0 else strings.user
+            parts[-1] += [own(begin), Piece(message.content), own(strings.user_end)]
         elif message.role == "assistant":
             first, *more = _assistant(fmt, message, keep=i > kept_after)
             parts[-1] += [own(strings.assistant), *first]
@@ -218,7 +229,8 @@ def _assistant(fmt: ChatFormat, message: Message, *, keep: bool) -> list[list[Pi
             content = content.lstrip("\n")
     calls = tools_lib.calls(content, message.tool_calls)
     if not keep or thinking is None or (how == "last_turn" and not thinking):
-        return [[Piece(content), *calls, own(fmt.turn_end + fmt.after_turn)]]
+        strings = turns(fmt)
+        return [[own(strings.answer), Piece(content), *calls, own(strings.end)]]
     if how == "last_turn":  # Qwen3's template strips newlines alone
         trace = [own(fmt.after_think_start), Piece(thinking.strip("\n")), own(fmt.before_think_end)]
         content = content.lstrip("\n")
@@ -231,9 +243,13 @@ def _assistant(fmt: ChatFormat, message: Message, *, keep: bool) -> list[list[Pi
         trace,
         [own(fmt.think_end)],
         [own(fmt.after_think_end), Piece(content), *calls],
-        [own(fmt.turn_end)],
-        [own(fmt.after_turn)],
+        *([[own(fmt.earlier_end)]] if fmt.earlier_end else [[own(fmt.turn_end)], [own(fmt.after_turn)]]),
     ]
+
+
+def system_opens_turn(fmt: ChatFormat) -> bool:
+    """Whether a system prompt stands in the turn of the first question (Gemma 3)."""
+    return not chat.system_turn(fmt)[1].endswith(turns(fmt).user)
 
 
 def later_system(fmt: ChatFormat) -> str:

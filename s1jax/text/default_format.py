@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 
@@ -24,13 +25,33 @@ _PROMPT = re.compile(
 )
 
 
+# Chat formats and texts that only their models' templates hold, or those that s1jax exports; the first that fit.
+_MARKS = (
+    ("deepseek_v3", ("<｜Assistant｜>", "thinking is defined")),
+    ("deepseek_v3", ("<｜Assistant｜>", '{{- "</think>" -}}')),
+    ("think_r1", ("<｜Assistant｜>",)),
+    ("harmony", ("<|channel|>analysis<|message|>",)),
+    ("gemma2", ("<start_of_turn>", "System role not supported")),
+    ("gemma2", ("<start_of_turn>", "this chat format has no system turn")),
+    ("gemma3", ("<start_of_turn>",)),
+    ("llama3", ("<|start_header_id|>",)),
+    ("phi4", ("<|im_sep|>",)),
+    ("phi4_mini", ("<|assistant|>", "<|end|>")),
+    ("ministral3", ("[THINK]", "[INST]")),
+    ("smollm3", ("<|im_start|>", "Reasoning Mode")),
+    ("olmo3", ("<|im_start|>", "<think>", "<functions>")),
+)
+_DATES = re.compile(r"(Current date|Today Date): .*\n")
+
+
 def choose(tokenizer: Tokenizer) -> tuple[str, ChatFormat, str]:
     """Returns the name of a chat format, the format, and one sentence on why it was chosen.
 
-    A template with DeepSeek's tokens gives `think_r1`. A template with ChatML's tokens gives `think` if it ends
-    thinking with `</think>`, else `s1` if its default system prompt is Qwen2.5's, else `s1_plain`; the format gets the
-    system prompt that the template adds by itself, or none. A tokenizer without a template that has ChatML's tokens
-    gets `s1_plain`. A format is chosen only if its delimiters are special or added tokens of the tokenizer.
+    A template that holds the marks of a published one gives that format, with what the template writes before a
+    question. Another template with ChatML's tokens gives `think` if it ends thinking with `</think>`, else `s1` if its
+    default system prompt is Qwen2.5's, else `s1_plain`; the format gets the system prompt that the template adds by
+    itself, or none. A tokenizer without a template that has ChatML's tokens gets `s1_plain`. A format is chosen only if
+    its delimiters are special or added tokens of the tokenizer.
 
     The sentence says if the template renders a prompt differently from the format. It also says if jinja2 is missing,
     so that only the source of the template was searched.
@@ -40,8 +61,13 @@ def choose(tokenizer: Tokenizer) -> tuple[str, ChatFormat, str]:
     """
     template = read_template(tokenizer)
     marks = template or ""
-    if "<｜Assistant｜>" in marks and _has(tokenizer, "think_r1"):
-        return "think_r1", FORMATS["think_r1"], "the tokenizer's chat template is DeepSeek-R1's"
+    for name, all_of in _MARKS:
+        if all(mark in marks for mark in all_of) and _has(tokenizer, name):
+            rendered = _render(marks, tokenizer)
+            if name == "phi4_mini" and "<|user|>\n" in (marks.replace("\\n", "\n") if rendered is None else rendered):
+                name = "phi3"
+            fmt, doubt = _as_rendered(FORMATS[name], rendered)
+            return name, fmt, f"the tokenizer's chat template is that of `{name}`{doubt}"
     if "<|im_start|>" in marks and _has(tokenizer, "s1_plain"):
         system, doubt = _default_system(marks, tokenizer)
         name = "think" if "</think>" in marks and _has(tokenizer, "think") else "s1_plain"
@@ -60,6 +86,24 @@ def choose(tokenizer: Tokenizer) -> tuple[str, ChatFormat, str]:
         f"--chat is needed: the tokenizer {problem}, and it lacks the tokens <|im_start|> and <|im_end|>; "
         + (f"it can write the formats {', '.join(able)}." if able else "add the tokens of a format to the tokenizer.")
     )
+
+
+def _as_rendered(fmt: ChatFormat, rendered: str | None) -> tuple[ChatFormat, str]:
+    """Returns a format with what its template writes before a question, and a phrase on any doubt about it."""
+    if rendered is None:
+        return fmt, ", by its source alone: it was not rendered"
+    before, question, after = rendered.partition(_PROBE)
+    if not question or not after.startswith(fmt.after_question.rstrip()):
+        begun = rendered if len(rendered) <= 160 else rendered[:160] + "..."
+        return fmt, f", but it writes a question as {begun!r}, which this format does not"
+    dated, own = (_DATES.sub("", text) for text in (before, fmt.before_question))
+    first = next(token for token in fmt.special if fmt.before_question.startswith(token))
+    if own in (dated, first + dated):  # without the first token where the tokenizer does not name it
+        return fmt, ""
+    if not dated.endswith(fmt.user_start) or dated != before:
+        return fmt, f", but it begins {before!r}, and this format {fmt.before_question!r}"
+    before = before if before.startswith(first) else first + before
+    return dataclasses.replace(fmt, before_question=before), f", and begins {before!r}"
 
 
 def _default_system(template: str, tokenizer: Tokenizer) -> tuple[str, str]:

@@ -48,6 +48,7 @@ _TEMPLATE = """\
 {%- endif -%}
 {%- set content = content | trim -%}
 {%- endif -%}
+@ANSWER@
 {{- content -}}
 @CALLS@
 {{- @TURN_END@ -}}
@@ -115,6 +116,17 @@ _NO_TOOLS = {
     "NO_RESULT": "",
 }
 
+# Of a format that writes a system prompt into the first question.
+_FIRST_IS_USER = """\
+{%- if turns and turns[0]['role'] != 'user' -%}
+{{- raise_exception('the first message after a system prompt must be of the user') -}}
+{%- endif -%}
+"""
+_OPENED = """\
+{%- if not loop.first or turns | length == messages | length or not messages[0]['content'] -%}
+@USER@
+{%- endif -%}"""
+
 # How an assistant message that is not the last one is written, by `ChatFormat.earlier_thinking`.
 _EARLIER = {
     "keep": """\
@@ -151,7 +163,7 @@ def to_jinja(fmt: ChatFormat) -> str:
 
     With `add_generation_prompt` it ends with think_start, which s1jax forces after every prompt. A `system` message
     replaces the format's own system prompt. A last assistant message with `reasoning_content` is rendered as a training
-    row is; one without has its content alone.
+    row is; one without has its content alone. Where the format has efforts, `reasoning_effort` of the call chooses one.
     """
     strings = conversation.turns(fmt)
     values = {
@@ -163,10 +175,14 @@ def to_jinja(fmt: ChatFormat) -> str:
         "DELIMITER": fmt.think_end,
         "PREFIX_WORD": fmt.answer_prefix.strip(),
         "PREFIX": fmt.answer_prefix,
-        "TURN_END": strings.end,
-        "START": strings.start,
     }
     values = {name: _quoted(value) for name, value in values.items()}
+    values |= {"START": _with_effort(fmt, strings.start), "TURN_END": _quoted(strings.end), "ANSWER": ""}
+    if fmt.earlier_end:
+        values["TURN_END"] = f"({_quoted(fmt.turn_end + fmt.after_turn)} if loop.last else {_quoted(strings.end)})"
+    if strings.answer:  # such formats drop the thinking of earlier messages
+        written = f"{{{{- {_quoted(strings.answer)} -}}}}"
+        values["ANSWER"] = "{%- if not loop.last or trace is not string -%}" + written + "{%- endif -%}"
     values |= _system_and_user(fmt, strings)
     tools = _NO_TOOLS
     if conversation.has_tools(fmt):
@@ -205,15 +221,30 @@ def _system_and_user(fmt: ChatFormat, strings: Turns) -> dict[str, str]:
     later = "{{- raise_exception('a system message must be the first') -}}"
     try:
         start, end = chat.system_turn(fmt)
-        system = _around("messages[0]", start, end.removesuffix(strings.user))
-        later = _around("message", conversation.later_system(fmt), strings.end)
+        system = _around("messages[0]", _with_effort(fmt, start), _quoted(end.removesuffix(strings.user)))
+        if conversation.system_opens_turn(fmt):
+            system = _FIRST_IS_USER + system
+            user = _OPENED.replace("@USER@", user)
+        later = _around("message", _quoted(conversation.later_system(fmt)), _quoted(strings.end))
     except UserError:
         pass
     return {"SYSTEM": system, "USER": user, "LATER_SYSTEM": later}
 
 
 def _around(message: str, start: str, end: str) -> str:
-    return f"{{{{- {_quoted(start)} + {message}['content'] + {_quoted(end)} -}}}}"
+    return f"{{{{- {start} + {message}['content'] + {end} -}}}}"
+
+
+def _with_effort(fmt: ChatFormat, text: str) -> str:
+    """Returns a string as an expression in which a call's `reasoning_effort` takes the place of the format's effort."""
+    before, line, after = (
+        text.partition(fmt.effort_line.replace("{effort}", fmt.effort)) if fmt.effort else (text, "", "")
+    )
+    if not line:
+        return _quoted(text)
+    ahead, behind = fmt.effort_line.split("{effort}")
+    effort = f"(reasoning_effort if reasoning_effort is string else {_quoted(fmt.effort)})"
+    return f"{_quoted(before + ahead)} + {effort} + {_quoted(behind + after)}"
 
 
 def _quoted(text: str) -> str:

@@ -169,7 +169,9 @@ def test_every_field_of_the_format_is_live(tokenizer):
         row = [part.tolist() for part in chat.encode_row(tokenizer, fmt, "q", "t", "a")]
         row += [chat.encode_prompt(tokenizer, fmt, "q", "s")]
         said = [Message("user", "q"), Message("assistant", "a", thinking="t"), Message("user", "q")]
+        said += [Message("assistant", "a"), Message("user", "q")]
         row += [conversation.encode(tokenizer, fmt, said)] if conversation.turns(fmt).user else []
+        row += [chat.encode_prompt(tokenizer, chat.with_effort(fmt, "high"), "q")] if "high" in fmt.efforts else []
         asked = [("token", 8), ("step", 8), ("class", "short"), ("class", "long")]
         row += [chat.instruct(tokenizer, fmt, "q", *what) for what in asked] + [chat.headed(fmt, ["a", "b"])]
         try:
@@ -177,9 +179,16 @@ def test_every_field_of_the_format_is_live(tokenizer):
         except UserError as error:
             return row, str(error)
 
-    base = chat.FORMATS["s1_plain"]
+    base = dataclasses.replace(
+        chat.FORMATS["s1_plain"],
+        before_question="effort low\n<|im_start|>user\n",
+        effort="low",
+        efforts=("low", "high"),
+        effort_line="effort {effort}",
+    )
     for field in dataclasses.fields(base):
         others = {"stop": ("<think>",), "special": ("<|nowhere|>",), "turn_end": "</think>", "earlier_thinking": "drop"}
+        others["efforts"] = ("low",)
         other = others.get(field.name, "<think>")
         assert outcome(dataclasses.replace(base, **{field.name: other})) != outcome(base), field.name
 

@@ -19,8 +19,12 @@ from s1jax.text.tools import ToolCall
 from tests.text.conftest import ADDED, SPECIAL, shared
 
 WITH_TURNS = [name for name in chat.FORMATS if name != "countdown_base"]
+LATER_SYSTEMS = ("s1", "s1_plain", "countdown", "think", "phi3", "phi4", "phi4_mini")  # have a turn for them
 R1_TOKENS = [token for token in chat.FORMATS["think_r1"].special if not token.endswith("think>")]
-HOSTILE = [*SPECIAL, *R1_TOKENS, "<think>", "</think>", "<tool_call>", "</tool_response>"]
+# Special tokens of all formats that Qwen's tokenizer lacks.
+MORE = [token for fmt in chat.FORMATS.values() for token in fmt.special if token not in SPECIAL + ADDED]
+MORE = list(dict.fromkeys([*R1_TOKENS, *MORE]))
+HOSTILE = [*SPECIAL, *MORE, "<think>", "</think>", "<tool_call>", "</tool_response>"]
 WORDS = ["Make 21", "no", " so", "\n", "\n\n", "  ", "世界", "😀", "12", "user", "\n</", "assistant\n", "{}", "é"]
 # Qwen2.5's template and DeepSeek-R1's without their branches for tools.
 QWEN25 = (
@@ -47,10 +51,12 @@ USER, SAID = Message("user", "q"), Message("assistant", "a")
 
 @pytest.fixture(scope="module")
 def spec() -> dict:
-    """Qwen's tokenizer with DeepSeek's special tokens added."""
+    """Qwen's tokenizer with the special tokens of all formats added."""
     spec = json.loads((shared("data/qwen_tokenizer") / "tokenizer.json").read_text())
     fixed = dict(single_word=False, lstrip=False, rstrip=False, normalized=False, special=True)
-    spec["added_tokens"] += [dict(id=151669 + i, content=token, **fixed) for i, token in enumerate(R1_TOKENS)]
+    ids = dict(spec["model"]["vocab"])  # it has <s>
+    for token in MORE:
+        spec["added_tokens"].append(dict(id=ids.setdefault(token, 26 + len(ids)), content=token, **fixed))
     return spec
 
 
@@ -140,9 +146,8 @@ def as_dicts(messages: list[Message], name: str) -> list[dict]:
     """Messages for a template, text marked but for the `</think>` that its template looks for."""
     found = []
     for message in messages:
-        searched = message.role == "assistant" and (
-            name == "think_r1" or (name == "think" and message.thinking is None)
-        )
+        drops = chat.FORMATS[name].earlier_thinking == "drop" and name != "harmony"
+        searched = message.role == "assistant" and (drops or (name == "think" and message.thinking is None))
         content = _marked(message.content, but=("<think>", "</think>") if searched else ())
         found.append({"role": message.role, "content": content})
         if message.thinking is not None:
@@ -176,7 +181,11 @@ def test_the_ids_are_those_of_the_exported_template(qwen, reference, name):
     fmt = chat.FORMATS[name]
     render, rng = _compiled(template.to_jinja(fmt)), np.random.default_rng(1)
     for _ in range(50):
-        messages = random_messages(rng, later_systems=name != "think_r1")
+        messages = random_messages(rng, later_systems=name in LATER_SYSTEMS)
+        if name == "gemma2":
+            messages = [message for message in messages if message.role != "system"]
+        elif name == "gemma3" and [message.role for message in messages[:2]] == ["system", "assistant"]:
+            messages[1:1] = [USER]
         want = reference(render(messages=as_dicts(messages, name)))
         start = chat.encode_parts(qwen, [chat.own(fmt.think_start)])[0]
         assert conversation.encode(qwen, fmt, messages) + start == want, messages
@@ -299,11 +308,12 @@ def test_where_thinking_is_dropped_the_next_prompt_leaves_the_sample_at_think_st
     assert later[len(prompt) :][: len(qwen.encode(answer))] == qwen.encode(answer)
 
 
-@pytest.mark.parametrize("name", WITH_TURNS)
+@pytest.mark.parametrize("name", ["s1", "s1_plain", "countdown", "think", "think_r1"])
 def test_formats_of_earlier_releases(name):
     stored = schema.to_dict(chat.FORMATS[name])
     want = conversation.earlier_thinking(chat.FORMATS[name])
     assert want == {"think": "last_turn", "think_r1": "drop"}.get(name, "keep") == stored.pop("earlier_thinking")
+    del stored["user_start"], stored["earlier_start"], stored["earlier_end"], stored["efforts"], stored["effort_line"]
     old = schema.from_dict(chat.ChatFormat, stored)
     assert old.earlier_thinking == "" and conversation.earlier_thinking(old) == want
 
@@ -318,6 +328,10 @@ def test_formats_of_earlier_releases(name):
         ("s1", [USER, dataclasses.replace(SAID, tool_calls=[ToolCall("f")]), USER], "answer'.* has no place for tools"),
         ("think_r1", [USER, SAID, Message("tool", "2")], "whose thinking ends with '</think>', has no place for tools"),
         ("think_r1", [Message("system", "s"), USER, Message("system", "s"), USER], "one place for it, at the start"),
+        ("harmony", [Message("system", "s"), USER, Message("system", "s"), USER], "one place for it, at the start"),
+        ("harmony", [USER, SAID, Message("tool", "2")], "has no place for tools"),
+        ("gemma2", [Message("system", "s"), USER], "has no system turn"),
+        ("gemma3", [Message("system", "s"), SAID, USER], "writes a system prompt into the first question"),
     ],
 )
 def test_conversations_that_a_format_has_no_place_for(qwen, name, messages, said):
