@@ -14,6 +14,8 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+import jax
+
 from s1jax import perf
 from s1jax.errors import UserError
 from s1jax.plan import gpu_descriptions
@@ -126,28 +128,42 @@ def parse(text: str) -> Target:
 
 @contextlib.contextmanager
 def answering_for(target: Target) -> Iterator[None]:
-    """Emulates the GPU platform while a program is traced and lowered: answers JAX's questions about cuDNN.
+    """Emulates the GPU platform while a program is traced and lowered: answers JAX's questions about the GPU.
 
-    JAX has no public way to say that the target of the compiler has cuDNN.
+    JAX has no public way to say that the target of the compiler has cuDNN, or how many processors it has.
     """
     if target.platform != "cuda":
         yield
         return
     from jax._src.cudnn import fused_attention_stablehlo as cudnn
+    from jax.experimental.pallas.ops.gpu import transposed_ragged_dot_mgpu as weight_gradient
 
     answers = {
-        "check_cudnn_version": lambda: 91000,
-        "check_compute_capability": lambda capability: float(capability) <= 9.0,
-        "is_cuda_compute_capability_equal": lambda capability: float(capability) == 9.0,
+        (cudnn, "check_cudnn_version"): lambda: 91000,
+        (cudnn, "check_compute_capability"): lambda capability: float(capability) <= 9.0,
+        (cudnn, "is_cuda_compute_capability_equal"): lambda capability: float(capability) == 9.0,
+        (weight_gradient, "jax"): _JaxOnHopper(),
     }
-    asked = {name: getattr(cudnn, name) for name in answers}
+    asked = {(module, name): getattr(module, name) for module, name in answers}
     try:
-        for name, answer in answers.items():
-            setattr(cudnn, name, answer)
+        for (module, name), answer in answers.items():
+            setattr(module, name, answer)
         yield
     finally:
-        for name, function in asked.items():
-            setattr(cudnn, name, function)
+        for (module, name), function in asked.items():
+            setattr(module, name, function)
+
+
+class _JaxOnHopper:
+    """`jax` with a first device that has the processors of an H100 SXM."""
+
+    core_count = 132
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(jax, name)
+
+    def devices(self) -> list[_JaxOnHopper]:
+        return [self]
 
 
 def devices(target: Target) -> list[Any]:

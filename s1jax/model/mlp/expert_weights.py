@@ -1,0 +1,61 @@
+"""The weights of a layer's experts, and the activation between them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal, TypeVar
+
+import jax
+import jax.numpy as jnp
+
+from s1jax.model.linear import Weight
+
+Activation = Literal["silu", "clamped"]
+_LIMIT, _SLOPE = 7.0, 1.702  # of gpt-oss's activation
+_T = TypeVar("_T")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class ExpertWeights:
+    """Kernels of E experts, and their biases.
+
+    Attributes:
+      gate: [E, D, F], as all kernels of any type of `s1jax.model.linear.Weight` with an axis E before its others.
+      up: [E, D, F].
+      down: [E, F, D].
+      gate_bias: [E, F]; None: there is none.
+      up_bias: [E, F].
+      down_bias: [E, D].
+    """
+
+    gate: Weight
+    up: Weight
+    down: Weight
+    gate_bias: jax.Array | None = None
+    up_bias: jax.Array | None = None
+    down_bias: jax.Array | None = None
+
+    @property
+    def count(self) -> int:
+        """E."""
+        count: int = jax.tree.leaves(self.gate)[0].shape[0]
+        return count
+
+    @property
+    def are_arrays(self) -> bool:
+        """Whether no kernel is of another type than an array."""
+        return all(isinstance(kernel, jax.Array) for kernel in (self.gate, self.up, self.down))
+
+
+def of_expert(weights: _T, expert: jax.Array) -> _T:
+    """The weights of one expert, in the same types without the axis E."""
+    return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, expert, keepdims=False), weights)
+
+
+def activate(gate: jax.Array, up: jax.Array, activation: Activation) -> jax.Array:
+    """Hidden values from gate and up [..., F], see `s1jax.config.layers.Experts`."""
+    if activation == "silu":
+        return jax.nn.silu(gate) * up
+    gate, up = jnp.minimum(gate, _LIMIT), jnp.clip(up, -_LIMIT, _LIMIT)
+    return gate * jax.nn.sigmoid(_SLOPE * gate) * (up + 1)

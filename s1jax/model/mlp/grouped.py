@@ -1,0 +1,150 @@
+"""The output of chosen experts: picks one of the implementations of this folder, then calls it.
+
+None of them computes an expert for a token that did not choose it, except to fill up a block of rows.
+
+Axis letters: B batch, T length, R tokens (B and T in one), k experts of a token, E experts, D model, F hidden width, S
+sorted rows (`s1jax.model.mlp.groups`).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from s1jax.model.linear import Weight
+from s1jax.model.mlp import few_rows, ragged, sorted_blocks
+from s1jax.model.mlp import groups as groups_lib
+from s1jax.model.mlp.expert_weights import Activation, ExpertWeights, activate
+from s1jax.model.mlp.groups import Groups
+
+Implementation = Literal["loop", "blocks", "gather", "mosaic", "megablox", "megablox_interpreted"]
+# (x [B, T, D], weights float32 [B, T, k], ids int32 [B, T, k], experts, activation) -> [B, T, D], as the decoder calls
+# it: `apply` on one device, and what `s1jax.parallel.experts.apply` makes of it on a mesh.
+Apply = Callable[[jax.Array, jax.Array, jax.Array, ExpertWeights, Activation], jax.Array]
+
+_FEW_TOKENS = 8  # up to which a loop of single rows is faster on a CPU than blocks of rows
+_BLOCK = (8, 64)  # smallest and largest rows of a block
+
+
+def apply(
+    x: jax.Array,
+    weights: jax.Array,
+    ids: jax.Array,
+    experts: ExpertWeights,
+    activation: Activation,
+    *,
+    implementation: Implementation | None = None,
+    platform: str | None = None,
+) -> jax.Array:
+    """Sums up what the chosen experts make of each token.
+
+    Under a remat policy that saves the name `experts`, the outputs of gate and up are kept.
+
+    Args:
+      x: [B, T, D].
+      weights: float32 [B, T, k].
+      ids: int32 [B, T, k]; an expert outside of 0 to E - 1 adds nothing.
+      experts: of E experts.
+      activation: of their hidden values.
+      implementation: None: `choose` does.
+      platform: of the devices; None: the one that JAX runs on.
+
+    Returns:
+      [B, T, D] in the dtype of `x`: sum over k of weights * (output of the expert).
+    """
+    flat, weights, ids = (a.reshape(-1, a.shape[-1]) for a in (x, weights, ids))
+    if implementation is None:
+        implementation = choose(platform or jax.default_backend(), ids.shape[0], ids.shape[1], experts, x.dtype)
+    match implementation:
+        case "loop":
+            y = few_rows.loop(flat, weights, ids, experts, activation)
+        case "gather":
+            y = few_rows.gather(flat, weights, ids, experts, activation)
+        case _:
+            y = _sorted(flat, weights, ids, experts, activation, implementation)
+    return y.reshape(x.shape)
+
+
+def choose(
+    platform: str, tokens: int, per_token: int, experts: ExpertWeights, dtype: jax.typing.DTypeLike
+) -> Implementation:
+    """Picks the implementation.
+
+    `loop` (`few_rows.py`) and `blocks` (`sorted_blocks.py`) run on any backend, `gather` (`few_rows.py`) reads the
+    weights of each token by itself, `mosaic` (`mosaic.py`) and `megablox` (`megablox.py`) are products of all sorted
+    rows in one kernel of Hopper GPUs and of TPUs.
+
+    Args:
+      platform: `cpu`, `gpu` (or `cuda`) or `tpu`.
+      tokens: R.
+      per_token: k.
+      experts: their weights; quantised ones are dequantised expert by expert.
+      dtype: of activations.
+    """
+    if platform == "cpu":
+        return "loop" if tokens <= _FEW_TOKENS else "blocks"
+    if platform in ("gpu", "cuda"):
+        if tokens * per_token <= experts.count:
+            return "gather"
+        return "mosaic" if experts.are_arrays and ragged.mosaic_takes(experts, dtype) else "blocks"
+    return "megablox" if experts.are_arrays else "blocks"
+
+
+def _sorted(
+    x: jax.Array,
+    weights: jax.Array,
+    ids: jax.Array,
+    experts: ExpertWeights,
+    activation: Activation,
+    implementation: Implementation,
+) -> jax.Array:
+    """`apply` for [R, D] over sorted rows.
+
+    A token's weight multiplies the hidden values, not the output: the backward pass then needs no output, and remat
+    does not compute it again.
+    """
+    size = block_size(ids.size, experts.count)
+    groups = groups_lib.sort(ids, experts.count, fill=size if implementation == "blocks" else -ids.size % ragged.ROWS)
+    multiply: Callable[[jax.Array, Weight], jax.Array]
+    if implementation == "blocks":
+        blocks = sorted_blocks.cut(groups, size)
+        multiply = lambda rows, weight: sorted_blocks.product(rows, weight, blocks)  # noqa: E731
+    else:
+        multiply = functools.partial(ragged.product, groups=groups, implementation=implementation)
+    bias = functools.partial(_of_rows, groups=groups, by_index=implementation == "blocks", dtype=x.dtype)
+    rows = groups_lib.spread(x, groups)
+    gate = checkpoint_name(multiply(rows, experts.gate), "experts")
+    up = checkpoint_name(multiply(rows, experts.up), "experts")
+    if experts.gate_bias is not None and experts.up_bias is not None:
+        gate, up = gate + bias(experts.gate_bias), up + bias(experts.up_bias)
+    is_pair = jnp.arange(len(groups.order)) < groups.ends[-1]
+    own = jnp.where(is_pair, weights.reshape(-1)[groups.order], 0)[:, None]
+    hidden = (activate(gate, up, activation) * own).astype(x.dtype)
+    y = multiply(hidden, experts.down)
+    if experts.down_bias is not None:
+        y = y + (bias(experts.down_bias) * own).astype(x.dtype)
+    return groups_lib.gather(y, groups, x)
+
+
+def block_size(pairs: int, experts: int) -> int:
+    """Rows of a block, a power of 2.
+
+    It is at most a sixth of the rows that an expert has on average: the last block of an expert is half full on
+    average, which adds at most a twelfth to the operations.
+    """
+    smallest, largest = _BLOCK
+    return max(smallest, min(largest, 1 << max(0, (pairs // experts // 6).bit_length() - 1)))
+
+
+def _of_rows(bias: jax.Array, groups: Groups, by_index: bool, dtype: jax.typing.DTypeLike) -> jax.Array:
+    """Biases [E, F] as [S, F], of the expert of each row. As a product, its gradient scatters nothing."""
+    if by_index:
+        return bias.astype(jnp.float32)[groups.experts].astype(dtype)
+    chosen = (groups.experts[:, None] == jnp.arange(bias.shape[0])).astype(dtype)
+    exact = jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
+    return jnp.matmul(chosen, bias.astype(dtype), precision=exact)
