@@ -55,8 +55,8 @@ def unstack(params: Params, config: ModelConfig, transpose_kernels: bool) -> dic
     Args:
       params: tree of `s1jax.model.params`, or of `s1jax.model.quant.quantize_params`.
       config: of the model.
-      transpose_kernels: every kernel becomes a `TransposedKernel`, and so does a tied embedding; for CPUs, and not for
-        quantised weights.
+      transpose_kernels: every kernel becomes a `TransposedKernel`, except those of experts, and so does a tied
+        embedding; for CPUs, and not for quantised weights.
     """
     stacks = config.stacks()
     layers: list[Any] = [None] * config.num_layers
@@ -87,6 +87,10 @@ def map_kernels(
     return found
 
 
-def _transpose(path: tuple[str, ...], kernel: jax.Array) -> TransposedKernel:
+def _transpose(path: tuple[str, ...], kernel: jax.Array) -> jax.Array | TransposedKernel:
+    if "experts" in path or path[-2] in ("router", "shared_gate"):
+        return (
+            kernel  # products of single rows and of small blocks of rows were as fast with either operand on the left
+        )
     inputs = math.prod(kernel.shape[: num_input_axes(path[-2])])
     return TransposedKernel(kernel.reshape(inputs, -1).T)

@@ -10,6 +10,12 @@ Outside of `s1jax.model`, weights are a plain nested dict of arrays:
     layers/attention/sinks/logits [L, N]                                 (`sinks`)
     layers/attention/{query_norm,key_norm}/scale [L, H]                  (`qk_norm`)
     layers/mlp/{gate,up}/kernel [L, D, F]    layers/mlp/down/kernel [L, F, D]
+    layers/mlp/router/kernel [L, D, E]       bias [L, E]                 (experts; bias: `router_bias`)
+    layers/mlp/router/selection_bias [L, E], always float32              (`selection_bias`)
+    layers/mlp/experts/{gate,up}/kernel [L, E, D, F]  bias [L, E, F]     (bias: `expert_bias`)
+    layers/mlp/experts/down/kernel [L, E, F, D]  bias [L, E, D]
+    layers/mlp/shared/{gate,up,down}/kernel, as of an MLP                (`shared_hidden`)
+    layers/mlp/shared_gate/kernel [L, D, 1]                              (`shared_gate`)
     final_norm/scale [D]                     head/kernel [D, V]          (untied)
 
 If not all layers are alike, every stack of `ModelConfig.stacks` has a tree like `layers` under its own name.
@@ -87,6 +93,16 @@ _AXES: dict[str, tuple[str, ...]] = {
     "down/kernel": ("mlp", "embed"),
     "out/bias": ("embed",),
     "sinks/logits": ("heads",),
+    "router/kernel": ("embed", "router"),
+    "router/bias": ("router",),
+    "router/selection_bias": ("router",),
+    "shared_gate/kernel": ("embed", "router"),
+    "experts/gate/kernel": ("experts", "embed", "expert_mlp"),
+    "experts/up/kernel": ("experts", "embed", "expert_mlp"),
+    "experts/down/kernel": ("experts", "expert_mlp", "embed"),
+    "experts/gate/bias": ("experts", "expert_mlp"),
+    "experts/up/bias": ("experts", "expert_mlp"),
+    "experts/down/bias": ("experts", "embed"),
     "query_norm/scale": ("head_dim",),
     "key_norm/scale": ("head_dim",),
     "attention_norm/scale": ("embed",),
@@ -102,6 +118,7 @@ def logical_axes(config: ModelConfig) -> dict[str, Any]:
 
     def names(path: tuple[jax.tree_util.DictKey, ...], _: jax.ShapeDtypeStruct) -> tuple[str, ...]:
         keys = [entry.key for entry in path]
-        return ("layers",) * (keys[0] in stacked) + _AXES["/".join(keys[-2:])]
+        of_expert = len(keys) > 2 and keys[-3] == "experts"
+        return ("layers",) * (keys[0] in stacked) + _AXES["/".join(keys[-3 if of_expert else -2 :])]
 
     return jax.tree_util.tree_map_with_path(names, abstract_params(config))

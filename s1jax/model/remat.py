@@ -15,13 +15,13 @@ import jax.numpy as jnp
 # batch axis, which are the attention scores.
 POLICIES: dict[str, Callable[..., bool] | None] = {
     "none": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.dots_saveable, jax.checkpoint_policies.save_only_these_names("attention")
+        jax.checkpoint_policies.dots_saveable, jax.checkpoint_policies.save_only_these_names("attention", "experts")
     ),
     "full": None,
     "save_attention": jax.checkpoint_policies.save_only_these_names("attention"),
     "save_dots": jax.checkpoint_policies.save_from_both_policies(
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        jax.checkpoint_policies.save_only_these_names("attention"),
+        jax.checkpoint_policies.save_only_these_names("attention", "experts"),
     ),
 }
 

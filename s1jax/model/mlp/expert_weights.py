@@ -8,7 +8,7 @@ from typing import Literal, TypeVar
 import jax
 import jax.numpy as jnp
 
-from s1jax.model.linear import Weight
+from s1jax.model.linear import Adapted, Weight
 
 Activation = Literal["silu", "clamped"]
 _LIMIT, _SLOPE = 7.0, 1.702  # of gpt-oss's activation
@@ -44,8 +44,13 @@ class ExpertWeights:
 
     @property
     def are_arrays(self) -> bool:
-        """Whether no kernel is of another type than an array."""
-        return all(isinstance(kernel, jax.Array) for kernel in (self.gate, self.up, self.down))
+        """Whether the kernels are arrays, adapters aside."""
+        return all(isinstance(base(kernel), jax.Array) for kernel in (self.gate, self.up, self.down))
+
+
+def base(weight: Weight) -> Weight:
+    """The weight without its adapter."""
+    return weight.weight if isinstance(weight, Adapted) else weight
 
 
 def of_expert(weights: _T, expert: jax.Array) -> _T:

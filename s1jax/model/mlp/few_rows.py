@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from s1jax.model import linear
-from s1jax.model.linear import Weight
+from s1jax.model.linear import Adapted, Weight
 from s1jax.model.mlp import groups as groups_lib
 from s1jax.model.mlp.expert_weights import Activation, ExpertWeights, activate, of_expert
 from s1jax.model.quant import QTensor
@@ -47,7 +47,7 @@ def gather(
     own = jax.tree.map(lambda a: a[ids], experts)
 
     def product(rows: jax.Array, weight: Weight, bias: jax.Array | None) -> jax.Array:
-        y = jnp.einsum("rkd,rkdf->rkf", rows, _float(weight, x.dtype), preferred_element_type=jnp.float32)
+        y = _product(rows, weight)
         return y.astype(x.dtype) if bias is None else (y + bias.astype(jnp.float32)).astype(x.dtype)
 
     rows = jnp.broadcast_to(x[:, None], (*ids.shape, x.shape[-1]))
@@ -56,13 +56,21 @@ def gather(
     return jnp.einsum("rkd,rk->rd", y.astype(jnp.float32), jnp.where(here, weights, 0)).astype(x.dtype)
 
 
+def _product(rows: jax.Array, weight: Weight) -> jax.Array:
+    """[R, k, D] with gathered kernels [R, k, D, F] of any type -> float32 [R, k, F]."""
+    if isinstance(weight, Adapted):
+        inner = _product(rows, weight.a).astype(rows.dtype)
+        return _product(rows, weight.weight) + weight.scale * _product(inner, weight.b)
+    return jnp.einsum("rkd,rkdf->rkf", rows, _float(weight, rows.dtype), preferred_element_type=jnp.float32)
+
+
 def _affine(rows: jax.Array, weight: Weight, bias: jax.Array | None) -> jax.Array:
     y = linear.matmul(rows, weight)
     return y if bias is None else y + bias.astype(y.dtype)
 
 
 def _float(weight: Weight, dtype: DTypeLike) -> jax.Array:
-    """Gathered kernels [R, k, D, F] of any type as an array."""
+    """Gathered kernels [R, k, D, F] as an array."""
     match weight:
         case QTensor():
             return weight.values.astype(dtype) * jnp.expand_dims(weight.scale, weight.axis).astype(dtype)

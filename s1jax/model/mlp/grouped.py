@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from s1jax.model.linear import Weight
+from s1jax.model.linear import Adapted, Weight
 from s1jax.model.mlp import few_rows, ragged, sorted_blocks
 from s1jax.model.mlp import groups as groups_lib
 from s1jax.model.mlp.expert_weights import Activation, ExpertWeights, activate
@@ -110,12 +110,16 @@ def _sorted(
     """
     size = block_size(ids.size, experts.count)
     groups = groups_lib.sort(ids, experts.count, fill=size if implementation == "blocks" else -ids.size % ragged.ROWS)
-    multiply: Callable[[jax.Array, Weight], jax.Array]
-    if implementation == "blocks":
-        blocks = sorted_blocks.cut(groups, size)
-        multiply = lambda rows, weight: sorted_blocks.product(rows, weight, blocks)  # noqa: E731
-    else:
-        multiply = functools.partial(ragged.product, groups=groups, implementation=implementation)
+    blocks = sorted_blocks.cut(groups, size) if implementation == "blocks" else None
+
+    def multiply(rows: jax.Array, weight: Weight) -> jax.Array:
+        if isinstance(weight, Adapted):
+            inner = multiply(rows, weight.a)
+            return multiply(rows, weight.weight) + weight.scale * multiply(inner, weight.b)
+        if blocks is not None:
+            return sorted_blocks.product(rows, weight, blocks)
+        return ragged.product(rows, weight, groups, implementation)
+
     bias = functools.partial(_of_rows, groups=groups, by_index=implementation == "blocks", dtype=x.dtype)
     rows = groups_lib.spread(x, groups)
     gate = checkpoint_name(multiply(rows, experts.gate), "experts")

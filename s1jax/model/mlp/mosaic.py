@@ -6,7 +6,6 @@ Axis letters: S sorted rows (`s1jax.model.mlp.groups`), E experts, D inputs, F o
 from __future__ import annotations
 
 import jax
-import jax.numpy as jnp
 from jax.experimental.pallas.ops.gpu import ragged_dot_mgpu, transposed_ragged_dot_mgpu
 
 _ROWS = 128  # of a tile

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from s1jax.model.linear import Weight
-from s1jax.model.mlp.expert_weights import ExpertWeights
+from s1jax.model.mlp.expert_weights import ExpertWeights, base
 from s1jax.model.mlp.groups import Groups
 
 ROWS = 128  # sorted rows are a multiple of it
@@ -18,8 +18,8 @@ _TILE = 64  # the widths of Mosaic's operands are multiples of it
 
 def mosaic_takes(experts: ExpertWeights, dtype: jax.typing.DTypeLike) -> bool:
     """Whether the kernel for Hopper GPUs computes these shapes and this dtype."""
-    shapes = [kernel.shape for kernel in (experts.gate, experts.down) if isinstance(kernel, jax.Array)]
-    whole = all(size % _TILE == 0 for shape in shapes for size in shape[1:])
+    kernels = base(experts.gate), base(experts.down)
+    whole = all(size % _TILE == 0 for kernel in kernels if isinstance(kernel, jax.Array) for size in kernel.shape[1:])
     return whole and jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
 
 
@@ -43,7 +43,9 @@ def product(x: jax.Array, weight: Weight, groups: Groups, implementation: str) -
     if implementation == "mosaic":
         from s1jax.model.mlp import mosaic
 
-        y = mosaic.product(x, weight, groups.sizes)
+        fill = [-size % _TILE for size in weight.shape[1:]]  # of an adapter's rank, or none
+        wide = jnp.pad(weight, ((0, 0), (0, fill[0]), (0, fill[1])))
+        y = mosaic.product(jnp.pad(x, ((0, 0), (0, fill[0]))), wide, groups.sizes)[:, : weight.shape[2]]
     else:
         from s1jax.model.mlp import megablox
 
