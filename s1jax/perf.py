@@ -44,7 +44,9 @@ def peak_flops(device_kind: str) -> float | None:
     return next((peak for name, peak in PEAK_FLOPS if name.lower() in device_kind.lower()), None)
 
 
-def train_flops(config: ModelConfig, tokens: int, pairs: float, teacher: ModelConfig | None = None) -> float:
+def train_flops(
+    config: ModelConfig, tokens: int, pairs: float, teacher: ModelConfig | None = None, adapters: int = 0
+) -> float:
     """FLOPs of one training step of the model, without recomputation; of a teacher the forward pass, a third of it.
 
     6 * weights * tokens + 12 * L * N * H * pairs. Weights are those that multiply tokens: all but the input embedding
@@ -52,16 +54,21 @@ def train_flops(config: ModelConfig, tokens: int, pairs: float, teacher: ModelCo
     its score and 2 H for its value in each of N heads, and twice that backward. Only causal pairs count: the key is not
     later than the query.
 
+    With adapters the other weights have no gradient and cost 4 FLOPs instead of 6, and those of adapters 6.
+
     Args:
       config: shape of the model.
       tokens: tokens without padding.
       pairs: causal (query, key) pairs within segments, without padding; n (n + 1) / 2 for length n.
       teacher: shape of a model that reads the same tokens and is not trained.
+      adapters: their weights that a token is multiplied with; 0: there are none, and all weights are trained.
     """
     if teacher is not None:
-        return train_flops(config, tokens, pairs) + train_flops(teacher, tokens, pairs) / 3
+        return train_flops(config, tokens, pairs, None, adapters) + train_flops(teacher, tokens, pairs) / 3
     weights = config.active_params - (0 if config.tied_embeddings else config.vocab_size * config.d_model)
     attention = 12 * config.num_layers * config.num_heads * config.head_dim * pairs
+    if adapters:
+        return (4.0 * weights + 6.0 * adapters) * tokens + attention
     return 6.0 * weights * tokens + attention
 
 

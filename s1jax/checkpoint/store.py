@@ -2,7 +2,8 @@
 
     CKPT/s1jax.json     format, model configuration, chat format, provenance
     CKPT/tokenizer/     the tokenizer's own files
-    CKPT/params/        the weights (Orbax); sampling reads nothing else
+    CKPT/params/        the weights (Orbax); sampling reads nothing else. Of a run with LoRA the adapters, and
+                        s1jax.json names the checkpoint that they belong to
     CKPT/optimizer/     step and optimizer state (Orbax); only where training goes on from here
     CKPT/digests.json   size and SHA-256 of every other file; written last, so a folder without it was never finished
 
@@ -34,7 +35,10 @@ from s1jax.checkpoint.locate import resolve as resolve
 from s1jax.checkpoint.locate import step_folder as step_folder
 from s1jax.checkpoint.locate import step_of as step_of
 from s1jax.checkpoint.locate import using as using
+from s1jax.checkpoint.merge import AdapterInfo as AdapterInfo
+from s1jax.checkpoint.merge import merge as merge
 from s1jax.config import schema
+from s1jax.config.lora import OFF, LoraConfig
 from s1jax.config.model import ModelConfig
 from s1jax.errors import UserError
 from s1jax.io import files, paths
@@ -44,19 +48,21 @@ from s1jax.text.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from jax.sharding import Mesh
 
-# Format 1 has the model in its flat form and without its family, see `ModelConfig.dense`; format 2 has groups.
-FORMAT, READABLE_FORMATS = 2, (1, 2)
+# Format 1 has the model in its flat form and without its family, see `ModelConfig.dense`; format 2 has groups; format 3
+# is 2 with adapters in place of weights.
+FORMAT, ADAPTER_FORMAT, READABLE_FORMATS = 2, 3, (1, 2, 3)
 _CHUNK_BYTES = 1 << 25  # of an array, in one file
 
 
 @dataclasses.dataclass(frozen=True)
 class Metadata:
-    """What a checkpoint says of itself without its weights."""
+    """What a checkpoint says of itself without its weights; `adapters` if it has adapters in place of weights."""
 
     config: ModelConfig
     tokenizer: Tokenizer
     chat: ChatFormat
     provenance: dict[str, Any]
+    adapters: AdapterInfo | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,24 +139,36 @@ def load_metadata(path: str | os.PathLike[str]) -> Metadata:
 
 
 def load_model(
-    path: str | os.PathLike[str], *, mesh: Mesh | None = None, dtype: npt.DTypeLike = "", host: bool = False
+    path: str | os.PathLike[str],
+    *,
+    mesh: Mesh | None = None,
+    dtype: npt.DTypeLike = "",
+    host: bool = False,
+    base: str = "",
 ) -> Model:
     """Loads a checkpoint's weights and descriptions, never its optimizer state.
+
+    Adapters are merged into the weights that they belong to, see `s1jax.checkpoint.merge`.
 
     Args:
       path: a checkpoint, a training workdir (its newest step) or `package:NAME`.
       mesh: `jax.sharding.Mesh` onto which the weights are sharded by `s1jax.parallel`; None: the first device.
       dtype: floating type of the returned weights, such as "bfloat16"; empty keeps the stored one.
       host: return numpy arrays, which no device has held: half the memory where the device is the host.
+      base: where the weights are that adapters belong to; empty: where they were when the adapters were trained.
 
     Raises:
-      UserError: where the checkpoint is missing, unfinished, damaged or does not fit its own configuration.
+      UserError: where the checkpoint is missing, unfinished, damaged or does not fit its own configuration; the weights
+        of adapters are missing or others.
     """
 
     def read(folder: pathlib.Path) -> Model:
         digests.verify(folder, lambda name: not name.startswith("optimizer/"))
         about = _read_descriptions(folder)
-        params = load_params(folder / "params", about.config, mesh=mesh, dtype=dtype, host=host)
+        if about.adapters is None:
+            params = load_params(folder / "params", about.config, mesh=mesh, dtype=dtype, host=host)
+        else:
+            params = _load_merged(folder, about.config, about.adapters, base, mesh=mesh, dtype=dtype, host=host)
         return Model(
             params, about.config, about.tokenizer, about.chat, about.provenance, os.fspath(path),
             digests.fingerprint(folder), step_of(folder),
@@ -166,15 +184,19 @@ def load_params(
     mesh: Mesh | None = None,
     dtype: npt.DTypeLike = "",
     host: bool = False,
+    lora: LoraConfig = OFF,
 ) -> Any:
-    """Loads the Orbax tree in `folder` after comparing its names and shapes with `config`."""
+    """Loads the Orbax tree in `folder` after comparing its names and shapes with `config`; `lora`: of its adapters."""
     import jax
     from orbax.checkpoint import v1 as ocp
 
+    from s1jax.model import adapters as adapters_lib
     from s1jax.model import decoder
     from s1jax.parallel import sharding
 
-    wanted = decoder.abstract_params(config)
+    wanted, axes = decoder.abstract_params(config), decoder.logical_axes(config)
+    if lora.rank:
+        wanted, axes = adapters_lib.abstract(config, lora, "float32"), adapters_lib.logical_axes(config, lora)
     with paths.plain(folder) as safe:
         stored = trees.read_metadata(safe, folder)
         trees.compare(stored, wanted, folder, "the weights do not belong to the model in s1jax.json")
@@ -188,7 +210,7 @@ def load_params(
             one = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
             shardings = jax.tree.map(lambda _: one, wanted)
         else:
-            shardings = sharding.param_shardings(config, mesh)
+            shardings = sharding.shardings(wanted, axes, mesh)
         abstract = jax.tree.map(
             lambda leaf, old, sharding: jax.ShapeDtypeStruct(leaf.shape, dtype or old.dtype, sharding=sharding),
             wanted,
@@ -198,6 +220,52 @@ def load_params(
         own = mesh is None or mesh.is_multi_process is False
         with trees.reading(folder), trees.alone() if own else contextlib.nullcontext():
             return ocp.load(safe, abstract)
+
+
+def load_adapters(path: str | os.PathLike[str]) -> tuple[dict[str, Any], AdapterInfo]:
+    """Loads the adapters of a checkpoint, a tree of `s1jax.model.adapters` in numpy, without the weights.
+
+    Raises:
+      UserError: as `load_model`; the checkpoint has weights.
+    """
+
+    def read(folder: pathlib.Path) -> tuple[dict[str, Any], AdapterInfo]:
+        digests.verify(folder, lambda name: not name.startswith("optimizer/"))
+        about = _read_descriptions(folder)
+        if about.adapters is None:
+            raise UserError(
+                f"{os.fspath(path)} has weights and no adapters; give a checkpoint of a run with lora.rank."
+            )
+        lora = about.adapters.lora
+        return load_params(folder / "params", about.config, host=True, lora=lora), about.adapters
+
+    return using(path, read)
+
+
+def _load_merged(
+    folder: pathlib.Path, config: ModelConfig, info: AdapterInfo, base: str, *, dtype: npt.DTypeLike, **how: Any
+) -> Any:
+    """The weights that the adapters in `folder` belong to, with the adapters added."""
+    where = base or info.base
+    try:
+        found = load_model(where, **how)
+    except UserError as error:
+        raise UserError(
+            f"{folder} has adapters for {where}: {str(error).rstrip('.')}; put that checkpoint there again, or merge"
+            " the adapters with launch.convert --merge --base=CKPT."
+        ) from error
+    if found.fingerprint != info.fingerprint:
+        raise UserError(
+            f"{folder}: its adapters were trained for another checkpoint than {where} is now; give that one with"
+            " launch.convert --merge --base=CKPT."
+        )
+    adapters = load_params(folder / "params", config, lora=info.lora, **how)
+    params = merge(found.params, adapters, config, info.lora)
+    if not dtype:
+        return params
+    import jax
+
+    return jax.tree.map(lambda x: x.astype(dtype), params)
 
 
 def _load_host(folder: pathlib.Path, stored: dict[str, Any], dtype: npt.DTypeLike) -> dict[str, Any]:
@@ -380,11 +448,13 @@ def _make_room(folder: pathlib.Path) -> None:
 
 def _write_descriptions(folder: pathlib.Path, about: Metadata) -> None:
     text = {
-        "format": FORMAT,
+        "format": FORMAT if about.adapters is None else ADAPTER_FORMAT,
         "model": schema.to_dict(about.config),
         "chat": schema.to_dict(about.chat),
         "provenance": about.provenance,
     }
+    if about.adapters is not None:
+        text["adapters"] = schema.to_dict(about.adapters)
     (folder / "s1jax.json").write_text(json.dumps(text, indent=2) + "\n")
     about.tokenizer.save(folder / "tokenizer")
 
@@ -404,9 +474,13 @@ def _read_descriptions(folder: pathlib.Path) -> Metadata:
     if about.get("format") not in READABLE_FORMATS:
         known = " and ".join(map(str, READABLE_FORMATS))
         raise UserError(f"{file} has format {about.get('format')!r:.40}; this version of s1jax reads formats {known}.")
+    adapters = None
+    if about["format"] == ADAPTER_FORMAT:
+        adapters = schema.from_dict(AdapterInfo, about.get("adapters") or {}, f"{file}: adapters")
     return Metadata(
         schema.from_dict(ModelConfig, about["model"], f"{file}: model"),
         Tokenizer.load(folder / "tokenizer"),
         schema.from_dict(ChatFormat, about["chat"], f"{file}: chat"),
         about["provenance"],
+        adapters,
     )

@@ -156,6 +156,7 @@ def _print_summary(summary: Summary, workdir: pathlib.Path) -> None:
         print(f"{verb} step {summary['steps']}; the checkpoint is {workdir}")
         return
     print(f"{verb} step {summary['steps']} in {summary['seconds']:.0f} s; the checkpoint is {workdir}")
+    print(f"  trained weights   {summary['trained_params'] / 1e6:,.2f} M")
     print(f"  loss              {summary['first_loss']:.4f} -> {summary['last_loss']:.4f}")
     if "validation_loss" in summary:
         print(f"  validation loss   {summary['validation_loss']:.4f}")

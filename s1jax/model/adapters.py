@@ -87,6 +87,17 @@ def init(config: ModelConfig, lora: LoraConfig, key: jax.Array, dtype: DTypeLike
     return found
 
 
+def num_params(config: ModelConfig, lora: LoraConfig, active: bool = False) -> int:
+    """Number of the adapters' weights; with `active` only those that one token is multiplied with."""
+    tree, total = abstract(config, lora, jnp.float32), 0.0
+    for path, lead, _ in paths(config, lora):
+        size = sum(leaf.size for leaf in _at(tree, path).values())
+        if active and lead == 2 and config.experts is not None:
+            size *= config.experts.experts_per_token / config.experts.num_experts
+        total += size
+    return round(total)
+
+
 def attach(weights: Params, adapters: Params, scale: float) -> dict[str, Any]:
     """Weights, or a part of them, with an `Adapted` in place of every kernel that has an adapter."""
     found = dict(weights)

@@ -88,7 +88,7 @@ def quantize_params(
 
     def change(path: tuple[str, ...], kernel: jax.Array) -> jax.Array | QTensor | GroupQTensor:
         projection = path[-2]
-        if projection in _KEPT:
+        if projection in KEPT:
             return kernel
         lead = path[0].startswith("layers") + ("experts" in path)
         inputs = num_input_axes(projection)
@@ -110,4 +110,4 @@ def quantize_params(
     return whole
 
 
-_KEPT = ("router", "shared_gate", "key_up", "value_up")
+KEPT = ("router", "shared_gate", "key_up", "value_up")

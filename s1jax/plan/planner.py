@@ -26,6 +26,7 @@ from s1jax.config.experiment import Experiment
 from s1jax.config.model import ModelConfig
 from s1jax.data import teacher_logits
 from s1jax.errors import UserError
+from s1jax.model import adapters as adapters_lib
 from s1jax.model import decoder
 from s1jax.parallel import mesh as mesh_lib
 from s1jax.parallel import ops as parallel_ops
@@ -155,7 +156,8 @@ def plan(
         raise DoesNotFitError(f"{target.name}: the step does not fit ({_first_line(error)}). {advice}.") from None
     seconds_compiling = time.monotonic() - start
     traffic = hlo.traffic(compiled.as_text() or "")
-    needed = perf.train_flops(model, math.prod(shape), rows * block * (block + 1) // 2, teacher)
+    adapters = adapters_lib.num_params(model, lora, active=True) if lora.rank else 0
+    needed = perf.train_flops(model, math.prod(shape), rows * block * (block + 1) // 2, teacher, adapters)
     # The partitioned program may repeat a product on several devices; kernels are only in the jaxpr.
     executed = max(flops.count(traced.jaxpr.jaxpr) / mesh.size, traffic.operations)
     seconds = {

@@ -20,6 +20,7 @@ from s1jax.config.experiment import Experiment
 from s1jax.config.model import ModelConfig
 from s1jax.errors import UserError
 from s1jax.io import files
+from s1jax.model import adapters
 from s1jax.training import trackers
 from s1jax.training.callbacks import Record
 
@@ -38,6 +39,7 @@ class Summary(TypedDict):
     Attributes:
       steps: that were taken.
       stopped: a callback ended the run before its last step.
+      trained_params: number of weights that are trained: all, or those of the adapters.
       first_loss: of the first step.
       last_loss: of the last step.
       validation_loss: the newest one, with data.validation.
@@ -60,6 +62,7 @@ class Summary(TypedDict):
 
     steps: int
     stopped: bool
+    trained_params: NotRequired[int]
     first_loss: NotRequired[float]
     last_loss: NotRequired[float]
     validation_loss: NotRequired[float]
@@ -110,6 +113,9 @@ class RunLog:
     ):
         """Opens nothing yet; `start_time` is the `time.monotonic()` of this process's start."""
         self._workdir, self._experiment, self._config, self._teacher = workdir, experiment, config, teacher
+        lora = experiment.lora
+        self._adapters = adapters.num_params(config, lora, active=True) if lora.rank else 0
+        self._trained = adapters.num_params(config, lora) if lora.rank else config.num_params
         self._price = experiment.cost.per_device_hour
         self._devices = mesh.size
         self._kind = mesh.devices.flat[0].device_kind
@@ -216,7 +222,7 @@ class RunLog:
         seconds, self._clock = now - self._clock, now
         assert self._first_step_start is not None
         pace = (now - self._first_step_start) / (step - self._start)
-        flops = perf.train_flops(self._config, values["tokens"], values["pairs"], self._teacher)
+        flops = perf.train_flops(self._config, values["tokens"], values["pairs"], self._teacher, self._adapters)
         record: Record = {
             "step": step,
             "loss": values["loss"],
@@ -262,6 +268,7 @@ class RunLog:
         summary: Summary = {
             "steps": self.last["step"],
             "stopped": stopped,
+            "trained_params": self._trained,
             "first_loss": self._records[0]["loss"],
             "last_loss": self.last["loss"],
             "tokens": tokens,

@@ -21,6 +21,7 @@ from s1jax.config.experiment import Experiment
 from s1jax.data import sources
 from s1jax.data.packing import Batch
 from s1jax.errors import UserError
+from s1jax.io import assets
 from s1jax.model import decoder
 from s1jax.parallel import mesh as mesh_lib
 from s1jax.parallel import ops as parallel_ops
@@ -151,6 +152,8 @@ def _prepare(experiment: Experiment, start: pathlib.Path | None, of_teacher: pat
     if lora.rank:
         assert start is not None  # Experiment demands it
         make_base, base = functools.partial(lora_lib.load_base, start, experiment, mesh), digests.fingerprint(start)
+        where = experiment.init_from if experiment.init_from.startswith(assets.PREFIX) else str(start.absolute())
+        metadata = dataclasses.replace(metadata, adapters=store.AdapterInfo(lora, where, base))
     return Prepared(
         experiment, mesh, metadata, data.batches, make_params, data.validation, teacher, loss,
         on_policy_lib.make(experiment, metadata, data.batches, mesh), make_base, base, tuple(notes),

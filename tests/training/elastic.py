@@ -1,6 +1,7 @@
 """One run on 8, then 4, then 8 of 8 fake devices, each time on another mesh, and the same run on one device.
 
-It is a distillation: a step reads the weights of a teacher besides those that it trains.
+It is a distillation: a step reads the weights of a teacher besides those that it trains. So does a second one, which
+trains adapters of a base in nf4 instead.
 
 Run by tests/training/test_elastic.py in a process of its own. Usage: elastic.py FOLDER.
 """
@@ -23,6 +24,7 @@ from s1jax.config.experiment import (  # noqa: E402
     DataConfig,
     DistilConfig,
     Experiment,
+    LoraConfig,
     MeshConfig,
     OptimizerConfig,
     TrainConfig,
@@ -36,6 +38,7 @@ from s1jax.parallel import sharding  # noqa: E402
 from s1jax.text import chat  # noqa: E402
 from s1jax.text.tokenizer import Tokenizer  # noqa: E402
 from s1jax.training import loop, step, teacher  # noqa: E402
+from s1jax.training import lora as adapters  # noqa: E402
 from s1jax.training import workdir as workdir_lib  # noqa: E402
 from s1jax.training.callbacks import Callbacks  # noqa: E402
 from s1jax.training.prepare import Prepared  # noqa: E402
@@ -52,8 +55,22 @@ EXPERIMENT = Experiment(
     optimizer=OptimizerConfig(learning_rate=1e-2),
     checkpoint=CheckpointConfig(every=0),
 )
+WIDE = ModelConfig.dense(
+    vocab_size=128,
+    d_model=128,
+    mlp_dim=128,
+    num_layers=1,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=32,
+    tied_embeddings=True,
+)
+ADAPTED = dataclasses.replace(
+    EXPERIMENT, model=None, init_from="made below", lora=LoraConfig(rank=4, alpha=8.0, base="nf4")
+)
 # Devices, mesh (data, fsdp, sequence) and the step after which the run is stopped there.
 PARTS = [(8, (2, 4, 1), 2), (4, (1, 2, 2), 5), (8, (1, 8, 1), 9)]
+ADAPTED_PARTS = [(4, (2, 2, 1), 2), (2, (1, 1, 2), 9)]
 
 
 def examples() -> list[Example]:
@@ -66,10 +83,13 @@ def examples() -> list[Example]:
     return rows
 
 
-def part(workdir: pathlib.Path, devices: int, shape: tuple[int, int, int], last: int) -> None:
+def part(
+    workdir: pathlib.Path, devices: int, shape: tuple[int, int, int], last: int, settings: Experiment = EXPERIMENT
+) -> None:
     """Goes on with the run in `workdir` up to step `last`."""
     mesh = mesh_lib.make_mesh(MeshConfig(*shape), jax.devices()[:devices])
-    experiment = dataclasses.replace(EXPERIMENT, mesh=MeshConfig(*shape))
+    experiment = dataclasses.replace(settings, mesh=MeshConfig(*shape))
+    lora, model = experiment.lora, experiment.model or WIDE
     train, data = experiment.train, experiment.data
     batches = Batches(
         examples(),
@@ -80,7 +100,9 @@ def part(workdir: pathlib.Path, devices: int, shape: tuple[int, int, int], last:
         row_multiple=mesh_lib.row_shards(mesh),
     )
     tokenizer = Tokenizer.load(pathlib.Path(s1jax.__file__).parent / "assets" / "countdown_tokenizer")
-    metadata = store.Metadata(MODEL, tokenizer, chat.FORMATS["s1_plain"], {})
+    metadata = store.Metadata(model, tokenizer, chat.FORMATS["s1_plain"], {})
+    if lora.rank:
+        metadata = dataclasses.replace(metadata, adapters=store.AdapterInfo(lora, "made below", "digest"))
 
     def init(model: ModelConfig, seed: int) -> Callable[[], decoder.Params]:
         shardings = sharding.param_shardings(model, mesh)
@@ -89,7 +111,14 @@ def part(workdir: pathlib.Path, devices: int, shape: tuple[int, int, int], last:
     spec, loss = step.Teacher(TEACHER, train.attention), teacher.loss(experiment.distil)
     online = teacher.Online(spec, loss, loss, "digest of the teacher", init(TEACHER, 1))
     with workdir_lib.claim(workdir, experiment, batches.digest, online.digest):
-        prepared = Prepared(experiment, mesh, metadata, batches, init(MODEL, 0), teacher=online)
+        if lora.rank:
+            prepared = Prepared(
+                experiment, mesh, metadata, batches, lambda: adapters.init(model, lora, 0, "float32", mesh),
+                teacher=online,
+                make_base=lambda: adapters.quantize(init(model, 0)(), model, lora, train, mesh),
+            )  # fmt: skip
+        else:
+            prepared = Prepared(experiment, mesh, metadata, batches, init(model, 0), teacher=online)
         loop.run(prepared, workdir, Callbacks(should_stop=lambda step: step == last))
 
 
@@ -98,3 +127,6 @@ if __name__ == "__main__":
     part(folder / "whole", 1, (1, 1, 1), 9)
     for devices, shape, last in PARTS:
         part(folder / "moved", devices, shape, last)
+    part(folder / "whole_adapters", 1, (1, 1, 1), 9, ADAPTED)
+    for devices, shape, last in ADAPTED_PARTS:
+        part(folder / "moved_adapters", devices, shape, last, ADAPTED)

@@ -13,8 +13,12 @@ from s1jax.config.lora import LoraConfig
 from s1jax.config.model import ModelConfig
 from s1jax.errors import UserError
 from s1jax.model import adapters as adapters_lib
-from s1jax.model import decoder
+from s1jax.model import decoder, layouts
+from s1jax.model.quant_groups import GroupQTensor
 from s1jax.parallel import mesh as mesh_lib
+from s1jax.plan import flops
+from s1jax.training import lora as lora_lib
+from s1jax.training import optimizer as optimizer_lib
 from s1jax.training import step as step_lib
 
 MODEL = ModelConfig.dense(
@@ -160,3 +164,85 @@ def test_settings_that_adapters_cannot_have(changes, words):
 def test_parts_of_the_mlp_are_refused(mesh):
     with pytest.raises(UserError, match="mlp_parts is 2"):
         step_lib.make_loss(MODEL, dataclasses.replace(TRAIN, mlp_parts=2), mesh, lora=LORA)
+
+
+# 64 inputs, so that groups divide them.
+WIDE = ModelConfig.dense(
+    vocab_size=29, d_model=64, mlp_dim=128, num_layers=3, num_heads=4, num_kv_heads=2, head_dim=16, qkv_bias=True
+)
+
+
+@pytest.mark.parametrize(("kind", "remat"), [("int8", "none"), ("nf4", "full")])
+def test_small_base_has_the_gradients_of_its_dequantised_weights(mesh, kind, remat):
+    lora = LoraConfig(rank=4, base=kind)
+    params = jax.jit(functools.partial(decoder.init_params, WIDE))(jax.random.key(0))
+    host = jax.tree.map(np.asarray, params)
+    base = lora_lib.quantize(host, WIDE, lora, TRAIN, mesh)
+    abstract = lora_lib.abstract_base(WIDE, lora, TRAIN, mesh)
+    assert jax.tree.structure(base) == jax.tree.structure(abstract)
+    assert [(x.shape, x.dtype) for x in jax.tree.leaves(base)] == [
+        (x.shape, x.dtype) for x in jax.tree.leaves(abstract)
+    ]
+    down = base["layers"]["mlp"]["down"]["kernel"]
+    assert down.kind == kind and down.codes.nbytes == 3 * 128 * 64 // (1 if kind == "int8" else 2)
+    floats = layouts.map_kernels(
+        base, lambda _, kernel: kernel.dequantize("float32") if isinstance(kernel, GroupQTensor) else kernel
+    )
+    error = np.asarray(floats["layers"]["mlp"]["down"]["kernel"]) - host["layers"]["mlp"]["down"]["kernel"]
+    relative = error.std() / host["layers"]["mlp"]["down"]["kernel"].std()
+    assert (0.002, 0.05)[kind == "nf4"] < relative < (0.012, 0.12)[kind == "nf4"]
+    adapters = random_adapters(lora, WIDE)
+    compute = step_lib.make_gradients(WIDE, dataclasses.replace(TRAIN, remat=remat), mesh, lora=lora)
+    (loss, _), grads = jax.jit(compute)(adapters, make_batch(), step_lib.Frozen(base=base))
+    (theirs, _), wanted = jax.jit(compute)(adapters, make_batch(), step_lib.Frozen(base=floats))
+    np.testing.assert_allclose(loss, theirs, rtol=1e-6)
+    for one, other in zip(jax.tree.leaves(grads), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * np.abs(other).max())
+
+
+def test_step_without_a_finite_loss_leaves_the_adapters(mesh, base):
+    optimizer = OptimizerConfig(learning_rate=1e-2, warmup_fraction=0.0)
+    tx = optimizer_lib.make(optimizer, MODEL, 4, LORA)
+    abstract = step_lib.abstract_state(MODEL, tx, mesh, "float32", LORA)
+    step = step_lib.make_step(MODEL, TRAIN, optimizer, 4, tx, mesh, abstract, lora=LORA)
+    adapters, batch, frozen = random_adapters(), make_batch(), step_lib.Frozen(base=base)
+    moments = [leaf for leaf in jax.tree.leaves(abstract.opt_state) if leaf.ndim]
+    assert sum(leaf.size for leaf in moments) == 2 * sum(leaf.size for leaf in jax.tree.leaves(adapters))
+    bad = batch | {"weights": np.where(np.arange(12) == 3, np.inf, batch["weights"]).astype(np.float32)}
+    state, metrics = step(step_lib.init_state(adapters, tx, abstract), bad, frozen)
+    assert not metrics["finite"]
+    for one, other in zip(jax.tree.leaves(state.params), jax.tree.leaves(adapters), strict=True):
+        np.testing.assert_array_equal(one, other)
+    state, metrics = step(state, batch, frozen)
+    assert metrics["finite"] and int(state.step) == 1
+    assert all((np.asarray(x) != y).any() for x, y in zip(*map(jax.tree.leaves, (state.params, adapters)), strict=True))
+
+
+def float_sizes(jaxpr) -> set[int]:
+    """Sizes of all float arrays that a program makes, loops and conditions included."""
+    found = set()
+    for equation in jaxpr.eqns:
+        found |= {v.aval.size for v in equation.outvars if jnp.issubdtype(v.aval.dtype, jnp.floating)}
+        for body in flops.bodies(equation.params):
+            found |= float_sizes(body)
+    return found
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_no_float_copy_of_a_stacked_base_is_made(mesh, remat):
+    lora = LoraConfig(rank=4, base="nf4", targets="q_proj,down_proj")
+    train = dataclasses.replace(TRAIN, remat=remat)
+    base = lora_lib.abstract_base(WIDE, lora, train, mesh)
+    compute = step_lib.make_gradients(WIDE, train, mesh, lora=lora)
+    jaxpr = jax.make_jaxpr(compute)(random_adapters(lora, WIDE), make_batch(), step_lib.Frozen(base=base))
+    stacked, layer = 3 * 64 * 128, 64 * 128
+    sizes = float_sizes(jaxpr.jaxpr)
+    assert layer in sizes and max(sizes) < stacked
+    plain = step_lib.make_gradients(WIDE, train, mesh)
+    jaxpr = jax.make_jaxpr(plain)(decoder.abstract_params(WIDE), make_batch())
+    assert max(float_sizes(jaxpr.jaxpr)) >= stacked, "the test can see one"
+
+
+def test_groups_that_divide_no_projection_are_refused(mesh):
+    with pytest.raises(UserError, match="layers/attention/key has 16 inputs, which nf4 groups of 64 do not divide"):
+        lora_lib.abstract_base(MODEL, LoraConfig(rank=4, base="nf4"), TRAIN, mesh)
