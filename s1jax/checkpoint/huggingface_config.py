@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from s1jax.checkpoint.families.fields import wrong_type as wrong_type
 from s1jax.checkpoint.families.rope import extended_length as extended_length
-from s1jax.checkpoint.families.table import FAMILIES, exported
+from s1jax.checkpoint.families.table import FAMILIES, REFUSED, exported
 from s1jax.config.model import ModelConfig
 from s1jax.config.schema import plain, shown
 from s1jax.errors import UserError
@@ -64,6 +64,11 @@ def config_from_json(values: Mapping[str, Any], where: str = "config.json") -> M
     model_type = values.get("model_type")
     if not isinstance(model_type, str | None):
         raise wrong_type(where, "model_type", model_type, "a string")
+    if model_type in REFUSED:
+        raise UserError(
+            f"{where}: model_type {shown(model_type)} is not computed by s1jax: {REFUSED[str(model_type)]}. Get "
+            "another model."
+        )
     family = FAMILIES.get(str(model_type))
     architectures = values.get("architectures") or ["unnamed" if family is None else family.architecture]
     if not isinstance(architectures, list):
@@ -74,7 +79,9 @@ def config_from_json(values: Mapping[str, Any], where: str = "config.json") -> M
             f"{shown(model_type)}) is unknown; "
             f"s1jax reads {', '.join(known.architecture for known in FAMILIES.values())}."
         )
-    if values.get("quantization_config") is not None:
+    quantized = values.get("quantization_config")
+    method = quantized.get("quant_method") if isinstance(quantized, Mapping) else None
+    if quantized is not None and method not in [*family.quantized]:
         raise UserError(
             f"{where}: quantization_config is {shown(values['quantization_config'])}, which this decoder does not "
             "compute; only None is."

@@ -137,7 +137,10 @@ def test_silence_means_what_transformers_assumes():
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"model_type": "gemma2", "architectures": ["Gemma2ForCausalLM"]}, "architecture Gemma2ForCausalLM .* unknown"),
+        ({"model_type": "gemma", "architectures": ["GemmaForCausalLM"]}, "architecture GemmaForCausalLM .* unknown"),
+        ({"model_type": "qwen3_next"}, "model_type 'qwen3_next' is not computed by s1jax: .*gated DeltaNet"),
+        ({"model_type": "deepseek_v32"}, "'deepseek_v32' is not computed by s1jax: .* the indexer"),
+        ({"clever_trick": 7}, "clever_trick is 7, a field that s1jax does not know for model_type 'qwen2'"),
         ({"architectures": ["Qwen2ForSequenceClassification"]}, "Qwen2ForSequenceClassification .* is unknown"),
         ({"architectures": ["\x1b[2J" + "x" * 999]}, r"architecture '\\x1b\[2Jx{99,}\.\.\.' \(model_type 'qwen2'\) is"),
         ({"transformers_weights": "../other.safetensors"}, "transformers_weights names a file of its own, '../other"),

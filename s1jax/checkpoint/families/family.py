@@ -10,7 +10,7 @@ from s1jax.checkpoint.families import rope
 from s1jax.checkpoint.families.fields import Fields, wrong_type
 from s1jax.checkpoint.families.rows import Row
 from s1jax.config import grouping
-from s1jax.config.layers import GQA, Dense, Layer
+from s1jax.config.layers import GQA, Dense, Experts, Layer
 from s1jax.config.model import Group, ModelConfig
 from s1jax.config.schema import shown
 from s1jax.errors import UserError
@@ -39,7 +39,9 @@ class Family:
       qk_norm: queries and keys are normalised.
       gguf_architecture: `general.architecture` of a GGUF file; "": the model_type.
       interleaved_in_gguf: llama.cpp stores the two halves of a rotation side by side.
+      own_heads: without `num_key_value_heads`, every query head has a key head of its own.
       whole_heads: transformers accepts a `hidden_size` only if it is a multiple of `num_attention_heads`.
+      quantized: values of `quantization_config.quant_method` whose tensors are read.
     """
 
     model_type: str
@@ -52,7 +54,9 @@ class Family:
     qk_norm: bool = False
     gguf_architecture: str = ""
     interleaved_in_gguf: bool = False
+    own_heads: bool = False
     whole_heads: bool = False
+    quantized: tuple[str, ...] = ()
 
     def read(self, values: Mapping[str, Any], where: str) -> ModelConfig:
         """The model that a config.json describes.
@@ -108,14 +112,14 @@ class Family:
 
     def attention(self, fields: Fields, **more: Any) -> GQA:
         """Of the layers."""
-        if self.model_type == "llama" or fields.values.get("num_key_value_heads", 0) is None:
-            fields.default("num_key_value_heads", fields.raw("num_attention_heads"))
-        heads = [fields.get(key, int) for key in ("num_attention_heads", "num_key_value_heads", "head_dim")]
+        name = "num_key_value_heads"
+        if fields.values.get(name, 0) is None or (self.own_heads and name not in fields.values):
+            fields.replace(name, fields.raw("num_attention_heads"))
+        heads = [fields.get(key, int) for key in ("num_attention_heads", name, "head_dim")]
         return GQA(*heads, **{"qkv_bias": self.qkv_bias, "qk_norm": self.qk_norm, **more})
 
     def write(self, config: ModelConfig) -> dict[str, Any]:
         """The inverse of `read`: fields of a config.json that transformers 4 and 5 read the same way."""
-        scaling = rope.to_json(config.rope_scaling)
         return {
             "architectures": [self.architecture],
             "model_type": self.model_type,
@@ -129,17 +133,24 @@ class Family:
             "hidden_act": "silu",
             "max_position_embeddings": config.context_length,
             "rms_norm_eps": config.norm_eps,
-            "rope_theta": config.rope_theta,
-            "rope_scaling": None if config.rope_scaling is None else scaling,
-            "rope_parameters": {**scaling, "rope_theta": config.rope_theta},
+            **self.rope_to_json(config),
             "tie_word_embeddings": config.tied_embeddings,
             "attention_dropout": 0.0,
-            "bos_token_id": None,
+            **dict.fromkeys(("bos_token_id", "pad_token_id")),  # defaults exceed small vocabularies
             **self.extra(config),
         }
 
+    def rope_to_json(self, config: ModelConfig) -> dict[str, Any]:
+        """The inverse of `rope`, in the spellings of transformers 4 and 5."""
+        scaling = rope.to_json(config.rope_scaling)
+        return {
+            "rope_theta": config.rope_theta,
+            "rope_scaling": None if config.rope_scaling is None else scaling,
+            "rope_parameters": {**scaling, "rope_theta": config.rope_theta},
+        }
+
     def extra(self, config: ModelConfig) -> dict[str, Any]:
-        """Fields of config.json that only this family has, or that it writes otherwise; null leaves one out."""
+        """Fields of config.json that only this family has, or that it writes otherwise."""
         return {}
 
     def check_export(self, config: ModelConfig) -> None:
@@ -194,6 +205,54 @@ def check_all_full(fields: Fields) -> None:
         raise UserError(
             f"{fields.where}: layer_types names other layers than full_attention, which this decoder lacks."
         )
+
+
+LAYER_KINDS = ("full_attention", "sliding_attention")
+
+
+def sliding(config: ModelConfig) -> dict[str, Any]:
+    """`sliding_window` and `layer_types` of a model some of whose layers have a window."""
+    windows = [getattr(layer.attention, "window", 0) for layer in config.layers()]
+    kinds = [LAYER_KINDS[bool(window)] for window in windows]
+    return {"sliding_window": max(windows) or None, "layer_types": kinds}
+
+
+def window(fields: Fields) -> int:
+    """The value of `sliding_window`; 0 where there is none, or rows of every length fit into it."""
+    size = fields.nullable("sliding_window", int)
+    return 0 if size is None or size >= fields.get("max_position_embeddings", int) else int(size)
+
+
+def query_scale(spec: GQA, scalar: float) -> float:
+    """`GQA.query_scale` for scores that are divided by the root of `scalar`."""
+    return 0.0 if scalar == spec.head_dim else float(scalar) ** -0.5
+
+
+def query_scalar(spec: GQA) -> float:
+    """The inverse of `query_scale`; a whole number where it is one."""
+    scalar = spec.query_scale**-2 if spec.query_scale else spec.head_dim
+    return round(scalar) if abs(scalar - round(scalar)) < 1e-9 * scalar else scalar
+
+
+def grouped(config: ModelConfig) -> GQA:
+    """The grouped-query attention of the first layer; UserError where it has another."""
+    attention = config.groups[0].pattern[0].attention
+    if not isinstance(attention, GQA):
+        raise UserError(
+            f"model.family is {config.family!r}, which has no latent attention, and this model has; set model.family "
+            "to the architecture that has it. The model cannot be exported."
+        )
+    return attention
+
+
+def experts(config: ModelConfig) -> Experts:
+    """The spec of a model's experts; UserError where it has none."""
+    if config.experts is None:
+        raise UserError(
+            f"model.family is {config.family!r}, which has experts, and this model has none; set model.family to the "
+            "architecture that has such layers. The model cannot be exported."
+        )
+    return config.experts
 
 
 def num_layers(fields: Fields) -> int:

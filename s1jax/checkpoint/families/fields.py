@@ -21,7 +21,7 @@ _DEFAULTS = {"rope_theta": 1e4, "rms_norm_eps": 1e-6, "tie_word_embeddings": Fal
 # Fields that change no logits: dropout, the start of training, generation and bookkeeping.
 _HARMLESS = """
     architectures model_type transformers_version torch_dtype dtype name_or_path auto_map tokenizer_class
-    transformers_weights
+    transformers_weights quantization_config
     attention_dropout hidden_dropout embd_pdrop resid_pdrop initializer_range use_cache pretraining_tp
     return_dict output_hidden_states output_attentions torchscript use_bfloat16 tf_legacy_loss pruned_heads
     chunk_size_feed_forward is_encoder_decoder is_decoder add_cross_attention cross_attention_hidden_size
@@ -87,6 +87,11 @@ class Fields:
     def optional(self, key: str, kind: type, default: Any) -> Any:
         """The value of a field, or `default` where it is null or missing."""
         return self.get(key, kind) if self.has(key) else default
+
+    def nullable(self, key: str, kind: type) -> Any:
+        """The value of a field for which null is a value of its own, None."""
+        self._read.add(key)
+        return None if self.values.get(key, 0) is None or key not in self._known else self.get(key, kind)
 
     def first(self, keys: Collection[str], kind: type) -> Any:
         """The value of a field that has several names; where the file has more than one, they must agree."""

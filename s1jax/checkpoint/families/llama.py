@@ -11,5 +11,6 @@ LLAMA = Family(
     rows.PLAIN,
     {"max_position_embeddings": 2048},
     interleaved_in_gguf=True,
+    own_heads=True,
     whole_heads=True,
 )

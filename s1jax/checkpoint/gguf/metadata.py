@@ -9,7 +9,7 @@ import gguf
 import numpy as np
 
 from s1jax.checkpoint import huggingface_config
-from s1jax.checkpoint.families.table import FAMILIES
+from s1jax.checkpoint.families.table import IN_GGUF
 from s1jax.config.model import ModelConfig
 from s1jax.config.rope import RopeScaling
 from s1jax.config.schema import from_dict, shown
@@ -45,9 +45,9 @@ def read_config(reader: gguf.GGUFReader, where: str) -> ModelConfig:
       UserError: unknown architecture, a setting the decoder cannot represent, or a missing one.
     """
     architecture = get(reader, where, "general.architecture", str)
-    if architecture not in FAMILIES:
+    if architecture not in IN_GGUF:
         raise UserError(
-            f"{where}: architecture {shown(architecture)} is unknown; s1jax reads {', '.join(sorted(FAMILIES))}."
+            f"{where}: architecture {shown(architecture)} is unknown; s1jax reads {', '.join(sorted(IN_GGUF))}."
         )
 
     def of(key: str, kind: type, default: Any = None) -> Any:
@@ -87,8 +87,8 @@ def read_config(reader: gguf.GGUFReader, where: str) -> ModelConfig:
         rope_theta=theta,
         rope_scaling=scaling,
         norm_eps=_decimal(of("attention.layer_norm_rms_epsilon", float)),
-        qkv_bias=FAMILIES[architecture].qkv_bias,
-        qk_norm=FAMILIES[architecture].qk_norm,
+        qkv_bias=IN_GGUF[architecture].qkv_bias,
+        qk_norm=IN_GGUF[architecture].qk_norm,
         tied_embeddings="output.weight" not in shapes,
         context_length=max(length, huggingface_config.extended_length(scaling)),
     )
