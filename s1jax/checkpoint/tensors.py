@@ -1,9 +1,9 @@
 """Which arrays the parameter tree of a decoder has: paths and axes, from its configuration (`s1jax.model.params`).
 
 Axis letters: D model, F hidden width of an MLP or an expert, N query heads, K key/value heads, H head dimension of
-queries and keys, E experts, S hidden width of the shared expert, V vocabulary, O one. Of latent attention: Q and C
-latent vectors of queries and of keys, X such a vector with the rotated key after it, P the part of a head's key that is
-not rotated, W a head's value.
+queries and keys, A and B that of all query and of all key heads together, E experts, S hidden width of the shared
+expert, V vocabulary, O one. Of latent attention: Q and C latent vectors of queries and of keys, X such a vector with
+the rotated key after it, P the part of a head's key that is not rotated, W a head's value.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _grouped(spec: GQA) -> dict[str, str]:
     if spec.qk_norm:
         found |= {"query_norm/scale": "H", "key_norm/scale": "H"}
     if spec.qk_norm_whole:
-        found |= {"query_norm/scale": "NH", "key_norm/scale": "KH"}
+        found |= {"query_norm/scale": "A", "key_norm/scale": "B"}
     if spec.sinks:
         found["sinks/logits"] = "N"
     return found
@@ -94,7 +94,8 @@ def sizes(config: ModelConfig, layer: Layer | None = None) -> dict[str, int]:
         found |= {"Q": attention.q_rank, "C": attention.kv_rank, "X": attention.kv_rank + attention.rope_dim}
         found |= {"P": attention.nope_dim, "W": attention.value_dim}
     else:
-        found["K"] = attention.num_kv_heads
+        n, k, h = attention.num_heads, attention.num_kv_heads, attention.head_dim
+        found |= {"K": k, "A": n * h, "B": k * h}
     if not isinstance(mlp, Dense):
         found |= {"E": mlp.num_experts, "S": mlp.shared_hidden}
     return found

@@ -7,6 +7,7 @@ from typing import Any
 
 from s1jax.config.experiment import Experiment
 from s1jax.config.model import ModelConfig
+from s1jax.config.published import PUBLISHED
 from s1jax.config.rope import RopeScaling
 from s1jax.config.schema import from_dict
 from s1jax.errors import UserError
@@ -110,6 +111,7 @@ PRESETS: dict[str, ModelConfig] = {
     "smollm2_135m": _smollm2(576, 30, 9, 3, 1536),
     "smollm2_360m": _smollm2(960, 32, 15, 5, 2560),
     "smollm2_1p7b": _smollm2(2048, 24, 32, 32, 8192, theta=1.3e5),
+    **PUBLISHED,
 }
 
 

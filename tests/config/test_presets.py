@@ -38,11 +38,54 @@ PUBLISHED = {
     "smollm2_135m": 134_515_008,
     "smollm2_360m": 361_821_120,
     "smollm2_1p7b": 1_711_376_384,
+    "qwen3_30b_a3b": 30_532_122_624,
+    "qwen3_235b_a22b": 235_093_634_560,
+    "qwen1p5_moe_a2p7b": 14_315_784_192,
+    "qwen2_57b_a14b": 57_408_658_944,
+    "mixtral_8x7b": 46_702_792_704,
+    "mixtral_8x22b": 140_630_071_296,
+    "gpt_oss_20b": 20_914_757_184,
+    "gpt_oss_120b": 116_829_156_672,
+    "deepseek_v2_lite": 15_706_484_224,
+    "deepseek_v2": 235_741_434_880,
+    "deepseek_v3": 671_026_419_200,
+    "deepseek_r1": 671_026_419_200,
+    "gemma2_2b": 2_614_341_888,
+    "gemma2_9b": 9_241_705_984,
+    "gemma2_27b": 27_227_128_320,
+    "gemma3_270m": 268_098_176,
+    "gemma3_1b": 999_885_952,
+    "gemma3_4b": 3_880_263_168,
+    "gemma3_12b": 11_766_034_176,
+    "gemma3_27b": 27_009_346_304,
+    "phi3_mini_4k": 3_821_079_552,
+    "phi4": 14_659_507_200,
+    "olmo2_7b": 7_298_617_344,
+    "olmo2_13b": 13_716_198_400,
+    "olmo2_32b": 32_234_279_936,
+    "olmo3_7b": 7_298_011_136,
+    "olmo3_32b": 32_233_522_176,
+    "smollm3_3b": 3_075_098_624,
+    "mistral_7b_v0p1": 7_241_732_096,
+    "mistral_7b_v0p3": 7_248_023_552,
+    "mistral_nemo_12b": 12_247_782_400,
+    "mistral_small_24b": 23_572_403_200,
+    "ministral3_8b": 8_489_553_920,
 }
+
+# Billions of weights that a token meets; OpenAI counts the embedding as one row.
+ACTIVE = {"qwen3_30b_a3b": 3.35, "qwen3_235b_a22b": 22.2, "gpt_oss_20b": 3.6, "gpt_oss_120b": 5.1, "mixtral_8x7b": 12.9}
 
 
 def test_every_preset_has_its_published_size():
     assert {name: config.num_params for name, config in presets.PRESETS.items()} == PUBLISHED
+
+
+@pytest.mark.parametrize("name", ACTIVE)
+def test_mixtures_have_their_published_active_size(name):
+    config = presets.PRESETS[name]
+    embedding = config.vocab_size * config.d_model if name.startswith("gpt") else 0
+    assert (config.active_params - embedding) / 1e9 == pytest.approx(ACTIVE[name], rel=0.01)
 
 
 def test_an_experiment_takes_a_preset_by_name():

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 from s1jax.checkpoint.families import rows
-from s1jax.checkpoint.families.family import Family, check_all_full, experts, grouped, num_layers
+from s1jax.checkpoint.families.family import FIXED, Family, check_all_full, experts, grouped, num_layers
 from s1jax.checkpoint.families.fields import Fields
 from s1jax.config.layers import GQA, Dense, Experts, Layer
 from s1jax.config.model import ModelConfig
@@ -103,6 +103,7 @@ QWEN3_MOE = QwenMoe(
         **_SILENT, "intermediate_size": 6144, "num_attention_heads": 32, "num_key_value_heads": 4,
         "num_experts_per_tok": 8, "moe_intermediate_size": 768,
     },
+    fixed={**FIXED, "qkv_bias": False, "use_qk_norm": True, "shared_expert_intermediate_size": 0},
     harmless=_WINDOWS,
     qk_norm=True,
     gguf_architecture="qwen3moe",

@@ -65,7 +65,7 @@ QK_NORM = (
     Row(_ATTENTION + "q_norm.weight", "blk.{}.attn_q_norm.weight", "attention/query_norm/scale", "H"),
     Row(_ATTENTION + "k_norm.weight", "blk.{}.attn_k_norm.weight", "attention/key_norm/scale", "H"),
 )
-QK_NORM_WHOLE = (QK_NORM[0]._replace(stored="NH"), QK_NORM[1]._replace(stored="KH"))
+QK_NORM_WHOLE = (QK_NORM[0]._replace(stored="A"), QK_NORM[1]._replace(stored="B"))
 OUT = (Row(_ATTENTION + "o_proj.weight", "blk.{}.attn_output.weight", "attention/out/kernel", "D NH"),)
 OUT_BIAS = (Row(_ATTENTION + "o_proj.bias", "blk.{}.attn_output.bias", "attention/out/bias", "D"),)
 SINKS = (Row(_ATTENTION + "sinks", "blk.{}.attn_sinks.weight", "attention/sinks/logits", "N"),)
