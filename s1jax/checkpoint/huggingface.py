@@ -108,11 +108,16 @@ def notes(folder: pathlib.Path) -> list[str]:
 
 
 def _keys(path: pathlib.Path) -> list[str]:
-    with _open(path) as file:
+    with open_file(path) as file:
         return list(file.keys())
 
 
-def _open(path: pathlib.Path) -> Any:
+def open_file(path: pathlib.Path) -> Any:
+    """Opens a safetensors file.
+
+    Raises:
+      UserError: it is damaged or cannot be read.
+    """
     try:
         # pread rather than mmap: pages of a mapped shard would stay in this process's memory next to the target.
         return safetensors.safe_open(path, framework="np", backend="pread")
@@ -141,7 +146,7 @@ def read_params(folder: pathlib.Path, config: ModelConfig, dtype: npt.DTypeLike 
     """
     located = find_tensors(folder)
     stored = _stored_dtype(located)
-    handles = {path: _open(path) for path in sorted(set(located.values()))}
+    handles = {path: open_file(path) for path in sorted(set(located.values()))}
     found = {name: (tuple(handles[path].get_slice(name).get_shape()), str(path)) for name, path in located.items()}
     head, embedding = "lm_head.weight", "model.embed_tokens.weight"
     if config.tied_embeddings:
@@ -169,7 +174,7 @@ def _stored_dtype(located: Mapping[str, pathlib.Path]) -> npt.DTypeLike:
     """bfloat16 if all tensors are stored in it, else float32; UserError names a tensor that is not a float."""
     kinds = set()
     for path in sorted(set(located.values())):
-        with _open(path) as file:
+        with open_file(path) as file:
             for name in file.keys():  # noqa: SIM118 (a safetensors file is not a dict)
                 if name not in located:
                     continue
@@ -218,7 +223,7 @@ def write_model(
     weight_map = {}
     for number, shard in enumerate(shards, 1):
         file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        _write_shard(folder / file, {name: sources[name] for name in shard}, dtype)
+        write_file(folder / file, {name: sources[name] for name in shard}, dtype)
         weight_map.update(dict.fromkeys(shard, file))
     if len(shards) > 1:
         total = sum(view.size for view in sources.values()) * dtype.itemsize
@@ -229,7 +234,7 @@ def write_model(
     _write_json(folder / "generation_config.json", generation)
 
 
-def _write_shard(path: pathlib.Path, tensors: Mapping[str, np.ndarray], dtype: np.dtype) -> None:
+def write_file(path: pathlib.Path, tensors: Mapping[str, np.ndarray], dtype: np.dtype) -> None:
     """Writes one safetensors file tensor by tensor; the library's writer wants all of them contiguous at once."""
     kind = next(name for name, known in _DTYPES.items() if known == dtype)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}

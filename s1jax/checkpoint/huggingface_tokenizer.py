@@ -53,7 +53,7 @@ def write(folder: pathlib.Path, tokenizer: Tokenizer, fmt: ChatFormat) -> str:
     `tokenizer_config.json` keeps its other fields. The template is written to it and to `chat_template.jinja`.
 
     Args:
-      folder: of a model with its config.json.
+      folder: of a model with its config.json, or of adapters without one.
       tokenizer: to be written.
       fmt: chat format of the model.
 
@@ -67,7 +67,8 @@ def write(folder: pathlib.Path, tokenizer: Tokenizer, fmt: ChatFormat) -> str:
     jinja = template.to_jinja(fmt)
     (folder / _TEMPLATE).write_text(jinja, encoding="utf-8")
     about = _about(tokenizer, fmt) | {"chat_template": jinja}
-    is_qwen2 = json.loads((folder / "config.json").read_text()).get("model_type") == "qwen2"
+    model = folder / "config.json"
+    is_qwen2 = model.exists() and json.loads(model.read_text()).get("model_type") == "qwen2"
     problem = ""
     for candidate in _candidates(tokenizer, about.get("legacy") is True, is_qwen2):
         (folder / _MODULE).unlink(missing_ok=True)

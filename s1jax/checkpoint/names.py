@@ -19,9 +19,11 @@ from s1jax.checkpoint.families.rows import Row
 from s1jax.checkpoint.stored import Piece, Stored
 from s1jax.checkpoint.stored import copy as copy
 from s1jax.config.layers import MLA
+from s1jax.config.lora import LoraConfig
 from s1jax.config.model import ModelConfig, Stack
 from s1jax.config.schema import plain
 from s1jax.errors import UserError
+from s1jax.model.layouts import num_input_axes
 
 Params = dict[str, Any]
 Column = Literal["huggingface", "gguf"]
@@ -183,6 +185,68 @@ def _add(found: dict[str, Any], name: str, array: np.ndarray, place: _Place) -> 
         index[at] = part
         ours_too = tuple(part if number == at else slice(None) for number in range(len(order)))
         found[name].pieces.append(Piece(ours[ours_too], expanded, tuple(index), turned))
+
+
+def adapter_views(
+    config: ModelConfig, adapters: Mapping[str, Any], lora: LoraConfig
+) -> dict[str, tuple[np.ndarray | Stored, np.ndarray | Stored]]:
+    """Hugging Face's name of a projection, without `.weight` -> its A [R, inputs] and B [outputs, R] as PEFT has them.
+
+    They are views as those of `views`.
+
+    Args:
+      config: of the model.
+      adapters: tree of `s1jax.model.adapters`, of numpy arrays.
+      lora: of the adapters.
+
+    Raises:
+      UserError: a projection is a part of a larger tensor in the family's files, which has one adapter there.
+    """
+    found: dict[str, Any] = {}
+    for place in _places(config, "huggingface"):
+        *folders, leaf = place.row.path.split("/")
+        if place.stack is None or leaf != "kernel" or folders[-1] not in lora.projections():
+            continue
+        if place.row.join or ("E" in place.axes and "{e}" not in place.name):
+            raise UserError(
+                f"the adapter of {place.stack.name}/{'/'.join(folders)} has no PEFT form: in the files of"
+                f" {config.family or 'the model'} the projection is a part of {place.name.format(0)}; write merged"
+                " weights instead (launch.convert --merge)."
+            )
+        pair: Any = adapters[place.stack.name]
+        for part in folders:
+            pair = pair[part]
+        of_a, of_b = _pair(place, num_input_axes(folders[-1]), lora.rank)
+        for i, layer in enumerate(place.stack.numbers):
+            for e in place.experts():
+                both: dict[str, Any] = {}
+                for key, own in (("a", of_a), ("b", of_b)):
+                    array = np.asarray(pair[key][i, e] if "{e}" in place.name else pair[key][i])
+                    _add(both, key, array, own)
+                found[place.name.format(layer, e=e).removesuffix(".weight")] = both["a"], both["b"]
+    return found
+
+
+def projections(config: ModelConfig) -> dict[str, str]:
+    """Path of every kernel of the layers -> its Hugging Face name, with `{}` for numbers."""
+    return {
+        f"{place.stack.name}/{place.row.path}": place.name
+        for place in _places(config, "huggingface")
+        if place.stack is not None and place.row.path.endswith("/kernel")
+    }
+
+
+def _pair(place: _Place, inputs: int, rank: int) -> tuple[_Place, _Place]:
+    """Where A and B of an adapter are stored, as if they were kernels; letter R: the rank."""
+    axes = place.axes.replace("E", "")
+    taken, given = axes[:inputs], axes[inputs:]
+    out, into = place.stored.split(" ")
+    assert sorted(into) == sorted(taken) and sorted(out) == sorted(given)
+    sizes = {**place.sizes, "R": rank}
+    row = place.row
+    a = place._replace(row=row._replace(stored=f"R {into}", neighbours=""), axes=f"{taken}R", sizes=sizes)
+    b = place._replace(row=row._replace(stored=f"{out} R"), axes=f"R{given}", sizes=sizes)
+    return a, b
 
 
 def shapes(config: ModelConfig, names: Column) -> dict[str, tuple[int, ...]]:

@@ -91,16 +91,18 @@ def save_model(
     tokenizer: Tokenizer,
     chat: ChatFormat,
     provenance: dict[str, Any],
+    adapters: AdapterInfo | None = None,
 ) -> None:
     """Writes a checkpoint without optimizer state.
 
     Args:
       path: folder to make; an unfinished one left by an earlier attempt is replaced.
-      params: the tree of `s1jax.model.params`.
+      params: the tree of `s1jax.model.params`; with `adapters` that of `s1jax.model.adapters`.
       config: their shape.
       tokenizer: saved beside them.
       chat: saved beside them.
       provenance: JSON values that say how the weights came about.
+      adapters: what the adapters belong to; None: these are weights.
 
     Raises:
       UserError: where the folder already holds something else, or the disk is full.
@@ -110,7 +112,7 @@ def save_model(
     folder = paths.local(path, "checkpoint").absolute()
     with disk_errors(folder), paths.plain(folder) as safe:
         _make_room(folder)
-        _write_descriptions(folder, Metadata(config, tokenizer, chat, provenance))
+        _write_descriptions(folder, Metadata(config, tokenizer, chat, provenance, adapters))
         # One file a chunk: with Orbax's default everything compressed stays in memory until the last array is done,
         # and host arrays are copied first. So a save adds less than 0.1 GB to the weights, whatever their size.
         streamed = trees.context()

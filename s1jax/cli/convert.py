@@ -6,6 +6,9 @@
         [--think_start=TEXT] [--think_end=TEXT]
     python -m launch.convert --from=CKPT --to_hf=DIR [--dtype=bfloat16] [--max_shard_gb=5]
         [--push_to_hub=OWNER/NAME [--private]]
+    python -m launch.convert --from=CKPT --to_hf=DIR                     (CKPT of adapters: a PEFT folder)
+    python -m launch.convert --from=CKPT [--adapter=PEFT_DIR | --base=CKPT] --merge (--to=CKPT | --to_hf=DIR)
+    python -m launch.convert --from=CKPT --adapter=PEFT_DIR --to=CKPT    (adapters for that checkpoint)
 
 Without --chat the chat format follows from the tokenizer's own chat template; one line says which it is. A Hugging Face
 folder gets the format that the checkpoint was trained with as its chat template, and where transformers is installed
@@ -35,7 +38,7 @@ from absl import flags
 
 import s1jax
 from s1jax.checkpoint import huggingface, huggingface_config, huggingface_tokenizer, store
-from s1jax.cli import terminal
+from s1jax.cli import convert_adapters, terminal
 from s1jax.config.model import ModelConfig
 from s1jax.errors import MissingPackageError, UserError
 from s1jax.io import files, hub, paths
@@ -88,11 +91,15 @@ def main() -> None:
     with files.new_folder(path, f"--{target}") as folder:
         if FLAGS.push_to_hub:  # before the work, so that a missing login is said at once
             _create_repository()
-        if source == "from":
-            config = _export(origin_path, folder, dtype)
+        if source != "from":
+            count = _import(source, origin_path, folder, dtype).num_params
+        elif target == "to":
+            count = convert_adapters.to_checkpoint(origin_path, folder)
+        elif target == "to_hf" and convert_adapters.writes_adapters(origin_path):
+            count = convert_adapters.to_peft(origin_path, folder, dtype)
         else:
-            config = _import(source, origin_path, folder, dtype)
-    print(f"wrote {path}: {config.num_params / 1e6:.1f} M weights in {time.monotonic() - start:.0f} s")
+            count = _export(origin_path, folder, dtype).num_params
+    print(f"wrote {path}: {count / 1e6:.1f} M weights in {time.monotonic() - start:.0f} s")
     if FLAGS.push_to_hub:
         _push(path)
 
@@ -100,7 +107,7 @@ def main() -> None:
 def _source_and_target() -> tuple[str, str]:
     """The flags that name what is read and what is written, after all flags have been checked."""
     source, target = _one("from_hf", "from_gguf", "from"), _one("to", "to_hf")
-    if (source == "from") != (target == "to_hf"):
+    if source != "from" and target == "to_hf":
         raise UserError("convert goes --from_hf or --from_gguf with --to, or --from with --to_hf.")
     if source == "from" and (FLAGS.think_start or FLAGS.think_end):
         raise UserError("--think_start and --think_end are for imports; a Hugging Face folder has no place for them.")
@@ -114,8 +121,9 @@ def _source_and_target() -> tuple[str, str]:
         raise UserError(f"--push_to_hub={FLAGS.push_to_hub} is not a hub id (OWNER/NAME).")
     if FLAGS.private and not FLAGS.push_to_hub:
         raise UserError("--private is of the repository that --push_to_hub names; give both or neither.")
-    for flag in (source, target, "tokenizer"):
+    for flag in (source, target, "tokenizer", "adapter", "base"):
         paths.local(str(FLAGS[flag].value), f"--{flag}")
+    convert_adapters.check(source, target)
     return source, target
 
 
@@ -257,7 +265,7 @@ def _read_gguf(path: str, dtype: Any) -> tuple[Any, ModelConfig, Tokenizer, dict
 
 
 def _export(path: str, folder: pathlib.Path, dtype: Any) -> ModelConfig:
-    model = store.load_model(path, host=True)
+    model = convert_adapters.load(path)
     delimiters = chat_lib.delimiters(model.tokenizer, model.chat)
     huggingface.write_model(
         folder, model.params, model.config, dtype=dtype, eos=delimiters.stop, pad=delimiters.pad,

@@ -9,14 +9,17 @@ import subprocess
 import sys
 
 import huggingface_hub
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
 
-from s1jax.checkpoint import huggingface, huggingface_config, names, store
+from s1jax.checkpoint import adapters, huggingface, huggingface_config, names, store
+from s1jax.config.lora import LoraConfig
 from s1jax.config.model import ModelConfig
 from s1jax.config.presets import PRESETS
+from s1jax.model.adapters import abstract
 from s1jax.text import chat
 from s1jax.text.tokenizer import Tokenizer
 from tests import byte_tokenizer
@@ -124,6 +127,12 @@ WRONG = [
     (["--from={0}/hf", "--to_hf={0}/new"], "is a Hugging Face folder"),
     (["--from={0}/none", "--to_hf={0}/new"], "is not a folder"),
     (["--from={0}/both", "--to_hf={0}/new"], "qkv_bias with qk_norm"),
+    (["--from={0}/ckpt", "--to={0}/new", "--merge"], "ckpt has weights and no adapters; give --adapter=DIR"),
+    (["--from={0}/ckpt", "--to_hf={0}/new", "--adapter={0}/peft"], "is a PEFT folder already; give --merge"),
+    (["--from={0}/ckpt", "--to={0}/new", "--adapter={0}/empty"], "empty has no adapter_config.json"),
+    (["--from={0}/adapted", "--to={0}/new", "--adapter={0}/peft"], "adapted has adapters already; merge these first"),
+    (["--from={0}/adapted", "--to={0}/new", "--merge", "--base={0}/ckpt16"], "trained for another checkpoint than"),
+    (["--from_hf={0}/hf", "--to={0}/new", "--merge"], "--merge is of adapters; it goes with --from=CKPT"),
 ]
 RIGHT = [
     ["--from_hf={0}/hf", "--to={0}/ckpt"],
@@ -138,7 +147,12 @@ RIGHT = [
     ["--from_hf=owner/tiny", "--to={0}/from_hub_v1", "--revision=v1"],
     ["--from_hf={0}/hub/models--owner--tiny/snapshots/" + "a" * 40, "--to={0}/from_cache"],
     ["--from_gguf={0}/full.gguf", "--to={0}/from_gguf_alone", "--chat=s1_plain", "--dtype=bfloat16"],
+    ["--from={0}/ckpt", "--adapter={0}/peft", "--to={0}/adapted"],
+    ["--from={0}/adapted", "--to_hf={0}/peft_again"],
+    ["--from={0}/adapted", "--merge", "--to={0}/merged"],
+    ["--from={0}/ckpt", "--adapter={0}/peft", "--merge", "--to_hf={0}/merged_hf"],
 ]
+LORA = LoraConfig(rank=2, alpha=4.0, targets="q_proj,down_proj")
 
 
 FROM_HUB = {"from_hub": "a" * 40, "from_hub_v1": "b" * 40, "from_cache": "a" * 40, "ckpt": None}
@@ -148,6 +162,12 @@ def _hf_folder(folder, config):
     folder.mkdir()
     huggingface.write_model(folder, weights(config), config)
     byte_tokenizer.save(folder)
+
+
+def _adapters():
+    rng = np.random.default_rng(0)
+    shapes = abstract(CONFIG, LORA, np.float32)
+    return jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +210,8 @@ def converted(tmp_path_factory):
             "<|im_start|>" if value == "<think>" else 3 if value == 4 else value for value in values
         ]
     test_gguf._write(folder / "full.gguf", llama, weights(llama), "llama", metadata=metadata)
+    (folder / "peft").mkdir()
+    adapters.write(folder / "peft", _adapters(), CONFIG, LORA, "owner/base")
     both = ModelConfig.dense(**{**CONFIG.flat(), "qk_norm": True})
     store.save_model(folder / "both", weights(both), both, Tokenizer.load(folder / "hf"), chat.FORMATS["s1"], {})
     runs = [[part.format(folder) for part in arguments] for arguments in [*RIGHT, *(flags for flags, _ in WRONG)]]
@@ -261,6 +283,24 @@ def test_back_to_hugging_face(converted):
     ids = Tokenizer.load(folder / "back")
     assert set(huggingface_config.read_eos(folder / "back")) == {ids.id_of("<|im_end|>"), ids.id_of("!")} == set(ENDS)
     assert huggingface.read_params(folder / "back16", CONFIG)["final_norm"]["scale"].dtype == ml_dtypes.bfloat16
+
+
+def test_adapters_come_in_go_out_and_are_merged(converted):
+    folder, _ = converted
+    info = store.load_metadata(folder / "adapted").adapters
+    assert (info.lora, info.base) == (LORA, str(folder / "ckpt"))
+    for name in ("adapter_model.safetensors", "adapter_config.json"):
+        ours, theirs = ((folder / one / name).read_bytes() for one in ("peft_again", "peft"))
+        assert ours == theirs.replace(b"owner/base", str(folder / "hf").encode())
+    assert (folder / "peft_again" / "tokenizer.json").exists()
+    tree, wanted = _adapters()["layers"]["mlp"]["down"], weights(CONFIG)
+    kernel = wanted["layers"]["mlp"]["down"]["kernel"]
+    expected = kernel + 2.0 * np.einsum("lfr,lrd->lfd", tree["a"], tree["b"])
+    merged = huggingface.read_params(folder / "merged_hf", CONFIG)
+    _equal((store.load_model(folder / "merged").params, CONFIG), (merged, CONFIG))
+    np.testing.assert_allclose(merged["layers"]["mlp"]["down"]["kernel"], expected, rtol=0, atol=1e-5)
+    assert not (folder / "merged_hf" / "adapter_config.json").exists()
+    np.testing.assert_array_equal(merged["layers"]["mlp"]["up"]["kernel"], wanted["layers"]["mlp"]["up"]["kernel"])
 
 
 def test_a_folder_is_pushed_to_the_hub(converted):
