@@ -93,13 +93,25 @@ class ModelConfig:
 
     def _check_rope(self) -> None:
         """Checks what layers ask of the rotary settings."""
-        for attention in {layer.attention for group in self.groups for layer in group.pattern}:
-            local = isinstance(attention, GQA) and attention.rope == "local"
+        rotated: dict[str, int] = {}
+        original = 0 if self.rope_scaling is None else self.rope_scaling.original_context_length
+        for attention in self._attentions():
+            kind = attention.rope if isinstance(attention, GQA) else "global"
+            local = kind == "local"
+            require(
+                kind == "none" or rotated.setdefault(kind, attention.rotated) == attention.rotated,
+                f"model.groups has layers with {kind} rope that rotate different numbers of dimensions; s1jax needs "
+                "them to be the same.",
+            )
+            require(
+                bool(original) or not (isinstance(attention, GQA) and attention.position_scaling),
+                "model.position_scaling needs the original_context_length of model.rope_scaling; give it.",
+            )
             require(
                 bool(self.local_rope_theta) or not local,
                 "model.local_rope_theta is 0, but some layers have local rope; give its base.",
             )
-            scaling = None if local else self.rope_scaling
+            scaling = self.rope_scaling if kind == "global" else None
             if scaling is None or scaling.kind != "longrope":
                 continue
             lengths = {len(scaling.short_factor), len(scaling.long_factor)}
@@ -228,6 +240,17 @@ class ModelConfig:
         """The spec of the layers with experts, which is one; None: no layer has them."""
         specs = {layer.mlp for layer in self._layers() if isinstance(layer.mlp, Experts)}
         return self._same(specs, "kinds of experts") if specs else None
+
+    @property
+    def rope_depends_on_length(self) -> bool:
+        """Whether sequences longer than the original context have other rotary frequencies than shorter ones."""
+        scaling = self.rope_scaling
+        return (
+            scaling is not None
+            and scaling.kind == "longrope"
+            and scaling.short_factor != scaling.long_factor
+            and self.context_length > scaling.original_context_length
+        )
 
     def _layers(self) -> set[Layer]:
         """The different layers that there are."""

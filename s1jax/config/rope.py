@@ -52,7 +52,8 @@ class RopeScaling:
         require(1 <= self.factor <= 2**20, f"{where}factor is {self.factor}; give a number from 1 to 2**20.")
         original = self.original_context_length
         require(original < 2**31, f"{where}original_context_length is {original}; give less than 2**31.")
-        at_least(0 if self.kind == "linear" else 1, where, self, "original_context_length")
+        least = {"linear": 0, "longrope": 2}  # its logarithm is a divisor
+        at_least(least.get(self.kind, 1), where, self, "original_context_length")
         from_zero(where, self, "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow")
         for low, high in (("low_freq_factor", "high_freq_factor"), ("beta_slow", "beta_fast")):
             require(

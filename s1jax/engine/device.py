@@ -47,7 +47,7 @@ class Device:
         """Returns the largest size of a piece that is at most `most`; a page if none is."""
         return max((size for size in self._pieces if size <= most), default=self._setup.page_size)
 
-    def prefill(self, shard: int, ids: Sequence[int], size: int, start: int, pages: Sequence[int]) -> None:
+    def prefill(self, shard: int, ids: Sequence[int], size: int, start: int, pages: Sequence[int], limit: int) -> None:
         """Prefills a piece of a prompt.
 
         Args:
@@ -56,6 +56,7 @@ class Device:
           size: one of `piece_for` or `piece_within`.
           start: tokens of the sequence before the piece.
           pages: of the sequence.
+          limit: the most tokens of the sequence.
         """
         setup = self._setup
         tokens = np.zeros((setup.shards, size), np.int32)
@@ -63,9 +64,10 @@ class Device:
         lengths, count = np.zeros(setup.shards, np.int32), np.zeros(setup.shards, np.int32)
         tokens[shard, : len(ids)], table[shard, : len(pages)] = ids, pages
         lengths[shard], count[shard] = start, len(ids)
+        limits = np.full(setup.shards, limit, np.int32)
         setup.counts.note(f"prefill {size} to {self._pool}, {table.shape[1]} a sequence")
         pool = programs.prefill(
-            setup.params, self._run.pages, tokens, table, lengths, count, config=setup.config,
+            setup.params, self._run.pages, tokens, table, lengths, count, limits, config=setup.config,
             at_once=min(max(setup.pages_at_once, _PREFILL_PAGES), size // setup.page_size), dtype=setup.dtype,
             mesh=setup.mesh,
         )  # fmt: skip
@@ -126,7 +128,7 @@ class Device:
         """
         nowhere = self._shape.slots
         for size in self._pieces:
-            self.prefill(0, [], size, 0, [])
+            self.prefill(0, [], size, 0, [], 0)
         self.copy_page(0, 0, _NOWHERE)
         self.admit(settings, nowhere, blank, True, 0, seen)
         self.decode(settings, 1, 0)

@@ -85,12 +85,14 @@ class Settings:
       budgets: of each slot.
       rules: of each slot.
       table: int32 [B, M], pages of each slot.
+      limits: int32 [B], the most tokens of the sequence in each slot.
     """
 
     sampling: logits_lib.Sampling
     budgets: budget_lib.Budgets
     rules: budget_lib.Rules
     table: jax.Array
+    limits: jax.Array
 
 
 @functools.partial(jax.jit, static_argnames=("config", "slots", "pages", "size", "dtype", "unstack", "mesh"))
@@ -134,6 +136,7 @@ def prefill(
     table: jax.Array,
     lengths: jax.Array,
     count: jax.Array,
+    limits: jax.Array,
     *,
     config: ModelConfig,
     at_once: int,
@@ -149,6 +152,7 @@ def prefill(
       table: int32 [R, M], pages of its sequence.
       lengths: int32 [R], tokens of the sequence before the piece.
       count: int32 [R], tokens of the piece; 0: nothing is written.
+      limits: int32 [R], the most tokens of the sequence.
       config: shape of the model.
       at_once: pages, see `s1jax.model.attention.cached.attend_cached`.
       dtype: of activations.
@@ -158,7 +162,7 @@ def prefill(
       The pages.
     """
     attend = parallel_ops.attend_cached(mesh, config.num_kv_heads, split_rows=True, pages_at_once=at_once)
-    cache = cache_lib.Cache(pages, table, lengths)
+    cache = cache_lib.Cache(pages, table, lengths, limits)
     kind = jnp.dtype(dtype)
     return decoder.forward_cached(params, config, tokens, cache, count, dtype=kind, attend=attend)[1].pages
 
@@ -255,7 +259,7 @@ def decode(
         run, report = carry
         old = run.state
         active = old.phase != budget_lib.FINISHED
-        cache = cache_lib.Cache(run.pages, settings.table, run.lengths)
+        cache = cache_lib.Cache(run.pages, settings.table, run.lengths, settings.limits)
         hidden, cache = decoder.forward_cached(
             params, config, old.last[:, None], cache, active.astype(jnp.int32), dtype=jnp.dtype(dtype), attend=attend
         )

@@ -257,9 +257,18 @@ class Scheduler:
         return -(-tokens // self._setup.page_size)
 
     def _salt(self, submitted: Submitted) -> bytes:
-        if not self._is_batch:
-            return submitted.salt
-        return np.asarray(submitted.request.prompt, np.int32).tobytes()  # only equal prompts share pages
+        """Sequences of another salt share no pages."""
+        salt = submitted.salt
+        if self._is_batch:
+            salt = np.asarray(submitted.request.prompt, np.int32).tobytes()  # only equal prompts share pages
+        return salt + b"long" if self._has_long_rope(submitted) else salt
+
+    def _has_long_rope(self, submitted: Submitted) -> bool:
+        """Whether keys of the sequence are rotated by the frequencies of long sequences, see `cache.Cache`."""
+        scaling = self._config.rope_scaling
+        if scaling is None or not self._config.rope_depends_on_length:
+            return False
+        return submitted.longest > scaling.original_context_length
 
     # Admission and prefill.
 
@@ -346,7 +355,7 @@ class Scheduler:
         begin = occupant.num_cached
         count = min(size, occupant.to_prefill)
         ids = occupant.prefix[begin : begin + count]
-        self._device.prefill(self._shard(slot), ids, size, begin, occupant.pages)
+        self._device.prefill(self._shard(slot), ids, size, begin, occupant.pages, occupant.submitted.longest)
         occupant.num_cached += count
 
     def _begin(self, slot: int, occupant: Occupant) -> None:
@@ -354,7 +363,7 @@ class Scheduler:
         submitted, prefix = occupant.submitted, occupant.prefix
         cache = self._prefixes[self._shard(slot)]
         cache.add(prefix[:-1], occupant.pages, self._salt(submitted), partial=True)
-        self._arrays.write(slot, submitted.request, occupant.pages)
+        self._arrays.write(slot, submitted.request, occupant.pages, submitted.longest)
         new = budget_lib.on_host(prefix[-1], len(self._delimiters.think_start))
         state = new if submitted.resume is None else submitted.resume.state
         self._setup.counts.admissions += 1

@@ -44,6 +44,7 @@ class SlotArrays:
         self._forced = np.asarray(rules.forced)
         self._forced_length = np.asarray(rules.forced_length)
         self._table = np.zeros((slots, width), np.int32)
+        self._limits = np.zeros(slots, np.int32)
 
     @property
     def capacity(self) -> int:
@@ -61,13 +62,14 @@ class SlotArrays:
             more = budget_lib.capacity_for(len(wait)) - self.capacity
             self._forced = np.pad(self._forced, ((0, 0), (0, 0), (0, more)))
 
-    def write(self, slot: int, request: EncodedRequest, pages: Sequence[int]) -> None:
+    def write(self, slot: int, request: EncodedRequest, pages: Sequence[int], limit: int) -> None:
         """Writes the row of a slot.
 
         Args:
           slot: of the request.
           request: its wait has been reserved.
           pages: of its sequence.
+          limit: the most tokens of the sequence.
         """
         own = (
             logits_lib.Sampling.of([request.params]),
@@ -79,6 +81,7 @@ class SlotArrays:
         self._forced[slot, budget_lib.WAIT] = 0
         self._forced[slot, budget_lib.WAIT, : len(request.wait)] = request.wait
         self._forced_length[slot, budget_lib.WAIT] = len(request.wait)
+        self._limits[slot] = limit
         self.write_pages(slot, pages)
 
     def write_pages(self, slot: int, pages: Sequence[int]) -> None:
@@ -94,4 +97,4 @@ class SlotArrays:
             forced=self._forced.copy(),  # type: ignore[arg-type]
             forced_length=self._forced_length.copy(),  # type: ignore[arg-type]
         )
-        return programs.Settings(sampling, budgets, rules, self._table.copy())  # type: ignore[arg-type]
+        return programs.Settings(sampling, budgets, rules, self._table.copy(), self._limits.copy())  # type: ignore[arg-type]

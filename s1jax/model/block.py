@@ -1,4 +1,4 @@
-"""One pre-norm decoder layer."""
+"""One decoder layer, with norms of what goes into attention and MLP, of what comes out of them, or of both."""
 
 from __future__ import annotations
 
@@ -21,12 +21,24 @@ from s1jax.model.norms import RMSNorm
 
 
 class Block(nnx.Module):
-    """Attention and MLP, each after a norm and added to its input; axis letters: B batch, T length, D model."""
+    """Attention and MLP, each added to its input; axis letters: B batch, T length, D model."""
 
-    def __init__(self, spec: Layer, d_model: int, norm_eps: float, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.attention_norm = RMSNorm(d_model, norm_eps, dtype)
-        self.attention = build_attention(spec.attention, d_model, norm_eps, dtype, rngs)
-        self.mlp_norm = RMSNorm(d_model, norm_eps, dtype)
+    def __init__(
+        self,
+        spec: Layer,
+        d_model: int,
+        norm_eps: float,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+        norm_offset: bool = False,
+    ):
+        def norm(needed: bool) -> RMSNorm | None:
+            return RMSNorm(d_model, norm_eps, dtype, norm_offset) if needed else None
+
+        before, after = spec.norms != "post", spec.norms != "pre"
+        self.attention_norm, self.attention_out_norm = norm(before), norm(after)
+        self.mlp_norm, self.mlp_out_norm = norm(before), norm(after)
+        self.attention = build_attention(spec.attention, d_model, norm_eps, dtype, rngs, norm_offset)
         self.mlp = build_mlp(spec.mlp, d_model, dtype, rngs)
 
     def __call__(
@@ -39,8 +51,10 @@ class Block(nnx.Module):
         merge_batch_and_seq: bool,
     ) -> jax.Array:
         """[B, T, D] -> [B, T, D]; every token sees its own segment up to itself."""
-        x = x + self.attention(self.attention_norm(x), positions, segment_ids, attend, merge_batch_and_seq)
-        return x + self.mlp(self.mlp_norm(x), mlp_chunks, merge_batch_and_seq)
+        normed = _maybe(self.attention_norm, x)
+        attended = self.attention(normed, positions, segment_ids, attend, merge_batch_and_seq)
+        x = x + _maybe(self.attention_out_norm, attended)
+        return x + _maybe(self.mlp_out_norm, self.mlp(_maybe(self.mlp_norm, x), mlp_chunks, merge_batch_and_seq))
 
     def cached(
         self,
@@ -52,24 +66,29 @@ class Block(nnx.Module):
         new: cache_lib.NewTokens,
     ) -> tuple[jax.Array, cache_lib.Pages]:
         """Appends the tokens of `x` [B, T, D] to layer `layer` of stacked pages, or to the layer's own, and attends."""
-        attended, pages = self.attention.cached(self.attention_norm(x), positions, attend, pages, layer, new)
-        x = x + attended
-        return x + self.mlp(self.mlp_norm(x)), pages
+        normed = _maybe(self.attention_norm, x)
+        attended, pages = self.attention.cached(normed, positions, attend, pages, layer, new)
+        x = x + _maybe(self.attention_out_norm, attended)
+        return x + _maybe(self.mlp_out_norm, self.mlp(_maybe(self.mlp_norm, x))), pages
+
+
+def _maybe(norm: RMSNorm | None, x: jax.Array) -> jax.Array:
+    return x if norm is None else norm(x)
 
 
 @functools.cache
-def _structure(spec: Layer, d_model: int, norm_eps: float) -> tuple[nnx.GraphDef, nnx.State]:
+def _structure(spec: Layer, d_model: int, norm_eps: float, norm_offset: bool) -> tuple[nnx.GraphDef, nnx.State]:
     """One layer without weights."""
 
     def build() -> Block:
-        return Block(spec, d_model, norm_eps, jnp.dtype(jnp.float32), nnx.Rngs(params=0))
+        return Block(spec, d_model, norm_eps, jnp.dtype(jnp.float32), nnx.Rngs(params=0), norm_offset)
 
     return nnx.split(nnx.eval_shape(build), nnx.Param)
 
 
-def bind(spec: Layer, d_model: int, norm_eps: float, weights: Params) -> Block:
+def bind(spec: Layer, d_model: int, norm_eps: float, weights: Params, norm_offset: bool = False) -> Block:
     """One layer over the weights of its tree, whose kernels may have any type of `s1jax.model.linear.Weight`."""
-    graph, state = _structure(spec, d_model, norm_eps)
+    graph, state = _structure(spec, d_model, norm_eps, norm_offset)
     state = jax.tree.map(lambda x: x, state)  # a copy: the cached one stays abstract
     nnx.replace_by_pure_dict(state, dict(weights))
     return nnx.merge(graph, state)

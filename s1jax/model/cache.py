@@ -58,11 +58,14 @@ class Cache:
       pages: of all layers, stacked or not.
       table: int32 [B, M].
       lengths: int32 [B], tokens held for each sequence.
+      limits: int32 [B], the most tokens that each sequence will ever have. `longrope` chooses its frequencies by it,
+        because keys of one choice are wrong for the other; None: the model has none.
     """
 
     pages: Pages | Unstacked[Pages]
     table: jax.Array
     lengths: jax.Array
+    limits: jax.Array | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -100,10 +103,14 @@ def bytes_per_token(config: ModelConfig, dtype: DTypeLike) -> int:
 
 
 def init_cache(config: ModelConfig, batch: int, length: int, dtype: DTypeLike = jnp.float32, page: int = 64) -> Cache:
-    """An empty cache for `batch` sequences of at most `length` tokens, each with its own pages of `page` tokens."""
+    """An empty cache for `batch` sequences of at most `length` tokens, each with its own pages of `page` tokens.
+
+    Its `limits` are `length`.
+    """
     each = -(-length // page)
     table = jnp.arange(batch * each, dtype=jnp.int32).reshape(batch, each)
-    return Cache(init_pages(config, batch * each, page, dtype), table, jnp.zeros((batch,), jnp.int32))
+    limits = jnp.full((batch,), length, jnp.int32) if config.rope_depends_on_length else None
+    return Cache(init_pages(config, batch * each, page, dtype), table, jnp.zeros((batch,), jnp.int32), limits)
 
 
 def unstack(pages: Pages) -> Unstacked[Pages]:

@@ -5,6 +5,7 @@ The spec of a layer defines what it computes (`s1jax.config.model`). Weights are
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -19,7 +20,7 @@ from s1jax.model import cache as cache_lib
 from s1jax.model import remat as remat_lib
 from s1jax.model.adapters import Adapters, attach
 from s1jax.model.attention import cached as cached_lib
-from s1jax.model.attention import dispatch
+from s1jax.model.attention import dispatch, rule
 from s1jax.model.embedding import Lookup, embed, lookup
 from s1jax.model.layouts import Params, Unstacked
 from s1jax.model.params import abstract_params as abstract_params
@@ -78,9 +79,9 @@ def forward(
             f"a row of {tokens.shape[1]} tokens exceeds the model's context_length {config.context_length}; "
             "shorten the rows or raise model.context_length."
         )
-    shared = rope.positions_of(positions, config), segment_ids
+    shared = rope.positions_of(positions, config, lambda: _segment_lengths(positions, segment_ids)), segment_ids
     scale = 0.0 if adapters is None else adapters.scale
-    x = embed(params["embed"]["embedding"], tokens, dtype, lookup)
+    x = _embed(params, config, tokens, dtype, lookup)
     for stacks in config.stacks_of_groups():
 
         def run(
@@ -136,7 +137,8 @@ def forward_cached(
     Returns:
       Hidden states after the final norm [B, T, D], and the cache with the tokens appended.
     """
-    positions = rope.positions_of(cache.lengths[:, None] + jnp.arange(tokens.shape[1]), config)
+    places = cache.lengths[:, None] + jnp.arange(tokens.shape[1])
+    positions = rope.positions_of(places, config, lambda: _limits(cache)[:, None])
     new = cache_lib.NewTokens(cache.table, cache.lengths, num_tokens)
 
     def layer(
@@ -144,7 +146,7 @@ def forward_cached(
     ) -> tuple[jax.Array, cache_lib.Pages]:
         return _bind(spec, config, weights).cached(x, positions, attend, pages, index, new)
 
-    x = embed(params["embed"]["embedding"], tokens, dtype)
+    x = _embed(params, config, tokens, dtype, lookup)
     pages: cache_lib.Pages | Unstacked[cache_lib.Pages]
     if isinstance(params["layers"], Unstacked):
         x, pages = _run_unstacked(layer, params, config, x, cache.pages)
@@ -152,7 +154,7 @@ def forward_cached(
         assert isinstance(cache.pages, cache_lib.Pages)
         x, pages = _run_stacked(layer, params, config, x, cache.pages)
     hidden = _final_norm(params, config, x)
-    return hidden, cache_lib.Cache(pages, cache.table, cache.lengths + num_tokens)
+    return hidden, dataclasses.replace(cache, pages=pages, lengths=cache.lengths + num_tokens)
 
 
 def _run_stacked(
@@ -194,11 +196,31 @@ def _run_unstacked(
 
 
 def _bind(spec: Layer, config: ModelConfig, weights: Params) -> block.Block:
-    return block.bind(spec, config.d_model, config.norm_eps, weights)
+    return block.bind(spec, config.d_model, config.norm_eps, weights, config.norm_offset)
 
 
 def _final_norm(params: Params, config: ModelConfig, x: jax.Array) -> jax.Array:
-    return norms.rms_norm(x, params["final_norm"]["scale"], config.norm_eps)
+    return norms.rms_norm(x, params["final_norm"]["scale"], config.norm_eps, config.norm_offset)
+
+
+def _embed(params: Params, config: ModelConfig, tokens: jax.Array, dtype: DTypeLike, lookup: Lookup) -> jax.Array:
+    x = embed(params["embed"]["embedding"], tokens, dtype, lookup)
+    # As transformers' Gemma: 55.43 for D 3072 becomes 55.5 in bfloat16.
+    return x * jnp.asarray(config.d_model**0.5, x.dtype) if config.scale_embeddings else x
+
+
+def _segment_lengths(positions: jax.Array, segment_ids: jax.Array) -> jax.Array:
+    """int32 [B, T], of each token's segment; positions [B, T] restart in every segment, whose ids are at most T."""
+    rows = jnp.arange(positions.shape[0])[:, None]
+    lengths = jnp.zeros((positions.shape[0], positions.shape[1] + 1), jnp.int32)
+    lengths = lengths.at[rows, segment_ids].max(jnp.broadcast_to(positions, segment_ids.shape).astype(jnp.int32) + 1)
+    return jnp.take_along_axis(lengths, segment_ids, axis=1)
+
+
+def _limits(cache: cache_lib.Cache) -> jax.Array:
+    if cache.limits is None:
+        raise ValueError("the cache has no limits; longrope chooses its frequencies by them")
+    return cache.limits
 
 
 def output_kernel(params: Params, config: ModelConfig) -> jax.Array:
@@ -207,7 +229,7 @@ def output_kernel(params: Params, config: ModelConfig) -> jax.Array:
 
 
 def logits(params: Params, config: ModelConfig, hidden: jax.Array) -> jax.Array:
-    """[..., D] -> float32 [..., V]; training never materialises all of them (`s1jax.training.losses.cross_entropy`)."""
+    """[..., D] -> float32 [..., V], capped; training computes them in chunks (`s1jax.training.losses.chunks`)."""
     tied = config.tied_embeddings
     weight = params["embed"]["embedding"] if tied else params["head"]["kernel"]
-    return linear.output_logits(hidden, weight, tied)
+    return rule.capped(linear.output_logits(hidden, weight, tied), config.final_softcap)

@@ -3,12 +3,14 @@
 Outside of `s1jax.model`, weights are a plain nested dict of arrays:
 
     embed/embedding [V, D]
-    layers/attention_norm/scale [L, D]       layers/mlp_norm/scale [L, D]
+    layers/attention_norm/scale [L, D]       layers/mlp_norm/scale [L, D]            (`norms` pre, both)
+    layers/attention_out_norm/scale [L, D]   layers/mlp_out_norm/scale [L, D]        (`norms` post, both)
     layers/attention/query/kernel [L, D, N, H]  query/bias [L, N, H]     (bias: `qkv_bias`)
     layers/attention/{key,value}/kernel [L, D, K, H]  bias [L, K, H]
     layers/attention/out/kernel [L, N, H, D]    bias [L, D]              (bias: `out_bias`)
     layers/attention/sinks/logits [L, N]                                 (`sinks`)
     layers/attention/{query_norm,key_norm}/scale [L, H]                  (`qk_norm`)
+    layers/attention/query_norm/scale [L, N H]  key_norm/scale [L, K H]  (`qk_norm_whole`)
     layers/mlp/{gate,up}/kernel [L, D, F]    layers/mlp/down/kernel [L, F, D]
     layers/mlp/router/kernel [L, D, E]       bias [L, E]                 (experts; bias: `router_bias`)
     layers/mlp/router/selection_bias [L, E], always float32              (`selection_bias`)
@@ -52,7 +54,7 @@ class _Decoder(nnx.Module):
         self.embed = _Embed(config, dtype, rngs)
         for stack in config.stacks():
             setattr(self, stack.name, _stacked(stack, config, dtype, rngs))
-        self.final_norm = RMSNorm(config.d_model, config.norm_eps, dtype)
+        self.final_norm = RMSNorm(config.d_model, config.norm_eps, dtype, config.norm_offset)
         if not config.tied_embeddings:
             self.head = Projection((config.d_model,), (config.vocab_size,), dtype, rngs)
 
@@ -63,13 +65,16 @@ def _stacked(stack: Stack, config: ModelConfig, dtype: DTypeLike, rngs: nnx.Rngs
     @nnx.split_rngs(splits=len(stack.numbers))
     @nnx.vmap(in_axes=0, out_axes=0)
     def make(rngs: nnx.Rngs) -> Block:
-        return Block(stack.layer, config.d_model, config.norm_eps, dtype, rngs)
+        return Block(stack.layer, config.d_model, config.norm_eps, dtype, rngs, config.norm_offset)
 
     return make(rngs)
 
 
 def init_params(config: ModelConfig, key: jax.Array, dtype: DTypeLike = jnp.float32) -> dict[str, Any]:
-    """Random weights: truncated normal of deviation 0.02, norms 1, biases 0; call it under `jax.jit` to shard it."""
+    """Random weights; call it under `jax.jit` to shard it.
+
+    Kernels are truncated normal of deviation 0.02, norms the identity, biases and sinks 0.
+    """
     return nnx.to_pure_dict(nnx.state(_Decoder(config, dtype, nnx.Rngs(params=key)), nnx.Param))
 
 
@@ -106,7 +111,9 @@ _AXES: dict[str, tuple[str, ...]] = {
     "query_norm/scale": ("head_dim",),
     "key_norm/scale": ("head_dim",),
     "attention_norm/scale": ("embed",),
+    "attention_out_norm/scale": ("embed",),
     "mlp_norm/scale": ("embed",),
+    "mlp_out_norm/scale": ("embed",),
     "final_norm/scale": ("embed",),
     "head/kernel": ("embed", "vocab"),
 }

@@ -67,7 +67,14 @@ class Loss(Protocol):
     """What a step minimises, as a function of the decoder's output."""
 
     def __call__(
-        self, hidden: jax.Array, kernel: jax.Array, batch: Batch, chunk: int, mesh: Mesh, teacher: Head | None = None
+        self,
+        hidden: jax.Array,
+        kernel: jax.Array,
+        batch: Batch,
+        chunk: int,
+        mesh: Mesh,
+        teacher: Head | None = None,
+        softcap: float = 0.0,
     ) -> Losses:
         """Returns the loss of a micro-batch and the parts of it that are metrics of the step, by name.
 
@@ -79,6 +86,7 @@ class Loss(Protocol):
           chunk: positions of a row whose logits may exist at one time.
           mesh: the arrays are placed on it.
           teacher: the output of another decoder for the same tokens, which has no gradient; None: there is none.
+          softcap: of the decoder's logits, see `Head`.
 
         Returns:
           float32 scalars: the sum of weights * (loss of a token), and such sums by name. Those of the micro-batches are
@@ -225,10 +233,11 @@ def make_loss(
             params = {**params, **remat.add_gradients(rest, of_rest)}
         theirs = None if of_teacher is None else jax.lax.stop_gradient(of_teacher(frozen.teacher, batch))
         if lora.rank:
-            hidden, kernel = output(frozen.base, batch, sums, Adapters(params, lora.scale))
+            head = output(frozen.base, batch, sums, Adapters(params, lora.scale))
         else:
-            hidden, kernel = output(params, batch, sums)
-        return loss(hidden, kernel, batch, max(1, train.loss_chunk // _rows_per_device(batch, mesh)), mesh, theirs)
+            head = output(params, batch, sums)
+        chunk = max(1, train.loss_chunk // _rows_per_device(batch, mesh))
+        return loss(head.hidden, head.kernel, batch, chunk, mesh, theirs, softcap=head.softcap)
 
     return micro_loss
 
@@ -253,7 +262,7 @@ def output_of(config: ModelConfig, train: TrainConfig, attention: str, mesh: Mes
             grad_accumulators=sums,
             adapters=adapters,
         )
-        return Head(hidden, decoder.output_kernel(params, config))
+        return Head(hidden, decoder.output_kernel(params, config), config.final_softcap)
 
     return output
 

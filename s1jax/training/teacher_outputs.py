@@ -6,6 +6,7 @@ V. The vocabulary is split among the devices as in `s1jax.training.losses.chunks
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -108,19 +109,19 @@ def _over_chunks(
       chunk: C.
       mesh: None: one device.
     """
-    head = Head(head.hidden, head.kernel.astype(head.hidden.dtype))
+    head = head.cast()
 
     def device(head: Head, tokens: Any, legal: jax.Array) -> Any:
         rows, kernel, columns = head.hidden.shape[0], head.kernel, chunks.all_columns(head.kernel, legal)
         if split_mesh is not None:
             kernel, columns = chunks.own_columns(kernel, legal, split_mesh)
+        own_head = dataclasses.replace(head, kernel=kernel)
 
         def body(_: None, xs: Any) -> tuple[None, Any]:
             if split_mesh is not None:
                 xs = jax.lax.all_gather(xs, chunks.GATHERED, axis=0, tiled=True)
             hidden, own = xs
-            logits = jnp.einsum("bcd,dv->bcv", hidden, kernel, preferred_element_type=jnp.float32)
-            found = of_chunk(columns.masked(logits), own, columns)
+            found = of_chunk(columns.masked(own_head.logits(hidden)), own, columns)
             if split_mesh is not None:
                 first = rows * jax.lax.axis_index(chunks.GATHERED)
                 found = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, rows, 0), found)
@@ -137,7 +138,7 @@ def _over_chunks(
     return jax.shard_map(
         device,
         mesh=split_mesh,
-        in_specs=(Head._make((by_token, chunks.PLACED)), by_token, P()),
+        in_specs=(dataclasses.replace(head, hidden=by_token, kernel=chunks.PLACED), by_token, P()),
         out_specs=by_token,
         check_vma=False,
     )(head, tokens, legal)

@@ -72,7 +72,9 @@ def test_layers_that_differ_are_counted_one_by_one_and_have_no_flat_form():
     with pytest.raises(UserError, match="that differ"):
         config.flat()
     assert ModelConfig(64, 16, (Group(1, (LAYER, NORMED)),)).head_dim == 8
-    narrow_heads = Layer(GQA(4, 2, 4), Dense(32))
+    with pytest.raises(UserError, match="global rope that rotate different numbers"):
+        ModelConfig(64, 16, (Group(1, (LAYER, Layer(GQA(4, 2, 8, rotary_dim=4), Dense(32)))),))
+    narrow_heads = Layer(GQA(4, 2, 4, rope="none"), Dense(32))
     with pytest.raises(UserError, match="different shapes of the KV cache"):
         ModelConfig(64, 16, (Group(1, (LAYER, narrow_heads)),)).cached_dims  # noqa: B018
 

@@ -45,6 +45,7 @@ def test_the_loop_copies_no_cache_and_no_weights(target, model, weight_dtype):
         budget.Budgets.of(rows),
         budget.Rules.of(delimiters, config.vocab_size, [(8,)] * SLOTS),
         np.zeros((SLOTS, LENGTH // page), np.int32),
+        np.full(SLOTS, LENGTH, np.int32),
     )
     number = jax.ShapeDtypeStruct((), jnp.int32)
     compiled = compilers.compile_for(

@@ -264,7 +264,7 @@ def test_a_step_minimises_the_loss_that_it_is_given(mesh, params):
     factors = np.zeros((4, 12), np.float32)
     factors[1] = 3.0
 
-    def scaled(hidden, kernel, batch, chunk, mesh, teacher=None):
+    def scaled(hidden, kernel, batch, chunk, mesh, teacher=None, softcap=0.0):
         weights = batch["weights"] * batch["factors"]
         value, _ = batch_loss(hidden, kernel, batch | {"weights": weights}, chunk, mesh)
         return value, {"half": value / 2}

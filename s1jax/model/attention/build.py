@@ -9,10 +9,12 @@ from s1jax.config.layers import GQA, MLA
 from s1jax.model.attention.gqa import GroupedQueryAttention
 
 
-def build(spec: GQA | MLA, d_model: int, norm_eps: float, dtype: DTypeLike, rngs: nnx.Rngs) -> GroupedQueryAttention:
+def build(
+    spec: GQA | MLA, d_model: int, norm_eps: float, dtype: DTypeLike, rngs: nnx.Rngs, norm_offset: bool = False
+) -> GroupedQueryAttention:
     """Makes the attention of one layer, with random weights."""
     match spec:
         case GQA():
-            return GroupedQueryAttention(spec, d_model, norm_eps, dtype, rngs)
+            return GroupedQueryAttention(spec, d_model, norm_eps, dtype, rngs, norm_offset)
         case MLA():
             raise NotImplementedError

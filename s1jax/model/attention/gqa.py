@@ -30,16 +30,27 @@ class Sinks(nnx.Module):
 class GroupedQueryAttention(nnx.Module):
     """The attention of one layer: projections, norms, rotation; the kernel that attends is handed in."""
 
-    def __init__(self, spec: GQA, d_model: int, norm_eps: float, dtype: DTypeLike, rngs: nnx.Rngs):
-        self.rule, self.rope = rule_lib.of(spec), spec.rope
+    def __init__(
+        self,
+        spec: GQA,
+        d_model: int,
+        norm_eps: float,
+        dtype: DTypeLike,
+        rngs: nnx.Rngs,
+        norm_offset: bool = False,
+    ):
+        self.rule, self.rope, self.position_scaling = rule_lib.of(spec), spec.rope, spec.position_scaling
         d, n, k, h = d_model, spec.num_heads, spec.num_kv_heads, spec.head_dim
         self.query = Projection((d,), (n, h), dtype, rngs, spec.qkv_bias)
         self.key = Projection((d,), (k, h), dtype, rngs, spec.qkv_bias)
         self.value = Projection((d,), (k, h), dtype, rngs, spec.qkv_bias)
         self.out = Projection((n, h), (d,), dtype, rngs, spec.out_bias)
         self.sinks = Sinks(n, dtype) if spec.sinks else None
-        self.query_norm = RMSNorm(h, norm_eps, dtype) if spec.qk_norm else None
-        self.key_norm = RMSNorm(h, norm_eps, dtype) if spec.qk_norm else None
+        sizes = (n * h, k * h) if spec.qk_norm_whole else (h, h)
+        has_norms = spec.qk_norm or spec.qk_norm_whole
+        self.query_norm, self.key_norm = (
+            RMSNorm(size, norm_eps, dtype, norm_offset) if has_norms else None for size in sizes
+        )
 
     def __call__(
         self,
@@ -73,9 +84,17 @@ class GroupedQueryAttention(nnx.Module):
         """[B, T, D] -> rotated queries [B, T, N, H], rotated keys and values [B, T, K, H]."""
         q, k, v = (projection(x, merge_batch_and_seq) for projection in (self.query, self.key, self.value))
         if self.query_norm is not None and self.key_norm is not None:
-            q, k = self.query_norm(q), self.key_norm(k)
-        return positions.rotate(q, self.rope), positions.rotate(k, self.rope), v
+            q, k = _over_heads(self.query_norm, q), _over_heads(self.key_norm, k)
+        q, k = positions.rotate(q, self.rope), positions.rotate(k, self.rope)
+        if self.position_scaling and positions.growth is not None:
+            q = q * (1 + self.position_scaling * positions.growth).astype(q.dtype)
+        return q, k, v
 
     def _sinks(self) -> jax.Array | None:
         """[N]."""
         return None if self.sinks is None else self.sinks.logits[...]
+
+
+def _over_heads(norm: RMSNorm, x: jax.Array) -> jax.Array:
+    """Of [B, T, heads, H], over H or over all heads at once, as many numbers as the norm has."""
+    return norm(x.reshape(*x.shape[:2], -1, norm.size)).reshape(x.shape)

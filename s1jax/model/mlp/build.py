@@ -14,6 +14,6 @@ def build(spec: Dense | Experts, d_model: int, dtype: DTypeLike, rngs: nnx.Rngs)
     """Makes the MLP of one layer, with random weights."""
     match spec:
         case Dense():
-            return SwiGLU(d_model, spec.hidden, dtype, rngs)
+            return SwiGLU(d_model, spec.hidden, dtype, rngs, spec.activation)
         case Experts():
             return MixtureOfExperts(spec, d_model, dtype, rngs)

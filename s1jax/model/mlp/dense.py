@@ -6,7 +6,7 @@ Axis letters: B batch, T length, R rows (B and T in one), D model, F hidden widt
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +16,19 @@ from jax.typing import DTypeLike
 from s1jax.model.layouts import TransposedKernel
 from s1jax.model.linear import Projection, transpose_in, transpose_out
 
+# Of the gate, by `Dense.activation`.
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "silu": jax.nn.silu,
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+}
 _Three = tuple[jax.Array, jax.Array, jax.Array]
 
 
 class SwiGLU(nnx.Module):
-    """Gated feed-forward layer with SiLU (Shazeer 2020)."""
+    """Gated feed-forward layer (Shazeer 2020), with SiLU of the gate or another of `ACTIVATIONS`."""
 
-    def __init__(self, d_model: int, hidden: int, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, d_model: int, hidden: int, dtype: DTypeLike, rngs: nnx.Rngs, activation: str = "silu"):
+        self.activation = activation
         self.gate = Projection((d_model,), (hidden,), dtype, rngs)
         self.up = Projection((d_model,), (hidden,), dtype, rngs)
         self.down = Projection((hidden,), (d_model,), dtype, rngs)
@@ -43,20 +49,22 @@ class SwiGLU(nnx.Module):
         if mlp_chunks > 1:
             kernels = (weight.astype(x.dtype) for weight in weights if isinstance(weight, jax.Array))
             flat = x.reshape(-1, x.shape[-1]) if merge_batch_and_seq else x
-            return _chunked(flat, *kernels, mlp_chunks).reshape(x.shape)
+            return _chunked(flat, *kernels, mlp_chunks, self.activation).reshape(x.shape)
         gate, up, down = weights
         if (
             isinstance(gate, TransposedKernel)
             and isinstance(up, TransposedKernel)
             and isinstance(down, TransposedKernel)
         ):
-            return _transposed(x, gate, up, down)
-        hidden = jax.nn.silu(self.gate(x, merge_batch_and_seq)) * self.up(x, merge_batch_and_seq)
+            return _transposed(x, gate, up, down, self.activation)
+        hidden = ACTIVATIONS[self.activation](self.gate(x, merge_batch_and_seq)) * self.up(x, merge_batch_and_seq)
         return self.down(hidden, merge_batch_and_seq)
 
 
-def _transposed(x: jax.Array, gate: TransposedKernel, up: TransposedKernel, down: TransposedKernel) -> jax.Array:
-    """SwiGLU of [B, T, D] that stays transposed from end to end: transposing for every projection cost a fifth of it.
+def _transposed(
+    x: jax.Array, gate: TransposedKernel, up: TransposedKernel, down: TransposedKernel, activation: str
+) -> jax.Array:
+    """The layer on [B, T, D], transposed from end to end: transposing for every projection cost a fifth of it.
 
     The barriers keep the products out of the fusions around them. In a fusion, XLA computes a product of one row in
     plain loops on one core, and 8 layers took 13.3 instead of 7.4 ms (benchmarks/decode.py).
@@ -64,13 +72,13 @@ def _transposed(x: jax.Array, gate: TransposedKernel, up: TransposedKernel, down
     barrier = jax.lax.optimization_barrier
     gate_kernel, up_kernel, down_kernel = (kernel.matrix.astype(x.dtype) for kernel in (gate, up, down))
     x_t = transpose_in(x.reshape(-1, x.shape[-1]))
-    hidden = barrier(jax.nn.silu(barrier(gate_kernel @ x_t)) * barrier(up_kernel @ x_t))
+    hidden = barrier(ACTIVATIONS[activation](barrier(gate_kernel @ x_t)) * barrier(up_kernel @ x_t))
     return transpose_out(down_kernel @ hidden).reshape(x.shape)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _chunked(x: jax.Array, gate: jax.Array, up: jax.Array, down: jax.Array, chunks: int) -> jax.Array:
-    """SwiGLU of [..., D] that holds one chunk of its hidden width at a time, forward and backward.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _chunked(x: jax.Array, gate: jax.Array, up: jax.Array, down: jax.Array, chunks: int, activation: str) -> jax.Array:
+    """The layer on [..., D] that holds one chunk of its hidden width at a time, forward and backward.
 
     Outputs and gradients of the chunks are added up in float32. The barriers keep the compiler from starting all chunks
     before it ends one, and from leaving the gradients of weights for later; without them nothing was saved on a TPU.
@@ -82,12 +90,13 @@ def _chunked(x: jax.Array, gate: jax.Array, up: jax.Array, down: jax.Array, chun
       up: [D, F].
       down: [F, D].
       chunks: divides F.
+      activation: of `ACTIVATIONS`.
     """
     total: jax.Array | None = None
     for gate_chunk, up_chunk, down_chunk in _split(gate, up, down, chunks):
         if total is not None:
             x, total = jax.lax.optimization_barrier((x, total))
-        total = _add(total, (jax.nn.silu(x @ gate_chunk) * (x @ up_chunk)) @ down_chunk)
+        total = _add(total, (ACTIVATIONS[activation](x @ gate_chunk) * (x @ up_chunk)) @ down_chunk)
     assert total is not None
     return total.astype(x.dtype)
 
@@ -96,19 +105,19 @@ _Kept = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
 
 def _chunked_forward(
-    x: jax.Array, gate: jax.Array, up: jax.Array, down: jax.Array, chunks: int
+    x: jax.Array, gate: jax.Array, up: jax.Array, down: jax.Array, chunks: int, activation: str
 ) -> tuple[jax.Array, _Kept]:
-    return _chunked(x, gate, up, down, chunks), (x, gate, up, down)
+    return _chunked(x, gate, up, down, chunks, activation), (x, gate, up, down)
 
 
-def _chunked_backward(chunks: int, kept: _Kept, gradient: jax.Array) -> tuple[jax.Array, ...]:
+def _chunked_backward(chunks: int, activation: str, kept: _Kept, gradient: jax.Array) -> tuple[jax.Array, ...]:
     x, gates, ups, downs = kept
     total: jax.Array | None = None
     of_kernels: list[_Three] = []
     for gate, up, down in _split(gates, ups, downs, chunks):
         if total is not None:
             x, gradient, total, of_kernels = jax.lax.optimization_barrier((x, gradient, total, of_kernels))
-        hidden, pull = jax.vjp(lambda gate, up: jax.nn.silu(gate) * up, x @ gate, x @ up)
+        hidden, pull = jax.vjp(lambda gate, up: ACTIVATIONS[activation](gate) * up, x @ gate, x @ up)
         # Weights are not transposed: a mesh would gather each of them twice, once transposed.
         of_gate, of_up = pull(jnp.einsum("...d,fd->...f", gradient, down))
         total = _add(total, jnp.einsum("...f,df->...d", of_gate, gate) + jnp.einsum("...f,df->...d", of_up, up))

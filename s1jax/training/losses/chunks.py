@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from s1jax.model import blocks
+from s1jax.model.attention.rule import capped
 from s1jax.parallel import mesh as mesh_lib
 from s1jax.parallel import sharding
 
@@ -36,11 +37,29 @@ VOCAB = (*_TENSOR, *GATHERED)  # those that split the vocabulary, the first one 
 PLACED = P(GATHERED, _TENSOR)  # how an output projection is placed
 
 
-class Head(NamedTuple):
-    """A decoder's output: `hidden` [B, T, D] after its final norm, `kernel` [D, V], its output projection."""
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Head:
+    """A decoder's output.
 
-    hidden: jax.Array
-    kernel: jax.Array
+    Attributes:
+      hidden: [B, T, D], after its final norm.
+      kernel: [D, V], its output projection.
+      softcap: logits z become softcap * tanh(z / softcap); 0: they do not.
+    """
+
+    hidden: Any
+    kernel: Any
+    softcap: float = dataclasses.field(default=0.0, metadata={"static": True})
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """[b, C, D] -> float32 [b, C, V]."""
+        values = jnp.einsum("bcd,dv->bcv", hidden, self.kernel, preferred_element_type=jnp.float32)
+        return capped(values, self.softcap)
+
+    def cast(self) -> Head:
+        """The same with the kernel in the type of `hidden`."""
+        return dataclasses.replace(self, kernel=self.kernel.astype(self.hidden.dtype))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +152,7 @@ class Rule(Protocol):
         ...
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7, 8))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7, 8, 9))
 def weighted_sum(
     hidden: jax.Array,
     kernel: jax.Array,
@@ -144,6 +163,7 @@ def weighted_sum(
     rule: Rule,
     chunk: int,
     mesh: Mesh | None = None,
+    softcap: float = 0.0,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Weighted sum of the losses of all tokens.
 
@@ -161,19 +181,21 @@ def weighted_sum(
       rule: of a token.
       chunk: C; logits of [b, C, v] exist at one time on a device, twice with a teacher.
       mesh: of `mesh_lib.make_mesh`. None: everything is on one device.
+      softcap: of the decoder's logits, see `Head`.
 
     Returns:
       (sum of weights * loss, the same sums of the parts by name), float32 scalars.
     """
-    return _run(hidden, kernel, weights, tokens, teacher, legal, rule, chunk, mesh, False)[0]
+    return _run(Head(hidden, kernel, softcap), weights, tokens, teacher, legal, rule, chunk, mesh, False)[0]
 
 
-def _forward(hidden, kernel, weights, tokens, teacher, legal, rule, chunk, mesh):
-    sums, d_hidden, d_kernel = _run(hidden, kernel, weights, tokens, teacher, legal, rule, chunk, mesh, True)
+def _forward(hidden, kernel, weights, tokens, teacher, legal, rule, chunk, mesh, softcap):
+    head = Head(hidden, kernel, softcap)
+    sums, d_hidden, d_kernel = _run(head, weights, tokens, teacher, legal, rule, chunk, mesh, True)
     return sums, (d_hidden, d_kernel.astype(kernel.dtype))
 
 
-def _backward(rule, chunk, mesh, residuals, cotangents):
+def _backward(rule, chunk, mesh, softcap, residuals, cotangents):
     cotangent, _ = cotangents
     d_hidden, d_kernel = ((cotangent * x.astype(jnp.float32)).astype(x.dtype) for x in residuals)
     return d_hidden, d_kernel, None, None, None, None
@@ -183,8 +205,7 @@ weighted_sum.defvjp(_forward, _backward)
 
 
 def _run(
-    hidden: jax.Array,
-    kernel: jax.Array,
+    student: Head,
     weights: jax.Array,
     tokens: Mapping[str, jax.Array],
     teacher: Head | None,
@@ -195,22 +216,24 @@ def _run(
     gradients: bool,
 ) -> tuple[tuple[jax.Array, dict[str, jax.Array]], Any, Any]:
     """Returns (sums, d_hidden [B, T, D], d_kernel [D, V]), the latter two None without `gradients`."""
-    student = Head(hidden, kernel.astype(hidden.dtype))
-    teacher = teacher and Head(teacher.hidden, teacher.kernel.astype(teacher.hidden.dtype))
+    student, teacher = student.cast(), teacher and teacher.cast()
     mask = None if legal is None else jnp.asarray(legal)
     if mesh is None or mesh.size == 1:
-        columns = all_columns(kernel, mask)
+        columns = all_columns(student.kernel, mask)
         return _one_device(student, teacher, weights, tokens, rule, chunk, gradients, columns)
     by_token = P(mesh_lib.ROWS, mesh_lib.TOKENS)
-    head = Head._make((by_token, PLACED))
+
+    def placed(head: Head) -> Head:
+        return dataclasses.replace(head, hidden=by_token, kernel=PLACED)
 
     def device(
         student: Head, teacher: Head | None, weights: jax.Array, tokens: Any, legal: jax.Array | None
     ) -> tuple[Any, Any, Any]:
         size = student.kernel.shape[1]
         own, columns = own_columns(student.kernel, legal, mesh)
-        student = student._replace(kernel=own)
-        teacher = teacher and teacher._replace(kernel=own_columns(teacher.kernel, legal, mesh)[0])
+        student = dataclasses.replace(student, kernel=own)
+        if teacher is not None:
+            teacher = dataclasses.replace(teacher, kernel=own_columns(teacher.kernel, legal, mesh)[0])
         sums, d_hidden, d_kernel = _one_device(student, teacher, weights, tokens, rule, chunk, gradients, columns)
         others = [axis for axis in mesh_lib.ROWS if axis not in GATHERED]
         sums, d_kernel = jax.lax.psum((sums, d_kernel), others)
@@ -223,7 +246,7 @@ def _run(
     return jax.shard_map(
         device,
         mesh=mesh,
-        in_specs=(head, teacher and head, by_token, by_token, P()),
+        in_specs=(placed(student), teacher and placed(teacher), by_token, by_token, P()),
         out_specs=(P(), by_token, PLACED) if gradients else (P(), None, None),
         check_vma=False,
     )(student, teacher, weights, tokens, mask)
@@ -243,16 +266,18 @@ def _one_device(
     length = student.hidden.shape[1]
     chunk = min(chunk, length)
 
-    def logits(hidden: jax.Array, kernel: jax.Array) -> jax.Array:
-        values = jnp.einsum("bcd,dv->bcv", hidden, kernel, preferred_element_type=jnp.float32)
+    def logits(head: Head, hidden: jax.Array) -> jax.Array:
+        values = head.logits(hidden)
         return jnp.where(columns.ids < 0, -jnp.inf, values) if columns.is_split else values
 
     def body(d_kernel: Any, xs: Any) -> tuple[Any, Any]:
         if columns.is_split:
             xs = jax.lax.all_gather(xs, GATHERED, axis=0, tiled=True)
         h, of_teacher, w, own = xs  # [b', C, ...]; b' rows from all devices along GATHERED
-        theirs = None if teacher is None else logits(of_teacher, teacher.kernel)
-        loss, parts, d_logits = rule(logits(h, student.kernel), theirs, own, columns)
+        theirs, ours = None if teacher is None else logits(teacher, of_teacher), logits(student, h)
+        loss, parts, d_logits = rule(ours, theirs, own, columns)
+        if student.softcap:  # padding's logits are -inf
+            d_logits *= 1 - jnp.square(jnp.clip(ours / student.softcap, -1, 1))
         sums = jax.tree.map(lambda x: jnp.sum(w * x), (loss, parts))
         if not gradients:
             return None, (sums, None)

@@ -12,7 +12,13 @@ from s1jax.training.losses import chunks
 
 
 def cross_entropy(
-    hidden: jax.Array, kernel: jax.Array, targets: jax.Array, weights: jax.Array, chunk: int, mesh: Mesh | None = None
+    hidden: jax.Array,
+    kernel: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+    chunk: int,
+    mesh: Mesh | None = None,
+    softcap: float = 0.0,
 ) -> jax.Array:
     """Weighted sum of negative log-likelihoods, with a float32 softmax, by `chunks.weighted_sum`.
 
@@ -23,13 +29,14 @@ def cross_entropy(
       weights: [B, T] float32; 0 where nothing is learned.
       chunk: C; logits of [b, C, v] exist at one time on a device.
       mesh: of `mesh_lib.make_mesh`. None: everything is on one device.
+      softcap: of logits, see `chunks.Head`.
 
     Returns:
-      float32 scalar, sum over all positions of weights * -log softmax(hidden @ kernel)[targets]. It has no gradient
+      float32 scalar, sum over all positions of weights * -log softmax(logits)[targets]. It has no gradient
       with respect to `weights`.
     """
     tokens = {"targets": targets}
-    return chunks.weighted_sum(hidden, kernel, weights, tokens, None, None, of_tokens, chunk, mesh)[0]
+    return chunks.weighted_sum(hidden, kernel, weights, tokens, None, None, of_tokens, chunk, mesh, softcap)[0]
 
 
 def batch_loss(
@@ -39,9 +46,10 @@ def batch_loss(
     chunk: int,
     mesh: Mesh,
     teacher: chunks.Head | None = None,
+    softcap: float = 0.0,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """`cross_entropy` of a batch: the loss of supervised fine-tuning, see `s1jax.training.step.Loss`."""
-    return cross_entropy(hidden, kernel, batch["targets"], batch["weights"], chunk, mesh), {}
+    return cross_entropy(hidden, kernel, batch["targets"], batch["weights"], chunk, mesh, softcap), {}
 
 
 def of_tokens(

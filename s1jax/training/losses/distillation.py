@@ -42,6 +42,7 @@ def batch_loss(
     chunk: int,
     mesh: Mesh | None,
     teacher: chunks.Head | None,
+    softcap: float = 0.0,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The loss of a batch, with its parts `cross_entropy` and `distillation`: a `step.Loss` but for two arguments.
 
@@ -54,13 +55,15 @@ def batch_loss(
       chunk: see `chunks.weighted_sum`.
       mesh: see `chunks.weighted_sum`.
       teacher: its hidden states [B, T, D'] and kernel [D', V].
+      softcap: of the student's logits, see `chunks.Head`.
 
     Returns:
       float32 scalars: (1 - weight) * cross_entropy + weight * distillation, and both by name; each is the sum of
       weights * (loss of a token).
     """
     tokens = {"targets": batch["targets"]}
-    return chunks.weighted_sum(hidden, kernel, batch["weights"], tokens, teacher, legal, Mixed(config), chunk, mesh)
+    rule = Mixed(config)
+    return chunks.weighted_sum(hidden, kernel, batch["weights"], tokens, teacher, legal, rule, chunk, mesh, softcap)
 
 
 @dataclasses.dataclass(frozen=True)

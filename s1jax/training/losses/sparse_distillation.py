@@ -34,6 +34,7 @@ def batch_loss(
     chunk: int,
     mesh: Mesh | None,
     teacher: chunks.Head | None = None,
+    softcap: float = 0.0,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The loss of a batch, with its parts `cross_entropy` and `distillation`: a `step.Loss` but for two arguments.
 
@@ -47,6 +48,7 @@ def batch_loss(
       chunk: see `chunks.weighted_sum`.
       mesh: see `chunks.weighted_sum`.
       teacher: is not used.
+      softcap: of the student's logits, see `chunks.Head`.
 
     Returns:
       float32 scalars: (1 - weight) * cross_entropy + weight * distillation, and both by name; each is the sum of
@@ -54,7 +56,8 @@ def batch_loss(
     """
     tokens = {name: batch[name] for name in _NAMES if name in batch}
     legal = None if legal is None else jnp.asarray(legal)
-    return chunks.weighted_sum(hidden, kernel, batch["weights"], tokens, None, legal, Mixed(weight), chunk, mesh)
+    rule = Mixed(weight)
+    return chunks.weighted_sum(hidden, kernel, batch["weights"], tokens, None, legal, rule, chunk, mesh, softcap)
 
 
 @dataclasses.dataclass(frozen=True)
