@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -20,6 +20,8 @@ import safetensors
 
 from s1jax.checkpoint import huggingface_config
 from s1jax.checkpoint import names as names_lib
+from s1jax.checkpoint.quantized import method as method_lib
+from s1jax.checkpoint.quantized.held import RESTORED, Held, held
 from s1jax.config.model import ModelConfig
 from s1jax.config.schema import plain, shown
 from s1jax.errors import UserError
@@ -94,6 +96,9 @@ def notes(folder: pathlib.Path) -> list[str]:
     """One sentence for each thing in a folder that could be taken for the model's and is not read."""
     read = {path.relative_to(folder).as_posix() for path in find_tensors(folder).values()}
     found = []
+    method = _method(folder)
+    if method is not None:
+        found.append(f"{folder} holds quantised weights ({method.about}); they become floats.")
     if SINGLE in read and (folder / INDEX).exists():
         found.append(f"{folder / INDEX} is not read, as by transformers: {SINGLE} is there, too.")
     kinds = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack")
@@ -136,7 +141,8 @@ def read_params(folder: pathlib.Path, config: ModelConfig, dtype: npt.DTypeLike 
     Args:
       folder: with safetensors files.
       config: of the model.
-      dtype: of the result; None takes bfloat16 where all tensors are stored in it, float32 otherwise.
+      dtype: of the result; None takes bfloat16 where all tensors that are not quantised are stored in it, float32
+        otherwise.
 
     Returns:
       numpy arrays, layers stacked, every one filled.
@@ -144,23 +150,22 @@ def read_params(folder: pathlib.Path, config: ModelConfig, dtype: npt.DTypeLike 
     Raises:
       UserError: names missing, extra, misshaped or non-float tensors.
     """
-    located = find_tensors(folder)
-    stored = _stored_dtype(located)
-    handles = {path: open_file(path) for path in sorted(set(located.values()))}
-    found = {name: (tuple(handles[path].get_slice(name).get_shape()), str(path)) for name, path in located.items()}
+    tensors = _tensors(folder, config)
+    stored = _stored_dtype(tensors.values())
+    found = {name: (tensor.shape, tensor.file) for name, tensor in tensors.items()}
     head, embedding = "lm_head.weight", "model.embed_tokens.weight"
     if config.tied_embeddings:
         found.pop(head, None)
     names_lib.check(config, "huggingface", found, str(folder))
     params = names_lib.allocate(config, dtype or stored)
     targets = names_lib.views(config, params, "huggingface")
-    for name in sorted(targets, key=lambda name: located[name]):
-        names_lib.copy(targets[name], handles[located[name]].get_tensor(name))
-    if config.tied_embeddings and head in located:
-        one, other = (handles[located[name]].get_tensor(name) for name in (embedding, head))
+    for name in sorted(targets, key=lambda name: tensors[name].file):
+        names_lib.copy(targets[name], tensors[name].read())
+    if config.tied_embeddings and head in tensors:
+        one, other = (tensors[name].read() for name in (embedding, head))
         if one.dtype != other.dtype or not np.array_equal(_bits(one), _bits(other)):
             raise UserError(
-                f"{located[head]}: {head} differs from {embedding} although config.json ties them; "
+                f"{tensors[head].file}: {head} differs from {embedding} although config.json ties them; "
                 "set tie_word_embeddings to false."
             )
     return params
@@ -170,22 +175,37 @@ def _bits(array: np.ndarray) -> np.ndarray:
     return array.view(np.uint8)
 
 
-def _stored_dtype(located: Mapping[str, pathlib.Path]) -> npt.DTypeLike:
-    """bfloat16 if all tensors are stored in it, else float32; UserError names a tensor that is not a float."""
+def _tensors(folder: pathlib.Path, config: ModelConfig) -> dict[str, Held]:
+    """Name -> tensor of a folder; quantised ones become floats when they are read."""
+    located = find_tensors(folder)
+    handles = {path: open_file(path) for path in sorted(set(located.values()))}
+    tensors = {name: held(handles[path], name, str(path)) for name, path in located.items()}
+    few = config.num_layers > len(located)  # which is refused later; the names of so many layers may not fit
+    wanted = [] if few else names_lib.shapes(config, "huggingface")
+    return method_lib.restore(_method(folder), tensors, wanted)
+
+
+def _method(folder: pathlib.Path) -> method_lib.Method | None:
+    """How the weights of a folder are quantised."""
+    path = folder / "config.json"
+    return method_lib.read_method(huggingface_config.read_json(path), str(path)) if path.exists() else None
+
+
+def _stored_dtype(tensors: Iterable[Held]) -> npt.DTypeLike:
+    """bfloat16 if all tensors that are not quantised are stored in it, else float32.
+
+    Raises:
+      UserError: names a tensor that is not a float.
+    """
     kinds = set()
-    for path in sorted(set(located.values())):
-        with open_file(path) as file:
-            for name in file.keys():  # noqa: SIM118 (a safetensors file is not a dict)
-                if name not in located:
-                    continue
-                kind = file.get_slice(name).get_dtype()
-                if kind not in _DTYPES:
-                    raise UserError(
-                        f"{path}: tensor {plain(name)} is stored as {kind}; s1jax reads "
-                        f"{', '.join(_DTYPES)}, so get the unquantised model."
-                    )
-                kinds.add(kind)
-    return ml_dtypes.bfloat16 if kinds == {"BF16"} else np.float32
+    for tensor in tensors:
+        if tensor.kind not in (RESTORED, *_DTYPES):
+            raise UserError(
+                f"{tensor.file}: tensor {plain(tensor.name)} is stored as {tensor.kind}; s1jax reads "
+                f"{', '.join(_DTYPES)} and what quantization_config describes, so get the unquantised model."
+            )
+        kinds.add(tensor.kind)
+    return ml_dtypes.bfloat16 if kinds - {RESTORED} == {"BF16"} else np.float32
 
 
 def write_model(

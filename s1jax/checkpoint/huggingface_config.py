@@ -16,6 +16,7 @@ import numpy.typing as npt
 from s1jax.checkpoint.families.fields import wrong_type as wrong_type
 from s1jax.checkpoint.families.rope import extended_length as extended_length
 from s1jax.checkpoint.families.table import FAMILIES, REFUSED, exported
+from s1jax.checkpoint.quantized.method import read_method
 from s1jax.config.model import ModelConfig
 from s1jax.config.schema import plain, shown
 from s1jax.errors import UserError
@@ -79,19 +80,13 @@ def config_from_json(values: Mapping[str, Any], where: str = "config.json") -> M
             f"{shown(model_type)}) is unknown; "
             f"s1jax reads {', '.join(known.architecture for known in FAMILIES.values())}."
         )
-    quantized = values.get("quantization_config")
-    method = quantized.get("quant_method") if isinstance(quantized, Mapping) else None
-    if quantized is not None and method not in [*family.quantized]:
-        raise UserError(
-            f"{where}: quantization_config is {shown(values['quantization_config'])}, which this decoder does not "
-            "compute; only None is."
-        )
+    read_method(values, where)  # refuses what cannot be read
     if values.get("transformers_weights") is not None:
         raise UserError(
             f"{where}: transformers_weights names a file of its own, {shown(values['transformers_weights'])}; save the "
             "model with save_pretrained, which writes model.safetensors."
         )
-    return family.read(values, where)
+    return family.read({key: value for key, value in values.items() if key != "quantization_config"}, where)
 
 
 def config_to_json(config: ModelConfig, eos: Sequence[int] = (), dtype: npt.DTypeLike = np.float32) -> dict[str, Any]:

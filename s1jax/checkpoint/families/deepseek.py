@@ -151,6 +151,5 @@ DEEPSEEK_V3 = DeepSeek(
     },
     harmless=_HARMLESS,
     gguf_architecture="deepseek2",
-    quantized=("fp8",),
     selection_bias=True,
 )  # fmt: skip

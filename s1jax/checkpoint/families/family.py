@@ -41,7 +41,6 @@ class Family:
       interleaved_in_gguf: llama.cpp stores the two halves of a rotation side by side.
       own_heads: without `num_key_value_heads`, every query head has a key head of its own.
       whole_heads: transformers accepts a `hidden_size` only if it is a multiple of `num_attention_heads`.
-      quantized: values of `quantization_config.quant_method` whose tensors are read.
     """
 
     model_type: str
@@ -56,7 +55,6 @@ class Family:
     interleaved_in_gguf: bool = False
     own_heads: bool = False
     whole_heads: bool = False
-    quantized: tuple[str, ...] = ()
 
     def read(self, values: Mapping[str, Any], where: str) -> ModelConfig:
         """The model that a config.json describes.

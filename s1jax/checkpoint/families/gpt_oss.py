@@ -83,5 +83,4 @@ GPT_OSS = GptOss(
     fixed={**FIXED, "attention_bias": True, "swiglu_alpha": 1.702, "swiglu_limit": 7.0},
     harmless=frozenset({"initial_context_length"}),
     gguf_architecture="gpt-oss",
-    quantized=("mxfp4",),
 )  # fmt: skip
