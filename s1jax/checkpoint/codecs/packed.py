@@ -69,5 +69,5 @@ def decode_e4m3(data: np.ndarray) -> np.ndarray:
 
 
 def repeat_rows(values: np.ndarray, height: int, rows: int) -> np.ndarray:
-    """[groups, n] -> [rows, n]: each row `height` times, the last one as often as it is needed."""
+    """[groups, n] -> [rows, n]: each row `height` times, the last one cut off."""
     return np.repeat(values, height, 0)[:rows]

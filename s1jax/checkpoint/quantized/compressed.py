@@ -148,7 +148,7 @@ class Compressed:
 
 
 def _named(module: str, targets: Sequence[str], where: str) -> bool:
-    """Whether targets name a module; of types only linear ones are told by a name: all but the embedding."""
+    """Whether targets name a module; every quantised module but the embedding is a linear one."""
     kind = "Embedding" if module.endswith("embed_tokens") else "Linear"
     return any(
         search(target.removeprefix("re:"), module, where) if target.startswith("re:") else target in (module, kind)

@@ -1,4 +1,4 @@
-"""The fields of a `quantization_config`, each of which is used, known to change nothing, or refused."""
+"""The fields of a `quantization_config`: each is used, known to change nothing, or refused."""
 
 from __future__ import annotations
 
