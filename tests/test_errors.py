@@ -66,11 +66,11 @@ def test_a_missing_package_is_one_sentence(monkeypatch, tmp_path):
     monkeypatch.setattr(compare.metadata, "version", not_there)
     assert 'needs math-verify, which is not installed: python -m pip install "s1jax[eval]"' in said(compare.grader)
     monkeypatch.setitem(sys.modules, "gguf", None)
-    for name in ("metadata", "read", "tokenizer"):
+    for name in ("file", "metadata", "read", "tokenizer"):
         monkeypatch.delitem(sys.modules, f"s1jax.checkpoint.gguf.{name}", raising=False)
     for name in flags.FLAGS:  # another test may have imported another command, whose flags have the same names
         monkeypatch.setattr(flags.FLAGS[name], "allow_override", True)
     convert = importlib.import_module("s1jax.cli.convert")
-    for name in ("metadata", "read", "tokenizer"):
+    for name in ("file", "metadata", "read", "tokenizer"):
         monkeypatch.delattr(f"s1jax.checkpoint.gguf.{name}", raising=False)
     assert said(convert._read_gguf, "m.gguf", None).startswith("--from_gguf=m.gguf needs gguf, which is not installed")

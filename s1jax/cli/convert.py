@@ -1,4 +1,4 @@
-"""Converts models from Hugging Face folders and GGUF files to s1jax checkpoints, and checkpoints back.
+"""Converts models from Hugging Face folders and GGUF files to s1jax checkpoints, and checkpoints to both.
 
     python -m launch.convert --from_hf=DIR_OR_HUB_ID --to=CKPT [--chat=NAME] [--dtype=float32] [--tokenizer=DIR]
         [--revision=COMMIT]
@@ -9,6 +9,7 @@
     python -m launch.convert --from=CKPT --to_hf=DIR                     (CKPT of adapters: a PEFT folder)
     python -m launch.convert --from=CKPT [--adapter=PEFT_DIR | --base=CKPT] --merge (--to=CKPT | --to_hf=DIR)
     python -m launch.convert --from=CKPT --adapter=PEFT_DIR --to=CKPT    (adapters for that checkpoint)
+    python -m launch.convert --from=CKPT --to_gguf=FILE [--type=Q8_0]
 
 Without --chat the chat format follows from the tokenizer's own chat template; one line says which it is. A Hugging Face
 folder gets the format that the checkpoint was trained with as its chat template, and where transformers is installed
@@ -17,6 +18,9 @@ its tokenizer is compared with s1jax's.
 With --push_to_hub the folder is uploaded to the Hugging Face hub as well, under the login of `hf auth login` or the
 environment variable HF_TOKEN. The repository is made where it does not exist. Weights that it holds already under other
 names are deleted in the same commit; its other files stay.
+
+A GGUF file has the model (adapters merged), its tokenizer and its chat template, so that llama.cpp, Ollama
+and LM Studio need nothing else; docs/gguf.md has the types.
 
 The target must not exist or be empty; it appears when it is complete, under a name of its own until then.
 """
@@ -48,12 +52,17 @@ from s1jax.text.tokenizer import Tokenizer
 
 FLAGS = flags.FLAGS
 
+# As `s1jax.checkpoint.gguf.mix`, which needs the package gguf.
+_TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q5_0", "MXFP4", "Q6_K", "Q4_K", "Q4_K_M")
+
 flags.DEFINE_string("from_hf", "", "Hugging Face model folder, or a hub id such as Qwen/Qwen2.5-0.5B-Instruct.")
 flags.DEFINE_string("revision", "", "Branch, tag or commit of the hub id that --from_hf names; by default the newest.")
 flags.DEFINE_string("from_gguf", "", "GGUF file.")
 flags.DEFINE_string("from", "", "s1jax checkpoint or training workdir.")
 flags.DEFINE_string("to", "", "Checkpoint folder to write.")
 flags.DEFINE_string("to_hf", "", "Hugging Face folder to write.")
+flags.DEFINE_string("to_gguf", "", "GGUF file to write.")
+flags.DEFINE_enum("type", "", ["", *_TYPES], "Type of the weights of the GGUF file; by default Q8_0.")
 flags.DEFINE_string("push_to_hub", "", "Hub id OWNER/NAME that the folder of --to_hf is uploaded to.")
 flags.DEFINE_bool("private", False, "Make the repository of --push_to_hub private; it may not be public already.")
 flags.DEFINE_string("tokenizer", "", "Tokenizer folder or file to use instead of the source's own.")
@@ -88,6 +97,13 @@ def main() -> None:
     start = time.monotonic()
     path, origin_path = str(FLAGS[target].value), str(FLAGS[source].value)
     dtype = _DTYPES[FLAGS.dtype]
+    if target == "to_gguf":
+        config, size = _export_gguf(origin_path, path)
+        print(
+            f"wrote {path}: {config.num_params / 1e6:.1f} M weights, {size / 1e6:.1f} MB in "
+            f"{time.monotonic() - start:.0f} s"
+        )
+        return
     with files.new_folder(path, f"--{target}") as folder:
         if FLAGS.push_to_hub:  # before the work, so that a missing login is said at once
             _create_repository()
@@ -106,11 +122,15 @@ def main() -> None:
 
 def _source_and_target() -> tuple[str, str]:
     """The flags that name what is read and what is written, after all flags have been checked."""
-    source, target = _one("from_hf", "from_gguf", "from"), _one("to", "to_hf")
-    if source != "from" and target == "to_hf":
-        raise UserError("convert goes --from_hf or --from_gguf with --to, or --from with --to_hf.")
+    source, target = _one("from_hf", "from_gguf", "from"), _one("to", "to_hf", "to_gguf")
+    if source != "from" and target != "to":
+        raise UserError("convert goes --from_hf or --from_gguf with --to, or --from with --to_hf or --to_gguf.")
+    if FLAGS.type and target != "to_gguf":
+        raise UserError("--type is of the weights of a GGUF file; it goes with --to_gguf.")
+    if FLAGS.dtype and target == "to_gguf":
+        raise UserError("--dtype is not for GGUF files, whose weights have the type that --type names; leave it out.")
     if source == "from" and (FLAGS.think_start or FLAGS.think_end):
-        raise UserError("--think_start and --think_end are for imports; a Hugging Face folder has no place for them.")
+        raise UserError("--think_start and --think_end are for imports; give them when the checkpoint is made.")
     if FLAGS.revision and source != "from_hf":
         raise UserError("--revision is of a model on the hub; it goes with --from_hf=OWNER/NAME.")
     if not 0 < FLAGS.max_shard_gb < math.inf:
@@ -247,13 +267,13 @@ def _local_folder(name: str) -> tuple[pathlib.Path, str]:
 def _read_gguf(path: str, dtype: Any) -> tuple[Any, ModelConfig, Tokenizer, dict[str, Any], tuple[int, ...]]:
     """As above; the tokenizer of a GGUF file knows the one id that ends a text."""
     try:
-        from s1jax.checkpoint.gguf import metadata, read
+        from s1jax.checkpoint.gguf import file, metadata, read
         from s1jax.checkpoint.gguf import tokenizer as rebuilt
     except ModuleNotFoundError as error:
         if error.name != "gguf":
             raise
         raise MissingPackageError(f"--from_gguf={path}", "gguf", "gguf") from None
-    reader = read.open_file(path)
+    reader = file.open_file(path)
     config = metadata.read_config(reader, path)
     if FLAGS.tokenizer:
         tokenizer = Tokenizer.load(FLAGS.tokenizer)
@@ -273,3 +293,25 @@ def _export(path: str, folder: pathlib.Path, dtype: Any) -> ModelConfig:
     )  # fmt: skip
     print(huggingface_tokenizer.write(folder, model.tokenizer, model.chat))
     return model.config
+
+
+def _export_gguf(path: str, target: str) -> tuple[ModelConfig, int]:
+    """Writes the GGUF file of a checkpoint; returns the shape of the model and the file's size in bytes."""
+    try:
+        from s1jax.checkpoint.gguf import write
+    except ModuleNotFoundError as error:
+        if error.name != "gguf":
+            raise
+        raise MissingPackageError(f"--to_gguf={target}", "gguf", "gguf") from None
+    final = pathlib.Path(target)
+    if final.exists() or final.is_symlink():
+        raise UserError(f"--to_gguf: {target} exists; remove it or choose another name.")
+    if not final.absolute().parent.is_dir():
+        raise UserError(f"--to_gguf: the folder {final.absolute().parent} does not exist; make it or choose another.")
+    model = convert_adapters.load(path)
+    counts = write.write_model(
+        final, model.params, model.config, model.tokenizer, model.chat, file_type=FLAGS.type or "Q8_0",
+        name=final.stem,
+    )  # fmt: skip
+    print("tensors: " + ", ".join(f"{count} {kind}" for kind, count in sorted(counts.items())))
+    return model.config, final.stat().st_size

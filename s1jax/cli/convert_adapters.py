@@ -36,8 +36,8 @@ def check(source: str, target: str) -> None:
         raise UserError(f"--adapter={FLAGS.adapter} is a PEFT folder already; give --merge to add it to the weights.")
     if source == "from" and target == "to" and not (FLAGS.adapter or FLAGS.merge):
         raise UserError(
-            "convert goes --from_hf or --from_gguf with --to, or --from with --to_hf; --from with --to needs --merge or"
-            " --adapter=DIR."
+            "convert goes --from_hf or --from_gguf with --to, or --from with --to_hf or --to_gguf; --from with --to "
+            "needs --merge or --adapter=DIR."
         )
     path = str(FLAGS["from"].value)
     info = store.load_metadata(path).adapters if source == "from" else None

@@ -1,13 +1,17 @@
 """llama.cpp's own code as a reference, where a machine has it.
 
-`S1JAX_LLAMA_CPP` names a folder with its libraries in it or below it, for example that of node-llama-cpp's package
-`@node-llama-cpp/linux-x64`.
+`S1JAX_LLAMA_CPP` names a folder in which node-llama-cpp is installed: its libraries are somewhere below it, and node
+runs models with it (`llama_cpp.mjs`). WORKSPACE.md says how to install it.
 """
 
+import atexit
 import ctypes
 import functools
+import json
 import os
 import pathlib
+import shutil
+import subprocess
 
 import numpy as np
 import pytest
@@ -19,15 +23,64 @@ TYPES = {
 }  # fmt: skip
 
 
+def folder():
+    """The folder of node-llama-cpp; skips the test where there is none."""
+    found = os.environ.get("S1JAX_LLAMA_CPP")
+    if not found:
+        pytest.skip("S1JAX_LLAMA_CPP names no folder with llama.cpp; see WORKSPACE.md")
+    return pathlib.Path(found)
+
+
+@functools.cache
+def _node():
+    """A process that runs models; skips the test without node."""
+    place = folder()
+    if shutil.which("node") is None:
+        pytest.skip("there is no node, which runs node-llama-cpp")
+    script = pathlib.Path(__file__).with_suffix(".mjs")
+    # Its standard error has warnings of llama.cpp on tiny vocabularies.
+    process = subprocess.Popen(
+        ["node", str(script), str(place.resolve())], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    atexit.register(process.kill)
+    return process
+
+
+def _ask(**request):
+    process = _node()
+    process.stdin.write(json.dumps(request) + "\n")
+    process.stdin.flush()
+    reply = json.loads(process.stdout.readline() or '{"error": "node ended"}')
+    assert "error" not in reply, reply["error"]
+    return reply
+
+
+def run(path, ids, count=24, length=512):
+    """What llama.cpp makes of a prompt: `count` greedy `ids`, and {id: probability} of the first."""
+    reply = _ask(path=str(path), ids=[int(i) for i in ids], count=count, length=length)
+    return reply["ids"], {int(i): p for i, p in reply["probabilities"]}
+
+
+def tokenize(path, texts):
+    """What llama.cpp knows of a file's tokenizer.
+
+    Args:
+      path: of the file.
+      texts: (text, whether special tokens written in it become their ids).
+
+    Returns:
+      `texts`: the ids of each; `bos`, `eos`, `eot`: ids; `addsBos`; `template`.
+    """
+    return _ask(path=str(path), texts=list(texts))
+
+
 @functools.cache
 def library(name="libggml-base.so"):
     """A library of llama.cpp; skips the test where there is none."""
-    folder = os.environ.get("S1JAX_LLAMA_CPP")
-    if not folder:
-        pytest.skip("S1JAX_LLAMA_CPP names no folder with llama.cpp's libraries")
-    found = sorted(pathlib.Path(folder).rglob(name))
+    found = sorted(folder().rglob(name))
     if not found:
-        pytest.fail(f"S1JAX_LLAMA_CPP: {folder} holds no {name}")
+        pytest.fail(f"S1JAX_LLAMA_CPP: {folder()} holds no {name}")
     return ctypes.CDLL(str(found[0]))
 
 

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from s1jax.checkpoint import names
-from s1jax.checkpoint.gguf import metadata, read, tokenizer
+from s1jax.checkpoint.gguf import file, metadata, read, tokenizer
 from s1jax.errors import UserError
 from tests.checkpoint import test_gguf
 from tests.model.parity_cases import CASES, weights
@@ -23,7 +23,7 @@ def content(tmp_path_factory):
 
 def _read(path):
     """All that launch.convert reads."""
-    reader = read.open_file(path)
+    reader = file.open_file(path)
     config = metadata.read_config(reader, str(path))
     tokenizer.read_tokenizer(reader, str(path))
     return read.read_params(reader, config, str(path))

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from s1jax.checkpoint.gguf import metadata, read
+from s1jax.checkpoint.gguf import file, metadata, read
 from s1jax.config.model import ModelConfig
 from s1jax.config.presets import PRESETS
 from s1jax.config.rope import RopeScaling
@@ -36,7 +36,7 @@ SCALED = [
 def test_rotary_scaling_in_the_metadata(tmp_path, values, scaling, length):
     config = CASES["llama"]
     _write(tmp_path / "m.gguf", config, weights(config), "llama", metadata=values)
-    found = metadata.read_config(read.open_file(tmp_path / "m.gguf"), "m.gguf")
+    found = metadata.read_config(file.open_file(tmp_path / "m.gguf"), "m.gguf")
     assert found == dataclasses.replace(config, rope_scaling=scaling, context_length=length)
 
 
@@ -61,7 +61,7 @@ def test_divisors_of_the_frequencies_are_those_of_llama3(tmp_path, preset):
     tensor = (np.array(divisors, np.float32), None)
     params = weights(config)
     _write(tmp_path / "m.gguf", config, params, "llama", tensors={"rope_freqs.weight": tensor})
-    reader = read.open_file(tmp_path / "m.gguf")
+    reader = file.open_file(tmp_path / "m.gguf")
     assert metadata.read_config(reader, "m.gguf") == config
     found = read.read_params(reader, config, "m.gguf")
     np.testing.assert_array_equal(found["embed"]["embedding"], params["embed"]["embedding"])
@@ -71,4 +71,4 @@ def test_divisors_of_one_change_nothing(tmp_path):
     config = CASES["llama"]
     ones = {"rope_freqs.weight": (np.ones(6, np.float32), None)}
     _write(tmp_path / "m.gguf", config, weights(config), "llama", tensors=ones)
-    assert metadata.read_config(read.open_file(tmp_path / "m.gguf"), "m.gguf") == config
+    assert metadata.read_config(file.open_file(tmp_path / "m.gguf"), "m.gguf") == config

@@ -25,9 +25,6 @@ _ALL = (
 )  # fmt: skip
 FAMILIES: dict[str, Family] = {family.model_type: family for family in _ALL}
 
-# Those whose GGUF metadata is read.
-IN_GGUF: dict[str, Family] = {family.model_type: family for family in (QWEN2, QWEN3, LLAMA)}
-
 _LINEAR = "it would need linear attention (gated DeltaNet), which keeps a state in place of a KV cache"
 # What s1jax would need for architectures that look like known ones, as transformers 5.24 computes them.
 REFUSED: dict[str, str] = {

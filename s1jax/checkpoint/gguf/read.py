@@ -8,7 +8,7 @@ Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 
 from __future__ import annotations
 
-import os
+from typing import Any
 
 import gguf
 import numpy as np
@@ -16,9 +16,9 @@ import numpy.typing as npt
 
 from s1jax.checkpoint import names as names_lib
 from s1jax.checkpoint.families.table import FAMILIES
-from s1jax.checkpoint.gguf import metadata
+from s1jax.checkpoint.gguf.file import File
 from s1jax.config.model import ModelConfig
-from s1jax.config.schema import plain, shown
+from s1jax.config.schema import plain
 from s1jax.errors import UserError
 
 # What the library dequantises. Left out is NVFP4, whose second scales are tensors of their own.
@@ -28,36 +28,18 @@ _QUANTIZED = (
 )  # fmt: skip
 READABLE = ("F32", "F16", *_QUANTIZED)
 
+# Tensors that are a part of the configuration.
+_CONFIGURATION = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+
 # Values dequantised at a time: bounds the copy of a large embedding to 64 MB in float32.
 _CHUNK = 1 << 24
 
 
-def open_file(path: str | os.PathLike[str]) -> gguf.GGUFReader:
-    """Opens a GGUF file and parses its metadata; tensors stay on disk until they are read.
-
-    Raises:
-      UserError: no such file, not a (complete) GGUF file, or one part of a split file.
-    """
-    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
-        raise UserError(f"{path} is not a regular file; give the path of a .gguf file.")
-    try:
-        reader = gguf.GGUFReader(path)
-    except FileNotFoundError:
-        raise UserError(f"{path} does not exist; give the path of a .gguf file.") from None
-    except (ValueError, KeyError, IndexError, OSError) as error:
-        raise UserError(f"{path} is not a complete GGUF file ({shown(str(error), 200)}); get it again.") from None
-    if metadata.get(reader, str(path), "split.count", int, 1) > 1:
-        raise UserError(f"{path} is one part of a split GGUF file; join the parts with llama.cpp's gguf-split --merge.")
-    return reader
-
-
-def read_params(
-    reader: gguf.GGUFReader, config: ModelConfig, where: str, dtype: npt.DTypeLike = np.float32
-) -> names_lib.Params:
+def read_params(reader: File, config: ModelConfig, where: str, dtype: npt.DTypeLike = np.float32) -> names_lib.Params:
     """Reads and dequantises the weights into our tree.
 
     Args:
-      reader: from `open_file`.
+      reader: from `file.open_file`.
       config: from `read_config`.
       where: name of the file in errors.
       dtype: of the result; float32 holds every dequantised value exactly.
@@ -74,29 +56,43 @@ def read_params(
                 f"{where}: tensor {plain(tensor.name)} has type {tensor.tensor_type.name}; s1jax reads "
                 f"{', '.join(READABLE)}, so get another quantisation of the model."
             )
-    tensors = [tensor for tensor in reader.tensors if tensor.name != "rope_freqs.weight"]  # in the configuration
+    tensors = [tensor for tensor in reader.tensors if tensor.name not in _CONFIGURATION]
     found = {tensor.name: (tuple(map(int, reversed(tensor.shape))), where) for tensor in tensors}
     names_lib.check(config, "gguf", found, where)
     params = names_lib.allocate(config, dtype)
     targets = names_lib.views(config, params, "gguf")
     interleaved = FAMILIES[config.family].interleaved_in_gguf
     for tensor in tensors:
-        target = targets[tensor.name]
         if interleaved and tensor.name.endswith(("attn_q.weight", "attn_k.weight")):
-            # Rows of a head: stored (H/2, 2), ours (2, H/2).
-            h = config.head_dim
-            halves = np.reshape(target, (-1, 2, h // 2, target.shape[-1]), copy=False).swapaxes(1, 2)
-            step = max(1, _CHUNK // (h * target.shape[-1]))
-            for start in range(0, len(halves), step):
-                heads = halves[start : start + step]
-                rows = dequantize(tensor.data[start * h : (start + step) * h], tensor.tensor_type)
-                heads[...] = rows.reshape(heads.shape)
-            continue
-        step = max(1, _CHUNK // target.shape[-1])
-        for start in range(0, len(target), step):
-            piece = slice(start, start + step)
-            names_lib.copy(target[piece], dequantize(tensor.data[piece], tensor.tensor_type))
+            _fill_halves(targets[tensor.name], tensor, config.head_dim)
+        else:
+            _fill(targets[tensor.name], tensor)
     return params
+
+
+def _fill(target: Any, tensor: Any) -> None:
+    """Copies a tensor into our arrays piece by piece, or whole where several arrays share it."""
+    if not isinstance(target, np.ndarray):
+        names_lib.copy(target, dequantize(tensor.data, tensor.tensor_type))
+        return
+    if target.ndim > 2:  # experts
+        for one, data in zip(target, tensor.data, strict=True):
+            names_lib.copy(one, dequantize(data, tensor.tensor_type))
+        return
+    step = max(1, _CHUNK // target.shape[-1])
+    for start in range(0, len(target), step):
+        piece = slice(start, start + step)
+        names_lib.copy(target[piece], dequantize(tensor.data[piece], tensor.tensor_type))
+
+
+def _fill_halves(target: np.ndarray, tensor: Any, h: int) -> None:
+    """As `_fill`, of rows of heads: stored (H/2, 2), ours (2, H/2)."""
+    halves = np.reshape(target, (-1, 2, h // 2, target.shape[-1]), copy=False).swapaxes(1, 2)
+    step = max(1, _CHUNK // (h * target.shape[-1]))
+    for start in range(0, len(halves), step):
+        heads = halves[start : start + step]
+        rows = dequantize(tensor.data[start * h : (start + step) * h], tensor.tensor_type)
+        heads[...] = rows.reshape(heads.shape)
 
 
 def dequantize(data: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarray:

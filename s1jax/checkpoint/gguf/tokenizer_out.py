@@ -1,0 +1,145 @@
+"""A tokenizer as the metadata of a GGUF file.
+
+Byte-level BPE keeps its merges (`tokenizer.ggml.model` = gpt2). BPE on characters with a fallback to bytes, which
+SentencePiece makes, becomes pieces with scores (`llama`): a score is the negative place of the first merge that makes
+the piece, because llama.cpp merges the pair whose result has the highest score.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import gguf
+
+from s1jax.checkpoint.gguf import words as words_lib
+from s1jax.checkpoint.gguf.container import Value
+from s1jax.config.schema import shown
+from s1jax.errors import UserError
+from s1jax.text import chat as chat_lib
+from s1jax.text import template
+from s1jax.text.chat import ChatFormat
+from s1jax.text.tokenizer import Tokenizer
+
+_TYPES = gguf.TokenType
+_MARKER = re.compile(r"<[|｜].+[|｜]>")  # of a chat turn; some tokenizers do not call them special
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+_NO_SCORE = -1000.0  # as llama.cpp's converter has for tokens that no merge makes
+_REMEDY = "the checkpoint cannot be written as GGUF; convert it with --to_hf"
+
+
+def metadata(tokenizer: Tokenizer, chat: ChatFormat, rows: int) -> dict[str, Value]:
+    """All keys `tokenizer.*`.
+
+    Args:
+      tokenizer: of the model.
+      chat: its format becomes the chat template; its tokens end a text.
+      rows: V; ids that the tokenizer does not know are written as unused tokens.
+
+    Raises:
+      UserError: llama.cpp has no such tokenizer.
+    """
+    if "tokenizer.json" not in tokenizer.files:
+        raise UserError(f"the tokenizer is a SentencePiece model without a tokenizer.json; {_REMEDY}.")
+    content = json.loads(tokenizer.files["tokenizer.json"])
+    model = content["model"]
+    if model.get("type", "BPE") != "BPE":
+        raise UserError(f"the tokenizer is of kind {shown(model.get('type'))}, and llama.cpp needs BPE; {_REMEDY}.")
+    vocab = {**model["vocab"], **{token["content"]: token["id"] for token in content.get("added_tokens", [])}}
+    tokens, types = [f"[PAD{index}]" for index in range(rows)], [int(_TYPES.UNUSED)] * rows
+    for token, index in vocab.items():
+        tokens[index], types[index] = token, int(_TYPES.NORMAL)
+    for added in content.get("added_tokens", []):
+        special = added["special"] or _MARKER.fullmatch(added["content"])
+        types[added["id"]] = int(_TYPES.CONTROL if special else _TYPES.USER_DEFINED)
+    merges = [tuple(merge.split(" ")) if isinstance(merge, str) else tuple(merge) for merge in model["merges"]]
+    kind = _scored if model.get("byte_fallback") else _byte_level
+    return {
+        **kind(content, tokens, types, merges),
+        **_special(tokenizer, chat, tokens),
+        "tokenizer.chat_template": template.to_jinja(chat),
+    }
+
+
+def _byte_level(
+    content: dict[str, Any], tokens: list[str], types: list[int], merges: Sequence[tuple[str, ...]]
+) -> dict[str, Value]:
+    words = words_lib.read(content)
+    pre = None if words is None else words_lib.name(words)
+    if pre is None:
+        raise UserError(f"the tokenizer cuts text into words in a way that llama.cpp has no known name for; {_REMEDY}.")
+    return {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": pre,
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": types,
+        "tokenizer.ggml.merges": [" ".join(merge) for merge in merges],
+        "tokenizer.ggml.add_space_prefix": False,
+    }
+
+
+def _scored(
+    content: dict[str, Any], tokens: list[str], types: list[int], merges: Sequence[tuple[str, ...]]
+) -> dict[str, Value]:
+    """As pieces with scores; UserError where merges are in an order that scores cannot have."""
+    places: dict[str, list[int]] = {}
+    for place, (left, right) in enumerate(merges):
+        places.setdefault(left + right, []).append(place)
+    for piece, made in places.items():
+        if made[-1] - made[0] >= len(made):
+            raise UserError(
+                f"the tokenizer makes {shown(piece)} by merges of different ranks, which the scores of llama.cpp cannot"
+                f" say; {_REMEDY}."
+            )
+    scores = [-float(places[token][0]) if token in places else _NO_SCORE for token in tokens]
+    for index, token in enumerate(tokens):
+        if _BYTE.fullmatch(token):
+            types[index] = int(_TYPES.BYTE)
+    unknown = content["model"].get("unk_token")
+    prefix = '"Prepend"' in json.dumps(content.get("normalizer")) or '"prepend_scheme": "always"' in json.dumps(
+        content.get("pre_tokenizer")
+    )
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.pre": "default",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": scores,
+        "tokenizer.ggml.token_type": types,
+        "tokenizer.ggml.add_space_prefix": prefix,
+        **({"tokenizer.ggml.unknown_token_id": tokens.index(unknown)} if unknown in tokens else {}),
+    }
+
+
+def _special(tokenizer: Tokenizer, chat: ChatFormat, tokens: list[str]) -> dict[str, Value]:
+    """Which tokens begin, end and pad a text.
+
+    The first token is put before a text only if the tokenizer does so by itself and prompts of the chat format begin
+    with it, too. llama.cpp leaves it out where the template writes it.
+    """
+    delimiters = chat_lib.delimiters(tokenizer, chat)
+    end = tokenizer.id_of(chat.turn_end)
+    own = tokenizer.eos_id
+    found: dict[str, Value] = {
+        "tokenizer.ggml.eos_token_id": own if own is not None and own in delimiters.stop else end,
+        "tokenizer.ggml.eot_token_id": end,
+        "tokenizer.ggml.padding_token_id": delimiters.pad,
+    }
+    about = json.loads(tokenizer.files.get("tokenizer_config.json", b"{}"))
+    first = about.get("bos_token")
+    first = first.get("content") if isinstance(first, dict) else first
+    begins = bool(first) and chat.before_question.startswith(str(first))
+    if first in tokens:
+        found["tokenizer.ggml.bos_token_id"] = tokens.index(str(first))
+    found["tokenizer.ggml.add_bos_token"] = begins and bool(about.get("add_bos_token", _adds(tokenizer, str(first))))
+    found["tokenizer.ggml.add_eos_token"] = False
+    return found
+
+
+def _adds(tokenizer: Tokenizer, first: str) -> bool:
+    """Whether a tokenizer.json puts a token before every text."""
+    post = json.loads(tokenizer.files["tokenizer.json"]).get("post_processor") or {}
+    parts = post.get("processors", [post])
+    templates = [part.get("single") or [] for part in parts if part.get("type") == "TemplateProcessing"]
+    return any(one and one[0].get("SpecialToken", {}).get("id") == first for one in templates)
