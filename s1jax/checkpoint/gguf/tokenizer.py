@@ -137,7 +137,7 @@ def _byte_level(reader: File, tokens: _Tokens) -> dict[str, Any]:
 
 
 def _scored(reader: File, tokens: _Tokens) -> dict[str, Any]:
-    """BPE on characters, with bytes for characters that are no tokens; the order of merges is that of the scores."""
+    """BPE on characters, with bytes for all other characters; the order of merges is that of the scores."""
     where = tokens.where
     scores = get(reader, where, "tokenizer.ggml.scores", list, [])
     if len(scores) != len(tokens.texts):
