@@ -16,7 +16,10 @@ from s1jax.model.attention.build import build as build_attention
 from s1jax.model.attention.cached import AttendCached
 from s1jax.model.attention.dispatch import Attend
 from s1jax.model.layouts import Params
+from s1jax.model.mlp import grouped
 from s1jax.model.mlp.build import build as build_mlp
+from s1jax.model.mlp.experts import MixtureOfExperts
+from s1jax.model.mlp.router import Load
 from s1jax.model.norms import RMSNorm
 
 
@@ -49,12 +52,24 @@ class Block(nnx.Module):
         attend: Attend,
         mlp_chunks: int,
         merge_batch_and_seq: bool,
-    ) -> jax.Array:
-        """[B, T, D] -> [B, T, D]; every token sees its own segment up to itself."""
+        experts: grouped.Apply = grouped.apply,
+        with_load: bool = False,
+    ) -> tuple[jax.Array, Load | None]:
+        """[B, T, D] -> [B, T, D]; every token sees its own segment up to itself.
+
+        With `with_load` the second result says how tokens are spread over experts, where the layer has them.
+        """
         normed = _maybe(self.attention_norm, x)
         attended = self.attention(normed, positions, segment_ids, attend, merge_batch_and_seq)
         x = x + _maybe(self.attention_out_norm, attended)
-        return x + _maybe(self.mlp_out_norm, self.mlp(_maybe(self.mlp_norm, x), mlp_chunks, merge_batch_and_seq))
+        h, load = _maybe(self.mlp_norm, x), None
+        if not isinstance(self.mlp, MixtureOfExperts):
+            y = self.mlp(h, mlp_chunks, merge_batch_and_seq)
+        elif with_load:
+            y, load = self.mlp.with_load(h, segment_ids > 0, merge_batch_and_seq, experts)
+        else:
+            y = self.mlp(h, mlp_chunks, merge_batch_and_seq, experts)
+        return x + _maybe(self.mlp_out_norm, y), load
 
     def cached(
         self,
@@ -64,12 +79,15 @@ class Block(nnx.Module):
         pages: cache_lib.Pages,
         layer: jax.Array | int | None,
         new: cache_lib.NewTokens,
+        experts: grouped.Apply = grouped.apply,
     ) -> tuple[jax.Array, cache_lib.Pages]:
         """Appends the tokens of `x` [B, T, D] to layer `layer` of stacked pages, or to the layer's own, and attends."""
         normed = _maybe(self.attention_norm, x)
         attended, pages = self.attention.cached(normed, positions, attend, pages, layer, new)
         x = x + _maybe(self.attention_out_norm, attended)
-        return x + _maybe(self.mlp_out_norm, self.mlp(_maybe(self.mlp_norm, x))), pages
+        h = _maybe(self.mlp_norm, x)
+        y = self.mlp(h, apply=experts) if isinstance(self.mlp, MixtureOfExperts) else self.mlp(h)
+        return x + _maybe(self.mlp_out_norm, y), pages
 
 
 def _maybe(norm: RMSNorm | None, x: jax.Array) -> jax.Array:

@@ -23,6 +23,8 @@ from s1jax.model.attention import cached as cached_lib
 from s1jax.model.attention import dispatch, rule
 from s1jax.model.embedding import Lookup, embed, lookup
 from s1jax.model.layouts import Params, Unstacked
+from s1jax.model.mlp import grouped
+from s1jax.model.mlp.router import Load
 from s1jax.model.params import abstract_params as abstract_params
 from s1jax.model.params import init_params as init_params
 from s1jax.model.params import logical_axes as logical_axes
@@ -49,6 +51,7 @@ def forward(
     merge_batch_and_seq: bool = True,
     grad_accumulators: Params | None = None,
     adapters: Adapters | None = None,
+    experts: grouped.Apply = grouped.apply,
 ) -> jax.Array:
     """Runs whole rows, as in training.
 
@@ -67,12 +70,54 @@ def forward(
       grad_accumulators: the layers' trees of `params` with arrays that the layers' gradients are added to, see
         `s1jax.model.remat.add_gradients`. With `adapters`, trees of theirs.
       adapters: of some of the projections. The gradients are then those of the adapters; `params` are frozen.
+      experts: the product of chosen experts, see `s1jax.model.mlp.grouped.Apply`.
 
     Returns:
       Hidden states after the final norm, [B, T, D].
 
     Raises:
       UserError: if T exceeds `config.context_length`.
+    """
+    return forward_with_load(
+        params,
+        config,
+        tokens,
+        positions,
+        segment_ids,
+        dtype=dtype,
+        remat=remat,
+        attend=attend,
+        lookup=lookup,
+        mlp_chunks=mlp_chunks,
+        merge_batch_and_seq=merge_batch_and_seq,
+        grad_accumulators=grad_accumulators,
+        adapters=adapters,
+        experts=experts,
+        with_load=False,
+    )[0]
+
+
+def forward_with_load(
+    params: Params,
+    config: ModelConfig,
+    tokens: jax.Array,
+    positions: jax.Array,
+    segment_ids: jax.Array,
+    *,
+    dtype: DTypeLike = jnp.float32,
+    remat: str = "none",
+    attend: dispatch.Attend = dispatch.attend,
+    lookup: Lookup = lookup,
+    mlp_chunks: int = 1,
+    merge_batch_and_seq: bool = True,
+    grad_accumulators: Params | None = None,
+    adapters: Adapters | None = None,
+    experts: grouped.Apply = grouped.apply,
+    with_load: bool = True,
+) -> tuple[jax.Array, Load | None]:
+    """As `forward`, and how its tokens are spread over the experts of each layer that has them, [L, E].
+
+    Layers are in the order of `ModelConfig.stacks`. None: no layer has experts, or `with_load` is off.
     """
     if tokens.shape[1] > config.context_length:
         raise UserError(
@@ -81,6 +126,7 @@ def forward(
         )
     shared = rope.positions_of(positions, config, lambda: _segment_lengths(positions, segment_ids)), segment_ids
     scale = 0.0 if adapters is None else adapters.scale
+    loads: list[Load] = []
     x = _embed(params, config, tokens, dtype, lookup)
     for stacks in config.stacks_of_groups():
 
@@ -90,22 +136,26 @@ def forward(
             shared: tuple[rope.Positions, jax.Array],
             frozen: tuple[Params, ...] | None,
             stacks: list[Stack] = stacks,
-        ) -> jax.Array:
+        ) -> tuple[jax.Array, tuple[Load | None, ...]]:
             positions, segment_ids = shared
             if frozen is not None:
                 weights = tuple(attach(base, its, scale) for base, its in zip(frozen, weights, strict=True))
+            its_loads = []
             for stack, one in zip(stacks, weights, strict=True):
                 layer = _bind(stack.layer, config, one)
-                x = layer(x, positions, segment_ids, attend, mlp_chunks, merge_batch_and_seq)
-            return x
+                x, load = layer(x, positions, segment_ids, attend, mlp_chunks, merge_batch_and_seq, experts, with_load)
+                its_loads.append(load)
+            return x, tuple(its_loads)
 
         names = [stack.name for stack in stacks]
         weights, frozen = tuple(params[name] for name in names), None
         if adapters is not None:
             weights, frozen = tuple(adapters.tree.get(name, {}) for name in names), weights
         sums = None if grad_accumulators is None else tuple(grad_accumulators.get(name, {}) for name in names)
-        x = remat_lib.scan(run, x, weights, shared, remat, sums, frozen)
-    return _final_norm(params, config, x)
+        x, found = remat_lib.scan(run, x, weights, shared, remat, sums, frozen)
+        loads += [load for load in found if load is not None]
+    load = jax.tree.map(lambda *parts: jnp.concatenate(parts), *loads) if loads else None
+    return _final_norm(params, config, x), load
 
 
 def forward_cached(
@@ -117,6 +167,7 @@ def forward_cached(
     *,
     dtype: DTypeLike = jnp.float32,
     attend: cached_lib.AttendCached = cached_lib.attend_cached,
+    experts: grouped.Apply = grouped.apply,
 ) -> tuple[jax.Array, cache_lib.Cache]:
     """Runs new tokens against the cache, as in prefill (T > 1) and decode steps (T = 1).
 
@@ -133,6 +184,7 @@ def forward_cached(
       num_tokens: int32 [B], 0..T.
       dtype: of activations.
       attend: attention, see `s1jax.model.attention.cached.attend_cached`.
+      experts: the product of chosen experts, see `s1jax.model.mlp.grouped.Apply`.
 
     Returns:
       Hidden states after the final norm [B, T, D], and the cache with the tokens appended.
@@ -144,7 +196,7 @@ def forward_cached(
     def layer(
         spec: Layer, weights: Params, x: jax.Array, pages: cache_lib.Pages, index: jax.Array | int | None
     ) -> tuple[jax.Array, cache_lib.Pages]:
-        return _bind(spec, config, weights).cached(x, positions, attend, pages, index, new)
+        return _bind(spec, config, weights).cached(x, positions, attend, pages, index, new, experts)
 
     x = _embed(params, config, tokens, dtype, lookup)
     pages: cache_lib.Pages | Unstacked[cache_lib.Pages]
