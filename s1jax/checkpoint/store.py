@@ -213,12 +213,12 @@ def load_params(
             shardings = jax.tree.map(lambda _: one, wanted)
         else:
             shardings = sharding.shardings(wanted, axes, mesh)
-        abstract = jax.tree.map(
-            lambda leaf, old, sharding: jax.ShapeDtypeStruct(leaf.shape, dtype or old.dtype, sharding=sharding),
-            wanted,
-            stored,
-            shardings,
-        )
+
+        def placed(path: Any, leaf: Any, old: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+            kept = path[-1] == jax.tree_util.DictKey("selection_bias")  # chooses experts in float32
+            return jax.ShapeDtypeStruct(leaf.shape, old.dtype if kept else dtype or old.dtype, sharding=sharding)
+
+        abstract = jax.tree_util.tree_map_with_path(placed, wanted, stored, shardings)
         own = mesh is None or mesh.is_multi_process is False
         with trees.reading(folder), trees.alone() if own else contextlib.nullcontext():
             return ocp.load(safe, abstract)
@@ -281,7 +281,8 @@ def _load_host(folder: pathlib.Path, stored: dict[str, Any], dtype: npt.DTypeLik
     for name, leaf in sorted(stored.items(), key=lambda item: -int(np.prod(item[1].shape))):
         *folders, last = name.split("/")
         # Orbax returns numpy for numpy; only shape and type of this stand-in count, it has no memory of its own.
-        wanted: Any = np.broadcast_to(np.zeros((), dtype or leaf.dtype), leaf.shape)
+        kind = leaf.dtype if last == "selection_bias" else dtype or leaf.dtype
+        wanted: Any = np.broadcast_to(np.zeros((), kind), leaf.shape)
         for part in reversed(name.split("/")):
             wanted = {part: wanted}
         node = params

@@ -143,8 +143,10 @@ class TrainConfig:
       remat: what the backward pass keeps of a layer, see `s1jax.model.remat`.
       attention: kernel, see `s1jax.model.attention.dispatch.attend`; `auto` chooses one.
       mlp_parts: chunked MLP: number of parts of the hidden width that are computed one after the other. It needs less
-        memory for long rows, and no more FLOPs with remat `full`.
+        memory for long rows, and no more FLOPs with remat `full`. Experts are narrow, and always computed whole.
       loss_chunk: number of tokens whose logits exist at one time.
+      router_aux_loss: weight of the load-balancing loss of a model with experts (`s1jax.model.mlp.router.balance_loss`,
+        as in transformers), which is experts_per_token where all experts get the same; 0: it is not in the loss.
       validate_every: steps between two measurements of the loss on data.validation; 0: only after the last step, where
         it is always measured.
     """
@@ -160,6 +162,7 @@ class TrainConfig:
     attention: Literal["auto", "xla", "chunked", "splash", "cudnn", "flash"] = "xla"
     mlp_parts: int = 1
     loss_chunk: int = 1024
+    router_aux_loss: float = 0.0
     validate_every: int = 100
 
     def __post_init__(self) -> None:
@@ -170,6 +173,7 @@ class TrainConfig:
             f"train.batch_size is {self.batch_size} and train.batch_tokens is {self.batch_tokens}; give exactly one of"
             " them, the sequences or the tokens of a step, and set the other to 0.",
         )
+        from_zero("train.", self, "router_aux_loss")
         require(self.steps < 2**31, f"train.steps is {self.steps:,}; it must lie below 2**31.")
         require(self.steps > 0 or self.epochs > 0, "train.steps and train.epochs are both 0; give one of them.")
 

@@ -372,7 +372,7 @@ class Engine:
 
     def _prepare(self, params: Any) -> Any:
         """Returns weights as the programs take them: cast, quantised, and unstacked if `_unstacks`."""
-        if any(leaf.dtype != jnp.dtype(self.dtype) for leaf in jax.tree.leaves(params)):
+        if any(leaf.dtype != kind for leaf, kind in _types(params, self.dtype)):
             params = _cast(params, self.dtype)
         if self._weight_dtype == "int8":
             params = _quantize(params)
@@ -443,9 +443,18 @@ def _pages_at_once(slots: int, dtype: str) -> int:
     return 4 if slots == 1 and dtype == "float32" else 1
 
 
+def _types(params: Mapping[str, Any], dtype: str) -> list[tuple[Any, Any]]:
+    """Every array of a tree with the dtype that it is to have: `dtype`, or float32 if it chooses experts."""
+    return [
+        (leaf, jnp.dtype(jnp.float32 if path[-1] == jax.tree_util.DictKey("selection_bias") else dtype))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    ]
+
+
 @functools.partial(jax.jit, static_argnames=("dtype",))
 def _cast(params: Mapping[str, Any], dtype: str) -> Mapping[str, Any]:
-    return jax.tree.map(lambda leaf: leaf.astype(dtype), params)
+    cast = [leaf.astype(kind) for leaf, kind in _types(params, dtype)]
+    return jax.tree.unflatten(jax.tree.structure(params), cast)
 
 
 _quantize = jax.jit(quant.quantize_params)

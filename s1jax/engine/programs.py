@@ -29,6 +29,7 @@ from s1jax.engine import budget as budget_lib
 from s1jax.engine import logits as logits_lib
 from s1jax.model import cache as cache_lib
 from s1jax.model import decoder
+from s1jax.parallel import experts as parallel_experts
 from s1jax.parallel import ops as parallel_ops
 from s1jax.parallel import sharding
 
@@ -164,7 +165,11 @@ def prefill(
     attend = parallel_ops.attend_cached(mesh, config.num_kv_heads, split_rows=True, pages_at_once=at_once)
     cache = cache_lib.Cache(pages, table, lengths, limits)
     kind = jnp.dtype(dtype)
-    return decoder.forward_cached(params, config, tokens, cache, count, dtype=kind, attend=attend)[1].pages
+    experts = parallel_experts.apply(mesh, split_tokens=False)
+    hidden_and_cache = decoder.forward_cached(
+        params, config, tokens, cache, count, dtype=kind, attend=attend, experts=experts
+    )
+    return hidden_and_cache[1].pages
 
 
 @functools.partial(jax.jit, static_argnames=("mesh", "kv_heads"), donate_argnames=("pages",))
@@ -250,6 +255,7 @@ def decode(
     attend = parallel_ops.attend_cached(
         mesh, config.num_kv_heads, split_rows=True, pages_at_once=at_once, pages_in_place=in_place
     )
+    experts = parallel_experts.apply(mesh, split_tokens=False)
 
     def goes_on(carry: tuple[Run, Report]) -> jax.Array:
         run, report = carry
@@ -261,8 +267,9 @@ def decode(
         active = old.phase != budget_lib.FINISHED
         cache = cache_lib.Cache(run.pages, settings.table, run.lengths, settings.limits)
         hidden, cache = decoder.forward_cached(
-            params, config, old.last[:, None], cache, active.astype(jnp.int32), dtype=jnp.dtype(dtype), attend=attend
-        )
+            params, config, old.last[:, None], cache, active.astype(jnp.int32), dtype=jnp.dtype(dtype), attend=attend,
+            experts=experts,
+        )  # fmt: skip
         logits = decoder.logits(params, config, hidden[:, 0])  # [B, V]
 
         # An empty wait makes a slot sample twice, with the same noise. A loop, so that the program holds the sampler

@@ -30,6 +30,7 @@ _NUMBERS = (
 )  # fmt: skip
 PARTS = ("cross_entropy", "distillation")  # of the loss, where it has any
 SAMPLED = ("sampled_ended", "sampled_tokens")  # of on-policy steps
+ROUTERS = ("router_aux_loss", "router_max_load", "router_dead_experts")  # of models with experts
 _MAYBE = ("mfu", "peak_memory_bytes")
 
 
@@ -91,6 +92,7 @@ class RunLog:
       cross_entropy, distillation: the two parts of the loss; only with a teacher, whose FLOPs are in the MFU.
       sampled_ended, sampled_tokens: see `s1jax.training.on_policy.OnPolicy.complete`; only of steps whose rows the
         student sampled. The sampling is in the time of the step, and not in its FLOPs.
+      router_aux_loss, router_max_load, router_dead_experts: see `step.make_step`; only of models with experts.
       padding: share of the batch's places that hold no token.
       peak_memory_bytes: of the fullest of this process's devices; None if the backend does not report it.
       seconds: of this step alone; validation, checkpoints and compilation count for no step.
@@ -226,7 +228,7 @@ class RunLog:
         record: Record = {
             "step": step,
             "loss": values["loss"],
-            **{name: values[name] for name in (*PARTS, *SAMPLED) if name in values},
+            **{name: values[name] for name in (*PARTS, *SAMPLED, *ROUTERS) if name in values},
             "learning_rate": values["learning_rate"],
             "grad_norm": values["grad_norm"],
             "supervised_tokens": values["supervised"],

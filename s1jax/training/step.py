@@ -21,6 +21,8 @@ from s1jax.config.schema import require
 from s1jax.errors import UserError
 from s1jax.model import decoder, remat
 from s1jax.model.adapters import Adapters
+from s1jax.model.mlp import router
+from s1jax.parallel import experts as experts_lib
 from s1jax.parallel import mesh as mesh_lib
 from s1jax.parallel import ops as parallel_ops
 from s1jax.parallel import sharding
@@ -217,6 +219,7 @@ def make_loss(
         f"train.mlp_parts is {train.mlp_parts}, and an MLP with adapters is computed whole; set it to 1, or lora.rank"
         " to 0.",
     )
+    _check_experts(config, train)
     widths = config.mlp_dims
     if train.mlp_parts > 1 and (any(f % train.mlp_parts for f in widths) or mesh.shape["tensor"] > 1):
         raise UserError(
@@ -225,29 +228,52 @@ def make_loss(
         )
     output = output_of(config, train, train.attention, mesh)
     layers = {stack.name for stack in config.stacks()}  # whose gradients the decoder adds itself
-    of_teacher = None if teacher is None else output_of(teacher.config, train, teacher.attention, mesh)
+    theirs_of = None if teacher is None else output_of(teacher.config, train, teacher.attention, mesh)
 
     def micro_loss(params: Any, batch: Batch, frozen: Frozen = _NOTHING, sums: Any = None) -> Losses:
         if sums is not None and not lora.rank:
             rest, of_rest = ({name: tree[name] for name in tree if name not in layers} for tree in (params, sums))
             params = {**params, **remat.add_gradients(rest, of_rest)}
-        theirs = None if of_teacher is None else jax.lax.stop_gradient(of_teacher(frozen.teacher, batch))
+        theirs = None if theirs_of is None else jax.lax.stop_gradient(theirs_of(frozen.teacher, batch)[0])
         if lora.rank:
-            head = output(frozen.base, batch, sums, Adapters(params, lora.scale))
+            head, load = output(frozen.base, batch, sums, Adapters(params, lora.scale))
         else:
-            head = output(params, batch, sums)
+            head, load = output(params, batch, sums)
         chunk = max(1, train.loss_chunk // _rows_per_device(batch, mesh))
-        return loss(head.hidden, head.kernel, batch, chunk, mesh, theirs, softcap=head.softcap)
+        value, parts = loss(head.hidden, head.kernel, batch, chunk, mesh, theirs, softcap=head.softcap)
+        if load is None:
+            return value, parts
+        balance = router.balance_loss(load, jnp.sum(batch["segment_ids"] > 0)) / train.accumulation
+        parts = parts | {"router_aux_loss": balance, "router_counts": load.counts}
+        return value + train.router_aux_loss * balance if train.router_aux_loss else value, parts
 
     return micro_loss
 
 
-def output_of(config: ModelConfig, train: TrainConfig, attention: str, mesh: Mesh) -> Callable[..., Head]:
-    """Returns `(params, batch, sums=None, adapters=None) -> Head`, a decoder's output for a micro-batch."""
-    attend, lookup = parallel_ops.attend(mesh, attention), parallel_ops.lookup(mesh)
+def _check_experts(config: ModelConfig, train: TrainConfig) -> None:
+    """Checks that a load-balancing loss is defined for the model."""
+    experts, asked = config.experts, f"train.router_aux_loss is {train.router_aux_loss}"
+    require(not train.router_aux_loss or experts is not None, f"{asked}, but the model has no experts; set it to 0.")
+    require(
+        not train.router_aux_loss or experts is None or experts.scores != "sigmoid",
+        f"{asked}, but it is defined for routers with a softmax, and this model's have a sigmoid; set it to 0.",
+    )
 
-    def output(params: Any, batch: Batch, sums: Any = None, adapters: Adapters | None = None) -> Head:
-        hidden = decoder.forward(
+
+def output_of(
+    config: ModelConfig, train: TrainConfig, attention: str, mesh: Mesh
+) -> Callable[..., tuple[Head, router.Load | None]]:
+    """Returns `(params, batch, sums=None, adapters=None) -> (Head, load)`, a decoder's output for a micro-batch.
+
+    The load of experts is that of `decoder.forward_with_load`.
+    """
+    attend, lookup = parallel_ops.attend(mesh, attention), parallel_ops.lookup(mesh)
+    experts = experts_lib.apply(mesh)
+
+    def output(
+        params: Any, batch: Batch, sums: Any = None, adapters: Adapters | None = None
+    ) -> tuple[Head, router.Load | None]:
+        hidden, load = decoder.forward_with_load(
             params,
             config,
             batch["tokens"],
@@ -261,8 +287,9 @@ def output_of(config: ModelConfig, train: TrainConfig, attention: str, mesh: Mes
             merge_batch_and_seq=_rows_per_device(batch, mesh) == 1 or mesh.shape["sequence"] == 1,
             grad_accumulators=sums,
             adapters=adapters,
+            experts=experts,
         )
-        return Head(hidden, decoder.output_kernel(params, config), config.final_softcap)
+        return Head(hidden, decoder.output_kernel(params, config), config.final_softcap), load
 
     return output
 
@@ -279,11 +306,15 @@ def _rows_per_device(batch: Batch, mesh: Mesh) -> int:
 def compute_params(params: Any, config: ModelConfig, train: TrainConfig, lora: LoraConfig = OFF) -> Any:
     """Master weights with the matrices in `train.compute_dtype`, as a forward pass uses them.
 
-    Matrices are cast once, before any device gathers them; the gradients of the casts add up in float32.
+    Matrices are cast once, before any device gathers them; the gradients of the casts add up in float32. Routers stay
+    as they are: they compute in float32.
     """
     dtype = jnp.dtype(train.compute_dtype)
-    matrices = optimizer_lib.is_matrix(config, lora)
-    return jax.tree.map(lambda p, matrix: p.astype(dtype) if matrix else p, params, matrices)
+
+    def cast(path: tuple[Any, ...], leaf: jax.Array, is_matrix: bool) -> jax.Array:
+        return leaf.astype(dtype) if is_matrix and "router" not in _dict_keys(path) else leaf
+
+    return jax.tree_util.tree_map_with_path(cast, params, optimizer_lib.is_matrix(config, lora))
 
 
 def make_gradients(
@@ -331,7 +362,10 @@ def make_step(
     loss or gradients are not finite, the state comes back as it was and `finite` is False.
 
     Metrics, all scalars: loss and its parts, learning_rate, grad_norm (before clipping), supervised (ids with weight >
-    0), tokens (without padding), pairs ((query, key) pairs within causal segments, float32), finite.
+    0), tokens (without padding), pairs ((query, key) pairs within causal segments, float32), finite. With experts also
+    router_aux_loss (`router.balance_loss`, mean over the micro-batches, whether or not the loss has it),
+    router_max_load (tokens of the fullest expert of a layer over the mean of the layer, of the worst layer) and
+    router_dead_experts (number without a token, over all layers).
     """
     rate = optimizer_lib.schedule(optimizer, num_steps)
     gradients = make_gradients(config, train, mesh, loss, teacher, lora)
@@ -344,7 +378,7 @@ def make_step(
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         new = TrainState(state.step + 1, optimizer_lib.apply(state.params, updates, state.step), opt_state)
         new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, state)
-        metrics = parts | {
+        metrics = _load_metrics(parts) | {
             "loss": value,
             "learning_rate": rate(state.step),
             "grad_norm": norm,
@@ -366,6 +400,18 @@ def make_step(
         out_shardings=(state_shardings, sharding.replicated(mesh)),
         donate_argnums=0,
     )
+
+
+def _load_metrics(parts: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Parts of a loss with figures in place of the experts' counts [L, E]."""
+    if "router_counts" not in parts:
+        return parts
+    counts = parts["router_counts"]
+    mean = jnp.maximum(jnp.mean(counts, axis=1), jnp.finfo(jnp.float32).tiny)
+    return {name: value for name, value in parts.items() if name != "router_counts"} | {
+        "router_max_load": jnp.max(jnp.max(counts, axis=1) / mean),
+        "router_dead_experts": jnp.sum(counts == 0),
+    }
 
 
 def _accumulate(
@@ -390,4 +436,4 @@ def _accumulate(
     micros = jax.tree.map(lambda x: jnp.swapaxes(x.reshape(rows // count, count, *x.shape[1:]), 0, 1), batch)
     zeros = jax.tree.map(lambda p: jnp.zeros(p.shape, jnp.float32), params)
     sums, values = jax.lax.scan(body, zeros, micros)
-    return jax.tree.map(lambda x: x.sum(), values), sums
+    return jax.tree.map(lambda x: x.sum(0), values), sums

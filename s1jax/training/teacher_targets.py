@@ -256,7 +256,7 @@ class _Scorer:
         unplace = np.argsort(sharding.places(block, mesh.shape[mesh_lib.TOKENS]).reshape(-1))
 
         def score(params: Any, batch: step_lib.Batch) -> Any:
-            head = output(params, batch)
+            head, _ = output(params, batch)
             if self.settings.kind == "top_k":
                 found: Any = teacher_outputs.top_k(head, legal, self.settings.size, chunk, mesh)
             else:

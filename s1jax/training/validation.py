@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -18,7 +20,10 @@ from s1jax.training.prepare import Source
 
 
 class Validation:
-    """Measures sum(weights * loss) / sum(weights) over all batches of a source, with the loss of a training step."""
+    """Measures sum(weights * loss) / sum(weights) over all batches of a source, with the loss of a training step.
+
+    The load-balancing loss of experts is left out.
+    """
 
     def __init__(
         self,
@@ -41,6 +46,7 @@ class Validation:
           loss: of a batch.
           lora: of the adapters, if the master weights are such.
         """
+        train = dataclasses.replace(train, router_aux_loss=0.0)
         micro_loss = step_lib.make_loss(config, train, mesh, loss, lora=lora)
 
         def sums(params: Params, batch: step_lib.Batch, *frozen: step_lib.Frozen) -> tuple[jax.Array, jax.Array]:

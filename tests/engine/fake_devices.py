@@ -3,6 +3,7 @@
 Prints one JSON object per mesh.
 """
 
+import dataclasses
 import functools
 import json
 import os
@@ -14,7 +15,8 @@ jax.config.update("jax_num_cpu_devices", 8)
 import numpy as np  # noqa: E402
 
 from s1jax.config.experiment import MeshConfig  # noqa: E402
-from s1jax.config.model import ModelConfig  # noqa: E402
+from s1jax.config.layers import Experts, Layer  # noqa: E402
+from s1jax.config.model import Group, ModelConfig  # noqa: E402
 from s1jax.engine.engine import Engine  # noqa: E402
 from s1jax.engine.sequence import EncodedRequest  # noqa: E402
 from s1jax.model import decoder  # noqa: E402
@@ -22,10 +24,14 @@ from s1jax.parallel import mesh as mesh_lib  # noqa: E402
 from s1jax.parallel import sharding  # noqa: E402
 from tests.engine import cases  # noqa: E402
 
-MODEL = ModelConfig.dense(
+DENSE = ModelConfig.dense(
     vocab_size=cases.V, d_model=16, mlp_dim=24, num_layers=1, num_heads=8, num_kv_heads=2, head_dim=4, qkv_bias=True,
     context_length=96,
 )  # fmt: skip
+LAYER = DENSE.groups[0].pattern[0]
+MODEL = dataclasses.replace(
+    DENSE, groups=(Group(1, (LAYER, Layer(LAYER.attention, Experts(8, 2, 12, normalize=True)))),)
+)
 # (data, fsdp, sequence, tensor), types of the cache and of the weights. Over four devices two key heads do not divide.
 MESHES = [((2, 2, 1, 2), "", "")]
 if os.environ.get("S1JAX_ALL_MESHES"):

@@ -3,6 +3,7 @@
 Usage: fake_devices.py FOLDER. Prints one JSON object.
 """
 
+import dataclasses
 import itertools
 import json
 import math
@@ -20,7 +21,8 @@ from jax.sharding import PartitionSpec as P  # noqa: E402
 
 from s1jax.checkpoint import store  # noqa: E402
 from s1jax.config.experiment import DistilConfig, MeshConfig, OptimizerConfig, TrainConfig  # noqa: E402
-from s1jax.config.model import ModelConfig  # noqa: E402
+from s1jax.config.layers import Experts, Layer  # noqa: E402
+from s1jax.config.model import Group, ModelConfig  # noqa: E402
 from s1jax.model import decoder  # noqa: E402
 from s1jax.parallel import mesh as mesh_lib  # noqa: E402
 from s1jax.parallel import ops as parallel_ops  # noqa: E402
@@ -34,15 +36,23 @@ from s1jax.training.losses import distillation as losses  # noqa: E402
 
 # 60 rows of the vocabulary divide by `tensor`, as weights must, and not by all axes they are split along in the loss.
 SHAPE = dict(vocab_size=60, d_model=16, mlp_dim=24, num_layers=2, num_heads=8, num_kv_heads=2, head_dim=4)
+DENSE = ModelConfig.dense(**SHAPE, qk_norm=True)
+OF_EXPERTS = Layer(
+    DENSE.groups[0].pattern[0].attention,
+    Experts(8, 3, 12, scores="topk_softmax", router_bias=True, expert_bias=True, activation="clamped", shared_hidden=8),
+)
 MODELS = {
     "tied": ModelConfig.dense(**SHAPE, qkv_bias=True, tied_embeddings=True),
     "untied": ModelConfig.dense(**SHAPE, qk_norm=True),
+    "experts": dataclasses.replace(DENSE, groups=(Group(2, (DENSE.groups[0].pattern[0], OF_EXPERTS)),)),
     "wide": ModelConfig.dense(**SHAPE | dict(vocab_size=64), qk_norm=True, tied_embeddings=True),
 }
 CASES = [  # model, (data, fsdp, sequence, tensor), accumulation, attention, remat
     ("tied", (2, 4, 1, 1), 2, "chunked", "save_dots"),  # and the MLP in parts, as wherever `tensor` is 1
     ("untied", (1, 2, 2, 2), 2, "chunked", "full"),  # tokens, rows and heads split at once
     ("tied", (1, 1, 2, 4), 1, "xla", "save_attention"),  # two key heads for four shares of the query heads
+    ("experts", (1, 2, 2, 2), 1, "chunked", "full"),
+    ("experts", (2, 1, 1, 4), 1, "chunked", "none"),
 ]
 # Every shape of the mesh, in turn with either model and kernel; minutes, so only on demand.
 SHAPES = [s for s in itertools.product((1, 2, 4, 8), repeat=4) if math.prod(s) == 8]
@@ -83,16 +93,20 @@ def make_batch() -> dict[str, np.ndarray]:
 def gradients(
     name: str, mesh: jax.sharding.Mesh, accumulation: int, kernel: str, remat: str
 ) -> tuple[float, list[np.ndarray]]:
+    """Loss, with that of the experts' load, and gradients, with the number of tokens of every expert."""
     model = MODELS[name]
     params = jax.jit(lambda key: decoder.init_params(model, key))(jax.random.key(0))
     rng = np.random.default_rng(1)  # biases and norms as well shall not be trivial
     params = jax.tree.map(lambda p: np.asarray(p) + 0.1 * rng.normal(size=p.shape).astype(np.float32), params)
     params = jax.device_put(params, sharding.param_shardings(model, mesh))
     parts = 2 if mesh.size > 1 and mesh.shape["tensor"] == 1 else 1
-    train = TrainConfig(**TRAIN, accumulation=accumulation, attention=kernel, remat=remat, mlp_parts=parts)
+    train = TrainConfig(
+        **TRAIN, accumulation=accumulation, attention=kernel, remat=remat, mlp_parts=parts,
+        router_aux_loss=0.3 if name == "experts" else 0.0,
+    )  # fmt: skip
     batch = sharding.put_batch(make_batch(), mesh)
-    (loss, _), grads = jax.jit(step_lib.make_gradients(model, train, mesh))(params, batch)
-    return float(loss), [np.asarray(leaf) for leaf in jax.tree.leaves(grads)]
+    (loss, parts), grads = jax.jit(step_lib.make_gradients(model, train, mesh))(params, batch)
+    return float(loss), [np.asarray(leaf) for leaf in jax.tree.leaves((grads, parts.get("router_counts")))]
 
 
 def compare() -> list[dict[str, object]]:
