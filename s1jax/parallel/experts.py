@@ -1,7 +1,7 @@
 """Experts on a mesh: every device computes its own for all tokens that its neighbours along `tensor` have as well.
 
-Tokens are on all devices along `tensor`, each of which has E / n whole experts, and the outputs are summed up. So the
-result is exact, no token is dropped, and nothing but the sum is exchanged.
+Tokens are on all devices along `tensor`. Each of these devices has E / n whole experts, and the outputs are summed up.
+So the result is exact, no token is dropped, and nothing but the sum is exchanged.
 """
 
 from __future__ import annotations
