@@ -24,9 +24,11 @@ def unpack(words: np.ndarray, bits: int, count: int) -> np.ndarray:
     """
     data = np.ascontiguousarray(words, "<i4").view(np.uint8)
     if bits in (1, 2, 4, 8):
-        shifts = np.arange(0, 8, bits, dtype=np.uint8)
-        codes = (data[:, :, None] >> shifts) & np.uint8((1 << bits) - 1)
-        return codes.reshape(len(data), -1)[:, :count]
+        each = 8 // bits
+        codes = np.empty([len(data), data.shape[1] * each], np.uint8)
+        for place in range(each):
+            codes[:, place::each] = (data >> (place * bits)) & ((1 << bits) - 1)
+        return codes[:, :count]
     places = np.unpackbits(data, axis=1, bitorder="little")[:, : count * bits].reshape(len(data), count, bits)
     return np.packbits(places, axis=2, bitorder="little")[:, :, 0]
 
@@ -47,16 +49,18 @@ def scale_columns(
     """
     rows, columns = codes.shape
     out = np.empty(codes.shape, np.float32)
+    whole = isinstance(groups, int) and columns % groups == 0
 
     def spread(values: np.ndarray, start: int) -> np.ndarray:
         part = values if len(values) == 1 else values[start : start + _ROWS]
-        if not isinstance(groups, int):
-            return part[:, groups]
-        return np.repeat(part, groups, 1)[:, :columns]
+        if whole:
+            return part[:, :, None]
+        return np.repeat(part, groups, 1)[:, :columns] if isinstance(groups, int) else part[:, groups]
 
     for start in range(0, rows, _ROWS):
         target = out[start : start + _ROWS]
         target[...] = codes[start : start + _ROWS]
+        target = target.reshape(len(target), -1, groups) if whole else target
         if zeros is not None:
             target -= spread(zeros, start)
         target *= spread(scales, start)
@@ -69,5 +73,5 @@ def decode_e4m3(data: np.ndarray) -> np.ndarray:
 
 
 def repeat_rows(values: np.ndarray, height: int, rows: int) -> np.ndarray:
-    """[groups, n] -> [rows, n]: each row `height` times, the last one cut off."""
+    """[groups, n] -> [rows, n]: each row `height` times, and no more than `rows` in all."""
     return np.repeat(values, height, 0)[:rows]

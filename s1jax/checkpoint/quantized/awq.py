@@ -93,6 +93,8 @@ def _decode(words: Held, scales: Held, zeros: Held, group: int) -> np.ndarray:
 
 def _codes(words: Held) -> np.ndarray:
     """uint8 [outputs, rows of the words]."""
-    rows, count = words.shape
-    nibbles = packed.unpack(words.read(), 4, count * 8).reshape(rows, count, 8)
-    return np.ascontiguousarray(nibbles[:, :, _NIBBLES].reshape(rows, count * 8).T)
+    turned = np.ascontiguousarray(words.read().T)
+    codes = np.empty([len(turned), 8, turned.shape[1]], np.uint8)
+    for output, nibble in enumerate(_NIBBLES):
+        codes[:, output] = (turned >> (4 * nibble)) & 15
+    return codes.reshape(-1, turned.shape[1])

@@ -17,6 +17,7 @@ import numpy as np
 from s1jax.checkpoint.codecs import mxfp4
 from s1jax.checkpoint.quantized.held import Held, Parts
 from s1jax.checkpoint.quantized.settings import Settings, refuse_skipped
+from s1jax.checkpoint.stored import copy
 from s1jax.config.schema import plain
 from s1jax.errors import UserError
 
@@ -68,5 +69,5 @@ def _decode(blocks: Held, scales: Held) -> np.ndarray:
     experts, outputs, groups = exponents.shape
     out = np.empty([experts, groups * 32, outputs], ml_dtypes.bfloat16)
     for expert in range(experts):
-        out[expert] = mxfp4.decode_pairs(codes[expert], exponents[expert]).T
+        copy(out[expert], mxfp4.decode_pairs(codes[expert], exponents[expert]).T)
     return out
