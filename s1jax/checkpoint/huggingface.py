@@ -94,11 +94,17 @@ def refuse_adapter(folder: pathlib.Path) -> None:
 
 def notes(folder: pathlib.Path) -> list[str]:
     """One sentence for each thing in a folder that could be taken for the model's and is not read."""
-    read = {path.relative_to(folder).as_posix() for path in find_tensors(folder).values()}
+    located = find_tensors(folder)
+    read = {path.relative_to(folder).as_posix() for path in located.values()}
     found = []
     method = _method(folder)
     if method is not None:
         found.append(f"{folder} holds quantised weights ({method.about}); they become floats.")
+    path = folder / "config.json"
+    layers = huggingface_config.read_json(path).get("num_hidden_layers") if path.exists() else None
+    predicting = _predicting_layers(folder, layers) if type(layers) is int else ()
+    if any(name.startswith(predicting) for name in located):
+        found.append(f"{folder} has layers for predicting several tokens at once, which are not read.")
     if SINGLE in read and (folder / INDEX).exists():
         found.append(f"{folder / INDEX} is not read, as by transformers: {SINGLE} is there, too.")
     kinds = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack")
@@ -179,7 +185,10 @@ def _tensors(folder: pathlib.Path, config: ModelConfig) -> dict[str, Held]:
     """Name -> tensor of a folder; quantised ones become floats when they are read."""
     located = find_tensors(folder)
     handles = {path: open_file(path) for path in sorted(set(located.values()))}
-    tensors = {name: held(handles[path], name, str(path)) for name, path in located.items()}
+    predicting = _predicting_layers(folder, config.num_layers)
+    tensors = {
+        name: held(handles[path], name, str(path)) for name, path in located.items() if not name.startswith(predicting)
+    }
     few = config.num_layers > len(located)  # which is refused later; the names of so many layers may not fit
     wanted = [] if few else names_lib.shapes(config, "huggingface")
     return method_lib.restore(_method(folder), tensors, wanted)
@@ -189,6 +198,16 @@ def _method(folder: pathlib.Path) -> method_lib.Method | None:
     """How the weights of a folder are quantised."""
     path = folder / "config.json"
     return method_lib.read_method(huggingface_config.read_json(path), str(path)) if path.exists() else None
+
+
+def _predicting_layers(folder: pathlib.Path, num_layers: int) -> tuple[str, ...]:
+    """How names of tensors start that belong to layers for predicting several tokens, which follow the model's own.
+
+    They are for training and for drafts (DeepSeek-V3's layer 61); transformers leaves them out, too.
+    """
+    path = folder / "config.json"
+    count = huggingface_config.read_json(path).get("num_nextn_predict_layers") if path.exists() else 0
+    return tuple(f"model.layers.{num_layers + i}." for i in range(count if type(count) is int and count < 100 else 0))
 
 
 def _stored_dtype(tensors: Iterable[Held]) -> npt.DTypeLike:
