@@ -29,7 +29,7 @@ _MLA: dict[str, Any] = dict(
 _YARN = dict(rope_type="yarn", factor=4.0, original_max_position_embeddings=64, rope_theta=1e4)
 _LONGROPE = dict(
     rope_type="longrope", short_factor=[1.0, 1.1, 1.3], long_factor=[1.0, 2.5, 4.0], rope_theta=1e4,
-    original_max_position_embeddings=64, partial_rotary_factor=0.75,
+    original_max_position_embeddings=32, partial_rotary_factor=0.75,
 )  # fmt: skip
 
 
@@ -61,7 +61,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         pad_token_id=0,
         sliding_window=40,
         tie_word_embeddings=True,
-        original_max_position_embeddings=64,
+        original_max_position_embeddings=32,
         rope_parameters=_LONGROPE,
     ),
     "olmo2": _of("olmo2", head_dim=None),

@@ -1,16 +1,19 @@
-"""Records transformers' logits for tests/model/test_parity.py, so that parity is tested without torch.
+"""Records transformers' logits for the parity tests, so that parity is tested without torch.
 
-python -m tests.model.make_golden    (needs torch and transformers; writes tests/model/golden_logits.npz)
+python -m tests.model.make_golden    (needs torch and transformers; writes golden_logits.npz and golden_families.npz)
 """
 
 import pathlib
 
 import numpy as np
 
-from tests.model import parity_cases
+from tests.checkpoint.tiny import CONFIGS
+from tests.model import family_cases, parity_cases
 
 PATH = pathlib.Path(__file__).with_name("golden_logits.npz")
+FAMILIES = pathlib.Path(__file__).with_name("golden_families.npz")
 LENGTH, STRIDE = 300, 5  # of a row of which every fifth place is recorded, from the first on; for every case
+FAMILY_STRIDE = 15  # the same for the cases of family_cases.py
 SHAPE = (2, 48)  # recorded whole, as NAME/whole, for some
 
 
@@ -23,7 +26,14 @@ def main() -> None:
             rows = parity_cases.tokens(config, SHAPE)
             logits[f"{name}/whole"] = parity_cases.transformers_logits(model, rows)
     np.savez_compressed(PATH, **logits)
-    print(f"wrote {PATH}, {PATH.stat().st_size} bytes")
+    families = {}
+    for name in CONFIGS:
+        rows = family_cases.ids(name)[:1]
+        logits_of_row = parity_cases.transformers_logits(family_cases.transformers_model(name), rows)[0]
+        families[name] = logits_of_row[::FAMILY_STRIDE]
+    np.savez_compressed(FAMILIES, **families)
+    for path in (PATH, FAMILIES):
+        print(f"wrote {path}, {path.stat().st_size} bytes")
 
 
 if __name__ == "__main__":

@@ -158,6 +158,11 @@ class Family:
           UserError: it has not, and what differs.
         """
         attention = config.groups[0].pattern[0].attention
+        if not config.mlp_dims and not any(row.path == "mlp/router/kernel" for row in self.rows):
+            raise UserError(
+                f"model.family is {self.model_type!r}, which has no experts, and this model has; set model.family to "
+                "the architecture that has such layers. The model cannot be exported."
+            )
         if self.whole_heads and config.d_model % attention.num_heads:
             raise UserError(
                 f"d_model {config.d_model} is not a multiple of num_heads {attention.num_heads}, which transformers "
