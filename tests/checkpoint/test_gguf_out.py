@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 import tokenizers
 
-from s1jax.checkpoint import names
+from s1jax.checkpoint import huggingface_config, names
+from s1jax.checkpoint.families import table
 from s1jax.checkpoint.gguf import file as file_lib
 from s1jax.checkpoint.gguf import metadata, read, write
+from s1jax.config.layers import Experts
 from s1jax.errors import UserError
 from s1jax.model import decoder
 from s1jax.text.chat import FORMATS
 from s1jax.text.tokenizer import Tokenizer
-from tests.checkpoint import llama_cpp
-from tests.model.parity_cases import CASES, weights
+from tests.checkpoint import llama_cpp, tiny
+from tests.model.parity_cases import CASES
 
 VOCAB = 272
 
@@ -39,9 +41,70 @@ def byte_tokenizer():
 
 TOKENIZER = byte_tokenizer()
 CHAT = FORMATS["s1_plain"]
+SIZES = {"vocab_size": VOCAB, "max_position_embeddings": 256}
+WIDE = {**SIZES, "hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": None}
+# Families with what llama.cpp's code has of them; some load only if their heads are as wide as the model.
+FAMILIES = {
+    "qwen2_moe": {**WIDE, "head_dim": 16, "norm_topk_prob": False},
+    "qwen3_moe": {**SIZES, "mlp_only_layers": []},
+    "mixtral": SIZES,
+    "gpt_oss": {**SIZES, "rope_parameters": {**tiny.CONFIGS["gpt_oss"]["rope_parameters"], "truncate": True}},
+    "gemma2": {**SIZES, "head_dim": 16, "query_pre_attn_scalar": 16},
+    "gemma3_text": SIZES,
+    "phi3": WIDE,
+    "phi3_longrope": {**WIDE, "sliding_window": None, "rope_parameters": None, "rope_scaling": {
+        "type": "longrope", "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5], "long_factor": [1.0, 2.0, 2.5, 3, 3.5, 4.0],
+    }, "partial_rotary_factor": 0.75},
+    "olmo2": WIDE,
+    "olmo3": {**WIDE, "num_hidden_layers": 8},
+    "smollm3": {**WIDE, "no_rope_layer_interval": 4},
+    "mistral_full": SIZES,
+    "deepseek_v2": {**SIZES, "q_lora_rank": None, "num_hidden_layers": 27},
+    "deepseek_v3": SIZES,
+}  # fmt: skip
+
+
+MORE = {
+    **FAMILIES,
+    "deepseek_v2_groups": SIZES,
+    "deepseek_v2_small": {**tiny.CONFIGS["deepseek_v2"], **SIZES, "q_lora_rank": None},
+    "mistral": SIZES,
+    "gemma3_text_pattern": {**SIZES, "query_pre_attn_scalar": 8},
+    "qwen3_moe_step": SIZES,
+}
+
+
+def family_config(name):
+    """Of a tiny model of a family, with the changes above."""
+    values = {**tiny.CONFIGS.get(name, {}), **MORE[name]}
+    family = table.FAMILIES[values["model_type"]]
+    given = {key: value for key, value in values.items() if value is not None or key == "q_lora_rank"}
+    if MORE[name].get("sliding_window", 0) is None:
+        given["sliding_window"] = None
+    return huggingface_config.config_from_json({**given, "architectures": [family.architecture]})
+
+
 CONFIGS = {name: dataclasses.replace(config, vocab_size=VOCAB) for name, config in CASES.items()}
 CONFIGS["qwen2_yarn"] = dataclasses.replace(CONFIGS["qwen2_yarn"], d_model=96)
-DENSE = [name for name in CONFIGS if name != "qwen3_yarn_exact"]
+CONFIGS |= {name: family_config(name) for name in FAMILIES}
+EXPORTED = [name for name in CONFIGS if name != "qwen3_yarn_exact"]
+
+
+def weights(config, seed=0):
+    """Random float32 weights in our tree; norms, biases and sinks are perturbed, too."""
+    rng = np.random.default_rng(seed)
+
+    def fill(path, leaf):
+        keys = [entry.key for entry in path]
+        noise = rng.standard_normal(leaf.shape).astype(leaf.dtype)
+        if keys[-1] == "scale":
+            return 0.3 * noise + (not config.norm_offset)
+        if keys[-1] in ("bias", "logits", "selection_bias"):
+            return 0.3 * noise
+        wide = "embedding" in keys or "router" in keys
+        return (0.5 if wide else 1.2 * config.d_model**-0.5) * noise
+
+    return jax.tree_util.tree_map_with_path(fill, names.allocate(config, np.float32))
 
 
 def export(path, config, params, file_type="F32"):
@@ -68,19 +131,21 @@ def greedy(params, config, prompt, count=24):
     return ids[len(prompt) :], first
 
 
-@pytest.mark.parametrize("name", DENSE)
+@pytest.mark.parametrize("name", EXPORTED)
 def test_a_file_gives_the_model_back(tmp_path, name):
     config = CONFIGS[name]
     params = weights(config)
     export(tmp_path / "m.gguf", config, params)
     file = file_lib.open_file(tmp_path / "m.gguf")
-    assert metadata.read_config(file, "m.gguf") == config
+    read_again = metadata.read_config(file, "m.gguf")
+    assert read_again.family == {"mistral": "llama"}.get(config.family, config.family)
+    assert dataclasses.replace(read_again, family=config.family) == config
     found = names.views(config, read.read_params(file, config, "m.gguf"), "gguf")
     for tensor, view in names.views(config, params, "gguf").items():
         np.testing.assert_array_equal(found[tensor], view, err_msg=tensor)
 
 
-@pytest.mark.parametrize("name", DENSE)
+@pytest.mark.parametrize("name", EXPORTED)
 def test_llama_cpp_gives_our_ids(tmp_path, name):
     config = CONFIGS[name]
     params = weights(config)
@@ -92,20 +157,53 @@ def test_llama_cpp_gives_our_ids(tmp_path, name):
     assert max(abs(p - first[i]) for i, p in probabilities.items()) < 2e-3
 
 
-@pytest.mark.parametrize(
-    ("config", "sentence"),
-    [
-        (
-            CASES["qwen2_yarn"],
-            "qwen2 does not hold this model: .*6 heads of 16 dimensions are not as wide as the model, 48",
-        ),
-        (
-            CASES["qwen3_yarn_exact"],
-            "computes with rope_scaling.truncate True, and this model has False; it would give other",
-        ),
-        (dataclasses.replace(CASES["llama"], family=""), "model.family is '', which llama.cpp does not know"),
-    ],
-)
+def _experts(config, **changes):
+    """The model with other settings of its experts."""
+    groups = [
+        dataclasses.replace(
+            group,
+            pattern=tuple(
+                dataclasses.replace(layer, mlp=dataclasses.replace(layer.mlp, **changes))
+                if isinstance(layer.mlp, Experts)
+                else layer
+                for layer in group.pattern
+            ),
+        )
+        for group in config.groups
+    ]
+    return dataclasses.replace(config, groups=tuple(groups))
+
+
+REFUSED = {
+    "wide qwen2": (
+        CASES["qwen2_yarn"],
+        "qwen2 does not hold this model: .*6 heads of 16 dimensions are not as wide as the model, 48",
+    ),
+    "yarn": (CASES["qwen3_yarn_exact"], "computes with rope_scaling.truncate True, and this model has False; it would"),
+    "no family": (dataclasses.replace(CASES["llama"], family=""), "model.family is '', which llama.cpp does not know"),
+    "qwen3 moe": (_experts(CONFIGS["qwen3_moe"], normalize=False), "qwen3moe computes with normalize True, and this"),
+    "qwen2 moe": (_experts(CONFIGS["qwen2_moe"], normalize=True), "qwen2moe computes with normalize False, and this"),
+    "groups by maximum": (
+        family_config("deepseek_v2_groups"),
+        "deepseek2 computes with groups 1, and this model has 4",
+    ),
+    "window": (
+        family_config("mistral"),
+        "window is 32 and the context 256, and llama.cpp computes no window for llama; make the",
+    ),
+    "pattern": (family_config("gemma3_text_pattern"), "gemma3 computes with rope 'local', and this model has 'global'"),
+    "dense layers": (
+        family_config("qwen3_moe_step"),
+        "qwen3moe computes with layers of kind Experts, and this .* Dense",
+    ),
+    "lite": (
+        family_config("deepseek_v2_small"),
+        "do not come from latent vectors in a model of 3 layers, and llama.cpp",
+    ),
+}
+
+
+@pytest.mark.parametrize(("config", "sentence"), REFUSED.values(), ids=REFUSED)
 def test_what_llama_cpp_would_compute_otherwise_is_refused(tmp_path, config, sentence):
     with pytest.raises(UserError, match=sentence):
         export(tmp_path / "m.gguf", config, weights(config))

@@ -168,8 +168,15 @@ def _from_divisors(divisors: np.ndarray, theta: float, rotated: int, where: str)
 def _llama(keys: Keys) -> Values:
     count = keys.get("expert_count", int, 0)
     used = keys.get("expert_used_count", int, 0)
+    window, length = keys.get("attention.sliding_window", int, 0), keys.get("context_length", int)
+    if 0 < window < length:
+        raise UserError(
+            f"{keys.where}: the sliding window is {window} and the context {length}, and llama.cpp computes no window "
+            f"for {keys.architecture}; make the context as short as the window."
+        )
     if not count:
         return _dense(keys, "llama")
+    keys.get("expert_feed_forward_length", int, 0)  # llama.cpp takes feed_forward_length
     # The weights of Mixtral's experts are normalised; files of it have no window.
     return {**_dense(keys, "mixtral"), "num_local_experts": count, "num_experts_per_tok": used, "sliding_window": None}
 
@@ -281,6 +288,9 @@ def _smollm3(keys: Keys) -> Values:
     return values | {"no_rope_layers": [int(bool((i + 1) % 4)) for i in range(count)], "no_rope_layer_interval": 4}
 
 
+_LITE = (26, 27)  # numbers of layers by which llama.cpp knows a DeepSeek whose queries come from the layer's input
+
+
 def _deepseek2(keys: Keys) -> Values:
     rotated = keys.get("rope.dimension_count", int)
     sigmoid = keys.get("expert_gating_func", int, 0) == 2
@@ -293,6 +303,12 @@ def _deepseek2(keys: Keys) -> Values:
         )
     per_expert = keys.get("expert_feed_forward_length", int)
     has_rank = "blk.0.attn_q_a.weight" in keys.shapes
+    if has_rank == (keys.get("block_count", int) in _LITE):
+        raise UserError(
+            f"{keys.where}: queries {'come' if has_rank else 'do not come'} from latent vectors in a model of "
+            f"{keys.get('block_count', int)} layers, and llama.cpp takes just those of {_LITE[0]} or {_LITE[1]} layers "
+            "for models without."
+        )
     return {
         **_outside(keys, "deepseek_v3" if sigmoid else "deepseek_v2"),
         **_rope(keys, rotated),

@@ -96,5 +96,6 @@ OLMO3 = Olmo3(
     "Olmo3ForCausalLM",
     _ROWS,
     {**_SILENT, "rope_theta": 5e5, "sliding_window": 4096},
+    gguf_architecture="olmo2",
     own_heads=True,
 )
