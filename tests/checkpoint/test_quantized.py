@@ -86,7 +86,7 @@ def test_every_part_that_is_missing_or_wrong_is_named(golden, name):
 @pytest.mark.parametrize("name", ["gptq4", "awq", "pack4", "nvfp4"])
 def test_groups_of_another_size(golden, name):
     config = json.loads(golden.metadata()[name])
-    for size in (16 if name != "nvfp4" else 32, 48, 64):
+    for size in (16 if name != "nvfp4" else 32, 24, 64):
         changed = {"group_size": size}
         if "config_groups" in config:
             (group,) = config["config_groups"].values()
@@ -203,6 +203,22 @@ def test_zeros_of_the_first_version_wrap_and_those_of_the_second_do_not(golden):
             offset = zeros[output % 2]
             assert codes[output].min() >= -offset and codes[output].max() <= 15 - offset
             assert codes[output].min() == -offset or codes[output].max() == 15 - offset
+
+
+def test_the_last_group_of_gptq_may_be_smaller(golden):
+    """Without `g_idx`, the group of an input follows from the size of groups."""
+    parts = _parts(golden, "gptq4")
+    stored = parts.pop("gptq4.m.g_idx").read()
+    assert np.array_equal(_restored(golden, "gptq4")[1]["gptq4.m.weight"].read(), _weights(golden, parts, 32))
+    groups = np.arange(64) // 48
+    own = Held("gptq4.m.g_idx", "f", "I32", (64,), lambda: groups.astype(np.int32))
+    assert np.array_equal(_weights(golden, parts, 48), _weights(golden, {**parts, own.name: own}, 48))
+    assert not np.array_equal(groups, stored)
+
+
+def _weights(golden, parts, size):
+    method = _restored(golden, "gptq4", group_size=size)[0]
+    return method_lib.restore(method, parts, [])["gptq4.m.weight"].read()
 
 
 def test_act_order_needs_its_groups_and_they_must_be_there(golden):

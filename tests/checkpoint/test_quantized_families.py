@@ -36,14 +36,13 @@ def _finish(folder, tensors, quantization, **changes):
 
 
 def _check(folder, config, expected):
-    """The weights are `expected`, and those of transformers where it is installed; returns them."""
+    """Checks that the folder holds a model of `config` with the weights `expected`."""
     read = huggingface_config.config_from_json(huggingface_config.read_json(folder / "config.json"))
     assert read == config
     found = names.views(config, huggingface.read_params(folder, config, np.float32), "huggingface")
     assert found.keys() == expected.keys()
     for name, array in expected.items():
         np.testing.assert_array_equal(np.asarray(found[name]), np.asarray(array), err_msg=name)
-    return found
 
 
 def _gpt_oss(folder):

@@ -49,6 +49,7 @@ def scale_columns(
     """
     rows, columns = codes.shape
     out = np.empty(codes.shape, np.float32)
+    groups = min(groups, columns) if isinstance(groups, int) else groups
     whole = isinstance(groups, int) and columns % groups == 0
 
     def spread(values: np.ndarray, start: int) -> np.ndarray:
@@ -74,4 +75,4 @@ def decode_e4m3(data: np.ndarray) -> np.ndarray:
 
 def repeat_rows(values: np.ndarray, height: int, rows: int) -> np.ndarray:
     """[groups, n] -> [rows, n]: each row `height` times, and no more than `rows` in all."""
-    return np.repeat(values, height, 0)[:rows]
+    return np.repeat(values, min(height, rows), 0)[:rows]

@@ -172,10 +172,8 @@ def _scheme(group: Any, where: str, form: str) -> Scheme:
     strategy = inner.one_of(
         "strategy", ["tensor", "channel", "group", "tensor_group", "block"], "group" if group_size > 0 else "channel"
     )
-    block = inner.optional("block_structure", list, [0, 0])
-    scheme = Scheme(
-        targets, form, bits, kind, inner.optional("symmetric", bool, True), strategy, group_size, (block[0], block[-1])
-    )
+    block = inner.block("block_structure") or (0, 0)
+    scheme = Scheme(targets, form, bits, kind, inner.optional("symmetric", bool, True), strategy, group_size, block)
     inner.ignore("observer observer_kwargs dynamic actorder scale_dtype zp_dtype")
     _check(scheme, inner.where)
     return scheme

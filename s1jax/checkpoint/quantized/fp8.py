@@ -16,7 +16,7 @@ from s1jax.checkpoint.codecs import mxfp4, packed
 from s1jax.checkpoint.quantized.gptq import FLOATS
 from s1jax.checkpoint.quantized.held import Held, Parts, floats
 from s1jax.checkpoint.quantized.settings import Settings, refuse_skipped
-from s1jax.config.schema import plain, shown
+from s1jax.config.schema import plain
 from s1jax.errors import UserError
 
 
@@ -42,15 +42,10 @@ class FP8:
         values.one_of("expert_dtype", ["fp8"], "fp8")
         values.one_of("activation_scheme", ["dynamic", "static"], "dynamic")
         values.empty("modules_to_convert", "kv_cache_scheme")
-        block = values.optional("weight_block_size", list, None)
-        if block is not None and not (len(block) == 2 and all(type(size) is int and size > 0 for size in block)):
-            raise UserError(
-                f"{values.where}: weight_block_size is {shown(block)}; it must be two positive numbers, so get the "
-                "file again."
-            )
+        block = values.block("weight_block_size")
         skipped = values.words("modules_to_not_convert") + values.words("ignored_layers")
         values.ignore("quant_method dequantize")
-        return cls(None if block is None else (block[0], block[1]), skipped, values.where)
+        return cls(block, skipped, values.where)
 
     @property
     def about(self) -> str:

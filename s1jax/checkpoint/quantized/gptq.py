@@ -100,12 +100,7 @@ class GPTQ:
             )
         inputs, outputs = words.shape[0] * 32 // self.bits, words.shape[1]
         group = inputs if self.group == -1 else self.group
-        if self.group != -1 and inputs % group:
-            raise UserError(
-                f"{words.file}: {plain(module)} has {inputs} inputs, which groups of {group} do not divide; "
-                "quantization_config does not describe it, so get the file again."
-            )
-        groups = inputs // group
+        groups = -(-inputs // group)  # the last one may have fewer inputs
         scales = parts.take(f"{module}.scales", FLOATS, [groups, outputs])
         zeros = parts.take(f"{module}.qzeros", ["I32"], [groups, -(-outputs * self.bits // 32)])
         take = parts.take if self.act_order else parts.optional

@@ -38,6 +38,16 @@ class Settings(Fields):
             raise UserError(f"{self.where}: {key} is {value}; it must be at least 1, so get the file again.")
         return value
 
+    def block(self, key: str) -> tuple[int, int] | None:
+        """The value of a field that must be a block's number of outputs and inputs; None where there is none."""
+        value = self.raw(key)
+        if value is None:
+            return None
+        pair = value if isinstance(value, list) and len(value) == 2 else [0, 0]
+        if not all(type(size) is int and size > 0 for size in pair):
+            raise wrong_type(self.where, key, value, "two positive numbers")
+        return pair[0], pair[1]
+
     def words(self, key: str) -> tuple[str, ...]:
         """The value of a field that must be a list of strings; empty where it is null or missing."""
         value = self.optional(key, list, [])
