@@ -30,10 +30,12 @@ class Positions:
       angles: by kind of rope, `global` and `local`, of the kinds that the model has.
       growth: float32 [B, T, 1, 1], ln(1 + floor(p / original_context_length)) of position p; None: no layer has
         `position_scaling`.
+      score_factor: what scores of `MLA` are multiplied by besides, see `mscale_all_dim` of `RopeScaling`.
     """
 
     angles: dict[str, Angles]
     growth: jax.Array | None = None
+    score_factor: float = dataclasses.field(default=1.0, metadata={"static": True})
 
     def rotate(self, x: jax.Array, kind: str) -> jax.Array:
         """Rotates [B, T, heads, H]; `none` gives it back."""
@@ -123,7 +125,7 @@ def positions_of(positions: jax.Array, config: ModelConfig, lengths: Callable[[]
         elif kind == "global":
             angles[kind] = _scaled_angles(positions, rotated, config, lengths)
     if not any(isinstance(attention, GQA) and attention.position_scaling for attention in attentions):
-        return Positions(angles)
+        return Positions(angles, score_factor=score_factor(config.rope_scaling))
     assert config.rope_scaling is not None
     grown = jnp.log1p(jnp.floor(positions / config.rope_scaling.original_context_length))
     return Positions(angles, grown[:, :, None, None])

@@ -21,6 +21,7 @@ TABLE: dict[str, tuple[str, ...]] = {
     "heads": ("tensor",),
     "kv_heads": ("tensor",),  # every device has all of them where they do not divide
     "head_dim": (),
+    "latent": (),
     "router": (),  # every device routes its tokens among all experts
     "experts": ("tensor",),
     "expert_mlp": (),

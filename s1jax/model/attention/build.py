@@ -7,14 +7,15 @@ from jax.typing import DTypeLike
 
 from s1jax.config.layers import GQA, MLA
 from s1jax.model.attention.gqa import GroupedQueryAttention
+from s1jax.model.attention.mla import LatentAttention
 
 
 def build(
     spec: GQA | MLA, d_model: int, norm_eps: float, dtype: DTypeLike, rngs: nnx.Rngs, norm_offset: bool = False
-) -> GroupedQueryAttention:
+) -> GroupedQueryAttention | LatentAttention:
     """Makes the attention of one layer, with random weights."""
     match spec:
         case GQA():
             return GroupedQueryAttention(spec, d_model, norm_eps, dtype, rngs, norm_offset)
         case MLA():
-            raise NotImplementedError
+            return LatentAttention(spec, d_model, dtype, rngs)

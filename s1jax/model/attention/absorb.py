@@ -1,0 +1,52 @@
+"""Products between heads and the latent vector that keys and values of `MLA` come from.
+
+A key of head n is c W_n, with the latent vector c. So a query q meets it as (q W_nᵀ) c, and a mean of values is W_n
+times the mean of c. Scores and means need c alone, and keys and values of the heads never exist.
+
+Axis letters: B batch, T length, N heads, H dimension of a head's key or value, R kv_rank.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from s1jax.model.layouts import TransposedKernel
+from s1jax.model.linear import Weight
+from s1jax.model.quant import QTensor
+
+
+def to_latent(x: jax.Array, weight: Weight) -> jax.Array:
+    """Queries of heads as queries of the latent vector.
+
+    Args:
+      x: [B, T, N, H].
+      weight: of the projection R -> (N, H), [R, N, H] or another type of such a kernel.
+
+    Returns:
+      [B, T, N, R] in the dtype of `x`.
+    """
+    if isinstance(weight, QTensor):  # one scale for each output of the projection, which are the inputs here
+        x, weight = (x * weight.scale.astype(x.dtype)), weight.values
+    if isinstance(weight, TransposedKernel):
+        return jnp.einsum("btnh,nhr->btnr", x, weight.matrix.astype(x.dtype).reshape(*x.shape[2:], -1))
+    return jnp.einsum("btnh,rnh->btnr", x, weight.astype(x.dtype))
+
+
+def from_latent(x: jax.Array, weight: Weight) -> jax.Array:
+    """Means of the latent vector, one for each head, as means of the heads' values.
+
+    Args:
+      x: [B, T, N, R].
+      weight: of the projection R -> (N, H), [R, N, H] or another type of such a kernel.
+
+    Returns:
+      [B, T, N, H] in the dtype of `x`.
+    """
+    heads, rank = x.shape[2:]
+    if isinstance(weight, TransposedKernel):
+        return jnp.einsum("btnr,nhr->btnh", x, weight.matrix.astype(x.dtype).reshape(heads, -1, rank))
+    if isinstance(weight, QTensor):
+        means = jnp.einsum("btnr,rnh->btnh", x, weight.values.astype(x.dtype), preferred_element_type=jnp.float32)
+        return (means * weight.scale).astype(x.dtype)
+    return jnp.einsum("btnr,rnh->btnh", x, weight.astype(x.dtype))
