@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 
+from s1jax.config.layers import GQA, MLA
 from s1jax.config.model import ModelConfig
 
 # Dense bf16 peak of one device in FLOP/s, by a substring of `jax.Device.device_kind`; the first match counts.
@@ -49,10 +50,10 @@ def train_flops(
 ) -> float:
     """FLOPs of one training step of the model, without recomputation; of a teacher the forward pass, a third of it.
 
-    6 * weights * tokens + 12 * L * N * H * pairs. Weights are those that multiply tokens: all but the input embedding
-    (the output projection counts, tied or not), with 2 FLOPs per weight forward and 4 backward. A pair costs 2 H for
-    its score and 2 H for its value in each of N heads, and twice that backward. Only causal pairs count: the key is not
-    later than the query.
+    6 * weights * tokens + 6 * N * (H + Hv) * pairs for every layer; Hv is H but for `MLA`. Weights are those that
+    multiply tokens: all but the input embedding (the output projection counts, tied or not), with 2 FLOPs per weight
+    forward and 4 backward. A pair costs 2 H for its score and 2 Hv for its value in each of N heads, and twice that
+    backward. Only causal pairs count: the key is not later than the query.
 
     With adapters the other weights have no gradient and cost 4 FLOPs instead of 6, and those of adapters 6.
 
@@ -66,10 +67,16 @@ def train_flops(
     if teacher is not None:
         return train_flops(config, tokens, pairs, None, adapters) + train_flops(teacher, tokens, pairs) / 3
     weights = config.active_params - (0 if config.tied_embeddings else config.vocab_size * config.d_model)
-    attention = 12 * config.num_layers * config.num_heads * config.head_dim * pairs
+    attention = 6 * sum(_pair_width(layer.attention) for layer in config.layers()) * pairs
     if adapters:
         return (4.0 * weights + 6.0 * adapters) * tokens + attention
     return 6.0 * weights * tokens + attention
+
+
+def _pair_width(attention: GQA | MLA) -> int:
+    """N (H + Hv) of a layer: numbers that a (query, key) pair multiplies in all heads."""
+    value_dim = attention.value_dim if isinstance(attention, MLA) else attention.head_dim
+    return attention.num_heads * (attention.head_dim + value_dim)
 
 
 def mfu(flops: float, seconds: float, device_kind: str, devices: int) -> float | None:

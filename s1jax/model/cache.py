@@ -36,12 +36,15 @@ class Pages:
       key_scales: float32 [L, N, K, P] if keys are int8: the largest magnitude of a token's H numbers over 127. Else
         None.
       value_scales: as `key_scales`, if there are values.
+      rest_scales: as `key_scales`, if there are none: those are then of the numbers that are values as well, these of
+        the rest of a key, which is rotated and may be many times larger.
     """
 
     keys: jax.Array
     values: jax.Array | None
     key_scales: jax.Array | None = None
     value_scales: jax.Array | None = None
+    rest_scales: jax.Array | None = None
 
     @property
     def page_size(self) -> int:
@@ -91,15 +94,15 @@ def init_pages(config: ModelConfig, count: int, page_size: int, dtype: DTypeLike
     key_dim, value_dim = config.cached_dims
     keys = jnp.zeros((*lead, key_dim, page_size), dtype)
     if not value_dim:
-        return Pages(keys, None, scales)
+        return Pages(keys, None, scales, rest_scales=scales)
     return Pages(keys, jnp.zeros((*lead, page_size, value_dim), dtype), scales, scales)
 
 
 def bytes_per_token(config: ModelConfig, dtype: DTypeLike) -> int:
     """Bytes that one token takes in the pages of all layers."""
     kind = jnp.dtype(dtype)
-    per_head = sum(dim * kind.itemsize + (4 if kind == jnp.int8 else 0) for dim in config.cached_dims if dim)
-    return config.num_layers * config.num_kv_heads * per_head
+    scales = 2 * 4 if kind == jnp.int8 else 0
+    return config.num_layers * config.num_kv_heads * (sum(config.cached_dims) * kind.itemsize + scales)
 
 
 def init_cache(config: ModelConfig, batch: int, length: int, dtype: DTypeLike = jnp.float32, page: int = 64) -> Cache:
@@ -122,7 +125,14 @@ def unstack(pages: Pages) -> Unstacked[Pages]:
     return Unstacked(tuple(jax.tree.map(lambda a, i=i: a[i], pages) for i in range(pages.keys.shape[0])))
 
 
-def append(pages: Pages, layer: jax.Array | int | None, k: jax.Array, v: jax.Array | None, new: NewTokens) -> Pages:
+def append(
+    pages: Pages,
+    layer: jax.Array | int | None,
+    k: jax.Array,
+    v: jax.Array | None,
+    new: NewTokens,
+    value_dim: int = 0,
+) -> Pages:
     """Writes one layer's new keys and values after those that each sequence holds.
 
     Args:
@@ -131,14 +141,16 @@ def append(pages: Pages, layer: jax.Array | int | None, k: jax.Array, v: jax.Arr
       k: [B, T, K, H].
       v: [B, T, K, H]; None where the pages have no values.
       new: where they go.
+      value_dim: where the pages have no values, how many numbers of a key are values as well.
     """
     tokens = Pages(k, v)
-    if pages.key_scales is not None:
-        keys = quant.quantize(k)
-        tokens = Pages(keys.values, None, keys.scale)
-        if v is not None:
-            values = quant.quantize(v)
-            tokens = Pages(keys.values, values.values, keys.scale, values.scale)
+    if pages.key_scales is not None and v is not None:
+        keys, values = quant.quantize(k), quant.quantize(v)
+        tokens = Pages(keys.values, values.values, keys.scale, values.scale)
+    elif pages.key_scales is not None:
+        keys, rest = quant.quantize(k[..., :value_dim]), quant.quantize(k[..., value_dim:])
+        both = jnp.concatenate([keys.values, rest.values], axis=-1)
+        tokens = Pages(both, None, keys.scale, rest_scales=rest.scale)
     return _write_tokens(pages, tokens, new) if layer is None else _write_pages(pages, layer, tokens, new)
 
 
@@ -197,6 +209,7 @@ def _each(write: Callable[[jax.Array, jax.Array, int], jax.Array], pages: Pages,
         optional(pages.values, tokens.values),
         optional(pages.key_scales, tokens.key_scales),
         optional(pages.value_scales, tokens.value_scales),
+        optional(pages.rest_scales, tokens.rest_scales),
     )
 
 

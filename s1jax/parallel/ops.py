@@ -130,8 +130,13 @@ def attend_cached(
     tokens, pages = PartitionSpec(rows, None, heads), page_sharding(mesh, kv_heads, split_rows).spec
 
     def on_mesh(
-        *args: Any, rule: AttentionRule | None = None, sinks: jax.Array | None = None
+        q: jax.Array, *others: Any, rule: AttentionRule | None = None, sinks: jax.Array | None = None
     ) -> tuple[jax.Array, cache_lib.Pages]:
+        # All query heads share one key head, which every device has: each computes its own of them.
+        split = heads is None and kv_heads == 1 and q.shape[2] % mesh.shape["tensor"] == 0
+        own = "tensor" if split else heads
+        queries = PartitionSpec(rows, None, own)
+
         def with_rule(*args: Any) -> tuple[jax.Array, cache_lib.Pages]:
             *others, sinks = args
             return device(*others, rule=rule, sinks=sinks)
@@ -139,10 +144,10 @@ def attend_cached(
         return jax.shard_map(
             with_rule,
             mesh=mesh,
-            in_specs=(tokens, tokens, tokens, pages, PartitionSpec(), PartitionSpec(rows), PartitionSpec(heads)),
-            out_specs=(tokens, pages),
+            in_specs=(queries, tokens, tokens, pages, PartitionSpec(), PartitionSpec(rows), PartitionSpec(own)),
+            out_specs=(queries, pages),
             check_vma=False,
-        )(*args, sinks)
+        )(q, *others, sinks)
 
     return on_mesh
 

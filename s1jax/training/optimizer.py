@@ -141,16 +141,17 @@ def clip(grads: Any, norm: jax.Array, largest: float) -> Any:
 
 def _muon_dimensions(model: ModelConfig) -> dict[str, Any]:
     """Which axes of a layer's kernels [L, ...] are its input and output; None where AdamW is used, as for routers."""
-    outputs = {"query": (2, 3), "key": (2, 3), "value": (2, 3), "out": (3,), "gate": (2,), "up": (2,), "down": (2,)}
+    heads = ("query", "key", "value", "query_up", "key_up", "value_up")  # [L, inputs, N, H]; others [L, ..., outputs]
     inputs = {"out": (1, 2)}
     stacked = {stack.name for stack in model.stacks()}
 
-    def numbers(path: tuple[Any, ...], _: Any) -> Any:
+    def numbers(path: tuple[Any, ...], leaf: Any) -> Any:
         keys = [entry.key for entry in path]
         if keys[0] not in stacked or keys[-1] != "kernel" or keys[-2] in ("router", "shared_gate"):
             return None
         if keys[-3] == "experts":  # [L, E, inputs, outputs]
             return optax.contrib.MuonDimensionNumbers((2,), (3,))
-        return optax.contrib.MuonDimensionNumbers(inputs.get(keys[-2], (1,)), outputs[keys[-2]])
+        outputs = (2, 3) if keys[-2] in heads else (len(leaf.shape) - 1,)
+        return optax.contrib.MuonDimensionNumbers(inputs.get(keys[-2], (1,)), outputs)
 
     return jax.tree_util.tree_map_with_path(numbers, decoder.abstract_params(model))

@@ -15,7 +15,7 @@ jax.config.update("jax_num_cpu_devices", 8)
 import numpy as np  # noqa: E402
 
 from s1jax.config.experiment import MeshConfig  # noqa: E402
-from s1jax.config.layers import Experts, Layer  # noqa: E402
+from s1jax.config.layers import MLA, Dense, Experts, Layer  # noqa: E402
 from s1jax.config.model import Group, ModelConfig  # noqa: E402
 from s1jax.engine.engine import Engine  # noqa: E402
 from s1jax.engine.sequence import EncodedRequest  # noqa: E402
@@ -32,29 +32,34 @@ LAYER = DENSE.groups[0].pattern[0]
 MODEL = dataclasses.replace(
     DENSE, groups=(Group(1, (LAYER, Layer(LAYER.attention, Experts(8, 2, 12, normalize=True)))),)
 )
+_MLA = MLA(num_heads=8, q_rank=12, kv_rank=12, nope_dim=6, rope_dim=4, value_dim=5)
+_EXPERTS = Experts(8, 2, 12, "sigmoid", True, groups=4, top_groups=2, selection_bias=True, shared_hidden=12)
+DEEPSEEK = ModelConfig(
+    cases.V, 16, (Group(1, (Layer(_MLA, Dense(24)),)), Group(1, (Layer(_MLA, _EXPERTS),))), context_length=96
+)
 # (data, fsdp, sequence, tensor), types of the cache and of the weights. Over four devices two key heads do not divide.
-MESHES = [((2, 2, 1, 2), "", "")]
+MESHES = [(MODEL, (2, 2, 1, 2), "", ""), (DEEPSEEK, (2, 1, 1, 4), "", "")]
 if os.environ.get("S1JAX_ALL_MESHES"):
-    MESHES += [((2, 1, 1, 4), "int8", ""), ((1, 1, 1, 8), "", "int8"), ((4, 2, 1, 1), "int8", "")]
-    MESHES += [((1, 2, 2, 2), "", "int8")]
+    MESHES += [(MODEL, (2, 1, 1, 4), "int8", ""), (MODEL, (1, 1, 1, 8), "", "int8"), (MODEL, (4, 2, 1, 1), "int8", "")]
+    MESHES += [(MODEL, (1, 2, 2, 2), "", "int8"), (DEEPSEEK, (1, 2, 1, 4), "int8", "int8")]
 
 
 def main() -> None:
-    params = jax.jit(lambda key: decoder.init_params(MODEL, key))(jax.random.key(0))
-    params = jax.tree.map(lambda a: np.asarray(a * 14 if a.ndim > 2 else a), params)
     rng = np.random.default_rng(0)
     delimiters = cases.random_delimiters(rng)
     prompts = [tuple(rng.integers(0, 30, rng.integers(1, 30)).tolist()) for _ in range(12)]
     # Every prompt twice: devices that share no page share its prefill.
     twice = [prompt for prompt in prompts for _ in range(2)]
     requests = [EncodedRequest(prompt, cases.random_controls(rng), cases.random_wait(rng)) for prompt in twice]
-    for shape, cache_dtype, weight_dtype in MESHES:
+    for model, shape, cache_dtype, weight_dtype in MESHES:
+        params = jax.jit(lambda key, model=model: decoder.init_params(model, key))(jax.random.key(0))
+        params = jax.tree.map(lambda a: np.asarray(a * 14 if a.ndim > 2 else a), params)
         make = functools.partial(
-            Engine, config=MODEL, cache_length=96, cache_dtype=cache_dtype, weight_dtype=weight_dtype
+            Engine, config=model, cache_length=96, cache_dtype=cache_dtype, weight_dtype=weight_dtype
         )
         one = make(jax.device_put(params), slots=8)
         mesh = mesh_lib.make_mesh(MeshConfig(*shape))
-        placed = jax.device_put(params, sharding.param_shardings(MODEL, mesh))
+        placed = jax.device_put(params, sharding.param_shardings(model, mesh))
         many = make(placed, slots=7, mesh=mesh)
         wanted, found = (dict(engine.sample(requests, delimiters)) for engine in (one, many))
         same = [list(found[i].ids) == list(wanted[i].ids) for i in range(len(requests))]

@@ -212,6 +212,12 @@ def test_an_int8_cache_and_int8_weights(v3):
     scale = want.std()
     int8 = run_cached(params, V3, ids, (30, 13, 1, 1), dtype=jnp.int8)
     assert 1e-3 < np.abs(int8 - want).std() / scale < 0.02
+    # Rotated keys ten times larger, their queries smaller: the same scores, and latent vectors keep their precision.
+    spec, loud = V3.groups[0].pattern[0].attention, jax.tree.map(np.array, params)
+    loud["layers"]["attention"]["latent"]["kernel"][..., spec.kv_rank :] *= 10
+    loud["layers"]["attention"]["query_up"]["kernel"][..., spec.nope_dim :] /= 10
+    again = run_cached(loud, V3, ids, (30, 13, 1, 1), dtype=jnp.int8)
+    np.testing.assert_allclose(again, int8, rtol=0, atol=0.02)
     quantised = quant.quantize_params(params)
     meant = jax.tree.map(
         lambda x: _float(x) if isinstance(x, quant.QTensor) else x,
@@ -247,7 +253,7 @@ def test_the_cache_holds_latent_vectors_alone():
     pages = jax.eval_shape(lambda: cache_lib.init_pages(V3, 5, 8))
     assert pages.values is None and pages.keys.shape == (2, 5, 1, spec.kv_rank + spec.rope_dim, 8)
     assert cache_lib.bytes_per_token(V3, jnp.bfloat16) == 2 * 2 * (spec.kv_rank + spec.rope_dim)
-    assert cache_lib.bytes_per_token(V3, jnp.int8) == 2 * (spec.kv_rank + spec.rope_dim + 4)
+    assert cache_lib.bytes_per_token(V3, jnp.int8) == 2 * (spec.kv_rank + spec.rope_dim + 8)
 
 
 @pytest.mark.parametrize("unstacked", [False, True])
@@ -255,13 +261,13 @@ def test_a_decode_step_never_expands_the_cache(unstacked):
     """No array of the compiled step has a head's keys or values for all tokens of the cache, or of its pages."""
     spec = V3.groups[0].pattern[0].attention
     params = weights(V3)
-    cache = cache_lib.init_cache(V3, 2, 112, page=16)
+    cache = cache_lib.init_cache(V3, 2, 112, page=28)
     if unstacked:
         params = layouts.unstack(params, V3, True)
         cache = dataclasses.replace(cache, pages=cache_lib.unstack(cache.pages))
     args = params, V3, jnp.zeros((2, 1), jnp.int32), cache, jnp.ones(2, jnp.int32)
     text = piece.lower(*args).compile().as_text()
-    tokens = {2 * 112, 112, 16, 32, 2 * 16, 2 * 32}  # of a row, of both rows, of a page and of those read at once
+    tokens = {112, 2 * 112, 28, 2 * 28}  # of a row, of both rows, of a page, of the pages read at once
     dims = {spec.head_dim, spec.nope_dim, spec.value_dim}
     wide = []
     for shape in {tuple(map(int, found.split(","))) for found in _shapes(text)}:

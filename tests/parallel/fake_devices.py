@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec as P  # noqa: E402
 
 from s1jax.checkpoint import store  # noqa: E402
 from s1jax.config.experiment import DistilConfig, MeshConfig, OptimizerConfig, TrainConfig  # noqa: E402
-from s1jax.config.layers import Experts, Layer  # noqa: E402
+from s1jax.config.layers import MLA, Dense, Experts, Layer  # noqa: E402
 from s1jax.config.model import Group, ModelConfig  # noqa: E402
 from s1jax.model import decoder  # noqa: E402
 from s1jax.parallel import mesh as mesh_lib  # noqa: E402
@@ -41,10 +41,13 @@ OF_EXPERTS = Layer(
     DENSE.groups[0].pattern[0].attention,
     Experts(8, 3, 12, scores="topk_softmax", router_bias=True, expert_bias=True, activation="clamped", shared_hidden=8),
 )
+_MLA = MLA(num_heads=8, q_rank=12, kv_rank=12, nope_dim=6, rope_dim=4, value_dim=5)
+_CHOSEN = Experts(8, 2, 12, "sigmoid", True, groups=4, top_groups=2, selection_bias=True, shared_hidden=12)
 MODELS = {
     "tied": ModelConfig.dense(**SHAPE, qkv_bias=True, tied_embeddings=True),
     "untied": ModelConfig.dense(**SHAPE, qk_norm=True),
     "experts": dataclasses.replace(DENSE, groups=(Group(2, (DENSE.groups[0].pattern[0], OF_EXPERTS)),)),
+    "deepseek": ModelConfig(60, 16, (Group(1, (Layer(_MLA, Dense(24)),)), Group(1, (Layer(_MLA, _CHOSEN),)))),
     "wide": ModelConfig.dense(**SHAPE | dict(vocab_size=64), qk_norm=True, tied_embeddings=True),
 }
 CASES = [  # model, (data, fsdp, sequence, tensor), accumulation, attention, remat
@@ -52,7 +55,7 @@ CASES = [  # model, (data, fsdp, sequence, tensor), accumulation, attention, rem
     ("untied", (1, 2, 2, 2), 2, "chunked", "full"),  # tokens, rows and heads split at once
     ("tied", (1, 1, 2, 4), 1, "xla", "save_attention"),  # two key heads for four shares of the query heads
     ("experts", (1, 2, 2, 2), 1, "chunked", "full"),
-    ("experts", (2, 1, 1, 4), 1, "chunked", "none"),
+    ("deepseek", (2, 1, 1, 4), 1, "chunked", "none"),
 ]
 # Every shape of the mesh, in turn with either model and kernel; minutes, so only on demand.
 SHAPES = [s for s in itertools.product((1, 2, 4, 8), repeat=4) if math.prod(s) == 8]

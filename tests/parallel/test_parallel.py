@@ -33,7 +33,7 @@ def results(tmp_path_factory):
 
 
 def test_meshes_give_the_single_device_loss_and_gradients(results):
-    """Three shapes of the mesh, and two with experts; S1JAX_ALL_MESHES=1 tries all twenty."""
+    """Three shapes of the mesh, and two with experts, one of them DeepSeek-V3; S1JAX_ALL_MESHES=1 tries all twenty."""
     assert len(results["compare"]) == (20 if os.environ.get("S1JAX_ALL_MESHES") else 5)
     for case in results["compare"]:
         assert case["loss"] < 1e-5 and case["gradients"] < 1e-5, case

@@ -12,8 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from s1jax.model.layouts import TransposedKernel
-from s1jax.model.linear import Weight
+from s1jax.model.linear import Adapted, Weight
 from s1jax.model.quant import QTensor
+from s1jax.model.quant_groups import GroupQTensor
 
 
 def to_latent(x: jax.Array, weight: Weight) -> jax.Array:
@@ -26,6 +27,12 @@ def to_latent(x: jax.Array, weight: Weight) -> jax.Array:
     Returns:
       [B, T, N, R] in the dtype of `x`.
     """
+    if isinstance(weight, Adapted):
+        inner = jnp.einsum("btnh,knh->btnk", x, weight.b.astype(x.dtype))
+        added = jnp.einsum("btnk,rk->btnr", inner, weight.a.astype(x.dtype))
+        return to_latent(x, weight.weight) + weight.scale * added
+    if isinstance(weight, GroupQTensor):
+        weight = weight.dequantize(x.dtype)
     if isinstance(weight, QTensor):  # one scale for each output of the projection, which are the inputs here
         x, weight = (x * weight.scale.astype(x.dtype)), weight.values
     if isinstance(weight, TransposedKernel):
@@ -44,6 +51,12 @@ def from_latent(x: jax.Array, weight: Weight) -> jax.Array:
       [B, T, N, H] in the dtype of `x`.
     """
     heads, rank = x.shape[2:]
+    if isinstance(weight, Adapted):
+        inner = jnp.einsum("btnr,rk->btnk", x, weight.a.astype(x.dtype))
+        added = jnp.einsum("btnk,knh->btnh", inner, weight.b.astype(x.dtype))
+        return from_latent(x, weight.weight) + weight.scale * added
+    if isinstance(weight, GroupQTensor):
+        weight = weight.dequantize(x.dtype)
     if isinstance(weight, TransposedKernel):
         return jnp.einsum("btnr,nhr->btnh", x, weight.matrix.astype(x.dtype).reshape(heads, -1, rank))
     if isinstance(weight, QTensor):

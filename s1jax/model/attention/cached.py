@@ -59,7 +59,7 @@ def attend_cached(
       [B, T, N, Hv] in the dtype of `q`, softmax in float32; and the pages with the tokens.
     """
     rule = rule_lib.or_plain(rule, q.shape[-1])
-    pages = cache_lib.append(pages, layer, k, v, new)
+    pages = cache_lib.append(pages, layer, k, v, new, rule.value_dim)
     batch, length, heads = q.shape[:3]
     kv_heads, page_size = k.shape[2], pages.page_size
     span = pages_at_once * page_size
@@ -88,9 +88,7 @@ def attend_cached(
         keys = some.keys.astype(q.dtype)
         values = keys[..., :value_dim, :] if some.values is None else some.values.astype(q.dtype)
         value_scales = some.key_scales if some.values is None else some.value_scales
-        scores = jnp.einsum("bkth,bikhp->bktip", grouped, keys, preferred_element_type=jnp.float32)
-        if some.key_scales is not None:
-            scores = scores * some.key_scales.swapaxes(1, 2)[:, :, None]
+        scores = _scores(grouped, keys, some.key_scales, some.rest_scales, value_dim)
         scores = rule_lib.capped(scores, rule.softcap)
         places = first * page_size + jnp.arange(span)  # [I * P], or [B, 1, I * P]
         visible = places <= last[:, :, None]  # [B, T, I * P]
@@ -117,6 +115,17 @@ def attend_cached(
     _, total, mean = jax.lax.fori_loop(0, (longest + span - 1) // span, attend_pages, start)
     out = mean / jnp.maximum(total, 1)[..., None]  # 0 where nothing was attended to; else the total is at least 1
     return ungroup_heads(out, heads).astype(q.dtype), pages
+
+
+def _scores(
+    q: jax.Array, keys: jax.Array, scales: jax.Array | None, rest_scales: jax.Array | None, value_dim: int
+) -> jax.Array:
+    """Scores of queries [B, K, R, H] and keys [B, I, K, H, P] of pages with scales [B, I, K, P]: [B, K, R, I, P]."""
+    if rest_scales is not None:
+        first = _scores(q[..., :value_dim], keys[..., :value_dim, :], scales, None, 0)
+        return first + _scores(q[..., value_dim:], keys[..., value_dim:, :], rest_scales, None, 0)
+    scores = jnp.einsum("bkth,bikhp->bktip", q, keys, preferred_element_type=jnp.float32)
+    return scores if scales is None else scores * scales.swapaxes(1, 2)[:, :, None]
 
 
 def _these_pages(
