@@ -164,7 +164,7 @@ def test_latent_pages_in_int8():
     out, _ = cached.attend_cached(q, k, None, cache.pages, 0, new, rule=rule)
     whole = expected(q, k, k[..., :6], np.ones((2, 8), int), rule, None)
     np.testing.assert_allclose(out, whole, rtol=0, atol=0.03)
-    assert cache_lib.bytes_per_token(config(True), jnp.int8) == 8 + 4
+    assert cache_lib.bytes_per_token(config(True), jnp.int8) == 8 + 2 * 4
 
 
 def test_windows_save_products():
