@@ -20,6 +20,7 @@ import safetensors
 
 from s1jax.checkpoint import huggingface_config
 from s1jax.checkpoint import names as names_lib
+from s1jax.checkpoint.families.table import WRAPPERS
 from s1jax.checkpoint.quantized import method as method_lib
 from s1jax.checkpoint.quantized.held import RESTORED, Held, held
 from s1jax.config.model import ModelConfig
@@ -105,6 +106,8 @@ def notes(folder: pathlib.Path) -> list[str]:
     predicting = _predicting_layers(folder, layers) if type(layers) is int else ()
     if any(name.startswith(predicting) for name in located):
         found.append(f"{folder} has layers for predicting several tokens at once, which are not read.")
+    if _is_wrapper(folder) and not all(map(_of_text, located)):
+        found.append(f"{folder} has weights for images, which are not read; the model is that of its texts.")
     if SINGLE in read and (folder / INDEX).exists():
         found.append(f"{folder / INDEX} is not read, as by transformers: {SINGLE} is there, too.")
     kinds = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".h5", ".msgpack")
@@ -186,8 +189,11 @@ def _tensors(folder: pathlib.Path, config: ModelConfig) -> dict[str, Held]:
     located = find_tensors(folder)
     handles = {path: open_file(path) for path in sorted(set(located.values()))}
     predicting = _predicting_layers(folder, config.num_layers)
+    wraps = _is_wrapper(folder)
     tensors = {
-        name: held(handles[path], name, str(path)) for name, path in located.items() if not name.startswith(predicting)
+        ours: held(handles[path], name, str(path))
+        for name, path in located.items()
+        if not name.startswith(predicting) and (ours := (_of_text(name) if wraps else name))
     }
     few = config.num_layers > len(located)  # which is refused later; the names of so many layers may not fit
     wanted = [] if few else names_lib.shapes(config, "huggingface")
@@ -198,6 +204,19 @@ def _method(folder: pathlib.Path) -> method_lib.Method | None:
     """How the weights of a folder are quantised."""
     path = folder / "config.json"
     return method_lib.read_method(huggingface_config.read_json(path), str(path)) if path.exists() else None
+
+
+def _is_wrapper(folder: pathlib.Path) -> bool:
+    """Whether a folder holds a model of texts and images."""
+    path = folder / "config.json"
+    return path.exists() and huggingface_config.read_json(path).get("model_type") in [*WRAPPERS]
+
+
+def _of_text(name: str) -> str:
+    """The name of a tensor in a model of texts alone; "" for one that is for images."""
+    if name.removeprefix("model.").startswith(("vision_tower.", "multi_modal_projector.")):
+        return ""
+    return name.removeprefix("language_model.").replace("model.language_model.", "model.", 1)
 
 
 def _predicting_layers(folder: pathlib.Path, num_layers: int) -> tuple[str, ...]:

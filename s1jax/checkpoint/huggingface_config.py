@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from s1jax.checkpoint.families.fields import wrong_type as wrong_type
 from s1jax.checkpoint.families.rope import extended_length as extended_length
-from s1jax.checkpoint.families.table import FAMILIES, REFUSED, exported
+from s1jax.checkpoint.families.table import FAMILIES, REFUSED, WRAPPERS, exported
 from s1jax.checkpoint.quantized.method import read_method
 from s1jax.config.model import ModelConfig
 from s1jax.config.schema import plain, shown
@@ -70,15 +70,18 @@ def config_from_json(values: Mapping[str, Any], where: str = "config.json") -> M
             f"{where}: model_type {shown(model_type)} is not computed by s1jax: {REFUSED[str(model_type)]}. Get "
             "another model."
         )
+    if model_type in WRAPPERS:
+        return config_from_json(_of_text(values, where), where)
     family = FAMILIES.get(str(model_type))
     architectures = values.get("architectures") or ["unnamed" if family is None else family.architecture]
     if not isinstance(architectures, list):
         raise wrong_type(where, "architectures", architectures, "a list")
     if family is None or architectures != [family.architecture]:
+        known = [one.architecture for one in FAMILIES.values()] + [one.architecture for one in WRAPPERS.values()]
         raise UserError(
             f"{where}: architecture {', '.join(plain(str(name)) for name in architectures[:3])} (model_type "
             f"{shown(model_type)}) is unknown; "
-            f"s1jax reads {', '.join(known.architecture for known in FAMILIES.values())}."
+            f"s1jax reads {', '.join(known)}."
         )
     read_method(values, where)  # refuses what cannot be read
     if values.get("transformers_weights") is not None:
@@ -87,6 +90,33 @@ def config_from_json(values: Mapping[str, Any], where: str = "config.json") -> M
             "model with save_pretrained, which writes model.safetensors."
         )
     return family.read({key: value for key, value in values.items() if key != "quantization_config"}, where)
+
+
+def _of_text(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The part of a config.json that describes the model of texts; the rest is for images.
+
+    Raises:
+      UserError: the file has no such part, or another than the wrapper has.
+    """
+    wrapper = WRAPPERS[values["model_type"]]
+    if values.get("architectures") not in (None, [wrapper.architecture]):
+        raise UserError(
+            f"{where}: architectures is {shown(values['architectures'])}, where model_type "
+            f"{shown(values['model_type'])} has {wrapper.architecture}; get the file again."
+        )
+    text = values.get("text_config")
+    if not isinstance(text, Mapping):
+        raise wrong_type(where, "text_config", text, "a JSON object")
+    kinds = [family.model_type for family in wrapper.families]
+    found = {key: value for key, value in text.items() if key != "architectures"}
+    found.setdefault("model_type", kinds[0])
+    if found["model_type"] not in kinds:
+        raise UserError(
+            f"{where}: text_config.model_type is {shown(found['model_type'])}; s1jax reads {', '.join(kinds)} there."
+        )
+    # transformers goes by the outer one
+    of_all = {key: values[key] for key in ("tie_word_embeddings", "quantization_config") if key in values}
+    return {**found, **of_all}
 
 
 def config_to_json(config: ModelConfig, eos: Sequence[int] = (), dtype: npt.DTypeLike = np.float32) -> dict[str, Any]:
@@ -117,7 +147,9 @@ def read_eos(folder: pathlib.Path) -> tuple[int, ...]:
     """
     for name in ("generation_config.json", "config.json"):
         if (folder / name).exists():
-            ids = read_json(folder / name).get("eos_token_id")
+            values = read_json(folder / name)
+            text = values.get("text_config")
+            ids = values.get("eos_token_id", text.get("eos_token_id") if isinstance(text, Mapping) else None)
             if ids is None:
                 continue
             ids = ids if isinstance(ids, list) else [ids]

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from s1jax.checkpoint import huggingface as hf
-from s1jax.checkpoint import huggingface_config
+from s1jax.checkpoint import huggingface_config, names
 from tests.checkpoint import tiny
 
 
@@ -42,3 +42,36 @@ def test_weights_go_in_and_out_bit_for_bit(saved, tmp_path):
     ids = torch.randint(61, (1, 150), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert torch.equal(model(ids).logits, again.eval()(ids).logits)
+
+
+_VISION = dict(
+    hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=16, patch_size=8
+)
+
+
+@pytest.mark.parametrize(
+    ("wrapper", "inner", "vision"),
+    [
+        ("gemma3", "gemma3_text", {**_VISION, "model_type": "siglip_vision_model"}),
+        ("mistral3", "ministral3", {**_VISION, "model_type": "pixtral"}),
+    ],
+)
+def test_of_models_of_images_the_part_for_texts_is_read(wrapper, inner, vision, tmp_path):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    config = transformers.AutoConfig.for_model(wrapper, text_config=tiny.CONFIGS[inner], vision_config=vision)
+    model = transformers.AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
+    model.save_pretrained(tmp_path)
+    ours = _read(tmp_path)
+    assert ours.family == inner
+    assert ours.groups == huggingface_config.config_from_json(tiny.CONFIGS[inner]).groups
+    params = hf.read_params(tmp_path, ours)
+    theirs = model.get_input_embeddings().weight.detach().numpy()
+    np.testing.assert_array_equal(params["embed"]["embedding"], theirs)
+    views = names.views(ours, params, "huggingface")
+    found = {name.replace("model.language_model.", "model."): tensor for name, tensor in model.state_dict().items()}
+    for name, view in views.items():
+        np.testing.assert_array_equal(np.asarray(view), found[name].numpy(), err_msg=name)
+    (note,) = hf.notes(tmp_path)
+    assert "weights for images, which are not read" in note
+    assert huggingface_config.read_eos(tmp_path) == ((1,) if wrapper == "gemma3" else (2,))

@@ -93,6 +93,27 @@ def test_what_the_decoder_does_not_compute_is_refused_by_name(values, sentence):
         huggingface_config.config_from_json(values)
 
 
+_WRAPPED = {"model_type": "gemma3", "text_config": {**tiny.CONFIGS["gemma3_text"]}, "vision_config": {}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"text_config": 7}, "text_config is 7; it must be a JSON object"),
+        (
+            {"text_config": {"model_type": "gemma3n_text"}},
+            "text_config.model_type is 'gemma3n_text'; s1jax reads gemma3",
+        ),
+        ({"architectures": ["Gemma3ForCausalLM"]}, "architectures is .* has Gemma3ForConditionalGeneration"),
+        ({"text_config": {"clever": 1}}, "clever is 1, a field that s1jax does not know for model_type 'gemma3_text'"),
+    ],
+)
+def test_wrappers_are_read_as_carefully(changes, sentence):
+    assert huggingface_config.config_from_json(_WRAPPED).family == "gemma3_text"
+    with pytest.raises(UserError, match=f"^config.json: {sentence}"):
+        huggingface_config.config_from_json({**_WRAPPED, **changes})
+
+
 def _changed(preset: str, **changes) -> ModelConfig:
     """A preset with other fields of the model, of all attentions, of all MLPs or of all layers."""
     config = PRESETS[preset]

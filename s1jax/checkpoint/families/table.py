@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from s1jax.checkpoint.families import rows as rows_lib
 from s1jax.checkpoint.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3
 from s1jax.checkpoint.families.family import Family
@@ -24,6 +26,24 @@ _ALL = (
     OLMO2, OLMO3, SMOLLM3, MISTRAL, MINISTRAL3,
 )  # fmt: skip
 FAMILIES: dict[str, Family] = {family.model_type: family for family in _ALL}
+
+
+class Wrapper(NamedTuple):
+    """A model of texts and images; its part for texts is read.
+
+    Attributes:
+      architecture: in config.json.
+      families: that the part may have; the first where `text_config` does not say.
+    """
+
+    architecture: str
+    families: tuple[Family, ...]
+
+
+WRAPPERS: dict[str, Wrapper] = {
+    "gemma3": Wrapper("Gemma3ForConditionalGeneration", (GEMMA3_TEXT,)),
+    "mistral3": Wrapper("Mistral3ForConditionalGeneration", (MISTRAL, MINISTRAL3)),
+}
 
 _LINEAR = "it would need linear attention (gated DeltaNet), which keeps a state in place of a KV cache"
 # What s1jax would need for architectures that look like known ones, as transformers 5.24 computes them.
