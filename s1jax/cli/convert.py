@@ -62,7 +62,9 @@ flags.DEFINE_string("from", "", "s1jax checkpoint or training workdir.")
 flags.DEFINE_string("to", "", "Checkpoint folder to write.")
 flags.DEFINE_string("to_hf", "", "Hugging Face folder to write.")
 flags.DEFINE_string("to_gguf", "", "GGUF file to write.")
-flags.DEFINE_enum("type", "", ["", *_TYPES], "Type of the weights of the GGUF file; by default Q8_0.")
+flags.DEFINE_enum(
+    "type", "", ["", *_TYPES], "Type of the weights of the GGUF file; by default Q8_0.", case_sensitive=False
+)
 flags.DEFINE_string("push_to_hub", "", "Hub id OWNER/NAME that the folder of --to_hf is uploaded to.")
 flags.DEFINE_bool("private", False, "Make the repository of --push_to_hub private; it may not be public already.")
 flags.DEFINE_string("tokenizer", "", "Tokenizer folder or file to use instead of the source's own.")

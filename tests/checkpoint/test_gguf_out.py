@@ -226,3 +226,12 @@ def test_weights_that_a_type_cannot_hold(tmp_path):
     with pytest.raises(UserError, match=r"tensor blk.1.attn_output.weight cannot be written as F16: a weight of 1e"):
         export(tmp_path / "m.gguf", CONFIGS["llama"], params, "F16")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("file_type", ["F32", "F16"])
+def test_weights_that_are_no_numbers(tmp_path, file_type):
+    params = weights(CONFIGS["llama"])
+    params["layers"]["attention"]["out"]["kernel"][1, 0, 0, 0] = np.nan
+    with pytest.raises(UserError, match=r"blk.1.attn_output.weight cannot be written: .* take an earlier checkpoint"):
+        export(tmp_path / "m.gguf", CONFIGS["llama"], params, file_type)
+    assert not list(tmp_path.iterdir())

@@ -20,6 +20,10 @@ _SLAB = 1 << 20
 _THREADS = 16
 
 
+class NotFiniteError(ValueError):
+    """A weight is infinite or not a number, so no kind can hold it."""
+
+
 class Kind(NamedTuple):
     """How a kind stores weights: `weights` of them in `size` bytes; the functions take and return whole blocks."""
 
@@ -77,7 +81,8 @@ def encode(values: np.ndarray, kind: str) -> np.ndarray:
       uint8 [rows, width / weights * size of a block].
 
     Raises:
-      ValueError: a width that no block divides, a weight that is not finite, or one that the kind cannot hold.
+      NotFiniteError: a weight is infinite or not a number.
+      ValueError: a width that no block divides, or a weight that the kind cannot hold.
     """
     rows, width = values.shape
     weights, size, function, _ = KINDS[kind]
@@ -88,7 +93,7 @@ def encode(values: np.ndarray, kind: str) -> np.ndarray:
     for start in range(0, rows, height):
         slab = np.ascontiguousarray(values[start : start + height], np.float32)
         if not np.isfinite(slab).all():
-            raise ValueError("a weight is infinite or not a number")
+            raise NotFiniteError("a weight is infinite or not a number")
         _convert(function, slab.reshape(-1, weights), out[start : start + height].reshape(-1, size), _CHUNK // weights)
     return out
 

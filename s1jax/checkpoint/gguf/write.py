@@ -100,5 +100,9 @@ def _encoded(name: str, view: Any, kind: str) -> Iterator[np.ndarray]:
         for start in range(0, len(rows), step):
             try:
                 yield blocks.encode(rows[start : start + step], kind)
+            except blocks.NotFiniteError as error:
+                raise UserError(
+                    f"tensor {name} cannot be written: {error}; training has diverged, so take an earlier checkpoint."
+                ) from None
             except ValueError as error:
                 raise UserError(f"tensor {name} cannot be written as {kind}: {error}; choose another --type.") from None
