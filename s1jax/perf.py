@@ -6,10 +6,11 @@ import contextlib
 import math
 import pathlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from s1jax.config.layers import GQA, MLA
 from s1jax.config.model import ModelConfig
@@ -45,8 +46,24 @@ def peak_flops(device_kind: str) -> float | None:
     return next((peak for name, peak in PEAK_FLOPS if name.lower() in device_kind.lower()), None)
 
 
+def pairs_by_window(lengths: Iterable[int], *models: ModelConfig) -> dict[int, float]:
+    """Causal (query, key) pairs of sequences, for each window of the models and for none, 0; as of `train_flops`."""
+    array = np.asarray(list(lengths), np.float64)
+    windows = {0}.union(*(model.windows for model in models))
+    return {window: float(_pairs(array, np.minimum(array, window or np.inf)).sum()) for window in windows}
+
+
+def _pairs(lengths: np.ndarray, windows: np.ndarray) -> np.ndarray:
+    """Of sequences no shorter than the window: the first queries see 1, 2, ... keys, the others all of the window."""
+    return windows * (windows + 1) / 2 + (lengths - windows) * windows
+
+
 def train_flops(
-    config: ModelConfig, tokens: int, pairs: float, teacher: ModelConfig | None = None, adapters: int = 0
+    config: ModelConfig,
+    tokens: int,
+    pairs: float | Mapping[int, float],
+    teacher: ModelConfig | None = None,
+    adapters: int = 0,
 ) -> float:
     """FLOPs of one training step of the model, without recomputation; of a teacher the forward pass, a third of it.
 
@@ -60,14 +77,18 @@ def train_flops(
     Args:
       config: shape of the model.
       tokens: tokens without padding.
-      pairs: causal (query, key) pairs within segments, without padding; n (n + 1) / 2 for length n.
+      pairs: causal (query, key) pairs within segments, without padding; n (n + 1) / 2 for length n. By window, if some
+        layers have one, see `pairs_by_window`.
       teacher: shape of a model that reads the same tokens and is not trained.
       adapters: their weights that a token is multiplied with; 0: there are none, and all weights are trained.
     """
     if teacher is not None:
         return train_flops(config, tokens, pairs, None, adapters) + train_flops(teacher, tokens, pairs) / 3
     weights = config.active_params - (0 if config.tied_embeddings else config.vocab_size * config.d_model)
-    attention = 6 * sum(_pair_width(layer.attention) for layer in config.layers()) * pairs
+    attention = 0.0
+    for layer in config.layers():
+        seen = pairs[getattr(layer.attention, "window", 0)] if isinstance(pairs, Mapping) else pairs
+        attention += 6 * _pair_width(layer.attention) * seen
     if adapters:
         return (4.0 * weights + 6.0 * adapters) * tokens + attention
     return 6.0 * weights * tokens + attention

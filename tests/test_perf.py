@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from s1jax import perf
-from s1jax.config.model import ModelConfig
+from s1jax.config.layers import GQA, Dense, Layer
+from s1jax.config.model import Group, ModelConfig
 from s1jax.config.presets import PRESETS
 
 
@@ -48,6 +49,16 @@ def test_train_flops_count_every_matrix_product(tied):
     attention = 3 * pairs * n * (h + h)
     norms = 3 * 2 * d + d  # their scales are weights that a token is multiplied with, elementwise
     assert perf.train_flops(model, t, pairs) == 3 * 2 * (t * (products + norms) + attention)
+
+
+def test_layers_with_a_window_compute_fewer_pairs():
+    """Segments of 10 and 3 tokens, every second layer with a window of 4."""
+    full, windowed = (Layer(GQA(4, 2, 2, window=window), Dense(12)) for window in (0, 4))
+    model, plain = (ModelConfig(50, 8, (Group(2, (full, other)),)) for other in (windowed, full))
+    pairs = perf.pairs_by_window([10, 3], model)
+    assert pairs == {0: 55 + 6, 4: 1 + 2 + 3 + 4 * 7 + 6}
+    fewer = perf.train_flops(plain, 13, pairs) - perf.train_flops(model, 13, pairs)
+    assert fewer == 2 * 12 * 4 * 2 * (61 - 40)
 
 
 def test_the_papers_run():

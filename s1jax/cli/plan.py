@@ -231,7 +231,9 @@ def _record(
     recipe = {"steps": steps, "step_seconds": seconds, "minutes": steps * seconds / 60, "assumed_mfu": _MFU.value}
     if layout:
         tokens: Any = layout.tokens  # a mean
-        needed = perf.train_flops(model, tokens, layout.pairs, teacher) / plan.devices
+        pairs = perf.pairs_by_window(layout.lengths, model, *([] if teacher is None else [teacher]))
+        pairs = {window: number * layout.pairs / pairs[0] for window, number in pairs.items()}
+        needed = perf.train_flops(model, tokens, pairs, teacher) / plan.devices
         recipe |= {"tokens": steps * layout.tokens, "sequences_per_step": layout.sequences}
         recipe["padding"] = 1 - layout.tokens / (plan.rows * plan.block_size)
         recipe["mfu_of_tokens"] = needed / targets.parse(plan.target).chip.flops / seconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeVar
@@ -240,6 +241,11 @@ class ModelConfig:
         """The spec of the layers with experts, which is one; None: no layer has them."""
         specs = {layer.mlp for layer in self._layers() if isinstance(layer.mlp, Experts)}
         return self._same(specs, "kinds of experts") if specs else None
+
+    @property
+    def windows(self) -> dict[int, int]:
+        """How many layers have which window; 0: those without one."""
+        return dict(collections.Counter(getattr(layer.attention, "window", 0) for layer in self.layers()))
 
     @property
     def rope_depends_on_length(self) -> bool:

@@ -26,6 +26,7 @@ class Layout:
       sequences: average sequences per step.
       tokens: average tokens per step, without padding.
       pairs: average (query, key) pairs per step: n (n + 1) / 2 for a sequence of n tokens.
+      lengths: of all sequences.
     """
 
     steps: int
@@ -33,6 +34,7 @@ class Layout:
     sequences: float
     tokens: float
     pairs: float
+    lengths: np.ndarray
 
 
 def lengths(count: int, total: float, longest: float) -> np.ndarray:
@@ -95,4 +97,5 @@ def layout(experiment: Experiment, count: int = 0, total: float = 0) -> Layout |
         sequences=len(made) / epoch,
         tokens=float(made.sum()) / epoch,
         pairs=float((made * (made + 1) / 2).sum()) / epoch,
+        lengths=made,
     )

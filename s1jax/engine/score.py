@@ -23,7 +23,7 @@ from s1jax.engine import buckets
 from s1jax.engine import logits as logits_lib
 from s1jax.errors import UserError
 from s1jax.model import decoder
-from s1jax.model.attention import dispatch
+from s1jax.model.attention import dispatch, rule
 
 _SMALLEST = 32  # length that rows are padded to
 TOKENS = 512  # of a chunk, over all rows: 0.3 GB of logits with the vocabulary of Qwen2.5
@@ -90,7 +90,7 @@ def log_likelihoods(
 def attention(params: Mapping[str, Any], config: ModelConfig, dtype: str) -> str:
     """Returns the implementation of attention for whole rows on the one device that has the weights."""
     (device,) = jax.tree.leaves(params)[0].devices()
-    return dispatch.choose("auto", device.platform, dtype, False, 1, config.head_dim)[0]
+    return dispatch.choose("auto", device.platform, dtype, False, 1, config.head_dim, rule.needs(config))[0]
 
 
 def padded(longest: int, config: ModelConfig) -> int:

@@ -16,7 +16,7 @@ from s1jax.config.model import ModelConfig
 from s1jax.model import cache as cache_lib
 from s1jax.model import embedding
 from s1jax.model.attention import cached, dispatch
-from s1jax.model.attention.rule import AttentionRule
+from s1jax.model.attention.rule import AttentionRule, needs
 from s1jax.model.blocks import Part
 from s1jax.parallel.mesh import ROWS, TOKENS, WIDTH
 from s1jax.parallel.sharding import TABLE, key_head_shards, page_axes, page_sharding, places
@@ -29,7 +29,7 @@ def choose_attention(
     train, data = experiment.train, experiment.data
     packed = data.batching == "packed" or data.source == "countdown_corpus"  # which packs whatever it is asked for
     name, note = dispatch.choose(
-        train.attention, platform, train.compute_dtype, packed, mesh.shape[TOKENS], model.head_dim
+        train.attention, platform, train.compute_dtype, packed, mesh.shape[TOKENS], model.head_dim, needs(model)
     )
     chosen: Any = name
     return dataclasses.replace(experiment, train=dataclasses.replace(train, attention=chosen)), note

@@ -7,11 +7,15 @@ scan.
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from jax.extend import core
 from jax.interpreters import partial_eval
+
+from s1jax.model.attention import dispatch
 
 
 def count(jaxpr: core.Jaxpr) -> float:
@@ -27,16 +31,18 @@ def count(jaxpr: core.Jaxpr) -> float:
     return _count(partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])
 
 
-def _count(jaxpr: core.Jaxpr) -> float:
-    """`count` of all there is."""
+def _count(jaxpr: core.Jaxpr, window: int = 0) -> float:
+    """`count` of all there is; `window` is that of the layer's attention, if it is part of one."""
     total = 0.0
     for equation in jaxpr.eqns:
         name = equation.primitive.name
-        known = _by_formula(equation)
+        scope = _WINDOW.search(str(equation.source_info.name_stack))
+        own = int(scope[1]) if scope else window
+        known = _by_formula(equation, own)
         if known is not None:
             total += known
             continue
-        inner = [_count(body) for body in bodies(equation.params)]
+        inner = [_count(body, own) for body in bodies(equation.params)]
         if name == "dot_general":
             (contract, _), _ = equation.params["dimension_numbers"]
             left, out = _shape(equation.invars[0]), _shape(equation.outvars[0])
@@ -48,7 +54,7 @@ def _count(jaxpr: core.Jaxpr) -> float:
         elif name == "cond":
             total += max(inner)
         elif name == "pallas_call":
-            total += _blocks_run(equation) * sum(inner)
+            total += _blocks_run(equation, own) * sum(inner)
         elif name == "shard_map":
             total += equation.params["mesh"].size * sum(inner)
         else:
@@ -60,43 +66,53 @@ def _count(jaxpr: core.Jaxpr) -> float:
 _CUDNN = {"dot_product_attention_fwd_wrapper": 4.0, "dot_product_attention_bwd_wrapper": 10.0}
 
 
-def _by_formula(equation: core.JaxprEqn) -> float | None:
+_WINDOW = re.compile(rf"\b{dispatch.WINDOW}(\d+)\b")
+
+
+def _by_formula(equation: core.JaxprEqn, window: int) -> float | None:
     """FLOPs of attention kernels that are opaque in the jaxpr; None for everything else."""
     name = equation.primitive.name
     if name in _CUDNN:
-        return _CUDNN[name] * _causal_pairs(equation) * _shape(equation.invars[0])[-1]
-    return _flash(equation) if name == "pallas_call" and equation.params["name"] in _FLASH else None
+        return _CUDNN[name] * _causal_pairs(equation, window) * _shape(equation.invars[0])[-1]
+    return _flash(equation, window) if name == "pallas_call" and equation.params["name"] in _FLASH else None
 
 
-def _causal_pairs(equation: core.JaxprEqn) -> int:
-    """Causal (query, key) pairs over all rows and heads."""
+def _causal_pairs(equation: core.JaxprEqn, window: int) -> int:
+    """Causal (query, key) pairs over all rows and heads, within the window if there is one."""
     batch, length, heads, _ = _shape(equation.invars[0])
-    return batch * heads * length * (length + 1) // 2
+    window = min(window or length, length)
+    return batch * heads * (window * (window + 1) // 2 + (length - window) * window)
 
 
 # The same for `s1jax.model.attention.flash`, whose two backward kernels both compute the scores and their gradients.
 _FLASH = {"flash_forward": 4.0, "flash_backward_queries": 6.0, "flash_backward_keys": 8.0}
 
 
-def _flash(equation: core.JaxprEqn) -> float:
-    """FLOPs of a kernel on rows of one segment: on average its loops over blocks end at the diagonal."""
+def _flash(equation: core.JaxprEqn, window: int) -> float:
+    """FLOPs of a kernel on rows of one segment: its loops over blocks end at the diagonal, and begin in the window."""
     (batch, length, heads, size), keys = _shape(equation.invars[0]), _shape(equation.invars[1])[1]
     name, grid = equation.params["name"], equation.params["grid_mapping"].grid
     block = (keys if name == "flash_backward_keys" else length) // grid[0]
-    return _FLASH[name] * size * batch * heads * length * (keys + block) / 2
+    seen = (keys + block) / 2  # by a query, on average
+    if window:
+        seen = min(seen, window + block)
+    return _FLASH[name] * size * batch * heads * length * seen
 
 
-def _blocks_run(equation: core.JaxprEqn) -> float:
+def _blocks_run(equation: core.JaxprEqn, window: int) -> float:
     """Blocks of a kernel's grid that are computed, for whole rows or (on average) for a device's share of them."""
-    name, grid = equation.params["name"], equation.params["grid_mapping"].grid
+    name, mapping = equation.params["name"], equation.params["grid_mapping"]
     if not name.startswith("splash_mha"):
         raise ValueError(f"the blocks of the Pallas kernel {name} cannot be counted")
-    # Forward (..., heads, queries, keys), backward (..., keys, heads, queries); none above the diagonal.
+    # Forward (..., heads, queries, keys), backward (..., keys, heads, queries); the first inputs are queries and keys.
     inputs: list[Any] = [variable.aval for variable in equation.invars]
-    floats = [aval for aval in inputs if jnp.issubdtype(aval.dtype, jnp.floating)]
-    q, k = (aval.shape[-2] for aval in floats[:2])
-    queries, keys = (grid[-1], grid[-3]) if "dkv" in name else grid[-2:]
-    return math.prod(grid) * (k + max(q // queries, k // keys)) / (2 * k)
+    keys = [aval for aval in inputs if jnp.issubdtype(aval.dtype, jnp.floating)][1].shape[-2]
+    query_block, key_block = (one.block_shape[-2].block_size for one in mapping.block_mappings[:2])
+    grid = mapping.grid[:-1] if "dkv" not in name else (*mapping.grid[:-3], *mapping.grid[-2:])  # without the keys
+    first = np.arange(0, keys, query_block)
+    before = np.maximum(first - window + 1, 0) // key_block if window else 0
+    seen = np.minimum(first + query_block, keys) - 1
+    return float(math.prod(grid) * np.mean(seen // key_block + 1 - before))
 
 
 def _shape(variable: Any) -> tuple[int, ...]:

@@ -157,7 +157,8 @@ def plan(
     seconds_compiling = time.monotonic() - start
     traffic = hlo.traffic(compiled.as_text() or "")
     adapters = adapters_lib.num_params(model, lora, active=True) if lora.rank else 0
-    needed = perf.train_flops(model, math.prod(shape), rows * block * (block + 1) // 2, teacher, adapters)
+    pairs = perf.pairs_by_window([block] * rows, model, *([] if teacher is None else [teacher]))
+    needed = perf.train_flops(model, math.prod(shape), pairs, teacher, adapters)
     # The partitioned program may repeat a product on several devices; kernels are only in the jaxpr.
     executed = max(flops.count(traced.jaxpr.jaxpr) / mesh.size, traffic.operations)
     seconds = {

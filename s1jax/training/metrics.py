@@ -224,7 +224,9 @@ class RunLog:
         seconds, self._clock = now - self._clock, now
         assert self._first_step_start is not None
         pace = (now - self._first_step_start) / (step - self._start)
-        flops = perf.train_flops(self._config, values["tokens"], values["pairs"], self._teacher, self._adapters)
+        named = ((name.removeprefix("pairs"), value) for name, value in values.items() if name.startswith("pairs"))
+        pairs = {int(name.lstrip("_") or 0): value for name, value in named}  # by window
+        flops = perf.train_flops(self._config, values["tokens"], pairs, self._teacher, self._adapters)
         record: Record = {
             "step": step,
             "loss": values["loss"],

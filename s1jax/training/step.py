@@ -362,7 +362,8 @@ def make_step(
     loss or gradients are not finite, the state comes back as it was and `finite` is False.
 
     Metrics, all scalars: loss and its parts, learning_rate, grad_norm (before clipping), supervised (ids with weight >
-    0), tokens (without padding), pairs ((query, key) pairs within causal segments, float32), finite. With experts also
+    0), tokens (without padding), pairs ((query, key) pairs within causal segments, float32), pairs_W for every
+    window W of layers (those of the pairs that are in it), finite. With experts also
     router_aux_loss (`router.balance_loss`, mean over the micro-batches, whether or not the loss has it),
     router_max_load (tokens of the fullest expert of a layer over the mean of the layer, of the worst layer) and
     router_dead_experts (number without a token, over all layers).
@@ -384,8 +385,7 @@ def make_step(
             "grad_norm": norm,
             "supervised": jnp.sum(batch["weights"] > 0),
             "tokens": jnp.sum(batch["segment_ids"] > 0),
-            # n (n + 1) / 2 for a segment of n; counted here because a process has its own rows only.
-            "pairs": jnp.sum((batch["positions"] + 1) * (batch["segment_ids"] > 0), dtype=jnp.float32),
+            **_pairs(batch, config, *([] if teacher is None else [teacher.config])),
             "finite": finite,
         }
         return new, metrics
@@ -412,6 +412,14 @@ def _load_metrics(parts: dict[str, jax.Array]) -> dict[str, jax.Array]:
         "router_max_load": jnp.max(jnp.max(counts, axis=1) / mean),
         "router_dead_experts": jnp.sum(counts == 0),
     }
+
+
+def _pairs(batch: Batch, *models: ModelConfig) -> dict[str, jax.Array]:
+    """(Query, key) pairs, n (n + 1) / 2 for a segment of n; counted here because a process has its own rows only."""
+    seen = (batch["positions"] + 1) * (batch["segment_ids"] > 0)  # by each query
+    windows = sorted(set().union(*(model.windows for model in models)) - {0})
+    found = {f"pairs_{window}": jnp.sum(jnp.minimum(seen, window), dtype=jnp.float32) for window in windows}
+    return found | {"pairs": jnp.sum(seen, dtype=jnp.float32)}
 
 
 def _accumulate(

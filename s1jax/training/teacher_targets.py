@@ -25,7 +25,7 @@ from s1jax.data.teacher_format import Settings
 from s1jax.data.teacher_writer import Writer
 from s1jax.errors import UserError
 from s1jax.io import paths
-from s1jax.model.attention import dispatch
+from s1jax.model.attention import dispatch, rule
 from s1jax.parallel import mesh as mesh_lib
 from s1jax.parallel import sharding
 from s1jax.parallel.processes import together
@@ -186,7 +186,8 @@ class _Scorer:
 
     def _attention(self, experiment: Experiment) -> Any:
         tokens = self._mesh.shape[mesh_lib.TOKENS]
-        return dispatch.choose("auto", jax.default_backend(), self._dtype, True, tokens, self._config.head_dim)[0]
+        needs, head_dim = rule.needs(self._config), self._config.head_dim
+        return dispatch.choose("auto", jax.default_backend(), self._dtype, True, tokens, head_dim, needs)[0]
 
     def run(self, writer: Writer | None) -> Made:
         """Scores what the folder lacks; `writer` is that of process 0."""

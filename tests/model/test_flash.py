@@ -95,15 +95,17 @@ def test_queries_that_are_part_of_a_row():
     np.testing.assert_allclose(d_v, reference[3], rtol=0, atol=2e-5)
 
 
-def test_only_pairs_of_blocks_that_see_each_other_are_computed():
+@pytest.mark.parametrize("window", [0, 13])
+def test_only_pairs_of_blocks_that_see_each_other_are_computed(window):
     """Every pair of blocks, against the visible pairs of tokens; here no superfluous one is between first and last."""
     lengths = [40, 7, 61, 20]
     ids = np.concatenate([np.full(n, i + 1) for i, n in enumerate(lengths)] + [np.full(16, 2**30)])
     own, seen = ids[None], np.where(ids == 2**30, 2**30 + 1, ids)[None]
     places = np.arange(len(ids))
     visible = (own[0][:, None] == seen[0][None]) & (places[:, None] >= places[None])
+    visible &= places[:, None] - places[None] < (window or len(ids))
     expected = visible.reshape(9, 16, 18, 8).any((1, 3))
-    first, last = flash._bounds(flash._needed(jnp.asarray(own), jnp.asarray(seen), jnp.asarray(places), 16, 8))
+    first, last = flash._bounds(flash._needed(jnp.asarray(own), jnp.asarray(seen), jnp.asarray(places), 16, 8, window))
     computed = (np.arange(18) >= first[0][:, None]) & (np.arange(18) < last[0][:, None])
     np.testing.assert_array_equal(computed, expected)
     assert computed.sum() < 0.6 * 9 * 18 / 2

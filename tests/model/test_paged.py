@@ -11,6 +11,7 @@ from s1jax.config import presets
 from s1jax.config.model import ModelConfig
 from s1jax.model import cache as cache_lib
 from s1jax.model.attention import cached, fused, paged
+from s1jax.model.attention.rule import AttentionRule
 from tests import compilers
 
 PAGE, WIDTH, LAYERS = 16, 7, 2
@@ -41,15 +42,15 @@ def _attend(*args, **options):
 
 
 @pytest.mark.parametrize(
-    ("kv_heads", "group", "programs", "stacked", "dtype"),
+    ("kv_heads", "group", "programs", "stacked", "dtype", "rule"),
     [
-        (2, 3, 512, True, "float32"),
-        (2, 3, 512, False, "int8"),
-        (1, 7, 8, True, "int8"),
-        (3, 1, 1, False, "float32"),
+        (2, 3, 512, True, "float32", None),
+        (2, 3, 512, False, "int8", None),
+        (1, 7, 8, True, "int8", AttentionRule(0.4, window=21, softcap=2.0)),
+        (3, 1, 1, False, "float32", AttentionRule(0.4, window=5)),
     ],
 )
-def test_it_is_the_attention_that_gathers(kv_heads, group, programs, stacked, dtype, monkeypatch):
+def test_it_is_the_attention_that_gathers(kv_heads, group, programs, stacked, dtype, rule, monkeypatch):
     """Rows of every kind: a fresh one, page borders, a full one, and one without a new token, which gets 0."""
     monkeypatch.setattr(paged, "_PROGRAMS", programs)
     lengths, count = [0, 1, 15, 16, 17, 70, 111, 40], [1, 1, 1, 1, 1, 1, 1, 0]
@@ -60,9 +61,10 @@ def test_it_is_the_attention_that_gathers(kv_heads, group, programs, stacked, dt
     layer = jnp.int32(1) if stacked else None
     pages = pages if stacked else cache_lib.unstack(pages).layers[1]
     args = (draw(kv_heads * group), draw(kv_heads), draw(kv_heads), pages, layer, new)
+    ruled = {"rule": rule, "sinks": None if rule is None else rng.normal(size=kv_heads * group)}
     monkeypatch.setattr(paged, "attend", functools.partial(paged.attend, interpret=True))
-    out, after = _attend(*args, pages_in_place=True)
-    expected, expected_after = _attend(*args)
+    out, after = _attend(*args, pages_in_place=True, **ruled)
+    expected, expected_after = _attend(*args, **ruled)
     np.testing.assert_allclose(out[:7], expected[:7], rtol=0, atol=2e-6)
     assert not np.asarray(out[7]).any() and (np.abs(expected[:7]).max(axis=(1, 2, 3)) > 0.1).all()
     for one, other in zip(jax.tree.leaves(after), jax.tree.leaves(expected_after), strict=True):

@@ -21,8 +21,9 @@ from jax.sharding import PartitionSpec as P  # noqa: E402
 
 from s1jax.checkpoint import store  # noqa: E402
 from s1jax.config.experiment import DistilConfig, MeshConfig, OptimizerConfig, TrainConfig  # noqa: E402
-from s1jax.config.layers import MLA, Dense, Experts, Layer  # noqa: E402
+from s1jax.config.layers import GQA, MLA, Dense, Experts, Layer  # noqa: E402
 from s1jax.config.model import Group, ModelConfig  # noqa: E402
+from s1jax.config.rope import RopeScaling  # noqa: E402
 from s1jax.model import decoder  # noqa: E402
 from s1jax.parallel import mesh as mesh_lib  # noqa: E402
 from s1jax.parallel import ops as parallel_ops  # noqa: E402
@@ -50,10 +51,24 @@ MODELS = {
     "deepseek": ModelConfig(60, 16, (Group(1, (Layer(_MLA, Dense(24)),)), Group(1, (Layer(_MLA, _CHOSEN),)))),
     "wide": ModelConfig.dense(**SHAPE | dict(vocab_size=64), qk_norm=True, tied_embeddings=True),
 }
+# Windows, sinks, caps, norms of every place, and rotary frequencies by the length of a segment.
+FIRST = GQA(8, 2, 4, qkv_bias=True, out_bias=True, window=5, sinks=True, softcap=1.5, rotary_dim=2)
+SECOND = GQA(8, 2, 4, qk_norm_whole=True, sinks=True, rotary_dim=2)
+MODELS["ruled"] = ModelConfig(
+    vocab_size=60,
+    d_model=16,
+    groups=(Group(1, (Layer(FIRST, Dense(24, "gelu_tanh"), "both"), Layer(SECOND, Dense(24), "post"))),),
+    rope_scaling=RopeScaling("longrope", 2.0, 8, short_factor=(1.0,), long_factor=(3.0,)),
+    norm_offset=True,
+    scale_embeddings=True,
+    final_softcap=2.0,
+)
 CASES = [  # model, (data, fsdp, sequence, tensor), accumulation, attention, remat
     ("tied", (2, 4, 1, 1), 2, "chunked", "save_dots"),  # and the MLP in parts, as wherever `tensor` is 1
     ("untied", (1, 2, 2, 2), 2, "chunked", "full"),  # tokens, rows and heads split at once
     ("tied", (1, 1, 2, 4), 1, "xla", "save_attention"),  # two key heads for four shares of the query heads
+    ("ruled", (1, 2, 2, 2), 2, "chunked", "full"),
+    ("ruled", (2, 1, 1, 4), 1, "xla", "none"),
     ("experts", (1, 2, 2, 2), 1, "chunked", "full"),
     ("deepseek", (2, 1, 1, 4), 1, "chunked", "none"),
 ]

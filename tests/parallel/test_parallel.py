@@ -33,8 +33,11 @@ def results(tmp_path_factory):
 
 
 def test_meshes_give_the_single_device_loss_and_gradients(results):
-    """Three shapes of the mesh, and two with experts, one of them DeepSeek-V3; S1JAX_ALL_MESHES=1 tries all twenty."""
-    assert len(results["compare"]) == (20 if os.environ.get("S1JAX_ALL_MESHES") else 5)
+    """Three shapes of the mesh, two with experts, one of them DeepSeek-V3, two with every rule of dense layers.
+
+    S1JAX_ALL_MESHES=1 tries all twenty.
+    """
+    assert len(results["compare"]) == (20 if os.environ.get("S1JAX_ALL_MESHES") else 7)
     for case in results["compare"]:
         assert case["loss"] < 1e-5 and case["gradients"] < 1e-5, case
         assert case["size"] > 0.01, case

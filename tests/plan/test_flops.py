@@ -10,6 +10,7 @@ import pytest
 from s1jax.config.model import ModelConfig
 from s1jax.model import blocks, decoder
 from s1jax.model.attention import dispatch, fused
+from s1jax.model.attention.rule import AttentionRule
 from s1jax.parallel import sharding
 from s1jax.plan import flops
 
@@ -87,3 +88,19 @@ def test_splash_counts_its_blocks_on_and_below_the_diagonal():
     delta = 2 * q.size  # the outcome times its gradient, summed
     assert whole == 2 * 4 * 10 * 512**2 * 14 * 64 + delta
     assert operations(q[:, :1024], ids[:, :1024], part=part) == whole / 2
+
+
+def test_windows_leave_blocks_out():
+    """4 H a pair forward, 10 H backward (14 for `flash`, which makes scores twice), for blocks with a window of 700."""
+    q, k = jnp.zeros((2, 4096, 4, 64)), jnp.zeros((2, 4096, 2, 64))
+    ids, rule = jnp.ones((2, 4096), jnp.int32), AttentionRule(1.0, window=700)
+
+    def operations(kernel, x=jnp.float32):
+        attend = functools.partial(dispatch.attend, implementation=kernel, rule=rule)
+        loss = lambda *qkv: attend(*qkv, ids).astype(jnp.float32).sum()  # noqa: E731
+        return _count(jax.grad(loss, argnums=(0, 1, 2)), q.astype(x), k.astype(x), k.astype(x))
+
+    # Queries 512 i to 512 i + 511 begin to see at key 512 i - 699: 1, 2, then 3 blocks.
+    forward = 1 + 2 + 6 * 3
+    assert operations("splash") == 2 * 4 * forward * 512**2 * 14 * 64 + 2 * q.size
+    assert operations("flash", jnp.bfloat16) == 2 * 4 * 4096 * (700 + 128) * 18 * 64

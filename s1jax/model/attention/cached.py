@@ -65,11 +65,13 @@ def attend_cached(
     span = pages_at_once * page_size
     table = jnp.pad(new.table, ((0, 0), (0, -new.table.shape[1] % pages_at_once)))
     grouped = group_heads(q, kv_heads, rule.scale)
-    if pages_in_place and length == 1 and rule.is_plain and sinks is None:
+    if pages_in_place and length == 1:
         from s1jax.model.attention import paged  # Triton's part of JAX takes half a second to import
 
         if paged.can_read(pages):
-            return ungroup_heads(paged.attend(grouped, pages, layer, new), heads).astype(q.dtype), pages
+            return ungroup_heads(paged.attend(grouped, pages, layer, new, rule=rule, sinks=sinks), heads).astype(
+                q.dtype
+            ), pages
     last = new.lengths[:, None] + jnp.arange(length)  # [B, T], last position that a query sees
     # A TPU keeps values narrower than its registers with the tokens of a page last; any other order copies all pages.
     tokens_last = q.shape[3] < LANES <= page_size or pages.values is None

@@ -7,7 +7,7 @@ queries and keys, Hv that of values.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from s1jax.model.attention import rule as rule_lib
 from s1jax.model.attention.rule import AttentionRule
 from s1jax.model.blocks import Part
 
+WINDOW = "window_"  # and the number: the scope of a layer's operations; `s1jax.plan.flops` reads it there
 _BLOCK = 512
 _SMALLEST_BLOCK = 128  # of layers with a window: two blocks in a window leave out most keys that no query sees
 
@@ -59,20 +60,32 @@ def attend(
       ValueError: for an unknown implementation.
     """
     rule = rule_lib.or_plain(rule, q.shape[-1])
-    if implementation in ("cudnn", "splash", "flash") and (not rule.is_plain or sinks is not None):
-        raise ValueError(
-            f"attention implementation {implementation!r} has no windows, softcaps or sinks; use 'chunked'"
-        )
+    if rule.window:
+        with jax.named_scope(f"{WINDOW}{rule.window}"):
+            return _attend(q, k, v, segment_ids, implementation, part, rule, sinks)
+    return _attend(q, k, v, segment_ids, implementation, part, rule, sinks)
+
+
+def _attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    segment_ids: jax.Array,
+    implementation: str,
+    part: Part | None,
+    rule: AttentionRule,
+    sinks: jax.Array | None,
+) -> jax.Array:
     if implementation == "cudnn":
-        if part is not None:
-            raise ValueError("attention implementation 'cudnn' has no part of a row; use 'flash'")
-        return fused.cudnn(q, k, v, segment_ids)
+        if part is not None or rule.softcap or sinks is not None:
+            raise ValueError("attention implementation 'cudnn' has no part of a row, softcap or sinks; use 'flash'")
+        return fused.cudnn(q, k, v, segment_ids, rule=rule)
     if implementation == "splash":
-        return fused.splash(q, k, v, segment_ids, part)
+        return fused.splash(q, k, v, segment_ids, part, rule=rule, sinks=sinks)
     if implementation == "flash":
         from s1jax.model.attention import flash  # Triton's part of JAX takes half a second to import
 
-        return flash.attend(q, k, v, segment_ids, part)
+        return flash.attend(q, k, v, segment_ids, part, rule=rule, sinks=sinks)
     if implementation == "chunked":
         return _chunked(q, k, v, segment_ids, part, rule, sinks)
     if implementation == "xla":
@@ -113,7 +126,15 @@ def _chunked(
     return out.reshape(batch, length, heads, v.shape[-1])
 
 
-def choose(asked: str, platform: str, dtype: str, packed: bool, sequence: int, head_dim: int) -> tuple[str, str | None]:
+def choose(
+    asked: str,
+    platform: str,
+    dtype: str,
+    packed: bool,
+    sequence: int,
+    head_dim: int,
+    needs: Collection[str] = (),
+) -> tuple[str, str | None]:
     """Picks the implementation for a run.
 
     Args:
@@ -124,6 +145,7 @@ def choose(asked: str, platform: str, dtype: str, packed: bool, sequence: int, h
       packed: rows hold several segments.
       sequence: devices that share a row.
       head_dim: H.
+      needs: what the layers ask of a kernel, see `s1jax.model.attention.rule.needs`.
 
     Returns:
       Its name for `attend`, and a sentence if it is not what was asked for.
@@ -139,6 +161,7 @@ def choose(asked: str, platform: str, dtype: str, packed: bool, sequence: int, h
             (packed, "knows no segments (data.batching=packed)"),
             (sequence > 1, "has no part of a row (mesh.sequence > 1)"),
             (head_dim % 8 > 0 or head_dim > 256, f"wants a head_dim of 8, 16, ..., 256, not {head_dim}"),
+            *((need in needs, f"computes no {need}") for need in ("softcaps", "sinks", "narrow values")),
         ],
         "flash": nvidia,
     }

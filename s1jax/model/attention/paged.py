@@ -21,7 +21,9 @@ from jax.experimental.pallas import triton
 
 from s1jax.model import cache as cache_lib
 from s1jax.model.attention import flash
+from s1jax.model.attention import rule as rule_lib
 from s1jax.model.attention.chunked import MASKED
+from s1jax.model.attention.rule import AttentionRule
 
 _PROGRAMS = 512  # of one call: about four for each of an H100's 132 processors
 
@@ -40,6 +42,9 @@ def attend(
     layer: jax.Array | int | None,
     new: cache_lib.NewTokens,
     interpret: bool = False,
+    *,
+    rule: AttentionRule | None = None,
+    sinks: jax.Array | None = None,
 ) -> jax.Array:
     """Attention over all tokens of each sequence, its newest one included.
 
@@ -49,10 +54,13 @@ def attend(
       layer: int32 scalar, or None.
       new: where the new tokens went, one a row or none; rows without one get 0.
       interpret: runs on any backend, slowly, for tests.
+      rule: window and softcap; pages outside of the window are not read.
+      sinks: [K G].
 
     Returns:
       float32 [B, K, G, H].
     """
+    rule = rule_lib.or_plain(rule, q.shape[-1])
     batch, kv_heads, group, head_dim = q.shape
     width, size = new.table.shape[1], pages.page_size
     shares = min(width, 1 << max(0, math.ceil(math.log2(_PROGRAMS / (batch * kv_heads)))))
@@ -68,7 +76,7 @@ def attend(
     partial = pl.BlockSpec(one, lambda b, h, s: (b, h, s, 0))
     statistic = jax.ShapeDtypeStruct((batch, kv_heads, shares, heads), jnp.float32)
     top, total, mean = pl.pallas_call(
-        functools.partial(_kernel, shares=shares, size=size),
+        functools.partial(_kernel, shares=shares, size=size, rule=rule),
         name="paged_attention",
         grid=(batch, kv_heads, shares),
         in_specs=[
@@ -82,8 +90,16 @@ def attend(
         compiler_params=triton.CompilerParams(num_warps=4, num_stages=3),
         interpret=interpret,
     )(q, table, lengths, *arrays)
-    weight = jnp.exp2(top - top.max(2, keepdims=True))  # of each share [B, K, S, G]
+    highest = top.max(2, keepdims=True)
+    if sinks is not None:
+        sink = jnp.pad(
+            sinks.astype(jnp.float32).reshape(kv_heads, 1, group) * flash.LOG2E, ((0, 0), (0, 0), (0, heads - group))
+        )
+        highest = jnp.maximum(highest, sink)
+    weight = jnp.exp2(top - highest)  # of each share [B, K, S, G]
     total = jnp.sum(total * weight, axis=2)
+    if sinks is not None:
+        total += jnp.exp2(sink - highest)[:, :, 0]
     out = jnp.sum(mean * weight[..., None], axis=2) / jnp.maximum(total, 1)[..., None]
     return out[:, :, :group]
 
@@ -92,7 +108,7 @@ def _of_head(rest: int) -> Callable[..., tuple[int, ...]]:
     return lambda b, h, s: (0, h, *(0,) * rest)
 
 
-def _kernel(q_ref, table_ref, length_ref, keys_ref, values_ref, *refs, shares, size):
+def _kernel(q_ref, table_ref, length_ref, keys_ref, values_ref, *refs, shares, size, rule):
     """One row's heads [G, H] over one share of its pages: largest score, sum and unscaled mean; scores are base 2."""
     *scales, top_ref, total_ref, mean_ref = refs
     q, length, share = q_ref[...], length_ref[...], pl.program_id(2)
@@ -100,10 +116,14 @@ def _kernel(q_ref, table_ref, length_ref, keys_ref, values_ref, *refs, shares, s
 
     def add(j: jax.Array, running: flash.Running) -> flash.Running:
         page = table_ref[j]
-        scores = triton.dot(q, keys_ref[page, :, :].astype(q.dtype)) * flash.LOG2E
+        scores = triton.dot(q, keys_ref[page, :, :].astype(q.dtype))
         if scales:
             scores = scores * scales[0][page, :][None]
-        visible = j * size + jnp.arange(size) < length
+        scores = rule_lib.capped(scores, rule.softcap) * flash.LOG2E
+        places = j * size + jnp.arange(size)
+        visible = places < length
+        if rule.window:
+            visible &= places >= length - rule.window
 
         def weigh(weights: jax.Array) -> jax.Array:
             if scales:
@@ -112,5 +132,6 @@ def _kernel(q_ref, table_ref, length_ref, keys_ref, values_ref, *refs, shares, s
 
         return flash.fold(running, jnp.where(visible[None], scores, MASKED), weigh)
 
-    bounds = used * share // shares, used * (share + 1) // shares
+    first = jnp.maximum(length - rule.window, 0) // size if rule.window else 0
+    bounds = first + (used - first) * share // shares, first + (used - first) * (share + 1) // shares
     top_ref[...], total_ref[...], mean_ref[...] = jax.lax.fori_loop(*bounds, add, flash.start_of(q))

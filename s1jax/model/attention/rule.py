@@ -7,7 +7,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from s1jax.config.layers import GQA
+from s1jax.config.layers import GQA, MLA
+from s1jax.config.model import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,15 +28,22 @@ class AttentionRule:
     softcap: float = 0.0
     value_dim: int = 0
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether scores are only scaled."""
-        return not self.window and not self.softcap
-
 
 def of(spec: GQA) -> AttentionRule:
     """The rule of a layer."""
     return AttentionRule(spec.scale, spec.window, spec.softcap)
+
+
+def needs(config: ModelConfig) -> frozenset[str]:
+    """What the layers of a model ask of a kernel for whole rows: `windows`, `softcaps`, `sinks`, `narrow values`."""
+    found: set[str] = set()
+    for attention in {layer.attention for layer in config.layers()}:
+        if isinstance(attention, MLA):
+            found |= {"narrow values"} if attention.value_dim != attention.head_dim else set()
+            continue
+        asked = {"windows": attention.window, "softcaps": attention.softcap, "sinks": attention.sinks}
+        found |= {name for name, value in asked.items() if value}
+    return frozenset(found)
 
 
 def or_plain(rule: AttentionRule | None, head_dim: int) -> AttentionRule:
