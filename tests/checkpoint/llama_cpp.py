@@ -94,3 +94,19 @@ def quantize(values, kind, size):
     written = function(TYPES[kind], values.ctypes.data, out.ctypes.data, 0, *values.shape, None)
     assert written == out.size
     return out
+
+
+class _Parameters(ctypes.Structure):
+    """llama_model_quantize_params of llama.h; `rest` are switches and pointers, which keep their defaults."""
+
+    _fields_ = (("threads", ctypes.c_int32), ("ftype", ctypes.c_int32), ("rest", ctypes.c_uint8 * 248))
+
+
+def quantize_file(source, target, ftype):
+    """llama-quantize: writes the file `target` of a number of llama_ftype from a float file."""
+    found = library("libllama.v*.so")
+    found.llama_model_quantize_default_params.restype = _Parameters
+    parameters = found.llama_model_quantize_default_params()
+    parameters.threads, parameters.ftype = 2, ftype
+    code = found.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(parameters))
+    assert code == 0, code

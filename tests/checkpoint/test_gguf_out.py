@@ -12,7 +12,7 @@ import tokenizers
 from s1jax.checkpoint import huggingface_config, names
 from s1jax.checkpoint.families import table
 from s1jax.checkpoint.gguf import file as file_lib
-from s1jax.checkpoint.gguf import metadata, read, write
+from s1jax.checkpoint.gguf import metadata, mix, read, write
 from s1jax.config.layers import Experts
 from s1jax.errors import UserError
 from s1jax.model import decoder
@@ -147,6 +147,7 @@ def test_a_file_gives_the_model_back(tmp_path, name):
 
 @pytest.mark.parametrize("name", EXPORTED)
 def test_llama_cpp_gives_our_ids(tmp_path, name):
+    llama_cpp.folder()
     config = CONFIGS[name]
     params = weights(config)
     export(tmp_path / "m.gguf", config, params)
@@ -235,3 +236,45 @@ def test_weights_that_are_no_numbers(tmp_path, file_type):
     with pytest.raises(UserError, match=r"blk.1.attn_output.weight cannot be written: .* take an earlier checkpoint"):
         export(tmp_path / "m.gguf", CONFIGS["llama"], params, file_type)
     assert not list(tmp_path.iterdir())
+
+
+def _wide(name, layers, heads, head_dim, hidden, **changes):
+    """The model with more layers, and widths that blocks divide."""
+    config = dataclasses.replace(CONFIGS[name], **changes)
+    (group,) = config.groups
+    (layer,) = group.pattern
+    attention = dataclasses.replace(layer.attention, num_heads=heads, num_kv_heads=2, head_dim=head_dim)
+    layer = dataclasses.replace(layer, attention=attention, mlp=dataclasses.replace(layer.mlp, hidden=hidden))
+    return dataclasses.replace(config, groups=(dataclasses.replace(group, repeat=layers, pattern=(layer,)),))
+
+
+MIXES = {
+    "wide": _wide("llama", 17, 8, 32, 256, d_model=256),
+    "narrow and tied": _wide("qwen2_tied_mha", 9, 6, 16, 160, d_model=96),
+    "eight experts": _experts(_wide("mixtral", 9, 8, 32, 96, d_model=256), num_experts=8),
+    "experts": _wide("qwen3_moe", 9, 4, 24, 96, d_model=256),
+    "fused": _wide("phi3", 9, 4, 64, 512, d_model=256),
+    "seventy billion": _wide("llama", 80, 4, 16, 32, d_model=256),
+}
+
+
+@pytest.mark.parametrize("file_type", ["Q4_K_M", "Q4_K", "Q6_K", "Q8_0", "Q4_0", "Q5_0"])
+@pytest.mark.parametrize("name", MIXES)
+def test_llama_quantize_chooses_the_same_types(tmp_path, name, file_type):
+    """And makes the same bytes."""
+    llama_cpp.folder()
+    config = MIXES[name]
+    params = weights(config)
+    export(tmp_path / "float.gguf", config, params)
+    export(tmp_path / "ours.gguf", config, params, file_type)
+    llama_cpp.quantize_file(tmp_path / "float.gguf", tmp_path / "theirs.gguf", int(mix.TYPES[file_type][1]))
+    ours, theirs = (file_lib.open_file(tmp_path / f"{whose}.gguf") for whose in ("ours", "theirs"))
+    found = {tensor.name: tensor for tensor in ours.tensors}
+    assert {tensor.name: tensor.tensor_type.name for tensor in theirs.tensors} == {
+        name: tensor.tensor_type.name for name, tensor in found.items()
+    }
+    for tensor in theirs.tensors:
+        np.testing.assert_array_equal(found[tensor.name].data, tensor.data, err_msg=tensor.name)
+    assert found.keys() == {tensor.name for tensor in theirs.tensors}
+    for key in ("general.file_type", "general.quantization_version"):
+        assert ours.get_field(key).contents() == theirs.get_field(key).contents()
