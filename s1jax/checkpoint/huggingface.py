@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import ml_dtypes
@@ -160,7 +160,9 @@ def read_params(folder: pathlib.Path, config: ModelConfig, dtype: npt.DTypeLike 
       UserError: names missing, extra, misshaped or non-float tensors.
     """
     tensors = _tensors(folder, config)
-    stored = _stored_dtype(tensors.values())
+    few = config.num_layers > len(tensors)  # which is refused below
+    exact = set() if few else names_lib.exact(config, "huggingface")
+    stored = _stored_dtype(tensor for name, tensor in tensors.items() if name not in exact)
     found = {name: (tensor.shape, tensor.file) for name, tensor in tensors.items()}
     head, embedding = "lm_head.weight", "model.embed_tokens.weight"
     if config.tied_embeddings:
@@ -269,10 +271,11 @@ def write_model(
     """
     sources = names_lib.views(config, params, "huggingface")
     dtype = np.dtype(dtype or sources["model.embed_tokens.weight"].dtype)
+    exact = names_lib.exact(config, "huggingface")
     shards: list[list[str]] = [[]]
     size = 0
     for name, view in sources.items():
-        num_bytes = view.size * dtype.itemsize
+        num_bytes = view.size * (4 if name in exact else dtype.itemsize)
         if shards[-1] and size + num_bytes > max_shard_bytes:
             shards.append([])
             size = 0
@@ -281,10 +284,10 @@ def write_model(
     weight_map = {}
     for number, shard in enumerate(shards, 1):
         file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        write_file(folder / file, {name: sources[name] for name in shard}, dtype)
+        write_file(folder / file, {name: sources[name] for name in shard}, dtype, exact)
         weight_map.update(dict.fromkeys(shard, file))
     if len(shards) > 1:
-        total = sum(view.size for view in sources.values()) * dtype.itemsize
+        total = sum(view.size * (4 if name in exact else dtype.itemsize) for name, view in sources.items())
         _write_json(folder / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
     _write_json(folder / "config.json", huggingface_config.config_to_json(config, eos, dtype))
     generation = {"eos_token_id": huggingface_config.one_or_list(eos), "do_sample": False}
@@ -292,21 +295,31 @@ def write_model(
     _write_json(folder / "generation_config.json", generation)
 
 
-def write_file(path: pathlib.Path, tensors: Mapping[str, np.ndarray], dtype: np.dtype) -> None:
-    """Writes one safetensors file tensor by tensor; the library's writer wants all of them contiguous at once."""
-    kind = next(name for name, known in _DTYPES.items() if known == dtype)
+def write_file(
+    path: pathlib.Path, tensors: Mapping[str, np.ndarray], dtype: np.dtype, exact: Collection[str] = ()
+) -> None:
+    """Writes one safetensors file tensor by tensor; the library's writer wants all of them contiguous at once.
+
+    Args:
+      path: of the file.
+      tensors: by name.
+      dtype: that they are stored in.
+      exact: names of those that are stored in float32 instead.
+    """
+    kinds = {np.dtype(known): name for name, known in _DTYPES.items()}
+    dtypes = {name: np.dtype(np.float32) if name in exact else dtype for name in tensors}
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0
     for name, tensor in tensors.items():
-        end = offset + tensor.size * dtype.itemsize
-        header[name] = {"dtype": kind, "shape": list(tensor.shape), "data_offsets": [offset, end]}
+        end = offset + tensor.size * dtypes[name].itemsize
+        header[name] = {"dtype": kinds[dtypes[name]], "shape": list(tensor.shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the data starts at a multiple of 8 bytes
     with files.named(path), path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for tensor in tensors.values():
-            contiguous = np.empty(tensor.shape, dtype)
+        for name, tensor in tensors.items():
+            contiguous = np.empty(tensor.shape, dtypes[name])
             names_lib.copy(contiguous, tensor)
             file.write(contiguous.view(np.uint8).data)  # tofile does not say that the disk is full
 

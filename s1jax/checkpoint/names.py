@@ -249,6 +249,12 @@ def _pair(place: _Place, inputs: int, rank: int) -> tuple[_Place, _Place]:
     return a, b
 
 
+def exact(config: ModelConfig, names: Column) -> set[str]:
+    """Stored names of tensors that are float32 whatever the others are."""
+    places = [place for place in _places(config, names) if place.row.path in tensors.FLOAT32]
+    return {place.name.format(layer) for place in places if place.stack for layer in place.stack.numbers}
+
+
 def shapes(config: ModelConfig, names: Column) -> dict[str, tuple[int, ...]]:
     """Stored name -> stored shape of every tensor of `config`, as `views` has them, without any array."""
     found: dict[str, tuple[int, ...]] = {}

@@ -1,5 +1,7 @@
 """Every family: what transformers writes is read, and what is written transformers loads as the same model."""
 
+import jax
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -42,6 +44,21 @@ def test_weights_go_in_and_out_bit_for_bit(saved, tmp_path):
     ids = torch.randint(61, (1, 150), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert torch.equal(model(ids).logits, again.eval()(ids).logits)
+
+
+def test_biases_that_choose_experts_stay_exact(tmp_path):
+    """In bfloat16 they would choose others."""
+    config = huggingface_config.config_from_json(tiny.CONFIGS["deepseek_v3"])
+    params = names.allocate(config, ml_dtypes.bfloat16)
+    bias = params["layers_1_0"]["mlp"]["router"]["selection_bias"]
+    assert bias.dtype == np.float32
+    bias[...] = np.random.default_rng(0).normal(size=bias.shape)
+    for leaf in (leaf for leaf in jax.tree.leaves(params) if leaf is not bias):
+        leaf[...] = 0.5
+    hf.write_model(tmp_path, params, config, max_shard_bytes=20_000)
+    read = hf.read_params(tmp_path, config)
+    assert read["embed"]["embedding"].dtype == ml_dtypes.bfloat16
+    np.testing.assert_array_equal(read["layers_1_0"]["mlp"]["router"]["selection_bias"], bias)
 
 
 _VISION = dict(

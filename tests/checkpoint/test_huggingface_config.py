@@ -32,6 +32,7 @@ _QWEN2P5_32B = {
     "max_position_embeddings": 32768, "max_window_layers": 70, "model_type": "qwen2", "num_attention_heads": 40,
     "num_hidden_layers": 64, "num_key_value_heads": 8, "rms_norm_eps": 1e-06, "rope_theta": 1000000.0,
     "sliding_window": 131072, "tie_word_embeddings": False, "torch_dtype": "bfloat16", "use_cache": True,
+    "use_mrope": False,
     "use_sliding_window": False, "vocab_size": 152064,
 }  # fmt: skip
 _QWEN3_0P6B = {
@@ -46,7 +47,7 @@ _SMOLLM2_135M = {
     "intermediate_size": 1536, "max_position_embeddings": 8192, "mlp_bias": False, "model_type": "llama",
     "num_attention_heads": 9, "num_hidden_layers": 30, "num_key_value_heads": 3, "pretraining_tp": 1,
     "rms_norm_eps": 1e-05, "rope_interleaved": False, "rope_scaling": None, "rope_theta": 100000,
-    "tie_word_embeddings": True, "vocab_size": 49152,
+    "is_llama_config": True, "tie_word_embeddings": True, "vocab_size": 49152,
 }  # fmt: skip
 
 
@@ -204,6 +205,7 @@ def test_silence_means_what_transformers_assumes():
         ({"architectures": "Qwen2ForCausalLM"}, "config.json: architectures is 'Qwen2.*; it must be a list"),
         ({"attention_bias": True}, "attention_bias is True"),
         ({"mlp_bias": True}, "mlp_bias is True"),
+        ({"use_mrope": True}, "use_mrope is True"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"quantization_config": {"bits": 4}}, "quantization_config"),
         ({"hidden_size": None}, "config.json lacks hidden_size"),

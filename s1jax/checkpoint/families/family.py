@@ -21,6 +21,7 @@ MAX_LAYERS = 10_000  # that may be listed one by one
 FIXED: Mapping[str, Any] = {
     "hidden_act": "silu", "attention_bias": False, "mlp_bias": False, "use_sliding_window": False,
     "partial_rotary_factor": 1.0, "rope_interleaved": False, "is_causal": True,
+    "use_mrope": False,
 }  # fmt: skip
 
 

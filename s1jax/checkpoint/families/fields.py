@@ -32,6 +32,8 @@ _HARMLESS = """
     num_return_sequences output_scores return_dict_in_generate forced_bos_token_id forced_eos_token_id
     remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
     output_router_logits router_aux_loss_coef unsloth_version unsloth_fixed transformers.js_config
+    is_llama_config attn_implementation gradient_checkpointing classifier_dropout model_max_length max_sequence_length
+    tokenizer_model_max_length tokenizer_padding_side
 """
 HARMLESS = frozenset(_HARMLESS.split())
 
