@@ -11,7 +11,7 @@ async function answer({path, ids, count, texts, length}) {
     const found = {
         bos: model.tokens.bos, eos: model.tokens.eos, eot: model.tokens.eot,
         addsBos: model.tokens.shouldPrependBosToken, template: model.fileInfo.metadata.tokenizer?.chat_template,
-        texts: (texts ?? []).map(([text, special]) => Array.from(model.tokenize(text, special, "trimLeadingSpace"))),
+        texts: (texts ?? []).map(([text, special]) => Array.from(model.tokenize(text, special))),
     };
     if (ids !== undefined) {
         const context = await model.createContext({contextSize: length, threads: 2, flashAttention: false});
