@@ -126,7 +126,7 @@ def test_groups_of_another_size(golden, name):
         ("mxfp4", {"modules_to_not_convert": ["mxfp4"]}, "modules_to_not_convert names mxfp4.m"),
         ("mxfp4", {"bits": 4}, "bits is 4, a field that s1jax does not know"),
         ("pack4", {"format": "marlin-24"}, "format is 'marlin-24'; s1jax reads 'pack-quantized', "),
-        ("pack4", {"quantization_status": "frozen"}, "quantization_status is 'frozen'"),
+        ("pack4", {"quantization_status": "calibration"}, "quantization_status is 'calibration'"),
         ("pack4", {"transform_config": {"config_groups": {"u": {}}}}, "transform_config is "),
         ("pack4", {"sparsity_config": {"format": "sparse-24-bitmask"}}, "sparsity_config is "),
         ("pack4", {"ignore": ["re:pack.*"]}, "ignore names pack4.m"),
@@ -139,6 +139,15 @@ def test_groups_of_another_size(golden, name):
 def test_what_is_refused(golden, name, changes, message):
     with pytest.raises(UserError, match=f"^config.json: quantization_config.*{message}|{message}"):
         _restored(golden, name, **changes)
+
+
+# Configurations with the fields that the tools write, and what is said of them.
+KNOWN = json.loads(GOLDEN.with_name("quantization_configs.json").read_text())
+
+
+@pytest.mark.parametrize("known", KNOWN, ids=lambda known: known["about"])
+def test_configurations_as_the_tools_write_them(known):
+    assert method_lib.read_method(known, "config.json").about == known["about"]
 
 
 def _group(golden, name, **changes):

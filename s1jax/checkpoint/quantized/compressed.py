@@ -32,11 +32,6 @@ _FORMATS = (
     "nvfp4-pack-quantized", "mxfp4-pack-quantized",
 )  # fmt: skip
 _TYPES = ("Linear", "Embedding")  # of modules that are quantised
-# Scales of activations and of the key-value cache: our activations are floats.
-_OF_ACTIVATIONS = (
-    "input_scale", "input_zero_point", "input_global_scale", "output_scale", "output_zero_point", "k_scale", "v_scale",
-    "q_scale", "k_zero_point", "v_zero_point",
-)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +108,7 @@ class Compressed:
         if values.optional("transform_config", dict, {}).get("config_groups", True):
             values.empty("transform_config")
         values.empty("moe_sparsity_config")
-        values.one_of("quantization_status", ["compressed"], "compressed")
+        values.one_of("quantization_status", ["compressed", "frozen"], "compressed")  # frozen: by older versions
         form = values.one_of("format", [*_FORMATS, "mixed-precision"], "mixed-precision")
         groups = values.get("config_groups", dict)
         schemes = [
@@ -134,9 +129,7 @@ class Compressed:
             if _named(module, self.skipped, self.where):
                 raise UserError(f"{self.where}: ignore names {plain(module)}, whose weights are quantised; {REMEDY}.")
             _restore(parts, module, self._scheme_of(module))
-        for part in _OF_ACTIVATIONS:
-            for module in parts.modules(f".{part}"):
-                parts.drop(f"{module}.{part}")
+        parts.drop_scales_of_activations()
 
     def _scheme_of(self, module: str) -> Scheme:
         """Of a module: names go before regular expressions, and those before types, as in compressed-tensors."""

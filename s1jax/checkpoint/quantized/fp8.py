@@ -41,10 +41,10 @@ class FP8:
         values.one_of("scale_fmt", ["float", "ue8m0"], "float")
         values.one_of("expert_dtype", ["fp8"], "fp8")
         values.one_of("activation_scheme", ["dynamic", "static"], "dynamic")
-        values.empty("modules_to_convert", "kv_cache_scheme")
+        values.empty("modules_to_convert")
         block = values.block("weight_block_size")
         skipped = values.words("modules_to_not_convert") + values.words("ignored_layers")
-        values.ignore("quant_method dequantize")
+        values.ignore("quant_method dequantize kv_cache_scheme")
         return cls(block, skipped, values.where)
 
     @property
@@ -61,8 +61,7 @@ class FP8:
         for module in sorted(named):
             refuse_skipped(module, self.skipped, self.where, "modules_to_not_convert")
             self._restore(parts, module)
-            for part in ("activation_scale", "input_scale", "output_scale", "k_scale", "v_scale"):
-                parts.drop(f"{module}.{part}")
+        parts.drop_scales_of_activations()
 
     def _restore(self, parts: Parts, module: str) -> None:
         weight = parts.take(f"{module}.weight", ["F8_E4M3"])

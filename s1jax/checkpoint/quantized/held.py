@@ -16,6 +16,11 @@ from s1jax.errors import UserError
 # Kinds that `safetensors` does not give as numpy arrays: they are read as bytes.
 _BYTES = ("F8_E4M3", "F8_E5M2", "F8_E8M0")
 
+_OF_ACTIVATIONS = {
+    "activation_scale", "input_scale", "input_zero_point", "input_global_scale", "output_scale", "output_zero_point",
+    "k_scale", "v_scale", "q_scale", "kv_scale", "k_zero_point", "v_zero_point",
+}  # fmt: skip
+
 # Of a tensor that was put together from quantised parts.
 RESTORED = "restored"
 
@@ -108,6 +113,11 @@ class Parts:
     def drop(self, name: str) -> bool:
         """Leaves a tensor out, if it is there; returns whether it was."""
         return self.left.pop(name, None) is not None
+
+    def drop_scales_of_activations(self) -> None:
+        """Leaves out what belongs to quantised activations and key-value caches: both are floats here."""
+        for name in [name for name in self.left if name.rpartition(".")[2] in _OF_ACTIVATIONS]:
+            del self.left[name]
 
     def put(self, name: str, of: Held, shape: Sequence[int], read: Callable[[], np.ndarray]) -> None:
         """Adds a tensor of floats that `read` makes; `of` is one of its parts."""
