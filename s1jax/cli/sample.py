@@ -64,6 +64,7 @@ _HELP = {
     "repetition_penalty": "Above 1: tokens that the prompt or the sequence has already become less probable.",
     "stop": "Text that ends the answer, which is cut before it; give the flag again for more than one.",
     "wait": "String that replaces an end of thinking; empty: the end tokens are masked instead.",
+    "reasoning_effort": "A word that the chat format writes into the prompt (gpt-oss: low, medium, high).",
     "n": "Samples of each prompt; above 1 with a temperature above 0.",
     "seed": "Seed of the noise, which differs from row to row; a row's own seed gives the same tokens in any file.",
 }

@@ -44,6 +44,8 @@ class SamplingParams:
       n: samples of the prompt, which share its prefill; above 1 they need a temperature above 0, as in vLLM.
       wait: string that replaces an end of thinking, as `num_waits` and `min_thinking_tokens` ask; special tokens in it
         are encoded as text. If it is empty, the end is masked instead and another token is sampled.
+      reasoning_effort: how long the model shall think, as a word that its chat format writes into the prompt (gpt-oss:
+        `low`, `medium`, `high`); empty: the format's own word, if it has any. It sets no number of tokens.
     """
 
     max_thinking_tokens: int = 4096
@@ -60,6 +62,7 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     n: int = 1
     wait: str = "Wait"
+    reasoning_effort: str = ""
 
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):

@@ -56,7 +56,7 @@ class Encoder:
           place: of the request in its call, see `Request.index`.
 
         Raises:
-          UserError: for a bad prompt, system prompt or wait string.
+          UserError: for a bad prompt, system prompt, effort or wait string.
         """
         first = self.encode_one(request, defaults, name, system=system)
         params = first.params
@@ -73,7 +73,7 @@ class Encoder:
     ) -> EncodedRequest:
         """Encodes a request with its own seed and `n`; arguments and errors are those of `encode`."""
         name, params = request.name or name, request.params or defaults
-        prompt = tuple(self._prompt(request, name, self.system(request, system)))
+        prompt = tuple(self._prompt(request, name, self.system(request, system), params.reasoning_effort))
         try:
             wait = self._wait(params.wait)
         except UserError as error:  # the call's wait string belongs to no single request
@@ -92,7 +92,7 @@ class Encoder:
                 return first.content
         return default
 
-    def _prompt(self, request: Request, name: str, system: str) -> list[int]:
+    def _prompt(self, request: Request, name: str, system: str, effort: str) -> list[int]:
         if not isinstance(system, str):
             raise UserError(f"{name}: system is {system!r}; it must be a string.")
         readers.check_length(system, name, "system")
@@ -103,6 +103,10 @@ class Encoder:
                 raise UserError(f"{name}: system goes with question, not with prompt_ids, which are used as they are.")
             if request.tools:
                 raise UserError(f"{name}: tools go with messages, not with prompt_ids, which are used as they are.")
+            if effort:
+                raise UserError(
+                    f"{name}: reasoning_effort goes with question, not with prompt_ids, which are used as they are."
+                )
             return _whole_numbers(request.prompt_ids, name)
         _, messages = conversation.split_system(_messages(request, name))
         if not messages or (messages[-1].role == "user" and not messages[-1].content.strip()):
@@ -112,7 +116,8 @@ class Encoder:
             readers.check_length(message.thinking or "", name, "thinking")
         try:
             messages = [Message("system", system), *messages]
-            return conversation.encode(self._tokenizer, self._chat, messages, request.tools)
+            fmt = chat_lib.with_effort(self._chat, effort)
+            return conversation.encode(self._tokenizer, fmt, messages, request.tools)
         except UserError as error:
             raise UserError(f"{name}: {error}") from None
 

@@ -34,11 +34,11 @@ ALIASES = {
     "reasoning_budget_tokens": "max_thinking_tokens",
     "num_return_sequences": "n",
 }
-# Values with which these fields mean "no thinking": a maximum of 0 thinking tokens.
-_NO_THINKING = {"reasoning_effort": "none", "enable_thinking": False}
+# Values with which these fields mean "no thinking", as `none` of reasoning_effort does: at most 0 thinking tokens.
+_NO_THINKING = {"enable_thinking": False}
 
 _BUDGETS = "max_thinking_tokens, max_answer_tokens, or max_completion_tokens for both together"
-_THINKING = 'max_thinking_tokens (or "none" here for no thinking)'
+_THINKING = "max_thinking_tokens"
 # Settings of other programs -> what to write instead.
 _REFUSED = {
     **dict.fromkeys(("max_tokens", "max_new_tokens", "max_output_tokens", "max_gen_toks",
@@ -142,6 +142,8 @@ _KNOWN_FOLDED = {_folded(name) for name in _KNOWN}
 
 def _control(key: Any, value: Any, name: str) -> tuple[str, Any]:
     """Returns the setting that a field is, and its value; an empty name for a field that is only copied."""
+    if key == "reasoning_effort" and value == "none":
+        return "max_thinking_tokens", 0
     if key in CONTROLS:
         return key, value
     if key in ALIASES:

@@ -13,6 +13,7 @@ one sample). It is written as parts joined by `+`, where case matters in STRING 
     token:64+forcing           the same, and thinking is cut at the bound
     reject:max=64:samples=16   the first of at most 16 samples whose thinking has at most 64 tokens
     majority:8                 the answer most samples give; forcing:waits=2+majority:8 votes over extended thinking
+    effort:high                the prompt has this word of the chat format for how long to think (gpt-oss)
     none+handoff:q=0.3         the share of 0.3 whose answers are the least sure goes to a remote model
 
 `reject` and `majority` take temperature=T. A wait with `,`, `:` or `+` in it has to be the one that holds for all runs.
@@ -95,6 +96,7 @@ class Strategy:
       selection: of one answer out of several samples.
       handoff: share of the problems, 0 to 1, that goes to a remote model, see `s1jax.evaluation.handoff`.
       remote: model of an endpoint that answers all problems in place of the engine; empty: the engine does.
+      effort: `reasoning_effort` of `SamplingParams`.
     """
 
     instruction: Instruction | None = None
@@ -102,12 +104,14 @@ class Strategy:
     selection: Selection | None = None
     handoff: float | None = None
     remote: str = ""
+    effort: str = ""
 
     def name(self, wait: str) -> str:
         """What the run is called in tables, files and plots; `wait` is the string of strategies that name none."""
         parts = [f"remote {self.remote}"] if self.remote else []
         if self.instruction:
             parts.append(f"{self.instruction.control} {self.instruction.amount}")
+        parts += [f"effort {self.effort}"] if self.effort else []
         if self.forcing.max_thinking_tokens is not None:
             parts.append(f"cut at {self.forcing.max_thinking_tokens}")
         if self.forcing.min_thinking_tokens:
@@ -134,6 +138,9 @@ class Strategy:
             base = dataclasses.replace(self, selection=None)
             kind = "majority" if self.selection.kind == "majority" else "rejection"
             return (kind if base == Strategy() else f"{kind}, {base.name(wait)}",)
+        if self.effort:
+            others = dataclasses.replace(self, effort="")
+            return ("reasoning effort" if others == Strategy() else f"reasoning effort, {others.name(wait)}",)
         if self.instruction:
             family = f"{self.instruction.control}-conditional"
             if self.forcing == Forcing():
@@ -164,6 +171,8 @@ class Strategy:
             return f"{self.handoff:g}"
         if self.selection:
             return str(self.selection.samples if self.selection.kind == "majority" else self.limit(0) - 1)
+        if self.effort:
+            return self.effort
         return str(self.instruction.amount) if self.instruction else self.name(wait)
 
     def row(self, row: Row, question: str, seed: int, params: SamplingParams) -> dict[str, Any]:
@@ -178,6 +187,8 @@ class Strategy:
         own: dict[str, Any] = {"num_waits": self.forcing.num_waits, "wait": self._wait(params.wait)}
         own["min_thinking_tokens"] = self.forcing.min_thinking_tokens
         own["max_thinking_tokens"] = self.limit(params.max_thinking_tokens)
+        if self.effort:
+            own["reasoning_effort"] = self.effort
         if self.selection and self.selection.temperature is not None:
             own["temperature"] = self.selection.temperature
         return {**row, "question": question, "seed": seed % 2**32, **own}
@@ -297,7 +308,7 @@ def parse(text: str) -> Strategy:
     forcing: Forcing | None = None
     selection: Selection | None = None
     handoff: float | None = None
-    bare = False
+    effort, bare = "", False
     for piece in text.strip().split("+"):
         part = _Part(text, piece.strip())
         if part.kind in ("token", "step", "class") and instruction is None:
@@ -309,10 +320,14 @@ def parse(text: str) -> Strategy:
             selection = _selection(part)
         elif part.kind == "handoff" and handoff is None:
             handoff = _handoff(part)
-        elif part.kind in ("token", "step", "class", "forcing", "majority", "reject", "handoff"):
+        elif part.kind == "effort" and not effort:
+            effort = part.values.pop("", "").strip()
+            if not effort:
+                raise part.error("names no effort; write for example effort:high")
+        elif part.kind in ("token", "step", "class", "forcing", "majority", "reject", "handoff", "effort"):
             raise part.error("says a second time what another part says; drop one")
         elif part.kind != "none":
-            raise part.error("is none of none, forcing, token, step, class, reject, majority and handoff")
+            raise part.error("is none of none, forcing, token, step, class, effort, reject, majority and handoff")
         part.done()
     if forcing and bare:
         most = instruction.most_tokens if instruction else None
@@ -326,7 +341,7 @@ def parse(text: str) -> Strategy:
         raise UserError(f"strategy {text!r} rejects all that has its minimum; lower min or raise reject's max.")
     if handoff is not None and selection:
         raise UserError(f"strategy {text!r} hands off one of several samples; drop reject or majority, or handoff.")
-    return Strategy(instruction, forcing or Forcing(), selection, handoff)
+    return Strategy(instruction, forcing or Forcing(), selection, handoff, effort=effort)
 
 
 def distinct(strategies: Iterable[Strategy | str], wait: str) -> list[Strategy]:

@@ -84,7 +84,9 @@ def make(
       handoff: to another model; None: there is none.
     """
     has_tools = conversation.has_tools(about.chat)
-    defaults = Defaults(settings.model, about.config.context_length, settings.params, tools=has_tools)
+    defaults = Defaults(
+        settings.model, about.config.context_length, settings.params, tools=has_tools, prompt_efforts=about.chat.efforts
+    )
     routes = _Routes(worker, about, settings, defaults, log, count, handoff)
     starlette = Starlette(
         routes=routes.all(),

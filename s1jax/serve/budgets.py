@@ -56,7 +56,8 @@ def read(reader: Reader, defaults: Defaults, effort: Reader | None = None) -> Th
 
     An upper bound of -1 or null is none. `enable_thinking: false`, `think: false`, `reasoning_effort: "none"` and
     `thinking: {"type": "disabled"}` are a bound of 0. Another effort is a number of the server's table, and a number
-    in the request wins over it.
+    in the request wins over it. Where the chat format has the word (gpt-oss: low, medium, high), it is written into the
+    prompt instead, beside any number.
 
     Args:
       reader: of the request.
@@ -66,7 +67,7 @@ def read(reader: Reader, defaults: Defaults, effort: Reader | None = None) -> Th
     Raises:
       ApiError: 400 for a value of the wrong type or size, or two fields that disagree; names them.
     """
-    found, words = _Names(), (*defaults.efforts, "none")
+    found, words = _Names(), (*dict.fromkeys([*defaults.efforts, *defaults.prompt_efforts]), "none")
     _names(reader, found, words)
     if effort is not None:
         _effort(effort, "effort", found, words)
@@ -163,10 +164,12 @@ def _resolve(found: _Names, defaults: Defaults) -> dict[str, Any]:
         _disagree(next(path for path, _ in found.limits), next(path for path, value in found.switches if value))
     if limit is not None:
         given["max_thinking_tokens"] = defaults.context_length if limit < 0 else min(limit, defaults.context_length)
-    elif effort is not None:
+    elif effort is not None and effort not in defaults.prompt_efforts:
         given["max_thinking_tokens"] = min(defaults.efforts[effort], defaults.context_length)
     elif found.no_limit:
         given["max_thinking_tokens"] = defaults.context_length
+    if effort in defaults.prompt_efforts:
+        given["reasoning_effort"] = effort
     for name, each in (("min_thinking_tokens", found.minima), ("num_waits", found.waits), ("wait", found.strings)):
         value = _agreed(each, None)
         if value is not None:

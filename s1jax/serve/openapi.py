@@ -45,7 +45,8 @@ DESCRIPTIONS = {
     "wait": "What replaces an end of thinking; empty or null: the end is masked.",
     "enable_thinking": "false: no thinking.",
     "think": "false: no thinking; a word: as reasoning_effort.",
-    "reasoning_effort": "A number of thinking tokens that the server has for this word; a number in the request wins.",
+    "reasoning_effort": "A number of thinking tokens that the server has for this word; a number in the request wins. "
+    "Where the chat format has the word (gpt-oss: low, medium, high), it is written into the prompt instead.",
     "reasoning": "Effort, most thinking tokens (max_tokens), and whether thinking is withheld (exclude).",
     "thinking": "Whether to think, and most thinking tokens (budget_tokens).",
     "output_config": "Effort of thinking.",

@@ -36,6 +36,7 @@ class Defaults:
       params: sampling parameters. Temperature is 1 unless the operator sets another, as in OpenAI's API.
       aliases: further names that requests may give the model.
       efforts: thinking tokens of each word of `reasoning_effort`, `none` excepted.
+      prompt_efforts: the words that the chat format writes into the prompt (gpt-oss); they set no number of tokens.
       reasoning_names: names of the field of thinking in chat replies.
       max_samples: most samples of a prompt, `n`.
       max_prompts: most prompts of a request.
@@ -47,6 +48,7 @@ class Defaults:
     params: SamplingParams = dataclasses.field(default_factory=lambda: SamplingParams(temperature=1.0))
     aliases: tuple[str, ...] = ()
     efforts: Mapping[str, int] = dataclasses.field(default_factory=lambda: EFFORTS)
+    prompt_efforts: tuple[str, ...] = ()
     reasoning_names: tuple[str, ...] = REASONING_NAMES
     max_samples: int = 16
     max_prompts: int = 64

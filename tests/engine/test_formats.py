@@ -1,5 +1,7 @@
 """Formats whose delimiters are one special id, or many ordinary ones, through the engine against the reference."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,14 +26,19 @@ CONFIG = ModelConfig.dense(
     vocab_size=144, d_model=32, mlp_dim=48, num_layers=1, num_heads=4, num_kv_heads=2, head_dim=8, context_length=LENGTH
 )
 SPECIAL = sorted({token for name in ("s1_plain", "think", "think_r1") for token in chat.FORMATS[name].special})
+# gpt-oss's in full but for the text of its system turn, which is many ids of one character.
+HARMONY = dataclasses.replace(
+    chat.FORMATS["harmony"],
+    before_question="<|start|>system<|message|>Reasoning: medium\n<|end|><|start|>user<|message|>",
+)
 WAITS = ("Wait", "", " Hmm, let me check", "\n")
 
 
-def character_tokenizer():
+def character_tokenizer(special=SPECIAL):
     """An id for every ASCII character and for every special token of the formats."""
     made = tokenizers.Tokenizer(models.BPE({chr(code): code for code in range(128)}, []))
     made.decoder = decoders.Fuse()
-    made.add_special_tokens(SPECIAL)
+    made.add_special_tokens(list(special))
     return Tokenizer({"tokenizer.json": made.to_str().encode()})
 
 
@@ -58,10 +65,10 @@ def random_rows(rng):
         }
 
 
-@pytest.mark.parametrize("name", ["think", "think_r1", "several ids"])
+@pytest.mark.parametrize("name", ["think", "think_r1", "several ids", "harmony"])
 def test_equals_the_reference(params, tmp_path, name):
-    tokenizer, several = character_tokenizer(), name == "several ids"
-    fmt = chat.FORMATS["s1_plain" if several else name]
+    tokenizer, several = character_tokenizer(HARMONY.special if name == "harmony" else SPECIAL), name == "several ids"
+    fmt = HARMONY if name == "harmony" else chat.FORMATS["s1_plain" if several else name]
     fmt = chat.with_delimiters(tokenizer, fmt, "<reasoning>", "</reasoning>") if several else fmt
     store.save_model(tmp_path / "model", params, CONFIG, tokenizer, fmt, {})
     engine = Engine(tmp_path / "model", slots=8, cache_length=LENGTH)
@@ -81,7 +88,7 @@ def test_equals_the_reference(params, tmp_path, name):
     for row, output in zip(rows, outputs, strict=True):
         request = encode.encode_one(rows_lib.request(row, SamplingParams(), "row"), SamplingParams())
         delimiters = encode.delimiters
-        assert len(delimiters.think_start) > 10 if several else len(delimiters.think_start) <= 2
+        assert len(delimiters.think_start) > 9 if several or fmt is HARMONY else len(delimiters.think_start) <= 2
         want = reference.run(next_logits, request.prompt, request.params, delimiters, request.wait)
         assert (output["ids"], output["forced"]) == (want.ids, want.forced), row
         for field in ("thinking_tokens", "answer_tokens", "waits", "thinking_end", "answer_end"):

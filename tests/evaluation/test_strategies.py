@@ -18,6 +18,7 @@ LABELS = {
     "token 64": "64", "token 64, cut at 64": "64", "token 64, Wait x1": "64", "token 64, cut at 20": "64",
     "step 8": "8", "step 8, cut at 240": "8", "class long": "long", "majority of 8": "8", "majority of 8 at 0.7": "8",
     "Wait x2, majority of 4": "4", "rejected above 64, 5 tries": "64", "rejected above 6, 16 tries": "6",
+    "effort high": "high", "effort low, cut at 64": "low",
 }  # fmt: skip
 
 
@@ -93,6 +94,13 @@ LABELS = {
             "rejected above 64, 5 tries",
             ("rejection",),
         ),
+        ("effort:high", Strategy(effort="high"), "effort high", ("reasoning effort",)),
+        (
+            "effort:low+forcing:max=64",
+            Strategy(forcing=Forcing(64), effort="low"),
+            "effort low, cut at 64",
+            ("reasoning effort, cut at 64",),
+        ),
         ("reject:max=6", Strategy(selection=Selection("reject", 16, 6)), "rejected above 6, 16 tries", ("rejection",)),
     ],
 )  # fmt: skip
@@ -119,6 +127,8 @@ def test_texts_mean_strategies(text, strategy, name, families):
         ("token:8:tokens=3", "'tokens', which means nothing"),
         ("none:3", "'3', which means nothing"),
         ("class:medium", "neither class:short nor class:long"),
+        ("effort", "names no effort; write for example effort:high"),
+        ("effort:low+effort:high", "'effort:high' says a second time"),
         ("forcing", "forces nothing"),
         ("class:short+forcing", "forces nothing"),
         ("forcing:max=3:min=4", "min above max"),
@@ -160,6 +170,8 @@ def test_rows_have_the_wait_and_the_temperature_of_their_strategy():
     assert row["wait"] == "Hmm"
     assert strategies.parse("forcing:waits=2:wait=none").row({}, "q", 0, ALL)["wait"] == ""
     assert strategies.parse("forcing:waits=2").row({}, "q", 0, ALL)["wait"] == "Wait"
+    assert strategies.parse("effort:low").row({}, "q", 0, ALL)["reasoning_effort"] == "low"
+    assert "reasoning_effort" not in row
     assert strategies.parse("majority:2:temperature=0.9").row({}, "q", 0, ALL)["temperature"] == 0.9
 
 
