@@ -11,9 +11,12 @@ import pytest
 from s1jax.config.layers import MLA, Dense, Layer
 from s1jax.config.model import Group, ModelConfig
 from s1jax.config.rope import RopeScaling
+from s1jax.engine.engine import Engine
+from s1jax.engine.sequence import EncodedRequest
 from s1jax.model import cache as cache_lib
 from s1jax.model import decoder, layouts, quant
 from s1jax.model.attention import absorb, cached
+from tests.engine import cases, reference
 from tests.model import parity_cases
 
 YARN = RopeScaling("yarn", 8.0, 40, mscale=0.707, mscale_all_dim=0.707)
@@ -210,13 +213,13 @@ def test_the_cache_gives_the_logits_of_whole_rows(v3):
 def test_an_int8_cache_and_int8_weights(v3):
     params, ids, want = v3
     scale = want.std()
-    int8 = run_cached(params, V3, ids, (30, 13, 1, 1), dtype=jnp.int8)
+    int8 = run_cached(params, V3, ids, (44, 1), dtype=jnp.int8)
     assert 1e-3 < np.abs(int8 - want).std() / scale < 0.02
     # Rotated keys ten times larger, their queries smaller: the same scores, and latent vectors keep their precision.
     spec, loud = V3.groups[0].pattern[0].attention, jax.tree.map(np.array, params)
     loud["layers"]["attention"]["latent"]["kernel"][..., spec.kv_rank :] *= 10
     loud["layers"]["attention"]["query_up"]["kernel"][..., spec.nope_dim :] /= 10
-    again = run_cached(loud, V3, ids, (30, 13, 1, 1), dtype=jnp.int8)
+    again = run_cached(loud, V3, ids, (44, 1), dtype=jnp.int8)
     np.testing.assert_allclose(again, int8, rtol=0, atol=0.02)
     quantised = quant.quantize_params(params)
     meant = jax.tree.map(
@@ -224,9 +227,10 @@ def test_an_int8_cache_and_int8_weights(v3):
         quantised,
         is_leaf=lambda x: isinstance(x, quant.QTensor),
     )
+    dense = run_cached(meant, V3, ids, (44, 1))
     for tree, pages in ((quantised, False), (layouts.unstack(quantised, V3, False), True)):
-        got = run_cached(tree, V3, ids, (30, 13, 1, 1), layouts=pages)
-        np.testing.assert_allclose(got, run_cached(meant, V3, ids, (45,)), rtol=0, atol=1e-3)
+        got = run_cached(tree, V3, ids, (44, 1), layouts=pages)
+        np.testing.assert_allclose(got, dense, rtol=0, atol=1e-3)
 
 
 def _float(x: quant.QTensor) -> np.ndarray:
@@ -246,6 +250,30 @@ def test_chunked_attention_and_its_gradient(v3):
     ]
     largest = max(np.abs(leaf).max() for leaf in jax.tree.leaves(gradients[0]))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * largest), *gradients)
+
+
+def test_the_engine_samples_what_whole_rows_say():
+    """Greedy, with budgets and waits, over unstacked pages and transposed kernels."""
+    params, rng = (
+        jax.device_put(jax.tree.map(lambda a: a * 2 if a.ndim > 2 else a, weights(V3))),
+        np.random.default_rng(5),
+    )
+    delimiters = cases.random_delimiters(rng)
+    requests = [
+        EncodedRequest(tuple(range(1, n)), cases.random_controls(rng, sampled=False), cases.random_wait(rng))
+        for n in (4, 9, 2, 30)
+    ]
+    engine = Engine(params, config=V3, slots=3, cache_length=96)
+    found = dict(engine.sample(requests, delimiters))
+
+    def next_logits(ids):
+        row = np.zeros((1, 96), np.int32)
+        row[0, : len(ids)] = ids
+        return np.asarray(whole(params, V3, *rows(V3, row, [len(ids)])))[0, len(ids) - 1]
+
+    for i, request in enumerate(requests):
+        want = reference.run(next_logits, request.prompt, request.params, delimiters, request.wait)
+        assert list(found[i].ids) == want.ids and len(want.ids) > 3
 
 
 def test_the_cache_holds_latent_vectors_alone():
