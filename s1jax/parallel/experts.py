@@ -34,7 +34,7 @@ def apply(mesh: Mesh | None, split_tokens: bool = True) -> grouped.Apply:
     """
     if mesh is None:
         return grouped.apply
-    on_device = functools.partial(grouped.apply, platform=mesh.devices.flat[0].platform)
+    on_device = functools.partial(grouped.apply, platform=mesh.devices.flat[0].platform, shares=mesh.shape[_EXPERTS])
     if mesh.size == 1:
         return on_device
 

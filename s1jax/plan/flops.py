@@ -16,6 +16,7 @@ from jax.extend import core
 from jax.interpreters import partial_eval
 
 from s1jax.model.attention import dispatch
+from s1jax.plan import expert_flops
 
 
 def count(jaxpr: core.Jaxpr) -> float:
@@ -31,18 +32,27 @@ def count(jaxpr: core.Jaxpr) -> float:
     return _count(partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])
 
 
-def _count(jaxpr: core.Jaxpr, window: int = 0) -> float:
-    """`count` of all there is; `window` is that of the layer's attention, if it is part of one."""
+def _count(jaxpr: core.Jaxpr, window: int = 0, shares: int = 1) -> float:
+    """`count` of all there is.
+
+    Args:
+      jaxpr: of a program, or of a part of it.
+      window: of the layer's attention, if it is part of one.
+      shares: devices that experts are spread over.
+    """
     total = 0.0
     for equation in jaxpr.eqns:
         name = equation.primitive.name
         scope = _WINDOW.search(str(equation.source_info.name_stack))
         own = int(scope[1]) if scope else window
         known = _by_formula(equation, own)
+        if known is None:
+            known = expert_flops.of(equation, shares)
         if known is not None:
             total += known
             continue
-        inner = [_count(body, own) for body in bodies(equation.params)]
+        inside = equation.params["mesh"].shape.get("tensor", 1) if name == "shard_map" else shares
+        inner = [_count(body, own, inside) for body in bodies(equation.params)]
         if name == "dot_general":
             (contract, _), _ = equation.params["dimension_numbers"]
             left, out = _shape(equation.invars[0]), _shape(equation.outvars[0])

@@ -40,6 +40,7 @@ def apply(
     *,
     implementation: Implementation | None = None,
     platform: str | None = None,
+    shares: int = 1,
 ) -> jax.Array:
     """Sums up what the chosen experts make of each token.
 
@@ -53,6 +54,7 @@ def apply(
       activation: of their hidden values.
       implementation: None: `choose` does.
       platform: of the devices; None: the one that JAX runs on.
+      shares: devices that the experts are spread over; each has E of them.
 
     Returns:
       [B, T, D] in the dtype of `x`: sum over k of weights * (output of the expert).
@@ -66,7 +68,7 @@ def apply(
         case "gather":
             y = few_rows.gather(flat, weights, ids, experts, activation)
         case _:
-            y = _sorted(flat, weights, ids, experts, activation, implementation)
+            y = _sorted(flat, weights, ids, experts, activation, implementation, shares)
     return y.reshape(x.shape)
 
 
@@ -102,14 +104,17 @@ def _sorted(
     experts: ExpertWeights,
     activation: Activation,
     implementation: Implementation,
+    shares: int,
 ) -> jax.Array:
     """`apply` for [R, D] over sorted rows.
 
     A token's weight multiplies the hidden values, not the output: the backward pass then needs no output, and remat
     does not compute it again.
     """
-    size = block_size(ids.size, experts.count)
-    groups = groups_lib.sort(ids, experts.count, fill=size if implementation == "blocks" else -ids.size % ragged.ROWS)
+    size = block_size(ids.size, experts.count * shares)
+    groups = groups_lib.sort(
+        ids, experts.count, fill=size if implementation == "blocks" else -ids.size % ragged.chunk(ids.size, shares)
+    )
     blocks = sorted_blocks.cut(groups, size) if implementation == "blocks" else None
 
     def multiply(rows: jax.Array, weight: Weight) -> jax.Array:
@@ -118,7 +123,7 @@ def _sorted(
             return multiply(rows, weight.weight) + weight.scale * multiply(inner, weight.b)
         if blocks is not None:
             return sorted_blocks.product(rows, weight, blocks)
-        return ragged.product(rows, weight, groups, implementation)
+        return ragged.product(rows, weight, groups, implementation, shares)
 
     bias = functools.partial(_of_rows, groups=groups, by_index=implementation == "blocks", dtype=x.dtype)
     rows = groups_lib.spread(x, groups)

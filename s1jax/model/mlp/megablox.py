@@ -30,10 +30,12 @@ def product(x: jax.Array, weight: jax.Array, sizes: jax.Array, interpret: bool =
     Returns:
       [S, F] in the dtype of `x`, accumulated in float32; undefined for rows after the last expert's.
     """
-    return _product(x, weight, sizes, False, interpret)
+    return expert_rows(x, weight, sizes, transpose=False, interpret=interpret)
 
 
-def _product(x: jax.Array, weight: jax.Array, sizes: jax.Array, transpose: bool, interpret: bool) -> jax.Array:
+@functools.partial(jax.jit, static_argnames=("transpose", "interpret"))
+def expert_rows(x: jax.Array, weight: jax.Array, sizes: jax.Array, *, transpose: bool, interpret: bool) -> jax.Array:
+    """Products of rows, with the weights or their transposes; `s1jax.plan.flops` knows them by this name."""
     depth, width = weight.shape[2:0:-1] if transpose else weight.shape[1:]
     tile = (ROWS, depth, min(width, max(128, _KERNEL // depth // 128 * 128)))
     return gmm(x, weight, sizes, x.dtype, tile, transpose_rhs=transpose, interpret=interpret)
@@ -49,10 +51,15 @@ def _backward(
     interpret: bool, kept: tuple[jax.Array, jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array, jax.Array, None]:
     x, weight, sizes = kept
-    of_x = _product(gradient, weight, sizes, True, interpret)
+    of_x = expert_rows(gradient, weight, sizes, transpose=True, interpret=interpret)
+    return of_x, expert_weights(x, gradient, sizes, interpret=interpret), None
+
+
+@functools.partial(jax.jit, static_argnames=("interpret",))
+def expert_weights(x: jax.Array, gradient: jax.Array, sizes: jax.Array, *, interpret: bool) -> jax.Array:
+    """Gradient of the weights [E, D, F]; `s1jax.plan.flops` knows it by this name."""
     tile = (ROWS, min(_GRADIENT, x.shape[1]), min(_GRADIENT, gradient.shape[1]))
-    of_weight = tgmm(x.swapaxes(0, 1), gradient, sizes, weight.dtype, tile, interpret=interpret)
-    return of_x, of_weight, None
+    return tgmm(x.swapaxes(0, 1), gradient, sizes, x.dtype, tile, interpret=interpret)
 
 
 product.defvjp(_forward, _backward)

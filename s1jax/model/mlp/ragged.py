@@ -5,6 +5,8 @@ Axis letters: S sorted rows (`s1jax.model.mlp.groups`), E experts, D inputs, F o
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -12,7 +14,8 @@ from s1jax.model.linear import Weight
 from s1jax.model.mlp.expert_weights import ExpertWeights, base
 from s1jax.model.mlp.groups import Groups
 
-ROWS = 128  # sorted rows are a multiple of it
+ROWS = 128  # of a tile
+CHUNKS = 8  # of the rows that a device has on average, where experts are spread over devices
 _TILE = 64  # the widths of Mosaic's operands are multiples of it
 
 
@@ -23,7 +26,17 @@ def mosaic_takes(experts: ExpertWeights, dtype: jax.typing.DTypeLike) -> bool:
     return whole and jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
 
 
-def product(x: jax.Array, weight: Weight, groups: Groups, implementation: str) -> jax.Array:
+def chunk(pairs: int, shares: int) -> int:
+    """Rows that Mosaic's kernels are given at a time, whole tiles; sorted rows are a multiple of it.
+
+    Args:
+      pairs: of tokens and experts.
+      shares: devices that the experts are spread over.
+    """
+    return ROWS * math.ceil(pairs / ROWS / (1 if shares == 1 else CHUNKS * shares))
+
+
+def product(x: jax.Array, weight: Weight, groups: Groups, implementation: str, shares: int) -> jax.Array:
     """Multiplies sorted rows with the weight of their expert.
 
     Args:
@@ -31,6 +44,7 @@ def product(x: jax.Array, weight: Weight, groups: Groups, implementation: str) -
       weight: array [E, D, F].
       groups: of the rows.
       implementation: `megablox` or `mosaic`, or the former interpreted, for tests: `megablox_interpreted`.
+      shares: devices that the experts are spread over.
 
     Returns:
       [S, F] in the dtype of `x`; 0 for rows that no expert has.
@@ -45,7 +59,8 @@ def product(x: jax.Array, weight: Weight, groups: Groups, implementation: str) -
 
         fill = [-size % _TILE for size in weight.shape[1:]]  # of an adapter's rank, or none
         wide = jnp.pad(weight, ((0, 0), (0, fill[0]), (0, fill[1])))
-        y = mosaic.product(jnp.pad(x, ((0, 0), (0, fill[0]))), wide, groups.sizes)[:, : weight.shape[2]]
+        x = jnp.pad(x, ((0, 0), (0, fill[0])))
+        y = mosaic.product(x, wide, groups.sizes, chunk(len(groups.places), shares))[:, : weight.shape[2]]
     else:
         from s1jax.model.mlp import megablox
 
