@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from s1jax.config.layers import Layer
 from s1jax.config.model import ModelConfig, Stack
 from s1jax.errors import UserError
-from s1jax.model import block, linear, norms, rope
+from s1jax.model import block, layouts, linear, norms, rope
 from s1jax.model import cache as cache_lib
 from s1jax.model import remat as remat_lib
 from s1jax.model.adapters import Adapters, attach
@@ -215,16 +215,24 @@ def _run_stacked(
     """The layers of `forward_cached` over stacked weights and pages, one scan a group."""
     index: int | jax.Array = 0
     for stacks in config.stacks_of_groups():
+        whole = tuple(params[stack.name] for stack in stacks)
 
-        def body(carry: _Carry, weights: tuple[Params, ...], stacks: list[Stack] = stacks) -> tuple[_Carry, None]:
+        def body(
+            carry: _Carry,
+            own: tuple[tuple[Params, ...], jax.Array],
+            stacks: list[Stack] = stacks,
+            whole: tuple[Params, ...] = whole,
+        ) -> tuple[_Carry, None]:
             x, pages, index = carry
-            for stack, one in zip(stacks, weights, strict=True):
-                x, pages = layer(stack.layer, one, x, pages, index)
+            weights, repeat = own
+            for stack, one, all_ in zip(stacks, weights, whole, strict=True):
+                x, pages = layer(stack.layer, layouts.with_experts(one, all_, repeat), x, pages, index)
                 index = index + 1
             return (x, pages, index), None
 
-        weights = tuple(params[stack.name] for stack in stacks)
-        (x, pages, index), _ = jax.lax.scan(body, (x, pages, index), weights)
+        repeats = jnp.arange(len(stacks[0].numbers), dtype=jnp.int32)
+        cut = tuple(map(layouts.without_experts, whole))
+        (x, pages, index), _ = jax.lax.scan(body, (x, pages, index), (cut, repeats))
     return x, pages
 
 

@@ -39,6 +39,40 @@ class Unstacked(Generic[_T]):
     layers: tuple[_T, ...]
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class InStack:
+    """One layer's part of stacked weights, not cut out.
+
+    A scan copies the slice of a layer. For experts that is many times what a few tokens read of it.
+
+    Attributes:
+      stack: an array [L, ...], or a quantised weight that has such arrays.
+      layer: int32 scalar.
+    """
+
+    stack: Any
+    layer: jax.Array
+
+
+def without_experts(stacked: Params) -> Params:
+    """Stacked weights of layers, for a scan that gets those of experts by `with_experts`."""
+    if "experts" not in stacked["mlp"]:
+        return stacked
+    return {**stacked, "mlp": {name: tree for name, tree in stacked["mlp"].items() if name != "experts"}}
+
+
+def with_experts(one: Params, stacked: Params, layer: jax.Array) -> Params:
+    """The weights of one layer, cut out by a scan, with its experts as `InStack`."""
+    if "experts" not in stacked["mlp"]:
+        return one
+    experts = {
+        name: {key: InStack(leaf, layer) for key, leaf in projection.items()}
+        for name, projection in stacked["mlp"]["experts"].items()
+    }
+    return {**one, "mlp": {**one["mlp"], "experts": experts}}
+
+
 def num_input_axes(projection: str) -> int:
     """Number of axes that a projection's kernel is contracted over; attention's `out` has [heads, head_dim] -> D."""
     return 2 if projection == "out" else 1

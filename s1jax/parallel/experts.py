@@ -64,24 +64,27 @@ _WIDTH_AXIS = {"gate": 1, "up": 1, "down": 2}
 
 def _specs(experts: ExpertWeights) -> ExpertWeights:
     """How the weights are split, as a tree of PartitionSpecs."""
-    own = PartitionSpec(_EXPERTS)
+    before = () if experts.layer is None else (None,)
+    own = PartitionSpec(*before, _EXPERTS)
 
     def of(weight: Weight, axis: int) -> Any:
         if isinstance(weight, Adapted):
             return dataclasses.replace(weight, weight=of(weight.weight, axis), a=own, b=own)  # type: ignore[arg-type]
         if isinstance(weight, jax.Array):
-            return PartitionSpec(_EXPERTS, *[None] * (axis - 1), WIDTH)
+            return PartitionSpec(*before, _EXPERTS, *[None] * (axis - 1), WIDTH)
         return jax.tree.map(lambda _: own, weight)
 
     kernels: dict[str, Any] = {name: of(getattr(experts, name), axis) for name, axis in _WIDTH_AXIS.items()}
     biases: dict[str, Any] = {f"{name}_bias": None if experts.gate_bias is None else own for name in _WIDTH_AXIS}
-    return dataclasses.replace(experts, **kernels, **biases)
+    layer: Any = None if experts.layer is None else PartitionSpec()
+    return dataclasses.replace(experts, **kernels, **biases, layer=layer)
 
 
 def _gathered(experts: ExpertWeights, mesh: Mesh) -> ExpertWeights:
     """The experts of this device with kernels of the whole width."""
     if parts(mesh, WIDTH) == 1:
         return experts
+    experts = experts.own_layer()
 
     def whole(weight: Weight, axis: int) -> Weight:
         if isinstance(weight, Adapted):

@@ -21,12 +21,14 @@ class ExpertWeights:
     """Kernels of E experts, and their biases.
 
     Attributes:
-      gate: [E, D, F], as all kernels of any type of `s1jax.model.linear.Weight` with an axis E before its others.
+      gate: [E, D, F], as all kernels of any type of `s1jax.model.linear.Weight` with an axis E before its others. If
+        `layer` is given, all arrays have an axis L before E.
       up: [E, D, F].
       down: [E, F, D].
       gate_bias: [E, F]; None: there is none.
       up_bias: [E, F].
       down_bias: [E, D].
+      layer: int32 scalar, which of the stacked layers these are; None: they are not stacked.
     """
 
     gate: Weight
@@ -35,12 +37,26 @@ class ExpertWeights:
     gate_bias: jax.Array | None = None
     up_bias: jax.Array | None = None
     down_bias: jax.Array | None = None
+    layer: jax.Array | None = None
 
     @property
     def count(self) -> int:
         """E."""
-        count: int = jax.tree.leaves(self.gate)[0].shape[0]
+        count: int = jax.tree.leaves(self.gate)[0].shape[0 if self.layer is None else 1]
         return count
+
+    def own_layer(self) -> ExpertWeights:
+        """The same, cut out of the stack if they are stacked."""
+        if self.layer is None:
+            return self
+        return of_expert(dataclasses.replace(self, layer=None), self.layer)
+
+    def all_layers(self) -> tuple[ExpertWeights, jax.Array | int]:
+        """The experts of all stacked layers in one axis L E, and the place of the layer's first one among them."""
+        if self.layer is None:
+            return self, 0
+        flat = jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), dataclasses.replace(self, layer=None))
+        return flat, self.layer * self.count
 
     @property
     def are_arrays(self) -> bool:

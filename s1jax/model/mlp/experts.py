@@ -5,13 +5,16 @@ Axis letters: B batch, T length, D model, F hidden width, E experts, k experts o
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
 from s1jax.config.layers import Experts
-from s1jax.model.linear import INIT_STD, Projection, Weight
+from s1jax.model.layouts import InStack
+from s1jax.model.linear import INIT_STD, Projection
 from s1jax.model.mlp import grouped
 from s1jax.model.mlp.dense import SwiGLU
 from s1jax.model.mlp.expert_weights import ExpertWeights
@@ -26,14 +29,6 @@ class ExpertProjection(nnx.Module):
         self.kernel = nnx.Param(INIT_STD * jax.random.truncated_normal(rngs.params(), -3, 3, shape, dtype))
         self.bias = nnx.Param(jnp.zeros((spec.num_experts, out), dtype)) if spec.expert_bias else None
 
-    def weight(self) -> Weight:
-        """The kernels [E, inputs, outputs] in the type that they have in the tree of weights."""
-        return self.kernel.get_value()
-
-    def biases(self) -> jax.Array | None:
-        """[E, outputs]; None: there are none."""
-        return None if self.bias is None else self.bias[...]
-
 
 class ExpertProjections(nnx.Module):
     """The three projections of all experts."""
@@ -45,9 +40,13 @@ class ExpertProjections(nnx.Module):
 
     def weights(self) -> ExpertWeights:
         """All of them as one tree."""
-        gate, up, down = self.gate, self.up, self.down
-        biases = gate.biases(), up.biases(), down.biases()
-        return ExpertWeights(gate.weight(), up.weight(), down.weight(), *biases)
+        three = self.gate, self.up, self.down
+        arrays: list[Any] = [one.kernel.get_value() for one in three]
+        arrays += [None if one.bias is None else one.bias.get_value() for one in three]
+        if not isinstance(arrays[0], InStack):
+            return ExpertWeights(*arrays)
+        arrays = [one.stack if isinstance(one, InStack) else one for one in arrays] + [arrays[0].layer]
+        return ExpertWeights(*arrays)
 
 
 class MixtureOfExperts(nnx.Module):

@@ -24,12 +24,13 @@ def loop(x: jax.Array, weights: jax.Array, ids: jax.Array, experts: ExpertWeight
     25 times as long.
     """
     groups = groups_lib.sort(ids, experts.count, fill=0)
+    experts, first = experts.all_layers()
     of_pair = weights.reshape(-1)
 
     def body(i: jax.Array, out: jax.Array) -> jax.Array:
         pair, expert = groups.order[i], groups.experts[i]
         token = pair // ids.shape[1]
-        row, one = jax.lax.dynamic_slice_in_dim(x, token, 1), of_expert(experts, expert)
+        row, one = jax.lax.dynamic_slice_in_dim(x, token, 1), of_expert(experts, first + expert)
         gate, up = (_affine(row, *two) for two in ((one.gate, one.gate_bias), (one.up, one.up_bias)))
         y = _affine(activate(gate, up, activation), one.down, one.down_bias).astype(jnp.float32) * of_pair[pair]
         y += jax.lax.dynamic_slice_in_dim(out, token, 1)
@@ -43,7 +44,8 @@ def gather(
 ) -> jax.Array:
     """All of them at once over gathered weights, which a GPU reads in place; arguments as of `loop`."""
     here = (ids >= 0) & (ids < experts.count)
-    ids = jnp.where(here, ids, 0)
+    experts, first = experts.all_layers()
+    ids = first + jnp.where(here, ids, 0)
     own = jax.tree.map(lambda a: a[ids], experts)
 
     def product(rows: jax.Array, weight: Weight, bias: jax.Array | None) -> jax.Array:

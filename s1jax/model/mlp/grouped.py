@@ -8,6 +8,7 @@ sorted rows (`s1jax.model.mlp.groups`).
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Literal
@@ -20,7 +21,6 @@ from s1jax.model.linear import Adapted, Weight
 from s1jax.model.mlp import few_rows, ragged, sorted_blocks
 from s1jax.model.mlp import groups as groups_lib
 from s1jax.model.mlp.expert_weights import Activation, ExpertWeights, activate
-from s1jax.model.mlp.groups import Groups
 
 Implementation = Literal["loop", "blocks", "gather", "mosaic", "megablox", "megablox_interpreted"]
 # (x [B, T, D], weights float32 [B, T, k], ids int32 [B, T, k], experts, activation) -> [B, T, D], as the decoder calls
@@ -115,7 +115,16 @@ def _sorted(
     groups = groups_lib.sort(
         ids, experts.count, fill=size if implementation == "blocks" else -ids.size % ragged.chunk(ids.size, shares)
     )
-    blocks = sorted_blocks.cut(groups, size) if implementation == "blocks" else None
+    blocks, sizes = None, groups.sizes
+    first: jax.Array | int = 0
+    if implementation == "mosaic":
+        experts = experts.own_layer()
+    else:
+        experts, first = experts.all_layers()
+        sizes = jax.lax.dynamic_update_slice_in_dim(jnp.zeros(experts.count, jnp.int32), sizes, first, 0)
+    if implementation == "blocks":
+        blocks = sorted_blocks.cut(groups, size)
+        blocks = dataclasses.replace(blocks, experts=blocks.experts + first)
 
     def multiply(rows: jax.Array, weight: Weight) -> jax.Array:
         if isinstance(weight, Adapted):
@@ -123,16 +132,18 @@ def _sorted(
             return multiply(rows, weight.weight) + weight.scale * multiply(inner, weight.b)
         if blocks is not None:
             return sorted_blocks.product(rows, weight, blocks)
-        return ragged.product(rows, weight, groups, implementation, shares)
+        return ragged.product(rows, weight, sizes, is_pair, implementation, ragged.chunk(ids.size, shares))
 
-    bias = functools.partial(_of_rows, groups=groups, by_index=implementation == "blocks", dtype=x.dtype)
+    is_pair = (jnp.arange(len(groups.order)) < groups.ends[-1])[:, None]
+    bias = functools.partial(
+        _of_rows, experts=groups.experts + first, by_index=implementation == "blocks", dtype=x.dtype
+    )
     rows = groups_lib.spread(x, groups)
     gate = checkpoint_name(multiply(rows, experts.gate), "experts")
     up = checkpoint_name(multiply(rows, experts.up), "experts")
     if experts.gate_bias is not None and experts.up_bias is not None:
         gate, up = gate + bias(experts.gate_bias), up + bias(experts.up_bias)
-    is_pair = jnp.arange(len(groups.order)) < groups.ends[-1]
-    own = jnp.where(is_pair, weights.reshape(-1)[groups.order], 0)[:, None]
+    own = jnp.where(is_pair, weights.reshape(-1)[groups.order][:, None], 0)
     hidden = (activate(gate, up, activation) * own).astype(x.dtype)
     y = multiply(hidden, experts.down)
     if experts.down_bias is not None:
@@ -150,10 +161,10 @@ def block_size(pairs: int, experts: int) -> int:
     return max(smallest, min(largest, 1 << max(0, (pairs // experts // 6).bit_length() - 1)))
 
 
-def _of_rows(bias: jax.Array, groups: Groups, by_index: bool, dtype: jax.typing.DTypeLike) -> jax.Array:
-    """Biases [E, F] as [S, F], of the expert of each row. As a product, its gradient scatters nothing."""
+def _of_rows(bias: jax.Array, experts: jax.Array, by_index: bool, dtype: jax.typing.DTypeLike) -> jax.Array:
+    """Biases [E, F] as [S, F], for the expert of each row. As a product, its gradient scatters nothing."""
     if by_index:
-        return bias.astype(jnp.float32)[groups.experts].astype(dtype)
-    chosen = (groups.experts[:, None] == jnp.arange(bias.shape[0])).astype(dtype)
+        return bias.astype(jnp.float32)[experts].astype(dtype)
+    chosen = (experts[:, None] == jnp.arange(bias.shape[0])).astype(dtype)
     exact = jax.lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else None
     return jnp.matmul(chosen, bias.astype(dtype), precision=exact)

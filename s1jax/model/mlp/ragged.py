@@ -12,7 +12,6 @@ import jax.numpy as jnp
 
 from s1jax.model.linear import Weight
 from s1jax.model.mlp.expert_weights import ExpertWeights, base
-from s1jax.model.mlp.groups import Groups
 
 ROWS = 128  # of a tile
 CHUNKS = 8  # of the rows that a device has on average, where experts are spread over devices
@@ -36,22 +35,24 @@ def chunk(pairs: int, shares: int) -> int:
     return ROWS * math.ceil(pairs / ROWS / (1 if shares == 1 else CHUNKS * shares))
 
 
-def product(x: jax.Array, weight: Weight, groups: Groups, implementation: str, shares: int) -> jax.Array:
+def product(
+    x: jax.Array, weight: Weight, sizes: jax.Array, is_pair: jax.Array, implementation: str, chunk: int
+) -> jax.Array:
     """Multiplies sorted rows with the weight of their expert.
 
     Args:
       x: [S, D].
       weight: array [E, D, F].
-      groups: of the rows.
+      sizes: int32 [E], rows of each expert.
+      is_pair: bool [S, 1], whether an expert has the row.
       implementation: `megablox` or `mosaic`, or the former interpreted, for tests: `megablox_interpreted`.
-      shares: devices that the experts are spread over.
+      chunk: see above.
 
     Returns:
       [S, F] in the dtype of `x`; 0 for rows that no expert has.
     """
     assert isinstance(weight, jax.Array)
     weight = weight.astype(x.dtype)
-    is_pair = (jnp.arange(x.shape[0]) < groups.ends[-1])[:, None]
     x = jnp.where(is_pair, x, 0)  # the kernels write nothing to the other rows, in the backward pass neither
     # Pallas takes a while to import.
     if implementation == "mosaic":
@@ -60,9 +61,9 @@ def product(x: jax.Array, weight: Weight, groups: Groups, implementation: str, s
         fill = [-size % _TILE for size in weight.shape[1:]]  # of an adapter's rank, or none
         wide = jnp.pad(weight, ((0, 0), (0, fill[0]), (0, fill[1])))
         x = jnp.pad(x, ((0, 0), (0, fill[0])))
-        y = mosaic.product(x, wide, groups.sizes, chunk(len(groups.places), shares))[:, : weight.shape[2]]
+        y = mosaic.product(x, wide, sizes, chunk)[:, : weight.shape[2]]
     else:
         from s1jax.model.mlp import megablox
 
-        y = megablox.product(x, weight, groups.sizes, implementation == "megablox_interpreted")
+        y = megablox.product(x, weight, sizes, implementation == "megablox_interpreted")
     return jnp.where(is_pair, y, 0)
