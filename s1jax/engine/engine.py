@@ -42,12 +42,13 @@ from s1jax.engine.request import EngineProgress, Output, Request
 from s1jax.engine.scheduler import Scheduler
 from s1jax.engine.sequence import Admitted, EncodedRequest, Finished, Sample, check_request
 from s1jax.errors import UserError
-from s1jax.model import layouts, quant
+from s1jax.model import layouts, quant, quant_groups
 from s1jax.parallel import mesh as mesh_lib
 from s1jax.text.delimiters import Delimiters
 from s1jax.text.messages import Message
 
 _PAGE = 64  # tokens; a sequence wastes half a page on average, and a step reads page by page
+_INT4_GROUP = 32  # inputs that share a scale
 _TPU_PAGE = 128  # as wide as a register there: narrower pages would be filled up to it
 # Tokens of the KV cache that an accelerator reads in one iteration of the attention loop: 16 of them for 32k tokens.
 _TOKENS_AT_ONCE = 2048
@@ -88,8 +89,8 @@ class Engine:
             with the same length share their programs, see `s1jax.engine.capacity.for_requests`.
           dtype: dtype of activations; by default float32 on a CPU and bfloat16 elsewhere.
           cache_dtype: dtype of the KV cache: `dtype` by default, or int8, with a scale for each head and token.
-          weight_dtype: dtype of weight matrices: `dtype` by default, or int8 (`quant.quantize_params`), which halves
-            the memory traffic of bfloat16 on an accelerator and is slower on a CPU.
+          weight_dtype: of weight matrices: `dtype` by default; int8, with a scale for each output; or int4, with a
+            scale for each output and 32 inputs and the output projection in int8. See docs/sampling.md.
           mesh: device mesh (`s1jax.parallel.mesh`) that the weights are on. Batch slots are sharded over data and fsdp,
             heads over tensor.
 
@@ -374,11 +375,11 @@ class Engine:
         """Returns weights as the programs take them: cast, quantised, and unstacked if `_unstacks`."""
         if any(leaf.dtype != kind for leaf, kind in _types(params, self.dtype)):
             params = _cast(params, self.dtype)
-        if self._weight_dtype == "int8":
-            params = _quantize(params)
+        if self._weight_dtype:
+            params = _quantize(params, self._weight_dtype)
         platform = _platform(params)
         if self._unstacks is None:
-            on_cpu = platform == "cpu" and self._mesh is None and not self._weight_dtype
+            on_cpu = platform == "cpu" and self._mesh is None
             self._unstacks = perf.fits(params) if platform in ("gpu", "cuda") else on_cpu
         if self._unstacks:
             params = _unstack(params, config=self._config, transpose_kernels=platform == "cpu")
@@ -457,5 +458,9 @@ def _cast(params: Mapping[str, Any], dtype: str) -> Mapping[str, Any]:
     return jax.tree.unflatten(jax.tree.structure(params), cast)
 
 
-_quantize = jax.jit(quant.quantize_params)
+@functools.partial(jax.jit, static_argnames=("kind",))
+def _quantize(params: Mapping[str, Any], kind: quant_groups.Kind) -> Mapping[str, Any]:
+    return quant.quantize_params(params, kind, _INT4_GROUP if kind == "int4" else 0)
+
+
 _unstack = jax.jit(layouts.unstack, static_argnames=("config", "transpose_kernels"))

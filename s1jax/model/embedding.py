@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from s1jax.model import quant_cpu
 from s1jax.model.layouts import TransposedKernel
 from s1jax.model.linear import Adapted, Weight
 from s1jax.model.quant import QTensor
+from s1jax.model.quant_cpu import IntegerKernel
 from s1jax.model.quant_groups import GroupQTensor
 
 # (embedding [V, D], int32 tokens [B, T]) -> [B, T, D]: `lookup` on one device, `s1jax.parallel.ops.lookup` on a mesh.
@@ -61,6 +63,8 @@ def embed(embedding: Weight, tokens: jax.Array, dtype: DTypeLike, lookup: Lookup
                 embedding, codes=lookup(embedding.codes, tokens), scales=lookup(embedding.scales, tokens)
             )
             return rows.dequantize(dtype)
+        case IntegerKernel():
+            return quant_cpu.rows_of(embedding, tokens).astype(dtype)
         case TransposedKernel():
             return lookup(embedding.matrix, tokens).astype(dtype)
         case _:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 
 import jax
 
 from s1jax.config.model import ModelConfig
+from s1jax.model.quant_cpu import IntegerKernel
 
 Params = Mapping[str, Any]
 _T = TypeVar("_T")
@@ -29,6 +30,14 @@ class TransposedKernel:
     """
 
     matrix: jax.Array
+
+
+@runtime_checkable
+class Quantized(Protocol):
+    """A quantised kernel of one layer, of `s1jax.model.quant` or `s1jax.model.quant_groups`."""
+
+    def integer_kernel(self) -> IntegerKernel:
+        """The same in the arrangement of products on a CPU."""
 
 
 @jax.tree_util.register_dataclass
@@ -90,7 +99,7 @@ def unstack(params: Params, config: ModelConfig, transpose_kernels: bool) -> dic
       params: tree of `s1jax.model.params`, or of `s1jax.model.quant.quantize_params`.
       config: of the model.
       transpose_kernels: every kernel becomes a `TransposedKernel`, except those of experts, and so does a tied
-        embedding; for CPUs, and not for quantised weights.
+        embedding; quantised ones become a `s1jax.model.quant_cpu.IntegerKernel`. For CPUs.
     """
     stacks = config.stacks()
     layers: list[Any] = [None] * config.num_layers
@@ -101,7 +110,9 @@ def unstack(params: Params, config: ModelConfig, transpose_kernels: bool) -> dic
     if transpose_kernels:
         layers, rest = [map_kernels(layer, _transpose) for layer in layers], map_kernels(rest, _transpose)
         if config.tied_embeddings:
-            rest["embed"] = {"embedding": TransposedKernel(rest["embed"]["embedding"])}
+            table = rest["embed"]["embedding"]
+            small = isinstance(table, Quantized)
+            rest["embed"] = {"embedding": table.integer_kernel() if small else TransposedKernel(table)}
     return {**rest, "layers": Unstacked(tuple(layers))}
 
 
@@ -121,10 +132,10 @@ def map_kernels(
     return found
 
 
-def _transpose(path: tuple[str, ...], kernel: jax.Array) -> jax.Array | TransposedKernel:
+def _transpose(path: tuple[str, ...], kernel: jax.Array | Quantized) -> Any:
     if "experts" in path or path[-2] in ("router", "shared_gate"):
-        return (
-            kernel  # products of single rows and of small blocks of rows were as fast with either operand on the left
-        )
+        return kernel  # products of single rows and of small blocks were as fast with either operand on the left
+    if isinstance(kernel, Quantized):
+        return kernel.integer_kernel()
     inputs = math.prod(kernel.shape[: num_input_axes(path[-2])])
     return TransposedKernel(kernel.reshape(inputs, -1).T)

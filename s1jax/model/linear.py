@@ -15,9 +15,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
-from s1jax.model import quant, quant_groups
+from s1jax.model import quant, quant_cpu, quant_groups
 from s1jax.model.layouts import TransposedKernel
 from s1jax.model.quant import QTensor
+from s1jax.model.quant_cpu import IntegerKernel
 from s1jax.model.quant_groups import GroupQTensor
 
 INIT_STD = 0.02  # initializer_range of the Qwen and Llama configurations
@@ -41,7 +42,7 @@ class Adapted:
     scale: float = dataclasses.field(metadata={"static": True})
 
 
-Weight = jax.Array | TransposedKernel | QTensor | GroupQTensor | Adapted
+Weight = jax.Array | TransposedKernel | QTensor | GroupQTensor | IntegerKernel | Adapted
 
 
 def transpose_in(x: jax.Array) -> jax.Array:
@@ -91,6 +92,8 @@ def matmul(x: jax.Array, weight: Weight) -> jax.Array:
             return quant.matmul(x, weight)
         case GroupQTensor():
             return quant_groups.matmul(x, weight)
+        case IntegerKernel():
+            return quant_cpu.matmul(x, weight).astype(x.dtype)
         case TransposedKernel():
             return transpose_out(matmul_weight_left(weight.matrix.astype(x.dtype), transpose_in(x)))
         case _:
@@ -102,13 +105,16 @@ def output_logits(hidden: jax.Array, weight: Weight, tied: bool) -> jax.Array:
 
     Args:
       hidden: [..., D].
-      weight: [D, V], or the embedding [V, D] if `tied`; a `TransposedKernel` is [V, D] in both cases.
+      weight: [D, V], or the embedding [V, D] if `tied`; a `TransposedKernel` is [V, D] in both cases, and so is an
+        `IntegerKernel`.
       tied: the embedding is the output projection. It is contracted in its own order: a transposed copy would be made
         at every decode step.
 
     Returns:
       float32 [..., V].
     """
+    if isinstance(weight, IntegerKernel):
+        return quant_cpu.matmul(hidden, weight)
     if isinstance(weight, TransposedKernel):
         kernel = weight.matrix.astype(hidden.dtype)
         x_t = transpose_in(hidden.reshape(-1, hidden.shape[-1]))

@@ -7,9 +7,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.typing import DTypeLike
 
 from s1jax.model.layouts import Params, map_kernels, num_input_axes
+from s1jax.model.quant_cpu import IntegerKernel
 from s1jax.model.quant_groups import GroupQTensor, Kind, quantize_groups
 
 _INT8_MAX = 127
@@ -29,6 +29,13 @@ class QTensor:
     values: jax.Array
     scale: jax.Array
     axis: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+
+    def integer_kernel(self) -> IntegerKernel:
+        """The kernel of one layer, or an embedding, as a CPU multiplies with it."""
+        inputs = [axis + self.values.ndim for axis in self.axis]
+        outputs = [axis for axis in range(self.values.ndim) if axis not in inputs]
+        values = jnp.transpose(self.values, (*outputs, *inputs))
+        return IntegerKernel(values.reshape(self.scale.size, -1), self.scale.reshape(-1))
 
 
 def quantize(x: jax.Array, axis: tuple[int, ...] = (-1,)) -> QTensor:
@@ -65,22 +72,18 @@ def _matmul_backward(kept: tuple[QTensor, jax.Array], gradient: jax.Array) -> tu
 matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
-def quantize_params(
-    params: Params, kind: Kind = "int8", group: int = 0, *, embedding: bool = True, scale_dtype: DTypeLike = jnp.float32
-) -> dict[str, Any]:
-    """The same weights with every matrix that activations are multiplied with in a quantised type.
+def quantize_params(params: Params, kind: Kind = "int8", group: int = 0) -> dict[str, Any]:
+    """The same weights with every matrix that activations are multiplied with in a quantised type, for sampling.
 
-    Those are the kernels and, if it is the output projection as well, the embedding. Routers of experts, the gate of a
-    shared expert and the two projections that MLA absorbs (`key_up`, `value_up`) stay as they are. Activations keep
-    their type. A product with few rows takes as long as reading the weights, so smaller ones are faster. Call it under
-    jit.
+    Those are the kernels and, if it is the output projection as well, the embedding. The output projection is always
+    int8 with one scale per output. Routers of experts, the gate of a shared expert and the two projections that MLA
+    absorbs (`key_up`, `value_up`) stay as they are. Activations keep their type. A product with few rows takes as long
+    as reading the weights, so smaller ones are faster. Call it under jit.
 
     Args:
       params: tree of `s1jax.model.params`, in a floating type.
-      kind: of the weights.
+      kind: of the weights of layers.
       group: inputs that share a scale, see `s1jax.model.quant_groups`; 0: one scale for every output (int8 only).
-      embedding: quantise a tied embedding.
-      scale_dtype: of the scales of groups.
 
     Raises:
       UserError: the groups don't divide the inputs of a kernel.
@@ -92,21 +95,13 @@ def quantize_params(
             return kernel
         lead = path[0].startswith("layers") + ("experts" in path)
         inputs = num_input_axes(projection)
-        if group or kind != "int8":
-            name = "/".join(path)
-            return quantize_groups(kernel, inputs, kind, group, num_lead_axes=lead, name=name, scale_dtype=scale_dtype)
+        if projection != "head" and (group or kind != "int8"):
+            return quantize_groups(kernel, inputs, kind, group, num_lead_axes=lead, name="/".join(path))
         return quantize(kernel, tuple(axis - kernel.ndim for axis in range(lead, lead + inputs)))
 
     whole = map_kernels(params, change)
-    if "head" not in params and embedding:
-        table = params["embed"]["embedding"]
-        if group or kind != "int8":
-            small = quantize_groups(
-                table, 1, kind, group, num_lead_axes=1, name="embed/embedding", scale_dtype=scale_dtype
-            )
-            whole["embed"] = {"embedding": small}
-        else:
-            whole["embed"] = {"embedding": quantize(table)}
+    if "head" not in params:
+        whole["embed"] = {"embedding": quantize(params["embed"]["embedding"])}
     return whole
 
 

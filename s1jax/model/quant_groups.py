@@ -15,6 +15,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from s1jax.errors import UserError
+from s1jax.model import quant_cpu
 
 Kind = Literal["int8", "int4", "nf4"]
 GROUPS = (32, 64, 128)
@@ -61,6 +62,13 @@ class GroupQTensor:
     def ndim(self) -> int:
         """Number of axes of the kernel."""
         return len(self.shape)
+
+    def integer_kernel(self) -> quant_cpu.IntegerKernel:
+        """An int4 kernel of one layer as a CPU multiplies with it."""
+        groups, outputs = self.scales.shape[0], math.prod(self.scales.shape[1:])
+        return quant_cpu.of_groups(
+            self.codes.reshape(groups, -1, outputs), self.scales.astype(jnp.float32).reshape(groups, outputs)
+        )
 
     def dequantize(self, dtype: DTypeLike) -> jax.Array:
         """The kernel in `dtype`; codes times scales are computed in float32."""

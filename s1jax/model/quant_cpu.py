@@ -1,0 +1,129 @@
+"""Products with int8 and int4 weights on a CPU.
+
+XLA has fast products of int8 matrices there, from two rows on (YNNPACK; jax 0.10). Activations become two int8 numbers
+each, so that one row is two: 127 * 254 steps of the row's largest magnitude, which is as good as float32 for a model.
+With many rows, blocks of the weights are converted to float32 while they are in the processor's cache.
+
+Axis letters: R rows, D inputs, F outputs, G groups of inputs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+_FEW_ROWS = 16  # from here on products of float32 are faster (benchmarks/small_weights.py)
+_BLOCK = 2**18  # weights that are converted to float32 at once: 1 MB
+_STEPS = 254  # of the second int8 number in one step of the first
+_INT8_MAX, _SHIFT = 127, 8
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class IntegerKernel:
+    """A kernel, or a tied embedding, in the arrangement of this file's products.
+
+    Attributes:
+      codes: int8 [F, D], or int4 codes as in `quant_groups.GroupQTensor`, uint8 [G, group / 2, F].
+      scale: float32 [F], of int8 numbers.
+      multipliers: int16 [G, 1, F] for int4, else None: code * multiplier / 256, rounded, is the int8 number. Its
+        largest error, half a scale, is 1 / 254 of the output's largest weight.
+    """
+
+    codes: jax.Array
+    scale: jax.Array
+    multipliers: jax.Array | None = None
+
+
+def of_groups(codes: jax.Array, scales: jax.Array) -> IntegerKernel:
+    """int4 codes uint8 [G, group / 2, F] with float scales [G, F]."""
+    scale = jnp.max(jnp.abs(scales), 0) * (8 / _INT8_MAX)
+    multipliers = jnp.round(scales / jnp.where(scale == 0, 1, scale) * 2**_SHIFT).astype(jnp.int16)
+    return IntegerKernel(codes, scale, multipliers[:, None])
+
+
+def matmul(x: jax.Array, kernel: IntegerKernel) -> jax.Array:
+    """[..., D] @ [D, F] -> float32 [..., F]; a row does not depend on the others among fewer than 16."""
+    rows = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
+    product = _integers if rows.shape[0] < _FEW_ROWS else _floats
+    return product(rows, kernel).reshape(*x.shape[:-1], -1)
+
+
+def rows_of(kernel: IntegerKernel, tokens: jax.Array) -> jax.Array:
+    """Rows of an int8 embedding: int32 [B, T] -> float32 [B, T, D]."""
+    return kernel.codes[tokens].astype(jnp.float32) * kernel.scale[tokens][..., None]
+
+
+def _integers(x: jax.Array, kernel: IntegerKernel) -> jax.Array:
+    """`matmul` of [R, D] by products of int8."""
+    largest = jnp.max(jnp.abs(x), -1, keepdims=True)
+    step = jnp.where(largest == 0, 1, largest) / _INT8_MAX
+    first = jnp.round(x / step)
+    both = jnp.concatenate([first, jnp.round((x / step - first) * _STEPS)]).astype(jnp.int8)
+    if kernel.multipliers is None:
+        sums = _dot(both, kernel.codes, 1)
+    else:
+        halves = both.reshape(both.shape[0], kernel.codes.shape[0], 2, -1)
+        parts = (_unpack(kernel.codes, kernel.multipliers, high).reshape(-1, kernel.scale.shape[0]) for high in (0, 1))
+        sums = sum(
+            (_dot(halves[:, :, high].reshape(both.shape[0], -1), part, 0) for high, part in enumerate(parts)),
+            start=jnp.zeros((), jnp.int32),
+        )
+    first, second = jnp.split(sums.astype(jnp.float32), 2)
+    return (first + second / _STEPS) * step * kernel.scale
+
+
+def _dot(x: jax.Array, codes: jax.Array, axis: int) -> jax.Array:
+    """int8 [R, D] times int8 weights, whose inputs are their axis `axis` -> int32 [R, F]."""
+    return jax.lax.dot_general(x, codes, (((1,), (axis,)), ((), ())), preferred_element_type=jnp.int32)
+
+
+def _unpack(codes: jax.Array, multipliers: jax.Array, high: int) -> jax.Array:
+    """One half of every group, uint8 [G, group / 2, F] -> int8 of the same shape."""
+    signed = (codes >> 4 if high else codes & 15).astype(jnp.int16) - 8
+    return ((signed * multipliers + 2 ** (_SHIFT - 1)) >> _SHIFT).astype(jnp.int8)
+
+
+def _floats(x: jax.Array, kernel: IntegerKernel) -> jax.Array:
+    """`matmul` of [R, D] by products of float32, block by block."""
+    found = _float_outputs(x, kernel.codes) if kernel.multipliers is None else _float_groups(x, kernel)
+    return found * kernel.scale
+
+
+def _float_outputs(x: jax.Array, codes: jax.Array) -> jax.Array:
+    """int8 [F, D], one block of outputs after the other: unlike a list of products, a loop converts one at a time."""
+    outputs, inputs = codes.shape
+    size = max(1, min(outputs, _BLOCK // inputs))
+    x_t = jax.lax.optimization_barrier(x.T)
+
+    def one(number: jax.Array, found: jax.Array) -> jax.Array:
+        start = number * size  # both slices move the last block back to the end
+        block = jax.lax.dynamic_slice_in_dim(codes, start, size).astype(jnp.float32)
+        part = jax.lax.optimization_barrier(jax.lax.optimization_barrier(block) @ x_t)
+        return jax.lax.dynamic_update_slice_in_dim(found, part, start, 0)
+
+    return jax.lax.fori_loop(0, -(-outputs // size), one, jnp.zeros((outputs, x.shape[0]), jnp.float32)).T
+
+
+def _float_groups(x: jax.Array, kernel: IntegerKernel) -> jax.Array:
+    """int4, a few groups of inputs after the other."""
+    groups, half, outputs = kernel.codes.shape
+    split = jnp.moveaxis(x.reshape(-1, groups, 2, half), 1, 0)  # [G, R, 2, group / 2]
+    most = max(1, _BLOCK // (half * outputs))
+    at_once = next(size for size in range(min(most, groups), 0, -1) if groups % size == 0)
+
+    def add(number: jax.Array, total: jax.Array) -> jax.Array:
+        codes, multipliers, inputs = (
+            jax.lax.dynamic_slice_in_dim(array, number * at_once, at_once)
+            for array in (kernel.codes, kernel.multipliers, split)
+        )
+        for high in (0, 1):
+            weights = _unpack(codes, multipliers, high).astype(jnp.float32).reshape(-1, outputs)
+            rows = jnp.moveaxis(inputs[:, :, high], 0, 1).reshape(x.shape[0], -1)
+            total = total + rows @ jax.lax.optimization_barrier(weights)
+        return total
+
+    zero = jnp.zeros((x.shape[0], outputs), jnp.float32)
+    return jax.lax.fori_loop(0, groups // at_once, add, zero)
