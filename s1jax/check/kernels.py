@@ -23,6 +23,8 @@ from s1jax.model import cache as cache_lib
 from s1jax.model import linear, quant
 from s1jax.model.attention import cached, dispatch, flash, fused, paged, xla
 from s1jax.model.blocks import Part
+from s1jax.model.quant import QTensor
+from s1jax.model.quant_groups import GroupQTensor, quantize_groups
 from s1jax.parallel.sharding import places
 
 # Largest allowed errors: bfloat16 rounding of weights and outputs; float32 accumulation.
@@ -69,7 +71,10 @@ def checks(sizes: Sizes, platform: str) -> list[Check]:
         found.append(
             Check("kernels", name, functools.partial(_compare_pages, sizes, dtype, in_place, interpret, reason))
         )
-    found.append(Check("kernels", "weights, int8", functools.partial(_compare_weights, sizes)))
+    found += [
+        Check("kernels", f"weights, {kind}", functools.partial(_compare_weights, sizes, kind))
+        for kind in ("int8", "int4")
+    ]
     # Last, because the tests of the project run them on every machine.
     portable: list[tuple[str, Kernel]] = [("chunked, packed", chunked), ("chunked, split", _split(chunked))]
     for name, kernel in portable:
@@ -187,20 +192,25 @@ def _compare_pages(sizes: Sizes, dtype: str, in_place: bool, interpret: bool, re
     return Outcome({"forward": Figure(100 * error, "%")}, error <= limit, f"error; the limit is {100 * limit:g} %")
 
 
-def _compare_weights(sizes: Sizes) -> Outcome:
-    """A product with a matrix in int8 against the product with the same matrix in float32."""
+def _compare_weights(sizes: Sizes, kind: str) -> Outcome:
+    """A product as engines of this platform do it against float32: of the matrix; for int4, of what the codes say."""
     inner = sizes.heads * sizes.head_dim
     x, kernel = (
         jax.random.normal(key, shape, jnp.float32)
-        for key, shape in zip(jax.random.split(jax.random.key(3)), ((64, inner), (inner, 4 * inner)), strict=True)
+        for key, shape in zip(jax.random.split(jax.random.key(3)), ((8, inner), (inner, 4 * inner)), strict=True)
     )
 
     @jax.jit
-    def product(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return linear.matmul(x, quant.quantize(kernel, (-2,)))
+    def products(x: jax.Array, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
+        if kind == "int8":
+            small: QTensor | GroupQTensor = quant.quantize(kernel, (-2,))
+        else:
+            small = quantize_groups(kernel, 1, "int4", 32)
+            kernel = small.dequantize(jnp.float32)
+        reference = jnp.matmul(x, kernel, precision="highest")
+        x = x.astype(sizes.dtype)
+        return linear.matmul(x, small.integer_kernel() if jax.default_backend() == "cpu" else small), reference
 
-    with jax.default_matmul_precision("highest"):
-        reference = jnp.matmul(x, kernel)
-    error = error_of(product(x.astype(sizes.dtype), kernel), reference)
+    error = error_of(*products(x, kernel))
     note = f"error; the limit is {100 * _INT8_LIMIT:g} %"
     return Outcome({"forward": Figure(100 * error, "%")}, error <= _INT8_LIMIT, note)

@@ -1,7 +1,7 @@
 """Serves a checkpoint over HTTP, with the APIs of OpenAI and Anthropic and thinking budgets for each request.
 
     python -m launch.serve [--checkpoint=CKPT] [--host=127.0.0.1] [--port=8000] [--slots=B] [--cache_tokens=N]
-        [--cache_length=S] [--dtype=float32] [--cache_dtype=int8] [--weight_dtype=int8] [--mesh=data=2,tensor=4]
+        [--cache_length=S] [--dtype=float32] [--cache_dtype=int8] [--weight_dtype=int8|int4] [--mesh=data=2,tensor=4]
         [--served_model_name=NAME] [--api_key_file=FILE] [--allowed_hosts=NAME,...] [--allowed_origins=URL,...]
         [--max_queue=N] [--max_queue_tokens=N] [--drain_seconds=S] [--request_log=FILE.jsonl] [--prices=FILE.json]
         [--dollars_per_hour=D] [--handoff=FILE.json]

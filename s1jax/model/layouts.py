@@ -14,7 +14,6 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 import jax
 
 from s1jax.config.model import ModelConfig
-from s1jax.model.quant_cpu import IntegerKernel
 
 Params = Mapping[str, Any]
 _T = TypeVar("_T")
@@ -36,8 +35,8 @@ class TransposedKernel:
 class Quantized(Protocol):
     """A quantised kernel of one layer, of `s1jax.model.quant` or `s1jax.model.quant_groups`."""
 
-    def integer_kernel(self) -> IntegerKernel:
-        """The same in the arrangement of products on a CPU."""
+    def integer_kernel(self) -> Any:
+        """The same in the arrangement of products on a CPU, or itself if it has none."""
 
 
 @jax.tree_util.register_dataclass
@@ -135,7 +134,7 @@ def map_kernels(
 def _transpose(path: tuple[str, ...], kernel: jax.Array | Quantized) -> Any:
     if "experts" in path or path[-2] in ("router", "shared_gate"):
         return kernel  # products of single rows and of small blocks were as fast with either operand on the left
-    if isinstance(kernel, Quantized):
-        return kernel.integer_kernel()
+    if isinstance(kernel, Quantized):  # MLA multiplies with the absorbed ones from both sides
+        return kernel if path[-2] in ("key_up", "value_up") else kernel.integer_kernel()
     inputs = math.prod(kernel.shape[: num_input_axes(path[-2])])
     return TransposedKernel(kernel.reshape(inputs, -1).T)

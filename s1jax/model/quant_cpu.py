@@ -10,6 +10,7 @@ Axis letters: R rows, D inputs, F outputs, G groups of inputs.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -62,20 +63,12 @@ def _integers(x: jax.Array, kernel: IntegerKernel) -> jax.Array:
     step = jnp.where(largest == 0, 1, largest) / _INT8_MAX
     first = jnp.round(x / step)
     both = jnp.concatenate([first, jnp.round((x / step - first) * _STEPS)]).astype(jnp.int8)
-    if kernel.multipliers is None:
-        sums = _dot(both, kernel.codes, 1)
-    else:
-        halves = both.reshape(both.shape[0], kernel.codes.shape[0], 2, -1)
-        parts = (_unpack(kernel.codes, kernel.multipliers, high).reshape(-1, kernel.scale.shape[0]) for high in (0, 1))
-        sums = sum(
-            (_dot(halves[:, :, high].reshape(both.shape[0], -1), part, 0) for high, part in enumerate(parts)),
-            start=jnp.zeros((), jnp.int32),
-        )
+    sums = _dot(both, kernel.codes, 1) if kernel.multipliers is None else _over_groups(both, kernel, _dot)
     first, second = jnp.split(sums.astype(jnp.float32), 2)
     return (first + second / _STEPS) * step * kernel.scale
 
 
-def _dot(x: jax.Array, codes: jax.Array, axis: int) -> jax.Array:
+def _dot(x: jax.Array, codes: jax.Array, axis: int = 0) -> jax.Array:
     """int8 [R, D] times int8 weights, whose inputs are their axis `axis` -> int32 [R, F]."""
     return jax.lax.dot_general(x, codes, (((1,), (axis,)), ((), ())), preferred_element_type=jnp.int32)
 
@@ -87,15 +80,24 @@ def _unpack(codes: jax.Array, multipliers: jax.Array, high: int) -> jax.Array:
 
 
 def _floats(x: jax.Array, kernel: IntegerKernel) -> jax.Array:
-    """`matmul` of [R, D] by products of float32, block by block."""
-    found = _float_outputs(x, kernel.codes) if kernel.multipliers is None else _float_groups(x, kernel)
-    return found * kernel.scale
+    """`matmul` of [R, D] by products of float32."""
+    if kernel.multipliers is None:
+        return _over_outputs(x, kernel.codes) * kernel.scale
+
+    def product(x: jax.Array, codes: jax.Array) -> jax.Array:
+        return x @ jax.lax.optimization_barrier(codes.astype(jnp.float32))
+
+    return _over_groups(x, kernel, product) * kernel.scale
 
 
-def _float_outputs(x: jax.Array, codes: jax.Array) -> jax.Array:
-    """int8 [F, D], one block of outputs after the other: unlike a list of products, a loop converts one at a time."""
+def _over_outputs(x: jax.Array, codes: jax.Array) -> jax.Array:
+    """float32 [R, D] times int8 [F, D], one block of outputs after the other.
+
+    A loop converts a block when its turn comes. Without one, XLA converts the weights of all layers first, because they
+    do not depend on activations, and its barriers do not hold that up. One block would not be a loop.
+    """
     outputs, inputs = codes.shape
-    size = max(1, min(outputs, _BLOCK // inputs))
+    size = max(1, min(-(-outputs // 2), _BLOCK // inputs))
     x_t = jax.lax.optimization_barrier(x.T)
 
     def one(number: jax.Array, found: jax.Array) -> jax.Array:
@@ -107,23 +109,31 @@ def _float_outputs(x: jax.Array, codes: jax.Array) -> jax.Array:
     return jax.lax.fori_loop(0, -(-outputs // size), one, jnp.zeros((outputs, x.shape[0]), jnp.float32)).T
 
 
-def _float_groups(x: jax.Array, kernel: IntegerKernel) -> jax.Array:
-    """int4, a few groups of inputs after the other."""
+def _over_groups(
+    x: jax.Array, kernel: IntegerKernel, product: Callable[[jax.Array, jax.Array], jax.Array]
+) -> jax.Array:
+    """[R, D] times int4 weights, a few groups of inputs after the other, in a loop for the same reason.
+
+    Args:
+      x: [R, D].
+      kernel: with multipliers.
+      product: ([R, N], int8 [N, F]) -> [R, F]; the products are added up.
+    """
+    assert kernel.multipliers is not None
+    arrays = kernel.codes, kernel.multipliers
     groups, half, outputs = kernel.codes.shape
     split = jnp.moveaxis(x.reshape(-1, groups, 2, half), 1, 0)  # [G, R, 2, group / 2]
-    most = max(1, _BLOCK // (half * outputs))
-    at_once = next(size for size in range(min(most, groups), 0, -1) if groups % size == 0)
+    most = max(1, min(groups // 2, _BLOCK // (half * outputs)))
+    at_once = next(size for size in range(most, 0, -1) if groups % size == 0)
 
     def add(number: jax.Array, total: jax.Array) -> jax.Array:
         codes, multipliers, inputs = (
-            jax.lax.dynamic_slice_in_dim(array, number * at_once, at_once)
-            for array in (kernel.codes, kernel.multipliers, split)
+            jax.lax.dynamic_slice_in_dim(array, number * at_once, at_once) for array in (*arrays, split)
         )
         for high in (0, 1):
-            weights = _unpack(codes, multipliers, high).astype(jnp.float32).reshape(-1, outputs)
             rows = jnp.moveaxis(inputs[:, :, high], 0, 1).reshape(x.shape[0], -1)
-            total = total + rows @ jax.lax.optimization_barrier(weights)
+            total = total + product(rows, _unpack(codes, multipliers, high).reshape(-1, outputs))
         return total
 
-    zero = jnp.zeros((x.shape[0], outputs), jnp.float32)
-    return jax.lax.fori_loop(0, groups // at_once, add, zero)
+    kind = jnp.int32 if x.dtype == jnp.int8 else jnp.float32
+    return jax.lax.fori_loop(0, groups // at_once, add, jnp.zeros((x.shape[0], outputs), kind))

@@ -63,8 +63,10 @@ class GroupQTensor:
         """Number of axes of the kernel."""
         return len(self.shape)
 
-    def integer_kernel(self) -> quant_cpu.IntegerKernel:
-        """An int4 kernel of one layer as a CPU multiplies with it."""
+    def integer_kernel(self) -> quant_cpu.IntegerKernel | GroupQTensor:
+        """An int4 kernel of one layer as a CPU multiplies with it; other kinds have no such form."""
+        if self.kind != "int4":
+            return self
         groups, outputs = self.scales.shape[0], math.prod(self.scales.shape[1:])
         return quant_cpu.of_groups(
             self.codes.reshape(groups, -1, outputs), self.scales.astype(jnp.float32).reshape(groups, outputs)

@@ -86,7 +86,7 @@ class EngineTeacher:
         """
         # Quantised weights are another teacher; the dtype of activations changes the rounding alone.
         dtypes = {name: options.get(name, "") for name in ("weight_dtype", "cache_dtype")}
-        quantised = "".join(f",{name}=int8" for name, dtype in dtypes.items() if dtype == "int8")
+        quantised = "".join(f",{name}={dtype}" for name, dtype in dtypes.items() if dtype.startswith("int"))
         address = f"engine:{store.using(checkpoint, digests.fingerprint)}{quantised}"
         name = model or checkpoint.rstrip("/").rpartition("/")[2].removeprefix("package:")
         load = make or (lambda folder: Engine(folder, **options))

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from s1jax.model.layouts import TransposedKernel
 from s1jax.model.linear import Adapted, Weight
 from s1jax.model.quant import QTensor
+from s1jax.model.quant_cpu import IntegerKernel
 from s1jax.model.quant_groups import GroupQTensor
 
 
@@ -37,6 +38,7 @@ def to_latent(x: jax.Array, weight: Weight) -> jax.Array:
         x, weight = (x * weight.scale.astype(x.dtype)), weight.values
     if isinstance(weight, TransposedKernel):
         return jnp.einsum("btnh,nhr->btnr", x, weight.matrix.astype(x.dtype).reshape(*x.shape[2:], -1))
+    assert not isinstance(weight, IntegerKernel)  # `layouts.unstack` makes none of these projections
     return jnp.einsum("btnh,rnh->btnr", x, weight.astype(x.dtype))
 
 
@@ -62,4 +64,5 @@ def from_latent(x: jax.Array, weight: Weight) -> jax.Array:
     if isinstance(weight, QTensor):
         means = jnp.einsum("btnr,rnh->btnh", x, weight.values.astype(x.dtype), preferred_element_type=jnp.float32)
         return (means * weight.scale).astype(x.dtype)
+    assert not isinstance(weight, IntegerKernel)
     return jnp.einsum("btnr,rnh->btnh", x, weight.astype(x.dtype))
