@@ -1,10 +1,11 @@
-"""The run that tests/training/golden_torch_adamw.json records: model, weights, batch and settings, from seeds alone."""
+"""The runs that tests/training/golden_torch_*.json record: model, weights, batch and settings, from seeds alone."""
 
 from typing import Any
 
 import numpy as np
 
 from s1jax.config.experiment import OptimizerConfig, TrainConfig
+from s1jax.config.lora import LoraConfig
 from s1jax.config.model import ModelConfig
 
 STEPS = 50
@@ -21,6 +22,8 @@ MODEL = ModelConfig.dense(
 )
 # A rate and a decay far above the recipe's, so that an error in either shows within 50 steps.
 OPTIMIZER = OptimizerConfig(learning_rate=3e-3, weight_decay=0.1)
+LORA = LoraConfig(rank=8, alpha=12.0, rslora=True, base="float32")
+LORA_OPTIMIZER = OptimizerConfig(learning_rate=1e-2, weight_decay=0.1)
 TRAIN = TrainConfig(batch_size=4, compute_dtype="float32", remat="none", loss_chunk=32)
 
 
@@ -44,6 +47,23 @@ def weights() -> dict[str, np.ndarray]:
     return named
 
 
+def adapters() -> dict[str, np.ndarray]:
+    """Path in the tree of adapters -> float32 array; as at the start of PEFT, B is zero."""
+    import jax
+
+    from s1jax.model import adapters as adapters_lib
+
+    rng = np.random.default_rng(3)
+    named = {}
+    shapes = adapters_lib.abstract(MODEL, LORA, np.float32)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(shapes):
+        name = "/".join(entry.key for entry in path)
+        bound = np.prod(leaf.shape[1:-1]) ** -0.5
+        values = rng.uniform(-bound, bound, leaf.shape) if name.endswith("/a") else np.zeros(leaf.shape)
+        named[name] = values.astype(np.float32)
+    return named
+
+
 def batch() -> dict[str, np.ndarray]:
     """4 padded rows of 24, sequence weighting, the first part of each without loss as a prompt has none."""
     rng = np.random.default_rng(1)
@@ -62,6 +82,37 @@ def batch() -> dict[str, np.ndarray]:
 
 def torch_losses() -> list[float]:
     """The run with transformers' model and schedule and torch's AdamW and clipping, float32 on the CPU."""
+    model = _torch_model()
+    decayed = [p for name, p in model.named_parameters() if not ("norm" in name or name.endswith("bias"))]
+    plain = [p for name, p in model.named_parameters() if "norm" in name or name.endswith("bias")]
+    groups = [{"params": decayed, "weight_decay": OPTIMIZER.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return _torch_curve(model, groups, OPTIMIZER)
+
+
+def peft_losses() -> list[float]:
+    """The same of PEFT's adapters on that model."""
+    import peft
+    import torch
+
+    ours = adapters()
+    targets = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+    config = peft.LoraConfig(r=LORA.rank, lora_alpha=int(LORA.alpha), use_rslora=True, target_modules=targets)
+    model = peft.get_peft_model(_torch_model(), config)
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    paths = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "o_proj": "out"}
+    for name, parameter in trained.items():
+        _, _, _, _, layer, room, projection, which, _, _ = name.split(".")
+        at = f"layers/{'attention' if room == 'self_attn' else room}/{paths.get(projection, projection[:-5])}"
+        array = ours[f"{at}/{which[-1].lower()}"][int(layer)]
+        array = array.reshape(-1, LORA.rank) if which == "lora_A" else array.reshape(LORA.rank, -1)
+        parameter.data = torch.tensor(array.T).contiguous()
+    assert len(trained) == len(ours) * MODEL.num_layers
+    groups = [{"params": list(trained.values()), "weight_decay": LORA_OPTIMIZER.weight_decay}]
+    return _torch_curve(model, groups, LORA_OPTIMIZER)
+
+
+def _torch_model() -> Any:
+    """transformers' model with our weights."""
     import torch
     import transformers
 
@@ -79,11 +130,16 @@ def torch_losses() -> list[float]:
     )
     model = transformers.Qwen2ForCausalLM(config).float()
     model.load_state_dict({name: torch.tensor(array) for name, array in _torch_names(weights()).items()})
-    decayed = [p for name, p in model.named_parameters() if not ("norm" in name or name.endswith("bias"))]
-    plain = [p for name, p in model.named_parameters() if "norm" in name or name.endswith("bias")]
-    groups = [{"params": decayed, "weight_decay": OPTIMIZER.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    adamw = torch.optim.AdamW(groups, lr=OPTIMIZER.learning_rate, betas=(OPTIMIZER.b1, OPTIMIZER.b2), eps=OPTIMIZER.eps)
-    warmup = int(np.ceil(OPTIMIZER.warmup_fraction * STEPS))
+    return model
+
+
+def _torch_curve(model: Any, groups: list[dict[str, Any]], settings: OptimizerConfig) -> list[float]:
+    """Losses of all steps of a run of a model."""
+    import torch
+    import transformers
+
+    adamw = torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(settings.b1, settings.b2), eps=settings.eps)
+    warmup = int(np.ceil(settings.warmup_fraction * STEPS))
     schedule = transformers.get_cosine_schedule_with_warmup(adamw, warmup, STEPS)
     data = {name: torch.tensor(array) for name, array in batch().items()}
     losses = []
@@ -95,7 +151,7 @@ def torch_losses() -> list[float]:
         loss = (each * data["weights"].flatten()).sum() / data["weights"].sum()
         adamw.zero_grad()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), OPTIMIZER.clip_norm)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), settings.clip_norm)
         adamw.step()
         schedule.step()
         losses.append(loss.item())

@@ -1,4 +1,4 @@
-"""Writes golden_torch_adamw.json: `python -m tests.training.make_golden`; needs torch and transformers."""
+"""Writes golden_torch_*.json: `python -m tests.training.make_golden`; needs torch, transformers and peft."""
 
 import json
 import pathlib
@@ -7,6 +7,7 @@ from tests.training import golden
 
 
 def main() -> None:
+    import peft
     import torch
     import transformers
 
@@ -14,10 +15,13 @@ def main() -> None:
         "command": "python -m tests.training.make_golden",
         "torch": torch.__version__,
         "transformers": transformers.__version__,
-        "losses": golden.torch_losses(),
     }
-    path = pathlib.Path(__file__).parent / "golden_torch_adamw.json"
-    path.write_text(json.dumps(record, indent=1) + "\n")
+    folder = pathlib.Path(__file__).parent
+    for name, more in (
+        ("adamw", {"losses": golden.torch_losses()}),
+        ("lora", {"peft": peft.__version__, "losses": golden.peft_losses()}),
+    ):
+        (folder / f"golden_torch_{name}.json").write_text(json.dumps(record | more, indent=1) + "\n")
 
 
 if __name__ == "__main__":
