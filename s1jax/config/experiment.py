@@ -97,6 +97,10 @@ class OptimizerConfig:
       moment_dtype: dtype of both moments between steps, independent of `train.param_dtype`; arithmetic is float32.
         bfloat16 rounds away changes of less than 1/256 of a moment. The mean of a constant value is then off by up to
         1 / (256 (1 - b)): 8 % at b = 0.95, 20 % at 0.98, which is the most allowed; at 0.999 it would never fall.
+        int8 are 8-bit codes with a scale for each block of up to 256 values (`s1jax.training.moments`), with the same
+        bound on b.
+      offload: keep the moments in the host's memory between steps, on GPUs and TPUs. A step moves all of them to the
+        device and back.
     """
 
     name: Literal["adamw", "muon"] = "adamw"
@@ -108,7 +112,8 @@ class OptimizerConfig:
     warmup_fraction: float = 0.05
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     clip_norm: float = 1.0
-    moment_dtype: Literal["float32", "bfloat16"] = "float32"
+    moment_dtype: Literal["float32", "bfloat16", "int8"] = "float32"
+    offload: bool = False
 
     def __post_init__(self) -> None:
         from_zero("optimizer.", self, "learning_rate", "weight_decay", "clip_norm")
@@ -120,8 +125,8 @@ class OptimizerConfig:
             require(0 <= value < 1, f"optimizer.{name} is {value}; it must lie in [0, 1).")
             require(
                 value <= 0.98 or self.moment_dtype == "float32",
-                f"optimizer.{name} is {value}: optimizer.moment_dtype='bfloat16' would round such slow changes away; "
-                "give at most 0.98, or 'float32' moments.",
+                f"optimizer.{name} is {value}: optimizer.moment_dtype={self.moment_dtype!r} would round such slow"
+                " changes away; give at most 0.98, or 'float32' moments.",
             )
 
 
@@ -301,11 +306,6 @@ class Experiment:
 
     def _check_lora(self) -> None:
         """Checks what adapters need of the other settings."""
-        require(
-            bool(self.init_from),
-            f"lora.rank is {self.lora.rank}, and adapters belong to a checkpoint; give config.init_from instead of"
-            " config.model.",
-        )
         require(
             self.optimizer.name == "adamw",
             f"optimizer.name is {self.optimizer.name!r}, and adapters are trained with 'adamw'; set that, or lora.rank"

@@ -22,3 +22,15 @@ def on_s1k(preset: str) -> ml_collections.ConfigDict:
     config.train.batch_size, config.train.batch_tokens = 0, 8 * 10240
     config.train.attention = "auto"
     return config
+
+
+def adapters_on_s1k(preset: str) -> ml_collections.ConfigDict:
+    """Returns the settings that train adapters of rank 16 on that checkpoint in nf4, one row at a time on one device.
+
+    The learning rate is ten times that of training all weights, as `docs/lora.md` says.
+    """
+    config = on_s1k(preset)
+    config.lora.rank, config.lora.alpha, config.lora.base = 16, 32.0, "nf4"
+    config.optimizer.learning_rate = 1e-4
+    config.train.accumulation = 8
+    return config

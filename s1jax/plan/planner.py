@@ -128,7 +128,7 @@ def plan(
     sharding.check_batch(rows, block, mesh, f"a step of train.{size}")
     lora = experiment.lora
     tx = optimizer_lib.make(experiment.optimizer, model, 100, lora)
-    state = step_lib.abstract_state(model, tx, mesh, train.param_dtype, lora)
+    state = step_lib.abstract_state(model, tx, mesh, train.param_dtype, lora, experiment.optimizer.offload)
     distilled, of_teacher = _teacher(experiment, model, teacher, mesh, target)
     base = lora_lib.abstract_base(model, lora, train, mesh) if lora.rank else None
     frozen = [] if of_teacher is None and base is None else [step_lib.Frozen(of_teacher, base)]

@@ -145,7 +145,9 @@ class _Loop:
         experiment, config, mesh = prepared.experiment, prepared.metadata.config, prepared.mesh
         lora = experiment.lora
         self._tx = optimizer_lib.make(experiment.optimizer, config, self._num_steps, lora)
-        self._abstract = step_lib.abstract_state(config, self._tx, mesh, experiment.train.param_dtype, lora)
+        self._abstract = step_lib.abstract_state(
+            config, self._tx, mesh, experiment.train.param_dtype, lora, experiment.optimizer.offload
+        )
         teacher = prepared.teacher
         # By whether the student sampled the rows of the step.
         losses = {False: prepared.loss} if teacher is None else {False: teacher.loss, True: teacher.on_policy_loss}

@@ -44,12 +44,18 @@ def trained_shardings(config: ModelConfig, lora: LoraConfig, mesh: Mesh) -> dict
     return sharding.shardings(adapters.abstract(config, lora, jnp.float32), adapters.logical_axes(config, lora), mesh)
 
 
-def check(config: ModelConfig, lora: LoraConfig) -> None:
-    """Checks that a model has the projections that shall get adapters.
+def check(config: ModelConfig, experiment: Experiment) -> None:
+    """Checks that adapters have a checkpoint to belong to, and that the model has the projections that shall get them.
 
     Raises:
-      UserError: it has none of them.
+      UserError: one of these is not so.
     """
+    lora = experiment.lora
+    if lora.rank and not experiment.init_from:
+        raise UserError(
+            f"lora.rank is {lora.rank}, and adapters belong to a checkpoint; give config.init_from instead of"
+            " config.model."
+        )
     if lora.rank and not list(adapters.paths(config, lora)):
         raise UserError(f"lora.targets is {lora.targets!r}, and the model has none of these; choose other projections.")
 

@@ -13,6 +13,7 @@ from s1jax.config.experiment import OptimizerConfig
 from s1jax.config.lora import OFF, LoraConfig
 from s1jax.config.model import ModelConfig
 from s1jax.model import adapters, decoder
+from s1jax.training import moments
 
 
 def schedule(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
@@ -64,7 +65,7 @@ def make(
             optax.scale(-1.0),
         )
     return optax.chain(
-        _stored(direction, jnp.dtype(config.moment_dtype)),
+        _stored(direction, config.moment_dtype),
         optax.add_decayed_weights(config.weight_decay, is_matrix(model, lora)),
         optax.scale_by_learning_rate(schedule(config, num_steps)),
     )
@@ -101,20 +102,20 @@ def _stochastic_round(x: jax.Array, key: jax.Array) -> jax.Array:
     return jnp.where(jnp.isfinite(x), carried, x.astype(jnp.bfloat16))
 
 
-def _stored(inner: optax.GradientTransformation, dtype: Any) -> optax.GradientTransformation:
+def _stored(inner: optax.GradientTransformation, dtype: str) -> optax.GradientTransformation:
     """`inner` with moments that are kept in `dtype` between updates; the update uses them in float32, unrounded."""
 
-    def cast(state: Any, to: Any) -> Any:
-        # A moment's path ends in the name of its weight; everything else in a state (counts, coefficients) stays.
-        return jax.tree_util.tree_map_with_path(
-            lambda path, leaf: leaf.astype(to) if isinstance(path[-1], jax.tree_util.DictKey) else leaf, state
-        )
+    def narrow(moment: jax.Array, signed: bool) -> Any:
+        return moments.pack(moment, signed) if dtype == "int8" else moment.astype(dtype)
+
+    def wide(moment: Any, signed: bool) -> jax.Array:
+        return moments.unpack(moment, signed).astype(jnp.float32)
 
     def update(grads: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        updates, state = inner.update(grads, cast(state, jnp.float32), params)
-        return updates, cast(state, dtype)
+        updates, state = inner.update(grads, moments.change(state, wide), params)
+        return updates, moments.change(state, narrow)
 
-    return optax.GradientTransformation(lambda params: cast(inner.init(params), dtype), update)
+    return optax.GradientTransformation(lambda params: moments.change(inner.init(params), narrow), update)
 
 
 def is_matrix(model: ModelConfig, lora: LoraConfig = OFF) -> dict[str, Any]:

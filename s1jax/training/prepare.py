@@ -121,12 +121,14 @@ def _prepare(experiment: Experiment, start: pathlib.Path | None, of_teacher: pat
     sharding.check_batch(mesh_lib.row_shards(mesh), experiment.data.block_size, mesh, "the batch")
     sharding.param_shardings(metadata.config, mesh)
     lora = experiment.lora
-    lora_lib.check(metadata.config, lora)
+    lora_lib.check(metadata.config, experiment)
     lora_lib.trained_shardings(metadata.config, lora, mesh)
     step_lib.make_gradients(metadata.config, experiment.train, mesh, lora=lora)
     share, shares = sharding.row_share(mesh)
     data = sources.make(experiment, metadata.tokenizer, metadata.chat, mesh_lib.row_shards(mesh), share, shares)
     notes = experiment_lib.unused(experiment) + data.notes + trackers.check(experiment.log)
+    if experiment.optimizer.offload and not step_lib.can_offload(mesh):
+        notes.append("config.optimizer.offload is not used: here the devices are the host, and have its memory.")
     teacher = None
     if of_teacher is not None:
         teacher = teacher_lib.make(experiment, of_teacher, metadata.config, metadata.tokenizer, mesh)
@@ -150,7 +152,7 @@ def _prepare(experiment: Experiment, start: pathlib.Path | None, of_teacher: pat
 
     make_base, base = None, ""
     if lora.rank:
-        assert start is not None  # Experiment demands it
+        assert start is not None  # `check` demands it
         make_base, base = functools.partial(lora_lib.load_base, start, experiment, mesh), digests.fingerprint(start)
         where = experiment.init_from if experiment.init_from.startswith(assets.PREFIX) else str(start.absolute())
         metadata = dataclasses.replace(metadata, adapters=store.AdapterInfo(lora, where, base))

@@ -144,9 +144,17 @@ class TrainState:
 
 
 def abstract_state(
-    config: ModelConfig, tx: optax.GradientTransformation, mesh: Mesh, dtype: Any, lora: LoraConfig = OFF
+    config: ModelConfig,
+    tx: optax.GradientTransformation,
+    mesh: Mesh,
+    dtype: Any,
+    lora: LoraConfig = OFF,
+    offload: bool = False,
 ) -> TrainState:
-    """The state's shapes, types and shardings; the optimizer's moments are placed like their weights."""
+    """The state's shapes, types and shardings; the optimizer's moments are placed like their weights.
+
+    With `offload` they are so in the memory of the hosts.
+    """
     shapes = lora_lib.abstract_trained(config, lora, dtype)
     shardings = lora_lib.trained_shardings(config, lora, mesh)
     one = sharding.replicated(mesh)
@@ -156,13 +164,24 @@ def abstract_state(
     def with_sharding(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
+    def of_moment(path: tuple[Any, ...], leaf: Any) -> jax.ShapeDtypeStruct:
+        *names, last = _dict_keys(path) or ("",)
+        place = by_name.get((*names, last)) or by_name.get(tuple(names), one)
+        if last == "scales" and names and place is not one:  # of blocks along the last axis
+            place = _of_blocks(place, leaf.shape)
+        host = offload and can_offload(mesh)
+        return with_sharding(leaf, place.with_memory_kind("pinned_host") if host else place)
+
     # `optax.tree.map_params` would do this but for Muon, whose masks it cannot look through.
-    opt_state = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: with_sharding(leaf, by_name.get(_dict_keys(path), one)), jax.eval_shape(tx.init, shapes)
-    )
+    opt_state = jax.tree_util.tree_map_with_path(of_moment, jax.eval_shape(tx.init, shapes))
     return TrainState(
         jax.ShapeDtypeStruct((), jnp.int32, sharding=one), jax.tree.map(with_sharding, shapes, shardings), opt_state
     )
+
+
+def can_offload(mesh: Mesh) -> bool:
+    """Whether arrays of a step can be in the memory of the hosts: not where the devices are the host."""
+    return mesh.devices.flat[0].platform != "cpu"
 
 
 def compile_for(backend: str, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
@@ -187,6 +206,15 @@ def _dict_keys(path: tuple[Any, ...]) -> tuple[str, ...]:
             break
         names.insert(0, entry.key)
     return tuple(names)
+
+
+def _of_blocks(place: jax.sharding.NamedSharding, shape: tuple[int, ...]) -> jax.sharding.NamedSharding:
+    """The sharding of an array with its last axis cut to blocks; not split along it where they do not divide."""
+    axes = [*place.spec, *[None] * (len(shape) - len(place.spec))]
+    whole = jax.sharding.NamedSharding(place.mesh, jax.sharding.PartitionSpec(*axes[:-1]))
+    last = (axes[-1],) if isinstance(axes[-1], str) else axes[-1] or ()
+    split = math.prod(place.mesh.shape[axis] for axis in last)
+    return whole if shape[-1] % split else place
 
 
 def init_state(params: Any, tx: optax.GradientTransformation, abstract: TrainState) -> TrainState:
@@ -369,6 +397,14 @@ def make_step(
     router_dead_experts (number without a token, over all layers).
     """
     rate = optimizer_lib.schedule(optimizer, num_steps)
+    state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+
+    offloaded = optimizer.offload and can_offload(mesh)
+
+    def on_device(opt_state: Any) -> Any:
+        places = jax.tree.map(lambda place: place.with_memory_kind("device"), state_shardings.opt_state)
+        return jax.device_put(opt_state, places)
+
     gradients = make_gradients(config, train, mesh, loss, teacher, lora)
 
     def step(state: TrainState, batch: Batch, *frozen: Frozen) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -376,9 +412,13 @@ def make_step(
         norm = optax.global_norm(grads)
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
         grads = optimizer_lib.clip(grads, norm, optimizer.clip_norm)
+        if offloaded:
+            state = dataclasses.replace(state, opt_state=on_device(state.opt_state))
         updates, opt_state = tx.update(grads, state.opt_state, state.params)
         new = TrainState(state.step + 1, optimizer_lib.apply(state.params, updates, state.step), opt_state)
         new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, state)
+        if offloaded:
+            new = dataclasses.replace(new, opt_state=jax.device_put(new.opt_state, state_shardings.opt_state))
         metrics = _load_metrics(parts) | {
             "loss": value,
             "learning_rate": rate(state.step),
@@ -390,7 +430,6 @@ def make_step(
         }
         return new, metrics
 
-    state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     of_teacher = None if teacher is None else sharding.param_shardings(teacher.config, mesh)
     of_base = lora_lib.base_shardings(config, lora, train, mesh) if lora.rank else None
     frozen = [] if of_teacher is None and of_base is None else [Frozen(of_teacher, of_base)]

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from s1jax.config.experiment import Experiment, MeshConfig, OptimizerConfig, TrainConfig
+from s1jax.config.experiment import DistilConfig, Experiment, MeshConfig, OptimizerConfig, TrainConfig
 from s1jax.config.lora import LoraConfig
 from s1jax.config.model import ModelConfig
 from s1jax.errors import UserError
@@ -152,13 +152,20 @@ def test_wrong_settings_are_refused(changes, words):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"init_from": "", "model": MODEL}, "adapters belong to a checkpoint"),
+        ({"distil": DistilConfig(teacher="x", on_policy=1.0)}, r"distil\.on_policy is 1\.0"),
         ({"optimizer": OptimizerConfig(name="muon")}, "optimizer.name is 'muon'"),
     ],
 )
 def test_settings_that_adapters_cannot_have(changes, words):
     with pytest.raises(UserError, match=words):
         Experiment(**{"init_from": "x", "lora": LORA, **changes})
+
+
+def test_adapters_without_a_checkpoint_or_a_projection_are_refused():
+    with pytest.raises(UserError, match="adapters belong to a checkpoint"):
+        lora_lib.check(MODEL, Experiment(model=MODEL, lora=LORA))
+    with pytest.raises(UserError, match="the model has none of these"):
+        lora_lib.check(MODEL, Experiment(init_from="x", lora=LoraConfig(rank=1, targets="q_a_proj")))
 
 
 def test_parts_of_the_mlp_are_refused(mesh):

@@ -21,10 +21,10 @@ def settings(base: pathlib.Path, **lora) -> dict:
         "init_from": str(base),
         "data": {"source": "countdown", "num_rows": 10, "block_size": 192, "validation": "2"},
         "train": {"batch_size": 4, "steps": 4, "compute_dtype": "float32", "remat": "full", "attention": "xla"},
-        "optimizer": {"learning_rate": 1e-2, "warmup_fraction": 0.0},
+        "optimizer": {"learning_rate": 1e-2, "warmup_fraction": 0.0, "moment_dtype": "int8"},
         "checkpoint": {"every": 2, "keep": 3},
         "log": {"tensorboard": False},
-        "lora": {"rank": 4, "base": "nf4", "rslora": True, "alpha": 8.0, **lora},
+        "lora": {"rank": 8, "base": "nf4", "rslora": True, "alpha": 8.0, **lora},
     }
 
 
@@ -50,10 +50,10 @@ def test_the_loss_falls_and_only_adapters_are_saved(run):
     assert summary["validation_loss"] > 0 and summary["last_loss"] < summary["first_loss"]
     tree, info = store.load_adapters(workdir)
     assert sorted(tree) == ["layers"] and sorted(tree["layers"]["attention"]) == ["key", "out", "query", "value"]
-    assert info.lora == LoraConfig(rank=4, alpha=8.0, rslora=True, base="nf4")
+    assert info.lora == LoraConfig(rank=8, alpha=8.0, rslora=True, base="nf4")
     # Of each of 4 layers: r (inputs + outputs) of q, k, v, o, gate, up, down.
     sizes = [(64, 64), (64, 32), (64, 32), (64, 64), (64, 192), (64, 192), (192, 64)]
-    wanted = 4 * 4 * sum(map(sum, sizes))
+    wanted = 4 * 8 * sum(map(sum, sizes))
     assert sum(leaf.size for leaf in leaves(workdir)) == summary["trained_params"] == wanted
 
 
@@ -69,14 +69,14 @@ def test_resumed_run_is_the_same_bit_for_bit(run, base, tmp_path):
 
 @pytest.mark.parametrize("host", [True, False])
 def test_loading_merges(run, base, host):
-    tree, info = store.load_adapters(run[0])
+    tree, _ = store.load_adapters(run[0])
     merged, plain = store.load_model(run[0], host=host).params, store.load_model(base, host=True).params
-    assert info.lora.scale == 4.0
+    scale = 8.0 / np.sqrt(8)
     for room, name in (("attention", "query"), ("attention", "out"), ("mlp", "down")):
         kernel, pair = plain["layers"][room][name]["kernel"], tree["layers"][room][name]
         for layer in range(4):
-            a, b = pair["a"][layer].reshape(-1, 4), pair["b"][layer].reshape(4, -1)
-            wanted = kernel[layer].astype(np.float64) + 4.0 * (a.astype(np.float64) @ b).reshape(kernel[layer].shape)
+            a, b = pair["a"][layer].reshape(-1, 8), pair["b"][layer].reshape(8, -1)
+            wanted = kernel[layer].astype(np.float64) + scale * (a.astype(np.float64) @ b).reshape(kernel[layer].shape)
             np.testing.assert_allclose(merged["layers"][room][name]["kernel"][layer], wanted, rtol=0, atol=1e-6)
             assert np.abs(wanted - kernel[layer]).max() > 1e-3
     np.testing.assert_array_equal(merged["embed"]["embedding"], plain["embed"]["embedding"])
