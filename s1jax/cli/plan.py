@@ -27,6 +27,7 @@ from s1jax.config.model import ModelConfig
 from s1jax.data import layout as layout_lib
 from s1jax.errors import UserError
 from s1jax.io import files, paths
+from s1jax.model import adapters as adapters_lib
 from s1jax.plan import targets
 
 if TYPE_CHECKING:  # it imports jax, which must see the flags first
@@ -233,7 +234,9 @@ def _record(
         tokens: Any = layout.tokens  # a mean
         pairs = perf.pairs_by_window(layout.lengths, model, *([] if teacher is None else [teacher]))
         pairs = {window: number * layout.pairs / pairs[0] for window, number in pairs.items()}
-        needed = perf.train_flops(model, tokens, pairs, teacher) / plan.devices
+        lora = experiment.lora
+        adapters = adapters_lib.num_params(model, lora, active=True) if lora.rank else 0
+        needed = perf.train_flops(model, tokens, pairs, teacher, adapters) / plan.devices
         recipe |= {"tokens": steps * layout.tokens, "sequences_per_step": layout.sequences}
         recipe["padding"] = 1 - layout.tokens / (plan.rows * plan.block_size)
         recipe["mfu_of_tokens"] = needed / targets.parse(plan.target).chip.flops / seconds

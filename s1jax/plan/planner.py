@@ -126,9 +126,13 @@ def plan(
         rows = -(-rows // multiple) * multiple
     size = f"batch_size={train.batch_size}" if train.batch_size else f"batch_tokens={train.batch_tokens}"
     sharding.check_batch(rows, block, mesh, f"a step of train.{size}")
-    lora = experiment.lora
-    tx = optimizer_lib.make(experiment.optimizer, model, 100, lora)
-    state = step_lib.abstract_state(model, tx, mesh, train.param_dtype, lora, experiment.optimizer.offload)
+    lora, optimizer = experiment.lora, dataclasses.replace(experiment.optimizer, offload=False)
+    if experiment.optimizer.offload:
+        notes.append(
+            "the plan has the moments on the device: ahead of time, compilers ignore config.optimizer.offload."
+        )
+    tx = optimizer_lib.make(optimizer, model, 100, lora)
+    state = step_lib.abstract_state(model, tx, mesh, train.param_dtype, lora)
     distilled, of_teacher = _teacher(experiment, model, teacher, mesh, target)
     base = lora_lib.abstract_base(model, lora, train, mesh) if lora.rank else None
     frozen = [] if of_teacher is None and base is None else [step_lib.Frozen(of_teacher, base)]
@@ -137,7 +141,7 @@ def plan(
         distilled, stored = _stored(experiment, model, (rows, block), mesh, notes)
     if experiment.distil.on_policy:
         notes.append("the engine of config.distil.on_policy, a copy of the weights and a KV cache, is not in the plan.")
-    step = step_lib.make_step(model, train, experiment.optimizer, 100, tx, mesh, state, **distilled, lora=lora)
+    step = step_lib.make_step(model, train, optimizer, 100, tx, mesh, state, **distilled, lora=lora)
     kinds = dict.fromkeys(("tokens", "targets", "positions", "segment_ids"), jnp.int32) | {"weights": jnp.float32}
     shape, lies = (rows, block), sharding.token_sharding(mesh)
     batch = {name: jax.ShapeDtypeStruct(shape, kind, sharding=lies) for name, kind in kinds.items()} | stored
@@ -272,7 +276,9 @@ def remedies(experiment: Experiment, mesh: dict[str, int], rows: int) -> list[st
         advice.append("--config.train.remat=full: only each layer's input is kept")
     if train.accumulation < rows // devices:
         advice.append(f"--config.train.accumulation={rows // devices}: one row a device at a time")
-    if train.mlp_parts == 1 and mesh["tensor"] == 1:
+    if experiment.lora.rank and not experiment.lora.quantized:
+        advice.append("--config.lora.base=nf4: a quarter of the frozen weights")
+    if train.mlp_parts == 1 and mesh["tensor"] == 1 and not experiment.lora.rank:
         advice.append("--config.train.mlp_parts=4: less of the MLP's hidden values")
     if experiment.optimizer.moment_dtype != "bfloat16":
         advice.append("--config.optimizer.moment_dtype=bfloat16: half the moments")
@@ -313,7 +319,7 @@ def _memory(
     copies = weights * width if train.compute_dtype != train.param_dtype else 0.0
     gradients = weights * (4 if train.accumulation > 1 else width)
     if train.remat == "full" and train.accumulation == 1 and copies:  # the layers' gradients replace the copies
-        stacks = [state.params[stack.name] for stack in model.stacks()]
+        stacks = [state.params.get(stack.name, {}) for stack in model.stacks()]
         layers = float(perf.held_bytes(stacks))
         gradients *= 1 - layers / params
     chunk = min(train.loss_chunk, local) * model.vocab_size / mesh_lib.parts(mesh, sharding.TABLE["vocab"])

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from s1jax.config.experiment import DistilConfig, Experiment, MeshConfig, OptimizerConfig, TrainConfig
+from s1jax.config.layers import GQA, Dense, Experts, Layer
 from s1jax.config.lora import LoraConfig
-from s1jax.config.model import ModelConfig
+from s1jax.config.model import Group, ModelConfig
 from s1jax.errors import UserError
 from s1jax.model import adapters as adapters_lib
 from s1jax.model import decoder, layouts
@@ -23,6 +24,12 @@ from s1jax.training import step as step_lib
 
 MODEL = ModelConfig.dense(
     vocab_size=29, d_model=16, mlp_dim=24, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=8, qkv_bias=True
+)
+_MIXED = Experts(num_experts=4, experts_per_token=2, hidden=64, shared_hidden=64)
+MIXTURE = ModelConfig(
+    vocab_size=29,
+    d_model=64,
+    groups=(Group(2, (Layer(GQA(2, 1, 32), Dense(64)), Layer(GQA(2, 1, 32), _MIXED))),),
 )
 TRAIN = TrainConfig(batch_size=4, compute_dtype="float32", remat="none", loss_chunk=16)
 LORA = LoraConfig(rank=3, alpha=8.0, base="float32")
@@ -53,20 +60,23 @@ def mesh():
     return mesh_lib.make_mesh(MeshConfig(), jax.devices()[:1])
 
 
+@functools.cache
+def weights(model: ModelConfig) -> dict:
+    params = jax.jit(functools.partial(decoder.init_params, model))(jax.random.key(0))
+    return jax.tree.map(lambda x: x if x.ndim < 3 else 4 * x, params)
+
+
 @pytest.fixture(scope="module")
 def base():
-    return jax.jit(functools.partial(decoder.init_params, MODEL))(jax.random.key(0))
+    return weights(MODEL)
 
 
-def flat(projection: str, pair: dict, kernel: jax.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A [L, inputs, R], B [L, R, outputs] and the kernel [L, inputs, outputs] as matrices."""
+def flat(path: tuple[str, ...], pair: dict, kernel: jax.Array) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A [L, inputs, R], B [L, R, outputs] and the kernel [L, inputs, outputs] as matrices; L counts experts, too."""
     a, b = np.asarray(pair["a"]), np.asarray(pair["b"])
-    layers, rank = a.shape[0], a.shape[-1]
-    return (
-        a.reshape(layers, -1, rank),
-        b.reshape(layers, rank, -1),
-        np.asarray(kernel).reshape(layers, -1, b[0, 0].size),
-    )
+    rank, count = a.shape[-1], int(np.prod(a.shape[: 2 if "experts" in path else 1]))
+    matrices = a.reshape(count, -1, rank), b.reshape(count, rank, -1)
+    return *matrices, np.asarray(kernel).reshape(count, -1, matrices[1].shape[-1])
 
 
 def projections(tree: dict, path: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
@@ -79,32 +89,42 @@ def at(tree: dict, path: tuple[str, ...]) -> dict:
     return functools.reduce(lambda node, name: node[name], path, tree)
 
 
-@pytest.fixture(scope="module")
-def expected(mesh, base):
+@functools.cache
+def expected(model: ModelConfig, mesh) -> tuple[jax.Array, dict]:
     """Loss and adapter gradients from those of all weights: dA = scale dW B', dB = scale A' dW at W + scale A B."""
-    adapters = random_adapters()
-    merged = jax.tree.map(np.asarray, base)
+    adapters = random_adapters(LORA, model)
+    merged = jax.tree.map(np.asarray, weights(model))
     for path in projections(adapters):
         kernel = at(merged, path)["kernel"]
-        a, b, _ = flat(path[-1], at(adapters, path), kernel)
+        a, b, _ = flat(path, at(adapters, path), kernel)
         at(merged, path)["kernel"] = kernel + LORA.scale * (a @ b).reshape(kernel.shape)
-    (loss, _), grads = jax.jit(step_lib.make_gradients(MODEL, TRAIN, mesh))(merged, make_batch())
+    (loss, _), grads = jax.jit(step_lib.make_gradients(model, TRAIN, mesh))(merged, make_batch())
     found = {}
     for path in projections(adapters):
-        a, b, of_kernel = flat(path[-1], at(adapters, path), at(grads, path)["kernel"])
+        a, b, of_kernel = flat(path, at(adapters, path), at(grads, path)["kernel"])
         of_a, of_b = LORA.scale * of_kernel @ b.swapaxes(1, 2), LORA.scale * a.swapaxes(1, 2) @ of_kernel
         found[path] = of_a, of_b
     return loss, found
 
 
-@pytest.mark.parametrize("changes", [{}, {"remat": "full"}, {"remat": "full", "accumulation": 2}, {"accumulation": 4}])
-def test_gradients_follow_from_those_of_all_weights(mesh, base, expected, changes):
-    compute = step_lib.make_gradients(MODEL, dataclasses.replace(TRAIN, **changes), mesh, lora=LORA)
-    (loss, _), grads = jax.jit(compute)(random_adapters(), make_batch(), step_lib.Frozen(base=base))
-    np.testing.assert_allclose(loss, expected[0], rtol=1e-5)
-    assert sorted(projections(grads)) == sorted(expected[1]) and len(expected[1]) == 7
-    for path, (of_a, of_b) in expected[1].items():
-        a, b, _ = flat(path[-1], at(grads, path), np.zeros_like(at(base, path)["kernel"]))
+@pytest.mark.parametrize(
+    ("model", "changes"),
+    [
+        (MODEL, {}),
+        (MODEL, {"remat": "full"}),
+        (MODEL, {"remat": "full", "accumulation": 2}),
+        (MODEL, {"accumulation": 4}),
+        (MIXTURE, {"remat": "full"}),
+    ],
+)
+def test_gradients_follow_from_those_of_all_weights(mesh, model, changes):
+    base, (wanted, of_adapters) = weights(model), expected(model, mesh)
+    compute = step_lib.make_gradients(model, dataclasses.replace(TRAIN, **changes), mesh, lora=LORA)
+    (loss, _), grads = jax.jit(compute)(random_adapters(LORA, model), make_batch(), step_lib.Frozen(base=base))
+    np.testing.assert_allclose(loss, wanted, rtol=1e-5)
+    assert sorted(projections(grads)) == sorted(of_adapters) and len(of_adapters) == (7 if model is MODEL else 17)
+    for path, (of_a, of_b) in of_adapters.items():
+        a, b, _ = flat(path, at(grads, path), np.zeros_like(at(base, path)["kernel"]))
         np.testing.assert_allclose(a, of_a, rtol=0, atol=2e-5 * np.abs(of_a).max())
         np.testing.assert_allclose(b, of_b, rtol=0, atol=2e-5 * np.abs(of_b).max())
         assert np.abs(of_a).max() > 1e-3 and np.abs(of_b).max() > 1e-3
@@ -192,9 +212,7 @@ def test_small_base_has_the_gradients_of_its_dequantised_weights(mesh, kind, rem
     ]
     down = base["layers"]["mlp"]["down"]["kernel"]
     assert down.kind == kind and down.codes.nbytes == 3 * 128 * 64 // (1 if kind == "int8" else 2)
-    floats = layouts.map_kernels(
-        base, lambda _, kernel: kernel.dequantize("float32") if isinstance(kernel, GroupQTensor) else kernel
-    )
+    floats = dequantised(base)
     error = np.asarray(floats["layers"]["mlp"]["down"]["kernel"]) - host["layers"]["mlp"]["down"]["kernel"]
     relative = error.std() / host["layers"]["mlp"]["down"]["kernel"].std()
     assert (0.002, 0.05)[kind == "nf4"] < relative < (0.012, 0.12)[kind == "nf4"]
@@ -223,6 +241,25 @@ def test_step_without_a_finite_loss_leaves_the_adapters(mesh, base):
     state, metrics = step(state, batch, frozen)
     assert metrics["finite"] and int(state.step) == 1
     assert all((np.asarray(x) != y).any() for x, y in zip(*map(jax.tree.leaves, (state.params, adapters)), strict=True))
+
+
+def dequantised(base: dict) -> dict:
+    return layouts.map_kernels(
+        base, lambda _, kernel: kernel.dequantize("float32") if isinstance(kernel, GroupQTensor) else kernel
+    )
+
+
+def test_experts_in_nf4_have_the_gradients_of_their_dequantised_weights(mesh):
+    lora = LoraConfig(rank=4, base="nf4", targets="gate_proj,up_proj,down_proj")
+    base = lora_lib.quantize(jax.tree.map(np.asarray, weights(MIXTURE)), MIXTURE, lora, TRAIN, mesh)
+    assert base["layers_0_1"]["mlp"]["experts"]["up"]["kernel"].codes.shape == (2, 4, 32, 64)
+    compute = jax.jit(step_lib.make_gradients(MIXTURE, dataclasses.replace(TRAIN, remat="full"), mesh, lora=lora))
+    adapters = random_adapters(lora, MIXTURE)
+    (loss, _), grads = compute(adapters, make_batch(), step_lib.Frozen(base=base))
+    (theirs, _), wanted = compute(adapters, make_batch(), step_lib.Frozen(base=dequantised(base)))
+    np.testing.assert_allclose(loss, theirs, rtol=1e-6)
+    for one, other in zip(jax.tree.leaves(grads), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=2e-5 * np.abs(other).max())
 
 
 def float_sizes(jaxpr) -> set[int]:

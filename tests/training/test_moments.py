@@ -1,11 +1,20 @@
 """Moments in 8 bits: the codes, what they lose, and a run with them."""
 
+import dataclasses
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import s1jax
+from s1jax.config.experiment import MeshConfig
+from s1jax.parallel import mesh as mesh_lib
 from s1jax.training import moments
+from s1jax.training import optimizer as optimizer_lib
+from s1jax.training import step as step_lib
+from tests.training import golden
+from tests.training.test_golden import tree
 
 
 def bitsandbytes_map(signed: bool) -> np.ndarray:
@@ -83,3 +92,24 @@ def test_a_run_with_8_bit_moments_has_the_same_curve(runs):
     np.testing.assert_allclose(narrow.mean(), wide.mean(), rtol=0.003)
     assert np.abs(narrow / wide - 1).max() > 1e-6, "they are other moments"
     assert runs["int8"][1] < 0.45 * runs["float32"][1]
+
+
+def test_moments_in_the_memory_of_the_host_change_nothing(monkeypatch):
+    """Where the devices are CPUs a run does not do so; their memory has the kinds of a GPU's host all the same."""
+    monkeypatch.setattr(step_lib, "can_offload", lambda mesh: True)
+    mesh = mesh_lib.make_mesh(MeshConfig(), jax.devices()[:1])
+    params, found = tree(golden.weights()), []
+    for offload in (False, True):
+        optimizer = dataclasses.replace(golden.OPTIMIZER, offload=offload, warmup_fraction=0.0)
+        tx = optimizer_lib.make(optimizer, golden.MODEL, 2)
+        abstract = step_lib.abstract_state(golden.MODEL, tx, mesh, "float32", offload=offload)
+        step = step_lib.make_step(golden.MODEL, golden.TRAIN, optimizer, 2, tx, mesh, abstract)
+        state = step_lib.init_state(jax.tree.map(jnp.array, params), tx, abstract)
+        for _ in range(2):
+            state, _ = step(state, golden.batch())
+        kinds = {leaf.sharding.memory_kind for leaf in jax.tree.leaves(state.opt_state)}
+        assert kinds == {"pinned_host" if offload else "device"}
+        assert {leaf.sharding.memory_kind for leaf in jax.tree.leaves(state.params)} == {"device"}
+        found.append(state)
+    for one, other in zip(*map(jax.tree.leaves, found), strict=True):
+        np.testing.assert_array_equal(one, other)
