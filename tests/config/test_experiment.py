@@ -104,7 +104,7 @@ def test_every_setting_has_been_looked_at():
         "distil.temperature": "distil.teacher", "data.loss_on": "data.source",
         "optimizer.name": "lora.rank", "lora.rank": "init_from", "lora.alpha": "lora.rank",
         "lora.targets": "lora.rank", "lora.rslora": "lora.rank", "lora.base": "lora.rank",
-        "optimizer.offload": "mesh.data",
+        "optimizer.offload": "mesh.data", "train.router_aux_loss": "model.groups",
     }  # fmt: skip
     always = {
         "delimiters.think_start", "delimiters.think_end", "data.source", "data.block_size", "data.seed",
