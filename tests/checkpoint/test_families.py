@@ -1,5 +1,7 @@
 """Every family: what transformers writes is read, and what is written transformers loads as the same model."""
 
+import json
+
 import jax
 import ml_dtypes
 import numpy as np
@@ -7,7 +9,10 @@ import pytest
 
 from s1jax.checkpoint import huggingface as hf
 from s1jax.checkpoint import huggingface_config, names
-from tests.checkpoint import tiny
+from tests.checkpoint import make_golden_names, tiny
+from tests.model import family_cases
+
+_GOLDEN = json.loads(make_golden_names.PATH.read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module", params=tiny.CONFIGS)
@@ -44,6 +49,18 @@ def test_weights_go_in_and_out_bit_for_bit(saved, tmp_path):
     ids = torch.randint(61, (1, 150), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         assert torch.equal(model(ids).logits, again.eval()(ids).logits)
+
+
+@pytest.mark.parametrize("name", tiny.CONFIGS)
+def test_folders_have_the_tensors_that_transformers_saves(name, tmp_path):
+    """As recorded; and what is written is read again, from several files as well."""
+    config, params = family_cases.config(name), family_cases.weights(name)
+    hf.write_model(tmp_path, params, config)
+    assert make_golden_names.digest(make_golden_names.saved(tmp_path)) == _GOLDEN[name]
+    (tmp_path / hf.SINGLE).unlink()
+    hf.write_model(tmp_path, params, config, max_shard_bytes=40_000)
+    assert (tmp_path / hf.INDEX).exists() and _read(tmp_path) == config
+    jax.tree.map(np.testing.assert_array_equal, hf.read_params(tmp_path, config), params)
 
 
 def test_biases_that_choose_experts_stay_exact(tmp_path):

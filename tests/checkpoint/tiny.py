@@ -90,7 +90,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         num_experts_per_tok=2,
         rope_parameters={**_YARN, "truncate": False},
     ),
-    "deepseek_v2": _of("deepseek_v2", head_dim=None, num_hidden_layers=3, **{**_MLA, "q_lora_rank": 24}),
+    "deepseek_v2": {**_of("deepseek_v2", head_dim=None, num_hidden_layers=3, **_MLA), "q_lora_rank": None},
     "deepseek_v2_groups": _of(
         "deepseek_v2",
         head_dim=None,
@@ -119,8 +119,6 @@ def model(name: str, seed: int = 0) -> Any:
     import transformers
 
     config = transformers.AutoConfig.for_model(**CONFIGS[name])
-    if name == "deepseek_v2":
-        config.q_lora_rank = None
     found = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
