@@ -171,6 +171,23 @@ def test_the_group_with_the_closest_target_counts(golden):
         _restored(golden, "pack4", config_groups=groups)
 
 
+def test_the_strategy_follows_from_the_size_of_groups_where_it_is_not_given(golden):
+    for name, changes in (
+        ("pack4", {"strategy": None, "group_size": 32}),
+        ("int8", {"strategy": None, "group_size": -1}),
+        ("float8-tensor", {"strategy": None, "group_size": None}),
+    ):
+        (key,) = (key for key in _restored(golden, name)[1])
+        _, found = _restored(golden, name, config_groups={"a": _group(golden, name, **changes)})
+        assert np.array_equal(found[key].read(), _restored(golden, name)[1][key].read())
+
+
+def test_a_group_of_activations_alone_is_passed_over(golden):
+    groups = {"a": _group(golden, "pack4"), "b": {"targets": ["re:.*attn"], "weights": None, "input_activations": {}}}
+    method, found = _restored(golden, "pack4", config_groups=groups)
+    assert len(method.schemes) == 1 and found["pack4.m.weight"].kind == RESTORED
+
+
 def test_mixed_precision_has_a_format_a_group(golden):
     group = _group(golden, "pack4")
     _, found = _restored(golden, "pack4", format="mixed-precision", config_groups={"a": group})

@@ -26,7 +26,6 @@ from s1jax.checkpoint.quantized.settings import REMEDY, Settings, search
 from s1jax.config.schema import plain, shown
 from s1jax.errors import UserError
 
-_INTEGERS = ("int-quantized", "naive-quantized")
 _FORMATS = (
     "pack-quantized", "int-quantized", "float-quantized", "naive-quantized", "mxfp8-quantized",
     "nvfp4-pack-quantized", "mxfp4-pack-quantized",
@@ -112,7 +111,9 @@ class Compressed:
         form = values.one_of("format", [*_FORMATS, "mixed-precision"], "mixed-precision")
         groups = values.get("config_groups", dict)
         schemes = [
-            _scheme(group, f"{values.where}: config_groups.{plain(name)}", form) for name, group in groups.items()
+            _scheme(group, f"{values.where}: config_groups.{plain(name)}", form)
+            for name, group in groups.items()
+            if not (isinstance(group, dict) and group.get("weights", 0) is None)  # of activations alone
         ]
         skipped = values.words("ignore")
         values.ignore("quant_method version global_compression_ratio kv_cache_scheme run_compressed dequantize")
@@ -161,10 +162,9 @@ def _scheme(group: Any, where: str, form: str) -> Scheme:
     inner = Settings(values.get("weights", dict), f"{where}.weights")
     values.ignore("input_activations output_activations")
     kind, bits = inner.one_of("type", ["int", "float"], "int"), inner.positive("num_bits", 8)
-    group_size = inner.optional("group_size", int, -1)
-    strategy = inner.one_of(
-        "strategy", ["tensor", "channel", "group", "tensor_group", "block"], "group" if group_size > 0 else "channel"
-    )
+    group_size = inner.optional("group_size", int, 0)
+    silent = "group" if group_size > 0 else "channel" if group_size == -1 else "tensor"
+    strategy = inner.one_of("strategy", ["tensor", "channel", "group", "tensor_group", "block"], silent)
     block = inner.block("block_structure") or (0, 0)
     scheme = Scheme(targets, form, bits, kind, inner.optional("symmetric", bool, True), strategy, group_size, block)
     inner.ignore("observer observer_kwargs dynamic actorder scale_dtype zp_dtype")
@@ -207,7 +207,7 @@ def _restore(parts: Parts, module: str, scheme: Scheme) -> None:
         codes = parts.take(f"{module}.weight_packed", ["I32"], [shape[0], width])
     elif scheme.form in ("nvfp4-pack-quantized", "mxfp4-pack-quantized"):
         codes = parts.take(f"{module}.weight_packed", ["U8"])
-        shape = (*codes.shape[:-1], codes.shape[-1] * 2)
+        shape = (*codes.shape[:-1], *(size * 2 for size in codes.shape[-1:]))
     else:
         codes = parts.take(f"{module}.weight", ["I8" if scheme.kind == "int" else "F8_E4M3"])
         shape = codes.shape
@@ -253,7 +253,10 @@ def _take_scales(parts: Parts, module: str, scheme: Scheme, outputs: int, inputs
     scale = parts.take(name, kinds, stored.shape if stored and stored.shape in allowed else allowed[0])
     if scheme.form != "nvfp4-pack-quantized":
         return scale, None
-    return scale, parts.take(f"{module}.weight_global_scale", ["F32"], [1])
+    whole = parts.take(f"{module}.weight_global_scale", ["F32"])
+    if math.prod(whole.shape) != 1:
+        raise UserError(f"{whole.file}: tensor {plain(whole.name)} is not one number; get the file again.")
+    return scale, whole
 
 
 def _take_zeros(parts: Parts, module: str, scheme: Scheme, scale: Held, outputs: int) -> Held | None:
