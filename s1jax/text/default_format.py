@@ -30,6 +30,7 @@ _MARKS = (
     ("deepseek_v3", ("<｜Assistant｜>", "thinking is defined")),
     ("deepseek_v3", ("<｜Assistant｜>", '{{- "</think>" -}}')),
     ("think_r1", ("<｜Assistant｜>",)),
+    ("deepseek_v2", ("User: ", "Assistant:")),
     ("harmony", ("<|channel|>analysis<|message|>",)),
     ("gemma2", ("<start_of_turn>", "System role not supported")),
     ("gemma2", ("<start_of_turn>", "this chat format has no system turn")),

@@ -403,6 +403,22 @@ FORMATS: dict[str, ChatFormat] = {
         user_start="<｜User｜>",
         earlier_start="</think>",
     ),
+    # DeepSeek-V2, whose vocabulary has no tokens for turns or thinking.
+    "deepseek_v2": ChatFormat(
+        before_question="<｜begin▁of▁sentence｜>User: ",
+        after_question="\n\nAssistant:",
+        think_start=" <think>",
+        think_end="</think>",
+        turn_end="<｜end▁of▁sentence｜>",
+        special=("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"),
+        after_turn="",
+        answer_prefix="Answer: ",
+        system_start="<｜begin▁of▁sentence｜>",
+        system_end="\n\nUser: ",
+        user_start="User: ",
+        earlier_start=" ",
+        earlier_thinking="drop",
+    ),
     "harmony": _HARMONY,
     "gemma2": _GEMMA2,
     # A system prompt stands before the first question, in the same turn.

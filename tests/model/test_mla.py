@@ -14,7 +14,7 @@ from s1jax.config.rope import RopeScaling
 from s1jax.engine.engine import Engine
 from s1jax.engine.sequence import EncodedRequest
 from s1jax.model import cache as cache_lib
-from s1jax.model import decoder, layouts, quant
+from s1jax.model import decoder, layouts, linear, quant, quant_groups
 from s1jax.model.attention import absorb, cached
 from tests.engine import cases, reference
 from tests.model import parity_cases
@@ -319,7 +319,14 @@ def test_products_with_every_kind_of_weight():
     quantised = quant.quantize(kernel, (-3,))
     transposed = layouts.TransposedKernel(kernel.reshape(6, -1).T)
     meant = jnp.asarray(_float(quantised))
-    for weight, dense in ((kernel, kernel), (transposed, kernel), (quantised, meant)):
+    groups = quant_groups.quantize_groups(jnp.tile(kernel, (6, 1, 1))[:32], 1, "nf4", 32)
+    small = linear.Adapted(transposed, kernel[:, 0, :2], kernel[:2], 0.5)
+    merged = kernel + 0.5 * jnp.einsum("rk,knh->rnh", small.a, small.b)
+    weights_of = [(kernel, kernel), (transposed, kernel), (quantised, meant), (small, merged)]
+    wide = jnp.asarray(rng.standard_normal((2, 5, 3, 32)), jnp.float32)
+    want = np.einsum("btnr,rnh->btnh", wide, groups.dequantize(jnp.float32))
+    np.testing.assert_allclose(absorb.from_latent(wide, groups), want, rtol=0, atol=1e-5)
+    for weight, dense in weights_of:
         want = np.einsum("btnh,rnh->btnr", heads, dense), np.einsum("btnr,rnh->btnh", latent, dense)
         got = absorb.to_latent(heads, weight), absorb.from_latent(latent, weight)
         for a, b in zip(got, want, strict=True):

@@ -99,6 +99,30 @@ def test_prompts_as_written_by_hand(name, conversation_name):
     assert written(chat.FORMATS[name], messages_of(conversation_name)) == WRITTEN[name, conversation_name]
 
 
+DEEPSEEK_V2 = (
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}{{ 'User: ' + message['content'] + "
+    "'\n\n' }}{% elif message['role'] == 'assistant' %}{{ 'Assistant: ' + message['content'] + eos_token }}"
+    "{% elif message['role'] == 'system' %}{{ message['content'] + '\n\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'Assistant:' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize("conversation_name", list(CONVERSATIONS))
+def test_deepseek_v2_as_its_template_renders_it(spec, conversation_name):
+    sandbox = pytest.importorskip("jinja2.sandbox")
+    render = sandbox.ImmutableSandboxedEnvironment().from_string(DEEPSEEK_V2).render
+    names = {"bos_token": "<｜begin▁of▁sentence｜>", "eos_token": "<｜end▁of▁sentence｜>"}
+    want = render(messages=CONVERSATIONS[conversation_name], add_generation_prompt=True, **names)
+    fmt = chat.FORMATS["deepseek_v2"]
+    assert written(fmt, messages_of(conversation_name)) == want
+    files = {
+        "tokenizer.json": spec,
+        "tokenizer_config.json": json.dumps({"chat_template": DEEPSEEK_V2, **names}).encode(),
+    }
+    name, found, why = default_format.choose(Tokenizer(files))
+    assert (name, found) == ("deepseek_v2", fmt) and why.endswith("is that of `deepseek_v2`")
+
+
 def test_harmony_as_openai_renders_it():
     """What openai-harmony 0.0.8 renders, analysis kept in the row that is learned and dropped from history."""
     fmt = chat.with_effort(chat.FORMATS["harmony"], "high")
