@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,7 @@ from s1jax.config.model import ModelConfig
 from s1jax.model import cache as cache_lib
 from s1jax.model import linear, quant
 from s1jax.model.attention import cached, dispatch, flash, fused, paged, xla
+from s1jax.model.attention.rule import AttentionRule
 from s1jax.model.blocks import Part
 from s1jax.model.quant import QTensor
 from s1jax.model.quant_groups import GroupQTensor, quantize_groups
@@ -30,8 +32,7 @@ from s1jax.parallel.sharding import places
 # Largest allowed errors: bfloat16 rounding of weights and outputs; float32 accumulation.
 _LIMITS = {"bfloat16": 0.02, "float32": 1e-4}
 _INT8_LIMIT = 0.05  # for int8 pages and weights, whose own rounding is 1 / 254 of the largest value of a vector
-# (q, k, v, segment_ids) -> [B, T, N, H]
-Kernel = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
+Kernel = Callable[..., jax.Array]  # (q, k, v, segment_ids) -> [B, T, N, H]
 
 
 def checks(sizes: Sizes, platform: str) -> list[Check]:
@@ -48,19 +49,22 @@ def checks(sizes: Sizes, platform: str) -> list[Check]:
     tpu = "" if platform in ("tpu", "cpu") else "it runs on TPUs"
     no_cudnn = "" if platform in ("gpu", "cuda") else "it runs on NVIDIA GPUs, and has no interpreter"
     chunked = functools.partial(dispatch.attend, implementation="chunked")
-    rows: list[tuple[str, Kernel, str, str]] = [
-        ("flash, packed", flash_kernel, "packed", nvidia),
-        ("flash, padded", flash_kernel, "padded", nvidia),
-        ("flash, split", _split(flash_kernel), "packed", nvidia),
-        ("cudnn, padded", fused.cudnn, "padded", no_cudnn),
-        ("splash, packed", splash, "packed", tpu),
-        ("splash, padded", splash, "padded", tpu),
-        ("splash, split", _split(splash), "packed", tpu),
+    rows: list[tuple[str, Kernel, str, str, str]] = [
+        ("flash, packed", flash_kernel, "packed", "", nvidia),
+        ("flash, padded", flash_kernel, "padded", "", nvidia),
+        ("flash, split", _split(flash_kernel), "packed", "", nvidia),
+        ("flash, window, softcap, sinks", flash_kernel, "packed", "all", nvidia),
+        ("cudnn, padded", fused.cudnn, "padded", "", no_cudnn),
+        ("cudnn, window", fused.cudnn, "padded", "window", no_cudnn),
+        ("splash, packed", splash, "packed", "", tpu),
+        ("splash, padded", splash, "padded", "", tpu),
+        ("splash, split", _split(splash), "packed", "", tpu),
+        ("splash, window, softcap, sinks", splash, "packed", "all", tpu),
     ]
     reference = functools.cache(functools.partial(_reference, sizes))
     found = [
-        Check("kernels", name, functools.partial(_compare, kernel, sizes, kind, reason, reference))
-        for name, kernel, kind, reason in rows
+        Check("kernels", name, functools.partial(_compare, kernel, sizes, kind, reason, reference, asked))
+        for name, kernel, kind, asked, reason in rows
     ]
     for name, dtype, in_place, reason in (
         ("pages", sizes.dtype, False, ""),
@@ -76,10 +80,23 @@ def checks(sizes: Sizes, platform: str) -> list[Check]:
         for kind in ("int8", "int4")
     ]
     # Last, because the tests of the project run them on every machine.
-    portable: list[tuple[str, Kernel]] = [("chunked, packed", chunked), ("chunked, split", _split(chunked))]
-    for name, kernel in portable:
-        found.append(Check("kernels", name, functools.partial(_compare, kernel, sizes, "packed", "", reference)))
+    portable: list[tuple[str, Kernel, str]] = [
+        ("chunked, packed", chunked, ""),
+        ("chunked, split", _split(chunked), ""),
+        ("chunked, window, softcap, sinks", chunked, "all"),
+    ]
+    for name, kernel, asked in portable:
+        found.append(Check("kernels", name, functools.partial(_compare, kernel, sizes, "packed", "", reference, asked)))
     return found
+
+
+def _options(sizes: Sizes, asked: str) -> dict[str, Any]:
+    """Of a kernel: `all` has a window of a quarter of the row, a softcap and sinks, `window` that alone."""
+    if not asked:
+        return {}
+    rule = AttentionRule(sizes.head_dim**-0.5, window=sizes.length // 4, softcap=2.0 if asked == "all" else 0.0)
+    sinks = {"sinks": jnp.linspace(-1, 3, sizes.heads)} if asked == "all" else {}
+    return {"rule": rule, **sinks}
 
 
 def error_of(ours: jax.Array, reference: jax.Array | np.ndarray) -> float:
@@ -121,20 +138,27 @@ def _gradients(kernel: Kernel, q: jax.Array, k: jax.Array, v: jax.Array, segment
     return [out, *gradients]
 
 
-def _reference(sizes: Sizes, kind: str) -> list[np.ndarray]:
+def _reference(sizes: Sizes, kind: str, asked: str = "") -> list[np.ndarray]:
     """`_gradients` of the reference, in float32."""
     q, k, v = (x.astype(jnp.float32) for x in _inputs(sizes))
     with jax.default_matmul_precision("highest"):
-        return [np.asarray(x) for x in _gradients(xla.attend, q, k, v, jnp.asarray(_segments(sizes, kind)))]
+        kernel = functools.partial(xla.attend, **_options(sizes, asked)) if asked else xla.attend
+        return [np.asarray(x) for x in _gradients(kernel, q, k, v, jnp.asarray(_segments(sizes, kind)))]
 
 
 def _compare(
-    kernel: Kernel, sizes: Sizes, kind: str, reason: str, reference: Callable[[str], list[np.ndarray]]
+    kernel: Kernel,
+    sizes: Sizes,
+    kind: str,
+    reason: str,
+    reference: Callable[[str, str], list[np.ndarray]],
+    asked: str = "",
 ) -> Outcome:
     if reason:
         raise NotHereError(reason)
+    kernel = functools.partial(kernel, **_options(sizes, asked)) if asked else kernel
     ours = _gradients(kernel, *_inputs(sizes), jnp.asarray(_segments(sizes, kind)))
-    forward, *backward = [error_of(a, b) for a, b in zip(ours, reference(kind), strict=True)]
+    forward, *backward = [error_of(a, b) for a, b in zip(ours, reference(kind, asked), strict=True)]
     limit = _LIMITS[sizes.dtype]
     figures = {"forward": Figure(100 * forward, "%"), "backward": Figure(100 * max(backward), "%")}
     return Outcome(figures, max(forward, *backward) <= limit, f"errors; the limit is {100 * limit:g} %")
