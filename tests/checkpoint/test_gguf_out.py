@@ -59,6 +59,7 @@ FAMILIES = {
     "olmo3": {**WIDE, "num_hidden_layers": 8},
     "smollm3": {**WIDE, "no_rope_layer_interval": 4},
     "mistral_full": SIZES,
+    "ministral3": SIZES,
     "deepseek_v2": {**SIZES, "q_lora_rank": None, "num_hidden_layers": 27},
     "deepseek_v3": SIZES,
 }  # fmt: skip

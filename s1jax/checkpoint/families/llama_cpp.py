@@ -132,6 +132,8 @@ def _yarn(keys: Keys, original: int) -> Values:
         "beta_slow": decimal(keys.get("rope.scaling.yarn_beta_slow", float, 1.0)),
     }
     above = decimal(keys.get("rope.scaling.yarn_log_multiplier", float, 0.0))
+    if above == 1 and keys.architecture == "mistral3":  # cosines and sines are not multiplied
+        return values | {"attention_factor": 1.0}
     if above and keys.architecture != "deepseek2":
         raise UserError(
             f"{keys.where}: rope.scaling.yarn_log_multiplier is {above:g}, which s1jax does not compute; get another "
@@ -179,6 +181,17 @@ def _llama(keys: Keys) -> Values:
     keys.get("expert_feed_forward_length", int, 0)  # llama.cpp takes feed_forward_length
     # The weights of Mixtral's experts are normalised; files of it have no window.
     return {**_dense(keys, "mixtral"), "num_local_experts": count, "num_experts_per_tok": used, "sliding_window": None}
+
+
+def _mistral3(keys: Keys) -> Values:
+    values = _dense(keys, "ministral3")
+    beta = decimal(keys.get("attention.temperature_scale", float, 0.0))
+    scaling = values.pop("rope_scaling", {"rope_type": "default"})
+    theta = values.pop("rope_theta")
+    return values | {
+        "sliding_window": None,
+        "rope_parameters": {**scaling, "rope_theta": theta, "llama_4_scaling_beta": beta},
+    }
 
 
 def _qwen_moe(keys: Keys, shared: bool) -> Values:
@@ -333,6 +346,7 @@ def _deepseek2(keys: Keys) -> Values:
 
 _READERS: Mapping[str, Callable[[Keys], Values]] = {
     "llama": _llama,
+    "mistral3": _mistral3,
     "qwen2": lambda keys: _dense(keys, "qwen2", narrow=True),
     "qwen3": lambda keys: _dense(keys, "qwen3"),
     "qwen2moe": lambda keys: _qwen_moe(keys, shared=True),

@@ -49,6 +49,10 @@ def _grouped(config: ModelConfig) -> dict[str, Any]:
     }
     if windows:
         values["attention.sliding_window"] = max(windows)
+    if first.position_scaling:
+        values["attention.temperature_scale"] = first.position_scaling
+        if config.rope_scaling is not None and config.rope_scaling.attention_factor == 1:
+            values["rope.scaling.yarn_log_multiplier"] = 1.0
     if first.softcap:
         values["attn_logit_softcapping"] = first.softcap
     return values
