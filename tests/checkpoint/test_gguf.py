@@ -5,7 +5,6 @@ import importlib.util
 import json
 import os
 import pathlib
-import types
 
 import gguf as library
 import ml_dtypes
@@ -253,6 +252,50 @@ def test_damaged_files(tmp_path):
         file_lib.open_file(path)
 
 
+def _split(folder, config, params, count=3, stem="m"):
+    """The file of a model in parts, as llama.cpp's gguf-split makes them."""
+    _write(folder / "whole.gguf", config, params, "llama")
+    whole = library.GGUFReader(folder / "whole.gguf")
+    for part in range(count):
+        writer = library.GGUFWriter(folder / f"{stem}-{part + 1:05d}-of-{count:05d}.gguf", "llama")
+        writer.add_uint16("split.no", part)
+        writer.add_uint16("split.count", count)
+        writer.add_int32("split.tensors.count", len(whole.tensors))
+        for field in whole.fields.values() if part == 0 else ():
+            kind = field.types[0]
+            if not field.name.startswith(("GGUF", "general.architecture")):
+                writer.add_key_value(field.name, field.contents(), kind)
+        for tensor in whole.tensors[part::count]:
+            writer.add_tensor(tensor.name, np.array(tensor.data))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+
+
+def test_a_split_file_is_read_whole(tmp_path):
+    config, params = CASES["llama"], weights(CASES["llama"])
+    _split(tmp_path, config, params)
+    expected = names.views(config, params, "gguf")
+    for part in (1, 3):
+        file = file_lib.open_file(tmp_path / f"m-{part:05d}-of-00003.gguf")
+        assert metadata_lib.read_config(file, "m.gguf") == config
+        found = names.views(config, read_lib.read_params(file, config, "m.gguf"), "gguf")
+        for tensor, view in expected.items():
+            np.testing.assert_array_equal(found[tensor], view, err_msg=tensor)
+    second = tmp_path / "m-00002-of-00003.gguf"
+    content = second.read_bytes()
+    second.write_bytes((tmp_path / "m-00003-of-00003.gguf").read_bytes())
+    with pytest.raises(UserError, match=r"m-00002-of-00003.gguf is not part 2 of 3 by its own metadata; get it again"):
+        file_lib.open_file(tmp_path / "m-00001-of-00003.gguf")
+    second.write_bytes(content[: len(content) - 100])
+    with pytest.raises(UserError, match=r"m-00002-of-00003.gguf is not a complete GGUF file"):
+        file_lib.open_file(tmp_path / "m-00001-of-00003.gguf")
+    second.unlink()
+    with pytest.raises(UserError, match=r"is one of 3 parts, and m-00002-of-00003.gguf is not beside it; get all"):
+        file_lib.open_file(tmp_path / "m-00003-of-00003.gguf")
+
+
 # Tokenizers
 
 
@@ -359,24 +402,13 @@ def _gsm8k(count):
         return [text for line, _ in zip(lines, range(count), strict=False) for text in json.loads(line).values()]
 
 
-class _Metadata:
-    """Stands in for a reader of 150,000 tokens, which the library takes long to write and to parse."""
-
-    def __init__(self, values):
-        self._values = values
-
-    def get_field(self, key):
-        value = self._values.get(key)
-        return None if value is None else types.SimpleNamespace(contents=lambda: value)
-
-
 def test_qwens_tokenizer_survives_the_way_through_gguf():
     folder = SHARED / "data" / "qwen_tokenizer"
     if not folder.exists():
         pytest.skip("needs ../shared/data/qwen_tokenizer, which is not here")
     original = Tokenizer.load(folder)
     metadata = _tokenizer_metadata(json.loads((folder / "tokenizer.json").read_text()), "qwen2")
-    rebuilt = _tokenizer(_Metadata(metadata))
+    rebuilt = _tokenizer(file_lib.File(metadata, []))
     assert rebuilt.num_ids == original.num_ids
     texts = [
         *_gsm8k(100),

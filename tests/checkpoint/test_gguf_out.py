@@ -271,11 +271,11 @@ def test_llama_quantize_chooses_the_same_types(tmp_path, name, file_type):
     llama_cpp.quantize_file(tmp_path / "float.gguf", tmp_path / "theirs.gguf", int(mix.TYPES[file_type][1]))
     ours, theirs = (file_lib.open_file(tmp_path / f"{whose}.gguf") for whose in ("ours", "theirs"))
     found = {tensor.name: tensor for tensor in ours.tensors}
-    assert {tensor.name: tensor.tensor_type.name for tensor in theirs.tensors} == {
-        name: tensor.tensor_type.name for name, tensor in found.items()
+    assert {tensor.name: tensor.kind for tensor in theirs.tensors} == {
+        name: tensor.kind for name, tensor in found.items()
     }
     for tensor in theirs.tensors:
         np.testing.assert_array_equal(found[tensor.name].data, tensor.data, err_msg=tensor.name)
     assert found.keys() == {tensor.name for tensor in theirs.tensors}
     for key in ("general.file_type", "general.quantization_version"):
-        assert ours.get_field(key).contents() == theirs.get_field(key).contents()
+        assert ours.metadata[key] == theirs.metadata[key]

@@ -7,8 +7,7 @@ import pathlib
 import re
 from typing import Any
 
-import gguf
-
+from s1jax.checkpoint.gguf.parse import Tensor, parse
 from s1jax.config.schema import shown
 from s1jax.errors import UserError
 
@@ -20,18 +19,12 @@ class File:
     """Metadata of the first part, and the tensors of all.
 
     Attributes:
-      fields: names of the metadata.
-      tensors: name, shape, type and data of each; the data stay on disk until they are read.
+      metadata: values by name; `parse.Damaged` where one is not text.
+      tensors: of all parts; the data stay on disk until they are read.
     """
 
-    def __init__(self, parts: list[gguf.GGUFReader]):
-        self._first = parts[0]
-        self.fields = list(parts[0].fields)
-        self.tensors = [tensor for part in parts for tensor in part.tensors]
-
-    def get_field(self, key: str) -> Any:
-        """A field of the metadata, or None."""
-        return self._first.get_field(key)
+    def __init__(self, metadata: dict[str, Any], tensors: list[Tensor]):
+        self.metadata, self.tensors = metadata, tensors
 
 
 def open_file(path: str | os.PathLike[str]) -> File:
@@ -40,10 +33,10 @@ def open_file(path: str | os.PathLike[str]) -> File:
     Raises:
       UserError: no such file, not a (complete) GGUF file, or a part is missing.
     """
-    reader = _open(path)
-    count = _number(reader, "split.count", 1)
+    file = _open(path)
+    count = _number(file, "split.count", 1)
     if count <= 1:
-        return File([reader])
+        return file
     match = _PART.fullmatch(os.path.basename(path))
     if match is None or int(match[3]) != count or count > _MAX_PARTS:
         raise UserError(
@@ -59,25 +52,24 @@ def open_file(path: str | os.PathLike[str]) -> File:
         if (_number(part, "split.count", 1), _number(part, "split.no", -1)) != (count, number - 1):
             raise UserError(f"{other} is not part {number} of {count} by its own metadata; get it again.")
         parts.append(part)
-    file = File(parts)
+    file = File(parts[0].metadata, [tensor for part in parts for tensor in part.tensors])
     wanted = _number(parts[0], "split.tensors.count", len(file.tensors))
     if wanted != len(file.tensors) or len({tensor.name for tensor in file.tensors}) != wanted:
         raise UserError(f"{path} and its other parts have {len(file.tensors)} tensors, not {wanted}; get them again.")
     return file
 
 
-def _open(path: str | os.PathLike[str]) -> gguf.GGUFReader:
+def _open(path: str | os.PathLike[str]) -> File:
     if os.path.exists(path) and not os.path.isfile(path):  # a pipe would be waited for
         raise UserError(f"{path} is not a regular file; give the path of a .gguf file.")
     try:
-        return gguf.GGUFReader(path)
+        return File(*parse(path))
     except FileNotFoundError:
         raise UserError(f"{path} does not exist; give the path of a .gguf file.") from None
-    except (ValueError, KeyError, IndexError, OSError) as error:
+    except (ValueError, OSError) as error:
         raise UserError(f"{path} is not a complete GGUF file ({shown(str(error), 200)}); get it again.") from None
 
 
-def _number(reader: gguf.GGUFReader, key: str, default: int) -> int:
-    field = reader.get_field(key)
-    value = default if field is None else field.contents()
+def _number(file: File, key: str, default: int) -> int:
+    value = file.metadata.get(key, default)
     return value if isinstance(value, int) else default

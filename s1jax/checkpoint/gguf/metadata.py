@@ -15,6 +15,7 @@ from s1jax.checkpoint.families.keys import Keys
 from s1jax.checkpoint.families.table import FAMILIES
 from s1jax.checkpoint.gguf.container import Value
 from s1jax.checkpoint.gguf.file import File
+from s1jax.checkpoint.gguf.parse import Damaged
 from s1jax.config.layers import GQA
 from s1jax.config.model import Group, ModelConfig
 from s1jax.config.schema import shown
@@ -23,7 +24,7 @@ from s1jax.errors import UserError
 
 def get(reader: File, where: str, key: str, kind: type, default: Any = None) -> Any:
     """A value of the metadata; UserError names the file and the key where the value is damaged or no `kind`."""
-    if reader.get_field(key) is None:
+    if key not in reader.metadata:
         return default
     value = _contents(reader, where, key)
     if kind is float and type(value) is int:
@@ -36,12 +37,10 @@ def get(reader: File, where: str, key: str, kind: type, default: Any = None) -> 
 
 
 def _contents(reader: File, where: str, key: str) -> Any:
-    field = reader.get_field(key)
-    assert field is not None
-    try:
-        return field.contents()
-    except (ValueError, IndexError, KeyError, TypeError):  # no UTF-8 text, or a type that does not exist
-        raise UserError(f"{where}: the metadata {key} is damaged; get the file again.") from None
+    value = reader.metadata[key]
+    if isinstance(value, Damaged):
+        raise UserError(f"{where}: the metadata {key} is damaged; get the file again.")
+    return value
 
 
 def read_config(reader: File, where: str) -> ModelConfig:
@@ -58,9 +57,9 @@ def read_config(reader: File, where: str) -> ModelConfig:
     keys = Keys(
         get(reader, where, "general.architecture", str),
         where,
-        list(reader.fields),
+        list(reader.metadata),
         lambda key: _contents(reader, where, key),
-        {name: tuple(map(int, reversed(tensor.shape))) for name, tensor in tensors.items()},
+        {name: tensor.shape for name, tensor in tensors.items()},
         lambda name: np.array(tensors[name].data),
     )
     return _config(keys)

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from s1jax.checkpoint import names as names_lib
 from s1jax.checkpoint.families.table import FAMILIES
 from s1jax.checkpoint.gguf.file import File
+from s1jax.checkpoint.gguf.parse import Tensor
 from s1jax.config.model import ModelConfig
 from s1jax.config.schema import plain
 from s1jax.errors import UserError
@@ -51,13 +52,13 @@ def read_params(reader: File, config: ModelConfig, where: str, dtype: npt.DTypeL
       UserError: names missing, extra or misshaped tensors and unreadable types.
     """
     for tensor in reader.tensors:
-        if tensor.tensor_type.name not in READABLE:
+        if tensor.kind not in READABLE:
             raise UserError(
-                f"{where}: tensor {plain(tensor.name)} has type {tensor.tensor_type.name}; s1jax reads "
+                f"{where}: tensor {plain(tensor.name)} has type {tensor.kind}; s1jax reads "
                 f"{', '.join(READABLE)}, so get another quantisation of the model."
             )
     tensors = [tensor for tensor in reader.tensors if tensor.name not in _CONFIGURATION]
-    found = {tensor.name: (tuple(map(int, reversed(tensor.shape))), where) for tensor in tensors}
+    found = {tensor.name: (tensor.shape, where) for tensor in tensors}
     names_lib.check(config, "gguf", found, where)
     params = names_lib.allocate(config, dtype)
     targets = names_lib.views(config, params, "gguf")
@@ -70,28 +71,28 @@ def read_params(reader: File, config: ModelConfig, where: str, dtype: npt.DTypeL
     return params
 
 
-def _fill(target: Any, tensor: Any) -> None:
+def _fill(target: Any, tensor: Tensor) -> None:
     """Copies a tensor into our arrays piece by piece, or whole where several arrays share it."""
     if not isinstance(target, np.ndarray):
-        names_lib.copy(target, dequantize(tensor.data, tensor.tensor_type))
+        names_lib.copy(target, dequantize(tensor.data, gguf.GGMLQuantizationType[tensor.kind]))
         return
     if target.ndim > 2:  # experts
         for one, data in zip(target, tensor.data, strict=True):
-            names_lib.copy(one, dequantize(data, tensor.tensor_type))
+            names_lib.copy(one, dequantize(data, gguf.GGMLQuantizationType[tensor.kind]))
         return
     step = max(1, _CHUNK // target.shape[-1])
     for start in range(0, len(target), step):
         piece = slice(start, start + step)
-        names_lib.copy(target[piece], dequantize(tensor.data[piece], tensor.tensor_type))
+        names_lib.copy(target[piece], dequantize(tensor.data[piece], gguf.GGMLQuantizationType[tensor.kind]))
 
 
-def _fill_halves(target: np.ndarray, tensor: Any, h: int) -> None:
+def _fill_halves(target: np.ndarray, tensor: Tensor, h: int) -> None:
     """As `_fill`, of rows of heads: stored (H/2, 2), ours (2, H/2)."""
     halves = np.reshape(target, (-1, 2, h // 2, target.shape[-1]), copy=False).swapaxes(1, 2)
     step = max(1, _CHUNK // (h * target.shape[-1]))
     for start in range(0, len(halves), step):
         heads = halves[start : start + step]
-        rows = dequantize(tensor.data[start * h : (start + step) * h], tensor.tensor_type)
+        rows = dequantize(tensor.data[start * h : (start + step) * h], gguf.GGMLQuantizationType[tensor.kind])
         heads[...] = rows.reshape(heads.shape)
 
 
