@@ -375,9 +375,12 @@ class Engine:
         """Returns weights as the programs take them: cast, quantised, and unstacked if `_unstacks`."""
         if any(leaf.dtype != kind for leaf, kind in _types(params, self.dtype)):
             params = _cast(params, self.dtype)
+        platform = _platform(params)
         if self._weight_dtype:
             params = _quantize(params, self._weight_dtype)
-        platform = _platform(params)
+            # Triton's products of float32 would be rounded to TF32.
+            if platform in ("gpu", "cuda") and self._mesh is None and self.dtype != "float32":
+                params = quant_groups.for_gpu(params)
         if self._unstacks is None:
             on_cpu = platform == "cpu" and self._mesh is None
             self._unstacks = perf.fits(params) if platform in ("gpu", "cuda") else on_cpu

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from s1jax.errors import UserError
-from s1jax.model import quant_cpu
+from s1jax.model import quant_cpu, quant_triton
 
 Kind = Literal["int8", "int4", "nf4"]
 GROUPS = (32, 64, 128)
@@ -43,6 +43,7 @@ class GroupQTensor:
       group: inputs that share a scale.
       axis: of D in `codes`, counted from the last one: -1 for an embedding, whose outputs come first.
       inputs: the axes of the kernel that D stands for, e.g. [heads, head_dim].
+      on_gpu: few rows are multiplied by `s1jax.model.quant_triton`; for kernels of single layers on one NVIDIA GPU.
     """
 
     codes: jax.Array
@@ -51,6 +52,7 @@ class GroupQTensor:
     group: int = dataclasses.field(metadata={"static": True})
     axis: int = dataclasses.field(metadata={"static": True})
     inputs: tuple[int, ...] = dataclasses.field(metadata={"static": True})
+    on_gpu: bool = dataclasses.field(default=False, metadata={"static": True})
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -156,6 +158,15 @@ def quantize_groups(
     return GroupQTensor(codes, jnp.squeeze(scales, at), kind, group, -1 - len(outputs), inputs)
 
 
+def for_gpu(params: Any) -> Any:
+    """The tree with `on_gpu` set in all its kernels with groups."""
+
+    def change(leaf: Any) -> Any:
+        return dataclasses.replace(leaf, on_gpu=True) if isinstance(leaf, GroupQTensor) else leaf
+
+    return jax.tree.map(change, params, is_leaf=lambda leaf: isinstance(leaf, GroupQTensor))
+
+
 def check_group(name: str, width: int, kind: Kind, group: int) -> None:
     """Refuses a group that is unknown or does not divide the width."""
     if group not in GROUPS:
@@ -173,6 +184,10 @@ def matmul(x: jax.Array, weight: GroupQTensor) -> jax.Array:
     The backward pass dequantises the kernel a second time, so that no float copy of it is kept in between. The kernel
     has no gradient: it is frozen.
     """
+    rows = math.prod(x.shape[:-1])
+    if weight.on_gpu and quant_triton.can_multiply(rows, weight):
+        found = quant_triton.matmul(x.reshape(rows, -1), weight)
+        return found.astype(x.dtype).reshape(*x.shape[:-1], -1)
     return x @ weight.dequantize(x.dtype).reshape(x.shape[-1], -1)
 
 
