@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from s1jax.config.experiment import OptimizerConfig, TrainConfig
+from s1jax.config.lora import OFF, LoraConfig
 from s1jax.config.model import ModelConfig
 from s1jax.model import decoder
 from s1jax.training import optimizer as optimizer_lib
@@ -44,18 +45,28 @@ def random_params(seed: int = 0) -> dict[str, Any]:
 
 
 def stepper(
-    config: ModelConfig, train: TrainConfig, params: Any, num_steps: int, mesh: Mesh
+    config: ModelConfig,
+    train: TrainConfig,
+    params: Any,
+    num_steps: int,
+    mesh: Mesh,
+    lora: LoraConfig = OFF,
+    base: Any = None,
 ) -> Callable[[dict[str, jax.Array]], float]:
-    """A function that takes the next step of a run from `params` on a batch, and returns its loss."""
+    """A function that takes the next step of a run from `params` on a batch, and returns its loss.
+
+    With `lora` they are adapters, and `base` the frozen weights.
+    """
     optimizer = OptimizerConfig()
-    tx = optimizer_lib.make(optimizer, config, num_steps)
-    abstract = step_lib.abstract_state(config, tx, mesh, train.param_dtype)
+    tx = optimizer_lib.make(optimizer, config, num_steps, lora)
+    abstract = step_lib.abstract_state(config, tx, mesh, train.param_dtype, lora)
     state = step_lib.init_state(params, tx, abstract)
-    step = step_lib.make_step(config, train, optimizer, num_steps, tx, mesh, abstract)
+    step = step_lib.make_step(config, train, optimizer, num_steps, tx, mesh, abstract, lora=lora)
+    frozen = () if base is None else (step_lib.Frozen(base=base),)
 
     def run(batch: dict[str, jax.Array]) -> float:
         nonlocal state
-        state, metrics = step(state, batch)
+        state, metrics = step(state, batch, *frozen)
         return float(metrics["loss"])
 
     return run

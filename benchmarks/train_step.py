@@ -28,6 +28,12 @@ def ours(tokens: np.ndarray) -> Callable[[], Any]:
     train = TrainConfig(batch_size=tokens.shape[0], compute_dtype="float32", remat="none", loss_chunk=2048)
     params = jax.tree.map(jax.numpy.asarray, models.random_params())
     step = models.stepper(models.CONFIG, train, params, 100, mesh)
+    batch = batch_of(tokens)
+    return lambda: step(batch)
+
+
+def batch_of(tokens: np.ndarray) -> dict[str, jax.Array]:
+    """Whole rows of tokens [B, T + 1] as a batch."""
     rows, length = tokens.shape[0], tokens.shape[1] - 1
     arrays = {
         "tokens": tokens[:, :-1],
@@ -36,8 +42,7 @@ def ours(tokens: np.ndarray) -> Callable[[], Any]:
         "segment_ids": np.ones((rows, length), np.int32),
         "weights": np.ones((rows, length), np.float32),
     }
-    batch = {name: jax.numpy.asarray(array) for name, array in arrays.items()}
-    return lambda: step(batch)
+    return {name: jax.numpy.asarray(array) for name, array in arrays.items()}
 
 
 def transformers(tokens: np.ndarray) -> Callable[[], Any]:

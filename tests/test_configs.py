@@ -10,6 +10,7 @@ from benchmarks import plan_headers
 from s1jax import perf
 from s1jax.config import presets
 from s1jax.data import layout
+from s1jax.model import adapters
 from s1jax.plan import targets
 
 CONFIGS = pathlib.Path(__file__).resolve().parents[1] / "configs"
@@ -57,6 +58,23 @@ def test_tables_of_plans(name):
             steps = layout.layout(presets.experiment(planned_run)).steps
         seconds = steps * flops / target.devices / (0.2 * target.chip.flops)
         assert float(minutes) == pytest.approx(seconds / 60, abs=0.1)
+
+
+@pytest.mark.parametrize(("size", "most"), [("7b", 24), ("32b", 60)])
+def test_one_gpu_holds_qlora(size, most):
+    """The figures in the header follow from the model and its adapters; a layer is computed twice and no more."""
+    name = f"s1_qwen2p5_{size}_qlora"
+    settings = presets.experiment(importlib.import_module(f"configs.{name}").get_config().to_dict())
+    (row,) = [row for row in map(plan_headers._ROW.match, (CONFIGS / f"{name}.py").read_text().splitlines()) if row]
+    peak, _, _, needed, executed, _ = row["figures"].split()
+    assert float(peak) <= most
+    model = presets.PRESETS[f"qwen2p5_{size}"]
+    block = int(dict(setting.split("=") for setting in row["settings"].split())["data.block_size"])
+    pairs = block * (block + 1) // 2
+    flops = perf.train_flops(model, block, pairs, None, adapters.num_params(model, settings.lora))
+    assert float(needed) == pytest.approx(flops / 1e12, abs=0.5)
+    forward = perf.train_flops(model, block, pairs) / 3 - 2 * model.vocab_size * model.d_model * block
+    assert float(executed.strip("()")) <= 1.05 * (flops + forward) / 1e12
 
 
 def test_the_page_on_planning_has_the_minutes_of_the_papers_run():
