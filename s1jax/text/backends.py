@@ -205,15 +205,15 @@ def _renamed(spec: dict[str, Any], tokens: Set[str], mark: str) -> dict[str, Any
 def _user_defined(model: bytes) -> list[str]:
     """Returns the user-defined symbols of a ModelProto; the library's Python class does not name their type."""
     pieces = []
-    for field, piece in _fields(model):
+    for field, piece in proto_fields(model):
         if field == 1 and isinstance(piece, bytes):  # pieces: 1 text, 2 score, 3 type
-            values = dict(_fields(piece))
+            values = dict(proto_fields(piece))
             if values.get(3) == 4 and isinstance(text := values[1], bytes):
                 pieces.append(text.decode())
     return pieces
 
 
-def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
+def proto_fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
     """Yields number and value of each field of a protocol buffer, values of a fixed width as bytes."""
     at = 0
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import gguf
+import numpy as np
 
 from s1jax.checkpoint.gguf import words as words_lib
 from s1jax.checkpoint.gguf.container import Value
@@ -20,6 +21,7 @@ from s1jax.config.schema import shown
 from s1jax.errors import UserError
 from s1jax.text import chat as chat_lib
 from s1jax.text import template
+from s1jax.text.backends import proto_fields
 from s1jax.text.chat import ChatFormat
 from s1jax.text.tokenizer import Tokenizer
 
@@ -42,7 +44,11 @@ def metadata(tokenizer: Tokenizer, chat: ChatFormat, rows: int) -> dict[str, Val
       UserError: llama.cpp has no such tokenizer.
     """
     if "tokenizer.json" not in tokenizer.files:
-        raise UserError(f"the tokenizer is a SentencePiece model without a tokenizer.json; {_REMEDY}.")
+        return {
+            **_sentencepiece(tokenizer, tokens := [f"[PAD{index}]" for index in range(rows)]),
+            **_special(tokenizer, chat, tokens),
+            "tokenizer.chat_template": template.to_jinja(chat),
+        }
     content = json.loads(tokenizer.files["tokenizer.json"])
     model = content["model"]
     if model.get("type", "BPE") != "BPE":
@@ -84,6 +90,8 @@ def _scored(
     content: dict[str, Any], tokens: list[str], types: list[int], merges: Sequence[tuple[str, ...]]
 ) -> dict[str, Value]:
     """As pieces with scores; UserError where merges are in an order that scores cannot have."""
+    if not _plain_pieces(content):
+        raise UserError(f"the tokenizer changes or cuts text in a way that llama.cpp does not; {_REMEDY}.")
     places: dict[str, list[int]] = {}
     for place, (left, right) in enumerate(merges):
         places.setdefault(left + right, []).append(place)
@@ -97,6 +105,7 @@ def _scored(
     for index, token in enumerate(tokens):
         if _BYTE.fullmatch(token):
             types[index] = int(_TYPES.BYTE)
+    _check_bytes(types)
     unknown = content["model"].get("unk_token")
     prefix = '"Prepend"' in json.dumps(content.get("normalizer")) or '"prepend_scheme": "always"' in json.dumps(
         content.get("pre_tokenizer")
@@ -109,6 +118,65 @@ def _scored(
         "tokenizer.ggml.token_type": types,
         "tokenizer.ggml.add_space_prefix": prefix,
         **({"tokenizer.ggml.unknown_token_id": tokens.index(unknown)} if unknown in tokens else {}),
+    }
+
+
+def _plain_pieces(content: dict[str, Any]) -> bool:
+    """Whether a tokenizer.json does no more than to mark spaces before it merges."""
+    normalizers = words_lib.parts(content.get("normalizer"), "normalizers")
+    cuts = words_lib.parts(content.get("pre_tokenizer"), "pretokenizers")
+    space = {"String": " "}
+    return all(
+        part["type"] == "Prepend" or (part["type"] == "Replace" and part["pattern"] == space) for part in normalizers
+    ) and all(part["type"] == "Metaspace" or (part["type"] == "Split" and part["pattern"] == space) for part in cuts)
+
+
+def _check_bytes(types: Sequence[int]) -> None:
+    """Raises UserError where some byte has no token: llama.cpp writes characters that are not in the vocabulary so."""
+    if types.count(int(_TYPES.BYTE)) != 256:
+        raise UserError(f"the tokenizer has no token for some bytes, which llama.cpp needs; {_REMEDY}.")
+
+
+def _sentencepiece(tokenizer: Tokenizer, tokens: list[str]) -> dict[str, Value]:
+    """A SentencePiece model; fills `tokens`. UserError where it is not BPE, or changes the text first."""
+    import sentencepiece
+
+    (content,) = (data for name, data in tokenizer.files.items() if name.endswith(".model"))
+    about = dict(proto_fields(content))  # of sentencepiece_model.proto: 2 trainer, 3 normalizer
+    trainer, normalizer = (dict(proto_fields(part)) if isinstance(part := about.get(n), bytes) else {} for n in (2, 3))
+    if trainer.get(3, 1) != 2:
+        raise UserError(f"the tokenizer is a SentencePiece model of another kind than BPE; {_REMEDY}.")
+    if normalizer.get(2) or normalizer.get(4, 1):
+        raise UserError(
+            f"the tokenizer's SentencePiece model changes the text or its spaces first, and llama.cpp does not; "
+            f"{_REMEDY}."
+        )
+    processor = sentencepiece.SentencePieceProcessor()
+    processor.LoadFromSerializedProto(content)
+    types, scores = [int(_TYPES.UNUSED)] * len(tokens), [_NO_SCORE] * len(tokens)
+    for index in range(processor.vocab_size()):
+        tokens[index], scores[index] = processor.id_to_piece(index), processor.get_score(index)
+        kinds = {
+            _TYPES.UNUSED: processor.is_unused, _TYPES.BYTE: processor.is_byte, _TYPES.CONTROL: processor.is_control,
+            _TYPES.UNKNOWN: processor.is_unknown,
+        }  # fmt: skip
+        types[index] = int(next((kind for kind, has in kinds.items() if has(index)), _TYPES.NORMAL))
+    own = set(tokens[: processor.vocab_size()])
+    for index in map(int, np.flatnonzero(tokenizer.legal_ids(tokenizer.num_ids))):
+        (token,) = tokenizer.tokens([index])
+        if token not in own or tokenizer.is_special(token):
+            tokens[index] = token
+            types[index] = int(_TYPES.CONTROL if tokenizer.is_special(token) else _TYPES.USER_DEFINED)
+    _check_bytes(types)
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.pre": "default",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": scores,
+        "tokenizer.ggml.token_type": types,
+        "tokenizer.ggml.add_space_prefix": bool(normalizer.get(3, 1)),
+        "tokenizer.ggml.unknown_token_id": processor.unk_id(),
+        **({"tokenizer.ggml.bos_token_id": processor.bos_id()} if processor.bos_id() >= 0 else {}),
     }
 
 
@@ -139,7 +207,7 @@ def _special(tokenizer: Tokenizer, chat: ChatFormat, tokens: list[str]) -> dict[
 
 def _adds(tokenizer: Tokenizer, first: str) -> bool:
     """Whether a tokenizer.json puts a token before every text."""
-    post = json.loads(tokenizer.files["tokenizer.json"]).get("post_processor") or {}
+    post = json.loads(tokenizer.files.get("tokenizer.json", b"{}")).get("post_processor") or {}
     parts = post.get("processors", [post])
     templates = [part.get("single") or [] for part in parts if part.get("type") == "TemplateProcessing"]
     return any(one and one[0].get("SpecialToken", {}).get("id") == first for one in templates)

@@ -80,14 +80,14 @@ def spec(words: Words) -> dict[str, Any]:
 
 def read(content: dict[str, Any]) -> Words | None:
     """The inverse of `spec`; None: the tokenizer.json cuts words in a way that `Words` does not describe."""
-    normalizers = _parts(content.get("normalizer"), "normalizers")
+    normalizers = parts(content.get("normalizer"), "normalizers")
     if any(part != {"type": "NFC"} for part in normalizers):
         return None
-    parts = _parts(content.get("pre_tokenizer"), "pretokenizers")
-    if not parts or parts[-1].get("type") != "ByteLevel" or parts[-1].get("add_prefix_space"):
+    cuts = parts(content.get("pre_tokenizer"), "pretokenizers")
+    if not cuts or cuts[-1].get("type") != "ByteLevel" or cuts[-1].get("add_prefix_space"):
         return None
     patterns, digits = [], False
-    for number, part in enumerate(parts[:-1]):
+    for number, part in enumerate(cuts[:-1]):
         if part.get("type") == "Digits" and part.get("individual_digits") and not number:
             digits = True
         elif part.get("type") == "Split" and part.get("behavior") == "Isolated" and not part.get("invert"):
@@ -95,7 +95,7 @@ def read(content: dict[str, Any]) -> Words | None:
         else:
             return None
     ignore_merges = bool(content["model"].get("ignore_merges"))
-    return Words(tuple(patterns), digits, bool(parts[-1].get("use_regex", True)), bool(normalizers), ignore_merges)
+    return Words(tuple(patterns), digits, bool(cuts[-1].get("use_regex", True)), bool(normalizers), ignore_merges)
 
 
 def name(words: Words) -> str | None:
@@ -105,7 +105,8 @@ def name(words: Words) -> str | None:
     return next(iter(exact + close), None)
 
 
-def _parts(part: dict[str, Any] | None, members: str) -> list[dict[str, Any]]:
+def parts(part: dict[str, Any] | None, members: str) -> list[dict[str, Any]]:
+    """A part of a tokenizer.json as a list: the members of a Sequence, itself, or nothing."""
     if part is None:
         return []
     return list(part[members]) if part.get("type") == "Sequence" else [part]
