@@ -245,9 +245,22 @@ def _trip_count(instruction: Instruction, computations: dict[str, list[Instructi
         for line in condition
         if line.operation == "constant" and (found := re.match(r"(\d+)\)", line.attributes))
     ]
+    if not limits and "expert_blocks" in instruction.attributes:
+        return _expert_blocks(instruction)
     if not limits:
         raise ValueError(f"loop {instruction.name}: its condition compares with no constant")
     return max(limits)
+
+
+def _expert_blocks(instruction: Instruction) -> int:
+    """Iterations of a loop of `s1jax.model.mlp.sorted_blocks`, whose length depends on what tokens choose.
+
+    Its tables have a place for every whole block and one more for each expert, whose last block may be empty.
+    """
+    parts = [(kind, [int(n) for n in shape.split(",") if n]) for kind, shape in _SHAPE.findall(instruction.type)]
+    table = max(shape[0] for kind, shape in parts if kind == "s32" and len(shape) == 1)
+    experts = next(shape[0] for _, shape in parts if len(shape) == 3)
+    return table - experts // 2
 
 
 def _moved(instruction: Instruction, types: dict[str, str], computations: dict[str, list[Instruction]]) -> float:
