@@ -86,6 +86,7 @@ class Setup:
       mesh: None: one device.
       shards: row shards of the mesh; the slots, and the pages, are split among them.
       counts: of what is done.
+      adapters: names of the adapters that `params` has, see `s1jax.model.batched_adapters`.
       shapes: of the calls so far, each once; `for_requests` adds to them.
     """
 
@@ -102,6 +103,7 @@ class Setup:
     mesh: Mesh | None
     shards: int
     counts: Counts
+    adapters: tuple[str, ...] = ()
     shapes: list[Shape] = dataclasses.field(default_factory=list)
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from s1jax.engine import budget as budget_lib
 from s1jax.engine import programs
 from s1jax.engine.capacity import Setup, Shape
+from s1jax.model.batched_adapters import NONE
 
 _PREFILL_PAGES = 8  # KV pages per iteration of attention in prefill, whose scores fill the caches of a CPU anyway
 _NOWHERE = np.iinfo(np.int32).max  # past any page or slot: what is written there is dropped
@@ -47,7 +48,16 @@ class Device:
         """Returns the largest size of a piece that is at most `most`; a page if none is."""
         return max((size for size in self._pieces if size <= most), default=self._setup.page_size)
 
-    def prefill(self, shard: int, ids: Sequence[int], size: int, start: int, pages: Sequence[int], limit: int) -> None:
+    def prefill(
+        self,
+        shard: int,
+        ids: Sequence[int],
+        size: int,
+        start: int,
+        pages: Sequence[int],
+        limit: int,
+        adapter: int = NONE,
+    ) -> None:
         """Prefills a piece of a prompt.
 
         Args:
@@ -57,6 +67,7 @@ class Device:
           start: tokens of the sequence before the piece.
           pages: of the sequence.
           limit: the most tokens of the sequence.
+          adapter: number of its adapter.
         """
         setup = self._setup
         tokens = np.zeros((setup.shards, size), np.int32)
@@ -64,10 +75,10 @@ class Device:
         lengths, count = np.zeros(setup.shards, np.int32), np.zeros(setup.shards, np.int32)
         tokens[shard, : len(ids)], table[shard, : len(pages)] = ids, pages
         lengths[shard], count[shard] = start, len(ids)
-        limits = np.full(setup.shards, limit, np.int32)
+        limits, adapters = np.full(setup.shards, limit, np.int32), np.full(setup.shards, adapter, np.int32)
         setup.counts.note(f"prefill {size} to {self._pool}, {table.shape[1]} a sequence")
         pool = programs.prefill(
-            setup.params, self._run.pages, tokens, table, lengths, count, limits, config=setup.config,
+            setup.params, self._run.pages, tokens, table, lengths, count, limits, adapters, config=setup.config,
             at_once=min(max(setup.pages_at_once, _PREFILL_PAGES), size // setup.page_size), dtype=setup.dtype,
             mesh=setup.mesh,
         )  # fmt: skip

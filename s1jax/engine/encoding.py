@@ -79,7 +79,7 @@ class Encoder:
         except UserError as error:  # the call's wait string belongs to no single request
             raise UserError(str(error) if params.wait == defaults.wait else f"{name}: {error}") from None
         params = bounded(params, self.delimiters, name)
-        return EncodedRequest(prompt, params, wait, name, self._finder(params))
+        return EncodedRequest(prompt, params, wait, name, self._finder(params), adapter=request.adapter)
 
     def system(self, request: Request, default: str) -> str:
         """The system prompt of a request: its own, that of its messages, or `default`."""

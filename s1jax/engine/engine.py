@@ -31,6 +31,7 @@ from jax.sharding import Mesh
 from s1jax import perf
 from s1jax.config.model import ModelConfig
 from s1jax.config.sampling import SAMPLING_DTYPES, SamplingParams
+from s1jax.engine import adapters as adapters_lib
 from s1jax.engine import capacity, limits
 from s1jax.engine import rows as rows_lib
 from s1jax.engine.capacity import Counts, Setup
@@ -42,7 +43,7 @@ from s1jax.engine.request import EngineProgress, Output, Request
 from s1jax.engine.scheduler import Scheduler
 from s1jax.engine.sequence import Admitted, EncodedRequest, Finished, Sample, check_request
 from s1jax.errors import UserError
-from s1jax.model import layouts, quant, quant_groups
+from s1jax.model import batched_adapters, layouts, quant, quant_groups
 from s1jax.parallel import mesh as mesh_lib
 from s1jax.text.delimiters import Delimiters
 from s1jax.text.messages import Message
@@ -75,6 +76,7 @@ class Engine:
         cache_dtype: str = "",
         weight_dtype: str = "",
         mesh: Mesh | None = None,
+        adapters: Mapping[str, Any] | None = None,
     ):
         """Loads the checkpoint, if one is named; compiles nothing.
 
@@ -93,6 +95,9 @@ class Engine:
             scale for each output and 32 inputs and the output projection in int8. See docs/sampling.md.
           mesh: device mesh (`s1jax.parallel.mesh`) that the weights are on. Batch slots are sharded over data and fsdp,
             heads over tensor.
+          adapters: name -> adapters of low rank for this model, which requests name (`Request.adapter`): a PEFT folder,
+            a checkpoint of a run with `lora.rank`, or a tree of `s1jax.model.adapters` with its `LoraConfig`. Sequences
+            with different adapters share a batch. They are not merged into the weights.
 
         Raises:
           UserError: the checkpoint can't be loaded, or a setting makes no sense.
@@ -137,6 +142,7 @@ class Engine:
         platform = _platform(params)
         on_cpu, on_gpu = platform == "cpu", platform in ("gpu", "cuda")
         page_size = _TPU_PAGE if platform == "tpu" else _PAGE
+        self._adapters = adapters_lib.load(adapters or {}, config, "" if self.model is None else self.model.fingerprint)
         params = self._prepare(params)
         shards = 1 if mesh is None else mesh_lib.row_shards(mesh)
         self._setup = Setup(
@@ -154,6 +160,7 @@ class Engine:
             mesh=mesh,
             shards=shards,
             counts=self.counts,
+            adapters=tuple(self._adapters),
         )
 
     @functools.cached_property
@@ -386,7 +393,7 @@ class Engine:
             self._unstacks = perf.fits(params) if platform in ("gpu", "cuda") else on_cpu
         if self._unstacks:
             params = _unstack(params, config=self._config, transpose_kernels=platform == "cpu")
-        return params
+        return batched_adapters.attach(params, self._config, self._adapters, self.dtype)
 
     def _scheduler(
         self, requests: Sequence[EncodedRequest], delimiters: Delimiters, order: Order = first_come

@@ -27,8 +27,8 @@ from jax.typing import DTypeLike
 from s1jax.config.model import ModelConfig
 from s1jax.engine import budget as budget_lib
 from s1jax.engine import logits as logits_lib
+from s1jax.model import batched_adapters, decoder
 from s1jax.model import cache as cache_lib
-from s1jax.model import decoder
 from s1jax.parallel import experts as parallel_experts
 from s1jax.parallel import ops as parallel_ops
 from s1jax.parallel import sharding
@@ -87,6 +87,7 @@ class Settings:
       rules: of each slot.
       table: int32 [B, M], pages of each slot.
       limits: int32 [B], the most tokens of the sequence in each slot.
+      adapters: int32 [B], see `s1jax.model.batched_adapters.choose`.
     """
 
     sampling: logits_lib.Sampling
@@ -94,6 +95,7 @@ class Settings:
     rules: budget_lib.Rules
     table: jax.Array
     limits: jax.Array
+    adapters: jax.Array | None = None
 
 
 @functools.partial(jax.jit, static_argnames=("config", "slots", "pages", "size", "dtype", "unstack", "mesh"))
@@ -138,6 +140,7 @@ def prefill(
     lengths: jax.Array,
     count: jax.Array,
     limits: jax.Array,
+    adapters: jax.Array | None = None,
     *,
     config: ModelConfig,
     at_once: int,
@@ -154,6 +157,7 @@ def prefill(
       lengths: int32 [R], tokens of the sequence before the piece.
       count: int32 [R], tokens of the piece; 0: nothing is written.
       limits: int32 [R], the most tokens of the sequence.
+      adapters: int32 [R], see `s1jax.model.batched_adapters.choose`.
       config: shape of the model.
       at_once: pages, see `s1jax.model.attention.cached.attend_cached`.
       dtype: of activations.
@@ -165,6 +169,7 @@ def prefill(
     attend = parallel_ops.attend_cached(mesh, config.num_kv_heads, split_rows=True, pages_at_once=at_once)
     cache = cache_lib.Cache(pages, table, lengths, limits)
     kind = jnp.dtype(dtype)
+    params = batched_adapters.choose(params, adapters)
     experts = parallel_experts.apply(mesh, split_tokens=False)
     hidden_and_cache = decoder.forward_cached(
         params, config, tokens, cache, count, dtype=kind, attend=attend, experts=experts
@@ -252,6 +257,7 @@ def decode(
       The slots, and what was done.
     """
     sampling, budgets, rules = settings.sampling, settings.budgets, settings.rules
+    params = batched_adapters.choose(params, settings.adapters)
     attend = parallel_ops.attend_cached(
         mesh, config.num_kv_heads, split_rows=True, pages_at_once=at_once, pages_in_place=in_place
     )

@@ -28,6 +28,7 @@ class Request:
         `params.seed` itself. None takes 0 if the request has `params`, and its place in the call if it has not.
       tools: JSON schemas of the functions that the assistant may call, as OpenAI's API has them. Only some
         chat formats have tools.
+      adapter: name of one of the engine's adapters; empty: the model without one.
     """
 
     prompt: str | Sequence[Message] | None = None
@@ -37,6 +38,7 @@ class Request:
     name: str = ""
     index: int | None = None
     tools: Sequence[Mapping[str, Any]] = ()
+    adapter: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -37,6 +37,7 @@ from s1jax.engine.prefix import PrefixCache
 from s1jax.engine.sequence import Admitted, EncodedRequest, Event, Finished, Tokens, check_request, until_stop
 from s1jax.engine.slots import SlotArrays
 from s1jax.errors import UserError
+from s1jax.model.batched_adapters import NONE
 from s1jax.text.delimiters import Delimiters
 
 STEPS = programs.STEPS
@@ -130,7 +131,8 @@ class Scheduler:
           The request id, which its events have; 0, 1, ... in the order of submission.
 
         Raises:
-          UserError: the request has bad token ids, or could outgrow the context length or the KV cache.
+          UserError: the request has bad token ids or an unknown adapter, or could outgrow the context length or the KV
+            cache.
         """
         tokens = check_request(request, self._delimiters, self._config, self._setup.cache_length)
         if tokens > self.max_tokens:
@@ -138,6 +140,7 @@ class Scheduler:
                 f"{request.name}: the sequence can have {tokens} tokens, but the KV cache holds {self.max_tokens};"
                 " lower max_thinking_tokens or max_answer_tokens, or shorten the prompt."
             )
+        self._adapter(request)
         self._arrays.reserve(request.wait)
         added = Submitted(
             next(self._numbers), request, tokens, stream, priority, self._clock(), salt, resume=request.resume
@@ -261,7 +264,25 @@ class Scheduler:
         salt = submitted.salt
         if self._is_batch:
             salt = np.asarray(submitted.request.prompt, np.int32).tobytes()  # only equal prompts share pages
+        if submitted.request.adapter:  # whose keys and values are others
+            name = submitted.request.adapter.encode()
+            salt = b"adapter" + len(name).to_bytes(4) + name + salt
         return salt + b"long" if self._has_long_rope(submitted) else salt
+
+    def _adapter(self, request: EncodedRequest) -> int:
+        """Number of the adapter of a request.
+
+        Raises:
+          UserError: the engine has no such adapter.
+        """
+        if not request.adapter:
+            return NONE
+        if request.adapter not in self._setup.adapters:
+            names = ", ".join(self._setup.adapters) or "none"
+            raise UserError(
+                f"{request.name}: the engine has no adapter {request.adapter!r:.80}; it has {names}, as it was made."
+            )
+        return self._setup.adapters.index(request.adapter)
 
     def _has_long_rope(self, submitted: Submitted) -> bool:
         """Whether keys of the sequence are rotated by the frequencies of long sequences, see `cache.Cache`."""
@@ -355,7 +376,9 @@ class Scheduler:
         begin = occupant.num_cached
         count = min(size, occupant.to_prefill)
         ids = occupant.prefix[begin : begin + count]
-        self._device.prefill(self._shard(slot), ids, size, begin, occupant.pages, occupant.submitted.longest)
+        submitted = occupant.submitted
+        adapter = self._adapter(submitted.request)
+        self._device.prefill(self._shard(slot), ids, size, begin, occupant.pages, submitted.longest, adapter)
         occupant.num_cached += count
 
     def _begin(self, slot: int, occupant: Occupant) -> None:
@@ -363,7 +386,8 @@ class Scheduler:
         submitted, prefix = occupant.submitted, occupant.prefix
         cache = self._prefixes[self._shard(slot)]
         cache.add(prefix[:-1], occupant.pages, self._salt(submitted), partial=True)
-        self._arrays.write(slot, submitted.request, occupant.pages, submitted.longest)
+        adapter = self._adapter(submitted.request)
+        self._arrays.write(slot, submitted.request, occupant.pages, submitted.longest, adapter)
         new = budget_lib.on_host(prefix[-1], len(self._delimiters.think_start))
         state = new if submitted.resume is None else submitted.resume.state
         self._setup.counts.admissions += 1

@@ -29,6 +29,7 @@ class EncodedRequest:
       name: what error messages call it.
       find_stop: finds the stop string that ends the answer, see `s1jax.engine.stops.Finder`; None: there is none.
       resume: thinking that the sequence begins with, see `s1jax.engine.resume`; None: none.
+      adapter: name of one of the engine's adapters; empty: none.
     """
 
     prompt: tuple[int, ...]
@@ -37,6 +38,7 @@ class EncodedRequest:
     name: str = "the row"
     find_stop: Callable[[Sequence[int], int], tuple[int, str] | None] | None = None
     resume: Resume | None = None
+    adapter: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,6 +17,7 @@ from s1jax.engine import budget as budget_lib
 from s1jax.engine import logits as logits_lib
 from s1jax.engine import programs
 from s1jax.engine.sequence import EncodedRequest
+from s1jax.model.batched_adapters import NONE
 from s1jax.text.delimiters import Delimiters
 
 
@@ -45,6 +47,7 @@ class SlotArrays:
         self._forced_length = np.asarray(rules.forced_length)
         self._table = np.zeros((slots, width), np.int32)
         self._limits = np.zeros(slots, np.int32)
+        self._adapters = np.full(slots, NONE, np.int32)
 
     @property
     def capacity(self) -> int:
@@ -62,7 +65,7 @@ class SlotArrays:
             more = budget_lib.capacity_for(len(wait)) - self.capacity
             self._forced = np.pad(self._forced, ((0, 0), (0, 0), (0, more)))
 
-    def write(self, slot: int, request: EncodedRequest, pages: Sequence[int], limit: int) -> None:
+    def write(self, slot: int, request: EncodedRequest, pages: Sequence[int], limit: int, adapter: int = NONE) -> None:
         """Writes the row of a slot.
 
         Args:
@@ -70,6 +73,7 @@ class SlotArrays:
           request: its wait has been reserved.
           pages: of its sequence.
           limit: the most tokens of the sequence.
+          adapter: number of its adapter.
         """
         own = (
             logits_lib.Sampling.of([request.params]),
@@ -82,6 +86,7 @@ class SlotArrays:
         self._forced[slot, budget_lib.WAIT, : len(request.wait)] = request.wait
         self._forced_length[slot, budget_lib.WAIT] = len(request.wait)
         self._limits[slot] = limit
+        self._adapters[slot] = adapter
         self.write_pages(slot, pages)
 
     def write_pages(self, slot: int, pages: Sequence[int]) -> None:
@@ -97,4 +102,5 @@ class SlotArrays:
             forced=self._forced.copy(),  # type: ignore[arg-type]
             forced_length=self._forced_length.copy(),  # type: ignore[arg-type]
         )
-        return programs.Settings(sampling, budgets, rules, self._table.copy(), self._limits.copy())  # type: ignore[arg-type]
+        own: Any = [column.copy() for column in (self._table, self._limits, self._adapters)]
+        return programs.Settings(sampling, budgets, rules, *own)

@@ -11,7 +11,7 @@ from jax.typing import DTypeLike
 
 from s1jax.model import quant_cpu
 from s1jax.model.layouts import TransposedKernel
-from s1jax.model.linear import Adapted, Weight
+from s1jax.model.linear import Adapted, BatchAdapted, Weight
 from s1jax.model.quant import QTensor
 from s1jax.model.quant_cpu import IntegerKernel
 from s1jax.model.quant_groups import GroupQTensor
@@ -68,5 +68,5 @@ def embed(embedding: Weight, tokens: jax.Array, dtype: DTypeLike, lookup: Lookup
         case TransposedKernel():
             return lookup(embedding.matrix, tokens).astype(dtype)
         case _:
-            assert not isinstance(embedding, Adapted)
+            assert not isinstance(embedding, Adapted | BatchAdapted)
             return lookup(embedding, tokens).astype(dtype)

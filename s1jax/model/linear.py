@@ -42,7 +42,36 @@ class Adapted:
     scale: float = dataclasses.field(metadata={"static": True})
 
 
-Weight = jax.Array | TransposedKernel | QTensor | GroupQTensor | IntegerKernel | Adapted
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class BatchAdapted:
+    """A kernel with adapters for the sequences of a batch, see `s1jax.model.batched_adapters`.
+
+    Attributes:
+      weight: [inputs, outputs], of any other type.
+      a: [A, D, R], for A adapters.
+      b: [A, R, F].
+      scales: float32 [A], of the adapters' products.
+      chosen: int32 [B], the adapter of each sequence; no adapter has a negative number. None: no sequence has one.
+    """
+
+    weight: Weight
+    a: jax.Array
+    b: jax.Array
+    scales: jax.Array
+    chosen: jax.Array | None = None
+
+    def product(self, x: jax.Array) -> jax.Array:
+        """[B * T, D] -> [B * T, F], the scaled products of the adapters alone."""
+        assert self.chosen is not None
+        count, _, rank = self.a.shape
+        own = jnp.where(self.chosen[:, None] == jnp.arange(count), self.scales, 0)  # [B, A]
+        own = jnp.repeat(own, x.shape[0] // own.shape[0], axis=0)
+        inner = jnp.einsum("td,adr->tar", x, self.a.astype(x.dtype)) * own[..., None].astype(x.dtype)
+        return inner.reshape(-1, count * rank) @ self.b.astype(x.dtype).reshape(count * rank, -1)
+
+
+Weight = jax.Array | TransposedKernel | QTensor | GroupQTensor | IntegerKernel | Adapted | BatchAdapted
 
 
 def transpose_in(x: jax.Array) -> jax.Array:
@@ -88,6 +117,9 @@ def matmul(x: jax.Array, weight: Weight) -> jax.Array:
             rank = weight.a.shape[-1]
             inner = x @ weight.a.astype(x.dtype).reshape(x.shape[-1], rank)
             return matmul(x, weight.weight) + weight.scale * (inner @ weight.b.astype(x.dtype).reshape(rank, -1))
+        case BatchAdapted():
+            y = matmul(x, weight.weight)
+            return y if weight.chosen is None else y + weight.product(x)
         case QTensor():
             return quant.matmul(x, weight)
         case GroupQTensor():
@@ -122,7 +154,7 @@ def output_logits(hidden: jax.Array, weight: Weight, tied: bool) -> jax.Array:
         return logits.reshape(*hidden.shape[:-1], -1)
     if isinstance(weight, GroupQTensor):
         return output_logits(hidden, weight.dequantize(hidden.dtype), tied)
-    assert not isinstance(weight, Adapted)  # neither embedding nor head has an adapter
+    assert not isinstance(weight, Adapted | BatchAdapted)  # neither embedding nor head has an adapter
     kernel = (weight.values if isinstance(weight, QTensor) else weight).astype(hidden.dtype)
     contract = (((hidden.ndim - 1,), (1 if tied else 0,)), ((), ()))
     logits = jax.lax.dot_general(hidden, kernel, contract, preferred_element_type=jnp.float32)

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from s1jax.model.layouts import TransposedKernel
-from s1jax.model.linear import Adapted, Weight
+from s1jax.model.linear import Adapted, BatchAdapted, Weight
 from s1jax.model.quant import QTensor
 from s1jax.model.quant_cpu import IntegerKernel
 from s1jax.model.quant_groups import GroupQTensor
@@ -32,6 +32,7 @@ def to_latent(x: jax.Array, weight: Weight) -> jax.Array:
         inner = jnp.einsum("btnh,knh->btnk", x, weight.b.astype(x.dtype))
         added = jnp.einsum("btnk,rk->btnr", inner, weight.a.astype(x.dtype))
         return to_latent(x, weight.weight) + weight.scale * added
+    assert not isinstance(weight, BatchAdapted)  # `batched_adapters.attach` refuses these projections
     if isinstance(weight, GroupQTensor):
         weight = weight.dequantize(x.dtype)
     if isinstance(weight, QTensor):  # one scale for each output of the projection, which are the inputs here
@@ -59,6 +60,7 @@ def from_latent(x: jax.Array, weight: Weight) -> jax.Array:
         return from_latent(x, weight.weight) + weight.scale * added
     if isinstance(weight, GroupQTensor):
         weight = weight.dequantize(x.dtype)
+    assert not isinstance(weight, BatchAdapted)  # `batched_adapters.attach` refuses these projections
     if isinstance(weight, TransposedKernel):
         return jnp.einsum("btnr,nhr->btnh", x, weight.matrix.astype(x.dtype).reshape(heads, -1, rank))
     if isinstance(weight, QTensor):
