@@ -7,6 +7,7 @@ import os
 import pathlib
 import re
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -67,7 +68,7 @@ def dtype() -> str:
     return DTYPE.value or engine_lib.default_dtype()
 
 
-def engine(checkpoint: str, slots: int, cache_length: int) -> Engine:
+def engine(checkpoint: str, slots: int, cache_length: int, adapters: Mapping[str, str] | None = None) -> Engine:
     """Loads a checkpoint onto the mesh that the flags describe; with several processes, each onto its own devices.
 
     It prints a line on stderr when it loads, and one before the first sample, when it compiles. Compiled programs are
@@ -98,6 +99,7 @@ def engine(checkpoint: str, slots: int, cache_length: int) -> Engine:
         cache_dtype=CACHE_DTYPE.value,
         weight_dtype=WEIGHT_DTYPE.value,
         mesh=mesh if mesh.size > 1 else None,
+        adapters=adapters,
     )
 
     def say(_: str) -> None:

@@ -63,6 +63,12 @@ _CACHE_LENGTH = flags.DEFINE_integer(
     "cache_length", 0, "Longest sequence in tokens; 0: the context length of the model.", lower_bound=0
 )
 _NAME = flags.DEFINE_string("served_model_name", "", "Name of the model in the APIs; default: the checkpoint's.")
+_ADAPTERS = flags.DEFINE_list(
+    "adapters",
+    [],
+    "Adapters of low rank as NAME=DIR, PEFT folders or checkpoints of runs with lora.rank; a request names one as its"
+    " model.",
+)
 _KEYS = flags.DEFINE_string("api_key_file", "", "File of API keys, one a line, that only its owner can read.")
 _ORIGINS = flags.DEFINE_list(
     "allowed_origins", [], "Sites whose pages may ask, as in https://chat.example.org; *: all."
@@ -109,6 +115,8 @@ def main() -> int:
     else:
         prices = prices_lib.Prices(dollars_per_hour=_DOLLARS.value)
     engine_flags.parse_mesh(engine_flags.MESH.value)
+    if _ADAPTERS.value and _HANDOFF.value:
+        raise UserError("--handoff was fitted to the answers of the model without adapters; leave --adapters out.")
     checkpoint = _CHECKPOINT.value or _default_checkpoint()
     about, curve, fingerprint = store.using(checkpoint, _describe)
     with contextlib.ExitStack() as stack:
@@ -123,9 +131,9 @@ def main() -> int:
             lambda: store.using(checkpoint, _load),
             Limits(_CACHE_TOKENS.value, _QUEUE.value, _QUEUE_TOKENS.value, _STALL.value),
         )
-        settings = app_lib.Settings(
-            model=checked_name(_NAME.value or model_name(checkpoint)), keep_alive=_KEEP_ALIVE.value, curve=curve
-        )
+        name = checked_name(_NAME.value or model_name(checkpoint))
+        adapters = tuple(read_adapters(_ADAPTERS.value, name))
+        settings = app_lib.Settings(model=name, keep_alive=_KEEP_ALIVE.value, curve=curve, adapters=adapters)
         rules = Rules(keys, tuple(_HOSTS.value), tuple(_ORIGINS.value))
         app = app_lib.make(worker, about, settings, rules, log, prices.count, handoff)
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
@@ -223,7 +231,25 @@ async def _serve(
 
 def _load(folder: pathlib.Path) -> Engine:
     engine_flags.say_step(_CHECKPOINT.value or os.fspath(folder), folder)
-    return engine_flags.engine(os.fspath(folder), _SLOTS.value, _CACHE_LENGTH.value)
+    adapters = read_adapters(_ADAPTERS.value, _NAME.value)
+    return engine_flags.engine(os.fspath(folder), _SLOTS.value, _CACHE_LENGTH.value, adapters)
+
+
+def read_adapters(texts: list[str], model: str) -> dict[str, str]:
+    """Returns name -> folder of `--adapters`; `model`: name of the served model.
+
+    Raises:
+      UserError: an item is not NAME=DIR, or a name is taken.
+    """
+    found: dict[str, str] = {}
+    for text in texts:
+        name, _, folder = text.strip().partition("=")
+        if not name or not folder:
+            raise UserError(f"--adapters has {text!r:.80}; write NAME=DIR, with commas between several.")
+        if name in found or name == model:
+            raise UserError(f"--adapters: two models are called {name!r:.80}; give each a name of its own.")
+        found[name] = folder
+    return found
 
 
 def _default_checkpoint() -> str:

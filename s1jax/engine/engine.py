@@ -163,6 +163,11 @@ class Engine:
             adapters=tuple(self._adapters),
         )
 
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the adapters that requests can have."""
+        return self._setup.adapters
+
     @functools.cached_property
     def encoder(self) -> Encoder:
         """Encodes requests for this model.

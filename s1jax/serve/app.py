@@ -55,12 +55,14 @@ class Settings:
       params: sampling parameters of requests that are silent.
       keep_alive: seconds of silence in a stream before a comment line.
       curve: of the checkpoint's own evaluation, see `s1jax.serve.curve`; None: there is none.
+      adapters: names of the engine's adapters, which are models of their own in the APIs.
     """
 
     model: str
     params: SamplingParams = dataclasses.field(default_factory=lambda: SamplingParams(temperature=1.0))
     keep_alive: float = 5.0
     curve: Mapping[str, Any] | None = None
+    adapters: tuple[str, ...] = ()
 
 
 def make(
@@ -83,10 +85,10 @@ def make(
       count: counts tokens and money.
       handoff: to another model; None: there is none.
     """
-    has_tools = conversation.has_tools(about.chat)
     defaults = Defaults(
-        settings.model, about.config.context_length, settings.params, tools=has_tools, prompt_efforts=about.chat.efforts
-    )
+        settings.model, about.config.context_length, settings.params, adapters=settings.adapters,
+        tools=conversation.has_tools(about.chat), prompt_efforts=about.chat.efforts,
+    )  # fmt: skip
     routes = _Routes(worker, about, settings, defaults, log, count, handoff)
     starlette = Starlette(
         routes=routes.all(),
@@ -168,22 +170,23 @@ class _Routes:
     async def _document(self, request: Request) -> Response:
         return JSONResponse(openapi.document(self._defaults, __version__))
 
-    def _card(self) -> dict[str, Any]:
-        name = self._settings.model
+    def _card(self, name: str) -> dict[str, Any]:
+        model = self._settings.model
         return {
-            "id": name, "object": "model", "created": self._created, "owned_by": "s1jax", "root": name, "parent": None,
-            "max_model_len": self._length(),
+            "id": name, "object": "model", "created": self._created, "owned_by": "s1jax", "root": name,
+            "parent": None if name == model else model, "max_model_len": self._length(),
         }  # fmt: skip
 
     async def _models(self, request: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [self._card()]})
+        names = (self._settings.model, *self._settings.adapters)
+        return JSONResponse({"object": "list", "data": [self._card(name) for name in names]})
 
     async def _model(self, request: Request) -> Response:
         name = request.path_params["name"]
-        if name != self._settings.model:
+        if name not in (self._settings.model, *self._settings.adapters):
             message = f"the model {name!r:.80} is not served here; {self._settings.model!r} is."
             return calls_lib.refusal(chat, ApiError(message, "model", "model_not_found", "not_found_error", 404))  # type: ignore[arg-type]
-        return JSONResponse(self._card())
+        return JSONResponse(self._card(name))
 
     async def _curve(self, request: Request) -> Response:
         if self._settings.curve is None:

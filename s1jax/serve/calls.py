@@ -133,6 +133,12 @@ class Calls:
             call = await beside(len(body), lambda: api.read(reader.Reader(reader.loads(body)), self.defaults))
             self._handoffs.check(call)
             if call.only_prompt:
+                if call.model in self.defaults.adapters:
+                    raise ApiError(
+                        f"the log-probabilities of a prompt are computed without adapters; write"
+                        f" {self.defaults.model!r} as the model, or ask for an answer.",
+                        "model",
+                    )
                 results = await sse.until_left(request.receive, self._scored(call))
                 self._note(request, start, 200, call)
                 return JSONResponse(api.whole(call, results, self._count), headers=_ignored(call))
@@ -227,7 +233,7 @@ class Calls:
             params = dataclasses.replace(earlier.params, **given)
         except UserError as error:
             raise ApiError(str(error)) from None
-        asked = EngineRequest(prompt_ids=earlier.prompt, params=params, name="the reply")
+        asked = EngineRequest(prompt_ids=earlier.prompt, params=params, name="the reply", adapter=earlier.adapter)
         encoded = engine.encoder.encode_one(asked, params)
         fitted = sequences.fitted(engine, encoded, call, self.worker.length)
         encoded = dataclasses.replace(encoded, params=earlier.params)

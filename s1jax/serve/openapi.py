@@ -154,7 +154,7 @@ def body(path: str, defaults: Defaults) -> dict[str, Any]:
         fields["input"] = {"anyOf": [{"type": "string"}, {"type": "array", "minItems": 1, "items": {"type": "object"}}]}
     if "max_tokens" in required:
         fields["max_tokens"] = {"type": "integer", "minimum": 1, "maximum": fields["max_tokens"]["maximum"]}
-    fields["model"] = {"enum": [defaults.model, *defaults.aliases, "", None]}
+    fields["model"] = {"enum": [defaults.model, *defaults.aliases, *defaults.adapters, "", None]}
     if "think_longer" in fields:
         required = ()
     for name, field in fields.items():

@@ -35,6 +35,7 @@ class Defaults:
       context_length: of the model, in tokens; a server with a shorter cache gives that.
       params: sampling parameters. Temperature is 1 unless the operator sets another, as in OpenAI's API.
       aliases: further names that requests may give the model.
+      adapters: names of the engine's adapters; as the model of a request they ask for it.
       efforts: thinking tokens of each word of `reasoning_effort`, `none` excepted.
       prompt_efforts: the words that the chat format writes into the prompt (gpt-oss); they set no number of tokens.
       reasoning_names: names of the field of thinking in chat replies.
@@ -47,6 +48,7 @@ class Defaults:
     context_length: int
     params: SamplingParams = dataclasses.field(default_factory=lambda: SamplingParams(temperature=1.0))
     aliases: tuple[str, ...] = ()
+    adapters: tuple[str, ...] = ()
     efforts: Mapping[str, int] = dataclasses.field(default_factory=lambda: EFFORTS)
     prompt_efforts: tuple[str, ...] = ()
     reasoning_names: tuple[str, ...] = REASONING_NAMES
@@ -309,10 +311,11 @@ def model(reader: Reader, defaults: Defaults) -> str:
       ApiError: 404 for a model that is not served.
     """
     name = reader.text("model")
-    if not name or name == defaults.model or name in defaults.aliases:
+    if not name or name in (defaults.model, *defaults.aliases, *defaults.adapters):
         return name or defaults.model
+    names = ", ".join(map(repr, (defaults.model, *defaults.adapters)))
     raise ApiError(
-        f"the model {name[:200]!r} is not served here; write {defaults.model!r}, or leave model out.",
+        f"the model {name[:200]!r} is not served here; write {names}, or leave model out.",
         "model", "model_not_found", "not_found_error", 404,
     )  # fmt: skip
 

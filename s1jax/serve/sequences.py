@@ -33,7 +33,9 @@ def encode(engine: Engine, call: Call, defaults: SamplingParams, length: int) ->
     assert engine.model is not None
     check_sizes(call, length)
     found = []
+    adapter = call.model if call.model in engine.adapters else ""
     for request in call.requests(engine.model.tokenizer.encode):
+        request = dataclasses.replace(request, adapter=adapter)
         for each in engine.encoder.encode(request, defaults, request.name):
             found.append(dataclasses.replace(each, params=fitted(engine, each, call, length)))
     return found

@@ -51,7 +51,7 @@ class Running:
 @contextlib.contextmanager
 def serve(
     make, about, *, limits=None, rules=None, keep_alive=5.0, params=None, wait=True, curve=None, count=Usage.of, port=0,
-    handoff=None,
+    handoff=None, adapters=(),
 ):  # fmt: skip
     """Serves an engine that `make` returns, on a free port.
 
@@ -67,10 +67,11 @@ def serve(
       count: counts tokens and money.
       port: 0 is any free one.
       handoff: to another model.
+      adapters: names of those of the engine.
     """
     worker, log = Worker(make, limits or Limits()), []
     params = params or SamplingParams(temperature=1.0, max_thinking_tokens=32, max_answer_tokens=16)
-    settings = app_lib.Settings("tiny", params, keep_alive, curve)
+    settings = app_lib.Settings("tiny", params, keep_alive, curve, adapters)
     app = app_lib.make(worker, about, settings, rules, log.append, count, handoff)
     listener = socket.create_server(("127.0.0.1", port))
     config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", ws="none", proxy_headers=False)
