@@ -64,6 +64,9 @@ def find_tensors(folder: pathlib.Path) -> dict[str, pathlib.Path]:
             if path.is_absolute() or ".." in path.parts:
                 raise huggingface_config.wrong_type(folder / INDEX, key, file, "the name of a file in this folder")
     else:
+        named = sorted(folder.glob("*.safetensors"))
+        if len(named) == 1:  # gptq_model-4bit-128g.safetensors, for example
+            raise UserError(f"{folder} has weights under another name than {SINGLE}; rename {plain(named[0].name)}.")
         hint = "only PyTorch .bin files" if list(folder.glob("*.bin")) else f"neither {SINGLE} nor {INDEX}"
         raise UserError(f"{folder} has {hint}; s1jax reads safetensors, so save the model in that format.")
     for file in sorted(set(weight_map.values())):

@@ -319,6 +319,13 @@ def test_the_dtype_is_that_of_the_tensors_that_are_not_quantised(tmp_path):
         assert huggingface.read_params(tmp_path, CONFIG)["layers"]["mlp"]["up"]["kernel"].dtype == wanted
 
 
+def test_weights_under_a_name_of_their_own(tmp_path):
+    folders.write_folder(tmp_path, "gptq4")
+    (tmp_path / huggingface.SINGLE).rename(tmp_path / "gptq_model-4bit-128g.safetensors")
+    with pytest.raises(UserError, match=r"another name than model\.safetensors; rename gptq_model-4bit-128g\."):
+        huggingface.read_params(tmp_path, CONFIG)
+
+
 def test_a_folder_whose_configuration_says_nothing_of_it(tmp_path):
     folders.write_folder(tmp_path, "fp8")
     config = json.loads((tmp_path / "config.json").read_text())
