@@ -29,9 +29,8 @@ DENSE = ModelConfig.dense(
     context_length=96,
 )  # fmt: skip
 LAYER = DENSE.groups[0].pattern[0]
-MODEL = dataclasses.replace(
-    DENSE, groups=(Group(1, (LAYER, Layer(LAYER.attention, Experts(8, 2, 12, normalize=True)))),)
-)
+RULED = dataclasses.replace(LAYER.attention, window=6, softcap=2.0, sinks=True)
+MODEL = dataclasses.replace(DENSE, groups=(Group(1, (LAYER, Layer(RULED, Experts(8, 2, 12, normalize=True)))),))
 _MLA = MLA(num_heads=8, q_rank=12, kv_rank=12, nope_dim=6, rope_dim=4, value_dim=5)
 _EXPERTS = Experts(8, 2, 12, "sigmoid", True, groups=4, top_groups=2, selection_bias=True, shared_hidden=12)
 DEEPSEEK = ModelConfig(
@@ -54,6 +53,8 @@ def main() -> None:
     for model, shape, cache_dtype, weight_dtype in MESHES:
         params = jax.jit(lambda key, model=model: decoder.init_params(model, key))(jax.random.key(0))
         params = jax.tree.map(lambda a: np.asarray(a * 14 if a.ndim > 2 else a), params)
+        if model is MODEL:
+            params["layers_0_1"]["attention"]["sinks"]["logits"] = np.linspace(-2, 2, 8, dtype=np.float32)[None]
         make = functools.partial(
             Engine, config=model, cache_length=96, cache_dtype=cache_dtype, weight_dtype=weight_dtype
         )

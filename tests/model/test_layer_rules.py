@@ -17,6 +17,7 @@ from s1jax.errors import UserError
 from s1jax.model import cache as cache_lib
 from s1jax.model import decoder, embedding, layouts, norms, rope
 from s1jax.model.attention import dispatch
+from s1jax.model.mlp import dense
 
 V, D, F, N, K, H = 40, 24, 32, 4, 2, 8
 LENGTH = 26
@@ -171,8 +172,7 @@ def _pieces(name):
     return params, whole, np.concatenate(packed), ends
 
 
-@pytest.mark.parametrize("kernel", ["xla", "chunked"])
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(("name", "kernel"), zip(CONFIGS, ["chunked", "xla"] * 2, strict=True))
 def test_whole_and_packed_rows(name, kernel, monkeypatch):
     monkeypatch.setattr(dispatch, "_BLOCK", 8)
     monkeypatch.setattr(dispatch, "_SMALLEST_BLOCK", 4)
@@ -197,8 +197,7 @@ def test_whole_and_packed_rows(name, kernel, monkeypatch):
     assert np.abs(whole).max() > 1
 
 
-@pytest.mark.parametrize("unstack", [False, True])
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize(("name", "unstack"), zip(CONFIGS, [True, False] * 2, strict=True))
 def test_pieces_over_the_cache(name, unstack):
     """A prompt in two pieces, then token by token: stacked, or a layer at a time with transposed kernels."""
     config = CONFIGS[name]
@@ -219,6 +218,22 @@ def test_pieces_over_the_cache(name, unstack):
         found.append(logits[0])
         first += size
     np.testing.assert_allclose(np.concatenate(found), whole, rtol=0, atol=2e-5)
+
+
+def test_gradients_of_an_mlp_in_chunks_are_those_of_the_whole():
+    """With GELU: the backward pass in chunks computes its derivative by itself."""
+    rng = np.random.default_rng(0)
+    arrays = [rng.normal(size=shape).astype(np.float32) for shape in ((5, D), (D, F), (D, F), (F, D))]
+
+    def whole(x, gate, up, down):
+        return (jax.nn.gelu(x @ gate, approximate=True) * (x @ up)) @ down
+
+    def gradients(mlp):
+        return jax.jit(jax.grad(lambda *arrays: jnp.sum(mlp(*arrays) ** 2), (0, 1, 2, 3)))(*arrays)
+
+    chunked = gradients(lambda *arrays: dense._chunked(*arrays, 4, "gelu_tanh"))
+    for one, other in zip(chunked, gradients(whole), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-5 * np.abs(other).max())
 
 
 def test_longrope_over_the_cache_goes_by_the_limit():
