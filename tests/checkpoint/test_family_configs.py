@@ -160,6 +160,15 @@ def test_what_a_family_cannot_hold_is_not_exported(config, sentence):
         huggingface_config.config_to_json(config)
 
 
+def test_what_transformers_would_not_load_is_not_exported():
+    with pytest.raises(UserError, match=r"'gemma2', whose query_scale is 1 / sqrt\(n\) .* has 0.07; .* cannot be"):
+        huggingface_config.config_to_json(_changed("gemma2_2b", query_scale=0.07))
+    wide = huggingface_config.config_from_json(_case("phi3_longrope"))
+    wide = dataclasses.replace(wide, d_model=64)
+    with pytest.raises(UserError, match=r"num_heads 6 times head_dim 8 is not d_model 64, .* Phi3 with longrope"):
+        huggingface_config.config_to_json(wide)
+
+
 def test_a_window_that_no_row_exceeds_is_none():
     config = huggingface_config.config_from_json(_case("mistral", sliding_window=512))
     assert config.groups[0].pattern[0].attention == GQA(6, 2, 8)

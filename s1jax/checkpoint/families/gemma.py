@@ -21,6 +21,7 @@ from s1jax.checkpoint.families.fields import Fields
 from s1jax.checkpoint.families.rows import Row
 from s1jax.config.layers import Dense, Layer
 from s1jax.config.model import ModelConfig
+from s1jax.errors import UserError
 
 _GLOBAL, _LOCAL = 1e6, 1e4  # bases of Gemma 3's layers
 
@@ -68,10 +69,16 @@ class Gemma(Family):
         return [layers[LAYER_KINDS.index(kind)] for kind in kinds]
 
     def extra(self, config: ModelConfig) -> dict[str, Any]:
+        scalar = query_scalar(grouped(config))
+        if not isinstance(scalar, int):  # as transformers wants it
+            raise UserError(
+                f"model.family is {self.model_type!r}, whose query_scale is 1 / sqrt(n) for a whole number n, and this "
+                f"model has {grouped(config).query_scale}; the model cannot be exported."
+            )
         return {
             "hidden_act": "gelu_pytorch_tanh",
             "hidden_activation": "gelu_pytorch_tanh",
-            "query_pre_attn_scalar": query_scalar(grouped(config)),
+            "query_pre_attn_scalar": scalar,
             "attn_logit_softcapping": grouped(config).softcap or None,
             "final_logit_softcapping": config.final_softcap or None,
             **sliding(config),

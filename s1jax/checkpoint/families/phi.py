@@ -51,6 +51,15 @@ class Phi(Family):
         rotated = int(plain.head_dim * factor)
         return dataclasses.replace(plain, rotary_dim=0 if rotated == plain.head_dim else rotated)
 
+    def check_export(self, config: ModelConfig) -> None:
+        spec = grouped(config)
+        if config.rope_scaling is not None and spec.num_heads * spec.head_dim != config.d_model:
+            raise UserError(
+                f"num_heads {spec.num_heads} times head_dim {spec.head_dim} is not d_model {config.d_model}, which "
+                "transformers requires of a Phi3 with longrope; the model cannot be exported."
+            )
+        super().check_export(config)
+
     def extra(self, config: ModelConfig) -> dict[str, Any]:
         return {"sliding_window": grouped(config).window or None}
 
