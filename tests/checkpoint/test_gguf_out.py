@@ -14,6 +14,7 @@ from s1jax.checkpoint.families import table
 from s1jax.checkpoint.gguf import file as file_lib
 from s1jax.checkpoint.gguf import metadata, mix, read, write
 from s1jax.config.layers import Experts
+from s1jax.config.presets import PRESETS
 from s1jax.errors import UserError
 from s1jax.model import decoder
 from s1jax.text.chat import FORMATS
@@ -212,6 +213,62 @@ def test_what_llama_cpp_would_compute_otherwise_is_refused(tmp_path, config, sen
     assert not list(tmp_path.iterdir())
 
 
+def _wide(name, layers, heads, head_dim, hidden, **changes):
+    """The model with more layers, and widths that blocks divide."""
+    config = dataclasses.replace(CONFIGS[name], **changes)
+    (group,) = config.groups
+    (layer,) = group.pattern
+    attention = dataclasses.replace(layer.attention, num_heads=heads, num_kv_heads=2, head_dim=head_dim)
+    layer = dataclasses.replace(layer, attention=attention, mlp=dataclasses.replace(layer.mlp, hidden=hidden))
+    return dataclasses.replace(config, groups=(dataclasses.replace(group, repeat=layers, pattern=(layer,)),))
+
+
+MIXES = {
+    "wide": _wide("llama", 17, 8, 32, 256, d_model=256),
+    "narrow and tied": _wide("qwen2_tied_mha", 9, 6, 16, 160, d_model=96),
+    "eight experts": _experts(_wide("mixtral", 9, 8, 32, 96, d_model=256), num_experts=8),
+    "experts": _wide("qwen3_moe", 9, 4, 24, 96, d_model=256),
+    "fused": _wide("phi3", 9, 4, 64, 512, d_model=256),
+    "seventy billion": _wide("llama", 80, 4, 16, 32, d_model=256),
+}
+
+
+# Published models that llama.cpp computes otherwise than transformers, and what differs.
+OTHERWISE = {
+    "gpt_oss_20b": "truncate True",
+    "gpt_oss_120b": "truncate True",
+    "deepseek_v2": "groups 1",
+    "phi3_mini_4k": "window 0",
+    "mistral_7b_v0p1": "no window",
+}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_published_models(name):
+    """Keys and names of tensors are those of the model, or the export says what is not."""
+    if name not in OTHERWISE:
+        values = metadata.written(PRESETS[name])
+        assert values[f"{values['general.architecture']}.block_count"] == PRESETS[name].num_layers
+        return
+    with pytest.raises(UserError, match=OTHERWISE[name]):
+        metadata.written(PRESETS[name])
+
+
+@pytest.mark.parametrize("file_type", mix.TYPES)
+@pytest.mark.parametrize("name", ["wide", "eight experts", "fused"])
+def test_llama_cpp_reads_every_type(tmp_path, name, file_type):
+    """Its probabilities are near ours with the same weights; it rounds activations beside quantised ones."""
+    llama_cpp.folder()
+    config = MIXES[name]
+    path = tmp_path / "m.gguf"
+    export(path, config, weights(config), file_type)
+    params = read.read_params(file_lib.open_file(path), config, "m.gguf")
+    prompt = np.random.default_rng(3).integers(256, size=20)
+    _, probabilities = llama_cpp.run(path, prompt, 1)
+    _, first = greedy(params, config, prompt, 1)
+    assert max(abs(p - first[i]) for i, p in probabilities.items()) < (2e-3 if file_type == "F32" else 0.05)
+
+
 @pytest.mark.parametrize(
     ("file_type", "sentence"),
     [("Q4_0", "tensor token_embd.weight has rows of 48 weights, which blocks of 32 do not divide; Q4_0 cannot")],
@@ -237,26 +294,6 @@ def test_weights_that_are_no_numbers(tmp_path, file_type):
     with pytest.raises(UserError, match=r"blk.1.attn_output.weight cannot be written: .* take an earlier checkpoint"):
         export(tmp_path / "m.gguf", CONFIGS["llama"], params, file_type)
     assert not list(tmp_path.iterdir())
-
-
-def _wide(name, layers, heads, head_dim, hidden, **changes):
-    """The model with more layers, and widths that blocks divide."""
-    config = dataclasses.replace(CONFIGS[name], **changes)
-    (group,) = config.groups
-    (layer,) = group.pattern
-    attention = dataclasses.replace(layer.attention, num_heads=heads, num_kv_heads=2, head_dim=head_dim)
-    layer = dataclasses.replace(layer, attention=attention, mlp=dataclasses.replace(layer.mlp, hidden=hidden))
-    return dataclasses.replace(config, groups=(dataclasses.replace(group, repeat=layers, pattern=(layer,)),))
-
-
-MIXES = {
-    "wide": _wide("llama", 17, 8, 32, 256, d_model=256),
-    "narrow and tied": _wide("qwen2_tied_mha", 9, 6, 16, 160, d_model=96),
-    "eight experts": _experts(_wide("mixtral", 9, 8, 32, 96, d_model=256), num_experts=8),
-    "experts": _wide("qwen3_moe", 9, 4, 24, 96, d_model=256),
-    "fused": _wide("phi3", 9, 4, 64, 512, d_model=256),
-    "seventy billion": _wide("llama", 80, 4, 16, 32, d_model=256),
-}
 
 
 @pytest.mark.parametrize("file_type", ["Q4_K_M", "Q4_K", "Q6_K", "Q8_0", "Q4_0", "Q5_0"])

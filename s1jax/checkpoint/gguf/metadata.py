@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,6 +19,7 @@ from s1jax.checkpoint.gguf.file import File
 from s1jax.checkpoint.gguf.parse import Damaged
 from s1jax.config.layers import GQA
 from s1jax.config.model import Group, ModelConfig
+from s1jax.config.rope import RopeScaling
 from s1jax.config.schema import shown
 from s1jax.errors import UserError
 
@@ -112,7 +114,7 @@ def _check(config: ModelConfig, architecture: str, values: Mapping[str, Any]) ->
     for name, ours, theirs in _differences(_visible(config), dataclasses.replace(held, family=config.family)):
         raise UserError(
             f"llama.cpp's architecture {architecture} computes with {name} {theirs}, and this model has {ours}; it "
-            "would give other answers, so the GGUF file is not written."
+            "would give other answers, so the GGUF file is not written; --to_hf writes a folder for other programs."
         )
 
 
@@ -129,8 +131,20 @@ def _differences(config: ModelConfig, held: ModelConfig) -> list[tuple[str, obje
     return [*found, *differences(config, held)]
 
 
+def _usual(scaling: RopeScaling | None) -> RopeScaling | None:
+    """Rotary scaling whose attention factor is left out where it is what follows from the others."""
+    if scaling is None or scaling.kind != "yarn" or scaling.attention_factor is None:
+        return scaling
+    follows = 0.1 * math.log(scaling.factor) + 1
+    return (
+        dataclasses.replace(scaling, attention_factor=None)
+        if math.isclose(scaling.attention_factor, follows)
+        else scaling
+    )
+
+
 def _visible(config: ModelConfig) -> ModelConfig:
-    """The model without windows that the longest sequence fits into, and with floats as a file holds them."""
+    """The model without windows that the longest sequence fits into, and without an attention factor that follows."""
     groups = []
     for group in config.groups:
         pattern = [
@@ -140,4 +154,4 @@ def _visible(config: ModelConfig) -> ModelConfig:
             for layer in group.pattern
         ]
         groups.append(Group(group.repeat, tuple(pattern)))
-    return dataclasses.replace(config, groups=tuple(groups))
+    return dataclasses.replace(config, groups=tuple(groups), rope_scaling=_usual(config.rope_scaling))
