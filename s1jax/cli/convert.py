@@ -117,7 +117,8 @@ def main() -> None:
             count = convert_adapters.to_peft(origin_path, folder, dtype)
         else:
             count = _export(origin_path, folder, dtype).num_params
-    print(f"wrote {path}: {count / 1e6:.1f} M weights in {time.monotonic() - start:.0f} s")
+    shown = f"{count / 1e6:.1f} M" if count >= 1e5 else f"{count:,}"
+    print(f"wrote {path}: {shown} weights in {time.monotonic() - start:.0f} s")
     if FLAGS.push_to_hub:
         _push(path)
 

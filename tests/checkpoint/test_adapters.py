@@ -25,15 +25,14 @@ MIXTURE = ModelConfig(
     groups=(Group(2, (Layer(GQA(6, 2, 8, qk_norm=True), Experts(num_experts=4, experts_per_token=2, hidden=16)),)),),
     family="qwen3_moe",
 )
+_LATENT = MLA(num_heads=3, q_rank=24, kv_rank=16, nope_dim=8, rope_dim=4, value_dim=12)
+_EXPERTS = Experts(4, 2, 16, "sigmoid", normalize=True, selection_bias=True, shared_hidden=16)
 LATENT = ModelConfig(
     vocab_size=61,
     d_model=48,
-    groups=(
-        Group(2, (Layer(MLA(num_heads=3, q_rank=24, kv_rank=16, nope_dim=8, rope_dim=4, value_dim=12), Dense(40)),)),
-    ),
+    groups=(Group(1, (Layer(_LATENT, Dense(40)),)), Group(1, (Layer(_LATENT, _EXPERTS),))),
     family="deepseek_v3",
 )
-
 latent = pytest.param(LATENT, id="latent")
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from s1jax.config.experiment import DistilConfig, Experiment, MeshConfig, OptimizerConfig, TrainConfig
 from s1jax.config.layers import GQA, Dense, Experts, Layer
-from s1jax.config.lora import LoraConfig
+from s1jax.config.lora import OFF, LoraConfig
 from s1jax.config.model import Group, ModelConfig
 from s1jax.errors import UserError
 from s1jax.model import adapters as adapters_lib
@@ -260,6 +260,28 @@ def test_experts_in_nf4_have_the_gradients_of_their_dequantised_weights(mesh):
     np.testing.assert_allclose(loss, theirs, rtol=1e-6)
     for one, other in zip(jax.tree.leaves(grads), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=2e-5 * np.abs(other).max())
+
+
+def made_by_loops(jaxpr) -> set[tuple[int, ...]]:
+    """Shapes that the `while` loops of a program carry."""
+    found = set()
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "while":
+            found |= {variable.aval.shape for variable in equation.outvars}
+        for body in flops.bodies(equation.params):
+            found |= made_by_loops(body)
+    return found
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_frozen_experts_get_no_gradient(mesh, remat):
+    train = dataclasses.replace(TRAIN, remat=remat)
+    plain, adapted = (step_lib.make_gradients(MIXTURE, train, mesh, lora=one) for one in (OFF, LORA))
+    frozen = step_lib.Frozen(base=weights(MIXTURE))
+    trained = made_by_loops(jax.make_jaxpr(plain)(weights(MIXTURE), make_batch()).jaxpr)
+    found = made_by_loops(jax.make_jaxpr(adapted)(random_adapters(LORA, MIXTURE), make_batch(), frozen).jaxpr)
+    assert (4, 64, 64) in trained and (4, 64, 64) not in found
+    assert (4, 64, 3) in found, "those of the adapters"
 
 
 def float_sizes(jaxpr) -> set[int]:

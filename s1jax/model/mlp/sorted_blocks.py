@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
 
 from s1jax.model import linear
 from s1jax.model.linear import Weight
@@ -84,13 +85,20 @@ def product(x: jax.Array, weight: Weight, blocks: Blocks) -> jax.Array:
     return expert_blocks(x, weight, blocks, jnp.zeros(shape.shape, shape.dtype))
 
 
-def _forward(x: jax.Array, weight: Weight, blocks: Blocks) -> tuple[jax.Array, tuple[Any, ...]]:
-    return product(x, weight, blocks), (x, weight, blocks)
+def _forward(*arguments: Any) -> tuple[jax.Array, tuple[Any, ...]]:
+    """Each array comes with whether it has a gradient: that of a frozen weight is not computed."""
+    is_leaf = lambda leaf: isinstance(leaf, CustomVJPPrimal)  # noqa: E731
+    trained = any(leaf.perturbed for leaf in jax.tree.leaves(arguments[1], is_leaf=is_leaf))
+    x, weight, blocks = jax.tree.map(lambda leaf: leaf.value, arguments, is_leaf=is_leaf)
+    return product(x, weight, blocks), (x, weight, blocks, jnp.zeros(()) if trained else None)
 
 
-def _backward(kept: tuple[Any, ...], gradient: jax.Array) -> tuple[Any, ...]:
-    x, weight, blocks = kept
-    of_weight = jnp.zeros(weight.shape, jnp.float32) if isinstance(weight, jax.Array) else None
+def _backward(kept: tuple[Any, ...], gradient: jax.Array | SymbolicZero) -> tuple[Any, ...]:
+    x, weight, blocks, trained = kept
+    if isinstance(gradient, SymbolicZero):
+        gradient = jnp.zeros(gradient.shape, gradient.dtype)
+    learns = trained is not None and isinstance(weight, jax.Array)
+    of_weight = jnp.zeros(weight.shape, jnp.float32) if learns else None
     of_x, of_weight = expert_blocks_backward(x, weight, blocks, gradient, jnp.zeros_like(x), of_weight)
     return of_x, None if of_weight is None else of_weight.astype(weight.dtype), None
 
@@ -116,7 +124,7 @@ def expert_blocks_backward(
     return jax.lax.fori_loop(0, blocks.count, body, (of_x, of_weight))
 
 
-product.defvjp(_forward, _backward)
+product.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
 def _own(rows: jax.Array, blocks: Blocks, i: jax.Array) -> jax.Array:
