@@ -1,5 +1,6 @@
 """Mixtures of experts: routers against plain NumPy, and every implementation against all experts computed densely."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,6 +10,7 @@ import pytest
 
 from s1jax.config.layers import Experts
 from s1jax.model import quant, quant_groups
+from s1jax.model.linear import Adapted
 from s1jax.model.mlp import grouped, router
 from s1jax.model.mlp.expert_weights import ExpertWeights, activate
 
@@ -112,6 +114,30 @@ def test_quantised_experts_have_gradients_for_their_inputs_alone():
     wide = jax.tree.map(lambda w: w.values * w.scale[:, None], small, is_leaf=lambda w: isinstance(w, quant.QTensor))
     of = lambda run, w: jax.grad(lambda x: jnp.sum(run(x, weights, ids, w, "silu") ** 2))(x)  # noqa: E731
     _close(of(functools.partial(grouped.apply, implementation="blocks"), small), of(_dense, wide))
+
+
+@pytest.mark.parametrize("implementation", ["loop", "gather", "blocks", "megablox_interpreted"])
+def test_adapters_of_experts_give_what_merged_experts_do(implementation):
+    experts, (x, weights, ids) = _experts(bias=True), _pairs(20)
+    rng = np.random.default_rng(4)
+    draw = lambda *shape: jnp.asarray(0.3 * rng.standard_normal(shape), jnp.float32)  # noqa: E731
+    pairs = [(draw(E, D, 4), draw(E, 4, F)), (draw(E, D, 4), draw(E, 4, F)), (draw(E, F, 4), draw(E, 4, D))]
+
+    def changed(pairs, make):
+        kernels = (experts.gate, experts.up, experts.down)
+        new = [make(kernel, *pair) for kernel, pair in zip(kernels, pairs, strict=True)]
+        return dataclasses.replace(experts, gate=new[0], up=new[1], down=new[2])
+
+    def loss(pairs, run, make):
+        y = run(x, weights, ids, changed(pairs, make), "clamped")
+        return jnp.sum(jnp.cos(jnp.arange(y.size)).reshape(y.shape) * y), y
+
+    adapted = lambda kernel, a, b: Adapted(kernel, a, b, 0.5)  # noqa: E731
+    merged = lambda kernel, a, b: kernel + 0.5 * jnp.einsum("edr,erf->edf", a, b, precision="highest")  # noqa: E731
+    run = functools.partial(grouped.apply, implementation=implementation)
+    trains = implementation in ("blocks", "megablox_interpreted")
+    both = jax.grad(loss, has_aux=True) if trains else loss
+    jax.tree.map(_close, both(pairs, run, adapted), both(pairs, _dense, merged))
 
 
 def _reference_route(logits, spec, bias):
