@@ -13,6 +13,8 @@ import re
 
 import numpy as np
 
+from s1jax.model.mlp import ragged
+
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s64": 8, "u64": 8, "f64": 8}
 _SHAPE = re.compile(r"\b(pred|bf16|[suf]\d+\w*)\[([\d,]*)\]")
 _COLLECTIVES = (
@@ -247,6 +249,8 @@ def _trip_count(instruction: Instruction, computations: dict[str, list[Instructi
     ]
     if not limits and "expert_blocks" in instruction.attributes:
         return _expert_blocks(instruction)
+    if not limits and re.search("expert_(rows|weights)", instruction.attributes):
+        return ragged.CHUNKS  # of rows of experts that are spread over devices, if all get as many
     if not limits:
         raise ValueError(f"loop {instruction.name}: its condition compares with no constant")
     return max(limits)
