@@ -23,7 +23,7 @@ def mosaic_takes(experts: ExpertWeights, dtype: jax.typing.DTypeLike) -> bool:
     if jax.default_backend() == "gpu" and getattr(jax.devices()[0], "compute_capability", "") != "9.0":
         return False  # otherwise a program is compiled ahead of time; all GPUs of `s1jax.plan.targets` are Hopper ones
     kernels = base(experts.gate), base(experts.down)
-    whole = all(size % _TILE == 0 for kernel in kernels if isinstance(kernel, jax.Array) for size in kernel.shape[1:])
+    whole = all(size % _TILE == 0 for kernel in kernels if isinstance(kernel, jax.Array) for size in kernel.shape[-2:])
     return whole and jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
 
 
