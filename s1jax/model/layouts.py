@@ -98,7 +98,7 @@ def unstack(params: Params, config: ModelConfig, transpose_kernels: bool) -> dic
       params: tree of `s1jax.model.params`, or of `s1jax.model.quant.quantize_params`.
       config: of the model.
       transpose_kernels: every kernel becomes a `TransposedKernel`, except those of experts, and so does a tied
-        embedding; quantised ones become a `s1jax.model.quant_cpu.IntegerKernel`. For CPUs.
+        embedding; quantised ones, experts included, become a `s1jax.model.quant_cpu.IntegerKernel`. For CPUs.
     """
     stacks = config.stacks()
     layers: list[Any] = [None] * config.num_layers
@@ -132,6 +132,8 @@ def map_kernels(
 
 
 def _transpose(path: tuple[str, ...], kernel: jax.Array | Quantized) -> Any:
+    if "experts" in path and isinstance(kernel, Quantized):
+        return jax.vmap(lambda one: one.integer_kernel())(kernel)
     if "experts" in path or path[-2] in ("router", "shared_gate"):
         return kernel  # products of single rows and of small blocks were as fast with either operand on the left
     if isinstance(kernel, Quantized):  # MLA multiplies with the absorbed ones from both sides

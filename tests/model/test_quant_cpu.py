@@ -1,11 +1,16 @@
 """Products of a CPU with int8 and int4 weights, against numpy with the dequantised weights in float64."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from s1jax.model import linear, quant, quant_cpu
+from s1jax.config.layers import Experts, Layer
+from s1jax.config.model import Group, ModelConfig
+from s1jax.model import cache as cache_lib
+from s1jax.model import decoder, layouts, linear, quant, quant_cpu
 from s1jax.model.embedding import embed
 from s1jax.model.quant_groups import quantize_groups
 
@@ -87,3 +92,50 @@ def test_kernels_with_several_axes_and_embeddings_keep_their_order():
     embedded, logits = of_table(x)
     np.testing.assert_allclose(embedded, table[np.asarray(tokens)], atol=0.003)
     np.testing.assert_allclose(logits[0], x @ table.T, atol=0.05)
+
+
+DENSE = ModelConfig.dense(
+    vocab_size=61, d_model=64, mlp_dim=96, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16, qk_norm=True,
+    tied_embeddings=True,
+)  # fmt: skip
+_LAYER = DENSE.groups[0].pattern[0]
+EXPERTS = dataclasses.replace(
+    DENSE, groups=(Group(1, (_LAYER,)), Group(1, (Layer(_LAYER.attention, Experts(8, 2, 32, shared_hidden=32)),)))
+)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_a_model_with_experts_computes_what_its_dequantised_weights_do(kind):
+    """Prefill of 24 tokens, in float32 and in blocks of an expert's rows, then a step of integers, expert by expert."""
+    params = decoder.abstract_params(EXPERTS)
+    params = jax.tree.map(lambda leaf: jnp.asarray(RNG.normal(0, 0.25, leaf.shape), leaf.dtype), params)
+    plain = jax.jit(lambda p: layouts.unstack(p, EXPERTS, False))(params)
+    group = 32 if kind == "int4" else 0
+    small = jax.jit(lambda p: layouts.unstack(quant.quantize_params(p, kind, group), EXPERTS, True))(params)
+
+    def is_small(leaf):
+        return isinstance(leaf, quant_cpu.IntegerKernel)
+
+    def wide(leaf, like):
+        if not is_small(leaf):
+            return leaf
+        if leaf.scale.ndim == 1:
+            found = dequantised(leaf)
+            return (found.T if like.shape == (61, 64) else found).reshape(like.shape).astype(np.float32)
+        return np.stack([wide(jax.tree.map(lambda a: a[e], leaf), like[e]) for e in range(8)])  # noqa: B023
+
+    assert sum(map(is_small, jax.tree.leaves(small, is_leaf=is_small))) == 2 * 7 + 3 + 1  # a shared expert, embedding
+    expected_of = jax.tree.map(wide, small, plain, is_leaf=is_small)
+    ids = jnp.asarray(RNG.integers(61, size=(1, 25)), jnp.int32)
+
+    @jax.jit
+    def run(params):
+        cache = cache_lib.init_cache(EXPERTS, 1, 32, page=8)
+        cache = dataclasses.replace(cache, pages=cache_lib.unstack(cache.pages))
+        first, cache = decoder.forward_cached(params, EXPERTS, ids[:, :24], cache, jnp.full(1, 24))
+        second, _ = decoder.forward_cached(params, EXPERTS, ids[:, 24:], cache, jnp.full(1, 1))
+        return jnp.concatenate([first, second], 1)
+
+    expected = run(expected_of)
+    np.testing.assert_allclose(run(small), expected, rtol=0, atol=1e-3)
+    assert np.abs(run(plain) - expected).max() > (0.1 if kind == "int4" else 0.01)
