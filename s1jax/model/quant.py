@@ -72,7 +72,7 @@ def _matmul_backward(kept: tuple[QTensor, jax.Array], gradient: jax.Array) -> tu
 matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
-def quantize_params(params: Params, kind: Kind = "int8", group: int = 0) -> dict[str, Any]:
+def quantize_params(params: Params, kind: Kind = "int8", group: int = 0, *, embedding: bool = True) -> dict[str, Any]:
     """The same weights with every matrix that activations are multiplied with in a quantised type, for sampling.
 
     Those are the kernels and, if it is the output projection as well, the embedding. The output projection is always
@@ -84,6 +84,7 @@ def quantize_params(params: Params, kind: Kind = "int8", group: int = 0) -> dict
       params: tree of `s1jax.model.params`, in a floating type.
       kind: of the weights of layers.
       group: inputs that share a scale, see `s1jax.model.quant_groups`; 0: one scale for every output (int8 only).
+      embedding: quantise a tied embedding.
 
     Raises:
       UserError: the groups don't divide the inputs of a kernel.
@@ -100,7 +101,7 @@ def quantize_params(params: Params, kind: Kind = "int8", group: int = 0) -> dict
         return quantize(kernel, tuple(axis - kernel.ndim for axis in range(lead, lead + inputs)))
 
     whole = map_kernels(params, change)
-    if "head" not in params:
+    if "head" not in params and embedding:
         whole["embed"] = {"embedding": quantize(params["embed"]["embedding"])}
     return whole
 
