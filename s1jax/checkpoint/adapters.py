@@ -32,12 +32,14 @@ _PARTS = (".lora_A.weight", ".lora_B.weight")
 # Fields of adapter_config.json that change what an adapter computes -> what they have to be.
 _FIXED: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",), "fan_in_fan_out": (False,), "use_dora": (False,), "bias": ("none",), "lora_bias": (False,),
+    # Others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) change the weights of the base before training.
+    "init_lora_weights": (True, False, "gaussian", "eva", "orthogonal"),
 }  # fmt: skip
 # Fields that change nothing once an adapter is trained, or that its tensors say.
 _HARMLESS = frozenset({
     "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
-    "target_modules", "exclude_modules", "lora_dropout", "init_lora_weights",
-    "megatron_core", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "qalora_group_size",
+    "target_modules", "exclude_modules", "lora_dropout",
+    "megatron_core", "eva_config", "qalora_group_size",
     "ensure_weight_tying", "runtime_config",
 })  # fmt: skip
 

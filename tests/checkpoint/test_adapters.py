@@ -120,6 +120,7 @@ def folder(tmp_path_factory):
         ({"fan_in_fan_out": True}, "fan_in_fan_out is True"),
         ({"bias": "lora_only"}, "bias is 'lora_only'"),
         ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
         ({"modules_to_save": ["lm_head"]}, r"modules_to_save is \['lm_head'\], which s1jax does not compute"),
         ({"rank_pattern": {"q_proj": 8}}, "rank_pattern is"),
         ({"layers_to_transform": [0]}, "layers_to_transform is"),
