@@ -10,6 +10,7 @@ from typing import Any
 from s1jax.config.lora import LoraConfig
 from s1jax.config.model import ModelConfig
 from s1jax.errors import UserError
+from s1jax.model import adapters as adapters_lib
 
 Loaded = dict[str, tuple[Mapping[str, Any], LoraConfig]]
 
@@ -43,6 +44,7 @@ def load(adapters: Mapping[str, Any], config: ModelConfig, fingerprint: str) -> 
 def _one(source: Any, config: ModelConfig, fingerprint: str) -> tuple[Mapping[str, Any], LoraConfig]:
     if isinstance(source, tuple):
         tree, lora = source
+        adapters_lib.check(tree, config, lora)
         return tree, lora
     if not isinstance(source, str | os.PathLike):
         raise UserError(f"{source!r:.80} is no path; give a PEFT folder or the checkpoint of a run with lora.rank.")

@@ -21,6 +21,7 @@ from jax.typing import DTypeLike
 
 from s1jax.config.lora import LoraConfig
 from s1jax.config.model import ModelConfig
+from s1jax.config.schema import require
 from s1jax.model import params as params_lib
 from s1jax.model.layouts import Params, num_input_axes
 from s1jax.model.linear import Adapted
@@ -61,6 +62,27 @@ def abstract(config: ModelConfig, lora: LoraConfig, dtype: DTypeLike) -> dict[st
             "b": jax.ShapeDtypeStruct((*shape[:lead], lora.rank, *shape[out:]), jnp.dtype(dtype)),
         })  # fmt: skip
     return found
+
+
+def check(tree: Params, config: ModelConfig, lora: LoraConfig) -> None:
+    """Refuses a tree that is not of the adapters that `lora` gives this model.
+
+    Raises:
+      UserError: names the array that is missing, that the model has no place for, or whose shape is another.
+    """
+    require(lora.rank > 0, "lora.rank is 0, which means no adapters; give the rank that the adapters have.")
+    wanted, found = (
+        {jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape for path, leaf in leaves}
+        for leaves in map(jax.tree_util.tree_leaves_with_path, (abstract(config, lora, jnp.float32), tree))
+    )
+    remedy = "give adapters of this model, and the rank and targets that they have."
+    for name in sorted({*wanted, *found}):
+        require(name in found, f"{name} is missing from the adapters; {remedy}")
+        require(name in wanted, f"the model has no adapter {name} with lora.targets {lora.targets}; {remedy}")
+        require(
+            tuple(found[name]) == tuple(wanted[name]),
+            f"{name} has shape {list(found[name])} where the model needs {list(wanted[name])}; {remedy}",
+        )
 
 
 def logical_axes(config: ModelConfig, lora: LoraConfig) -> dict[str, Any]:

@@ -99,3 +99,21 @@ def test_what_is_wrong_is_named(model, trees, tmp_path):
         Engine(model, adapters={"mine": tmp_path / "nothing"})
     with pytest.raises(UserError, match="adapter mine: 3 is no path"):
         Engine(model, adapters={"mine": 3})
+
+
+@pytest.mark.parametrize(
+    ("change", "lora", "words"),
+    [
+        (lambda x: x[:1], SETTINGS["wide"], r"has shape \[1, .*\] where the model needs \[4, "),
+        (lambda x: np.concatenate([x, x]), SETTINGS["wide"], r"has shape \[8, .*\] where the model needs \[4, "),
+        (lambda x: x, LoraConfig(16, 16.0), r"has shape \[.*, 8\] where the model needs \[.*, 16\]"),
+        (lambda x: x, LoraConfig(8, targets="q_proj"), "no adapter layers/attention/key/a with lora.targets q_proj"),
+        (lambda x: x, LoraConfig(), "lora.rank is 0"),
+    ],
+)
+def test_trees_of_another_model_or_rank_are_refused(model, trees, change, lora, words):
+    with pytest.raises(UserError, match=f"adapter mine: .*{words}"):
+        Engine(model, adapters={"mine": (jax.tree.map(change, trees["wide"]), lora)})
+    with pytest.raises(UserError, match="adapter mine: layers/attention/key/a is missing"):
+        attention = {"attention": {"query": trees["wide"]["layers"]["attention"]["query"]}}
+        Engine(model, adapters={"mine": ({"layers": attention}, SETTINGS["wide"])})
