@@ -17,7 +17,11 @@ from s1jax.errors import UserError
 FLAGS = flags.FLAGS
 
 flags.DEFINE_string("adapter", "", "PEFT folder with adapters for the checkpoint of --from.")
-flags.DEFINE_string("base", "", "Checkpoint that the adapters of --from belong to, if it is not where it was.")
+flags.DEFINE_string(
+    "base",
+    "",
+    "Checkpoint that the adapters of --from belong to, if it is not where it was; of a PEFT folder, its name.",
+)
 flags.DEFINE_bool("merge", False, "Add the adapters of --from or --adapter to the weights.")
 
 
@@ -93,18 +97,26 @@ def to_peft(path: str, folder: pathlib.Path, dtype: Any) -> int:
     """Writes the adapters of a checkpoint as a PEFT folder with a tokenizer; returns the number of their weights."""
     about = store.load_metadata(path)
     tree, info = store.load_adapters(path)
-    peft.write(folder, tree, about.config, info.lora, _name(FLAGS.base or info.base), dtype)
+    name, loads = _name(FLAGS.base or info.base)
+    peft.write(folder, tree, about.config, info.lora, name, dtype)
+    if not loads:
+        terminal.note(
+            f"{peft.CONFIG} names the base {name}, a checkpoint of s1jax, which PEFT cannot load by itself; to name "
+            "another, write the base with --to_hf and give that folder as --base."
+        )
     print(huggingface_tokenizer.write(folder, about.tokenizer, about.chat))
     return _count(tree)
 
 
-def _name(base: str) -> str:
-    """What a base is called outside of s1jax: where it was converted from, if that is known."""
+def _name(base: str) -> tuple[str, bool]:
+    """What a base is called outside of s1jax (where it was converted from, if that is known), and whether PEFT may know
+    it under that name."""
     try:
         origin = store.load_metadata(base).provenance
     except UserError:
-        return base
-    return str(origin["source"]) if origin.get("format") == "huggingface" else base
+        return base, True
+    published = origin.get("format") == "huggingface" and "adapter" not in origin  # no adapter merged into it since
+    return (str(origin["source"]), True) if published else (base, False)
 
 
 def _count(tree: Any) -> int:

@@ -16,6 +16,7 @@ import pytest
 import safetensors.numpy
 
 from s1jax.checkpoint import adapters, huggingface, huggingface_config, names, store
+from s1jax.cli import convert_adapters
 from s1jax.config.lora import LoraConfig
 from s1jax.config.model import ModelConfig
 from s1jax.config.presets import PRESETS
@@ -305,6 +306,18 @@ def test_adapters_come_in_go_out_and_are_merged(converted):
     np.testing.assert_allclose(merged["layers"]["mlp"]["down"]["kernel"], expected, rtol=0, atol=1e-5)
     assert not (folder / "merged_hf" / "adapter_config.json").exists()
     np.testing.assert_array_equal(merged["layers"]["mlp"]["up"]["kernel"], wanted["layers"]["mlp"]["up"]["kernel"])
+
+
+def test_a_peft_folder_names_the_weights_that_its_adapters_belong_to(converted, monkeypatch):
+    """Weights with a merged adapter are others than those they were converted from."""
+    folder, _ = converted
+    about = store.load_metadata(folder / "ckpt")
+    assert convert_adapters._name(str(folder / "ckpt")) == (str(folder / "hf"), True)
+    assert convert_adapters._name("owner/base") == ("owner/base", True)
+    for origin in ({**about.provenance, "adapter": "peft"}, {"format": "gguf", "source": "m.gguf"}):
+        changed = dataclasses.replace(about, provenance=origin)
+        monkeypatch.setattr(store, "load_metadata", lambda path, changed=changed: changed)
+        assert convert_adapters._name("runs/base") == ("runs/base", False)
 
 
 def test_a_folder_is_pushed_to_the_hub(converted):
