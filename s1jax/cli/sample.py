@@ -205,6 +205,8 @@ def _fingerprint(folder: pathlib.Path, rows: list[dict[str, Any]], controls: Sam
 
     settings = dataclasses.asdict(controls)
     wait = settings.pop("wait")  # kept by itself, as in the fingerprints of earlier outputs
+    if not settings["reasoning_effort"]:  # which earlier versions did not have
+        del settings["reasoning_effort"]
     return journal_lib.fingerprint(
         {
             "checkpoint": digests.fingerprint(folder),

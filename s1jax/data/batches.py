@@ -29,7 +29,8 @@ def encode_rows(tokenizer: Tokenizer, fmt: chat.ChatFormat, rows: Sequence[Row])
       UserError: if the tokenizer lacks a delimiter of the format, or cannot encode a row (names it).
     """
     chat.check(tokenizer, fmt)
-    knows_tags = conversation.earlier_thinking(fmt) != "keep"
+    # harmony drops earlier thinking as well, but its template knows its own delimiters only.
+    knows_tags = conversation.earlier_thinking(fmt) != "keep" and turns.TAGS[0][1] in fmt.think_end
     examples = []
     for row in rows:
         messages = row.messages if knows_tags else turns.without_tags(row.messages)

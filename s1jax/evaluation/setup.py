@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from s1jax.engine.description import Description
 
 # These entered SamplingParams later than the first results. At their defaults they leave fingerprints alone.
-_LATER_PARAMS = ("repetition_penalty", "stop", "n", "max_completion_tokens")
+_LATER_PARAMS = ("repetition_penalty", "stop", "n", "max_completion_tokens", "reasoning_effort")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -76,6 +76,8 @@ def test_tokens_are_the_servers_prompt_and_the_answer(tokenizer, name, form):
     rng, fmt = np.random.default_rng(1), chat.FORMATS[name]
     for _ in range(20):
         messages = conversation(rng, form)
+        if name == "gemma2" and messages[0]["role"] == "system":  # which has no place for one
+            messages = messages[1:]
         trace, answer = text(rng), text(rng)
         last = {"role": "assistant", "content": answer, "reasoning_content": trace}
         (found,) = shapes.examples({"messages": [*messages, last]}, "deepseek", "f:1")

@@ -72,7 +72,7 @@ def losses(monkeypatch):
 
     def give(values):
         values = iter(values)
-        monkeypatch.setattr(loop.Validation, "__call__", lambda self, params: next(values))
+        monkeypatch.setattr(loop.Validation, "__call__", lambda self, params, base=None: next(values))
 
     return give
 
