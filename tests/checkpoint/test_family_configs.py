@@ -105,6 +105,7 @@ _WRAPPED = {"model_type": "gemma3", "text_config": {**tiny.CONFIGS["gemma3_text"
             "text_config.model_type is 'gemma3n_text'; s1jax reads gemma3",
         ),
         ({"architectures": ["Gemma3ForCausalLM"]}, "architectures is .* has Gemma3ForConditionalGeneration"),
+        ({"text_config": {"attn_logit_softcapping": 50.0}}, "attn_logit_softcapping is 50.0, which this decoder"),
         ({"text_config": {"clever": 1}}, "clever is 1, a field that s1jax does not know for model_type 'gemma3_text'"),
     ],
 )

@@ -155,7 +155,7 @@ GEMMA3_TEXT = Gemma(
         **_SILENT, "vocab_size": 262208, "max_position_embeddings": 131072, "rope_theta": 1e6,
         "sliding_window_pattern": 6,
     },
-    fixed=_FIXED,
+    fixed={**_FIXED, "attn_logit_softcapping": None},  # which transformers does not compute here
     harmless=_HARMLESS,
     qk_norm=True,
     gguf_architecture="gemma3",
