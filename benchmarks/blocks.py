@@ -10,6 +10,7 @@ print.
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 import statistics
 from collections.abc import Callable
@@ -37,12 +38,12 @@ def main() -> None:
     for kind in llama_cpp.TYPES:
         encoded = blocks.encode(values, kind)
         contenders: dict[str, Callable[[], object]] = {
-            "encode": lambda kind=kind: blocks.encode(values, kind),
-            "decode": lambda kind=kind, encoded=encoded: blocks.decode(encoded, kind),
+            "encode": functools.partial(blocks.encode, values, kind),
+            "decode": functools.partial(blocks.decode, encoded, kind),
         }
         if "S1JAX_LLAMA_CPP" in os.environ and kind != "F32":
             size = encoded.shape[1]
-            contenders["llama_cpp"] = lambda kind=kind, size=size: llama_cpp.quantize(values, kind, size)
+            contenders["llama_cpp"] = functools.partial(llama_cpp.quantize, values, kind, size)
         found[kind] = _measured(kind, contenders, args.rounds, values.size)
     for name, (config, tensors) in _checkpoints(args.rows, args.width).items():
         method = method_lib.read_method({"quantization_config": config}, name)
