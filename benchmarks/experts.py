@@ -4,11 +4,11 @@
         [--peers transformers,transformers_grouped,tunix]
 
 8 layers with 32 experts, 4 for a token, D 256 and F 128 in float32: Qwen3-MoE's layers. Three parts: a train step
-(AdamW, no rematerialisation, all tokens supervised), and greedy decoding, a case of which is BATCH x PROMPT x NEW ids
-with the prefill in its time. `transformers` runs its experts one by one (`eager`), `transformers_grouped` by torch's
-grouped products. google-tunix computes every expert for every token on a CPU; it takes part in the train step. Each
-runs three times in a row, as in benchmarks/train_step.py. Needs torch and transformers, google-tunix where it is asked
-for.
+(AdamW, no rematerialisation, all tokens supervised), and greedy decoding. A case of decoding is BATCH x PROMPT x NEW
+ids, with the prefill in its time. `transformers` runs its experts one by one (`eager`), `transformers_grouped` by
+torch's grouped products. google-tunix computes every expert for every token on a CPU; it takes part in the train step.
+Each runs three times in a row, as in benchmarks/train_step.py. Needs torch and transformers, google-tunix where it is
+asked for.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import decode, models, record
+from benchmarks import decode, models, record, train_step
 from s1jax.config.experiment import MeshConfig, TrainConfig
 from s1jax.config.layers import GQA, Experts, Layer
 from s1jax.config.model import Group, ModelConfig
@@ -55,15 +55,7 @@ def our_step(tokens: np.ndarray) -> Callable[[], Any]:
     """A function that takes one s1jax step on tokens [B, T + 1]."""
     train = TrainConfig(batch_size=tokens.shape[0], compute_dtype="float32", remat="none", loss_chunk=2048)
     step = models.stepper(CONFIG, train, random_params(), 100, mesh_lib.make_mesh(MeshConfig()))
-    rows, length = tokens.shape[0], tokens.shape[1] - 1
-    arrays = {
-        "tokens": tokens[:, :-1],
-        "targets": tokens[:, 1:],
-        "positions": np.broadcast_to(np.arange(length, dtype=np.int32), (rows, length)),
-        "segment_ids": np.ones((rows, length), np.int32),
-        "weights": np.ones((rows, length), np.float32),
-    }
-    batch = {name: jnp.asarray(array) for name, array in arrays.items()}
+    batch = train_step.batch_of(tokens)
     return lambda: step(batch)
 
 
@@ -94,20 +86,7 @@ def transformers_model(implementation: str) -> Any:
 
 def transformers_step(implementation: str, tokens: np.ndarray) -> Callable[[], Any]:
     """The same with transformers and torch.optim.AdamW."""
-    import torch
-
-    model = transformers_model(implementation)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, betas=(0.9, 0.95), weight_decay=1e-4)
-    inputs, targets = (torch.from_numpy(part).long() for part in (tokens[:, :-1], tokens[:, 1:]))
-
-    def run() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        logits = model(input_ids=inputs, use_cache=False).logits
-        torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten()).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-
-    return run
+    return train_step.torch_step(transformers_model(implementation), tokens)
 
 
 def tunix_step(tokens: np.ndarray) -> Callable[[], Any]:

@@ -3,7 +3,7 @@
     python -m benchmarks.lora [--rounds 5] [--rows 4] [--length 512] [--rank 16] [--peers peft]
 
 fp32 on a CPU, adapters on all projections of the layers, no rematerialisation on any side, whole rows supervised. Three
-steps in a row, of which the median counts, as in `benchmarks.train_step`. s1jax also runs with its base in int8 and in
+steps in a row, whose median counts, as in `benchmarks.train_step`. s1jax also runs with its base in int8 and in
 nf4, which torch's packages have for GPUs only, and with all weights trained. `kept_bytes` are those of base, adapters
 and moments. Needs torch, transformers and peft.
 """

@@ -47,9 +47,13 @@ def batch_of(tokens: np.ndarray) -> dict[str, jax.Array]:
 
 def transformers(tokens: np.ndarray) -> Callable[[], Any]:
     """The same with transformers and torch.optim.AdamW."""
+    return torch_step(models.transformers_model(), tokens)
+
+
+def torch_step(model: Any, tokens: np.ndarray) -> Callable[[], Any]:
+    """A function that takes one step of torch.optim.AdamW with a model of transformers."""
     import torch
 
-    model = models.transformers_model()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, betas=(0.9, 0.95), weight_decay=1e-4)
     inputs = torch.from_numpy(tokens[:, :-1]).long()
     targets = torch.from_numpy(tokens[:, 1:]).long()

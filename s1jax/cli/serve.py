@@ -127,13 +127,13 @@ def main() -> int:
         wide = not ipaddress.ip_address(host).is_loopback
         if wide and not keys:
             _say(f"warning: {host} is reached from other machines and needs no key; give --api_key_file.")
+        name = checked_name(_NAME.value or model_name(checkpoint))
+        adapters = read_adapters(_ADAPTERS.value, name)
         worker = Worker(
-            lambda: store.using(checkpoint, _load),
+            lambda: store.using(checkpoint, lambda folder: _load(folder, adapters)),
             Limits(_CACHE_TOKENS.value, _QUEUE.value, _QUEUE_TOKENS.value, _STALL.value),
         )
-        name = checked_name(_NAME.value or model_name(checkpoint))
-        adapters = tuple(read_adapters(_ADAPTERS.value, name))
-        settings = app_lib.Settings(model=name, keep_alive=_KEEP_ALIVE.value, curve=curve, adapters=adapters)
+        settings = app_lib.Settings(model=name, keep_alive=_KEEP_ALIVE.value, curve=curve, adapters=tuple(adapters))
         rules = Rules(keys, tuple(_HOSTS.value), tuple(_ORIGINS.value))
         app = app_lib.make(worker, about, settings, rules, log, prices.count, handoff)
         url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
@@ -229,9 +229,8 @@ async def _serve(
     return command.CRASHED
 
 
-def _load(folder: pathlib.Path) -> Engine:
+def _load(folder: pathlib.Path, adapters: Mapping[str, str]) -> Engine:
     engine_flags.say_step(_CHECKPOINT.value or os.fspath(folder), folder)
-    adapters = read_adapters(_ADAPTERS.value, _NAME.value)
     return engine_flags.engine(os.fspath(folder), _SLOTS.value, _CACHE_LENGTH.value, adapters)
 
 

@@ -47,7 +47,7 @@ def _one(source: Any, config: ModelConfig, fingerprint: str) -> tuple[Mapping[st
         adapters_lib.check(tree, config, lora)
         return tree, lora
     if not isinstance(source, str | os.PathLike):
-        raise UserError(f"{source!r:.80} is no path; give a PEFT folder or the checkpoint of a run with lora.rank.")
+        raise UserError(f"{source!r:.80} is not a path; give a PEFT folder or the checkpoint of a run with lora.rank.")
     folder = pathlib.Path(source)
     if (folder / "adapter_config.json").exists():
         from s1jax.checkpoint import adapters as peft

@@ -75,7 +75,7 @@ class Prepared:
       teacher: of a logit distillation, if it runs beside the student; it has a loss of its own.
       loss: of a step without a teacher: cross-entropy, or that of stored targets.
       on_policy: samples the rows of some steps, which the teacher scores; None: all steps have the rows of the data.
-      make_base: returns the frozen weights that adapters are trained for; None: there are no adapters.
+      make_base: returns the frozen weights that adapters are trained for; None: the run trains all weights.
       base: stands for the content of their checkpoint; empty without adapters.
       notes: sentences for the user on the settings and the rows.
     """

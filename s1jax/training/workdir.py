@@ -47,7 +47,8 @@ def claim(
       experiment: the settings.
       rows: digest of the rows that are trained on, kept in rows.sha256; empty: they follow from the settings.
       teacher: digest of the checkpoint of a distillation's teacher, kept in teacher.sha256; empty: there is none.
-      base: digest of the checkpoint that adapters are trained for, kept in base.sha256; empty: there are no adapters.
+      base: digest of the checkpoint that adapters are trained for, kept in base.sha256; empty: all weights are
+        trained.
 
     Raises:
       UserError: if another process trains in the folder; if it is a file, or holds a run of other settings (named) or

@@ -36,7 +36,7 @@ def _node():
     """A process that runs models; skips the test without node."""
     place = folder()
     if shutil.which("node") is None:
-        pytest.skip("there is no node, which runs node-llama-cpp")
+        pytest.skip("node-llama-cpp needs node, which is not installed")
     script = pathlib.Path(__file__).with_suffix(".mjs")
     # Its standard error has warnings of llama.cpp on tiny vocabularies.
     process = subprocess.Popen(

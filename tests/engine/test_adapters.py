@@ -97,7 +97,7 @@ def test_what_is_wrong_is_named(model, trees, tmp_path):
         engine.generate([Request(QUESTIONS[0], adapter="tall", name="row 7")], PARAMS)
     with pytest.raises(UserError, match=r"adapter mine: .*does not exist|adapter mine: "):
         Engine(model, adapters={"mine": tmp_path / "nothing"})
-    with pytest.raises(UserError, match="adapter mine: 3 is no path"):
+    with pytest.raises(UserError, match="adapter mine: 3 is not a path"):
         Engine(model, adapters={"mine": 3})
 
 

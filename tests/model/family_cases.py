@@ -53,7 +53,7 @@ def transformers_model(name: str) -> Any:
 
 
 def ids(name: str) -> np.ndarray:
-    """int32 [3, 300]: a whole row, a padded one and a packed one, all parts of which are beginnings of the first."""
+    """int32 [3, 300]: a whole row, a padded one and a packed one. Each part is a beginning of the first row."""
     row = np.random.default_rng(1).integers(config(name).vocab_size, size=LENGTHS[0]).astype(np.int32)
     padded, packed = np.zeros_like(row), np.zeros_like(row)
     padded[: LENGTHS[1]] = row[: LENGTHS[1]]

@@ -103,7 +103,7 @@ def test_whole_rows_and_their_gradients(name, kernel):
 
 @pytest.mark.parametrize("kernel", ["chunked", "flash", "splash"])
 def test_queries_that_are_part_of_a_row(kernel):
-    """Each of two devices' shares: two runs of neighbours, of which one has fewer keys in its window."""
+    """Each of two devices' shares: two runs of neighbours; one has fewer keys in its window."""
     rule, _ = RULES["all"]
     q, k, v, segments, sinks = inputs(LENGTH, 6)
     weights, out, gradients = reference("all", LENGTH)
@@ -143,7 +143,7 @@ def _piece(starts, length, x):
     ("name", "stacked"), [("window of one", False), ("softcap", True), ("all", True), ("latent", False)]
 )
 def test_pieces_of_a_row_over_the_cache(name, stacked):
-    """Several new tokens a piece, and rows of several lengths, one of which gets nothing; then whole rows' outcome."""
+    """Several new tokens a piece, and rows of several lengths; one row gets nothing. Then whole rows' outcome."""
     length, page, latent = 40, 4, name == "latent"
     rule, has_sinks = (AttentionRule(0.3, window=9, value_dim=6), True) if latent else RULES[name]
     q, k, v, _, sinks = inputs(length)

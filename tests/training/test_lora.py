@@ -36,7 +36,7 @@ LORA = LoraConfig(rank=3, alpha=8.0, base="float32")
 
 
 def make_batch() -> dict[str, np.ndarray]:
-    """4 rows of 12, the last of which ends in padding."""
+    """4 rows of 12; the last one ends in padding."""
     rng = np.random.default_rng(0)
     real = np.arange(12) < np.array([[12], [12], [12], [7]])
     return {

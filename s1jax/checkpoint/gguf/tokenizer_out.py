@@ -105,18 +105,12 @@ def _scored(
     for index, token in enumerate(tokens):
         if _BYTE.fullmatch(token):
             types[index] = int(_TYPES.BYTE)
-    _check_bytes(types)
     unknown = content["model"].get("unk_token")
     prefix = '"Prepend"' in json.dumps(content.get("normalizer")) or '"prepend_scheme": "always"' in json.dumps(
         content.get("pre_tokenizer")
     )
     return {
-        "tokenizer.ggml.model": "llama",
-        "tokenizer.ggml.pre": "default",
-        "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.scores": scores,
-        "tokenizer.ggml.token_type": types,
-        "tokenizer.ggml.add_space_prefix": prefix,
+        **_of_scores(tokens, scores, types, prefix),
         **({"tokenizer.ggml.unknown_token_id": tokens.index(unknown)} if unknown in tokens else {}),
     }
 
@@ -131,10 +125,22 @@ def _plain_pieces(content: dict[str, Any]) -> bool:
     ) and all(part["type"] == "Metaspace" or (part["type"] == "Split" and part["pattern"] == space) for part in cuts)
 
 
-def _check_bytes(types: Sequence[int]) -> None:
-    """Raises UserError where some byte has no token: llama.cpp writes characters that are not in the vocabulary so."""
+def _of_scores(tokens: list[str], scores: list[float], types: list[int], prefix: bool) -> dict[str, Value]:
+    """What all tokenizers with scores have.
+
+    Raises:
+      UserError: some byte has no token: llama.cpp writes characters that are not in the vocabulary so.
+    """
     if types.count(int(_TYPES.BYTE)) != 256:
         raise UserError(f"the tokenizer has no token for some bytes, which llama.cpp needs; {_REMEDY}.")
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.pre": "default",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.scores": scores,
+        "tokenizer.ggml.token_type": types,
+        "tokenizer.ggml.add_space_prefix": prefix,
+    }
 
 
 def _sentencepiece(tokenizer: Tokenizer, tokens: list[str]) -> dict[str, Value]:
@@ -167,14 +173,8 @@ def _sentencepiece(tokenizer: Tokenizer, tokens: list[str]) -> dict[str, Value]:
         if token not in own or tokenizer.is_special(token):
             tokens[index] = token
             types[index] = int(_TYPES.CONTROL if tokenizer.is_special(token) else _TYPES.USER_DEFINED)
-    _check_bytes(types)
     return {
-        "tokenizer.ggml.model": "llama",
-        "tokenizer.ggml.pre": "default",
-        "tokenizer.ggml.tokens": tokens,
-        "tokenizer.ggml.scores": scores,
-        "tokenizer.ggml.token_type": types,
-        "tokenizer.ggml.add_space_prefix": bool(normalizer.get(3, 1)),
+        **_of_scores(tokens, scores, types, bool(normalizer.get(3, 1))),
         "tokenizer.ggml.unknown_token_id": processor.unk_id(),
         **({"tokenizer.ggml.bos_token_id": processor.bos_id()} if processor.bos_id() >= 0 else {}),
     }

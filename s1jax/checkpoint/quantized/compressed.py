@@ -42,7 +42,7 @@ class Scheme:
       form: of `_FORMATS`.
       bits: of a code.
       kind: int or float.
-      symmetric: there are no zeros.
+      symmetric: codes have no zero points.
       strategy: tensor, channel, group, tensor_group or block: what shares a scale.
       group: inputs that share a scale.
       block: outputs and inputs that share a scale.
