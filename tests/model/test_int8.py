@@ -55,3 +55,13 @@ def test_logits_are_those_of_the_dequantised_weights(case):
     for found in (logits(quantised), cached(quantised), cached(apart)):
         np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
     assert np.abs(expected - logits(params)).max() > 1e-3  # int8 was used
+
+
+@pytest.mark.parametrize("names", [("gate", "up", "down"), ("down",)])
+def test_a_chunked_mlp_refuses_them(names):
+    config, params = CASES["qwen2"], parity_cases.weights(CASES["qwen2"])
+    mlp = jax.jit(quant.quantize_params)(params)["layers"]["mlp"]
+    params = {**params, "layers": {**params["layers"], "mlp": {**params["layers"]["mlp"], **{n: mlp[n] for n in names}}}}
+    tokens = jnp.zeros((1, 8), jnp.int32)
+    with pytest.raises(ValueError, match=f"mlp_chunks is 2, .* {', '.join(['QTensor'] * len(names))} is computed whole"):
+        decoder.forward(params, config, tokens, jnp.arange(8)[None], jnp.ones_like(tokens), mlp_chunks=2)

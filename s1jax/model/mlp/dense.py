@@ -44,10 +44,16 @@ class SwiGLU(nnx.Module):
 
         Returns:
           [B, T, D] in the dtype of `x`.
+
+        Raises:
+          ValueError: for several chunks of other kernels than plain arrays.
         """
         weights = self.gate.weight(), self.up.weight(), self.down.weight()
         if mlp_chunks > 1:
-            kernels = (weight.astype(x.dtype) for weight in weights if isinstance(weight, jax.Array))
+            kernels = [weight.astype(x.dtype) for weight in weights if isinstance(weight, jax.Array)]
+            if len(kernels) < len(weights):
+                kinds = ", ".join(type(weight).__name__ for weight in weights if not isinstance(weight, jax.Array))
+                raise ValueError(f"mlp_chunks is {mlp_chunks}, and an MLP with kernels of type {kinds} is computed whole")
             flat = x.reshape(-1, x.shape[-1]) if merge_batch_and_seq else x
             return _chunked(flat, *kernels, mlp_chunks, self.activation).reshape(x.shape)
         gate, up, down = weights
