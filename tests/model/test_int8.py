@@ -60,8 +60,9 @@ def test_logits_are_those_of_the_dequantised_weights(case):
 @pytest.mark.parametrize("names", [("gate", "up", "down"), ("down",)])
 def test_a_chunked_mlp_refuses_them(names):
     config, params = CASES["qwen2"], parity_cases.weights(CASES["qwen2"])
-    mlp = jax.jit(quant.quantize_params)(params)["layers"]["mlp"]
-    params = {**params, "layers": {**params["layers"], "mlp": {**params["layers"]["mlp"], **{n: mlp[n] for n in names}}}}
+    plain, quantised = params["layers"]["mlp"], jax.jit(quant.quantize_params)(params)["layers"]["mlp"]
+    mlp = {**plain, **{name: quantised[name] for name in names}}
+    params = {**params, "layers": {**params["layers"], "mlp": mlp}}
     tokens = jnp.zeros((1, 8), jnp.int32)
-    with pytest.raises(ValueError, match=f"mlp_chunks is 2, .* {', '.join(['QTensor'] * len(names))} is computed whole"):
+    with pytest.raises(ValueError, match=f"mlp_chunks is 2, .* {', '.join(['QTensor'] * len(names))} kernels"):
         decoder.forward(params, config, tokens, jnp.arange(8)[None], jnp.ones_like(tokens), mlp_chunks=2)

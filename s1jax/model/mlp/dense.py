@@ -53,7 +53,7 @@ class SwiGLU(nnx.Module):
             kernels = [weight.astype(x.dtype) for weight in weights if isinstance(weight, jax.Array)]
             if len(kernels) < len(weights):
                 kinds = ", ".join(type(weight).__name__ for weight in weights if not isinstance(weight, jax.Array))
-                raise ValueError(f"mlp_chunks is {mlp_chunks}, and an MLP with kernels of type {kinds} is computed whole")
+                raise ValueError(f"mlp_chunks is {mlp_chunks}, and an MLP with {kinds} kernels is computed whole")
             flat = x.reshape(-1, x.shape[-1]) if merge_batch_and_seq else x
             return _chunked(flat, *kernels, mlp_chunks, self.activation).reshape(x.shape)
         gate, up, down = weights
