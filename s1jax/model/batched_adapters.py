@@ -1,9 +1,10 @@
 """Several adapters of low rank in one batch: each sequence has its own, or none.
 
 The adapters of a projection are one pair of arrays. Products are made with all of them, and those of other adapters are
-multiplied by 0: with the low ranks of adapters that is cheaper than a copy of A and B for each row.
+multiplied by 0: with the low ranks of adapters that is cheaper than a copy of A and B for each row. A token's experts
+are chosen by its row anyway, and so are their adapters (`s1jax.model.mlp.grouped`).
 
-Axis letters: A adapters, B sequences, D inputs, F outputs, R the largest rank of the adapters.
+Axis letters: A adapters, B sequences, E experts, D inputs, F outputs, R the largest rank of the adapters.
 """
 
 from __future__ import annotations
@@ -19,14 +20,11 @@ from jax.typing import DTypeLike
 
 from s1jax.config.lora import LoraConfig
 from s1jax.config.model import ModelConfig
-from s1jax.errors import UserError
 from s1jax.model import adapters as adapters_lib
 from s1jax.model.layouts import Params, Unstacked
 from s1jax.model.linear import BatchAdapted
 
 NONE = -1  # the adapter of a sequence that has none
-
-_TOGETHER = ("key_up", "value_up")  # of latent attention, whose decoding multiplies weights with each other
 
 
 def attach(
@@ -42,13 +40,9 @@ def attach(
       config: of the model.
       adapters: name -> tree of `s1jax.model.adapters`, and its settings.
       dtype: of the adapters in the products.
-
-    Raises:
-      UserError: an adapter is of experts, or of projections that decoding multiplies with each other.
     """
     found = dict(params)
     for path, lead, out in sorted({one for _, lora in adapters.values() for one in adapters_lib.paths(config, lora)}):
-        _check(path, adapters)
         a, b = _pair(path, lead, out, list(adapters.values()), dtype)
         scales = jnp.asarray([lora.scale for _, lora in adapters.values()], jnp.float32)
         if isinstance(found["layers"], Unstacked):
@@ -79,16 +73,6 @@ def choose(params: Any, chosen: jax.Array | None) -> Any:
     return jax.tree.map(one, params, is_leaf=lambda leaf: isinstance(leaf, BatchAdapted))
 
 
-def _check(path: tuple[str, ...], adapters: Mapping[str, tuple[Mapping[str, Any], LoraConfig]]) -> None:
-    """Raises UserError for a projection whose adapter is only sampled merged."""
-    what = "experts" if "experts" in path else "latent attention" if path[-1] in _TOGETHER else ""
-    if what:
-        raise UserError(
-            f"adapters {', '.join(adapters)}: one has an adapter of {what} ({'/'.join(path)}), which the engine samples"
-            " merged only; merge it with launch.convert --merge, one checkpoint for each adapter."
-        )
-
-
 def _pair(
     path: tuple[str, ...],
     lead: int,
@@ -96,7 +80,7 @@ def _pair(
     adapters: Sequence[tuple[Mapping[str, Any], LoraConfig]],
     dtype: DTypeLike,
 ) -> tuple[jax.Array, jax.Array]:
-    """A [L, A, D, R] and B [L, A, R, F] of a projection, with zeros for an adapter that has none here."""
+    """A [L, A, D, R] and B [L, A, R, F] of a projection, of experts with E after L; zeros where an adapter has none."""
     pairs: list[tuple[np.ndarray, np.ndarray] | None] = []
     for tree, _ in adapters:
         node: Any = tree
@@ -105,15 +89,15 @@ def _pair(
         pairs.append(None if node is None else (np.asarray(node["a"]), np.asarray(node["b"])))
     rank = max(lora.rank for _, lora in adapters)
     known = next(pair for pair in pairs if pair is not None)
-    layers = known[0].shape[0]
+    before = known[0].shape[:lead]
     inputs, outputs = int(np.prod(known[0].shape[lead:out])), int(np.prod(known[1].shape[lead + 1 :]))
-    a = np.zeros((layers, len(adapters), inputs, rank), np.float32)
-    b = np.zeros((layers, len(adapters), rank, outputs), np.float32)
+    a = np.zeros((*before, len(adapters), inputs, rank), np.float32)
+    b = np.zeros((*before, len(adapters), rank, outputs), np.float32)
     for i, pair in enumerate(pairs):
         if pair is not None:
             own = pair[0].shape[-1]
-            a[:, i, :, :own] = pair[0].reshape(layers, inputs, own)
-            b[:, i, :own] = pair[1].reshape(layers, own, outputs)
+            a[..., i, :, :own] = pair[0].reshape(*before, inputs, own)
+            b[..., i, :own, :] = pair[1].reshape(*before, own, outputs)
     return jnp.asarray(a, dtype), jnp.asarray(b, dtype)
 
 

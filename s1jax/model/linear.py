@@ -49,8 +49,8 @@ class BatchAdapted:
 
     Attributes:
       weight: [inputs, outputs], of any other type.
-      a: [A, D, R], for A adapters.
-      b: [A, R, F].
+      a: [A, D, R], for A adapters; those of experts have an axis E before A.
+      b: [A, R, F], likewise.
       scales: float32 [A], of the adapters' products.
       chosen: int32 [B], the adapter of each sequence; no adapter has a negative number. None: no sequence has one.
     """
@@ -61,11 +61,15 @@ class BatchAdapted:
     scales: jax.Array
     chosen: jax.Array | None = None
 
+    def own(self) -> jax.Array:
+        """float32 [B, A], the scale of the adapter that a sequence has, and 0 for the others."""
+        assert self.chosen is not None
+        return jnp.where(self.chosen[:, None] == jnp.arange(len(self.scales)), self.scales, 0)
+
     def product(self, x: jax.Array) -> jax.Array:
         """[B * T, D] -> [B * T, F], the scaled products of the adapters alone."""
-        assert self.chosen is not None
         count, _, rank = self.a.shape
-        own = jnp.where(self.chosen[:, None] == jnp.arange(count), self.scales, 0)  # [B, A]
+        own = self.own()
         own = jnp.repeat(own, x.shape[0] // own.shape[0], axis=0)
         inner = jnp.einsum("td,adr->tar", x, self.a.astype(x.dtype)) * own[..., None].astype(x.dtype)
         return inner.reshape(-1, count * rank) @ self.b.astype(x.dtype).reshape(count * rank, -1)

@@ -1,4 +1,4 @@
-"""Frozen weights in int8, int4 or nf4 with one scale for every group of inputs.
+"""Frozen weights in int8, int4, nf4, MXFP4 or FP8 with one scale for every group of inputs.
 
 Axis letters: L layers, E experts, D inputs of a kernel in one axis, G groups of them, F outputs.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -17,14 +18,19 @@ from jax.typing import DTypeLike
 from s1jax.errors import UserError
 from s1jax.model import quant_cpu, quant_triton
 
-Kind = Literal["int8", "int4", "nf4"]
+Kind = Literal["int8", "int4", "nf4", "mxfp4", "fp8"]
 GROUPS = (32, 64, 128)
+UNPACKED = ("int8", "fp8")  # kinds with a code a byte
 # Quantiles of a normal distribution, scaled to -1..1 (Dettmers et al. 2023, QLoRA; the numbers are bitsandbytes').
 NF4_LEVELS = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
     -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
     0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
 )  # fmt: skip
+MXFP4_LEVELS = (
+    *(0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0),  # e2m1 of OCP Microscaling Formats 1.0
+    *(-0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0),
+)
 
 
 @jax.tree_util.register_dataclass
@@ -32,13 +38,14 @@ NF4_LEVELS = (
 class GroupQTensor:
     """A kernel as small codes, and scales that each belong to `group` neighbouring inputs of one output.
 
-    A weight is code * scale with int8 codes of -127..127 or int4 codes of -8..7, or NF4_LEVELS[code] * scale. int4 (as
-    code + 8) and nf4 codes are packed: byte j of a group holds input j in its low and input j + group / 2 in its high
-    four bits, as GGUF's Q4_0 does. Slices along leading axes (layers, experts) of both arrays are such a kernel again.
+    A weight is code * scale with int8 codes of -127..127, int4 codes of -8..7 or fp8 codes, which are float8_e4m3fn; or
+    NF4_LEVELS[code] * scale, or MXFP4_LEVELS[code] * scale. int4 (as code + 8), nf4 and mxfp4 codes are packed: byte j
+    of a group holds input j in its low and input j + group / 2 in its high four bits, as GGUF's Q4_0 does. Slices along
+    leading axes (layers, experts) of both arrays are such a kernel again.
 
     Attributes:
-      codes: int8 [..., D, outputs...], or uint8 [..., D / 2, outputs...].
-      scales: float32 or bfloat16 [..., G, outputs...].
+      codes: int8 or float8_e4m3fn [..., D, outputs...], or uint8 [..., D / 2, outputs...].
+      scales: float32 or bfloat16 [..., G, outputs...]; float8_e8m0fnu, powers of two, for mxfp4.
       kind: of the codes.
       group: inputs that share a scale.
       axis: of D in `codes`, counted from the last one: -1 for an embedding, whose outputs come first.
@@ -79,7 +86,7 @@ class GroupQTensor:
         at = self.scales.ndim + self.axis
         lead, rest = self.scales.shape[: at + 1], self.scales.shape[at + 1 :]
         codes = self.codes.reshape(*lead, -1, *rest)
-        if self.kind != "int8":
+        if self.kind not in UNPACKED:
             codes = jnp.concatenate([codes & 15, codes >> 4], at + 1)
         wide = values(codes, self.kind) * jnp.expand_dims(self.scales.astype(jnp.float32), at + 1)
         return wide.astype(dtype).reshape(self.shape)
@@ -88,12 +95,13 @@ class GroupQTensor:
 def values(codes: jax.Array, kind: Kind) -> jax.Array:
     """What unpacked codes stand for before they are scaled, in float32."""
     match kind:
-        case "int8":
+        case "int8" | "fp8":
             return codes.astype(jnp.float32)
         case "int4":
             return codes.astype(jnp.float32) - 8
-        case "nf4":
-            return _choose([jnp.float32(level) for level in NF4_LEVELS], codes)
+        case "nf4" | "mxfp4":
+            levels = NF4_LEVELS if kind == "nf4" else MXFP4_LEVELS
+            return _choose([jnp.float32(level) for level in levels], codes)
 
 
 def _choose(options: list[jax.Array], codes: jax.Array) -> jax.Array:
@@ -117,16 +125,18 @@ def quantize_groups(
     """Quantises a kernel; call it under jit.
 
     The scale of a group makes its weight of largest magnitude the code 127 or -127 of int8, -8 of int4 (as GGUF's
-    Q4_0), or the level 1 or -1 of nf4. Scales are not quantised.
+    Q4_0), the level 1 or -1 of nf4, a level of at least 4 of mxfp4, or a code of 240 to 448 of fp8. Scales are not
+    quantised. Weights that were dequantised from MXFP4, or from FP8 with any scale that the group shares, are equal
+    again: mxfp4's are, as every shift of a smaller level is a level, and fp8's search is in `_fp8`.
 
     Args:
       kernel: [lead..., inputs..., outputs...] in a floating type; an embedding [V, D] is given with V as a lead axis.
       num_input_axes: number of axes that activations are contracted over.
       kind: of the codes.
-      group: number of inputs that share a scale, one of `GROUPS`; `num_input_axes` axes count as one.
+      group: number of inputs that share a scale, one of `GROUPS`; `num_input_axes` axes count as one. mxfp4 has 32.
       num_lead_axes: number of axes before the inputs (layers, experts).
       name: of the tensor, for the error.
-      scale_dtype: of the scales; codes are rounded for the scales as they are stored.
+      scale_dtype: of the scales of int8, int4 and nf4; codes are rounded for the scales as they are stored.
 
     Raises:
       UserError: the groups don't divide the inputs.
@@ -137,25 +147,93 @@ def quantize_groups(
     check_group(name, width, kind, group)
     grouped = kernel.astype(jnp.float32).reshape(*lead, width // group, group, *outputs)
     at = num_lead_axes + 1
+    match kind:
+        case "mxfp4":
+            codes, scales = _mxfp4(grouped, at)
+        case "fp8":
+            codes, scales = _fp8(grouped, at, kernel.dtype)
+        case _:
+            codes, scales = _scaled_by_largest(grouped, at, kind, scale_dtype)
+    if kind not in UNPACKED:
+        low, high = jnp.split(codes, 2, at)
+        codes = low | (high << 4)
+    codes = codes.reshape(*lead, -1, *outputs)
+    return GroupQTensor(codes, jnp.squeeze(scales, at), kind, group, -1 - len(outputs), inputs)
+
+
+def _scaled_by_largest(grouped: jax.Array, at: int, kind: Kind, scale_dtype: DTypeLike) -> tuple[jax.Array, jax.Array]:
+    """Codes of int8, int4 or nf4, and scales with 1 in place of the axis `at` of a group's inputs."""
     largest = jnp.max(jnp.abs(grouped), at, keepdims=True)
     if kind == "int4":
         largest = jnp.where(jnp.max(grouped, at, keepdims=True) == largest, largest, -largest)
     scales = (largest / {"int8": 127, "int4": -8, "nf4": 1}[kind]).astype(scale_dtype)
     wide = scales.astype(jnp.float32)
     scaled = grouped / jnp.where(wide == 0, 1, wide)
-    match kind:
-        case "int8":
-            codes = jnp.clip(jnp.round(scaled), -127, 127).astype(jnp.int8)
-        case "int4":
-            codes = (jnp.clip(jnp.round(scaled), -8, 7) + 8).astype(jnp.uint8)
-        case "nf4":
-            between = (np.array(NF4_LEVELS[1:], np.float32) + np.array(NF4_LEVELS[:-1], np.float32)) / 2
-            codes = sum(((scaled > edge).astype(jnp.uint8) for edge in between), jnp.zeros(grouped.shape, jnp.uint8))
-    if kind != "int8":
-        low, high = jnp.split(codes, 2, at)
-        codes = low | (high << 4)
-    codes = codes.reshape(*lead, -1, *outputs)
-    return GroupQTensor(codes, jnp.squeeze(scales, at), kind, group, -1 - len(outputs), inputs)
+    if kind == "int8":
+        return jnp.clip(jnp.round(scaled), -127, 127).astype(jnp.int8), scales
+    if kind == "int4":
+        return (jnp.clip(jnp.round(scaled), -8, 7) + 8).astype(jnp.uint8), scales
+    return _nearest(scaled, NF4_LEVELS), scales
+
+
+def _nearest(x: jax.Array, levels: Sequence[float]) -> jax.Array:
+    """uint8 numbers of the nearest of ascending levels; what is in the middle gets the lower one."""
+    between = (np.array(levels[1:], np.float32) + np.array(levels[:-1], np.float32)) / 2
+    return sum(((x > edge).astype(jnp.uint8) for edge in between), jnp.zeros(x.shape, jnp.uint8))
+
+
+def _mxfp4(grouped: jax.Array, at: int) -> tuple[jax.Array, jax.Array]:
+    """Codes and scales as `_scaled_by_largest`; the scale is the power of two with the largest weight in 4 to 8 of it.
+
+    Powers below 2^-126 are left out, as processors may take them for 0.
+    """
+    largest = jnp.max(jnp.abs(grouped), at, keepdims=True)
+    exponents = jax.lax.bitcast_convert_type(largest, jnp.int32) >> 23
+    exponents = jnp.maximum(exponents - 2, 1).astype(jnp.uint8)
+    scales = jax.lax.bitcast_convert_type(exponents, jnp.float8_e8m0fnu)
+    sizes = _nearest(jnp.abs(grouped) / scales.astype(jnp.float32), MXFP4_LEVELS[:8])
+    return sizes | (jnp.signbit(grouped).astype(jnp.uint8) << 3), scales
+
+
+# Significands of e4m3's largest binade, 2^8: the largest weight of a group can have each of them, and a smaller code
+# has the same numbers with a smaller scale.
+_E4M3_TOPS = (448.0, 416.0, 384.0, 352.0, 320.0, 288.0, 256.0, 240.0)
+
+
+def _fp8(grouped: jax.Array, at: int, dtype: DTypeLike) -> tuple[jax.Array, jax.Array]:
+    """Codes and scales as `_scaled_by_largest`; the scale is that of the smallest error among all codes of the largest.
+
+    If weights of `dtype` are rounded products of FP8 codes and one scale, one of the tries finds these codes, and with
+    them all scales that give the same products: each weight bounds them from both sides. The middle is one of them, but
+    for the rounding of the bounds, so its neighbours are tried as well.
+    """
+    size = jnp.abs(grouped)
+    largest = jnp.max(size, at, keepdims=True)
+    bits = jax.lax.bitcast_convert_type(size, jnp.int32)
+    half = (1 << 15) if jnp.dtype(dtype) == jnp.bfloat16 else 0  # of a unit in bfloat16's last place
+    below, above = (jax.lax.bitcast_convert_type(bits + sign * half, jnp.float32) for sign in (-1, 1))
+
+    def attempt(best: tuple[jax.Array, jax.Array], top: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
+        error, scales = best
+        codes = _e4m3(size, largest / top).astype(jnp.float32)
+        own = jnp.where(codes > 0, codes, 1)
+        least = jnp.max(jnp.where(codes > 0, below / own, 0), at, keepdims=True)
+        most = jnp.min(jnp.where(codes > 0, above / own, jnp.inf), at, keepdims=True)
+        middle = jax.lax.bitcast_convert_type(jnp.where(largest > 0, (least + most) / 2, 0), jnp.int32)
+        for step in (0, 1, -1):
+            one = jax.lax.bitcast_convert_type(jnp.maximum(middle + step, 0), jnp.float32)
+            off = jnp.max(jnp.abs((codes * one).astype(dtype).astype(jnp.float32) - size), at, keepdims=True)
+            scales, error = jnp.where(off < error, one, scales), jnp.minimum(off, error)
+        return (error, scales), None
+
+    start = jnp.full(largest.shape, jnp.inf), jnp.zeros(largest.shape)
+    (_, scales), _ = jax.lax.scan(attempt, start, jnp.array(_E4M3_TOPS, jnp.float32))
+    return _e4m3(grouped, scales), scales
+
+
+def _e4m3(x: jax.Array, scales: jax.Array) -> jax.Array:
+    scaled = x / jnp.where(scales > 0, scales, 1)
+    return jnp.clip(scaled, -448, 448).astype(jnp.float8_e4m3fn)  # which has nothing for what is larger
 
 
 def for_gpu(params: Any) -> Any:
@@ -169,6 +247,8 @@ def for_gpu(params: Any) -> Any:
 
 def check_group(name: str, width: int, kind: Kind, group: int) -> None:
     """Refuses a group that is unknown or does not divide the width."""
+    if kind == "mxfp4" and group != 32:
+        raise UserError(f"groups of {group} weights are not those of mxfp4, which are 32.")
     if group not in GROUPS:
         raise UserError(f"groups of {group} weights are not supported; choose one of {', '.join(map(str, GROUPS))}.")
     if width % group:

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 from jax.sharding import Mesh, PartitionSpec
 
-from s1jax.model.linear import Adapted, Weight
+from s1jax.model.linear import Adapted, BatchAdapted, Weight
 from s1jax.model.mlp import grouped
 from s1jax.model.mlp.expert_weights import Activation, ExpertWeights
 from s1jax.parallel.mesh import ROWS, TOKENS, WIDTH, parts
@@ -68,6 +68,10 @@ def _specs(experts: ExpertWeights) -> ExpertWeights:
     own = PartitionSpec(*before, _EXPERTS)
 
     def of(weight: Weight, axis: int) -> Any:
+        if isinstance(weight, BatchAdapted):
+            rows: Any = None if weight.chosen is None else PartitionSpec(*before, ROWS)
+            its: Any = of(weight.weight, axis), own, own, PartitionSpec(), rows
+            return BatchAdapted(*its)
         if isinstance(weight, Adapted):
             return dataclasses.replace(weight, weight=of(weight.weight, axis), a=own, b=own)  # type: ignore[arg-type]
         if isinstance(weight, jax.Array):
@@ -87,7 +91,7 @@ def _gathered(experts: ExpertWeights, mesh: Mesh) -> ExpertWeights:
     experts = experts.own_layer()
 
     def whole(weight: Weight, axis: int) -> Weight:
-        if isinstance(weight, Adapted):
+        if isinstance(weight, Adapted | BatchAdapted):
             return dataclasses.replace(weight, weight=whole(weight.weight, axis))
         if isinstance(weight, jax.Array):
             return jax.lax.all_gather(weight, WIDTH, axis=axis, tiled=True)

@@ -10,7 +10,7 @@ import pytest
 
 from s1jax.config.layers import Experts
 from s1jax.model import quant, quant_groups
-from s1jax.model.linear import Adapted
+from s1jax.model.linear import Adapted, BatchAdapted
 from s1jax.model.mlp import grouped, router
 from s1jax.model.mlp.expert_weights import ExpertWeights, activate
 
@@ -138,6 +138,52 @@ def test_adapters_of_experts_give_what_merged_experts_do(implementation):
     trains = implementation in ("blocks", "megablox_interpreted")
     both = jax.grad(loss, has_aux=True) if trains else loss
     jax.tree.map(_close, both(pairs, run, adapted), both(pairs, _dense, merged))
+
+
+@pytest.mark.parametrize("implementation", ["loop", "gather", "blocks", "megablox_interpreted"])
+@pytest.mark.parametrize("small", [False, True])
+def test_rows_with_their_own_adapters_give_what_merged_experts_do(implementation, small):
+    """Sequences with the first adapter, none, and the second one, which is of `down` alone; in layers and stacked."""
+    if small and implementation == "megablox_interpreted":
+        pytest.skip("multiplies arrays alone")
+    rng = np.random.default_rng(5)
+    draw = lambda *shape: jnp.asarray(0.3 * rng.standard_normal(shape), jnp.float32)  # noqa: E731
+    experts, (x, weights, ids) = _experts(bias=True), _pairs(21)
+    x, weights, ids = (a.reshape(3, 7, -1) for a in (x, weights, ids))
+    names, chosen, scales = ("gate", "up", "down"), jnp.array([0, -1, 1]), jnp.array([0.5, 2.0])
+    held = {name: getattr(experts, name) for name in names}
+    if small:
+        held = {name: quant.quantize(kernel, (-2,)) for name, kernel in held.items()}
+        experts = dataclasses.replace(experts, **{n: w.values * w.scale[:, None] for n, w in held.items()})
+    adapted, merged = {}, [{}, {}, {}]
+    for name in names:
+        kernel = getattr(experts, name)
+        a, b = draw(E, 2, kernel.shape[1], 4), draw(E, 2, 4, kernel.shape[2])
+        if name != "down":
+            b = b.at[:, 1].set(0)
+        adapted[name] = BatchAdapted(held[name], a, b, scales, chosen)
+        for of_one, adapter in zip(merged, chosen.tolist(), strict=True):
+            product = 0 if adapter < 0 else scales[adapter] * jnp.einsum("edr,erf->edf", a[:, adapter], b[:, adapter])
+            of_one[name] = kernel + product
+    stacked = dataclasses.replace(experts, **adapted)
+    other = jax.tree.map(jnp.zeros_like, stacked)
+    stacked = jax.tree.map(lambda zero, own: jnp.stack([zero, own]), other, stacked)
+    # Which adapter a sequence has, and their scales, are the same in all layers.
+    same = {n: dataclasses.replace(getattr(stacked, n), chosen=jnp.stack([chosen] * 2), scales=jnp.stack([scales] * 2))
+            for n in names}  # fmt: skip
+    stacked = dataclasses.replace(stacked, **same, layer=jnp.int32(1))
+    want = [
+        _dense(x[i : i + 1], weights[i : i + 1], ids[i : i + 1], dataclasses.replace(experts, **of_one), "clamped")
+        for i, of_one in enumerate(merged)
+    ]
+    for held_as in (dataclasses.replace(experts, **adapted), stacked):
+        got = jax.jit(functools.partial(grouped.apply, activation="clamped", implementation=implementation))(
+            x, weights, ids, held_as
+        )
+        _close(got, jnp.concatenate(want))
+    without = {name: dataclasses.replace(one, chosen=None) for name, one in adapted.items()}
+    run = functools.partial(grouped.apply, activation="clamped", implementation=implementation)
+    _close(run(x, weights, ids, dataclasses.replace(experts, **without)), _dense(x, weights, ids, experts, "clamped"))
 
 
 def _reference_route(logits, spec, bias):

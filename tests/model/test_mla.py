@@ -312,6 +312,23 @@ def _shapes(text: str) -> list[str]:
     return re.findall(r"f32\[([\d,]+)\]", text)
 
 
+def test_products_with_the_adapter_of_each_sequence():
+    rng = np.random.default_rng(1)
+    draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)  # noqa: E731
+    kernel, a, b, scales = draw(6, 3, 4), draw(2, 6, 2), draw(2, 2, 12), jnp.array([0.5, 2.0])
+    heads, latent, chosen = draw(3, 5, 3, 4), draw(3, 5, 3, 6), [1, -1, 0]
+    added = [scales[i] * (a[i] @ b[i]).reshape(kernel.shape) * (i >= 0) for i in chosen]
+    merged = jnp.stack([kernel + one for one in added])
+    transposed = layouts.TransposedKernel(kernel.reshape(6, -1).T)
+    for base in (kernel, transposed):
+        weight = linear.BatchAdapted(base, a, b, scales, jnp.array(chosen))
+        want = np.einsum("btnh,brnh->btnr", heads, merged), np.einsum("btnr,brnh->btnh", latent, merged)
+        np.testing.assert_allclose(absorb.to_latent(heads, weight), want[0], rtol=0, atol=2e-5)
+        np.testing.assert_allclose(absorb.from_latent(latent, weight), want[1], rtol=0, atol=2e-5)
+        alone = absorb.to_latent(heads, dataclasses.replace(weight, chosen=None))
+        np.testing.assert_array_equal(alone, absorb.to_latent(heads, base))
+
+
 def test_products_with_every_kind_of_weight():
     rng = np.random.default_rng(0)
     kernel = jnp.asarray(rng.standard_normal((6, 3, 4)), jnp.float32)

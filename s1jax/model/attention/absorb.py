@@ -3,13 +3,14 @@
 A key of head n is c W_n, with the latent vector c. So a query q meets it as (q W_nᵀ) c, and a mean of values is W_n
 times the mean of c. Scores and means need c alone, and keys and values of the heads never exist.
 
-Axis letters: B batch, T length, N heads, H dimension of a head's key or value, R kv_rank.
+Axis letters: B batch, T length, N heads, H dimension of a head's key or value, R kv_rank; A adapters, K their rank.
 """
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from s1jax.model.layouts import TransposedKernel
 from s1jax.model.linear import Adapted, BatchAdapted, Weight
@@ -32,7 +33,13 @@ def to_latent(x: jax.Array, weight: Weight) -> jax.Array:
         inner = jnp.einsum("btnh,knh->btnk", x, weight.b.astype(x.dtype))
         added = jnp.einsum("btnk,rk->btnr", inner, weight.a.astype(x.dtype))
         return to_latent(x, weight.weight) + weight.scale * added
-    assert not isinstance(weight, BatchAdapted)  # `batched_adapters.attach` refuses these projections
+    if isinstance(weight, BatchAdapted):
+        y = to_latent(x, weight.weight)
+        if weight.chosen is None:
+            return y
+        b = weight.b.astype(x.dtype).reshape(*weight.b.shape[:2], *x.shape[2:])
+        inner = jnp.einsum("btnh,aknh->btnak", x, b) * _own(weight, x.dtype)
+        return y + jnp.einsum("btnak,ark->btnr", inner, weight.a.astype(x.dtype))
     if isinstance(weight, GroupQTensor):
         weight = weight.dequantize(x.dtype)
     if isinstance(weight, QTensor):  # one scale for each output of the projection, which are the inputs here
@@ -58,9 +65,15 @@ def from_latent(x: jax.Array, weight: Weight) -> jax.Array:
         inner = jnp.einsum("btnr,rk->btnk", x, weight.a.astype(x.dtype))
         added = jnp.einsum("btnk,knh->btnh", inner, weight.b.astype(x.dtype))
         return from_latent(x, weight.weight) + weight.scale * added
+    if isinstance(weight, BatchAdapted):
+        y = from_latent(x, weight.weight)
+        if weight.chosen is None:
+            return y
+        b = weight.b.astype(x.dtype).reshape(*weight.b.shape[:2], *y.shape[2:])
+        inner = jnp.einsum("btnr,ark->btnak", x, weight.a.astype(x.dtype)) * _own(weight, x.dtype)
+        return y + jnp.einsum("btnak,aknh->btnh", inner, b)
     if isinstance(weight, GroupQTensor):
         weight = weight.dequantize(x.dtype)
-    assert not isinstance(weight, BatchAdapted)  # `batched_adapters.attach` refuses these projections
     if isinstance(weight, TransposedKernel):
         return jnp.einsum("btnr,nhr->btnh", x, weight.matrix.astype(x.dtype).reshape(heads, -1, rank))
     if isinstance(weight, QTensor):
@@ -68,3 +81,8 @@ def from_latent(x: jax.Array, weight: Weight) -> jax.Array:
         return (means * weight.scale).astype(x.dtype)
     assert not isinstance(weight, IntegerKernel)
     return jnp.einsum("btnr,rnh->btnh", x, weight.astype(x.dtype))
+
+
+def _own(weight: BatchAdapted, dtype: DTypeLike) -> jax.Array:
+    """[B, 1, 1, A, 1], what products with adapters are multiplied with."""
+    return weight.own()[:, None, None, :, None].astype(dtype)

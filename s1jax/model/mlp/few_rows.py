@@ -5,6 +5,8 @@ Axis letters: R tokens, k experts of a token, E experts, D model, F hidden width
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -12,13 +14,23 @@ from jax.typing import DTypeLike
 from s1jax.model import linear
 from s1jax.model.linear import Adapted, Weight
 from s1jax.model.mlp import groups as groups_lib
-from s1jax.model.mlp.expert_weights import Activation, ExpertWeights, activate, of_expert
+from s1jax.model.mlp.expert_weights import Activation, ExpertWeights, RowAdapters, activate, adapted, of_expert
 from s1jax.model.quant import QTensor
 from s1jax.model.quant_groups import GroupQTensor
 
 
-def loop(x: jax.Array, weights: jax.Array, ids: jax.Array, experts: ExpertWeights, activation: Activation) -> jax.Array:
-    """One token with one expert after the other, for CPUs; arguments of `s1jax.model.mlp.grouped.apply` for [R, D].
+def loop(
+    x: jax.Array,
+    weights: jax.Array,
+    ids: jax.Array,
+    experts: ExpertWeights,
+    activation: Activation,
+    adapters: RowAdapters | None,
+) -> jax.Array:
+    """One token with one expert after the other, for CPUs.
+
+    Arguments are those of `s1jax.model.mlp.grouped.apply` for [R, D], with experts and adapters of
+    `ExpertWeights.of_rows`.
 
     A CPU copies what it gathers. With E 32, k 4, D 256, F 128 and 16 tokens, gathering the weights of every token took
     25 times as long.
@@ -30,9 +42,15 @@ def loop(x: jax.Array, weights: jax.Array, ids: jax.Array, experts: ExpertWeight
     def body(i: jax.Array, out: jax.Array) -> jax.Array:
         pair, expert = groups.order[i], groups.experts[i]
         token = pair // ids.shape[1]
-        row, one = jax.lax.dynamic_slice_in_dim(x, token, 1), of_expert(experts, first + expert)
-        gate, up = (_affine(row, *two) for two in ((one.gate, one.gate_bias), (one.up, one.up_bias)))
-        y = _affine(activate(gate, up, activation), one.down, one.down_bias).astype(jnp.float32) * of_pair[pair]
+        adapter, scale = (None, None) if adapters is None else (adapters.chosen[token], adapters.scale[token])
+        row, one = jax.lax.dynamic_slice_in_dim(x, token, 1), of_expert(experts, first + expert, adapter)
+
+        def affine(row: jax.Array, weight: Weight, bias: jax.Array | None) -> jax.Array:
+            y = _adapted(row, weight, scale, linear.matmul)
+            return y if bias is None else y + bias.astype(y.dtype)
+
+        gate, up = affine(row, one.gate, one.gate_bias), affine(row, one.up, one.up_bias)
+        y = affine(activate(gate, up, activation), one.down, one.down_bias).astype(jnp.float32) * of_pair[pair]
         y += jax.lax.dynamic_slice_in_dim(out, token, 1)
         return jax.lax.dynamic_update_slice_in_dim(out, y, token, axis=0)
 
@@ -40,16 +58,24 @@ def loop(x: jax.Array, weights: jax.Array, ids: jax.Array, experts: ExpertWeight
 
 
 def gather(
-    x: jax.Array, weights: jax.Array, ids: jax.Array, experts: ExpertWeights, activation: Activation
+    x: jax.Array,
+    weights: jax.Array,
+    ids: jax.Array,
+    experts: ExpertWeights,
+    activation: Activation,
+    adapters: RowAdapters | None,
 ) -> jax.Array:
     """All of them at once over gathered weights, which a GPU reads in place; arguments as of `loop`."""
     here = (ids >= 0) & (ids < experts.count)
     experts, first = experts.all_layers()
     ids = first + jnp.where(here, ids, 0)
-    own = jax.tree.map(lambda a: a[ids], experts)
+    chosen = scale = None
+    if adapters is not None:
+        chosen, scale = jnp.broadcast_to(adapters.chosen[:, None], ids.shape), adapters.scale[:, None, None]
+    own = of_expert(experts, ids, chosen)
 
     def product(rows: jax.Array, weight: Weight, bias: jax.Array | None) -> jax.Array:
-        y = _product(rows, weight)
+        y = _adapted(rows, weight, scale, _product)
         return y.astype(x.dtype) if bias is None else (y + bias.astype(jnp.float32)).astype(x.dtype)
 
     rows = jnp.broadcast_to(x[:, None], (*ids.shape, x.shape[-1]))
@@ -60,15 +86,16 @@ def gather(
 
 def _product(rows: jax.Array, weight: Weight) -> jax.Array:
     """[R, k, D] with gathered kernels [R, k, D, F] of any type -> float32 [R, k, F]."""
-    if isinstance(weight, Adapted):
-        inner = _product(rows, weight.a).astype(rows.dtype)
-        return _product(rows, weight.weight) + weight.scale * _product(inner, weight.b)
     return jnp.einsum("rkd,rkdf->rkf", rows, _float(weight, rows.dtype), preferred_element_type=jnp.float32)
 
 
-def _affine(rows: jax.Array, weight: Weight, bias: jax.Array | None) -> jax.Array:
-    y = linear.matmul(rows, weight)
-    return y if bias is None else y + bias.astype(y.dtype)
+def _adapted(
+    rows: jax.Array,
+    weight: Weight,
+    scale: jax.Array | None,
+    product: Callable[[jax.Array, Weight], jax.Array],
+) -> jax.Array:
+    return adapted(rows, weight, scale, product, product) if isinstance(weight, Adapted) else product(rows, weight)
 
 
 def _float(weight: Weight, dtype: DTypeLike) -> jax.Array:

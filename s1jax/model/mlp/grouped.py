@@ -20,7 +20,7 @@ from jax.ad_checkpoint import checkpoint_name
 from s1jax.model.linear import Adapted, Weight
 from s1jax.model.mlp import few_rows, ragged, sorted_blocks
 from s1jax.model.mlp import groups as groups_lib
-from s1jax.model.mlp.expert_weights import Activation, ExpertWeights, activate
+from s1jax.model.mlp.expert_weights import Activation, ExpertWeights, RowAdapters, activate, adapted, joined
 
 Implementation = Literal["loop", "blocks", "gather", "mosaic", "megablox", "megablox_interpreted"]
 # (x [B, T, D], weights float32 [B, T, k], ids int32 [B, T, k], experts, activation) -> [B, T, D], as the decoder calls
@@ -60,15 +60,16 @@ def apply(
       [B, T, D] in the dtype of `x`: sum over k of weights * (output of the expert).
     """
     flat, weights, ids = (a.reshape(-1, a.shape[-1]) for a in (x, weights, ids))
+    experts, adapters = experts.of_rows(len(flat))
     if implementation is None:
         implementation = choose(platform or jax.default_backend(), ids.shape[0], ids.shape[1], experts, x.dtype)
     match implementation:
         case "loop":
-            y = few_rows.loop(flat, weights, ids, experts, activation)
+            y = few_rows.loop(flat, weights, ids, experts, activation, adapters)
         case "gather":
-            y = few_rows.gather(flat, weights, ids, experts, activation)
+            y = few_rows.gather(flat, weights, ids, experts, activation, adapters)
         case _:
-            y = _sorted(flat, weights, ids, experts, activation, implementation, shares)
+            y = _sorted(flat, weights, ids, experts, activation, adapters, implementation, shares)
     return y.reshape(x.shape)
 
 
@@ -103,41 +104,53 @@ def _sorted(
     ids: jax.Array,
     experts: ExpertWeights,
     activation: Activation,
+    adapters: RowAdapters | None,
     implementation: Implementation,
     shares: int,
 ) -> jax.Array:
     """`apply` for [R, D] over sorted rows.
 
     A token's weight multiplies the hidden values, not the output: the backward pass then needs no output, and remat
-    does not compute it again.
+    does not compute it again. The rows of an expert are sorted by adapter, so that those of one follow each other, too.
     """
-    size = block_size(ids.size, experts.count * shares)
-    groups = groups_lib.sort(
-        ids, experts.count, fill=size if implementation == "blocks" else -ids.size % ragged.chunk(ids.size, shares)
-    )
-    blocks, sizes = None, groups.sizes
+    size, chunk = block_size(ids.size, experts.count * shares), ragged.chunk(ids.size, shares)
+    fill = size if implementation == "blocks" else -ids.size % chunk
+    if adapters is None:
+        by_adapter = groups = groups_lib.sort(ids, experts.count, fill)
+    else:
+        order = ids * adapters.count + adapters.chosen[:, None]
+        by_adapter = groups_lib.sort(order, experts.count * adapters.count, fill)
+        groups = groups_lib.joined(by_adapter, adapters.count)
     first: jax.Array | int = 0
     if implementation == "mosaic":
         experts = experts.own_layer()
     else:
         experts, first = experts.all_layers()
-        sizes = jax.lax.dynamic_update_slice_in_dim(jnp.zeros(experts.count, jnp.int32), sizes, first, 0)
-    if implementation == "blocks":
-        blocks = sorted_blocks.cut(groups, size)
-        blocks = dataclasses.replace(blocks, experts=blocks.experts + first)
+
+    def product_of(groups: groups_lib.Groups, count: int) -> Callable[[jax.Array, Weight], jax.Array]:
+        """The product of rows with weights that `count` groups have for each expert."""
+        if implementation == "blocks":
+            blocks = sorted_blocks.cut(groups, size)
+            blocks = dataclasses.replace(blocks, experts=blocks.experts + first * count)
+            return lambda rows, weight: sorted_blocks.product(rows, weight, blocks)
+        none = jnp.zeros(experts.count * count, jnp.int32)
+        sizes = jax.lax.dynamic_update_slice_in_dim(none, groups.sizes, first * count, 0)
+        return lambda rows, weight: ragged.product(rows, weight, sizes, is_pair, implementation, chunk)
 
     def multiply(rows: jax.Array, weight: Weight) -> jax.Array:
-        if isinstance(weight, Adapted):
-            inner = multiply(rows, weight.a)
-            return multiply(rows, weight.weight) + weight.scale * multiply(inner, weight.b)
-        if blocks is not None:
-            return sorted_blocks.product(rows, weight, blocks)
-        return ragged.product(rows, weight, sizes, is_pair, implementation, ragged.chunk(ids.size, shares))
+        if not isinstance(weight, Adapted):
+            return product(rows, weight)
+        if adapters is None:
+            return adapted(rows, weight, None, product, product)
+        scale = adapters.scale[groups.order // ids.shape[1]][:, None]
+        return adapted(rows, weight, scale, product, lambda rows, factor: of_adapter(rows, joined(factor)))
 
     is_pair = (jnp.arange(len(groups.order)) < groups.ends[-1])[:, None]
     bias = functools.partial(
         _of_rows, experts=groups.experts + first, by_index=implementation == "blocks", dtype=x.dtype
     )
+    product = product_of(groups, 1)
+    of_adapter = product if adapters is None else product_of(by_adapter, adapters.count)
     rows = groups_lib.spread(x, groups)
     gate = checkpoint_name(multiply(rows, experts.gate), "experts")
     up = checkpoint_name(multiply(rows, experts.up), "experts")

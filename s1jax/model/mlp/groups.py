@@ -55,6 +55,12 @@ def sort(ids: jax.Array, num_experts: int, fill: int) -> Groups:
     return Groups(sizes, order, places, jnp.minimum(flat[order], num_experts - 1))
 
 
+def joined(groups: Groups, count: int) -> Groups:
+    """The same rows with every `count` experts as one, such as an expert with each of its adapters."""
+    sizes = jnp.sum(groups.sizes.reshape(-1, count), axis=1, dtype=jnp.int32)
+    return dataclasses.replace(groups, sizes=sizes, experts=groups.experts // count)
+
+
 @jax.custom_vjp
 def spread(x: jax.Array, groups: Groups) -> jax.Array:
     """[R, D] -> [S, D], the token of each row. Gradients of a token add up in float32, without a scatter."""
