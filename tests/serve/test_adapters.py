@@ -3,28 +3,42 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import requests
 
+from s1jax.checkpoint import adapters as peft
+from s1jax.checkpoint import merge as merge_lib
 from s1jax.cli import serve as serve_command
+from s1jax.config.layers import GQA, Experts, Layer
 from s1jax.config.lora import LoraConfig
+from s1jax.config.model import Group
 from s1jax.config.sampling import SamplingParams
 from s1jax.engine.engine import Engine
 from s1jax.engine.request import Request
 from s1jax.errors import UserError
 from s1jax.model import adapters as adapters_lib
+from tests.engine import cases
 from tests.serve import running
 
 PARAMS = SamplingParams(max_thinking_tokens=24, max_answer_tokens=12)
 LORA = LoraConfig(4)
 
 
+MIXTURE = dataclasses.replace(
+    running.CONFIG, groups=(Group(1, (Layer(GQA(4, 2, 8, qk_norm=True), Experts(4, 2, 16)),)),), family="qwen3_moe"
+)
+
+
+def _random(config, lora):
+    rng, shapes = np.random.default_rng(0), adapters_lib.abstract(config, lora, "float32")
+    return jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), shapes)
+
+
 @pytest.fixture(scope="module")
 def adapted(engine, about):
-    rng = np.random.default_rng(0)
-    shapes = adapters_lib.abstract(running.CONFIG, LORA, "float32")
-    tree = jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), shapes)
+    tree = _random(running.CONFIG, LORA)
     made = Engine(engine.model, slots=4, cache_length=running.LENGTH, adapters={"mine": (tree, LORA)})
     with running.serve(lambda: made, about, params=PARAMS, adapters=("mine",)) as server:
         yield server, made
@@ -47,6 +61,28 @@ def test_a_request_asks_for_an_adapter_by_the_name_of_its_model(adapted):
         (output,) = engine.generate([asked])
         assert texts[name][0] == output.thinking
     assert texts["tiny"] != texts["mine"]
+
+
+def test_adapters_of_experts_are_served_from_their_folder(engine, about, tmp_path):
+    """The server's thinking is that of the merged weights."""
+    tree, params = _random(MIXTURE, LORA), jax.tree.map(np.array, cases.random_weights(MIXTURE))
+    peft.write(tmp_path, tree, MIXTURE, LORA, "somebody/base")
+    given = serve_command.read_adapters([f"mine={tmp_path}"], "tiny")
+    model = dataclasses.replace(engine.model, config=MIXTURE, params=jax.tree.map(jnp.array, params))
+    about = dataclasses.replace(about, config=MIXTURE)
+    with running.serve(
+        lambda: Engine(model, slots=4, cache_length=running.LENGTH, adapters=given),
+        about,
+        params=PARAMS,
+        adapters=given,
+    ) as server:
+        found = {name: _ask(server, model=name).json()["choices"][0]["message"] for name in ("tiny", "mine")}
+    merged = merge_lib.merge(jax.tree.map(np.copy, params), tree, MIXTURE, LORA)
+    for name, weights in (("tiny", params), ("mine", merged)):
+        alone = Engine(dataclasses.replace(model, params=jax.tree.map(jnp.array, weights)), slots=4)
+        (output,) = alone.generate([Request("3 7 1", params=dataclasses.replace(PARAMS, temperature=0))])
+        assert found[name]["reasoning_content"] == output.thinking
+    assert found["tiny"] != found["mine"]
 
 
 def test_adapters_are_listed_and_others_are_refused(adapted):
