@@ -16,11 +16,11 @@ from s1jax.engine import programs
 from s1jax.engine.engine import Engine
 from s1jax.engine.sequence import EncodedRequest
 from s1jax.model import adapters as adapters_lib
+from s1jax.model import decoder, quant
 from s1jax.model import params as params_lib
-from s1jax.model import quant
 from s1jax.model.quant import QTensor
 from s1jax.model.quant_groups import GroupQTensor
-from tests.engine import cases
+from tests.engine import cases, reference
 from tests.model import family_cases
 
 SETTINGS = {
@@ -35,6 +35,7 @@ WHOLE_GROUPS = ModelConfig(  # widths that 32 divides, as groups of int4 need th
     groups=(Group(1, (Layer(_LATENT, Dense(64)),)), Group(2, (Layer(_LATENT, _EXPERTS),))),
     context_length=256,
 )
+LENGTH = 128  # of the longest sequence
 MANY = 12  # slots; more tokens than `grouped` computes one by one
 DELIMITERS = cases.random_delimiters(np.random.default_rng(0))
 PARAMS = SamplingParams(max_thinking_tokens=20, max_answer_tokens=6, temperature=0)
@@ -64,12 +65,22 @@ def _sample(engine, names):
 
 
 def _expected(config, merged):
-    """(prompt, adapter) -> ids, of engines that have one tree of weights each."""
+    """(prompt, adapter) -> what the rules say, with logits of whole rows of the merged weights."""
+
+    @jax.jit
+    def run(params, ids):
+        hidden = decoder.forward(params, config, ids, jnp.arange(LENGTH)[None], jnp.ones_like(ids))
+        return decoder.logits(params, config, hidden[0])
+
     found = {}
     for name, params in merged.items():
-        samples = _sample(Engine(jax.device_put(params), config=config, slots=MANY), [""])
-        found.update(((i, name), sample.ids.tolist()) for i, sample in enumerate(samples))
-    assert len({tuple(ids) for ids in found.values()}) == len(found)
+        params = jax.device_put(params)
+        logits = lambda ids, params=params: np.asarray(  # noqa: E731
+            run(params, np.pad(np.array([ids], np.int32), ((0, 0), (0, LENGTH - len(ids)))))[len(ids) - 1]
+        )
+        for i, prompt in enumerate(PROMPTS):
+            found[i, name] = reference.run(logits, prompt, PARAMS, DELIMITERS, ())
+    assert len({tuple(result.ids) for result in found.values()}) == len(found)
     return found
 
 
@@ -90,7 +101,7 @@ def test_sequences_of_one_batch_have_the_tokens_of_their_merged_models(family, s
     samples = _sample(Engine(jax.device_put(params), config=config, slots=slots, adapters=adapters), names)
     for i, sample in enumerate(samples):
         key = i // len(names), names[i % len(names)]
-        assert sample.ids.tolist() == expected[key], key
+        cases.check(sample, expected[key], key)
         assert bool(sample.cached_tokens) == (i % len(names) == 3), key  # the second one with that adapter
 
 
@@ -108,7 +119,7 @@ def test_quantised_weights_with_adapters_have_the_tokens_of_what_they_stand_for(
     names = ["", *adapters]
     for i, sample in enumerate(_sample(engine, names)):
         key = i // len(names), names[i % len(names)]
-        assert sample.ids.tolist() == expected[key], key
+        cases.check(sample, expected[key], key)
 
 
 def _meant(weight):
