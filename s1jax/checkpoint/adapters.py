@@ -3,21 +3,25 @@
     adapter_config.json         rank, scale, targets, name of the base model
     adapter_model.safetensors   base_model.model.NAME.lora_A.weight [R, inputs] and .lora_B.weight [outputs, R]
 
-NAME is that of the projection in the base model's Hugging Face files; each expert has its own, as vLLM reads them.
-Written for peft 0.21 (https://huggingface.co/docs/peft/developer_guides/checkpoint).
+NAME is that of the projection in the base model's Hugging Face files; each expert has its own, as vLLM reads them. PEFT
+on transformers 5 has other tensors for experts, which are read, too (`s1jax.checkpoint.stacked_adapters`). Written for
+peft 0.21 (https://huggingface.co/docs/peft/developer_guides/checkpoint).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import pathlib
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from s1jax.checkpoint import huggingface
+from s1jax.checkpoint import huggingface, stacked_adapters
 from s1jax.checkpoint import names as names_lib
 from s1jax.checkpoint.families.fields import wrong_type
 from s1jax.checkpoint.huggingface_config import read_json
@@ -38,7 +42,7 @@ _FIXED: dict[str, tuple[Any, ...]] = {
 # Fields that change nothing once an adapter is trained, or that its tensors say.
 _HARMLESS = frozenset({
     "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
-    "target_modules", "exclude_modules", "lora_dropout",
+    "target_modules", "target_parameters", "exclude_modules", "lora_dropout",
     "megatron_core", "eva_config", "qalora_group_size",
     "ensure_weight_tying", "runtime_config",
 })  # fmt: skip
@@ -65,9 +69,14 @@ def write(
     Raises:
       UserError: an adapter has no PEFT form.
     """
+    if part := names_lib.without_peft_form(config, lora):
+        raise UserError(
+            f"the adapter of {part[0]} has no PEFT form: in the files of {config.family or 'the model'} the projection"
+            f" is a part of {part[1]}; write merged weights instead (launch.convert --merge)."
+        )
     tensors: dict[str, Any] = {}
-    for name, pair in names_lib.adapter_views(config, adapters, lora).items():
-        tensors.update((_PREFIX + name + part, array) for part, array in zip(_PARTS, pair, strict=True))
+    for name, ((a,), b) in names_lib.adapter_views(config, adapters, lora).items():
+        tensors.update((_PREFIX + name + part, array) for part, array in zip(_PARTS, (a, b), strict=True))
     alpha = int(lora.alpha) if lora.alpha.is_integer() else lora.alpha
     about = {
         "peft_type": "LORA",
@@ -105,57 +114,137 @@ def read(folder: pathlib.Path, config: ModelConfig) -> tuple[dict[str, Any], Lor
         if not (folder / name).is_file():
             raise UserError(f"{folder} has no {name}; give the folder that PEFT's save_pretrained wrote.")
     about = read_json(folder / CONFIG)
-    rank, alpha, rslora = _settings(about, folder / CONFIG)
+    settings = _settings(about, folder / CONFIG)
     file = huggingface.open_file(folder / WEIGHTS)
     shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    lora = LoraConfig(rank=rank, alpha=alpha, rslora=rslora, targets=_targets(shapes, config, folder / WEIGHTS))
+    stacked = stacked_adapters.find(shapes, config, _PREFIX)
+    of_experts = {name for one in stacked for name in one.names}
+    modules = {_name_of(name) for name in shapes if name not in of_experts} | {one.module for one in stacked}
+    lora = settings.of_all(modules, _targets(set(shapes) - of_experts, stacked, config, folder / WEIGHTS))
     from s1jax.model import adapters as adapters_lib  # whose room imports jax
 
     tree: dict[str, Any] = {}
     for path, leaf in _leaves(adapters_lib.abstract(config, lora, np.float32)):
-        adapters_lib.put(tree, path, np.empty(leaf.shape, np.float32))
-    wanted = {
-        _PREFIX + name + part: array
-        for name, pair in names_lib.adapter_views(config, tree, lora).items()
-        for part, array in zip(_PARTS, pair, strict=True)
-    }
+        adapters_lib.put(tree, path, np.zeros(leaf.shape, np.float32))
+    views = names_lib.adapter_views(config, tree, lora)
+    wanted: dict[str, tuple[int, ...]] = {}
+    for module, (a_views, b_view) in views.items():
+        if stacked and not any(_PREFIX + module + part in shapes for part in _PARTS) and _is_of_mlp(module):
+            continue  # an adapter of the experts alone: it stays zero
+        rank, _ = settings.of(module)
+        wanted[_PREFIX + module + _PARTS[0]] = rank, a_views[0].shape[1]
+        wanted[_PREFIX + module + _PARTS[1]] = b_view.shape[0], rank
+    for one in stacked:
+        rank = one.experts * settings.of(one.module)[0]
+        wanted[one.names[0]], wanted[one.names[1]] = (rank, shapes[one.names[0]][1]), (shapes[one.names[1]][0], rank)
     base = str(about.get("base_model_name_or_path") or "")
-    _compare(shapes, {name: array.shape for name, array in wanted.items()}, folder / WEIGHTS, base)
-    for name, array in wanted.items():
-        names_lib.copy(array, file.get_tensor(name).astype(np.float32))
+    _compare(shapes, wanted, folder / WEIGHTS, base)
+
+    def tensor(name: str, factor: float = 1.0) -> np.ndarray:
+        return np.asarray(file.get_tensor(name).astype(np.float32) * np.float32(factor))
+
+    for one in stacked:
+        factor = settings.of(one.module)[1] / lora.scale
+        stacked_adapters.fill(tree, one, tensor(one.names[0]), tensor(one.names[1], factor))
+    for module, (a_views, b_view) in views.items():
+        names = [_PREFIX + module + part for part in _PARTS]
+        if names[0] not in wanted:
+            continue
+        rank, scale = settings.of(module)
+        fill = lora.rank - rank
+        for a_view in a_views:
+            names_lib.copy(a_view, np.pad(tensor(names[0]), ((0, fill), (0, 0))))
+        names_lib.copy(b_view, np.pad(tensor(names[1], scale / lora.scale), ((0, 0), (0, fill))))
     return tree, lora, base
 
 
-def _settings(about: Mapping[str, Any], where: pathlib.Path) -> tuple[int, float, bool]:
-    """Rank, alpha and rslora of an adapter_config.json."""
+@dataclasses.dataclass(frozen=True)
+class _Settings:
+    """Ranks and scales of an adapter_config.json.
+
+    Attributes:
+      rank: of projections that no pattern names.
+      alpha: likewise.
+      rslora: the scale is alpha / sqrt(rank).
+      ranks: pattern of a projection's name -> its rank.
+      alphas: pattern -> its alpha.
+    """
+
+    rank: int
+    alpha: float
+    rslora: bool
+    ranks: Mapping[str, int]
+    alphas: Mapping[str, float]
+
+    def of(self, module: str) -> tuple[int, float]:
+        """Rank and scale of a projection; the first pattern that matches the end of its name counts, as in PEFT."""
+
+        def first(patterns: Mapping[str, Any], default: Any) -> Any:
+            return next((value for key, value in patterns.items() if re.match(_whole(key), module)), default)
+
+        rank, alpha = first(self.ranks, self.rank), first(self.alphas, self.alpha)
+        return rank, alpha / (math.sqrt(rank) if self.rslora else rank)
+
+    def of_all(self, modules: Iterable[str], targets: str) -> LoraConfig:
+        """Settings of a tree with all of these projections: the largest rank, the scale of one without a pattern."""
+        rank, alpha = max((self.of(module)[0] for module in modules), default=self.rank), self.alpha
+        if rank != self.rank:
+            alpha *= math.sqrt(rank / self.rank) if self.rslora else rank / self.rank
+        return LoraConfig(rank=rank, alpha=alpha, rslora=self.rslora, targets=targets)
+
+
+def _settings(about: Mapping[str, Any], where: pathlib.Path) -> _Settings:
     for key, allowed in _FIXED.items():
         if about.get(key, allowed[0]) not in allowed:
             raise UserError(
                 f"{where}: {key} is {shown(about[key])}; s1jax reads adapters that have {allowed[0]!r} there."
             )
-    rank, alpha, rslora = about.get("r"), about.get("lora_alpha"), about.get("use_rslora", False)
-    if not isinstance(rank, int) or isinstance(rank, bool) or rank < 1:
-        raise wrong_type(where, "r", rank, "a positive number")
-    if not isinstance(alpha, int | float) or isinstance(alpha, bool) or alpha <= 0:
-        raise wrong_type(where, "lora_alpha", alpha, "a positive number")
+    rank = _number(about.get("r"), where, "r", int)
+    alpha = _number(about.get("lora_alpha"), where, "lora_alpha", (int, float))
+    rslora = about.get("use_rslora", False)
     if not isinstance(rslora, bool):
         raise wrong_type(where, "use_rslora", rslora, "true or false")
-    known = {*_FIXED, *_HARMLESS, "r", "lora_alpha", "use_rslora"}
+    patterns: list[dict[str, Any]] = []
+    for key, kind in (("rank_pattern", int), ("alpha_pattern", (int, float))):
+        given = about.get(key) or {}
+        if not isinstance(given, dict):
+            raise wrong_type(where, key, given, "a table of names")
+        for pattern, value in given.items():
+            _number(value, where, f"{key}[{pattern!r}]", kind)
+            try:
+                re.compile(_whole(pattern))
+            except re.error:
+                raise wrong_type(where, key, pattern, "a table of regular expressions") from None
+        patterns.append(given)
+    known = {*_FIXED, *_HARMLESS, "r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern"}
     for key in sorted(set(about) - known):
         if about[key]:
             raise UserError(
                 f"{where}: {plain(key)} is {shown(about[key])}, which s1jax does not compute; merge the adapter with"
                 " peft's merge_and_unload and convert the merged model."
             )
-    return rank, float(alpha), rslora
+    return _Settings(rank, float(alpha), rslora, *patterns)
 
 
-def _targets(names: Mapping[str, Any], config: ModelConfig, where: pathlib.Path) -> str:
+def _whole(pattern: str) -> str:
+    """The regular expression that PEFT matches with a projection's name."""
+    return rf"(.*\.)?({pattern})$"
+
+
+def _number(value: Any, where: pathlib.Path, key: str, kind: Any) -> Any:
+    if not isinstance(value, kind) or isinstance(value, bool) or not 0 < value < math.inf:
+        raise wrong_type(where, key, value, "a positive number")
+    return value
+
+
+def _targets(
+    names: Iterable[str], stacked: Sequence[stacked_adapters.Stacked], config: ModelConfig, where: pathlib.Path
+) -> str:
     """`LoraConfig.targets` of the tensors of a file."""
-    rows = {}  # last part of a Hugging Face name -> projection of ours
+    rows: dict[str, set[str]] = {}  # last part of a Hugging Face name -> projections of ours
     for stack_path, name in names_lib.projections(config).items():
-        rows[name.removesuffix(".weight").rsplit(".", 1)[-1]] = stack_path.split("/")[-2]
-    found = set()
+        rows.setdefault(name.removesuffix(".weight").rsplit(".", 1)[-1], set()).add(stack_path.split("/")[-2])
+    found = {projection for one in stacked for projection in one.projections}
     for name in names:
         module = _name_of(name).rsplit(".", 1)[-1]
         if not name.startswith(_PREFIX) or not name.endswith(_PARTS) or module not in rows:
@@ -163,9 +252,14 @@ def _targets(names: Mapping[str, Any], config: ModelConfig, where: pathlib.Path)
                 f"{where}: s1jax has no place for the tensor {plain(name)}; it reads adapters (lora_A, lora_B) of the"
                 " layers' projections, and no embeddings, heads or whole modules."
             )
-        found.add(rows[module])
+        found |= rows[module]
     targets = [target for target, ours in TARGETS.items() if set(ours) & found]
     return ",".join(targets) if found else ALL
+
+
+def _is_of_mlp(module: str) -> bool:
+    """Whether a projection is of a layer's MLP or its experts."""
+    return ".self_attn." not in module
 
 
 def _compare(found: Mapping[str, Any], wanted: Mapping[str, Any], where: pathlib.Path, base: str) -> None:

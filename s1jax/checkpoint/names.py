@@ -187,44 +187,60 @@ def _add(found: dict[str, Any], name: str, array: np.ndarray, place: _Place) -> 
         found[name].pieces.append(Piece(ours[ours_too], expanded, tuple(index), turned))
 
 
-def adapter_views(
-    config: ModelConfig, adapters: Mapping[str, Any], lora: LoraConfig
-) -> dict[str, tuple[np.ndarray | Stored, np.ndarray | Stored]]:
-    """Hugging Face's name of a projection, without `.weight` -> its A [R, inputs] and B [outputs, R] as PEFT has them.
+class AdapterViews(NamedTuple):
+    """The adapter of a projection as PEFT has it; views as those of `views`.
 
-    They are views as those of `views`.
+    Attributes:
+      a: [R, inputs]; several where the projection is ours in parts, such as DeepSeek's kv_b_proj: all have its A.
+      b: [outputs, R].
+    """
+
+    a: list[np.ndarray | Stored]
+    b: np.ndarray | Stored
+
+
+def adapter_views(config: ModelConfig, adapters: Mapping[str, Any], lora: LoraConfig) -> dict[str, AdapterViews]:
+    """Hugging Face's name of a projection, without `.weight` -> its adapter.
+
+    Experts that all have one tensor in the family's files are left out.
 
     Args:
       config: of the model.
       adapters: tree of `s1jax.model.adapters`, of numpy arrays.
       lora: of the adapters.
-
-    Raises:
-      UserError: a projection is a part of a larger tensor in the family's files, which has one adapter there.
     """
-    found: dict[str, Any] = {}
+    found: dict[str, AdapterViews] = {}
+    parts: dict[str, Any] = {}  # views of B by name
     for place in _places(config, "huggingface"):
         *folders, leaf = place.row.path.split("/")
         if place.stack is None or leaf != "kernel" or folders[-1] not in lora.projections():
             continue
-        if place.row.join or ("E" in place.axes and "{e}" not in place.name):
-            raise UserError(
-                f"the adapter of {place.stack.name}/{'/'.join(folders)} has no PEFT form: in the files of"
-                f" {config.family or 'the model'} the projection is a part of {place.name.format(0)}; write merged"
-                " weights instead (launch.convert --merge)."
-            )
+        if "E" in place.axes and "{e}" not in place.name:
+            continue
         pair: Any = adapters[place.stack.name]
         for part in folders:
             pair = pair[part]
         of_a, of_b = _pair(place, num_input_axes(folders[-1]), lora.rank)
         for i, layer in enumerate(place.stack.numbers):
             for e in place.experts():
-                both: dict[str, Any] = {}
-                for key, own in (("a", of_a), ("b", of_b)):
-                    array = np.asarray(pair[key][i, e] if "{e}" in place.name else pair[key][i])
-                    _add(both, key, array, own)
-                found[place.name.format(layer, e=e).removesuffix(".weight")] = both["a"], both["b"]
+                name, own = place.name.format(layer, e=e).removesuffix(".weight"), dict[str, Any]()
+                a, b = (np.asarray(pair[key][i, e] if "{e}" in place.name else pair[key][i]) for key in ("a", "b"))
+                _add(own, name, a, of_a)
+                _add(parts, name, b, of_b)
+                before = found[name].a if name in found else []
+                found[name] = AdapterViews([*before, own[name]], parts[name])
     return found
+
+
+def without_peft_form(config: ModelConfig, lora: LoraConfig) -> tuple[str, str] | None:
+    """A projection whose adapter is not one of PEFT's, and the stored tensor that it is a part of; None: all are."""
+    for place in _places(config, "huggingface"):
+        *folders, leaf = place.row.path.split("/")
+        if place.stack is None or leaf != "kernel" or folders[-1] not in lora.projections():
+            continue
+        if place.row.join or ("E" in place.axes and "{e}" not in place.name):
+            return "/".join((place.stack.name, *folders)), place.name.format(0)
+    return None
 
 
 def projections(config: ModelConfig) -> dict[str, str]:
@@ -244,7 +260,7 @@ def _pair(place: _Place, inputs: int, rank: int) -> tuple[_Place, _Place]:
     assert sorted(into) == sorted(taken) and sorted(out) == sorted(given)
     sizes = {**place.sizes, "R": rank}
     row = place.row
-    a = place._replace(row=row._replace(stored=f"R {into}", neighbours=""), axes=f"{taken}R", sizes=sizes)
+    a = place._replace(row=row._replace(stored=f"R {into}", neighbours="", join=""), axes=f"{taken}R", sizes=sizes)
     b = place._replace(row=row._replace(stored=f"{out} R"), axes=f"R{given}", sizes=sizes)
     return a, b
 

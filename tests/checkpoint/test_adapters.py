@@ -10,12 +10,15 @@ import safetensors.numpy
 
 from s1jax.checkpoint import adapters as peft_lib
 from s1jax.checkpoint import huggingface
+from s1jax.checkpoint import merge as merge_lib
+from s1jax.checkpoint import names as names_lib
 from s1jax.config.layers import GQA, MLA, Dense, Experts, Layer
 from s1jax.config.lora import LoraConfig
 from s1jax.config.model import Group, ModelConfig
 from s1jax.errors import UserError
 from s1jax.model import adapters as adapters_lib
 from s1jax.model import decoder
+from tests.model import family_cases
 from tests.model.parity_cases import CASES, tokens, weights
 
 LORA = LoraConfig(rank=3, alpha=8.0, rslora=True)
@@ -34,6 +37,7 @@ LATENT = ModelConfig(
     family="deepseek_v3",
 )
 latent = pytest.param(LATENT, id="latent")
+mixtral = pytest.param(family_cases.config("mixtral"), id="mixtral")
 
 
 def random_adapters(config: ModelConfig, lora: LoraConfig) -> dict:
@@ -82,10 +86,12 @@ def test_names_and_layout_are_those_of_peft_and_vllm(tmp_path):
     assert about["target_modules"] == sorted(f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down"))
 
 
-@pytest.mark.parametrize("config", [CASES["qwen2"], CASES["llama3_scaled"], latent])
+@pytest.mark.parametrize("config", [CASES["qwen2"], CASES["llama3_scaled"], latent, MIXTURE, mixtral])
 def test_peft_computes_the_same_logits(config, tmp_path):
     peft, transformers, torch = map(pytest.importorskip, ("peft", "transformers", "torch"))
     lora = LORA if config is not LATENT else LoraConfig(3, 8.0, "q_a_proj,q_b_proj,kv_a_proj_with_mqa,o_proj", True)
+    if config.experts is not None and config is not LATENT:
+        lora = LoraConfig(3, 8.0)  # peft 0.21 makes rslora's scale larger by sqrt(2) when it joins gate and up
     params, tree = weights(config), random_adapters(config, lora)
     huggingface.write_model(tmp_path, params, config)
     (tmp_path / "adapter").mkdir()
@@ -98,12 +104,102 @@ def test_peft_computes_the_same_logits(config, tmp_path):
     ours = logits(config, params, tree, lora, ids)
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4 * np.abs(theirs).max())
     assert np.abs(ours - logits(config, params, jax.tree.map(np.zeros_like, tree), lora, ids)).max() > 0.1
-    # And back: what PEFT saves of what it has loaded is read as the same.
+    # And back: what PEFT saves of what it has loaded computes the same, with other tensors where it has experts.
     model.save_pretrained(tmp_path / "saved")
     read, settings, _ = peft_lib.read(tmp_path / "saved", config)
-    assert settings.scale == lora.scale
-    for one, other in zip(*map(jax.tree.leaves, (read, tree)), strict=True):
-        np.testing.assert_array_equal(one, other)
+    np.testing.assert_allclose(logits(config, params, read, settings, ids), ours, rtol=0, atol=1e-4)
+    if settings.rank == lora.rank:
+        for one, other in zip(*map(jax.tree.leaves, (read, tree)), strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+PLAIN = {"peft_type": "LORA", "r": 3, "lora_alpha": 8, "use_rslora": False}
+
+
+def _save(folder, tensors, about):
+    folder.mkdir(exist_ok=True)
+    prefixed = {f"base_model.model.{name}": np.ascontiguousarray(array) for name, array in tensors.items()}
+    safetensors.numpy.save_file(prefixed, folder / "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps({**PLAIN, **about}))
+
+
+def _is_read_as(folder, config, deltas):
+    """Whether the merged weights are those with `deltas` added, by names of Hugging Face's tensors."""
+    tree, lora, _ = peft_lib.read(folder, config)
+    params, rng = names_lib.allocate(config, np.float32), np.random.default_rng(3)
+    for view in names_lib.views(config, params, "huggingface").values():
+        names_lib.copy(view, rng.normal(size=view.shape).astype(np.float32))
+    wanted = {name: np.array(view) for name, view in names_lib.views(config, params, "huggingface").items()}
+    for name, delta in deltas.items():
+        wanted[name] = wanted[name] + delta
+    merged = merge_lib.merge(params, tree, config, lora)
+    for name, view in names_lib.views(config, merged, "huggingface").items():
+        np.testing.assert_allclose(np.array(view), wanted[name], rtol=0, atol=1e-5, err_msg=name)
+    return lora
+
+
+def test_projections_that_are_ours_in_parts_and_ranks_by_pattern(tmp_path):
+    rng, tensors, deltas = np.random.default_rng(5), {}, {}
+    for layer in range(2):
+        for name, rank, scale, out, into in (("kv_b_proj", 5, 2.0, 3 * (8 + 12), 16), ("q_a_proj", 3, 8 / 3, 24, 48)):
+            module = f"model.layers.{layer}.self_attn.{name}"
+            a, b = rng.normal(size=(rank, into)).astype(np.float32), rng.normal(size=(out, rank)).astype(np.float32)
+            tensors[f"{module}.lora_A.weight"], tensors[f"{module}.lora_B.weight"] = a, b
+            deltas[f"{module}.weight"] = scale * (b @ a)
+    _save(tmp_path, tensors, {"rank_pattern": {"kv_b_proj": 5}, "alpha_pattern": {".*kv_b_proj": 10}})
+    lora = _is_read_as(tmp_path, LATENT, deltas)
+    assert (lora.rank, lora.targets) == (5, "q_a_proj,kv_b_proj")
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss"])
+def test_experts_as_peft_stacks_them_on_transformers_5(family, tmp_path):
+    """`peft.tuners.lora.layer.ParamWrapper.get_delta_weight` is the formula; gpt-oss has [E, inputs, outputs]."""
+    config = MIXTURE if family == "qwen3_moe" else family_cases.config(family)
+    rng, tensors, deltas = np.random.default_rng(5), {}, {}
+    draw = lambda *shape: rng.normal(size=shape).astype(np.float32)  # noqa: E731
+    experts = config.stacks()[0].layer.mlp
+    e, d, f = experts.num_experts, config.d_model, experts.hidden
+    for layer in range(config.num_layers):
+        module = f"model.layers.{layer}.mlp.experts"
+        for inner, name, rank, scale, out, into in (
+            (".base_layer", "gate_up_proj", 6, 16 / 6, 2 * f, d),
+            ("", "down_proj", 3, 8 / 3, d, f),
+        ):
+            a, b = draw(e * rank, into), draw(out, rank * e)
+            tensors[f"{module}{inner}.lora_A.weight"], tensors[f"{module}{inner}.lora_B.weight"] = a, b
+            delta = scale * np.einsum("ore,eri->eoi", b.reshape(out, rank, e), a.reshape(e, rank, into))
+            if family == "gpt_oss":
+                deltas[f"{module}.{name}"] = delta.swapaxes(1, 2)
+                continue
+            for number, one in enumerate(delta):
+                parts = {"gate_proj": one[:f], "up_proj": one[f:]} if name == "gate_up_proj" else {"down_proj": one}
+                deltas.update({f"{module}.{number}.{part}.weight": value for part, value in parts.items()})
+    patterns = {"rank_pattern": {r".*\.gate_up_proj": 6}, "alpha_pattern": {r".*\.gate_up_proj": 16}}
+    _save(tmp_path, tensors, {**patterns, "target_parameters": ["gate_up_proj", "down_proj"]})
+    assert _is_read_as(tmp_path, config, deltas).targets == "gate_proj,up_proj,down_proj"
+
+
+@pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "deepseek_v3"])
+def test_what_peft_saves_of_experts_gives_its_logits(family, tmp_path):
+    peft, torch = map(pytest.importorskip, ("peft", "torch"))
+    model, config = family_cases.transformers_model(family), family_cases.config(family)
+    modules = ["kv_b_proj", "q_a_proj"] if family == "deepseek_v3" else ["q_proj", "o_proj"]
+    targets = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    model = peft.get_peft_model(
+        model, peft.LoraConfig(r=3, lora_alpha=8, target_modules=modules, target_parameters=targets)
+    )
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, tensor in model.named_parameters():
+            if "lora_" in name:
+                tensor += 0.2 * torch.randn(tensor.shape, generator=generator)
+    model.eval().save_pretrained(tmp_path)
+    tree, lora, _ = peft_lib.read(tmp_path, config)
+    ids = np.random.default_rng(0).integers(config.vocab_size, size=(2, 20)).astype(np.int32)
+    with torch.no_grad():
+        theirs = model(input_ids=torch.tensor(ids).long()).logits.numpy()
+    ours = logits(config, family_cases.weights(family), tree, lora, ids)
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4 * np.abs(theirs).max())
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +218,9 @@ def folder(tmp_path_factory):
         ({"peft_type": "IA3"}, "peft_type is 'IA3'"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
         ({"modules_to_save": ["lm_head"]}, r"modules_to_save is \['lm_head'\], which s1jax does not compute"),
-        ({"rank_pattern": {"q_proj": 8}}, "rank_pattern is"),
+        ({"rank_pattern": {"q_proj": 8}}, r"q_proj.lora_A.weight has shape \[3, 48\] where the model needs \[8, 48\]"),
+        ({"rank_pattern": {"q_proj": 0}}, r"rank_pattern\['q_proj'\] is 0; it must be a positive number"),
+        ({"alpha_pattern": {"(": 2}}, r"alpha_pattern is '\('; it must be a table of regular expressions"),
         ({"layers_to_transform": [0]}, "layers_to_transform is"),
         ({"some_new_kind": True}, "some_new_kind is True"),
         ({"r": 0}, "r is 0; it must be a positive number"),
