@@ -4,6 +4,7 @@ Usage: fake_devices.py FOLDER. Prints one JSON object.
 """
 
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -108,15 +109,21 @@ def make_batch() -> dict[str, np.ndarray]:
     }
 
 
+@functools.cache
+def weights(name: str) -> decoder.Params:
+    """Weights of a model on the host, of which biases and norms aren't trivial either."""
+    model = MODELS[name]
+    params = jax.jit(lambda key: decoder.init_params(model, key))(jax.random.key(0))
+    rng = np.random.default_rng(1)
+    return jax.tree.map(lambda p: np.asarray(p) + 0.1 * rng.normal(size=p.shape).astype(np.float32), params)
+
+
 def gradients(
     name: str, mesh: jax.sharding.Mesh, accumulation: int, kernel: str, remat: str
 ) -> tuple[float, list[np.ndarray]]:
     """Loss, with that of the experts' load, and gradients, with the number of tokens of every expert."""
     model = MODELS[name]
-    params = jax.jit(lambda key: decoder.init_params(model, key))(jax.random.key(0))
-    rng = np.random.default_rng(1)  # biases and norms as well shall not be trivial
-    params = jax.tree.map(lambda p: np.asarray(p) + 0.1 * rng.normal(size=p.shape).astype(np.float32), params)
-    params = jax.device_put(params, sharding.param_shardings(model, mesh))
+    params = jax.device_put(weights(name), sharding.param_shardings(model, mesh))
     parts = 2 if mesh.size > 1 and mesh.shape["tensor"] == 1 else 1
     train = TrainConfig(
         **TRAIN, accumulation=accumulation, attention=kernel, remat=remat, mlp_parts=parts,
@@ -256,9 +263,8 @@ def rounding() -> bool:
 
 def checkpoints(folder: pathlib.Path) -> list[bool]:
     """Whether weights written from one mesh are read back onto others as they were."""
-    model = MODELS["tied"]
+    model, params = MODELS["tied"], weights("tied")
     tokenizer = Tokenizer.load(pathlib.Path(store.__file__).parent.parent / "assets" / "countdown_tokenizer")
-    params = jax.jit(lambda key: decoder.init_params(model, key))(jax.random.key(0))
     placed = jax.device_put(params, sharding.param_shardings(model, mesh_lib.make_mesh(MeshConfig(2, 2, 1, 2))))
     store.save_model(folder / "ckpt", placed, model, tokenizer, chat.FORMATS["s1_plain"], {})
     same = []

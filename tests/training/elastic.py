@@ -7,6 +7,7 @@ Run by tests/training/test_elastic.py in a process of its own. Usage: elastic.py
 """
 
 import dataclasses
+import functools
 import pathlib
 import sys
 from collections.abc import Callable
@@ -83,6 +84,12 @@ def examples() -> list[Example]:
     return rows
 
 
+@functools.cache
+def teacher_weights() -> decoder.Params:
+    """Weights of the teacher on the host, which every part places on its own mesh."""
+    return jax.tree.map(np.asarray, jax.jit(lambda: decoder.init_params(TEACHER, jax.random.key(1)))())
+
+
 def part(
     workdir: pathlib.Path, devices: int, shape: tuple[int, int, int], last: int, settings: Experiment = EXPERIMENT
 ) -> None:
@@ -104,21 +111,24 @@ def part(
     if lora.rank:
         metadata = dataclasses.replace(metadata, adapters=store.AdapterInfo(lora, "made below", "digest"))
 
-    def init(model: ModelConfig, seed: int) -> Callable[[], decoder.Params]:
+    def init(model: ModelConfig) -> Callable[[], decoder.Params]:
         shardings = sharding.param_shardings(model, mesh)
-        return jax.jit(lambda: decoder.init_params(model, jax.random.key(seed)), out_shardings=shardings)
+        return jax.jit(lambda: decoder.init_params(model, jax.random.key(0)), out_shardings=shardings)
+
+    def make_teacher() -> decoder.Params:
+        return jax.device_put(teacher_weights(), sharding.param_shardings(TEACHER, mesh))
 
     spec, loss = step.Teacher(TEACHER, train.attention), teacher.loss(experiment.distil)
-    online = teacher.Online(spec, loss, loss, "digest of the teacher", init(TEACHER, 1))
+    online = teacher.Online(spec, loss, loss, "digest of the teacher", make_teacher)
     with workdir_lib.claim(workdir, experiment, batches.digest, online.digest):
         if lora.rank:
             prepared = Prepared(
                 experiment, mesh, metadata, batches, lambda: adapters.init(model, lora, 0, "float32", mesh),
                 teacher=online,
-                make_base=lambda: adapters.quantize(init(model, 0)(), model, lora, train, mesh),
+                make_base=lambda: adapters.quantize(init(model)(), model, lora, train, mesh),
             )  # fmt: skip
         else:
-            prepared = Prepared(experiment, mesh, metadata, batches, init(model, 0), teacher=online)
+            prepared = Prepared(experiment, mesh, metadata, batches, init(model), teacher=online)
         loop.run(prepared, workdir, Callbacks(should_stop=lambda step: step == last))
 
 
