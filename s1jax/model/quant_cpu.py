@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 _FEW_ROWS = 16  # from here on products of float32 are faster (benchmarks/small_weights.py)
 _BLOCK = 2**18  # weights that are converted to float32 at once: 1 MB
+_INT8_BLOCK = 2**21  # weights that are unpacked to int8 at once: 2 MB
 _STEPS = 254  # of the second int8 number in one step of the first
 _INT8_MAX, _SHIFT = 127, 8
 
@@ -112,7 +113,10 @@ def _over_outputs(x: jax.Array, codes: jax.Array) -> jax.Array:
 def _over_groups(
     x: jax.Array, kernel: IntegerKernel, product: Callable[[jax.Array, jax.Array], jax.Array]
 ) -> jax.Array:
-    """[R, D] times int4 weights, a few groups of inputs after the other, in a loop for the same reason.
+    """[R, D] times int4 weights: all groups of inputs at once, or a few after the other in a loop.
+
+    XLA would unpack the weights of all layers first, because they do not depend on activations. A loop keeps it from
+    that, and so does a zero that is computed from activations.
 
     Args:
       x: [R, D].
@@ -120,20 +124,30 @@ def _over_groups(
       product: ([R, N], int8 [N, F]) -> [R, F]; the products are added up.
     """
     assert kernel.multipliers is not None
-    arrays = kernel.codes, kernel.multipliers
+    integers = x.dtype == jnp.int8
     groups, half, outputs = kernel.codes.shape
     split = jnp.moveaxis(x.reshape(-1, groups, 2, half), 1, 0)  # [G, R, 2, group / 2]
-    most = max(1, min(groups // 2, _BLOCK // (half * outputs)))
+
+    def products(codes: jax.Array, multipliers: jax.Array, inputs: jax.Array) -> jax.Array:
+        rows = jnp.moveaxis(inputs, 0, 2)  # [R, 2, G, group / 2]
+        low, high = (
+            product(rows[:, i].reshape(x.shape[0], -1), _unpack(codes, multipliers, i).reshape(-1, outputs))
+            for i in (0, 1)
+        )
+        return low + high
+
+    if integers and kernel.codes.size <= _INT8_BLOCK:
+        zero = (x[0, 0] < -_INT8_MAX).astype(jnp.uint8)
+        return products(kernel.codes + zero, kernel.multipliers, split)
+    most = max(1, min(groups // 2, (_INT8_BLOCK if integers else _BLOCK) // (half * outputs)))
     at_once = next(size for size in range(most, 0, -1) if groups % size == 0)
 
     def add(number: jax.Array, total: jax.Array) -> jax.Array:
-        codes, multipliers, inputs = (
-            jax.lax.dynamic_slice_in_dim(array, number * at_once, at_once) for array in (*arrays, split)
+        parts = (
+            jax.lax.dynamic_slice_in_dim(array, number * at_once, at_once)
+            for array in (kernel.codes, kernel.multipliers, split)
         )
-        for high in (0, 1):
-            rows = jnp.moveaxis(inputs[:, :, high], 0, 1).reshape(x.shape[0], -1)
-            total = total + product(rows, _unpack(codes, multipliers, high).reshape(-1, outputs))
-        return total
+        return total + products(*parts)
 
-    kind = jnp.int32 if x.dtype == jnp.int8 else jnp.float32
-    return jax.lax.fori_loop(0, groups // at_once, add, jnp.zeros((x.shape[0], outputs), kind))
+    total = jnp.zeros((x.shape[0], outputs), jnp.int32 if integers else jnp.float32)
+    return jax.lax.fori_loop(0, groups // at_once, add, total)
