@@ -14,9 +14,11 @@ from typing import Any, Generic, Protocol, TypeVar, runtime_checkable
 import jax
 
 from s1jax.config.model import ModelConfig
+from s1jax.model import quant_cpu
 
 Params = Mapping[str, Any]
 _T = TypeVar("_T")
+_SAME_INPUT = (("query", "key", "value"), ("gate", "up"))  # projections
 
 
 @jax.tree_util.register_dataclass
@@ -98,7 +100,8 @@ def unstack(params: Params, config: ModelConfig, transpose_kernels: bool) -> dic
       params: tree of `s1jax.model.params`, or of `s1jax.model.quant.quantize_params`.
       config: of the model.
       transpose_kernels: every kernel becomes a `TransposedKernel`, except those of experts, and so does a tied
-        embedding; quantised ones, experts included, become a `s1jax.model.quant_cpu.IntegerKernel`. For CPUs.
+        embedding; quantised ones, experts included, become a `s1jax.model.quant_cpu.IntegerKernel`,
+        joined where projections have the same input. For CPUs.
     """
     stacks = config.stacks()
     layers: list[Any] = [None] * config.num_layers
@@ -107,7 +110,8 @@ def unstack(params: Params, config: ModelConfig, transpose_kernels: bool) -> dic
             layers[number] = jax.tree.map(lambda a, i=i: a[i], params[stack.name])
     rest = {name: tree for name, tree in params.items() if name not in {stack.name for stack in stacks}}
     if transpose_kernels:
-        layers, rest = [map_kernels(layer, _transpose) for layer in layers], map_kernels(rest, _transpose)
+        layers = [_join(map_kernels(layer, _transpose)) for layer in layers]
+        rest = map_kernels(rest, _transpose)
         if config.tied_embeddings:
             table = rest["embed"]["embedding"]
             small = isinstance(table, Quantized)
@@ -140,3 +144,16 @@ def _transpose(path: tuple[str, ...], kernel: jax.Array | Quantized) -> Any:
         return kernel if path[-2] in ("key_up", "value_up") else kernel.integer_kernel()
     inputs = math.prod(kernel.shape[: num_input_axes(path[-2])])
     return TransposedKernel(kernel.reshape(inputs, -1).T)
+
+
+def _join(tree: Params) -> dict[str, Any]:
+    """The weights of a layer with the `quant_cpu.IntegerKernel`s of projections of one input joined."""
+    found = {
+        key: _join(value) if isinstance(value, Mapping) and key != "experts" else value for key, value in tree.items()
+    }
+    for names in _SAME_INPUT:
+        kernels = [found[name]["kernel"] for name in names if name in found]
+        if len(kernels) == len(names) and all(isinstance(kernel, quant_cpu.IntegerKernel) for kernel in kernels):
+            for name, kernel in zip(names, quant_cpu.join(kernels), strict=True):
+                found[name] = {**found[name], "kernel": kernel}
+    return found

@@ -7,6 +7,7 @@ B batch, T length, R rows (B and T in one), D inputs, F outputs.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -195,5 +196,26 @@ class Projection(nnx.Module):
         """
         lead = x.shape[: x.ndim - self.num_in]
         x = x.reshape(math.prod(lead), -1) if merge_batch_and_seq else x.reshape(*lead, -1)
-        y = matmul(x, self.weight()).reshape(*lead, *self.out)
-        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+        return self.finish(matmul(x, self.weight()), lead)
+
+    def finish(self, y: jax.Array, lead: Sequence[int]) -> jax.Array:
+        """The product [..., F] with the bias, [*lead, *out]."""
+        y = y.reshape(*lead, *self.out)
+        return y if self.bias is None else y + self.bias[...].astype(y.dtype)
+
+
+def apply_all(
+    projections: Sequence[Projection], x: jax.Array, merge_batch_and_seq: bool = True
+) -> tuple[jax.Array, ...]:
+    """The maps of one input [B, T, D], see `Projection`; one product if `quant_cpu.join` has joined their kernels."""
+    weights = [projection.weight() for projection in projections]
+    first, second, *_ = (weight.weight if isinstance(weight, BatchAdapted) else weight for weight in weights)
+    if not (isinstance(first, IntegerKernel) and isinstance(second, IntegerKernel) and second.scale.size == 0):
+        return tuple(projection(x, merge_batch_and_seq) for projection in projections)
+    rows = x.reshape(-1, x.shape[-1])
+    ends = list(itertools.accumulate(math.prod(projection.out) for projection in projections))
+    parts = jnp.split(matmul(rows, first), ends[:-1], -1)
+    for i, weight in enumerate(weights):
+        if isinstance(weight, BatchAdapted) and weight.chosen is not None:
+            parts[i] += weight.product(rows)
+    return tuple(projection.finish(part, x.shape[:-1]) for projection, part in zip(projections, parts, strict=True))

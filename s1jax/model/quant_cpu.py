@@ -10,7 +10,7 @@ Axis letters: R rows, D inputs, F outputs, G groups of inputs.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -37,6 +37,17 @@ class IntegerKernel:
     codes: jax.Array
     scale: jax.Array
     multipliers: jax.Array | None = None
+
+
+def join(kernels: Sequence[IntegerKernel]) -> list[IntegerKernel]:
+    """Kernels of the same inputs and type: the first gets the outputs of all, the others are left without outputs.
+
+    One large product is faster than several small ones, which take much of their time to start.
+    """
+    axes = IntegerKernel(*((-2, -1, None) if kernels[0].multipliers is None else (-1, -1, -1)))  # of outputs
+    whole = jax.tree.map(lambda axis, *parts: jnp.concatenate(parts, axis), axes, *kernels)
+    empty = jax.tree.map(lambda axis, part: jax.lax.slice_in_dim(part, 0, 0, axis=axis), axes, kernels[0])
+    return [whole, *[empty] * (len(kernels) - 1)]
 
 
 def of_groups(codes: jax.Array, scales: jax.Array) -> IntegerKernel:
@@ -124,6 +135,7 @@ def _over_groups(
       product: ([R, N], int8 [N, F]) -> [R, F]; the products are added up.
     """
     assert kernel.multipliers is not None
+    arrays = kernel.codes, kernel.multipliers
     integers = x.dtype == jnp.int8
     groups, half, outputs = kernel.codes.shape
     split = jnp.moveaxis(x.reshape(-1, groups, 2, half), 1, 0)  # [G, R, 2, group / 2]
@@ -138,15 +150,12 @@ def _over_groups(
 
     if integers and kernel.codes.size <= _INT8_BLOCK:
         zero = (x[0, 0] < -_INT8_MAX).astype(jnp.uint8)
-        return products(kernel.codes + zero, kernel.multipliers, split)
+        return products(arrays[0] + zero, arrays[1], split)
     most = max(1, min(groups // 2, (_INT8_BLOCK if integers else _BLOCK) // (half * outputs)))
     at_once = next(size for size in range(most, 0, -1) if groups % size == 0)
 
     def add(number: jax.Array, total: jax.Array) -> jax.Array:
-        parts = (
-            jax.lax.dynamic_slice_in_dim(array, number * at_once, at_once)
-            for array in (kernel.codes, kernel.multipliers, split)
-        )
+        parts = (jax.lax.dynamic_slice_in_dim(array, number * at_once, at_once) for array in (*arrays, split))
         return total + products(*parts)
 
     total = jnp.zeros((x.shape[0], outputs), jnp.int32 if integers else jnp.float32)

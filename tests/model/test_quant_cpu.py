@@ -1,11 +1,13 @@
 """Products of a CPU with int8 and int4 weights, against numpy with the dequantised weights in float64."""
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from s1jax.config.layers import Experts, Layer
 from s1jax.config.model import Group, ModelConfig
@@ -94,6 +96,41 @@ def test_kernels_with_several_axes_and_embeddings_keep_their_order():
     np.testing.assert_allclose(logits[0], x @ table.T, atol=0.05)
 
 
+@pytest.mark.parametrize("rows", [2, 24])
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+def test_joined_kernels_compute_what_each_does_with_its_bias_and_adapters(kind, rows):
+    def projections(kernels):
+        found = [linear.Projection((64,), (outputs // 8, 8), jnp.float32, nnx.Rngs(outputs), True) for outputs in sizes]
+        for one, weight in zip(found, kernels, strict=True):
+            one.kernel = nnx.Param(weight)
+            one.bias = nnx.Param(jnp.arange(1.0, math.prod(one.out) + 1).reshape(one.out))
+        return found
+
+    def adapted(weight, outputs):
+        a, b = factors[outputs]
+        return linear.BatchAdapted(weight, a, b, jnp.array([1.0, 0.5]), jnp.array([-1, 1]))
+
+    sizes = (40, 16, 24)
+    kernels = [kernel(kind, 64, outputs)[1] for outputs in sizes]
+    factors = {
+        n: [jnp.asarray(RNG.normal(size=shape), jnp.float32) for shape in ((2, 64, 3), (2, 3, n))] for n in sizes
+    }
+    x = jnp.asarray(RNG.normal(size=(2, rows // 2, 64)), jnp.float32)
+    for first_has_one in (True, False):
+        chosen = [first_has_one, not first_has_one, False]
+
+        def wrapped(weights, chosen=chosen):
+            return [adapted(w, n) if own else w for w, n, own in zip(weights, sizes, chosen, strict=True)]
+
+        separate = projections(wrapped(kernels))
+        joined = projections(wrapped(quant_cpu.join(kernels)))
+        expected = [one(x) for one in separate]
+        for found, like in zip(linear.apply_all(joined, x), expected, strict=True):
+            np.testing.assert_allclose(found, like, rtol=2e-6, atol=2e-5)
+        for found, like in zip(linear.apply_all(separate, x), expected, strict=True):
+            np.testing.assert_array_equal(found, like)
+
+
 DENSE = ModelConfig.dense(
     vocab_size=61, d_model=64, mlp_dim=96, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16, qk_norm=True,
     tied_embeddings=True,
@@ -105,13 +142,19 @@ EXPERTS = dataclasses.replace(
 
 
 @pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_a_model_with_experts_computes_what_its_dequantised_weights_do(kind):
+def test_a_model_with_experts_computes_what_its_dequantised_weights_do(kind, monkeypatch):
     """Prefill of 24 tokens, in float32 and in blocks of an expert's rows, then a step of integers, expert by expert."""
     params = decoder.abstract_params(EXPERTS)
     params = jax.tree.map(lambda leaf: jnp.asarray(RNG.normal(0, 0.25, leaf.shape), leaf.dtype), params)
     plain = jax.jit(lambda p: layouts.unstack(p, EXPERTS, False))(params)
     group = 32 if kind == "int4" else 0
-    small = jax.jit(lambda p: layouts.unstack(quant.quantize_params(p, kind, group), EXPERTS, True))(params)
+
+    def unstacked():
+        return jax.jit(lambda p: layouts.unstack(quant.quantize_params(p, kind, group), EXPERTS, True))(params)
+
+    joined = unstacked()
+    monkeypatch.setattr(layouts, "_join", lambda tree: tree)
+    small = unstacked()
 
     def is_small(leaf):
         return isinstance(leaf, quant_cpu.IntegerKernel)
@@ -137,5 +180,7 @@ def test_a_model_with_experts_computes_what_its_dequantised_weights_do(kind):
         return jnp.concatenate([first, second], 1)
 
     expected = run(expected_of)
-    np.testing.assert_allclose(run(small), expected, rtol=0, atol=1e-3)
+    found = run(joined)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)
+    np.testing.assert_allclose(found, run(small), rtol=0, atol=1e-5)
     assert np.abs(run(plain) - expected).max() > (0.1 if kind == "int4" else 0.01)

@@ -16,7 +16,7 @@ from s1jax.model import rope
 from s1jax.model.attention import rule as rule_lib
 from s1jax.model.attention.cached import AttendCached
 from s1jax.model.attention.dispatch import Attend
-from s1jax.model.linear import Projection
+from s1jax.model.linear import Projection, apply_all
 from s1jax.model.norms import RMSNorm
 
 
@@ -82,7 +82,7 @@ class GroupedQueryAttention(nnx.Module):
         self, x: jax.Array, positions: rope.Positions, merge_batch_and_seq: bool = True
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """[B, T, D] -> rotated queries [B, T, N, H], rotated keys and values [B, T, K, H]."""
-        q, k, v = (projection(x, merge_batch_and_seq) for projection in (self.query, self.key, self.value))
+        q, k, v = apply_all((self.query, self.key, self.value), x, merge_batch_and_seq)
         if self.query_norm is not None and self.key_norm is not None:
             q, k = _over_heads(self.query_norm, q), _over_heads(self.key_norm, k)
         q, k = positions.rotate(q, self.rope), positions.rotate(k, self.rope)

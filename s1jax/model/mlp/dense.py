@@ -14,7 +14,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from s1jax.model.layouts import TransposedKernel
-from s1jax.model.linear import Projection, transpose_in, transpose_out
+from s1jax.model.linear import Projection, apply_all, transpose_in, transpose_out
 
 # Of the gate, by `Dense.activation`.
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -63,7 +63,8 @@ class SwiGLU(nnx.Module):
             and isinstance(down, TransposedKernel)
         ):
             return _transposed(x, gate, up, down, self.activation)
-        hidden = ACTIVATIONS[self.activation](self.gate(x, merge_batch_and_seq)) * self.up(x, merge_batch_and_seq)
+        opened, raised = apply_all((self.gate, self.up), x, merge_batch_and_seq)
+        hidden = ACTIVATIONS[self.activation](opened) * raised
         return self.down(hidden, merge_batch_and_seq)
 
 
