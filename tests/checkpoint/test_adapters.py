@@ -138,17 +138,35 @@ def _is_read_as(folder, config, deltas):
     return lora
 
 
-def test_projections_that_are_ours_in_parts_and_ranks_by_pattern(tmp_path):
+@pytest.mark.parametrize(
+    ("config", "modules", "targets"),
+    [
+        # module, rank, scale, outputs, inputs
+        (
+            LATENT,
+            [("self_attn.kv_b_proj", 5, 2.0, 3 * (8 + 12), 16), ("self_attn.q_a_proj", 3, 8 / 3, 24, 48)],
+            "q_a_proj,kv_b_proj",
+        ),
+        (
+            family_cases.config("phi3"),
+            [("self_attn.qkv_proj", 5, 2.0, 80, 48), ("mlp.gate_up_proj", 3, 8 / 3, 160, 48)],
+            "q_proj,k_proj,v_proj,gate_proj,up_proj",
+        ),
+    ],
+    ids=["latent", "phi3"],
+)
+def test_projections_that_are_ours_in_parts_and_ranks_by_pattern(config, modules, targets, tmp_path):
     rng, tensors, deltas = np.random.default_rng(5), {}, {}
     for layer in range(2):
-        for name, rank, scale, out, into in (("kv_b_proj", 5, 2.0, 3 * (8 + 12), 16), ("q_a_proj", 3, 8 / 3, 24, 48)):
-            module = f"model.layers.{layer}.self_attn.{name}"
+        for name, rank, scale, out, into in modules:
+            module = f"model.layers.{layer}.{name}"
             a, b = rng.normal(size=(rank, into)).astype(np.float32), rng.normal(size=(out, rank)).astype(np.float32)
             tensors[f"{module}.lora_A.weight"], tensors[f"{module}.lora_B.weight"] = a, b
             deltas[f"{module}.weight"] = scale * (b @ a)
-    _save(tmp_path, tensors, {"rank_pattern": {"kv_b_proj": 5}, "alpha_pattern": {".*kv_b_proj": 10}})
-    lora = _is_read_as(tmp_path, LATENT, deltas)
-    assert (lora.rank, lora.targets) == (5, "q_a_proj,kv_b_proj")
+    name = modules[0][0].split(".")[1]
+    _save(tmp_path, tensors, {"rank_pattern": {name: 5}, "alpha_pattern": {f".*{name}": 10}})
+    lora = _is_read_as(tmp_path, config, deltas)
+    assert (lora.rank, lora.targets) == (5, targets)
 
 
 @pytest.mark.parametrize("family", ["qwen3_moe", "gpt_oss"])

@@ -1,4 +1,4 @@
-"""Rows sampled on meshes of 8 fake devices and on one; run by tests/engine/test_mesh.py in a process of its own.
+"""Rows on meshes of 8 fake devices and on one, some with adapters; run by tests/engine/test_mesh.py in its own process.
 
 Prints one JSON object per mesh.
 """
@@ -16,10 +16,11 @@ import numpy as np  # noqa: E402
 
 from s1jax.config.experiment import MeshConfig  # noqa: E402
 from s1jax.config.layers import MLA, Dense, Experts, Layer  # noqa: E402
+from s1jax.config.lora import LoraConfig  # noqa: E402
 from s1jax.config.model import Group, ModelConfig  # noqa: E402
 from s1jax.engine.engine import Engine  # noqa: E402
 from s1jax.engine.sequence import EncodedRequest  # noqa: E402
-from s1jax.model import decoder  # noqa: E402
+from s1jax.model import adapters, decoder  # noqa: E402
 from s1jax.parallel import mesh as mesh_lib  # noqa: E402
 from s1jax.parallel import sharding  # noqa: E402
 from tests.engine import cases  # noqa: E402
@@ -43,20 +44,38 @@ if os.environ.get("S1JAX_ALL_MESHES"):
     MESHES += [(MODEL, (1, 2, 2, 2), "", "int8"), (DEEPSEEK, (1, 2, 1, 4), "int8", "int8")]
 
 
+LORAS = {"one": LoraConfig(2, 4.0), "two": LoraConfig(3, 6.0, "q_proj,down_proj,kv_b_proj")}
+
+
+def _adapter(config, lora):
+    rng, shapes = np.random.default_rng(lora.rank), adapters.abstract(config, lora, "float32")
+    return jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), shapes), lora
+
+
 def main() -> None:
     rng = np.random.default_rng(0)
     delimiters = cases.random_delimiters(rng)
     prompts = [tuple(rng.integers(0, 30, rng.integers(1, 30)).tolist()) for _ in range(12)]
     # Every prompt twice: devices that share no page share its prefill.
     twice = [prompt for prompt in prompts for _ in range(2)]
-    requests = [EncodedRequest(prompt, cases.random_controls(rng), cases.random_wait(rng)) for prompt in twice]
+    requests = [
+        EncodedRequest(
+            prompt, cases.random_controls(rng), cases.random_wait(rng), adapter=("", "one", "two")[i // 2 % 3]
+        )
+        for i, prompt in enumerate(twice)
+    ]
     for model, shape, cache_dtype, weight_dtype in MESHES:
         params = jax.jit(lambda key, model=model: decoder.init_params(model, key))(jax.random.key(0))
         params = jax.tree.map(lambda a: np.asarray(a * 14 if a.ndim > 2 else a), params)
         if model is MODEL:
             params["layers_0_1"]["attention"]["sinks"]["logits"] = np.linspace(-2, 2, 8, dtype=np.float32)[None]
         make = functools.partial(
-            Engine, config=model, cache_length=96, cache_dtype=cache_dtype, weight_dtype=weight_dtype
+            Engine,
+            config=model,
+            cache_length=96,
+            cache_dtype=cache_dtype,
+            weight_dtype=weight_dtype,
+            adapters={name: _adapter(model, lora) for name, lora in LORAS.items()},
         )
         one = make(jax.device_put(params), slots=8)
         mesh = mesh_lib.make_mesh(MeshConfig(*shape))

@@ -90,10 +90,12 @@ def _prepare_stacked(engine, params, prepare=Engine._prepare):
 
 
 @pytest.mark.parametrize(
-    ("family", "slots"), [("qwen3_moe", MANY), ("gpt_oss", MANY), ("deepseek_v2", 1), ("deepseek_v3", MANY)]
+    ("family", "slots", "stacked"), [("qwen3_moe", MANY, False), ("gpt_oss", 1, False), ("deepseek_v3", MANY, True)]
 )
-def test_sequences_of_one_batch_have_the_tokens_of_their_merged_models(family, slots, monkeypatch):
+def test_sequences_of_one_batch_have_the_tokens_of_their_merged_models(family, slots, stacked, monkeypatch):
     monkeypatch.setattr(programs, "PIECE", 64)
+    if stacked:
+        monkeypatch.setattr(Engine, "_prepare", _prepare_stacked)
     config = family_cases.config(family)
     params, adapters = family_cases.weights(family), _adapters(config)
     expected = _expected(config, _merged(config, params, adapters))
@@ -105,17 +107,16 @@ def test_sequences_of_one_batch_have_the_tokens_of_their_merged_models(family, s
         assert bool(sample.cached_tokens) == (i % len(names) == 3), key  # the second one with that adapter
 
 
-@pytest.mark.parametrize(("kind", "group"), [("int8", 0), ("int4", 32)])
-def test_quantised_weights_with_adapters_have_the_tokens_of_what_they_stand_for(kind, group, monkeypatch):
+def test_int4_weights_with_adapters_have_the_tokens_of_what_they_stand_for(monkeypatch):
     """In stacked layers, whose products with quantised weights are products of floats on a CPU, too."""
     monkeypatch.setattr(Engine, "_prepare", _prepare_stacked)
     rng, config = np.random.default_rng(2), WHOLE_GROUPS
     shapes = params_lib.abstract_params(config)
     params = jax.tree.map(lambda x: jnp.asarray(0.3 * rng.standard_normal(x.shape), jnp.float32), shapes)
-    adapters, small = _adapters(config), quant.quantize_params(params, kind, group)
+    adapters, small = _adapters(config), quant.quantize_params(params, "int4", 32)
     meant = jax.tree.map(_meant, small, is_leaf=lambda leaf: isinstance(leaf, QTensor | GroupQTensor))
     expected = _expected(config, _merged(config, meant, adapters))
-    engine = Engine(params, config=config, slots=MANY, weight_dtype=kind, adapters=adapters)
+    engine = Engine(params, config=config, slots=MANY, weight_dtype="int4", adapters=adapters)
     names = ["", *adapters]
     for i, sample in enumerate(_sample(engine, names)):
         key = i // len(names), names[i % len(names)]

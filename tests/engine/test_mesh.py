@@ -1,4 +1,4 @@
-"""Decoding with rows and heads split over 8 fake devices gives what one device gives, id for id.
+"""Decoding with rows, heads and experts split over 8 fake devices gives what one device gives, id for id.
 
 The second model has latent attention, whose one key head all devices have. S1JAX_ALL_MESHES=1 tries seven meshes, among
 them four and eight shares of the heads, which two key heads do not have.
