@@ -29,10 +29,7 @@ def to_latent(x: jax.Array, weight: Weight) -> jax.Array:
     Returns:
       [B, T, N, R] in the dtype of `x`.
     """
-    if isinstance(weight, Adapted):
-        inner = jnp.einsum("btnh,knh->btnk", x, weight.b.astype(x.dtype))
-        added = jnp.einsum("btnk,rk->btnr", inner, weight.a.astype(x.dtype))
-        return to_latent(x, weight.weight) + weight.scale * added
+    assert not isinstance(weight, Adapted)  # of training alone, which has no cache
     if isinstance(weight, BatchAdapted):
         y = to_latent(x, weight.weight)
         if weight.chosen is None:
@@ -61,10 +58,7 @@ def from_latent(x: jax.Array, weight: Weight) -> jax.Array:
       [B, T, N, H] in the dtype of `x`.
     """
     heads, rank = x.shape[2:]
-    if isinstance(weight, Adapted):
-        inner = jnp.einsum("btnr,rk->btnk", x, weight.a.astype(x.dtype))
-        added = jnp.einsum("btnk,knh->btnh", inner, weight.b.astype(x.dtype))
-        return from_latent(x, weight.weight) + weight.scale * added
+    assert not isinstance(weight, Adapted)
     if isinstance(weight, BatchAdapted):
         y = from_latent(x, weight.weight)
         if weight.chosen is None:
