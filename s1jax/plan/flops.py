@@ -16,6 +16,7 @@ from jax.extend import core
 from jax.interpreters import partial_eval
 
 from s1jax.model.attention import dispatch
+from s1jax.model.mlp import sorted_blocks
 from s1jax.plan import expert_flops
 
 
@@ -29,7 +30,12 @@ def count(jaxpr: core.Jaxpr) -> float:
     Raises:
       ValueError: for a matrix product inside a loop of unknown length, and for an unknown Pallas kernel.
     """
-    return _count(partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])
+    return _count(_used(jaxpr))
+
+
+def _used(jaxpr: core.Jaxpr) -> core.Jaxpr:
+    """The same without equations whose results nothing uses; inside a loop's body no other pass removes them."""
+    return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0]
 
 
 def _count(jaxpr: core.Jaxpr, window: int = 0, shares: int = 1) -> float:
@@ -52,7 +58,7 @@ def _count(jaxpr: core.Jaxpr, window: int = 0, shares: int = 1) -> float:
             total += known
             continue
         inside = equation.params["mesh"].shape.get("tensor", 1) if name == "shard_map" else shares
-        inner = [_count(body, own, inside) for body in bodies(equation.params)]
+        inner = [_count(_used(body), own, inside) for body in bodies(equation.params)]
         if name == "dot_general":
             (contract, _), _ = equation.params["dimension_numbers"]
             left, out = _shape(equation.invars[0]), _shape(equation.outvars[0])
@@ -60,6 +66,9 @@ def _count(jaxpr: core.Jaxpr, window: int = 0, shares: int = 1) -> float:
         elif name == "scan":
             total += equation.params["length"] * sum(inner)
         elif name == "while" and any(inner):
+            if expected := _BLOCKS.findall(str(equation.source_info.name_stack)):
+                total += float(expected[-1]) * sum(inner)
+                continue
             raise ValueError("a matrix product is inside a loop whose length is not known beforehand")
         elif name == "cond":
             total += max(inner)
@@ -77,6 +86,7 @@ _CUDNN = {"dot_product_attention_fwd_wrapper": 4.0, "dot_product_attention_bwd_w
 
 
 _WINDOW = re.compile(rf"\b{dispatch.WINDOW}(\d+)\b")
+_BLOCKS = re.compile(rf"{sorted_blocks.SCOPE}([\d.]+)")
 
 
 def _by_formula(equation: core.JaxprEqn, window: int) -> float | None:

@@ -13,7 +13,7 @@ import re
 
 import numpy as np
 
-from s1jax.model.mlp import ragged
+from s1jax.model.mlp import ragged, sorted_blocks
 
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "s16": 2, "u16": 2, "bf16": 2, "f16": 2, "s64": 8, "u64": 8, "f64": 8}
 _SHAPE = re.compile(r"\b(pred|bf16|[suf]\d+\w*)\[([\d,]*)\]")
@@ -236,8 +236,8 @@ def _called(instruction: Instruction, key: str) -> str:
     return found[1]
 
 
-def _trip_count(instruction: Instruction, computations: dict[str, list[Instruction]]) -> int:
-    """Iterations of a loop: as the compiler notes them, or the constant in its condition."""
+def _trip_count(instruction: Instruction, computations: dict[str, list[Instruction]]) -> float:
+    """Iterations of a loop: as the compiler notes them, the constant in its condition, or what experts should take."""
     noted = re.search(r'known_trip_count":\{"n":"(\d+)"', instruction.attributes)
     if noted:
         return int(noted[1])
@@ -247,24 +247,14 @@ def _trip_count(instruction: Instruction, computations: dict[str, list[Instructi
         for line in condition
         if line.operation == "constant" and (found := re.match(r"(\d+)\)", line.attributes))
     ]
-    if not limits and "expert_blocks" in instruction.attributes:
-        return _expert_blocks(instruction)
+    expected = re.findall(rf"{sorted_blocks.SCOPE}([\d.]+)", instruction.attributes)
+    if not limits and expected:
+        return float(expected[-1])
     if not limits and re.search("expert_(rows|weights)", instruction.attributes):
         return ragged.CHUNKS  # of rows of experts that are spread over devices, if all get as many
     if not limits:
         raise ValueError(f"loop {instruction.name}: its condition compares with no constant")
     return max(limits)
-
-
-def _expert_blocks(instruction: Instruction) -> int:
-    """Iterations of a loop of `s1jax.model.mlp.sorted_blocks`, whose length depends on what tokens choose.
-
-    Its tables have a place for every whole block and one more for each expert, whose last block may be empty.
-    """
-    parts = [(kind, [int(n) for n in shape.split(",") if n]) for kind, shape in _SHAPE.findall(instruction.type)]
-    table = max(shape[0] for kind, shape in parts if kind == "s32" and len(shape) == 1)
-    experts = next(shape[0] for _, shape in parts if len(shape) == 3)
-    return table - experts // 2
 
 
 def _moved(instruction: Instruction, types: dict[str, str], computations: dict[str, list[Instruction]]) -> float:

@@ -8,7 +8,6 @@ sorted rows (`s1jax.model.mlp.groups`).
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Literal
@@ -28,7 +27,7 @@ Implementation = Literal["loop", "blocks", "gather", "mosaic", "megablox", "mega
 Apply = Callable[[jax.Array, jax.Array, jax.Array, ExpertWeights, Activation], jax.Array]
 
 _FEW_TOKENS = 8  # up to which a loop of single rows is faster on a CPU than blocks of rows
-_BLOCK = (8, 64)  # smallest and largest rows of a block
+_BLOCK = (8, 32)  # smallest and largest rows of a small block
 
 
 def apply(
@@ -127,45 +126,54 @@ def _sorted(
     else:
         experts, first = experts.all_layers()
 
-    def product_of(groups: groups_lib.Groups, count: int) -> Callable[[jax.Array, Weight], jax.Array]:
-        """The product of rows with weights that `count` groups have for each expert."""
+    def products_of(groups: groups_lib.Groups, count: int) -> Callable[..., tuple[jax.Array, ...]]:
+        """The products of rows with weights that `count` groups have for each expert."""
         if implementation == "blocks":
-            blocks = sorted_blocks.cut(groups, size)
-            blocks = dataclasses.replace(blocks, experts=blocks.experts + first * count)
-            return lambda rows, weight: sorted_blocks.product(rows, weight, blocks)
+            blocks = sorted_blocks.cut(groups, size, first * count, shares)
+            return lambda rows, *weights: sorted_blocks.products(rows, weights, blocks)
         none = jnp.zeros(experts.count * count, jnp.int32)
         sizes = jax.lax.dynamic_update_slice_in_dim(none, groups.sizes, first * count, 0)
-        return lambda rows, weight: ragged.product(rows, weight, sizes, is_pair, implementation, chunk)
+        return lambda rows, *weights: tuple(
+            ragged.product(rows, weight, sizes, is_pair, implementation, chunk) for weight in weights
+        )
 
-    def multiply(rows: jax.Array, weight: Weight) -> jax.Array:
+    def multiply(rows: jax.Array, *weights: Weight) -> tuple[jax.Array, ...]:
+        """The products of rows with several weights: one loop over experts if none has an adapter."""
+        if not any(isinstance(weight, Adapted) for weight in weights):
+            return products(rows, *weights)
+        return tuple(with_adapter(rows, weight) for weight in weights)
+
+    def with_adapter(rows: jax.Array, weight: Weight) -> jax.Array:
+        def one(rows: jax.Array, weight: Weight) -> jax.Array:
+            return products(rows, weight)[0]
+
         if not isinstance(weight, Adapted):
-            return product(rows, weight)
+            return one(rows, weight)
         if adapters is None:
-            return adapted(rows, weight, None, product, product)
+            return adapted(rows, weight, None, one, one)
         scale = adapters.scale[groups.order // ids.shape[1]][:, None]
-        return adapted(rows, weight, scale, product, lambda rows, factor: of_adapter(rows, joined(factor)))
+        return adapted(rows, weight, scale, one, lambda rows, factor: of_adapter(rows, joined(factor))[0])
 
     is_pair = (jnp.arange(len(groups.order)) < groups.ends[-1])[:, None]
     bias = functools.partial(
         _of_rows, experts=groups.experts + first, by_index=implementation == "blocks", dtype=x.dtype
     )
-    product = product_of(groups, 1)
-    of_adapter = product if adapters is None else product_of(by_adapter, adapters.count)
+    products = products_of(groups, 1)
+    of_adapter = products if adapters is None else products_of(by_adapter, adapters.count)
     rows = groups_lib.spread(x, groups)
-    gate = checkpoint_name(multiply(rows, experts.gate), "experts")
-    up = checkpoint_name(multiply(rows, experts.up), "experts")
+    gate, up = (checkpoint_name(y, "experts") for y in multiply(rows, experts.gate, experts.up))
     if experts.gate_bias is not None and experts.up_bias is not None:
         gate, up = gate + bias(experts.gate_bias), up + bias(experts.up_bias)
     own = jnp.where(is_pair, weights.reshape(-1)[groups.order][:, None], 0)
     hidden = (activate(gate, up, activation) * own).astype(x.dtype)
-    y = multiply(hidden, experts.down)
+    (y,) = multiply(hidden, experts.down)
     if experts.down_bias is not None:
         y = y + (bias(experts.down_bias) * own).astype(x.dtype)
     return groups_lib.gather(y, groups, x)
 
 
 def block_size(pairs: int, experts: int) -> int:
-    """Rows of a block, a power of 2.
+    """Rows of a small block, a power of 2.
 
     It is at most a sixth of the rows that an expert has on average: the last block of an expert is half full on
     average, which adds at most a twelfth to the operations.
