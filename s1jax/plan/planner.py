@@ -280,8 +280,9 @@ def remedies(experiment: Experiment, mesh: dict[str, int], rows: int) -> list[st
         advice.append("--config.lora.base=nf4: a quarter of the frozen weights")
     if train.mlp_parts == 1 and mesh["tensor"] == 1 and not experiment.lora.rank:
         advice.append("--config.train.mlp_parts=4: less of the MLP's hidden values")
-    if experiment.optimizer.moment_dtype != "bfloat16":
-        advice.append("--config.optimizer.moment_dtype=bfloat16: half the moments")
+    if experiment.optimizer.moment_dtype != "int8":
+        narrower = "int8" if experiment.optimizer.moment_dtype == "bfloat16" else "bfloat16"
+        advice.append(f"--config.optimizer.moment_dtype={narrower}: half the moments")
     if train.param_dtype != "bfloat16":
         advice.append("--config.train.param_dtype=bfloat16: half the weights, with stochastic rounding")
     if rows > devices:

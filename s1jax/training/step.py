@@ -365,11 +365,25 @@ def make_gradients(
     micro_loss = make_loss(config, train, mesh, loss, teacher, lora)
 
     def gradients(params: Any, batch: Batch, frozen: Frozen = _NOTHING) -> tuple[Losses, Any]:
-        total = jnp.maximum(batch["weights"].sum(), jnp.finfo(jnp.float32).tiny)  # no weight at all: loss 0, not NaN
-        batch = batch | {"weights": batch["weights"] / total}
-        return _accumulate(micro_loss, compute_params(params, config, train, lora), batch, frozen, train.accumulation)
+        values, grads = _gradients(micro_loss, config, train, lora, params, batch, frozen)
+        return values, jax.tree.map(lambda g: g.astype(jnp.float32), grads)
 
     return gradients
+
+
+def _gradients(
+    micro_loss: Callable[..., Losses],
+    config: ModelConfig,
+    train: TrainConfig,
+    lora: LoraConfig,
+    params: Any,
+    batch: Batch,
+    frozen: Frozen,
+) -> tuple[Losses, Any]:
+    """As `make_gradients`, but the gradients of a single micro-batch are in the type that they were computed in."""
+    total = jnp.maximum(batch["weights"].sum(), jnp.finfo(jnp.float32).tiny)  # no weight at all: loss 0, not NaN
+    batch = batch | {"weights": batch["weights"] / total}
+    return _accumulate(micro_loss, compute_params(params, config, train, lora), batch, frozen, train.accumulation)
 
 
 def make_step(
@@ -405,20 +419,18 @@ def make_step(
         places = jax.tree.map(lambda place: place.with_memory_kind("device"), state_shardings.opt_state)
         return jax.device_put(opt_state, places)
 
-    gradients = make_gradients(config, train, mesh, loss, teacher, lora)
+    micro_loss = make_loss(config, train, mesh, loss, teacher, lora)
 
     def step(state: TrainState, batch: Batch, *frozen: Frozen) -> tuple[TrainState, dict[str, jax.Array]]:
-        (value, parts), grads = gradients(state.params, batch, *frozen)
-        norm = optax.global_norm(grads)
+        beside = frozen[0] if frozen else _NOTHING
+        (value, parts), grads = _gradients(micro_loss, config, train, lora, state.params, batch, beside)
+        norm = optax.global_norm(jax.tree.map(lambda g: g.astype(jnp.float32), grads))
         finite = jnp.isfinite(value) & jnp.isfinite(norm)
-        grads = optimizer_lib.clip(grads, norm, optimizer.clip_norm)
+        before = state.params, on_device(state.opt_state) if offloaded else state.opt_state
+        params, opt_state = optimizer_lib.advance(tx, optimizer, before, grads, norm, state.step, finite)
         if offloaded:
-            state = dataclasses.replace(state, opt_state=on_device(state.opt_state))
-        updates, opt_state = tx.update(grads, state.opt_state, state.params)
-        new = TrainState(state.step + 1, optimizer_lib.apply(state.params, updates, state.step), opt_state)
-        new = jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, state)
-        if offloaded:
-            new = dataclasses.replace(new, opt_state=jax.device_put(new.opt_state, state_shardings.opt_state))
+            opt_state = jax.device_put(opt_state, state_shardings.opt_state)
+        new = TrainState(jnp.where(finite, state.step + 1, state.step), params, opt_state)
         metrics = _load_metrics(parts) | {
             "loss": value,
             "learning_rate": rate(state.step),
@@ -464,16 +476,16 @@ def _pairs(batch: Batch, *models: ModelConfig) -> dict[str, jax.Array]:
 def _accumulate(
     loss: Callable[..., Losses], params: Any, batch: Batch, frozen: Frozen, count: int
 ) -> tuple[Losses, Any]:
-    """Sums of the losses and of their parts, and float32 sum of the gradients of `count` micro-batches.
+    """Sums of the losses and of their parts, and of the gradients of `count` micro-batches.
 
     `loss` takes parameters, a micro-batch, frozen weights and, as `remat.add_gradients` does, sums of gradients.
+    They are float32 where there are several micro-batches.
     """
     rows = batch["tokens"].shape[0]
     if rows % count:
         raise UserError(f"train.accumulation={count} does not divide the {rows} rows of a batch; choose a divisor.")
     if count == 1:
-        values, grads = jax.value_and_grad(loss, has_aux=True)(params, batch, frozen)
-        return values, jax.tree.map(lambda g: g.astype(jnp.float32), grads)
+        return jax.value_and_grad(loss, has_aux=True)(params, batch, frozen)
 
     def body(sums: Any, micro: Batch) -> tuple[Any, Losses]:
         values, sums = jax.value_and_grad(loss, argnums=3, has_aux=True)(params, micro, frozen, sums)

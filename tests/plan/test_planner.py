@@ -115,7 +115,9 @@ def test_advice_is_what_is_left_to_do():
     ]
     assert first[-1] == "a shorter data.block_size (now 32), mesh.sequence=2, mesh.tensor=2, or more devices"
     done = experiment(remat="full", mlp_parts=4, param_dtype="bfloat16", accumulation=16)
-    done = dataclasses.replace(done, optimizer=OptimizerConfig(moment_dtype="bfloat16"))
+    narrow = dataclasses.replace(done, optimizer=OptimizerConfig(moment_dtype="bfloat16"))
+    assert planner.remedies(narrow, whole, 8)[0] == "--config.optimizer.moment_dtype=int8: half the moments"
+    done = dataclasses.replace(done, optimizer=OptimizerConfig(moment_dtype="int8"))
     one = dict.fromkeys(whole, 1)
     assert planner.remedies(done, one, 16) == [
         "--config.train.batch_size=1, accumulation=1: no sums of gradients, but another recipe",
