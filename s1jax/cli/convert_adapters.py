@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import re
+from collections.abc import Mapping
 from typing import Any
 
 from absl import flags
 
 import s1jax
 from s1jax.checkpoint import adapters as peft
-from s1jax.checkpoint import digests, huggingface_tokenizer, store
+from s1jax.checkpoint import digests, huggingface_config, huggingface_tokenizer, store
 from s1jax.cli import terminal
+from s1jax.config.model import ModelConfig
 from s1jax.errors import UserError
+from s1jax.model import decoder
 
 FLAGS = flags.FLAGS
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 flags.DEFINE_string("adapter", "", "PEFT folder with adapters for the checkpoint of --from.")
 flags.DEFINE_string(
@@ -65,8 +70,7 @@ def load(path: str) -> store.Model:
     if not FLAGS.adapter:
         return model
     tree, lora, name = peft.read(pathlib.Path(FLAGS.adapter), model.config)
-    if name:
-        terminal.note(f"{FLAGS.adapter} was trained for {name}; only the shapes of the weights can be compared.")
+    _check_name(name, path, model.provenance)
     params = store.merge(model.params, tree, model.config, lora)
     return dataclasses.replace(model, params=params, provenance={**model.provenance, "adapter": FLAGS.adapter})
 
@@ -85,6 +89,7 @@ def to_checkpoint(path: str, folder: pathlib.Path) -> int:
         return model.config.num_params
     about = store.load_metadata(path)
     tree, lora, name = peft.read(pathlib.Path(FLAGS.adapter), about.config)
+    _check_name(name, path, about.provenance)
     provenance = {"source": FLAGS.adapter, "base": name, "command": "launch.convert", "s1jax": s1jax.__version__}
     base = store.resolve(path)
     where = path if path.startswith("package:") else str(base)
@@ -97,6 +102,8 @@ def to_peft(path: str, folder: pathlib.Path, dtype: Any) -> int:
     """Writes the adapters of a checkpoint as a PEFT folder with a tokenizer; returns the number of their weights."""
     about = store.load_metadata(path)
     tree, info = store.load_adapters(path)
+    if FLAGS.base:
+        _check_base(FLAGS.base, about.config, info)
     name, loads = _name(FLAGS.base or info.base)
     peft.write(folder, tree, about.config, info.lora, name, dtype)
     if not loads:
@@ -106,6 +113,51 @@ def to_peft(path: str, folder: pathlib.Path, dtype: Any) -> int:
         )
     print(huggingface_tokenizer.write(folder, about.tokenizer, about.chat))
     return _count(tree)
+
+
+def _check_name(name: str, path: str, origin: Mapping[str, Any]) -> None:
+    """Compares the base that a PEFT folder names with what the checkpoint was converted from.
+
+    Raises:
+      UserError: both are on the hub, under names that differ in more than the owner.
+    """
+    source = str(origin.get("source", "")) if origin.get("format") == "huggingface" else ""
+    ids = [one for one in (name, source) if _HUB_ID.fullmatch(one) and not pathlib.Path(one).exists()]
+    if len(ids) == 2 and name.split("/")[1].lower() != source.split("/")[1].lower():
+        raise UserError(
+            f"{FLAGS.adapter} was trained for another base, {name}, than {source}, which --from={path} was converted"
+            f" from; if these are the same weights, write {source} as base_model_name_or_path of its {peft.CONFIG}."
+        )
+    if name and name != source:
+        terminal.note(f"{FLAGS.adapter} was trained for {name}; only the shapes of the weights can be compared.")
+
+
+def _check_base(base: str, config: ModelConfig, info: store.AdapterInfo) -> None:
+    """Compares --base with the base of a checkpoint's adapters, as far as it is here.
+
+    Raises:
+      UserError: it is another checkpoint, or a Hugging Face folder of a model with other weights.
+    """
+    place = pathlib.Path(base)
+    if (place / "config.json").is_file() and not (place / "s1jax.json").is_file():
+        where = place / "config.json"
+        found = huggingface_config.config_from_json(huggingface_config.read_json(where), str(where))
+        if decoder.abstract_params(found) != decoder.abstract_params(config):
+            raise UserError(
+                f"--base={base} has weights of other names or shapes than the model that the adapters of --from were"
+                " trained for; give that model."
+            )
+        return
+    try:
+        folder = store.resolve(base)
+    except UserError:
+        terminal.note(f"--base={base} is not a folder here, so it was not compared with what the adapters belong to.")
+        return
+    if digests.fingerprint(folder) != info.fingerprint:
+        raise UserError(
+            f"--base={base} is another checkpoint than the one that the adapters of --from were trained for; give that"
+            " one."
+        )
 
 
 def _name(base: str) -> tuple[str, bool]:

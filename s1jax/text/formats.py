@@ -279,6 +279,7 @@ def _phi(newline: str) -> ChatFormat:
 
 
 _PHI4_USER = "<|im_start|>user<|im_sep|>"
+# As in tokenizer_config.json of microsoft/phi-4.
 _PHI4 = ChatFormat(
     before_question=_PHI4_USER,
     after_question="<|im_end|><|im_start|>assistant<|im_sep|>",
@@ -332,6 +333,7 @@ _SMOLLM3 = with_system(
     _SMOLLM3_SYSTEM,
 )
 # `<think>` is not one token of OLMo-3's, and nothing stands between it and the trace.
+# The Think models of OLMo 3.1, as ollama's model/renderers/olmo3_think.go writes them (`Olmo31Think`).
 _OLMO3 = dataclasses.replace(
     _THINK,
     before_question=(
@@ -403,7 +405,8 @@ FORMATS: dict[str, ChatFormat] = {
         user_start="<｜User｜>",
         earlier_start="</think>",
     ),
-    # DeepSeek-V2, whose vocabulary has no tokens for turns or thinking.
+    # DeepSeek-V2, whose vocabulary has no tokens for turns or thinking. Turns are as in its tokenizer_config.json and
+    # "DeepSeek-V2" of llama.cpp's tests/test-chat-template.cpp.
     "deepseek_v2": ChatFormat(
         before_question="<｜begin▁of▁sentence｜>User: ",
         after_question="\n\nAssistant:",
@@ -421,7 +424,7 @@ FORMATS: dict[str, ChatFormat] = {
     ),
     "harmony": _HARMONY,
     "gemma2": _GEMMA2,
-    # A system prompt stands before the first question, in the same turn.
+    # A system prompt stands before the first question, in the same turn, as in google/gemma-3-1b-it's chat template.
     "gemma3": dataclasses.replace(_GEMMA2, system_start="<bos>" + _GEMMA_USER, system_end="\n\n"),
     "llama3": _LLAMA3,
     "phi3": _phi("\n"),

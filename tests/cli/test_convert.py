@@ -1,5 +1,6 @@
 """`python -m launch.convert` from the outside: whole ways in and out, and what it says to wrong input."""
 
+import argparse
 import dataclasses
 import inspect
 import json
@@ -20,6 +21,7 @@ from s1jax.cli import convert_adapters
 from s1jax.config.lora import LoraConfig
 from s1jax.config.model import ModelConfig
 from s1jax.config.presets import PRESETS
+from s1jax.errors import UserError
 from s1jax.model.adapters import abstract
 from s1jax.text import chat
 from s1jax.text.tokenizer import Tokenizer
@@ -318,6 +320,26 @@ def test_a_peft_folder_names_the_weights_that_its_adapters_belong_to(converted, 
         changed = dataclasses.replace(about, provenance=origin)
         monkeypatch.setattr(store, "load_metadata", lambda path, changed=changed: changed)
         assert convert_adapters._name("runs/base") == ("runs/base", False)
+
+
+def test_the_base_of_a_peft_folder_is_checked(converted, monkeypatch):
+    folder, _ = converted
+    info = store.load_metadata(folder / "adapted").adapters
+    convert_adapters._check_base(str(folder / "hf"), CONFIG, info)
+    convert_adapters._check_base(str(folder / "ckpt"), CONFIG, info)
+    with pytest.raises(UserError, match=r"--base=.*hf has weights of other names or shapes than the model"):
+        convert_adapters._check_base(str(folder / "hf"), dataclasses.replace(CONFIG, vocab_size=999), info)
+    with pytest.raises(UserError, match=r"--base=.*ckpt16 is another checkpoint than the one that the adapters"):
+        convert_adapters._check_base(str(folder / "ckpt16"), CONFIG, info)
+    monkeypatch.setattr(convert_adapters, "FLAGS", argparse.Namespace(adapter="peft"))
+    origin = {"format": "huggingface", "source": "Qwen/Qwen2.5-7B-Instruct"}
+    notes = []
+    monkeypatch.setattr(convert_adapters.terminal, "note", notes.append)
+    for name in ("", "Qwen/Qwen2.5-7B-Instruct", "unsloth/qwen2.5-7b-instruct", "/data/mine"):
+        convert_adapters._check_name(name, "runs/base", origin)
+    assert len(notes) == 2 and all("only the shapes" in note for note in notes)
+    with pytest.raises(UserError, match=r"another base, Qwen/Qwen2.5-7B, than .*-Instruct, .* base_model_name_or_path"):
+        convert_adapters._check_name("Qwen/Qwen2.5-7B", "runs/base", origin)
 
 
 def test_a_folder_is_pushed_to_the_hub(converted):
