@@ -18,6 +18,15 @@ def test_published_files_give_the_presets(preset):
     assert huggingface_config.config_from_json(published.CONFIGS[preset]) == PRESETS[preset]
 
 
+def test_head_dim_of_deepseek_v2_means_nothing():
+    """transformers overwrites it."""
+    changed = _case("deepseek_v2", head_dim=48)
+    assert huggingface_config.config_from_json(changed) == huggingface_config.config_from_json(_case("deepseek_v2"))
+    transformers = pytest.importorskip("transformers")
+    config = transformers.AutoConfig.for_model(**changed)
+    assert config.head_dim == config.qk_rope_head_dim
+
+
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_silence_means_what_transformers_assumes(model_type):
     """A file with nearly nothing, and the same file with all that transformers 5 adds to it."""
@@ -79,6 +88,7 @@ def _case(name, **changes):
         (_case("gpt_oss", experts_per_token=4), "num_experts_per_tok is 2 and experts_per_token is 4"),
         (_case("deepseek_v2", topk_method="noaux_tc"), "topk_method is 'noaux_tc'"),
         (_case("deepseek_v2", norm_topk_prob=True), "norm_topk_prob is True"),
+        (_case("deepseek_v3", head_dim=48), "head_dim is 48 and qk_rope_head_dim "),
         (_case("deepseek_v3", rope_interleave=False), "rope_interleave is False"),
         (_case("deepseek_v3", scoring_func="softmax"), "scoring_func is 'softmax'"),
         (_case("deepseek_v3", index_topk=2048), "index_topk is 2048, a field that s1jax does not know"),

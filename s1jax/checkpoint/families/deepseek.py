@@ -27,7 +27,14 @@ class DeepSeek(Family):
     selection_bias: bool = False
 
     def settings(self, fields: Fields) -> dict[str, Any]:
-        fields.replace("head_dim", 0)  # means other things in other files; attention has its own
+        given, rope_dim = fields.raw("head_dim"), fields.raw("qk_rope_head_dim")
+        # transformers 5.24 overwrites it for V2. For V3 it makes rotary angles of that width, which then fit no query.
+        if self.selection_bias and given is not None and given != rope_dim:
+            raise UserError(
+                f"{fields.where}: head_dim is {shown(given)} and qk_rope_head_dim {shown(rope_dim)}; they mean the same"
+                " here, so set head_dim to the other or leave it out."
+            )
+        fields.replace("head_dim", 0)  # attention has its own
         return super().settings(fields)
 
     def rope(self, fields: Fields, length: int) -> tuple[Any, Any]:
