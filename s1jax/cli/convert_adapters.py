@@ -133,7 +133,7 @@ def _check_name(name: str, path: str, origin: Mapping[str, Any]) -> None:
 
 
 def _check_base(base: str, config: ModelConfig, info: store.AdapterInfo) -> None:
-    """Compares --base with the base of a checkpoint's adapters, as far as it is here.
+    """Compares --base with the base of a checkpoint's adapters, if it is a folder on this machine.
 
     Raises:
       UserError: it is another checkpoint, or a Hugging Face folder of a model with other weights.
