@@ -161,7 +161,9 @@ def quantize_groups(
     return GroupQTensor(codes, jnp.squeeze(scales, at), kind, group, -1 - len(outputs), inputs)
 
 
-def _scaled_by_largest(grouped: jax.Array, at: int, kind: Kind, scale_dtype: DTypeLike) -> tuple[jax.Array, jax.Array]:
+def _scaled_by_largest(
+    grouped: jax.Array, at: int, kind: Kind, scale_dtype: DTypeLike
+) -> tuple[jax.Array, jax.Array]:
     """Codes of int8, int4 or nf4, and scales with 1 in place of the axis `at` of a group's inputs."""
     largest = jnp.max(jnp.abs(grouped), at, keepdims=True)
     if kind == "int4":
@@ -210,7 +212,8 @@ def _fp8(grouped: jax.Array, at: int, dtype: DTypeLike) -> tuple[jax.Array, jax.
     size = jnp.abs(grouped)
     largest = jnp.max(size, at, keepdims=True)
     bits = jax.lax.bitcast_convert_type(size, jnp.int32)
-    half = (1 << 15) if jnp.dtype(dtype) == jnp.bfloat16 else 0  # of a unit in bfloat16's last place
+    in_bfloat16 = jnp.dtype(dtype) == jnp.bfloat16
+    half = (1 << 15) if in_bfloat16 else 0  # of a unit in bfloat16's last place
     below, above = (jax.lax.bitcast_convert_type(bits + sign * half, jnp.float32) for sign in (-1, 1))
 
     def attempt(best: tuple[jax.Array, jax.Array], top: jax.Array) -> tuple[tuple[jax.Array, jax.Array], None]:
@@ -222,7 +225,8 @@ def _fp8(grouped: jax.Array, at: int, dtype: DTypeLike) -> tuple[jax.Array, jax.
         middle = jax.lax.bitcast_convert_type(jnp.where(largest > 0, (least + most) / 2, 0), jnp.int32)
         for step in (0, 1, -1):
             one = jax.lax.bitcast_convert_type(jnp.maximum(middle + step, 0), jnp.float32)
-            off = jnp.max(jnp.abs((codes * one).astype(dtype).astype(jnp.float32) - size), at, keepdims=True)
+            wide = jax.lax.reduce_precision(codes * one, 8, 7) if in_bfloat16 else codes * one
+            off = jnp.max(jnp.abs(wide - size), at, keepdims=True)
             scales, error = jnp.where(off < error, one, scales), jnp.minimum(off, error)
         return (error, scales), None
 
