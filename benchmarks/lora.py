@@ -23,7 +23,7 @@ from s1jax.config.experiment import MeshConfig, TrainConfig
 from s1jax.config.lora import OFF, LoraConfig
 from s1jax.model import adapters
 from s1jax.parallel import mesh as mesh_lib
-from s1jax.training import lora as lora_lib
+from s1jax.parallel import quantized
 
 _TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -35,7 +35,9 @@ def ours(tokens: np.ndarray, lora: LoraConfig) -> tuple[Callable[[], Any], int]:
     params: Any = jax.tree.map(jax.numpy.asarray, models.random_params())
     trained, base = params, None
     if lora.rank:
-        base = lora_lib.quantize(params, models.CONFIG, lora, train, mesh) if lora.quantized else params
+        base = params
+        if lora.quantized:
+            base = quantized.quantize(params, models.CONFIG, lora.base, train.compute_dtype, mesh)
         trained = adapters.init(models.CONFIG, lora, jax.random.key(0), "float32")
     kept = 3 * sum(x.nbytes for x in jax.tree.leaves(trained)) + sum(x.nbytes for x in jax.tree.leaves(base))
     step = models.stepper(models.CONFIG, train, trained, 100, mesh, lora, base)

@@ -4,6 +4,10 @@ Compiles the train step of the config for hardware that need not be present: TPU
 's1jax[tpu-aot]'), NVIDIA GPUs ('s1jax[gpu-aot]'), or fake CPU devices. --search tries meshes, remat policies,
 micro-batches and the chunked MLP. Packed rows need the total length of the data: --num_tokens, which is known for
 data.source=s1k. The lengths between the mean and the longest row are made up (s1jax/data/layout.py).
+
+--sample compiles the decode program of the engine instead, whose memory it prints: `python -m launch.plan --sample
+--model=gpt_oss_120b --target=h100:1 --weight_dtype=mxfp4 [--cache_dtype=int8] [--batch_size=B] [--cache_length=S]
+[--mesh=tensor=8]`.
 """
 
 from __future__ import annotations
@@ -20,7 +24,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from s1jax import perf
-from s1jax.cli import command, terminal
+from s1jax.cli import command, engine_flags, terminal
 from s1jax.config import presets
 from s1jax.config.experiment import Experiment, MeshConfig
 from s1jax.config.model import ModelConfig
@@ -55,6 +59,9 @@ _MFU = flags.DEFINE_float(
     "figure are printed, too.",
 )
 _OUT = flags.DEFINE_string("out", "", "JSON file to write the plan to.")
+_SAMPLE = flags.DEFINE_bool("sample", False, "Plan sampling: the memory of a decode step.")
+_SLOTS = flags.DEFINE_integer("batch_size", 16, "Batch slots of --sample.", 1)
+_LENGTH = flags.DEFINE_integer("cache_length", 4096, "Tokens of each sequence of --sample, prompt included.", 1)
 _SEARCH = flags.DEFINE_bool("search", False, "Try meshes, remat, micro-batches, MLP parts; print what each takes.")
 
 # That --search tries, besides the experiment's own.
@@ -65,6 +72,8 @@ _SMALLEST_SLICE = {"v5p": "v5p-8", "v6e": "v6e-4", "v5e": "v5litepod-4"}  # libt
 
 
 def main() -> int:
+    if _SAMPLE.value:
+        return _sample()
     if _CONFIG.value is None or _TARGET.value is None:
         raise UserError("give --config=configs/NAME.py and --target=CHIP:ARRANGEMENT, for example --target=h100:16.")
     if not 0 <= _MFU.value <= 1:
@@ -88,15 +97,7 @@ def main() -> int:
             f"how many steps of config.train.batch_tokens the rows of {experiment.data.source} take is not known; give "
             "--num_tokens, or --config.train.steps."
         )
-    # A topology is not a machine: only the CPU backend starts, and no cloud service is contacted.
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-    os.environ.setdefault("TPU_ACCELERATOR_TYPE", _SMALLEST_SLICE.get(target.kind, ""))
-    import jax
-
-    jax.config.update("jax_platforms", "cpu")
-    if target.platform == "cpu":
-        jax.config.update("jax_num_cpu_devices", target.devices)
+    _start_compilers(target)
     from s1jax.checkpoint import store
     from s1jax.plan import planner
 
@@ -153,6 +154,55 @@ def main() -> int:
         else:
             files.write_text(os.path.realpath(out), text)
     return 0 if best.fits else 1
+
+
+def _start_compilers(target: targets.Target) -> None:
+    """A topology is not a machine: only the CPU backend starts, and no cloud service is contacted."""
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", _SMALLEST_SLICE.get(target.kind, ""))
+    import jax
+
+    jax.config.update("jax_platforms", "cpu")
+    if target.platform == "cpu":
+        jax.config.update("jax_num_cpu_devices", target.devices)
+
+
+def _sample() -> int:
+    """Plans sampling and prints it."""
+    if _MODEL.value not in presets.PRESETS or _TARGET.value is None:
+        raise UserError("give --model=PRESET and --target=CHIP:ARRANGEMENT, for example --target=h100:1.")
+    if _CONFIG.value is not None or _SEARCH.value or _OUT.value:
+        raise UserError("--sample plans no run; leave out --config, --search and --out.")
+    if engine_flags.WEIGHT_DTYPE.value in ("int8", "int4"):
+        raise UserError("--sample plans weights in bfloat16, fp8 or mxfp4; choose one of these as --weight_dtype.")
+    target = targets.parse(_TARGET.value)
+    _start_compilers(target)
+    from s1jax.plan import sampling
+
+    found = sampling.plan(
+        presets.PRESETS[_MODEL.value],
+        target,
+        engine_flags.parse_mesh(engine_flags.MESH.value),
+        slots=_SLOTS.value,
+        cache_length=_LENGTH.value,
+        weight_dtype=engine_flags.WEIGHT_DTYPE.value,
+        cache_dtype=engine_flags.CACHE_DTYPE.value,
+    )
+    axes = " ".join(f"{axis}={size}" for axis, size in found.mesh.items() if size != 1) or "one device"
+    kind = found.weight_dtype or sampling.DTYPE
+    print(f"{found.target}: {axes}, weights in {kind}, {found.slots} sequences of {found.cache_length} tokens")
+    for name, size in found.memory.items():
+        print(f"  {name:<26}{size / 1e9:9.2f} GB")
+    for name, size in sorted(found.collectives.items()):
+        print(f"  {name:<26}{size / 1e6:9.2f} MB a step")
+    if found.note:
+        print(f"  note: {found.note}")
+    if not found.fits:
+        print(
+            "It does not fit. Fewer or shorter sequences, --cache_dtype=int8, weights in fewer bits, or more devices."
+        )
+    return 0 if found.fits else 1
 
 
 def _check_writable(out: pathlib.Path) -> None:

@@ -36,15 +36,15 @@ class LoraConfig:
         `all-linear` takes every projection of the layers, those of experts included; routers, embeddings and the output
         projection never have one.
       rslora: scale is alpha / sqrt(rank) (Kalajdzievski 2023).
-      base: how the frozen weights are held. `int8` and `nf4` (QLoRA, Dettmers et al. 2023) are of the projections; the
-        other weights are in train.compute_dtype then.
+      base: how the frozen weights are held. `int8`, `nf4` (QLoRA, Dettmers et al. 2023) and `fp8` are of the
+        projections, `mxfp4` of those of experts; the other weights are in train.compute_dtype then.
     """
 
     rank: int = 0
     alpha: float = 32.0
     targets: str = ALL
     rslora: bool = False
-    base: Literal["bfloat16", "float32", "int8", "nf4"] = "bfloat16"
+    base: Literal["bfloat16", "float32", "int8", "nf4", "mxfp4", "fp8"] = "bfloat16"
 
     def __post_init__(self) -> None:
         require(self.rank >= 0, f"lora.rank is {self.rank}; give a positive rank, or 0 for no adapters.")
@@ -81,7 +81,7 @@ class LoraConfig:
     @property
     def quantized(self) -> bool:
         """Whether the frozen projections are held in fewer bits than they are computed with."""
-        return self.base in ("int8", "nf4")
+        return self.base not in ("bfloat16", "float32")
 
 
 OFF = LoraConfig()

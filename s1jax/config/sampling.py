@@ -11,7 +11,7 @@ _STOPS, _SAMPLES = 64, 10_000  # of one row, at most
 SAMPLING_DTYPES = {
     "dtype": ("float32", "bfloat16"),
     "cache_dtype": ("float32", "bfloat16", "int8"),
-    "weight_dtype": ("int8", "int4"),
+    "weight_dtype": ("int8", "int4", "fp8", "mxfp4"),
 }
 
 

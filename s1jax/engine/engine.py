@@ -29,6 +29,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from s1jax import perf
+from s1jax.config.experiment import MeshConfig
 from s1jax.config.model import ModelConfig
 from s1jax.config.sampling import SAMPLING_DTYPES, SamplingParams
 from s1jax.engine import adapters as adapters_lib
@@ -45,11 +46,13 @@ from s1jax.engine.sequence import Admitted, EncodedRequest, Finished, Sample, ch
 from s1jax.errors import UserError
 from s1jax.model import batched_adapters, layouts, quant, quant_groups
 from s1jax.parallel import mesh as mesh_lib
+from s1jax.parallel import quantized
 from s1jax.text.delimiters import Delimiters
 from s1jax.text.messages import Message
 
 _PAGE = 64  # tokens; a sequence wastes half a page on average, and a step reads page by page
 _INT4_GROUP = 32  # inputs that share a scale
+_PUBLISHED = ("fp8", "mxfp4")  # types of weights that published checkpoints have
 _TPU_PAGE = 128  # as wide as a register there: narrower pages would be filled up to it
 # Tokens of the KV cache that an accelerator reads in one iteration of the attention loop: 16 of them for 32k tokens.
 _TOKENS_AT_ONCE = 2048
@@ -91,8 +94,10 @@ class Engine:
             with the same length share their programs, see `s1jax.engine.capacity.for_requests`.
           dtype: dtype of activations; by default float32 on a CPU and bfloat16 elsewhere.
           cache_dtype: dtype of the KV cache: `dtype` by default, or int8, with a scale for each head and token.
-          weight_dtype: of weight matrices: `dtype` by default; int8, with a scale for each output; or int4, with a
-            scale for each output and 32 inputs and the output projection in int8. See docs/sampling.md.
+          weight_dtype: of weight matrices: `dtype` by default; int8, with a scale for each output; int4, with a scale
+            for each output and 32 inputs and the output projection in int8; or what published checkpoints have, fp8 of
+            the layers' projections and mxfp4 of experts. See docs/sampling.md. Weights in fp8 and mxfp4 are all that
+            is held, in `model` as well.
           mesh: device mesh (`s1jax.parallel.mesh`) that the weights are on. Batch slots are sharded over data and fsdp,
             heads over tensor.
           adapters: name -> adapters of low rank for this model, which requests name (`Request.adapter`): a PEFT folder,
@@ -118,7 +123,10 @@ class Engine:
                 raise UserError("config goes with weights, not with a checkpoint, which has its own; leave it out.")
             from s1jax.checkpoint import store  # Orbax takes a second to import
 
-            checkpoint_or_params = store.load_model(pathlib.Path(checkpoint_or_params), mesh=mesh, dtype=dtype)
+            # Those that stay on the host are quantised layer by layer; several processes load what their devices hold.
+            on_host = weight_dtype in _PUBLISHED and jax.process_count() == 1
+            how: dict[str, Any] = {"host": True} if on_host else {"mesh": mesh, "dtype": dtype}
+            checkpoint_or_params = store.load_model(pathlib.Path(checkpoint_or_params), **how)
         if config is None:
             if isinstance(checkpoint_or_params, Mapping):
                 raise UserError("the engine was given weights without their shape; give config, a ModelConfig.")
@@ -139,9 +147,9 @@ class Engine:
         self.counts, self.dtype, self._weight_dtype = Counts(), dtype, weight_dtype
         self._config, self._mesh = config, mesh
         self._unstacks: bool | None = None  # decided with the first weights
+        params = self._hold(params)
         platform = _platform(params)
-        on_cpu, on_gpu = platform == "cpu", platform in ("gpu", "cuda")
-        page_size = _TPU_PAGE if platform == "tpu" else _PAGE
+        on_gpu = platform in ("gpu", "cuda")
         self._adapters = adapters_lib.load(adapters or {}, config, "" if self.model is None else self.model.fingerprint)
         params = self._prepare(params)
         shards = 1 if mesh is None else mesh_lib.row_shards(mesh)
@@ -149,8 +157,8 @@ class Engine:
             config=config,
             params=params,
             unstack=bool(self._unstacks) and mesh is None,
-            page_size=page_size,
-            pages_at_once=_pages_at_once(slots, dtype) if on_cpu else _TOKENS_AT_ONCE // page_size,
+            page_size=page_size(platform),
+            pages_at_once=pages_at_once(platform, slots, dtype),
             # Triton's products of float32 would be rounded to TF32.
             pages_in_place=on_gpu and dtype != "float32",
             slots=-(-int(slots) // shards) * shards,
@@ -372,6 +380,7 @@ class Engine:
         Raises:
           UserError: the tree has other names or shapes.
         """
+        params = self._hold(params)
         new = self._prepare(params)
         old_shapes, new_shapes = (
             [(jax.tree_util.keystr(path), leaf.shape, leaf.dtype) for path, leaf in jax.tree.leaves_with_path(tree)]
@@ -383,16 +392,32 @@ class Engine:
         if self.model is not None:  # the weights no longer match a checkpoint
             self.model = dataclasses.replace(self.model, params=params, source="", fingerprint="", step=None)
 
+    def _hold(self, params: Any) -> Any:
+        """Returns weights as the engine holds them: in a type of published checkpoints, if they are to have one."""
+        kind: Any = self._weight_dtype
+        if kind not in _PUBLISHED:
+            return params
+        mesh = self._mesh
+        if mesh is None:
+            leaf = jax.tree.leaves(params)[0]
+            device = next(iter(leaf.devices())) if isinstance(leaf, jax.Array) else jax.local_devices()[0]
+            mesh = mesh_lib.make_mesh(MeshConfig(), [device])
+        params = quantized.quantize(params, self._config, kind, self.dtype, mesh)
+        if self.model is not None:
+            self.model = dataclasses.replace(self.model, params=params)
+        return params
+
     def _prepare(self, params: Any) -> Any:
         """Returns weights as the programs take them: cast, quantised, and unstacked if `_unstacks`."""
-        if any(leaf.dtype != kind for leaf, kind in _types(params, self.dtype)):
-            params = _cast(params, self.dtype)
         platform = _platform(params)
-        if self._weight_dtype:
-            params = _quantize(params, self._weight_dtype)
-            # Triton's products of float32 would be rounded to TF32.
-            if platform in ("gpu", "cuda") and self._mesh is None and self.dtype != "float32":
-                params = quant_groups.for_gpu(params)
+        if self._weight_dtype not in _PUBLISHED:
+            if any(leaf.dtype != kind for leaf, kind in _types(params, self.dtype)):
+                params = _cast(params, self.dtype)
+            if self._weight_dtype:
+                params = _quantize(params, self._weight_dtype)
+        # Triton's products of float32 would be rounded to TF32.
+        if platform in ("gpu", "cuda") and self._mesh is None and self.dtype != "float32":
+            params = quant_groups.for_gpu(params)
         if self._unstacks is None:
             on_cpu = platform == "cpu" and self._mesh is None
             self._unstacks = perf.fits(params) if platform in ("gpu", "cuda") else on_cpu
@@ -450,12 +475,20 @@ def default_dtype() -> str:
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
-def _pages_at_once(slots: int, dtype: str) -> int:
-    """On a CPU: those of one row stay in its caches; with more rows a single page each is as fast or faster.
+def page_size(platform: str) -> int:
+    """Tokens of a page of the KV cache."""
+    return _TPU_PAGE if platform == "tpu" else _PAGE
 
-    Not in bfloat16, where weights of attention are rounded by what they are divided by so far: a row would differ from
-    the same one in a batch.
+
+def pages_at_once(platform: str, slots: int, dtype: str) -> int:
+    """Pages that one iteration of the attention loop reads.
+
+    On a CPU those of one row stay in its caches; with more rows a single page each is as fast or faster. Not in
+    bfloat16, where weights of attention are rounded by what they are divided by so far: a row would differ from the
+    same one in a batch.
     """
+    if platform != "cpu":
+        return _TOKENS_AT_ONCE // page_size(platform)
     return 4 if slots == 1 and dtype == "float32" else 1
 
 

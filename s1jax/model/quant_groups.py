@@ -161,9 +161,7 @@ def quantize_groups(
     return GroupQTensor(codes, jnp.squeeze(scales, at), kind, group, -1 - len(outputs), inputs)
 
 
-def _scaled_by_largest(
-    grouped: jax.Array, at: int, kind: Kind, scale_dtype: DTypeLike
-) -> tuple[jax.Array, jax.Array]:
+def _scaled_by_largest(grouped: jax.Array, at: int, kind: Kind, scale_dtype: DTypeLike) -> tuple[jax.Array, jax.Array]:
     """Codes of int8, int4 or nf4, and scales with 1 in place of the axis `at` of a group's inputs."""
     largest = jnp.max(jnp.abs(grouped), at, keepdims=True)
     if kind == "int4":

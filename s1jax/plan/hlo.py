@@ -72,11 +72,15 @@ class Traffic:
         return sum(times * operations for times, operations, _ in self.work)
 
 
-def traffic(text: str) -> Traffic:
-    """Sums the traffic of an optimised module, given as `compiled.as_text()`.
+def traffic(text: str, unknown_runs: int = 0) -> Traffic:
+    """Sums the traffic of an optimised module.
+
+    Args:
+      text: of `compiled.as_text()`.
+      unknown_runs: how often a loop runs whose number of iterations cannot be found; 0: it is an error.
 
     Raises:
-      ValueError: for a loop whose number of iterations cannot be found.
+      ValueError: for such a loop.
     """
     computations, entry = _parse(text)
     collectives: dict[str, float] = collections.defaultdict(float)
@@ -94,7 +98,7 @@ def traffic(text: str) -> Traffic:
         for instruction in body:
             operation = instruction.operation
             if operation == "while":
-                runs = _trip_count(instruction, computations)
+                runs = _trip_count(instruction, computations, unknown_runs)
                 visit(_called(instruction, "body"), times * runs, True, started, beside)
             elif operation in ("call", "call-start", "async-start"):  # call-start: on a TPU's SparseCore
                 called = _called(instruction, "calls" if operation == "async-start" else "to_apply")
@@ -236,8 +240,10 @@ def _called(instruction: Instruction, key: str) -> str:
     return found[1]
 
 
-def _trip_count(instruction: Instruction, computations: dict[str, list[Instruction]]) -> float:
-    """Iterations of a loop: as the compiler notes them, the constant in its condition, or what experts should take."""
+def _trip_count(instruction: Instruction, computations: dict[str, list[Instruction]], unknown_runs: int) -> float:
+    """Iterations of a loop: as the compiler notes them, the constant in its condition, what experts should take, or else
+    `unknown_runs`.
+    """
     noted = re.search(r'known_trip_count":\{"n":"(\d+)"', instruction.attributes)
     if noted:
         return int(noted[1])
@@ -252,9 +258,9 @@ def _trip_count(instruction: Instruction, computations: dict[str, list[Instructi
         return float(expected[-1])
     if not limits and re.search("expert_(rows|weights)", instruction.attributes):
         return ragged.CHUNKS  # of rows of experts that are spread over devices, if all get as many
-    if not limits:
+    if not limits and not unknown_runs:
         raise ValueError(f"loop {instruction.name}: its condition compares with no constant")
-    return max(limits)
+    return max(limits, default=unknown_runs)
 
 
 def _moved(instruction: Instruction, types: dict[str, str], computations: dict[str, list[Instruction]]) -> float:

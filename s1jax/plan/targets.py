@@ -18,6 +18,7 @@ import jax
 
 from s1jax import perf
 from s1jax.errors import UserError
+from s1jax.model.mlp import grouped
 from s1jax.plan import gpu_descriptions
 
 
@@ -128,22 +129,21 @@ def parse(text: str) -> Target:
 
 @contextlib.contextmanager
 def answering_for(target: Target) -> Iterator[None]:
-    """Emulates the GPU platform while a program is traced and lowered: answers JAX's questions about the GPU.
+    """Emulates the target's platform while a program is traced and lowered: answers questions about its devices.
 
     JAX has no public way to say that the target of the compiler has cuDNN, or how many processors it has.
     """
-    if target.platform != "cuda":
-        yield
-        return
-    from jax._src.cudnn import fused_attention_stablehlo as cudnn
-    from jax.experimental.pallas.ops.gpu import transposed_ragged_dot_mgpu as weight_gradient
+    answers: dict[tuple[Any, str], Any] = {(grouped, "jax"): _JaxOn(target.platform)}
+    if target.platform == "cuda":
+        from jax._src.cudnn import fused_attention_stablehlo as cudnn
+        from jax.experimental.pallas.ops.gpu import transposed_ragged_dot_mgpu as weight_gradient
 
-    answers = {
-        (cudnn, "check_cudnn_version"): lambda: 91000,
-        (cudnn, "check_compute_capability"): lambda capability: float(capability) <= 9.0,
-        (cudnn, "is_cuda_compute_capability_equal"): lambda capability: float(capability) == 9.0,
-        (weight_gradient, "jax"): _JaxOnHopper(),
-    }
+        answers |= {
+            (cudnn, "check_cudnn_version"): lambda: 91000,
+            (cudnn, "check_compute_capability"): lambda capability: float(capability) <= 9.0,
+            (cudnn, "is_cuda_compute_capability_equal"): lambda capability: float(capability) == 9.0,
+            (weight_gradient, "jax"): _JaxOn("cuda"),
+        }
     asked = {(module, name): getattr(module, name) for module, name in answers}
     try:
         for (module, name), answer in answers.items():
@@ -154,15 +154,21 @@ def answering_for(target: Target) -> Iterator[None]:
             setattr(module, name, function)
 
 
-class _JaxOnHopper:
-    """`jax` with a first device that has the processors of an H100 SXM."""
+class _JaxOn:
+    """`jax` on a platform, with a first device that has the processors of an H100 SXM."""
 
     core_count = 132
+
+    def __init__(self, platform: str):
+        self._platform = platform
+
+    def default_backend(self) -> str:
+        return self._platform
 
     def __getattr__(self, name: str) -> Any:
         return getattr(jax, name)
 
-    def devices(self) -> list[_JaxOnHopper]:
+    def devices(self) -> list[_JaxOn]:
         return [self]
 
 

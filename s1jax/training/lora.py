@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import math
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -20,10 +17,7 @@ from s1jax.config.lora import LoraConfig
 from s1jax.config.model import ModelConfig
 from s1jax.errors import UserError
 from s1jax.model import adapters, decoder
-from s1jax.model.layouts import map_kernels, num_input_axes
-from s1jax.model.quant import KEPT
-from s1jax.model.quant_groups import GroupQTensor, quantize_groups
-from s1jax.parallel import sharding
+from s1jax.parallel import quantized, sharding
 
 
 def abstract_trained(config: ModelConfig, lora: LoraConfig, dtype: DTypeLike) -> dict[str, Any]:
@@ -64,15 +58,13 @@ def abstract_base(config: ModelConfig, lora: LoraConfig, train: TrainConfig, mes
     """The frozen weights as `jax.ShapeDtypeStruct`s with shardings.
 
     Raises:
-      UserError: no group of the base's type divides a projection, or as `sharding.shardings`.
+      UserError: as `quantized.abstract`.
     """
-    shapes = decoder.abstract_params(config, jnp.dtype(train.compute_dtype if lora.quantized else lora.base))
-    shardings = sharding.param_shardings(config, mesh)
     if lora.quantized:
-        axes = decoder.logical_axes(config)
-        shapes = map_kernels(shapes, functools.partial(_small, lora.base, config))
-        shardings = map_kernels(shardings, lambda path, place: _placed(path, place, shapes, axes, mesh))
-    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, shardings)
+        return quantized.abstract(config, _kind(lora), train.compute_dtype, mesh)
+    shapes = decoder.abstract_params(config, jnp.dtype(lora.base))
+    places = sharding.param_shardings(config, mesh)
+    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places)
 
 
 def base_shardings(config: ModelConfig, lora: LoraConfig, train: TrainConfig, mesh: Mesh) -> dict[str, Any]:
@@ -83,73 +75,18 @@ def base_shardings(config: ModelConfig, lora: LoraConfig, train: TrainConfig, me
 def load_base(folder: pathlib.Path, experiment: Experiment, mesh: Mesh) -> dict[str, Any]:
     """Loads the weights of a checkpoint as they are held during training.
 
-    Weights that get quantised are on a device one stacked array at a time.
-
     Raises:
       UserError: as `store.load_model`.
     """
     lora, train = experiment.lora, experiment.train
     if not lora.quantized:
         return dict(store.load_model(folder, mesh=mesh, dtype=lora.base).params)
-    if jax.process_count() > 1:
-        model = store.load_model(folder, mesh=mesh, dtype=train.compute_dtype)
-    else:
-        model = store.load_model(folder, host=True)
-    return quantize(dict(model.params), model.config, lora, train, mesh)
+    model = store.load_model(folder, host=True) if jax.process_count() == 1 else store.load_model(folder, mesh=mesh)
+    return quantized.quantize(model.params, model.config, _kind(lora), train.compute_dtype, mesh)
 
 
-def quantize(params: Any, config: ModelConfig, lora: LoraConfig, train: TrainConfig, mesh: Mesh) -> dict[str, Any]:
-    """Weights as a base in few bits on a mesh; `params` is emptied on the way."""
-    wanted, floats = base_shardings(config, lora, train, mesh), sharding.param_shardings(config, mesh)
-
-    def take(tree: dict[str, Any], wanted: Any, floats: Any, path: tuple[str, ...]) -> dict[str, Any]:
-        found = {}
-        for name in list(tree):
-            value = tree.pop(name)
-            at = (*path, name)
-            if isinstance(value, Mapping):
-                found[name] = take(dict(value), wanted[name], floats[name], at)
-                continue
-            value = jax.device_put(value, floats[name])
-            if isinstance(wanted[name], GroupQTensor):
-                change = functools.partial(_small, lora.base, config, at)
-                found[name] = jax.jit(change, out_shardings=wanted[name])(value)
-            else:
-                found[name] = value.astype(train.compute_dtype)
-        return found
-
-    return take(dict(params), wanted, floats, ())
-
-
-def _small(kind: Any, config: ModelConfig, path: tuple[str, ...], kernel: Any) -> Any:
-    """A projection of the layers in few bits; other kernels as they are."""
-    stacks = {stack.name for stack in config.stacks()}
-    if path[0] not in stacks or path[-2] in KEPT:
-        return kernel
-    lead = 2 if "experts" in path else 1
-    inputs = num_input_axes(path[-2])
-    width = math.prod(kernel.shape[lead : lead + inputs])
-    group = next((size for size in (64, 32) if width % size == 0), 64)
-    name = "/".join(path[:-1])
-    one = functools.partial(
-        quantize_groups, num_input_axes=inputs, kind=kind, group=group, num_lead_axes=lead - 1, name=name,
-        scale_dtype=jnp.bfloat16,
-    )  # fmt: skip
-    whole = functools.partial(jax.lax.map, one)  # layer by layer, so that only one is held in float32
-    return jax.eval_shape(whole, kernel) if isinstance(kernel, jax.ShapeDtypeStruct) else whole(kernel)
-
-
-def _placed(path: tuple[str, ...], place: Any, shapes: Any, axes: Any, mesh: Mesh) -> Any:
-    """Shardings of a projection in few bits: its inputs are one axis, which is split as the first of them would be."""
-    small = functools.reduce(lambda node, name: node[name], path, shapes)
-    if not isinstance(small, GroupQTensor):
-        return place
-    names = functools.reduce(lambda node, name: node[name], path, axes)
-    at = small.codes.ndim + small.axis
-    merged = (*names[: at + 1], *names[at + len(small.inputs) :])
-    arrays = {"codes": small.codes, "scales": small.scales}
-    found = sharding.shardings({path[-2]: arrays}, {path[-2]: dict.fromkeys(arrays, merged)}, mesh)[path[-2]]
-    return dataclasses.replace(small, **found)
+def _kind(lora: LoraConfig) -> Any:
+    return lora.base
 
 
 def init(config: ModelConfig, lora: LoraConfig, seed: int, dtype: DTypeLike, mesh: Mesh) -> dict[str, Any]:

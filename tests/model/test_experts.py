@@ -90,7 +90,7 @@ def test_experts_that_are_elsewhere_add_nothing(implementation):
 
 
 @pytest.mark.parametrize("implementation", ["loop", "gather", "blocks"])
-@pytest.mark.parametrize("kind", ["int8", "int8 group", "nf4"])
+@pytest.mark.parametrize("kind", ["int8", "int8 group", "nf4", "mxfp4", "fp8"])
 def test_quantised_experts_give_what_their_dequantised_ones_do(implementation, kind):
     experts, pairs = _experts(bias=False), _pairs(20)
     if kind == "int8":

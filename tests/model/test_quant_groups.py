@@ -1,16 +1,20 @@
-"""Weights in int8, int4 and nf4 with scales of groups, against numpy that reads the codes by their definition."""
+"""Weights with scales of groups, against numpy that reads the codes by their definition."""
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
 
+from s1jax.checkpoint.codecs import mxfp4
 from s1jax.config.model import ModelConfig
 from s1jax.errors import UserError
 from s1jax.model import decoder, linear, quant
 from s1jax.model.embedding import embed
 from s1jax.model.quant_groups import NF4_LEVELS, GroupQTensor, quantize_groups
 from tests.model import parity_cases
+
+E2M1 = np.arange(16, dtype=np.uint8).view(ml_dtypes.float4_e2m1fn).astype(np.float32)
 
 
 def by_hand(weight: GroupQTensor) -> np.ndarray:
@@ -21,12 +25,13 @@ def by_hand(weight: GroupQTensor) -> np.ndarray:
     out = np.zeros((*codes.shape[:-1], scales.shape[-1] * group), np.float32)
     for i in range(out.shape[-1]):
         g, j = divmod(i, group)
-        if weight.kind == "int8":
+        if weight.kind in ("int8", "fp8"):
             values = codes[..., i].astype(np.float32)
         else:
             byte = codes[..., g * group // 2 + j % (group // 2)]
             code = byte >> 4 if j >= group // 2 else byte & 15
-            values = code.astype(np.float32) - 8 if weight.kind == "int4" else np.array(NF4_LEVELS, np.float32)[code]
+            levels = {"int4": range(-8, 8), "nf4": NF4_LEVELS, "mxfp4": E2M1}[weight.kind]
+            values = np.array(levels, np.float32)[code]
         out[..., i] = values * scales[..., g]
     return np.moveaxis(out, -1, axis)
 
@@ -37,7 +42,15 @@ def kernel(*shape: int) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("kind", "group", "error"),  # of normal weights, relative: MODELS.md's 0.5 (group 32), 8.6 % and qwix's 8.7 %
-    [("int8", 32, 0.006), ("int8", 128, 0.008), ("int4", 32, 0.088), ("int4", 128, 0.108), ("nf4", 64, 0.094)],
+    [
+        ("int8", 32, 0.006),
+        ("int8", 128, 0.008),
+        ("int4", 32, 0.088),
+        ("int4", 128, 0.108),
+        ("nf4", 64, 0.094),
+        ("mxfp4", 32, 0.118),
+        ("fp8", 128, 0.027),
+    ],
 )
 def test_dequantised_weights_are_those_of_the_codes(kind, group, error):
     x = kernel(2, 3, 4, 64, 6)  # layers, experts, [heads, head_dim], outputs
@@ -47,9 +60,39 @@ def test_dequantised_weights_are_those_of_the_codes(kind, group, error):
     np.testing.assert_allclose(wide.reshape(2, 3, 256, 6), by_hand(found), rtol=1e-6, atol=1e-7)
     relative = np.sqrt(np.mean((wide - x) ** 2) / np.mean(x**2))
     assert 0.5 * error < relative < error
-    assert found.codes.nbytes == x.size // (1 if kind == "int8" else 2)
+    assert found.codes.nbytes == x.size // (1 if kind in ("int8", "fp8") else 2)
     one = jax.tree.map(lambda a: a[1, 2], found)
     np.testing.assert_allclose(one.dequantize(jnp.float32), wide[1, 2], rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_published_weights_are_held_without_loss(dtype):
+    """MXFP4 and FP8 as transformers dequantises them: any exponents and codes, any kind of scale of a block."""
+    rng = np.random.default_rng(3)
+    same = lambda found, x: np.testing.assert_array_equal(np.asarray(found.dequantize(dtype)), x)  # noqa: E731
+    codes, exponents = rng.integers(0, 16, (256, 96)), rng.integers(8, 250, (8, 96))
+    codes[:32, ::3] &= 9  # blocks without large codes
+    wide = E2M1[codes] * np.ldexp(np.float32(1), np.repeat(exponents - 127, 32, 0))
+    same(jax.jit(lambda x: quantize_groups(x, 1, "mxfp4", 32))(wide.astype(dtype)), wide.astype(dtype))
+    for scales in ("of the largest", "powers of two", "others"):
+        blocks = rng.normal(0, 0.02, (2, 128, 3, 128)) * np.exp(rng.normal(0, 1, (1, 1, 3, 128)))
+        scale = np.abs(blocks).max((1, 3), keepdims=True) / 448
+        if scales == "powers of two":
+            scale = np.exp2(np.ceil(np.log2(scale)))
+        scale = np.float32(scale * rng.uniform(0.8, 3, scale.shape) if scales == "others" else scale)
+        codes = np.clip(blocks / scale, -448, 448).astype(ml_dtypes.float8_e4m3fn)
+        wide = (codes.astype(np.float32) * scale).reshape(256, 384).astype(dtype)
+        for group in (128, 32):
+            same(jax.jit(lambda x, group=group: quantize_groups(x, 1, "fp8", group))(wide), wide)
+
+
+def test_mxfp4_codes_are_those_of_the_published_encoder():
+    x = kernel(64, 5)
+    found = quantize_groups(x, 1, "mxfp4", 32)
+    blocks = mxfp4.encode(x.reshape(2, 32, 5).transpose(0, 2, 1).reshape(-1, 32))  # bytes of llama.cpp
+    np.testing.assert_array_equal(np.asarray(found.scales).view(np.uint8).reshape(-1), blocks[:, 0])
+    expected = mxfp4.decode(blocks).reshape(2, 5, 32).transpose(0, 2, 1).reshape(64, 5)
+    np.testing.assert_array_equal(found.dequantize(jnp.float32), expected)
 
 
 def test_codes_are_the_nearest_and_largest_weights_are_exact():
@@ -67,7 +110,7 @@ def test_codes_are_the_nearest_and_largest_weights_are_exact():
     np.testing.assert_array_equal(zero.dequantize(jnp.float32), 0)
 
 
-@pytest.mark.parametrize("kind", ["int8", "int4", "nf4", ""])
+@pytest.mark.parametrize("kind", ["int8", "int4", "nf4", "mxfp4", "fp8", ""])
 def test_products_and_gradients_are_those_of_the_dequantised_weights(kind):
     x, kernels = kernel(7, 64), kernel(3, 64, 2, 5)
     if kind:
@@ -101,7 +144,7 @@ def test_no_float_copy_of_the_kernel_is_kept_for_the_backward_pass():
         assert max(floats) < 128 * 128  # a kernel's scales and the activations of four layers, no kernel
 
 
-@pytest.mark.parametrize(("kind", "group"), [("int8", 32), ("int4", 32), ("nf4", 64)])
+@pytest.mark.parametrize(("kind", "group"), [("int8", 32), ("int4", 32), ("nf4", 64), ("fp8", 32)])
 def test_logits_of_a_quantised_tree_are_those_of_the_dequantised_one(kind, group):
     config = ModelConfig.dense(
         vocab_size=61, d_model=64, mlp_dim=128, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16,

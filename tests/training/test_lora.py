@@ -17,6 +17,7 @@ from s1jax.model import adapters as adapters_lib
 from s1jax.model import decoder, layouts
 from s1jax.model.quant_groups import GroupQTensor
 from s1jax.parallel import mesh as mesh_lib
+from s1jax.parallel import quantized
 from s1jax.plan import flops
 from s1jax.training import lora as lora_lib
 from s1jax.training import optimizer as optimizer_lib
@@ -199,23 +200,24 @@ WIDE = ModelConfig.dense(
 )
 
 
-@pytest.mark.parametrize(("kind", "remat"), [("int8", "none"), ("nf4", "full")])
+@pytest.mark.parametrize(("kind", "remat"), [("int8", "none"), ("nf4", "full"), ("fp8", "full")])
 def test_small_base_has_the_gradients_of_its_dequantised_weights(mesh, kind, remat):
     lora = LoraConfig(rank=4, base=kind)
     params = jax.jit(functools.partial(decoder.init_params, WIDE))(jax.random.key(0))
     host = jax.tree.map(np.asarray, params)
-    base = lora_lib.quantize(host, WIDE, lora, TRAIN, mesh)
+    base = quantized.quantize(host, WIDE, lora.base, TRAIN.compute_dtype, mesh)
     abstract = lora_lib.abstract_base(WIDE, lora, TRAIN, mesh)
     assert jax.tree.structure(base) == jax.tree.structure(abstract)
     assert [(x.shape, x.dtype) for x in jax.tree.leaves(base)] == [
         (x.shape, x.dtype) for x in jax.tree.leaves(abstract)
     ]
     down = base["layers"]["mlp"]["down"]["kernel"]
-    assert down.kind == kind and down.codes.nbytes == 3 * 128 * 64 // (1 if kind == "int8" else 2)
+    assert down.kind == kind and down.codes.nbytes == 3 * 128 * 64 // (2 if kind == "nf4" else 1)
     floats = dequantised(base)
     error = np.asarray(floats["layers"]["mlp"]["down"]["kernel"]) - host["layers"]["mlp"]["down"]["kernel"]
     relative = error.std() / host["layers"]["mlp"]["down"]["kernel"].std()
-    assert (0.002, 0.05)[kind == "nf4"] < relative < (0.012, 0.12)[kind == "nf4"]
+    least, most = {"int8": (0.002, 0.012), "nf4": (0.05, 0.12), "fp8": (0.015, 0.03)}[kind]
+    assert least < relative < most
     adapters = random_adapters(lora, WIDE)
     compute = step_lib.make_gradients(WIDE, dataclasses.replace(TRAIN, remat=remat), mesh, lora=lora)
     (loss, _), grads = jax.jit(compute)(adapters, make_batch(), step_lib.Frozen(base=base))
@@ -249,10 +251,12 @@ def dequantised(base: dict) -> dict:
     )
 
 
-def test_experts_in_nf4_have_the_gradients_of_their_dequantised_weights(mesh):
-    lora = LoraConfig(rank=4, base="nf4", targets="gate_proj,up_proj,down_proj")
-    base = lora_lib.quantize(jax.tree.map(np.asarray, weights(MIXTURE)), MIXTURE, lora, TRAIN, mesh)
+@pytest.mark.parametrize("kind", ["nf4", "mxfp4"])
+def test_small_experts_have_the_gradients_of_their_dequantised_weights(mesh, kind):
+    lora = LoraConfig(rank=4, base=kind, targets="gate_proj,up_proj,down_proj")
+    base = quantized.quantize(jax.tree.map(np.asarray, weights(MIXTURE)), MIXTURE, lora.base, TRAIN.compute_dtype, mesh)
     assert base["layers_0_1"]["mlp"]["experts"]["up"]["kernel"].codes.shape == (2, 4, 32, 64)
+    assert isinstance(base["layers_0_1"]["attention"]["query"]["kernel"], jax.Array) == (kind == "mxfp4")
     compute = jax.jit(step_lib.make_gradients(MIXTURE, dataclasses.replace(TRAIN, remat="full"), mesh, lora=lora))
     adapters = random_adapters(lora, MIXTURE)
     (loss, _), grads = compute(adapters, make_batch(), step_lib.Frozen(base=base))
@@ -312,3 +316,5 @@ def test_no_float_copy_of_a_stacked_base_is_made(mesh, remat):
 def test_groups_that_divide_no_projection_are_refused(mesh):
     with pytest.raises(UserError, match="layers/attention/key has 16 inputs, which nf4 groups of 64 do not divide"):
         lora_lib.abstract_base(MODEL, LoraConfig(rank=4, base="nf4"), TRAIN, mesh)
+    with pytest.raises(UserError, match="mxfp4 is a type of the weights of experts, and the model has none"):
+        lora_lib.abstract_base(WIDE, LoraConfig(rank=4, base="mxfp4"), TRAIN, mesh)
