@@ -72,6 +72,7 @@ _SMALLEST_SLICE = {"v5p": "v5p-8", "v6e": "v6e-4", "v5e": "v5litepod-4"}  # libt
 
 
 def main() -> int:
+    _check_flags()
     if _SAMPLE.value:
         return _sample()
     if _CONFIG.value is None or _TARGET.value is None:
@@ -168,12 +169,22 @@ def _start_compilers(target: targets.Target) -> None:
         jax.config.update("jax_num_cpu_devices", target.devices)
 
 
+def _check_flags() -> None:
+    """Raises UserError for a flag that the plan would not look at."""
+    sampling = (_SLOTS, _LENGTH, engine_flags.MESH, engine_flags.CACHE_DTYPE, engine_flags.WEIGHT_DTYPE)
+    training = (_CONFIG, _ROWS, _TOKENS, _ROWS_PER_STEP, _MFU, _OUT, _SEARCH)
+    other = (engine_flags.DTYPE, *(training if _SAMPLE.value else sampling))
+    unread = [f"--{flag.name}" for flag in other if flag.present]
+    if unread:
+        raise UserError(
+            f"{', '.join(unread)}: {'not read with' if _SAMPLE.value else 'read only with'} --sample; leave it out."
+        )
+
+
 def _sample() -> int:
     """Plans sampling and prints it."""
     if _MODEL.value not in presets.PRESETS or _TARGET.value is None:
         raise UserError("give --model=PRESET and --target=CHIP:ARRANGEMENT, for example --target=h100:1.")
-    if _CONFIG.value is not None or _SEARCH.value or _OUT.value:
-        raise UserError("--sample plans no run; leave out --config, --search and --out.")
     if engine_flags.WEIGHT_DTYPE.value in ("int8", "int4"):
         raise UserError("--sample plans weights in bfloat16, fp8 or mxfp4; choose one of these as --weight_dtype.")
     target = targets.parse(_TARGET.value)
@@ -199,9 +210,7 @@ def _sample() -> int:
     if found.note:
         print(f"  note: {found.note}")
     if not found.fits:
-        print(
-            "It does not fit. Fewer or shorter sequences, --cache_dtype=int8, weights in fewer bits, or more devices."
-        )
+        print("It does not fit. Fewer or shorter sequences, --cache_dtype=int8, fewer bits a weight, or more devices.")
     return 0 if found.fits else 1
 
 

@@ -2,12 +2,17 @@
 
 import json
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
 
 from s1jax.checkpoint import huggingface, huggingface_config, names
+from s1jax.config.experiment import MeshConfig
 from s1jax.errors import UserError
+from s1jax.model.quant_groups import GroupQTensor
+from s1jax.parallel import mesh as mesh_lib
+from s1jax.parallel import quantized
 from tests.checkpoint import quantized_folders as folders
 from tests.checkpoint import tiny
 
@@ -45,6 +50,22 @@ def _check(folder, config, expected):
         np.testing.assert_array_equal(np.asarray(found[name]), np.asarray(array), err_msg=name)
 
 
+def _held_packed(folder, config, kind, num):
+    """Checks that weights in `kind` are the published ones again, in the dtypes that they may be converted to."""
+    for dtype in (np.dtype("float32"), np.dtype(ml_dtypes.bfloat16)):
+        params = huggingface.read_params(folder, config, dtype)
+        mesh = mesh_lib.make_mesh(MeshConfig(), jax.devices()[:1])
+        leaves = jax.tree.leaves_with_path(
+            quantized.quantize(params, config, kind, dtype, mesh), is_leaf=lambda leaf: isinstance(leaf, GroupQTensor)
+        )
+        assert sum(isinstance(leaf, GroupQTensor) for _, leaf in leaves) == num
+        wanted = dict(jax.tree.leaves_with_path(params))
+        assert wanted.keys() == {path for path, _ in leaves}
+        for path, leaf in leaves:
+            found = leaf.dequantize(dtype) if isinstance(leaf, GroupQTensor) else leaf
+            np.testing.assert_array_equal(np.asarray(found), wanted[path], err_msg=jax.tree_util.keystr(path))
+
+
 def _gpt_oss(folder):
     """Config, weights and the folder of a gpt-oss with experts in MXFP4."""
     config, params, tensors = _write(folder, "gpt_oss", hidden_size=64, intermediate_size=32)
@@ -69,6 +90,7 @@ def test_gpt_oss_as_it_is_published(tmp_path):
     _check(tmp_path, config, expected)
     assert huggingface.read_params(tmp_path, config)["embed"]["embedding"].dtype == ml_dtypes.bfloat16
     assert "(MXFP4)" in huggingface.notes(tmp_path)[0]
+    _held_packed(tmp_path, config, "mxfp4", 3 * len(config.stacks()))
 
 
 def test_gpt_oss_is_that_of_transformers(tmp_path):
@@ -140,3 +162,14 @@ def test_experts_of_qwen3_in_eight_bits(tmp_path):
         "modules_to_not_convert": skipped,
     })  # fmt: skip
     _check(tmp_path, config, expected)
+
+
+def test_eight_bits_are_held_as_published(tmp_path):
+    """Sizes that DeepSeek's blocks of 128 x 128 do not fill, and experts."""
+    sizes = {"hidden_size": 64, "moe_intermediate_size": 96, "intermediate_size": 160, "head_dim": 16}
+    config, params, tensors = _write(tmp_path, "qwen3_moe", **sizes)
+    expected = dict(names.views(config, params, "huggingface"))
+    _eight_bits(tensors, expected, 128)
+    quantization = {"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]}
+    _finish(tmp_path, tensors, quantization)
+    _held_packed(tmp_path, config, "fp8", 7 * len(config.stacks()))

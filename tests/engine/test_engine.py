@@ -203,7 +203,7 @@ def test_int8_weights_sample_what_the_dequantised_ones_do(params):
     batch = random_batch(29)
     dequantised = parity_cases.dequantised(jax.jit(quant.quantize_params)(params))
     same(run(make(params, weight_dtype="int8"), batch), run(make(jax.device_put(dequantised)), batch))
-    with pytest.raises(UserError, match="weight_dtype is 'int2'; it is int8, int4 or empty"):
+    with pytest.raises(UserError, match="weight_dtype is 'int2'; it is int8, int4, fp8, mxfp4 or empty"):
         make(params, weight_dtype="int2")
     with pytest.raises(UserError, match="layers/mlp/down/kernel has 48 inputs, which int4 groups of 32 do not divide"):
         make(params, weight_dtype="int4")

@@ -33,7 +33,7 @@ def engine():
         ({"cache_dtype": jnp.int8}, "cache_dtype is "),
         ({"dtype": "int8"}, "dtype is 'int8'; it is float32, bfloat16 or empty"),
         ({"dtype": "float16"}, "dtype is 'float16'"),
-        ({"weight_dtype": "bfloat16"}, "weight_dtype is 'bfloat16'; it is int8, int4 or empty"),
+        ({"weight_dtype": "bfloat16"}, "weight_dtype is 'bfloat16'; it is int8, int4, fp8, mxfp4 or empty"),
         ({"slots": True}, "slots is True; it must be at least 1, a whole number"),
         ({"mesh": "data=2"}, "mesh is 'data=2'; give a mesh"),
         ({"config": {"vocab_size": 3}}, "config is .*; give a ModelConfig"),

@@ -12,8 +12,11 @@ from s1jax.model.quant_groups import quantize_groups
 @pytest.mark.parametrize(
     ("kind", "group", "rows", "inputs", "outputs"),
     [
-        ("int4", 32, 1, (5, 64), (3, 16)), ("nf4", 64, 20, (192,), (144,)), ("int4", 128, 16, (128,), (256,)),
-        ("mxfp4", 32, 3, (96,), (48,)), ("fp8", 128, 17, (2, 128), (144,)),
+        ("int4", 32, 1, (5, 64), (3, 16)),
+        ("nf4", 64, 20, (192,), (144,)),
+        ("int4", 128, 16, (128,), (256,)),
+        ("mxfp4", 32, 3, (96,), (48,)),
+        ("fp8", 128, 17, (2, 128), (144,)),
     ],
 )
 def test_products_are_those_of_the_dequantised_weights(monkeypatch, kind, group, rows, inputs, outputs):

@@ -22,7 +22,7 @@ from tests.evaluation.harness.cases import CONTEXT, ROOT, run_launcher
         ({"temperature": -1}, "temperature is -1"),
         ({"dtype": "float16"}, "dtype 'float16'; choose float32 or bfloat16"),
         ({"cache_dtype": "int4"}, "cache_dtype 'int4'; choose float32 or bfloat16 or int8"),
-        ({"weight_dtype": "float32"}, "weight_dtype 'float32'; choose int8 or int4"),
+        ({"weight_dtype": "float32"}, "weight_dtype 'float32'; choose int8 or int4 or fp8 or mxfp4"),
         ({"wait": 3}, "wait 3; it must be a string"),
         ({"bos_token": "<s>"}, "token '<s>' is not in the tokenizer"),
         ({"cache_length": -1}, "cache_length -1"),
