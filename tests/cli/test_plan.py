@@ -218,3 +218,12 @@ def test_a_missing_compiler_is_named_with_its_extra(run):
     done = run(*SMALL, "--target=v5p:2x2x1")
     assert done.returncode == 2
     assert "pip install 's1jax[tpu-aot]'" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_flags_of_sampling_and_of_training_are_not_mixed(run):
+    done = run(*SMALL, "--target=cpu:1", "--batch_size=4", "--weight_dtype=fp8")
+    assert done.returncode and "--batch_size, --weight_dtype: read only with --sample; leave it out." in done.stderr
+    done = run("--sample", "--model=gpt_oss_20b", "--target=cpu:1", "--rows_per_step=2")
+    assert done.returncode and "--rows_per_step: not read with --sample; leave it out." in done.stderr
+    done = run("--sample", "--model=gpt_oss_20b", "--target=cpu:1", "--weight_dtype=int4")
+    assert done.returncode and "--sample plans weights in bfloat16, fp8 or mxfp4" in done.stderr
