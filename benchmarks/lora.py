@@ -37,7 +37,8 @@ def ours(tokens: np.ndarray, lora: LoraConfig) -> tuple[Callable[[], Any], int]:
     if lora.rank:
         base = params
         if lora.quantized:
-            base = quantized.quantize(params, models.CONFIG, lora.base, train.compute_dtype, mesh)
+            kind: Any = lora.base
+            base = quantized.quantize(params, models.CONFIG, kind, train.compute_dtype, mesh)
         trained = adapters.init(models.CONFIG, lora, jax.random.key(0), "float32")
     kept = 3 * sum(x.nbytes for x in jax.tree.leaves(trained)) + sum(x.nbytes for x in jax.tree.leaves(base))
     step = models.stepper(models.CONFIG, train, trained, 100, mesh, lora, base)

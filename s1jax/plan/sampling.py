@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from s1jax import perf
@@ -161,6 +160,6 @@ def _settings(config: ModelConfig, slots: int, length: int, page: int) -> progra
         logits_lib.Sampling.of(rows),
         budget.Budgets.of(rows),
         budget.Rules.of(delimiters, config.vocab_size, [(8,)] * slots),
-        np.zeros((slots, -(-length // page)), np.int32),
-        np.full(slots, length, np.int32),
+        jnp.zeros((slots, -(-length // page)), jnp.int32),
+        jnp.full(slots, length, jnp.int32),
     )
