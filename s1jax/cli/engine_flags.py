@@ -33,7 +33,8 @@ WEIGHT_DTYPE = flags.DEFINE_enum(
     "weight_dtype",
     "",
     ["", *SAMPLING_DTYPES["weight_dtype"]],
-    "int8: matrices with one scale per output; int4: one per output and 32 inputs, output projection in int8.",
+    "int8: matrices with one scale per output; int4: one per output and 32 inputs, output projection in int8; fp8: of "
+    "the layers, as published FP8 blocks; mxfp4: of experts, as in gpt-oss.",
 )
 MESH = flags.DEFINE_list(
     "mesh", ["data=-1"], "Mesh axes and their devices, as in training: data=2,tensor=4; -1: all remaining devices."

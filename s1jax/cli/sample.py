@@ -3,8 +3,8 @@
     python -m launch.sample --checkpoint=CKPT --prompts=FILE.jsonl --out=FILE.jsonl --max_thinking_tokens=N
         [--min_thinking_tokens=N] [--num_waits=N] [--wait=Wait] [--max_answer_tokens=N] [--temperature=T] [--top_p=P]
         [--top_k=K] [--min_p=P] [--seed=N] [--batch_size=B] [--cache_length=S] [--dtype=float32]
-        [--cache_dtype=int8] [--weight_dtype=int8|int4] [--mesh=data=2,tensor=4] [--system=TEXT] [--stop=TEXT ...]
-        [--n=N] [--repetition_penalty=P]
+        [--cache_dtype=int8] [--weight_dtype=int8|int4|fp8|mxfp4] [--mesh=data=2,tensor=4]
+        [--system=TEXT] [--stop=TEXT ...] [--n=N] [--repetition_penalty=P]
     python -m launch.sample --checkpoint=CKPT --prompt="..."          one question, streamed to the terminal
 
 A row of the prompts file is {"question": "..."} or {"prompt_ids": [...]}, and may have settings of its own, such as

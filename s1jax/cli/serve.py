@@ -1,10 +1,10 @@
 """Serves a checkpoint over HTTP, with the APIs of OpenAI and Anthropic and thinking budgets for each request.
 
     python -m launch.serve [--checkpoint=CKPT] [--host=127.0.0.1] [--port=8000] [--slots=B] [--cache_tokens=N]
-        [--cache_length=S] [--dtype=float32] [--cache_dtype=int8] [--weight_dtype=int8|int4] [--mesh=data=2,tensor=4]
-        [--served_model_name=NAME] [--api_key_file=FILE] [--allowed_hosts=NAME,...] [--allowed_origins=URL,...]
-        [--max_queue=N] [--max_queue_tokens=N] [--drain_seconds=S] [--request_log=FILE.jsonl] [--prices=FILE.json]
-        [--dollars_per_hour=D] [--handoff=FILE.json]
+        [--cache_length=S] [--dtype=float32] [--cache_dtype=int8] [--weight_dtype=int8|int4|fp8|mxfp4]
+        [--mesh=data=2,tensor=4] [--served_model_name=NAME] [--api_key_file=FILE] [--allowed_hosts=NAME,...]
+        [--allowed_origins=URL,...] [--max_queue=N] [--max_queue_tokens=N] [--drain_seconds=S]
+        [--request_log=FILE.jsonl] [--prices=FILE.json] [--dollars_per_hour=D] [--handoff=FILE.json]
 
 Without --checkpoint it serves the result of the quickstart if there is one, else package:countdown_base. GET /health is
 503 until everything is compiled. SIGTERM and Ctrl-C: requests that run have --drain_seconds to finish, new ones get a

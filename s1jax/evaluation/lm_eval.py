@@ -81,7 +81,8 @@ class HarnessModel(TemplateLM):
           checkpoint: s1jax checkpoint, training workdir or package:NAME.
           dtype: of weights and cache; by default float32 on a CPU, bfloat16 elsewhere.
           cache_dtype: of the cache: `dtype` by default, float32, bfloat16 or int8.
-          weight_dtype: of the matrices: `dtype` by default, int8 or int4; log-likelihoods use those of the checkpoint.
+          weight_dtype: of the matrices: `dtype` by default, int8, int4, fp8 or mxfp4; log-likelihoods use the
+            checkpoint's where it is int8 or int4.
           cache_length: cache slots per row; 0: as many as the longest row can need.
           bos_token: put before every context whose log-likelihoods are wanted, for models that were trained so. Without
             it an empty context is the end-of-sequence token.

@@ -19,6 +19,7 @@ from s1jax.model import decoder
 from s1jax.model.layouts import map_kernels, num_input_axes
 from s1jax.model.quant import KEPT
 from s1jax.model.quant_groups import GroupQTensor, Kind, quantize_groups
+from s1jax.parallel import mesh as mesh_lib
 from s1jax.parallel import sharding
 
 # Inputs that share a scale, the first that divides a kernel's: a scale of 128 x 128 weights is also one of 32 inputs.
@@ -127,15 +128,20 @@ def _abstract_kernel(config: ModelConfig, kind: Kind, path: tuple[str, ...], ker
 
 
 def _placed(path: tuple[str, ...], place: Any, shapes: Any, axes: Any, mesh: Mesh) -> Any:
-    """Shardings of a projection in few bits: its inputs are one axis, which is split as the first of them would be."""
+    """Shardings of a projection in few bits: its inputs are one axis, which is split as the first of them would be.
+
+    Every device has all scales of an output if groups would be cut.
+    """
     small = functools.reduce(lambda node, name: node[name], path, shapes)
     if not isinstance(small, GroupQTensor):
         return place
     names = functools.reduce(lambda node, name: node[name], path, axes)
     at = small.codes.ndim + small.axis
     merged = (*names[: at + 1], *names[at + len(small.inputs) :])
+    whole = small.scales.shape[at] % mesh_lib.parts(mesh, sharding.TABLE[merged[at]]) == 0
     arrays = {"codes": small.codes, "scales": small.scales}
-    found = sharding.shardings({path[-2]: arrays}, {path[-2]: dict.fromkeys(arrays, merged)}, mesh)[path[-2]]
+    split = {"codes": merged, "scales": merged if whole else (*merged[:at], "latent", *merged[at + 1 :])}
+    found = sharding.shardings({path[-2]: arrays}, {path[-2]: split}, mesh)[path[-2]]
     return dataclasses.replace(small, **found)
 
 

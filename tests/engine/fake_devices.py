@@ -39,7 +39,7 @@ DEEPSEEK = ModelConfig(
 )
 # (data, fsdp, sequence, tensor), types of the cache and of the weights. Over four devices two key heads do not divide.
 _WIDE = Experts(8, 2, 32, scores="topk_softmax", router_bias=True, expert_bias=True, activation="clamped")
-GPT_OSS = dataclasses.replace(DENSE, d_model=32, groups=(Group(2, (Layer(RULED, _WIDE),)),))
+GPT_OSS = dataclasses.replace(DENSE, d_model=32, groups=(Group(1, (Layer(RULED, _WIDE),)),))
 MESHES = [(MODEL, (2, 2, 1, 2), "", ""), (DEEPSEEK, (2, 1, 1, 4), "", ""), (GPT_OSS, (1, 2, 1, 4), "", "mxfp4")]
 if os.environ.get("S1JAX_ALL_MESHES"):
     MESHES += [(MODEL, (2, 1, 1, 4), "int8", ""), (MODEL, (1, 1, 1, 8), "", "int8"), (MODEL, (4, 2, 1, 1), "int8", "")]
