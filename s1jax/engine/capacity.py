@@ -20,6 +20,10 @@ from s1jax.errors import UserError
 from s1jax.model import cache as cache_lib
 from s1jax.parallel import sharding
 
+_PAGE = 64  # tokens; a sequence wastes half a page on average, and a step reads page by page
+_TPU_PAGE = 128  # as wide as a register there: narrower pages would be filled up to it
+# Tokens of the KV cache that an accelerator reads in one iteration of the attention loop: 16 of them for 32k tokens.
+_TOKENS_AT_ONCE = 2048
 _LENGTH = 4096  # tokens that short sequences have room for, too: 20 kB a slot, where another length costs programs
 _SPARE = 4  # the shape of an earlier call is used again if its pool has at most so many times the pages needed
 _LOGITS = 4  # arrays [B, V] of float32 at one time: logits, noise, and what the filters make of them
@@ -225,3 +229,20 @@ def _bytes(setup: Setup, slots: int, pages: int) -> tuple[int, int]:
 
 def _size(number: int) -> str:
     return f"{number / 1e9:.1f} GB" if number >= 1e8 else f"{number / 1e6:.1f} MB"
+
+
+def page_size(platform: str) -> int:
+    """Tokens of a page of the KV cache."""
+    return _TPU_PAGE if platform == "tpu" else _PAGE
+
+
+def pages_at_once(platform: str, slots: int, dtype: str) -> int:
+    """Pages that one iteration of the attention loop reads.
+
+    On a CPU those of one row stay in its caches; with more rows a single page each is as fast or faster. Not in
+    bfloat16, where weights of attention are rounded by what they are divided by so far: a row would differ from the
+    same one in a batch.
+    """
+    if platform != "cpu":
+        return _TOKENS_AT_ONCE // page_size(platform)
+    return 4 if slots == 1 and dtype == "float32" else 1

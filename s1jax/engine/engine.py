@@ -50,12 +50,8 @@ from s1jax.parallel import quantized
 from s1jax.text.delimiters import Delimiters
 from s1jax.text.messages import Message
 
-_PAGE = 64  # tokens; a sequence wastes half a page on average, and a step reads page by page
 _INT4_GROUP = 32  # inputs that share a scale
 _PUBLISHED = ("fp8", "mxfp4")  # types of weights that published checkpoints have
-_TPU_PAGE = 128  # as wide as a register there: narrower pages would be filled up to it
-# Tokens of the KV cache that an accelerator reads in one iteration of the attention loop: 16 of them for 32k tokens.
-_TOKENS_AT_ONCE = 2048
 Prompt = str | Sequence[Message] | Request
 
 
@@ -157,8 +153,8 @@ class Engine:
             config=config,
             params=params,
             unstack=bool(self._unstacks) and mesh is None,
-            page_size=page_size(platform),
-            pages_at_once=pages_at_once(platform, slots, dtype),
+            page_size=capacity.page_size(platform),
+            pages_at_once=capacity.pages_at_once(platform, slots, dtype),
             # Triton's products of float32 would be rounded to TF32.
             pages_in_place=on_gpu and dtype != "float32",
             slots=-(-int(slots) // shards) * shards,
@@ -473,23 +469,6 @@ def _check_system(system: Any) -> None:
 def default_dtype() -> str:
     """Returns the default dtype of weights and activations: float32 on a CPU, bfloat16 elsewhere."""
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
-
-
-def page_size(platform: str) -> int:
-    """Tokens of a page of the KV cache."""
-    return _TPU_PAGE if platform == "tpu" else _PAGE
-
-
-def pages_at_once(platform: str, slots: int, dtype: str) -> int:
-    """Pages that one iteration of the attention loop reads.
-
-    On a CPU those of one row stay in its caches; with more rows a single page each is as fast or faster. Not in
-    bfloat16, where weights of attention are rounded by what they are divided by so far: a row would differ from the
-    same one in a batch.
-    """
-    if platform != "cpu":
-        return _TOKENS_AT_ONCE // page_size(platform)
-    return 4 if slots == 1 and dtype == "float32" else 1
 
 
 def _types(params: Mapping[str, Any], dtype: str) -> list[tuple[Any, Any]]:

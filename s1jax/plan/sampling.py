@@ -15,7 +15,7 @@ from s1jax import perf
 from s1jax.config.experiment import MeshConfig
 from s1jax.config.model import ModelConfig
 from s1jax.config.sampling import SamplingParams
-from s1jax.engine import budget, engine, programs
+from s1jax.engine import budget, capacity, programs
 from s1jax.engine import logits as logits_lib
 from s1jax.errors import UserError
 from s1jax.model import decoder, layouts, quant_groups
@@ -105,7 +105,7 @@ def plan(
         params = jax.eval_shape(lambda p: layouts.unstack(p, config, transpose_kernels=False), params)
     if alone:
         params = _placed(params, whole)
-    page = engine.page_size(target.platform)
+    page = capacity.page_size(target.platform)
     pages = slots // shards * -(-cache_length // page) * shards
     start = functools.partial(programs.start, config, slots, pages, page, cache_dtype or DTYPE)
     run = _placed(jax.eval_shape(lambda: start(unstack=unstack, mesh=None)), whole)
@@ -117,7 +117,7 @@ def plan(
     with targets.answering_for(target):
         lowered = programs.decode.trace(
             params, run, _placed(_settings(config, slots, cache_length, page), whole), number, number,
-            config=config, at_once=engine.pages_at_once(target.platform, slots, DTYPE), in_place=on_gpu, dtype=DTYPE,
+            config=config, at_once=capacity.pages_at_once(target.platform, slots, DTYPE), in_place=on_gpu, dtype=DTYPE,
             mesh=None if alone else mesh,
         ).lower(lowering_platforms=(target.platform,))  # fmt: skip
     try:
