@@ -44,7 +44,7 @@ from s1jax.engine.request import EngineProgress, Output, Request
 from s1jax.engine.scheduler import Scheduler
 from s1jax.engine.sequence import Admitted, EncodedRequest, Finished, Sample, check_request
 from s1jax.errors import UserError
-from s1jax.model import batched_adapters, layouts, quant, quant_groups
+from s1jax.model import batched_adapters, decoder, layouts, quant, quant_groups
 from s1jax.parallel import mesh as mesh_lib
 from s1jax.parallel import quantized
 from s1jax.text.delimiters import Delimiters
@@ -144,6 +144,8 @@ class Engine:
         self._config, self._mesh = config, mesh
         self._unstacks: bool | None = None  # decided with the first weights
         params = self._hold(params)
+        if self.model is not None:
+            self.model = dataclasses.replace(self.model, params=params)
         platform = _platform(params)
         on_gpu = platform in ("gpu", "cuda")
         self._adapters = adapters_lib.load(adapters or {}, config, "" if self.model is None else self.model.fingerprint)
@@ -398,10 +400,10 @@ class Engine:
             leaf = jax.tree.leaves(params)[0]
             device = next(iter(leaf.devices())) if isinstance(leaf, jax.Array) else jax.local_devices()[0]
             mesh = mesh_lib.make_mesh(MeshConfig(), [device])
-        params = quantized.quantize(params, self._config, kind, self.dtype, mesh)
-        if self.model is not None:
-            self.model = dataclasses.replace(self.model, params=params)
-        return params
+        wanted = decoder.abstract_params(self._config)
+        if jax.tree.map(jnp.shape, params) != jax.tree.map(jnp.shape, wanted):
+            raise UserError("the weights have other names or shapes than those of their config; give these.")
+        return quantized.quantize(params, self._config, kind, self.dtype, mesh)
 
     def _prepare(self, params: Any) -> Any:
         """Returns weights as the programs take them: cast, quantised, and unstacked if `_unstacks`."""

@@ -94,3 +94,7 @@ def test_a_checkpoint_is_held_in_few_bits_alone():
     assert 0.01 < (found - stored).std() / stored.std() < 0.03
     with pytest.raises(UserError, match="mxfp4 is a type of the weights of experts, and the model has none"):
         Engine(path, weight_dtype="mxfp4")
+    held = engine.model.params
+    with pytest.raises(UserError, match="the weights have other names or shapes than those of their config"):
+        engine.update_weights({"embed": {"embedding": np.ones((3, 3), np.float32)}})
+    assert engine.model.params is held
