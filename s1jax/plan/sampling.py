@@ -35,7 +35,7 @@ class SamplingPlan:
       target: name of the machine.
       mesh: sizes by axis.
       slots: sequences at one time.
-      cache_length: tokens of each, all of which have their pages.
+      cache_length: tokens of each; there are pages for all of them.
       weight_dtype: of the matrices; empty: bfloat16.
       memory: bytes by kind; `peak` is the compiler's figure of all together, `limit` what a program may use.
       collectives: bytes of one step, by operation.
