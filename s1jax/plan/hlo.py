@@ -241,9 +241,7 @@ def _called(instruction: Instruction, key: str) -> str:
 
 
 def _trip_count(instruction: Instruction, computations: dict[str, list[Instruction]], unknown_runs: int) -> float:
-    """Iterations of a loop: as the compiler notes them, the constant in its condition, what experts should take, or else
-    `unknown_runs`.
-    """
+    """Iterations of a loop: as the compiler notes, its condition's constant, those of experts, or `unknown_runs`."""
     noted = re.search(r'known_trip_count":\{"n":"(\d+)"', instruction.attributes)
     if noted:
         return int(noted[1])
