@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from s1jax.config import distil as distil_lib
 from s1jax.config import lora as lora_lib
+from s1jax.config import remat as remat_lib
 from s1jax.config.distil import DistilConfig as DistilConfig
 from s1jax.config.distil import RolloutConfig as RolloutConfig
 from s1jax.config.lora import LoraConfig as LoraConfig
@@ -145,7 +146,9 @@ class TrainConfig:
       param_dtype: dtype of the master weights. bfloat16 weights are updated with stochastic rounding, see
         `s1jax.training.optimizer.apply`, and need half the memory of float32 ones with their copies in compute_dtype.
       compute_dtype: dtype of activations and of the weights inside the forward pass.
-      remat: what the backward pass keeps of a layer, see `s1jax.model.remat`.
+      remat: what the backward pass keeps of a layer: `full` its input alone, `save_attention`, `save_projections` and
+        `save_dots` ever more products, `none` all (`s1jax.model.remat`). `save_attention,save_dots:10` keeps more of
+        the last ten layers.
       attention: kernel, see `s1jax.model.attention.dispatch.attend`; `auto` chooses one.
       mlp_parts: chunked MLP: number of parts of the hidden width that are computed one after the other. It needs less
         memory for long rows, and no more FLOPs with remat `full`. Experts are narrow, and always computed whole.
@@ -163,7 +166,7 @@ class TrainConfig:
     accumulation: int = 1
     param_dtype: Literal["float32", "bfloat16"] = "float32"
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    remat: Literal["none", "full", "save_attention", "save_dots"] = "full"
+    remat: str = "full"
     attention: Literal["auto", "xla", "chunked", "splash", "cudnn", "flash"] = "xla"
     mlp_parts: int = 1
     loss_chunk: int = 1024
@@ -171,6 +174,7 @@ class TrainConfig:
     validate_every: int = 100
 
     def __post_init__(self) -> None:
+        remat_lib.check(self.remat)
         at_least(1, "train.", self, "accumulation", "mlp_parts", "loss_chunk")
         at_least(0, "train.", self, "batch_size", "batch_tokens", "steps", "epochs", "validate_every")
         require(

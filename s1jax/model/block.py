@@ -7,6 +7,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from s1jax.config.layers import Layer
@@ -61,7 +62,7 @@ class Block(nnx.Module):
         """
         normed = _maybe(self.attention_norm, x)
         attended = self.attention(normed, positions, segment_ids, attend, merge_batch_and_seq)
-        x = x + _maybe(self.attention_out_norm, attended)
+        x = x + _maybe(self.attention_out_norm, checkpoint_name(attended, "projections"))
         h, load = _maybe(self.mlp_norm, x), None
         if not isinstance(self.mlp, MixtureOfExperts):
             y = self.mlp(h, mlp_chunks, merge_batch_and_seq)

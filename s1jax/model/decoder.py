@@ -10,8 +10,10 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
+from s1jax.config import remat as remat_config
 from s1jax.config.layers import Layer
 from s1jax.config.model import ModelConfig, Stack
 from s1jax.errors import UserError
@@ -62,7 +64,7 @@ def forward(
       positions: int32 [B, T], restarting at 0 in every segment.
       segment_ids: int32 [B, T], 0 for padding.
       dtype: of activations; weights are cast to it where they are used.
-      remat: what is kept of a layer for the backward pass, see `s1jax.model.remat`.
+      remat: what is kept of the layers for the backward pass, see `s1jax.config.remat` and `s1jax.model.remat`.
       attend: attention, see `s1jax.model.attention.dispatch.Attend`.
       lookup: rows of the embedding, see `s1jax.model.embedding.Lookup`.
       mlp_chunks: chunks of F that the MLP computes one after the other, so that it never holds more hidden values.
@@ -127,6 +129,7 @@ def forward_with_load(
     shared = rope.positions_of(positions, config, lambda: _segment_lengths(positions, segment_ids)), segment_ids
     scale = 0.0 if adapters is None else adapters.scale
     loads: list[Load] = []
+    policies = remat_config.by_layer(remat, config.num_layers)
     x = _embed(params, config, tokens, dtype, lookup)
     for stacks in config.stacks_of_groups():
 
@@ -144,6 +147,7 @@ def forward_with_load(
             for stack, one in zip(stacks, weights, strict=True):
                 layer = _bind(stack.layer, config, one)
                 x, load = layer(x, positions, segment_ids, attend, mlp_chunks, merge_batch_and_seq, experts, with_load)
+                x = checkpoint_name(x, "layer")
                 its_loads.append(load)
             return x, tuple(its_loads)
 
@@ -152,7 +156,9 @@ def forward_with_load(
         if adapters is not None:
             weights, frozen = tuple(adapters.tree.get(name, {}) for name in names), weights
         sums = None if grad_accumulators is None else tuple(grad_accumulators.get(name, {}) for name in names)
-        x, found = remat_lib.scan(run, x, weights, shared, remat, sums, frozen)
+        first, width = stacks[0].numbers[0], len(stacks)
+        own = policies[first : first + width * len(stacks[0].numbers) : width]
+        x, found = remat_lib.scan(run, x, weights, shared, own, sums, frozen)
         loads += [load for load in found if load is not None]
     load = jax.tree.map(lambda *parts: jnp.concatenate(parts), *loads) if loads else None
     return _final_norm(params, config, x), load

@@ -3,31 +3,44 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-# What a layer keeps for the backward pass; the rest is computed again. `none` keeps every product, so that only
-# elementwise work is repeated: a step of benchmarks/train_step.py took 3.70 s, and 3.81 s if elementwise results were
-# kept as well. `full` keeps the layer's input and has its own backward pass. `save_dots` leaves out products with a
-# batch axis, which are the attention scores.
-POLICIES: dict[str, Callable[..., bool] | None] = {
-    "none": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.dots_saveable, jax.checkpoint_policies.save_only_these_names("attention", "experts")
-    ),
-    "full": None,
-    "save_attention": jax.checkpoint_policies.save_only_these_names("attention"),
-    "save_dots": jax.checkpoint_policies.save_from_both_policies(
-        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        jax.checkpoint_policies.save_only_these_names("attention", "experts"),
-    ),
-}
-
 Tree = Any  # a tree of arrays
 # (x [B, T, D], weights of one layer, what all layers share, frozen weights of one layer) -> [B, T, D].
 Layer = Callable[[jax.Array, Tree, Tree, Tree], tuple[jax.Array, Tree]]
+_Policy = Callable[..., Any]
+
+
+def _keep(*names: str) -> _Policy:
+    """A policy that keeps values by name, attention among them in any case, and a layer's output inside a pattern."""
+    named = jax.checkpoint_policies.save_only_these_names("attention", "layer", *names)
+    return jax.checkpoint_policies.save_from_both_policies(named, _attention_of_cudnn)
+
+
+def _attention_of_cudnn(primitive: Any, *_: Any, **__: Any) -> bool:
+    """Keeps outcome and log-sum-exp of cuDNN's attention, inside of which JAX names nothing."""
+    return bool(primitive.name == "dot_product_attention_fwd_wrapper")
+
+
+# What a layer keeps for the backward pass; the rest is computed again. `full` keeps the layer's input and has its own
+# backward pass. `save_attention` keeps what attention makes as well, `save_projections` the products around it, too,
+# `save_dots` all large products: those of the MLP or of experts are most of them. `none` keeps every product, so that
+# only elementwise work is repeated: a step of benchmarks/train_step.py took 3.70 s, and 3.81 s if elementwise results
+# were kept as well.
+POLICIES: dict[str, _Policy | None] = {
+    "none": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_saveable, _keep("projections", "experts", "mlp")
+    ),
+    "full": None,
+    "save_attention": _keep(),
+    "save_projections": _keep("projections"),
+    "save_dots": _keep("projections", "experts", "mlp"),
+}
 
 
 def scan(
@@ -35,7 +48,7 @@ def scan(
     x: jax.Array,
     weights: Tree,
     shared: Tree,
-    remat: str,
+    policies: Sequence[str],
     sums: Tree | None = None,
     frozen: Tree | None = None,
 ) -> tuple[jax.Array, Tree]:
@@ -47,27 +60,60 @@ def scan(
       x: [B, T, D], the input of the first.
       weights: tree of arrays [L, ...].
       shared: tree of arrays that every layer gets; they have no gradient.
-      remat: one of `POLICIES`.
+      policies: L of `POLICIES`.
       sums: of gradients, a tree like `weights`, see `add_gradients`.
       frozen: another tree of arrays [L, ...]; they have no gradient, and no memory is taken for any.
 
     Returns:
       [B, T, D], the output of the last, and what the layers gave beside theirs as a tree of arrays [L, ...].
-
-    Raises:
-      ValueError: for an unknown policy.
     """
-    if remat not in POLICIES:
-        raise ValueError(f"remat policy {remat!r} is unknown; use one of {', '.join(POLICIES)}")
-    if remat == "full":
-        return _scan_full(layer, x, weights, sums, shared, frozen)
+    found, first = [], 0
+    for policy, equal in itertools.groupby(policies):
+        end = first + len(list(equal))
+        cut = functools.partial(_cut, first=first, end=end, whole=len(policies))
+        its, its_sums = jax.tree.map(cut, weights), jax.tree.map(cut, sums)
+        if policy == "full":
+            x, beside = _scan_full(layer, first, x, its, its_sums, shared, frozen)
+        else:
+            x, beside = _scan(layer, first, x, its, its_sums, shared, frozen, POLICIES[policy])
+        found.append(beside)
+        first = end
+    return x, found[0] if len(found) == 1 else jax.tree.map(lambda *parts: jnp.concatenate(parts), *found)
 
-    def body(x: jax.Array, one: tuple[Tree, Tree]) -> tuple[jax.Array, Tree]:
-        return layer(x, one[0], shared, one[1])
 
-    body = jax.checkpoint(body, prevent_cse=False, policy=POLICIES[remat])
+def _cut(x: jax.Array, first: int, end: int, whole: int) -> jax.Array:
+    return x if end - first == whole else x[first:end]
+
+
+def _own(frozen: Tree, index: jax.Array) -> Tree:
+    """One layer's arrays; a slice of several layers would be a copy of them."""
+    return jax.tree.map(functools.partial(jax.lax.dynamic_index_in_dim, index=index, keepdims=False), frozen)
+
+
+def _scan(
+    layer: Layer,
+    first: int,
+    x: jax.Array,
+    weights: Tree,
+    sums: Tree | None,
+    shared: Tree,
+    frozen: Tree | None,
+    policy: _Policy | None,
+) -> tuple[jax.Array, Tree]:
+    """`scan` of layers with one policy, those from `first` on of the frozen ones."""
+    frozen = jax.lax.stop_gradient(frozen)
+
+    def body(x: jax.Array, one: tuple[Tree, jax.Array]) -> tuple[jax.Array, Tree]:
+        return layer(x, one[0], shared, _own(frozen, one[1]))
+
+    body = jax.checkpoint(body, prevent_cse=False, policy=policy)
     weights = weights if sums is None else add_gradients(weights, sums)
-    return jax.lax.scan(body, x, (weights, jax.lax.stop_gradient(frozen)))
+    return jax.lax.scan(body, x, (weights, first + jnp.arange(_count(weights))))
+
+
+def _count(weights: Tree) -> int:
+    count: int = jax.tree.leaves(weights)[0].shape[0]
+    return count
 
 
 @jax.custom_vjp
@@ -91,30 +137,30 @@ def _add_backward(sums: Tree, gradients: Tree) -> tuple[None, Tree]:
 add_gradients.defvjp(_add_forward, _add_backward)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _scan_full(
-    layer: Layer, x: jax.Array, weights: Tree, sums: Tree, shared: Tree, frozen: Tree
+    layer: Layer, first: int, x: jax.Array, weights: Tree, sums: Tree, shared: Tree, frozen: Tree
 ) -> tuple[jax.Array, Tree]:
-    """`scan` that keeps the layers' inputs; its backward pass reuses memory for the gradients of a layer.
+    """`_scan` that keeps the layers' inputs; its backward pass reuses memory for the gradients of a layer.
 
     They take the place of the layer's weights or, with `sums`, of its sums. `jax.grad` of a scan holds the gradients of
     all layers beside the weights: 0.95 GB more for Qwen2.5-7B in bfloat16 on 16 devices.
     """
-    return _scan_forward(layer, x, weights, sums, shared, frozen)[0]
+    return _scan_forward(layer, first, x, weights, sums, shared, frozen)[0]
 
 
 def _scan_forward(
-    layer: Layer, x: jax.Array, weights: Tree, sums: Tree, shared: Tree, frozen: Tree
+    layer: Layer, first: int, x: jax.Array, weights: Tree, sums: Tree, shared: Tree, frozen: Tree
 ) -> tuple[tuple[jax.Array, Tree], Tree]:
-    def body(x: jax.Array, one: tuple[Tree, Tree]) -> tuple[jax.Array, tuple[jax.Array, Tree]]:
-        y, beside = layer(x, one[0], shared, one[1])
+    def body(x: jax.Array, one: tuple[Tree, jax.Array]) -> tuple[jax.Array, tuple[jax.Array, Tree]]:
+        y, beside = layer(x, one[0], shared, _own(frozen, one[1]))
         return y, (x, beside)
 
-    x, (inputs, beside) = jax.lax.scan(body, x, (weights, frozen))
+    x, (inputs, beside) = jax.lax.scan(body, x, (weights, first + jnp.arange(_count(weights))))
     return (x, beside), (inputs, weights, sums, shared, frozen)
 
 
-def _scan_backward(layer: Layer, kept: Tree, gradients: tuple[jax.Array, Tree]) -> tuple[Tree, ...]:
+def _scan_backward(layer: Layer, first: int, kept: Tree, gradients: tuple[jax.Array, Tree]) -> tuple[Tree, ...]:
     inputs, weights, sums, shared, frozen = kept
     gradient, of_beside = gradients
 
@@ -123,14 +169,13 @@ def _scan_backward(layer: Layer, kept: Tree, gradients: tuple[jax.Array, Tree]) 
     ) -> tuple[tuple[jax.Array, Tree], None]:
         gradient, written = carry  # gradients of the layers that are done, weights or sums of the others
         x, index, beside = xs
-        own = functools.partial(jax.lax.dynamic_index_in_dim, index=index, keepdims=False)
-        one = jax.tree.map(own, written if sums is None else weights)
-        still = jax.tree.map(own, frozen)
+        one = _own(written if sums is None else weights, index)
+        still = _own(frozen, first + index)
         # `jax.checkpoint` puts a barrier before this: without it 3 % more of Qwen2.5-0.5B is gathered on eight v5p.
         again = jax.checkpoint(lambda x, one: layer(x, one, shared, still))
         gradient, of_weights = jax.vjp(again, x, one)[1]((gradient, beside))
         if sums is not None:
-            of_weights = jax.tree.map(_add, jax.tree.map(own, written), of_weights)
+            of_weights = jax.tree.map(_add, _own(written, index), of_weights)
         put = functools.partial(jax.lax.dynamic_update_index_in_dim, index=index, axis=0)
         return (gradient, jax.tree.map(put, written, of_weights)), None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from s1jax.config.layers import GQA
@@ -82,7 +83,8 @@ class GroupedQueryAttention(nnx.Module):
         self, x: jax.Array, positions: rope.Positions, merge_batch_and_seq: bool = True
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """[B, T, D] -> rotated queries [B, T, N, H], rotated keys and values [B, T, K, H]."""
-        q, k, v = apply_all((self.query, self.key, self.value), x, merge_batch_and_seq)
+        projected = apply_all((self.query, self.key, self.value), x, merge_batch_and_seq)
+        q, k, v = (checkpoint_name(one, "projections") for one in projected)
         if self.query_norm is not None and self.key_norm is not None:
             q, k = _over_heads(self.query_norm, q), _over_heads(self.key_norm, k)
         q, k = positions.rotate(q, self.rope), positions.rotate(k, self.rope)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from s1jax.config.layers import MLA
@@ -53,8 +54,9 @@ class LatentAttention(nnx.Module):
         q = jnp.concatenate(self._queries(x, positions, merge_batch_and_seq), axis=-1)
         c, turned = self._latent(x, positions, merge_batch_and_seq)
         common = jnp.broadcast_to(turned, (*q.shape[:3], turned.shape[-1]))
-        k = jnp.concatenate([self.key_up(c, merge_batch_and_seq), common], axis=-1)
-        attended = attend(q, k, self.value_up(c, merge_batch_and_seq), segment_ids, rule=self._rule(positions))
+        k, v = (_kept(up(c, merge_batch_and_seq)) for up in (self.key_up, self.value_up))
+        k = jnp.concatenate([k, common], axis=-1)
+        attended = attend(q, k, v, segment_ids, rule=self._rule(positions))
         return self.out(attended, merge_batch_and_seq)
 
     def cached(
@@ -84,10 +86,10 @@ class LatentAttention(nnx.Module):
     ) -> tuple[jax.Array, jax.Array]:
         """[B, T, D] -> queries [B, T, N, nope_dim] and [B, T, N, rope_dim], the latter rotated."""
         if self.spec.q_rank:
-            q = self.query_down_norm(self.query_down(x, merge_batch_and_seq))
-            q = self.query_up(q, merge_batch_and_seq)
+            q = self.query_down_norm(_kept(self.query_down(x, merge_batch_and_seq)))
+            q = _kept(self.query_up(q, merge_batch_and_seq))
         else:
-            q = self.query(x, merge_batch_and_seq)
+            q = _kept(self.query(x, merge_batch_and_seq))
         q, turned = jnp.split(q, [self.spec.nope_dim], axis=-1)
         return q, positions.rotate(turned, "global")
 
@@ -95,9 +97,14 @@ class LatentAttention(nnx.Module):
         self, x: jax.Array, positions: rope.Positions, merge_batch_and_seq: bool = True
     ) -> tuple[jax.Array, jax.Array]:
         """[B, T, D] -> the latent vector [B, T, R] and the rotated key of all heads [B, T, 1, rope_dim]."""
-        c, turned = jnp.split(self.latent(x, merge_batch_and_seq), [self.spec.kv_rank], axis=-1)
+        c, turned = jnp.split(_kept(self.latent(x, merge_batch_and_seq)), [self.spec.kv_rank], axis=-1)
         return self.latent_norm(c), positions.rotate(turned[:, :, None], "global")
 
     def _rule(self, positions: rope.Positions) -> AttentionRule:
         scale = self.spec.head_dim**-0.5 * positions.score_factor
         return AttentionRule(scale, value_dim=self.spec.kv_rank)
+
+
+def _kept(x: jax.Array) -> jax.Array:
+    """Named for `s1jax.model.remat`."""
+    return checkpoint_name(x, "projections")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
 from s1jax.model.layouts import TransposedKernel
@@ -63,7 +64,8 @@ class SwiGLU(nnx.Module):
             and isinstance(down, TransposedKernel)
         ):
             return _transposed(x, gate, up, down, self.activation)
-        opened, raised = apply_all((self.gate, self.up), x, merge_batch_and_seq)
+        products = apply_all((self.gate, self.up), x, merge_batch_and_seq)
+        opened, raised = (checkpoint_name(one, "mlp") for one in products)
         hidden = ACTIVATIONS[self.activation](opened) * raised
         return self.down(hidden, merge_batch_and_seq)
 

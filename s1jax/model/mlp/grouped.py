@@ -161,9 +161,10 @@ def _sorted(
     products = products_of(groups, 1)
     of_adapter = products if adapters is None else products_of(by_adapter, adapters.count)
     rows = groups_lib.spread(x, groups)
-    gate, up = (checkpoint_name(y, "experts") for y in multiply(rows, experts.gate, experts.up))
+    gate, up = multiply(rows, experts.gate, experts.up)
     if experts.gate_bias is not None and experts.up_bias is not None:
         gate, up = gate + bias(experts.gate_bias), up + bias(experts.up_bias)
+    gate, up = checkpoint_name(gate, "experts"), checkpoint_name(up, "experts")
     own = jnp.where(is_pair, weights.reshape(-1)[groups.order][:, None], 0)
     hidden = (activate(gate, up, activation) * own).astype(x.dtype)
     (y,) = multiply(hidden, experts.down)
