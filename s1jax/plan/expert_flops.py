@@ -9,7 +9,8 @@ from jax.extend import core
 
 from s1jax.model.mlp import ragged
 
-_KERNELS = ("expert_rows", "expert_weights")  # functions of `s1jax.model.mlp.mosaic` and `megablox`
+# Functions of `s1jax.model.mlp.mosaic` and `megablox`, and the rows of their tiles.
+_KERNELS = {"expert_rows": ragged.ROWS, "expert_weights": ragged.ROWS, "hopper_expert_weights": ragged.STEP}
 
 
 def of(equation: core.JaxprEqn, shares: int) -> float | None:
@@ -26,8 +27,10 @@ def of(equation: core.JaxprEqn, shares: int) -> float | None:
         return None
     variables: list[Any] = [*equation.outvars, *equation.invars]
     shapes = [variable.aval.shape for variable in variables]
-    rows = shapes[len(equation.outvars)][0]
+    if not any(len(shape) == 3 for shape in shapes):
+        return None  # a part that JAX has cut off, which computes tables
+    rows = next(shape[0] for shape in shapes[len(equation.outvars) :] if len(shape) == 2)
     experts, *sides = next(shape for shape in shapes if len(shape) == 3)
     product = 2.0 * math.prod(sides)
     chunks = 0.0 if shares == 1 else rows / shares / ragged.CHUNKS / 2
-    return product * (rows / shares + chunks + ragged.ROWS * (experts - 1))
+    return product * (rows / shares + chunks + _KERNELS[name] * (experts - 1))

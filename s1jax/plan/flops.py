@@ -12,8 +12,8 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax._src.interpreters import partial_eval as pe
 from jax.extend import core
-from jax.interpreters import partial_eval
 
 from s1jax.model.attention import dispatch
 from s1jax.model.mlp import sorted_blocks
@@ -34,8 +34,19 @@ def count(jaxpr: core.Jaxpr) -> float:
 
 
 def _used(jaxpr: core.Jaxpr) -> core.Jaxpr:
-    """The same without equations whose results nothing uses; inside a loop's body no other pass removes them."""
-    return partial_eval.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0]
+    """The same without equations whose results nothing uses; inside a loop's body no other pass removes them.
+
+    JAX itself would leave Pallas kernels in with all that they read, such as attention whose outcome is kept.
+    """
+    kept = {primitive: rule for primitive, rule in pe.dce_rules.items() if primitive.name == "pallas_call"}
+    pe._dce_jaxpr.cache_clear()
+    try:
+        for primitive in kept:
+            del pe.dce_rules[primitive]
+        return pe.dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0]
+    finally:
+        pe.dce_rules.update(kept)
+        pe._dce_jaxpr.cache_clear()
 
 
 def _count(jaxpr: core.Jaxpr, window: int = 0, shares: int = 1) -> float:

@@ -111,7 +111,7 @@ def _gradients(remat, kernel):
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("remat", sorted(remat_lib.POLICIES))
+@pytest.mark.parametrize("remat", [*sorted(remat_lib.POLICIES), "full,save_dots:1", "save_projections:1,full"])
 def test_remat_changes_no_gradient(remat, kernel):
     ours, reference = map(jax.tree.leaves, (_gradients(remat, kernel), _gradients("none", "xla")))
     for one, other in zip(ours, reference, strict=True):

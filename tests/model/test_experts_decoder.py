@@ -154,12 +154,13 @@ def _loss(params, config, policy, sums=None):
     return jnp.sum(jnp.cos(jnp.arange(hidden.size)).reshape(hidden.shape) * hidden) + router.balance_loss(load, 3 * T)
 
 
-def test_remat_and_sums_of_gradients_change_no_gradient():
+@pytest.mark.parametrize("policy", ["full", "full:1,save_dots"])
+def test_remat_and_sums_of_gradients_change_no_gradient(policy):
     params = _params(SOFTMAX)
     expected = jax.jit(jax.grad(functools.partial(_loss, config=SOFTMAX, policy="none")))(params)
     names = [stack.name for stack in SOFTMAX.stacks()]
     ones = {name: jax.tree.map(jnp.ones_like, params[name]) for name in names}
-    added = jax.jit(jax.grad(lambda sums: _loss(params, SOFTMAX, "full", sums)))(ones)
+    added = jax.jit(jax.grad(lambda sums: _loss(params, SOFTMAX, policy, sums)))(ones)
     close = lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * max(1, np.abs(b).max()))  # noqa: E731
     jax.tree.map(close, added, {name: jax.tree.map(lambda g: g + 1, expected[name]) for name in names})
 

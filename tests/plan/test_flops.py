@@ -7,13 +7,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from s1jax.config.model import ModelConfig
+from s1jax.config.layers import GQA, Dense, Layer
+from s1jax.config.model import Group, ModelConfig
 from s1jax.model import blocks, decoder
 from s1jax.model.attention import dispatch, fused
 from s1jax.model.attention.rule import AttentionRule
 from s1jax.parallel import sharding
-from s1jax.plan import flops
+from s1jax.plan import flops, targets
 
+POLICIES = ["none", "full", "save_attention", "save_projections", "save_dots"]
 A, B, C = jnp.ones((3, 5)), jnp.ones((5, 7)), jnp.ones((4, 6, 8))
 
 
@@ -41,7 +43,7 @@ def test_a_product_in_a_loop_of_unknown_length_is_refused():
         _count(lambda x: jax.lax.while_loop(lambda y: y.sum() < 9, lambda y: y @ square, x), A)
 
 
-@pytest.mark.parametrize("remat", ["none", "full", "save_attention", "save_dots"])
+@pytest.mark.parametrize("remat", POLICIES)
 @pytest.mark.parametrize("kernel", ["xla", "chunked"])
 def test_a_gradient_costs_what_its_remat_policy_says(kernel, remat):
     """Projections: 2 operations a weight and token forward, 4 backward; pairs: 4 H a head forward, 8 backward."""
@@ -60,15 +62,17 @@ def test_a_gradient_costs_what_its_remat_policy_says(kernel, remat):
     weights = 3 * (16 * 8 * (4 + 2 + 2 + 4) + 3 * 16 * 24)
     pairs = 3 * 4 * rows * length * length  # one block: above the diagonal as well
     forward_pairs = 4 * 8 * pairs
-    again = {"none": (0, 0), "full": (2, 1), "save_attention": (2, 0), "save_dots": (0, 0)}[remat]
+    again = (0 if remat in ("none", "save_dots") else 2), int(remat == "full")
     counted = _count(jax.grad(loss), params)
     backward_pairs = 8 * 8 * pairs if kernel == "xla" else 10 * 8 * pairs  # the chunked kernel makes scores again
     if kernel == "xla" and remat != "none":
         # Saved, the outcome spares the second product; the scores are needed for the gradient in any case.
-        again = again[0], {"full": 1.0, "save_attention": 0.5, "save_dots": 0.5}[remat]
+        again = again[0], 1.0 if remat == "full" else 0.5
     most = weights * tokens * (6 + again[0]) + forward_pairs * (1 + again[1]) + backward_pairs
     # The output of the layer's last product is no input of any gradient: with `full` it is not made again.
-    spared = 3 * 2 * 24 * 16 * tokens if remat in ("full", "save_attention") else 0
+    spared = 3 * 2 * 24 * 16 * tokens if again[0] else 0
+    if remat == "save_projections":
+        spared += 3 * 2 * 16 * 8 * (4 + 2 + 2 + 4) * tokens
     assert counted == most - spared
     if remat == "full":  # which computes the parts' hidden values again in any case
         assert _count(jax.grad(functools.partial(loss, mlp_chunks=3)), params) == counted
@@ -88,6 +92,41 @@ def test_splash_counts_its_blocks_on_and_below_the_diagonal():
     delta = 2 * q.size  # the outcome times its gradient, summed
     assert whole == 2 * 4 * 10 * 512**2 * 14 * 64 + delta
     assert operations(q[:, :1024], ids[:, :1024], part=part) == whole / 2
+
+
+@pytest.mark.parametrize(("kernel", "backward"), [("cudnn", 10), ("flash", 14)])
+def test_kept_attention_is_not_computed_again(kernel, backward):
+    """Of the first of two layers in each repeat of a pattern; the backward kernels make scores once or twice."""
+    pattern = Layer(GQA(4, 2, 64), Dense(24)), Layer(GQA(4, 2, 64), Dense(40))
+    config = ModelConfig(family="llama", vocab_size=32, d_model=64, groups=(Group(3, pattern),), context_length=512)
+    params = decoder.abstract_params(config, jnp.dtype(jnp.bfloat16))
+    length = 512
+    ids = np.ones((1, length), np.int32)
+    attend = functools.partial(dispatch.attend, implementation=kernel)
+
+    def counted(remat):
+        run = functools.partial(decoder.forward, dtype=jnp.bfloat16, remat=remat, attend=attend)
+        loss = lambda params: run(params, config, ids, ids, ids).astype(jnp.float32).sum()  # noqa: E731
+        with targets.answering_for(targets.parse("h100:1")):
+            return _count(jax.grad(loss), params)
+
+    seen = (length + 1) / 2 if kernel == "cudnn" else (length + 128) / 2
+    pairs = 6 * 4 * length * seen * 64
+    weights = sum(x.size for name, x in _kernels(params))
+    assert counted("save_dots") == 6 * weights * length + (4 + backward) * pairs
+    inner = sum(x.size for name, x in _kernels(params) if name == "layers/mlp/down")
+    last = sum(x.size for name, x in _kernels(params) if name == "layers_0_1/mlp/down")
+    assert inner and last
+    again = 2 * length * (weights - inner - last)  # the output of the first layer is kept for the second
+    assert counted("save_attention") == counted("save_dots") + again
+    assert counted("full") == counted("save_dots") + again + 2 * length * inner + 4 * pairs
+
+
+def _kernels(params):
+    for path, x in jax.tree_util.tree_leaves_with_path(params):
+        *folders, leaf = (entry.key for entry in path)
+        if leaf == "kernel" and folders[0].startswith("layers"):
+            yield "/".join(folders), x
 
 
 def test_windows_leave_blocks_out():

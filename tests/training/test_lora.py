@@ -114,6 +114,7 @@ def expected(model: ModelConfig, mesh) -> tuple[jax.Array, dict]:
         (MODEL, {}),
         (MODEL, {"remat": "full"}),
         (MODEL, {"remat": "full", "accumulation": 2}),
+        (MODEL, {"remat": "full,save_projections:1", "accumulation": 2}),
         (MODEL, {"accumulation": 4}),
         (MIXTURE, {"remat": "full"}),
     ],

@@ -16,8 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.pallas.ops.gpu import ragged_dot_mgpu, transposed_ragged_dot_mgpu
 
-ROWS = 128  # of a tile
-_DEPTH = 64  # of a step through the contracted axis
+from s1jax.model.mlp.ragged import ROWS, STEP
+
 _STEPS = 4  # tiles that are loaded ahead
 
 
@@ -49,7 +49,7 @@ def expert_rows(x: jax.Array, weight: jax.Array, sizes: jax.Array, *, chunk: int
             group_sizes=sizes,
             block_m=ROWS,
             block_n=_width(width),
-            block_k=_DEPTH,
+            block_k=STEP,
             max_concurrent_steps=_STEPS,
             grid_block_n=4,
             transpose_rhs=transpose,
@@ -87,11 +87,11 @@ def _backward(
 ) -> tuple[jax.Array, jax.Array, None]:
     x, weight, sizes = kept
     of_x = expert_rows(gradient, weight, sizes, chunk=chunk, transpose=True)
-    return of_x, expert_weights(x, gradient, sizes, chunk=chunk), None
+    return of_x, hopper_expert_weights(x, gradient, sizes, chunk=chunk), None
 
 
 @functools.partial(jax.jit, static_argnames=("chunk",))
-def expert_weights(x: jax.Array, gradient: jax.Array, sizes: jax.Array, *, chunk: int) -> jax.Array:
+def hopper_expert_weights(x: jax.Array, gradient: jax.Array, sizes: jax.Array, *, chunk: int) -> jax.Array:
     """Gradient of the weights [E, D, F]; `s1jax.plan.flops` knows it by this name."""
 
     def kernel(x: jax.Array, gradient: jax.Array, sizes: jax.Array) -> jax.Array:
@@ -101,7 +101,7 @@ def expert_weights(x: jax.Array, gradient: jax.Array, sizes: jax.Array, *, chunk
             group_sizes=sizes,
             block_m=_width(x.shape[1]),
             block_n=_width(gradient.shape[1]),
-            block_k=_DEPTH,
+            block_k=STEP,
             max_concurrent_steps=_STEPS,
             grid_block_n=4,
         )

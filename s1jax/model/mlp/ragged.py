@@ -14,6 +14,7 @@ from s1jax.model.linear import Weight
 from s1jax.model.mlp.expert_weights import ExpertWeights, base
 
 ROWS = 128  # of a tile
+STEP = 64  # rows of a step of Mosaic's gradient of the weights, of all its kernels through the contracted axis
 CHUNKS = 8  # of the rows that a device has on average, where experts are spread over devices
 _TILE = 64  # the widths of Mosaic's operands are multiples of it
 
