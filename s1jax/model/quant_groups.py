@@ -13,7 +13,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.typing import DTypeLike
+from jax.typing import ArrayLike, DTypeLike
 
 from s1jax.errors import UserError
 from s1jax.model import quant_cpu, quant_triton
@@ -31,6 +31,7 @@ MXFP4_LEVELS = (
     *(0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0),  # e2m1 of OCP Microscaling Formats 1.0
     *(-0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0),
 )
+LEVELS: dict[str, tuple[float, ...]] = {"nf4": NF4_LEVELS, "mxfp4": MXFP4_LEVELS}
 
 
 @jax.tree_util.register_dataclass
@@ -81,27 +82,26 @@ class GroupQTensor:
             self.codes.reshape(groups, -1, outputs), self.scales.astype(jnp.float32).reshape(groups, outputs)
         )
 
-    def dequantize(self, dtype: DTypeLike) -> jax.Array:
-        """The kernel in `dtype`; codes times scales are computed in float32."""
+    def dequantize(self, dtype: DTypeLike, levels: Sequence[ArrayLike] | None = None) -> jax.Array:
+        """The kernel in `dtype`; codes times scales are computed in float32. `levels`: as of `values`."""
         at = self.scales.ndim + self.axis
         lead, rest = self.scales.shape[: at + 1], self.scales.shape[at + 1 :]
         codes = self.codes.reshape(*lead, -1, *rest)
         if self.kind not in UNPACKED:
             codes = jnp.concatenate([codes & 15, codes >> 4], at + 1)
-        wide = values(codes, self.kind) * jnp.expand_dims(self.scales.astype(jnp.float32), at + 1)
+        wide = values(codes, self.kind, levels) * jnp.expand_dims(self.scales.astype(jnp.float32), at + 1)
         return wide.astype(dtype).reshape(self.shape)
 
 
-def values(codes: jax.Array, kind: Kind) -> jax.Array:
-    """What unpacked codes stand for before they are scaled, in float32."""
+def values(codes: jax.Array, kind: Kind, levels: Sequence[ArrayLike] | None = None) -> jax.Array:
+    """What unpacked codes stand for before they are scaled, in float32; `levels`: those of `LEVELS`, as arrays."""
     match kind:
         case "int8" | "fp8":
             return codes.astype(jnp.float32)
         case "int4":
             return codes.astype(jnp.float32) - 8
         case "nf4" | "mxfp4":
-            levels = NF4_LEVELS if kind == "nf4" else MXFP4_LEVELS
-            return _choose([jnp.float32(level) for level in levels], codes)
+            return _choose([jnp.asarray(level, jnp.float32) for level in levels or LEVELS[kind]], codes)
 
 
 def _choose(options: list[jax.Array], codes: jax.Array) -> jax.Array:
@@ -274,7 +274,12 @@ def matmul(x: jax.Array, weight: GroupQTensor) -> jax.Array:
 
 
 def _matmul_forward(x: jax.Array, weight: GroupQTensor) -> tuple[jax.Array, GroupQTensor]:
-    return matmul(x, weight), weight
+    if weight.kind not in LEVELS:
+        return matmul(x, weight), weight
+    # Tied together: JAX takes levels that depend on nothing for known before a loop over layers, and holds an array as
+    # large as the kernel for each of them: 10 GB for Qwen2.5-7B, 20 GB for the 32B.
+    tied, levels = jax.lax.optimization_barrier((weight, [jnp.float32(level) for level in LEVELS[weight.kind]]))
+    return x @ tied.dequantize(x.dtype, levels).reshape(x.shape[-1], -1), weight
 
 
 def _matmul_backward(weight: GroupQTensor, gradient: jax.Array) -> tuple[jax.Array, None]:
