@@ -2,13 +2,14 @@
 
     python -m benchmarks.plan_headers configs/s1_qwen2p5_7b.py ... [--target=v5p:2x2x4]
 
-A row is a target, the micro-batches, four figures and settings of its own (`mesh.sequence=2`), if it has any; one that
+The plans themselves go to benchmarks/results/plans.json, as CONFIG TARGET, where a config has one row of a target. A row is a target, the micro-batches, four figures and settings of its own (`mesh.sequence=2`), if it has any; one that
 was written by hand without figures gets them. Compiles ahead of time (extras tpu-aot and gpu-aot), minutes a row.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import pathlib
 import re
 import shlex
@@ -45,17 +46,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("configs", nargs="+", type=pathlib.Path, metavar="CONFIG", help="files of configs/")
     parser.add_argument("--target", default="", help="rows of this target only, or of those whose names start with it")
+    parser.add_argument(
+        "--outputs", type=pathlib.Path, help="folder of 'CONFIG TARGET.json'; what is there is not compiled again"
+    )
     arguments = parser.parse_args()
+    folder = arguments.outputs or pathlib.Path(tempfile.mkdtemp())
     for config in arguments.configs:
         header = config.read_text()
         lines = header.splitlines()
-        for number, row in enumerate(map(_ROW.match, lines)):
-            if not row or not row["target"].startswith(arguments.target):
+        rows = {number: row for number, row in enumerate(map(_ROW.match, lines)) if row}
+        targets = [row["target"] for row in rows.values()]
+        for number, row in rows.items():
+            if not row["target"].startswith(arguments.target):
                 continue
-            with tempfile.TemporaryDirectory() as folder:
-                out = pathlib.Path(folder, "plan.json")
-                lines[number] = line(row, plans.run(arguments_of(header, row), out, f"{config}, {row['target']}"))
+            name = f"{config.stem} {row['target']}"
+            once = targets.count(row["target"]) == 1
+            out = folder / f"{name if once else number}.json"
+            found = json.loads(out.read_text()) if out.exists() else plans.run(arguments_of(header, row), out, name)
+            lines[number] = line(row, found)
             config.write_text("\n".join(lines) + "\n")  # after each: the next may take minutes, or fail
+            if once:
+                plans.keep({name: found})
 
 
 if __name__ == "__main__":

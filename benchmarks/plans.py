@@ -63,7 +63,7 @@ ROWS: dict[str, tuple[str, str, list[str]]] = {  # target, model, settings
 
 
 def run(arguments: list[str], out: pathlib.Path, what: str) -> dict[str, Any]:
-    """Runs launch.plan with these arguments and returns the JSON it wrote; `what` is what a failure is told of."""
+    """Runs launch.plan with these arguments and returns the JSON it wrote; `what` names it in a failure."""
     done = subprocess.run([sys.executable, "-m", "launch.plan", *arguments, f"--out={out}"])
     if not out.exists():
         sys.exit(f"{what}: launch.plan ended with {done.returncode}; see above.")
@@ -77,6 +77,13 @@ def plan(name: str, out: pathlib.Path) -> dict[str, Any]:
     return run([f"--config=configs/s1_{model}.py", f"--model={model}", f"--target={target}", *flags], out, name)
 
 
+def keep(found: dict[str, Any]) -> None:
+    """Adds plans to the record by name; others keep their place."""
+    file = record.RESULTS / "plans.json"
+    plans = json.loads(file.read_text())["plans"] if file.exists() else {}
+    record.write("plans", {"plans": plans | found})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", metavar="ROW", help=", ".join(ROWS))
@@ -85,14 +92,11 @@ def main() -> None:
     unknown = [name for name in arguments.rows if name not in ROWS]
     if unknown:
         parser.error(f"{unknown[0]} is no row; choose from {', '.join(ROWS)}")
-    file = record.RESULTS / "plans.json"
-    plans = json.loads(file.read_text())["plans"] if file.exists() else {}
     folder = arguments.outputs or pathlib.Path(tempfile.mkdtemp())
     folder.mkdir(exist_ok=True)
     for name in arguments.rows or ROWS:
         out = folder / f"{name}.json"
-        plans[name] = json.loads(out.read_text()) if out.exists() else plan(name, out)
-    record.write("plans", {"plans": plans})
+        keep({name: json.loads(out.read_text()) if out.exists() else plan(name, out)})
 
 
 if __name__ == "__main__":

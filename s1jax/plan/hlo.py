@@ -98,7 +98,7 @@ def traffic(text: str, unknown_runs: int = 0) -> Traffic:
         for instruction in body:
             operation = instruction.operation
             if operation == "while":
-                runs = _trip_count(instruction, computations, unknown_runs)
+                runs = _trip_count(instruction, body, computations, unknown_runs)
                 visit(_called(instruction, "body"), times * runs, True, started, beside)
             elif operation in ("call", "call-start", "async-start"):  # call-start: on a TPU's SparseCore
                 called = _called(instruction, "calls" if operation == "async-start" else "to_apply")
@@ -240,17 +240,18 @@ def _called(instruction: Instruction, key: str) -> str:
     return found[1]
 
 
-def _trip_count(instruction: Instruction, computations: dict[str, list[Instruction]], unknown_runs: int) -> float:
-    """Iterations of a loop: as the compiler notes, its condition's constant, those of experts, or `unknown_runs`."""
+def _trip_count(
+    instruction: Instruction, body: list[Instruction], computations: dict[str, list[Instruction]], unknown_runs: int
+) -> float:
+    """Iterations of a loop in `body`: as the compiler notes, its condition's constant, those of experts, or
+    `unknown_runs`."""
     noted = re.search(r'known_trip_count":\{"n":"(\d+)"', instruction.attributes)
     if noted:
         return int(noted[1])
     condition = computations[_called(instruction, "condition")]
-    limits = [
-        int(found[1])
-        for line in condition
-        if line.operation == "constant" and (found := re.match(r"(\d+)\)", line.attributes))
-    ]
+    fused = [line for one in condition if one.operation == "fusion" for line in computations[_called(one, "calls")]]
+    limits = [value for line in [*condition, *fused] if (value := _constant(line)) is not None]
+    limits = limits or _carried(instruction, condition, body)
     expected = re.findall(rf"{sorted_blocks.SCOPE}([\d.]+)", instruction.attributes)
     if not limits and expected:
         return float(expected[-1])
@@ -259,6 +260,28 @@ def _trip_count(instruction: Instruction, computations: dict[str, list[Instructi
     if not limits and not unknown_runs:
         raise ValueError(f"loop {instruction.name}: its condition compares with no constant")
     return max(limits, default=unknown_runs)
+
+
+def _constant(line: Instruction) -> int | None:
+    """The value of a constant that is a number and not negative; None for all else."""
+    found = re.match(r"(\d+)\)", line.attributes) if line.operation == "constant" else None
+    return int(found[1]) if found else None
+
+
+def _carried(instruction: Instruction, condition: list[Instruction], body: list[Instruction]) -> list[int]:
+    """What the condition of a loop in `body` reads and the loop starts with as constants, if that is all it reads."""
+    lines = {line.name: line for line in body}
+    start = lines.get(instruction.operands[0])
+    if start is None or start.operation != "tuple":
+        return []
+    found = []
+    for line in condition:
+        if line.operation == "get-tuple-element" and (place := re.search(r"index=(\d+)", line.attributes)):
+            one = lines.get(start.operands[int(place[1])])
+            while one is not None and one.operation in ("copy", "bitcast"):
+                one = lines.get(one.operands[0])
+            found.append(None if one is None else _constant(one))
+    return [] if None in found else [value for value in found if value is not None]
 
 
 def _moved(instruction: Instruction, types: dict[str, str], computations: dict[str, list[Instruction]]) -> float:

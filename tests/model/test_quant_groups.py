@@ -188,3 +188,21 @@ def test_groups_that_do_not_fit_are_refused_by_name():
     with pytest.raises(UserError, match=r"layers/attention/\w+/kernel has 48 inputs, which int4 groups of 32 do not "
                        "divide; keep it in int8 with a scale per output"):  # fmt: skip
         quant.quantize_params(params, "int4", 32)
+
+
+def test_a_loop_over_layers_holds_no_array_of_levels():
+    """JAX's scan computes beforehand, and holds, what depends on nothing: broadcast levels, 16 times the kernel."""
+    kernels = np.random.default_rng(0).normal(size=(3, 64, 64))
+    small = quantize_groups(jnp.asarray(kernels), 1, "nf4", 64, num_lead_axes=1)
+    policy = jax.checkpoint_policies.save_only_these_names("nothing")
+
+    def layer(x, weight):
+        return jnp.sin(linear.matmul(x, weight)), None
+
+    def loss(x):
+        return jax.lax.scan(jax.checkpoint(layer, policy=policy), x, small)[0].sum()
+
+    program = jax.make_jaxpr(jax.grad(loss))(jnp.ones((4, 64))).jaxpr
+    loops = [equation for equation in program.eqns if equation.primitive.name == "scan"]
+    floats = [v.aval for loop in loops for v in loop.invars if jnp.issubdtype(v.aval.dtype, jnp.floating)]
+    assert len(loops) == 2 and max(one.size for one in floats) < 64 * 64

@@ -237,6 +237,46 @@ def test_a_loop_of_unknown_length_is_refused():
         hlo.traffic(GPU.replace("known_trip_count", "trip_count"))
 
 
+@pytest.mark.parametrize(
+    ("before", "limit", "start"),
+    [
+        ("", "%limit.1 = s32[] constant(7)", "%zero"),
+        ("%fused (p: s32[]) -> pred[] {\n  %p = s32[] parameter(0)\n  %seven = s32[] constant(7)\n"
+         "  ROOT %less.1 = pred[] compare(%p, %seven), direction=LT\n}\n\n", "", "%zero"),
+        ("", "%limit.1 = s32[] get-tuple-element(%c), index=1", "%copied"),
+    ],
+)  # fmt: skip
+def test_the_limit_of_a_loop_is_found_where_compilers_leave_it(before, limit, start):
+    """In the condition, in a fusion that it calls, or in what the loop carries from its start on."""
+    less = "fusion(%i), kind=kLoop, calls=%fused" if before else "compare(%i, %limit.1), direction=LT"
+    text = f"""HloModule jit_step, is_scheduled=true
+
+{before}%condition (c: (s32[], s32[], f32[4])) -> pred[] {{
+  %c = (s32[], s32[], f32[4]) parameter(0)
+  %i = s32[] get-tuple-element(%c), index=0
+  {limit}
+  ROOT %less = pred[] {less}
+}}
+
+%body (b: (s32[], s32[], f32[4])) -> (s32[], s32[], f32[4]) {{
+  %b = (s32[], s32[], f32[4]) parameter(0)
+  %x = f32[4]{{0}} get-tuple-element(%b), index=2
+  %sum = f32[4]{{0}} all-reduce(%x), to_apply=%add
+  ROOT %next = (s32[], s32[], f32[4]) tuple(%i, %i, %sum)
+}}
+
+ENTRY %main (a: f32[4]) -> (s32[], s32[], f32[4]) {{
+  %a = f32[4]{{0}} parameter(0)
+  %zero = s32[] constant(0)
+  %limit = s32[] constant(7)
+  %copied = s32[] copy(%limit)
+  %carry = (s32[], s32[], f32[4]) tuple(%zero, {start}, %a)
+  ROOT %loop = (s32[], s32[], f32[4]) while(%carry), condition=%condition, body=%body
+}}
+"""
+    assert hlo.traffic(text).collectives == {"all-reduce": 7 * 4 * 4}
+
+
 def test_a_program_compiled_here():
     weights = jnp.ones((6, 64, 64))
 
