@@ -2,8 +2,10 @@
 
     python -m benchmarks.plan_headers configs/s1_qwen2p5_7b.py ... [--target=v5p:2x2x4]
 
-The plans themselves go to benchmarks/results/plans.json, as CONFIG TARGET, where a config has one row of a target. A row is a target, the micro-batches, four figures and settings of its own (`mesh.sequence=2`), if it has any; one that
-was written by hand without figures gets them. Compiles ahead of time (extras tpu-aot and gpu-aot), minutes a row.
+A row is a target, the micro-batches, four figures and settings of its own (`mesh.sequence=2`), if it has any; one that
+was written by hand without figures gets them. The plans go to benchmarks/results/plans.json, as
+`CONFIG TARGET`, where a config has one row of a target. Compiles ahead of time (extras tpu-aot and gpu-aot), minutes a
+row.
 """
 
 from __future__ import annotations

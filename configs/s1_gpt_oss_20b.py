@@ -8,7 +8,7 @@ Planned with `python -m launch.plan --config=configs/s1_gpt_oss_20b.py --model=g
 taken to get equally many tokens; padding counts as work):
 
     target     micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
-    h100:8     1               44.5 / 80         253 (356)                                6.7
+    h100:8     1               69.5 / 80         253 (284)                                6.7
 """
 
 import ml_collections
@@ -17,4 +17,6 @@ from s1jax.config import recipes
 
 
 def get_config() -> ml_collections.ConfigDict:
-    return recipes.on_s1k("gpt_oss_20b")
+    config = recipes.on_s1k("gpt_oss_20b")
+    config.train.remat = "save_dots"
+    return config

@@ -10,7 +10,7 @@ Planned with `python -m launch.plan --config=configs/s1_qwen2p5_32b_qlora.py --m
 the longest block:
 
     target     micro-batches  peak / limit GB   TFLOP a device and step (executed)   minutes at 20 % MFU
-    h100:1     1               54.8 / 80         6330 (8845)                            2666.8  data.block_size=32768
+    h100:1     1               59.9 / 80         6330 (8625)                            2666.8  data.block_size=32768
 """
 
 import ml_collections
@@ -19,4 +19,6 @@ from s1jax.config import recipes
 
 
 def get_config() -> ml_collections.ConfigDict:
-    return recipes.adapters_on_s1k("qwen2p5_32b")
+    config = recipes.adapters_on_s1k("qwen2p5_32b")
+    config.train.remat = "full,save_attention:20"
+    return config

@@ -57,8 +57,8 @@ def test_tables_of_plans(name):
         shape = presets.PRESETS[preset]
         flops = perf.train_flops(shape, batch * block, perf.pairs_by_window([block] * batch, shape))
         assert float(model) == pytest.approx(flops / target.devices / 1e12, abs=0.5)
-        # In rows of 32,768 attention is two thirds of Qwen3-30B-A3B's FLOPs, and its backward pass repeats most.
-        most = 1.52 if name in OF_EXPERTS else 1.5
+        # With full remat, a row of experts on TPUs computes attention of 32,768 tokens again: two thirds of its FLOPs.
+        most = (1.25 if row["target"].startswith("h100") else 1.51) if name in OF_EXPERTS else 1.5
         assert float(model) < float(executed.strip("()")) < most * float(model)
         steps = -(-1000 // batch) * train["epochs"]
         if data["batching"] == "packed":
@@ -68,9 +68,9 @@ def test_tables_of_plans(name):
         assert float(minutes) == pytest.approx(seconds / 60, abs=0.1)
 
 
-@pytest.mark.parametrize(("size", "most"), [("7b", 24), ("32b", 60)])
-def test_one_gpu_holds_qlora(size, most):
-    """The figures in the header follow from the model and its adapters; a layer is computed twice and no more."""
+@pytest.mark.parametrize(("size", "most", "times"), [("7b", 24, 1.18), ("32b", 60, 1.37)])
+def test_one_gpu_holds_qlora(size, most, times):
+    """The figures in the header follow from the model and its adapters; a part of a layer is computed twice."""
     name = f"s1_qwen2p5_{size}_qlora"
     settings = presets.experiment(importlib.import_module(f"configs.{name}").get_config().to_dict())
     (row,) = [row for row in map(plan_headers._ROW.match, (CONFIGS / f"{name}.py").read_text().splitlines()) if row]
@@ -81,8 +81,7 @@ def test_one_gpu_holds_qlora(size, most):
     pairs = block * (block + 1) // 2
     flops = perf.train_flops(model, block, pairs, None, adapters.num_params(model, settings.lora))
     assert float(needed) == pytest.approx(flops / 1e12, abs=0.5)
-    forward = perf.train_flops(model, block, pairs) / 3 - 2 * model.vocab_size * model.d_model * block
-    assert float(executed.strip("()")) <= 1.05 * (flops + forward) / 1e12
+    assert float(executed.strip("()")) <= times * flops / 1e12
 
 
 def test_the_page_on_planning_has_the_minutes_of_the_papers_run():
@@ -128,3 +127,29 @@ def test_the_page_on_planning_has_the_peaks_that_are_recorded(row):
     (line,) = [line for line in page.read_text().splitlines() if line.startswith(f"| {row}")]
     cells = [cell.strip().partition(" GB")[0] for cell in line.strip("|").split("|")[-4:]]
     assert cells == [f"{plans[name]['memory']['peak'] / 1e9:.1f}" if name else "" for name in PEAKS[row]]
+
+
+# Rows of the table of operations in docs/planning.md, and the records of their plans.
+OPERATIONS = {
+    "16 H100, Qwen3-30B-A3B": "s1_qwen3_30b_a3b h100:16",
+    "8 H100, gpt-oss-20b": "s1_gpt_oss_20b h100:8",
+    "1 H100, QLoRA of Qwen2.5-7B": "s1_qwen2p5_7b_qlora h100:1",
+    "1 H100, QLoRA of Qwen2.5-32B": "s1_qwen2p5_32b_qlora h100:1",
+}
+
+
+@pytest.mark.parametrize("row", OPERATIONS)
+def test_the_page_on_planning_has_the_operations_that_are_recorded(row):
+    """Peak and executed FLOPs; causes add up to what is above the model's. The config's header has the same."""
+    root, name = CONFIGS.parent, OPERATIONS[row]
+    plan = json.loads((root / "benchmarks" / "results" / "plans.json").read_text())["plans"][name]
+    (line,) = [line for line in (root / "docs" / "planning.md").read_text().splitlines() if line.startswith(f"| {row}")]
+    _, peak, times, *causes = [cell.strip() for cell in line.strip("|").split("|")]
+    assert peak.startswith(f"{plan['memory']['peak'] / 1e9:.1f} GB")
+    assert times == f"{plan['executed_flops'] / plan['model_flops']:.2f}"
+    above = 100 * (plan["executed_flops"] / plan["model_flops"] - 1)
+    assert sum(float(cause or 0) for cause in causes) == pytest.approx(above, abs=0.3)
+    config, target = name.split()
+    headers = map(plan_headers._ROW.match, (CONFIGS / f"{config}.py").read_text().splitlines())
+    (header,) = [found for found in headers if found and found["target"] == target]
+    assert plan_headers.line(header, plan) == header.string
