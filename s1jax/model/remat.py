@@ -23,7 +23,7 @@ def _keep(*names: str) -> _Policy:
 
 
 def _attention_of_cudnn(primitive: Any, *_: Any, **__: Any) -> bool:
-    """Keeps outcome and log-sum-exp of cuDNN's attention, inside of which JAX names nothing."""
+    """Keeps outcome and log-sum-exp of cuDNN's attention, for JAX names nothing inside of it."""
     return bool(primitive.name == "dot_product_attention_fwd_wrapper")
 
 
