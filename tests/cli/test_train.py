@@ -66,7 +66,7 @@ def answer():
         ([BASE, "--config.model=qwen9", "--workdir=w"], "config.model"),
         (
             [BASE, "--config.train.remat=half", "--workdir=w"],
-            "config.train.remat is 'half'; choose one of 'none', 'full'",
+            "train.remat is 'half'; give one of full, save_attention,",
         ),
         ([BASE, "--config.init_from=x", "--workdir=w"], "give exactly one"),
         ([BASE, "--workdir=w", "--profile=6:3"], "--profile=6:3 is neither a step nor FIRST:LAST; give for example"),

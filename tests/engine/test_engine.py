@@ -10,8 +10,7 @@ import pytest
 from s1jax import perf
 from s1jax.config.model import ModelConfig
 from s1jax.config.sampling import SamplingParams
-from s1jax.engine import buckets
-from s1jax.engine import engine as engine_lib
+from s1jax.engine import buckets, capacity
 from s1jax.engine import logits as logits_lib
 from s1jax.engine import programs as programs
 from s1jax.engine.engine import Engine
@@ -131,7 +130,7 @@ def test_a_free_slot_is_filled_while_the_others_go_on(engine):
 
 
 def test_samples_of_one_prompt_share_its_prefill_and_its_full_pages(params, monkeypatch):
-    monkeypatch.setattr(engine_lib, "_PAGE", 8)
+    monkeypatch.setattr(capacity, "_PAGE", 8)
     delimiters, prompts, *_ = random_batch(24)
     prompt = (prompts[0] * 30)[:29]
     controls = [
@@ -148,7 +147,7 @@ def test_samples_of_one_prompt_share_its_prefill_and_its_full_pages(params, monk
 
 def test_rows_share_pages_only_where_none_of_them_writes(params, monkeypatch):
     """Prompts that end right before, at and after the border of a page."""
-    monkeypatch.setattr(engine_lib, "_PAGE", 8)
+    monkeypatch.setattr(capacity, "_PAGE", 8)
     delimiters = dataclasses.replace(random_batch(25)[0], think_start=(3,))
     for length in (6, 7, 8, 9, 15, 16, 17):
         prompt = np.random.default_rng(length).integers(0, 30, length).tolist()
@@ -160,7 +159,7 @@ def test_rows_share_pages_only_where_none_of_them_writes(params, monkeypatch):
 
 
 def test_the_pool_holds_what_rows_need_and_not_the_longest_times_all(params, monkeypatch):
-    monkeypatch.setattr(engine_lib, "_PAGE", 8)
+    monkeypatch.setattr(capacity, "_PAGE", 8)
     seen = []
     start = programs.start
     monkeypatch.setattr(programs, "start", lambda *args, **more: seen.append(args) or start(*args, **more))
@@ -330,7 +329,7 @@ def test_a_row_that_just_fits_runs(params, engine):
 def test_a_prompt_of_several_pieces_is_that_of_one(params, engine, monkeypatch):
     batch = random_batch(36)
     want = run(engine, batch)
-    monkeypatch.setattr(engine_lib, "_PAGE", 8)
+    monkeypatch.setattr(capacity, "_PAGE", 8)
     monkeypatch.setattr(programs, "PIECE", 8)
     jax.clear_caches()
     same(run(make(params), batch), want)

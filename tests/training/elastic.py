@@ -35,7 +35,7 @@ from s1jax.data.batches import Batches  # noqa: E402
 from s1jax.data.packing import Example  # noqa: E402
 from s1jax.model import decoder  # noqa: E402
 from s1jax.parallel import mesh as mesh_lib  # noqa: E402
-from s1jax.parallel import sharding  # noqa: E402
+from s1jax.parallel import quantized, sharding  # noqa: E402
 from s1jax.text import chat  # noqa: E402
 from s1jax.text.tokenizer import Tokenizer  # noqa: E402
 from s1jax.training import loop, step, teacher  # noqa: E402
@@ -125,7 +125,7 @@ def part(
             prepared = Prepared(
                 experiment, mesh, metadata, batches, lambda: adapters.init(model, lora, 0, "float32", mesh),
                 teacher=online,
-                make_base=lambda: adapters.quantize(init(model)(), model, lora, train, mesh),
+                make_base=lambda: quantized.quantize(init(model)(), model, lora.base, train.compute_dtype, mesh),
             )  # fmt: skip
         else:
             prepared = Prepared(experiment, mesh, metadata, batches, init(model), teacher=online)
