@@ -43,7 +43,7 @@ from s1jax.text.delimiters import Delimiters
 
 _KINDS = {"float32": "", "int8": "int8", "int4": "int4"}
 _FILES = {"F32": "F32", "Q8_0": "Q8_0", "Q4_0": "Q4_0"}
-_GOALS = {"int8 / float32": 1.3, "float32 / llama.cpp F32": 1.15, "int8 / llama.cpp Q8_0": 0.9}
+_GOALS = {"int8 / float32": 1.3, "int4 / float32": 1.3, "float32 / llama.cpp F32": 1.15, "int8 / llama.cpp Q8_0": 0.9}
 _Run = Callable[[], tuple[float, float]]  # seconds to the first id, seconds of the rest
 
 
@@ -59,8 +59,7 @@ def speed(model: Model, args: argparse.Namespace, folder: pathlib.Path) -> dict[
         for name, run in runs.items():
             times[name].append(run())
     rates = {name: [args.batch * args.new / rest for _, rest in found] for name, found in times.items()}
-    pairs = [tuple(name.split(" / ")) for name in _GOALS] + [("int4", "float32"), ("int4", "llama.cpp Q4_0")]
-    pairs += [("int8", "llama.cpp F32")]
+    pairs = [tuple(name.split(" / ")) for name in _GOALS] + [("int4", "llama.cpp Q4_0"), ("int8", "llama.cpp F32")]
     return {
         "prompt": args.prompt, "new": args.new, "batch": args.batch, "threads": args.threads,
         "tokens_per_second": {name: statistics.median(found) for name, found in rates.items()},
