@@ -135,9 +135,12 @@ def peak_memory(devices: Iterable[Any]) -> int | None:
     return max((int(peak) for peak in peaks if peak is not None), default=None)
 
 
-def fits(tree: Any) -> bool:
-    """Whether every device that holds arrays of `tree` has room for as much once more, and a tenth of it to spare."""
-    free = free_memory(jax.tree.leaves(tree)[0].devices())
+def fits(tree: Any, free: float | None = None) -> bool:
+    """Whether every device that holds arrays of `tree` has room for as much once more, and a tenth of it to spare.
+
+    `free` are the bytes that are free on each; None: the devices are asked, and abstract arrays have none.
+    """
+    free = free_memory(jax.tree.leaves(tree)[0].devices()) if free is None else free
     return free is None or 1.1 * held_bytes(tree) < free
 
 

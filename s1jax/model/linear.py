@@ -67,13 +67,15 @@ class BatchAdapted:
         assert self.chosen is not None
         return jnp.where(self.chosen[:, None] == jnp.arange(len(self.scales)), self.scales, 0)
 
-    def product(self, x: jax.Array) -> jax.Array:
-        """[B * T, D] -> [B * T, F], the scaled products of the adapters alone."""
+    def add(self, y: jax.Array, x: jax.Array) -> jax.Array:
+        """The product [B * T, F] of `x` [B * T, D] with the kernel, and the scaled products of the adapters."""
+        if self.chosen is None:
+            return y
         count, _, rank = self.a.shape
         own = self.own()
         own = jnp.repeat(own, x.shape[0] // own.shape[0], axis=0)
         inner = jnp.einsum("td,adr->tar", x, self.a.astype(x.dtype)) * own[..., None].astype(x.dtype)
-        return inner.reshape(-1, count * rank) @ self.b.astype(x.dtype).reshape(count * rank, -1)
+        return y + inner.reshape(-1, count * rank) @ self.b.astype(x.dtype).reshape(count * rank, -1)
 
 
 Weight = jax.Array | TransposedKernel | QTensor | GroupQTensor | IntegerKernel | Adapted | BatchAdapted
@@ -123,8 +125,7 @@ def matmul(x: jax.Array, weight: Weight) -> jax.Array:
             inner = x @ weight.a.astype(x.dtype).reshape(x.shape[-1], rank)
             return matmul(x, weight.weight) + weight.scale * (inner @ weight.b.astype(x.dtype).reshape(rank, -1))
         case BatchAdapted():
-            y = matmul(x, weight.weight)
-            return y if weight.chosen is None else y + weight.product(x)
+            return weight.add(matmul(x, weight.weight), x)
         case QTensor():
             return quant.matmul(x, weight)
         case GroupQTensor():
@@ -216,6 +217,6 @@ def apply_all(
     ends = list(itertools.accumulate(math.prod(projection.out) for projection in projections))
     parts = jnp.split(matmul(rows, first), ends[:-1], -1)
     for i, weight in enumerate(weights):
-        if isinstance(weight, BatchAdapted) and weight.chosen is not None:
-            parts[i] += weight.product(rows)
+        if isinstance(weight, BatchAdapted):
+            parts[i] = weight.add(parts[i], rows)
     return tuple(projection.finish(part, x.shape[:-1]) for projection, part in zip(projections, parts, strict=True))

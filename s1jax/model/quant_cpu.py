@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 _FEW_ROWS = 16  # from here on products of float32 are faster (benchmarks/small_weights.py)
 _BLOCK = 2**18  # weights that are converted to float32 at once: 1 MB
-_INT8_BLOCK = 2**21  # weights that are unpacked to int8 at once: 2 MB
+_INT8_BLOCK = 2**21  # int4 weights that are unpacked for one product of int8: 2 MB
 _STEPS = 254  # of the second int8 number in one step of the first
 _INT8_MAX, _SHIFT = 127, 8
 
@@ -150,7 +150,7 @@ def _over_groups(
 
     if integers and kernel.codes.size <= _INT8_BLOCK:
         zero = (x[0, 0] < -_INT8_MAX).astype(jnp.uint8)
-        return products(arrays[0] + zero, arrays[1], split)
+        return products(kernel.codes + zero, kernel.multipliers, split)
     most = max(1, min(groups // 2, (_INT8_BLOCK if integers else _BLOCK) // (half * outputs)))
     at_once = next(size for size in range(most, 0, -1) if groups % size == 0)
 

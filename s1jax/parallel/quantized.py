@@ -32,8 +32,8 @@ def abstract(config: ModelConfig, kind: Kind, dtype: DTypeLike, mesh: Mesh) -> d
     """The tree of `quantize` as `jax.ShapeDtypeStruct`s with shardings.
 
     Raises:
-      UserError: no group of the kind divides a projection, mxfp4 is asked for and there are no experts, or as
-        `sharding.shardings`.
+      UserError: no group size of the kind divides the inputs of a projection, the kind is mxfp4 and the model has no
+        experts, or as `sharding.shardings`.
     """
     shapes = decoder.abstract_params(config, jnp.dtype(dtype))
     places, axes = sharding.param_shardings(config, mesh), decoder.logical_axes(config)
@@ -41,7 +41,7 @@ def abstract(config: ModelConfig, kind: Kind, dtype: DTypeLike, mesh: Mesh) -> d
     places = map_kernels(places, lambda path, place: _placed(path, place, shapes, axes, mesh))
     if kind == "mxfp4" and not any(isinstance(leaf, GroupQTensor) for leaf in _leaves(shapes)):
         raise UserError("mxfp4 is a type of the weights of experts, and the model has none; choose another type.")
-    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places)
+    return sharding.with_shardings(shapes, places)
 
 
 def quantize(

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
 from s1jax.config.model import ModelConfig
 from s1jax.errors import UserError
@@ -28,6 +30,20 @@ TABLE: dict[str, tuple[str, ...]] = {
     "layers": (),
     "rank": (),
 }
+
+
+def abstract_params(config: ModelConfig, dtype: DTypeLike, mesh: Mesh) -> dict[str, Any]:
+    """The tree of `decoder.init_params` as `jax.ShapeDtypeStruct`s with shardings.
+
+    Raises:
+      UserError: as `shardings`.
+    """
+    return with_shardings(decoder.abstract_params(config, jnp.dtype(dtype)), param_shardings(config, mesh))
+
+
+def with_shardings(shapes: Any, places: Any) -> Any:
+    """A tree of `jax.ShapeDtypeStruct`s with the shardings of a tree of the same structure."""
+    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places)
 
 
 def param_shardings(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:

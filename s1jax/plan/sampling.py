@@ -18,7 +18,7 @@ from s1jax.config.sampling import SamplingParams
 from s1jax.engine import budget, capacity, programs
 from s1jax.engine import logits as logits_lib
 from s1jax.errors import UserError
-from s1jax.model import decoder, layouts, quant_groups
+from s1jax.model import layouts, quant_groups
 from s1jax.parallel import mesh as mesh_lib
 from s1jax.parallel import quantized, sharding
 from s1jax.plan import hlo, targets
@@ -94,7 +94,7 @@ def plan(
     params, whole = _weights(config, weight_dtype, mesh), NamedSharding(mesh, PartitionSpec())
     limit, held = target.chip.memory, float(perf.held_bytes(params))
     notes, copy = [], 0.0
-    unstack = on_gpu and 2.1 * held < limit
+    unstack = on_gpu and perf.fits(params, limit - held)
     if unstack and not alone:
         notes.append("the engine also holds the layers unstacked on this mesh, which the plan leaves out.")
     unstack = unstack and alone
@@ -141,8 +141,7 @@ def plan(
 def _weights(config: ModelConfig, weight_dtype: Any, mesh: Mesh) -> Any:
     if weight_dtype:
         return quantized.abstract(config, weight_dtype, DTYPE, mesh)
-    shapes, places = decoder.abstract_params(config, jnp.dtype(DTYPE)), sharding.param_shardings(config, mesh)
-    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places)
+    return sharding.abstract_params(config, DTYPE, mesh)
 
 
 def _placed(tree: Any, place: NamedSharding) -> Any:

@@ -62,9 +62,7 @@ def abstract_base(config: ModelConfig, lora: LoraConfig, train: TrainConfig, mes
     """
     if lora.quantized:
         return quantized.abstract(config, _kind(lora), train.compute_dtype, mesh)
-    shapes = decoder.abstract_params(config, jnp.dtype(lora.base))
-    places = sharding.param_shardings(config, mesh)
-    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places)
+    return sharding.abstract_params(config, lora.base, mesh)
 
 
 def base_shardings(config: ModelConfig, lora: LoraConfig, train: TrainConfig, mesh: Mesh) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The setting that says what the backward pass keeps of which layers."""
+"""The setting `train.remat`, for all layers or layer by layer."""
 
 import pytest
 

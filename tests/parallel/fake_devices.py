@@ -111,7 +111,7 @@ def make_batch() -> dict[str, np.ndarray]:
 
 @functools.cache
 def weights(name: str) -> decoder.Params:
-    """Weights of a model on the host, of which biases and norms aren't trivial either."""
+    """Weights of a model on the host. Biases are not 0 and norms are not 1, so that a wrong formula shows."""
     model = MODELS[name]
     params = jax.jit(lambda key: decoder.init_params(model, key))(jax.random.key(0))
     rng = np.random.default_rng(1)
